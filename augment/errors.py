@@ -1,0 +1,58 @@
+"""The errors of the toolkit.
+
+::
+
+    ToolkitError
+    ├── DataError        input that cannot be used: names the file, line or id and the remedy
+    │   └── ImageError   one picture that cannot be used; carries a short ``reason``
+    ├── EngineError      a model that cannot be loaded or has died (a failed item is a value, not this)
+    ├── StoreError       a store of generated text that cannot be read or written
+    └── MismatchError    two parts that must agree (text recipe, weights, vectors) do not
+
+All of them mean "the whole run stops". What happens to one item is a value with a reason.
+"""
+
+from __future__ import annotations
+
+
+class ToolkitError(Exception):
+    """Base of every error that a user can cause and mend."""
+
+
+class DataError(ToolkitError):
+    """Input data that cannot be used.
+
+    Args:
+        message: what was seen and what to do.
+        where: ``file:line`` or an id; printed in front of the message.
+    """
+
+    def __init__(self, message: str, where: str = "") -> None:
+        super().__init__(f"{where}: {message}" if where else message)
+        self.where = where
+
+
+class ImageError(DataError):
+    """One picture that cannot be used.
+
+    Args:
+        message: what was seen and what to do.
+        where: path of the picture as the data names it.
+        reason: one of ``missing``, ``outside-root``, ``lfs-pointer``, ``too-large``, ``corrupt``.
+    """
+
+    def __init__(self, message: str, where: str = "", reason: str = "corrupt") -> None:
+        super().__init__(message, where)
+        self.reason = reason
+
+
+class EngineError(ToolkitError):
+    """A model that cannot be loaded, or has died in the middle of a run."""
+
+
+class StoreError(ToolkitError):
+    """A store of generated text that cannot be read or written."""
+
+
+class MismatchError(ToolkitError):
+    """Two parts that must agree do not, and going on would make a wrong number."""

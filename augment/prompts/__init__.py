@@ -1,0 +1,129 @@
+"""Prompts: versioned template files, rendered into requests.
+
+A template is a Markdown file with YAML front matter and two bodies, system and user, separated
+by ``---`` lines. The body is Jinja (sandboxed, undefined names are errors) over ``text`` and
+``max_words``. The file declares whether the model may see the picture (``shows_image``); a prompt
+that does not show it leaves the picture out by construction.
+
+Text of the data stands between ``<<<`` and ``>>>``; those marks are taken out of the data, so that
+a passage cannot close its own fence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from jinja2 import StrictUndefined, TemplateError
+from jinja2.sandbox import SandboxedEnvironment
+
+from augment.errors import DataError
+from augment.records import Item, Request, Side
+
+PromptKind = Literal["caption", "rewrite"]
+
+_ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+_FENCE = re.compile(r"<<+|>>+")
+_REQUIRED = ("name", "version", "kind", "side", "shows_image", "max_words", "max_new_tokens")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt template.
+
+    Attributes:
+        name: how commands and configs call it.
+        version: for people; the hash is what counts.
+        kind: ``caption`` or ``rewrite``.
+        side: the side it is meant for.
+        shows_image: whether the model sees the item's picture.
+        max_words: limit named in the text, and checked afterwards.
+        max_new_tokens: decoding limit that goes with it.
+        system: system message.
+        user: Jinja source of the user message.
+        source: paper and section, and what deviates.
+    """
+
+    name: str
+    version: int
+    kind: PromptKind
+    side: Side
+    shows_image: bool
+    max_words: int
+    max_new_tokens: int
+    system: str
+    user: str
+    source: str = ""
+
+    @property
+    def hash(self) -> str:
+        """Twelve hex digits over what is sent: bodies, word limit and whether the picture shows."""
+        parts = (self.system, self.user, str(self.max_words), str(self.shows_image))
+        return hashlib.sha256("\x00".join(parts).encode()).hexdigest()[:12]
+
+    @property
+    def id(self) -> str:
+        """``name@hash``, the form stored with every generated text."""
+        return f"{self.name}@{self.hash}"
+
+    def render(self, item: Item) -> Request:
+        """The request for one item; the picture is left out unless ``shows_image``.
+
+        Raises:
+            DataError: if the template does not render for this item.
+        """
+        text = _FENCE.sub(" ", item.text or "").strip()
+        try:
+            user = _ENVIRONMENT.from_string(self.user).render(text=text, max_words=self.max_words)
+        except TemplateError as error:
+            raise DataError(f"prompt {self.id} does not render: {error}", item.id) from error
+        image = item.image if self.shows_image else None
+        return Request(item.id, self.system, user.strip(), image)
+
+
+def parse_prompt(source: str, where: str) -> Prompt:
+    """Read a template from its file's text.
+
+    Raises:
+        DataError: if the front matter or one of the two bodies is missing or malformed.
+    """
+    parts = re.split(r"^---[ \t]*$", source, maxsplit=3, flags=re.MULTILINE)
+    if len(parts) != 4 or parts[0].strip():
+        raise DataError(
+            "expected '---', front matter, '---', system message, '---', user message", where
+        )
+    try:
+        head = yaml.safe_load(parts[1])
+    except yaml.YAMLError as error:
+        raise DataError(f"front matter is not YAML: {error}", where) from error
+    missing = [key for key in _REQUIRED if not isinstance(head, dict) or key not in head]
+    if missing:
+        raise DataError(f"front matter lacks {', '.join(missing)}", where)
+    unknown = set(head) - {*_REQUIRED, "source"}
+    if unknown:
+        raise DataError(f"front matter has unknown keys: {', '.join(sorted(unknown))}", where)
+    return Prompt(system=parts[2].strip(), user=parts[3].strip(), **head)
+
+
+def load_prompt(name: str) -> Prompt:
+    """A packaged prompt by name, or a template file by path (anything ending in ``.md``).
+
+    Raises:
+        DataError: if there is no such prompt; lists the packaged ones.
+    """
+    if name.endswith(".md"):
+        path = Path(name)
+        if not path.is_file():
+            raise DataError("no such prompt file", name)
+        return parse_prompt(path.read_text(encoding="utf-8"), name)
+    folder = resources.files(__name__)
+    resource = folder / f"{name}.md"
+    if not resource.is_file():
+        known = sorted(entry.name[:-3] for entry in folder.iterdir() if entry.name.endswith(".md"))
+        raise DataError(f"no prompt named {name!r}; packaged prompts: {', '.join(known)}")
+    return parse_prompt(resource.read_text(encoding="utf-8"), f"{name}.md")
