@@ -1,0 +1,108 @@
+"""Views: what an encoder sees of an item. Rendered at read time; no published field changes.
+
+========== ==================================================================================
+raw        the published text
+append     the published text, a newline, the generated text (RAR's default for candidates)
+replace    the generated text; the published one where there is none
+========== ==================================================================================
+
+Where a text is absent, failed or was rejected by a check, every view falls back to the published
+text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import final
+
+from augment.errors import DataError
+from augment.keys import digest
+from augment.records import Enrichment, Item, Side, View
+from augment.store import Store
+
+VIEWS: tuple[View, ...] = ("raw", "append", "replace")
+
+
+def render(text: str | None, generated: str | None, view: View) -> str | None:
+    """One text out of the published and the generated one.
+
+    Args:
+        text: as published, None or empty if there is none.
+        generated: accepted generated text, None or empty if there is none.
+        view: see the module.
+
+    Raises:
+        ValueError: if the view is unknown.
+    """
+    if view not in VIEWS:
+        raise ValueError(f"unknown view {view!r}; choose one of {', '.join(VIEWS)}")
+    if view == "raw" or not generated:
+        return text
+    if view == "append" and text and text.strip():
+        return f"{text}\n{generated}"
+    return generated
+
+
+@final
+class TextView:
+    """The texts of one side as an encoder sees them. Made by :func:`open_view`.
+
+    Attributes:
+        side: query or corpus.
+        view: see the module.
+        recipe: how the generated texts were made, JSON-serialisable; empty for raw.
+    """
+
+    def __init__(
+        self,
+        side: Side,
+        view: View,
+        recipe: Mapping[str, object],
+        texts: Mapping[str, Enrichment],
+    ) -> None:
+        self.side = side
+        self.view = view
+        self.recipe = recipe
+        self._texts = texts
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hex digits over the view and the recipe. That of raw depends on no store."""
+        return digest({"view": self.view, "recipe": self.recipe.get("id", "")})[:12]
+
+    def text(self, item: Item) -> str | None:
+        """What the encoder sees of the item's text."""
+        found = self._texts.get(item.id)
+        accepted = found.text if found is not None and not found.rejected else None
+        return render(item.text, accepted, self.view)
+
+    def enrichment(self, item_id: str) -> Enrichment | None:
+        """The generated text behind an item with its provenance, rejected ones included."""
+        return self._texts.get(item_id)
+
+
+def open_view(
+    side: Side, view: View = "raw", store: Path | None = None, recipe: str | None = None
+) -> TextView:
+    """Open a view.
+
+    Args:
+        side: query or corpus.
+        view: see the module.
+        store: folder of the generated texts; not needed (and not opened) for raw.
+        recipe: id of a recipe in the store; None is the one that ran last on this side.
+
+    Raises:
+        DataError: if the view is unknown, or needs a store and none is given.
+        StoreError: if the store or the recipe cannot be read.
+    """
+    if view not in VIEWS:
+        raise DataError(f"unknown view {view!r}; choose one of {', '.join(VIEWS)}")
+    if view == "raw":
+        return TextView(side, view, {}, {})
+    if store is None:
+        raise DataError(f"the {side} view {view!r} shows generated text: name the store it is in")
+    opened = Store(store)
+    found = opened.recipe(side, recipe)
+    return TextView(side, view, found.to_json(), opened.texts(side, found.id))
