@@ -1,1 +1,1 @@
-
+"""Everything with weights: retrievers, their training, embedding, search and scoring."""
