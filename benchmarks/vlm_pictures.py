@@ -1,0 +1,82 @@
+"""Training pictures for the small VLM: rendered once, resized as the image processor will.
+
+``python -m benchmarks.vlm_pictures --out FOLDER --flags 48000 --shard 0/2`` writes one ``.npy`` of
+pixels per picture size and shard, with the scene graphs beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+from augment.flagland.grammar import Flag, families
+from augment.flagland.render import draw_flat, draw_photo, jpeg_round_trip
+
+#: Pixel limits of the small VLM's image processor, in pixels of the whole picture.
+MIN_PIXELS, MAX_PIXELS = 128 * 96, 224 * 128
+#: Side of one image token: patches of 16 pixels, merged two by two.
+TOKEN_SIDE = 32
+#: Native widths of training pictures; the processor brings them to 12..28 image tokens.
+WIDTHS = (96, 128, 160, 192, 192, 224, 240, 256, 320, 384)
+
+
+def training_flags(seed: int) -> Any:
+    """The endless stream of training flags; scoring leaves their fact sets out."""
+    return families(random.Random(f"flagland-vlm-train-{seed}"))
+
+
+def native(flag: Flag, rng: random.Random, photo: bool) -> Image.Image:
+    """One picture as it would lie on disk: random width, JPEG of random quality."""
+    width = rng.choice(WIDTHS)
+    if photo:
+        return draw_photo(flag, max(width, 160), rng)
+    return jpeg_round_trip(draw_flat(flag, width, rng), rng.randint(75, 95))
+
+
+def snapped(image: Image.Image) -> NDArray[np.uint8]:
+    """Resized exactly as Qwen's image processor does (bicubic, sides multiples of 32): [h, w, 3]."""
+    height, width = smart_resize(image.height, image.width, TOKEN_SIDE, MIN_PIXELS, MAX_PIXELS)
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def main() -> None:
+    """Render one shard."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--flags", type=int, default=48_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shard", default="0/1")
+    args = parser.parse_args()
+    shard, shards = (int(part) for part in args.shard.split("/"))
+    buckets: dict[tuple[int, ...], list[Any]] = defaultdict(list)
+    graphs: dict[tuple[int, ...], list[Any]] = defaultdict(list)
+    stream = training_flags(args.seed)
+    for i in range(args.flags):
+        flag = next(stream)
+        if i % shards != shard:
+            continue
+        for photo in (False, True):
+            rng = random.Random(f"{args.seed}-{i}-{photo}")
+            pixels = snapped(native(flag, rng, photo))
+            buckets[pixels.shape].append(pixels)
+            graphs[pixels.shape].append({"flag": flag.to_dict(), "photo": photo})
+        if i % 2000 == shard:
+            print(i, flush=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for (height, width, _), pictures in buckets.items():
+        stem = args.out / f"{height}x{width}-{shard}of{shards}"
+        np.save(f"{stem}.npy", np.stack(pictures))
+        Path(f"{stem}.json").write_text(json.dumps(graphs[(height, width, 3)]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
