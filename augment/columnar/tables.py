@@ -1,0 +1,185 @@
+"""Sequences of records over memory-mapped Arrow files."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast, final, overload
+
+import pyarrow as pa
+
+from augment.columnar.build import BATCH, CANDIDATES, QUERIES, Kind
+from augment.columnar.cache import Entry, locate
+from augment.errors import DataError
+from augment.records import Item, Query
+
+_Record = TypeVar("_Record", Item, Query)
+
+
+class Table(Sequence[_Record], ABC, Generic[_Record]):
+    """Rows of one JSONL file in file order, found by number or by id.
+
+    Pickles as its path: a worker process maps the same files again.
+
+    Args:
+        path: the JSONL file.
+        cache: folder for the cached tables; None puts them beside the source.
+
+    Raises:
+        DataError: see :func:`open_candidates`.
+    """
+
+    def __init__(self, path: Path, cache: Path | None) -> None:
+        self.path = path
+        self._cache = cache
+        entry = locate(self._kind(), path, cache)
+        try:
+            self._map(entry)
+        except FileNotFoundError:  # replaced by another process between looking and opening
+            self._map(locate(self._kind(), path, cache))
+
+    def _map(self, entry: Entry) -> None:
+        rows = pa.ipc.open_file(pa.memory_map(str(entry.rows)))
+        self._table = rows.read_all()
+        self._batches = self._table.to_batches()
+        index = pa.ipc.open_file(pa.memory_map(str(entry.ids))).get_batch(0)
+        _, offsets, characters = index.column(0).buffers()
+        self._offsets = memoryview(offsets).cast("q")
+        self._characters = memoryview(characters) if characters is not None else memoryview(b"")
+        self._rows = index.column(1)
+
+    @classmethod
+    @abstractmethod
+    def _kind(cls) -> Kind:
+        """What the file holds."""
+
+    @abstractmethod
+    def _record(self, values: Sequence[Any]) -> _Record:
+        """A record from the values of a row, in the schema's order."""
+
+    def __len__(self) -> int:
+        return cast("int", self._table.num_rows)
+
+    @overload
+    def __getitem__(self, place: int) -> _Record: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[_Record]: ...
+    def __getitem__(self, place: int | slice) -> _Record | list[_Record]:
+        if isinstance(place, slice):
+            return [self._at(row) for row in range(*place.indices(len(self)))]
+        row = place + len(self) if place < 0 else place
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {place} of {len(self)} in {self.path}")
+        return self._at(row)
+
+    def _at(self, row: int) -> _Record:
+        batch = self._batches[row // BATCH]
+        return self._record([column[row % BATCH].as_py() for column in batch.columns])
+
+    def __iter__(self) -> Iterator[_Record]:
+        for batch in self._batches:
+            for start in range(0, batch.num_rows, 1024):  # few Python objects at a time
+                part = batch.slice(start, 1024)
+                columns = (column.to_pylist() for column in part.columns)
+                yield from map(self._record, zip(*columns, strict=True))
+
+    @property
+    def ids(self) -> Any:
+        """Ids in row order, a ``pyarrow.ChunkedArray`` of strings."""
+        return self._table["id"]
+
+    def column(self, name: str) -> Any:
+        """A whole column as a ``pyarrow.ChunkedArray``, without copying.
+
+        Raises:
+            DataError: if there is no such column; lists them.
+        """
+        if name not in self._table.column_names:
+            names = ", ".join(self._table.column_names)
+            raise DataError(f"no column {name!r}; there are {names}", str(self.path))
+        return self._table[name]
+
+    def find(self, id: str) -> int | None:  # noqa: A002 - the word of the format
+        """The row with this id, the first of them where equal queries repeat, or None."""
+        key = id.encode("utf-8", "surrogatepass")
+        place = bisect_left(range(len(self)), key, key=self._id_at)
+        if place == len(self) or self._id_at(place) != key:
+            return None
+        return cast("int", self._rows[place].as_py())
+
+    def row(self, id: str) -> int:  # noqa: A002 - the word of the format
+        """The row with this id.
+
+        Raises:
+            DataError: if no row has it.
+        """
+        row = self.find(id)
+        if row is None:
+            raise DataError(f"no record has the id {id!r}", str(self.path))
+        return row
+
+    def where(self, row: int) -> str:
+        """``file:line`` of a row, for messages."""
+        return f"{self.path}:{self._table['line'][row].as_py()}"
+
+    def _id_at(self, place: int) -> bytes:
+        return bytes(self._characters[self._offsets[place] : self._offsets[place + 1]])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self._cache)
+
+
+@final
+class CandidateTable(Table[Item]):
+    """A candidate pool: a sequence of :class:`~augment.records.Item`."""
+
+    @classmethod
+    def _kind(cls) -> Kind:
+        return CANDIDATES
+
+    def _record(self, values: Sequence[Any]) -> Item:
+        return Item(*values[:5])
+
+
+@final
+class QueryTable(Table[Query]):
+    """Queries with their relevance lists: a sequence of :class:`~augment.records.Query`."""
+
+    @classmethod
+    def _kind(cls) -> Kind:
+        return QUERIES
+
+    def _record(self, values: Sequence[Any]) -> Query:
+        return Query(Item(*values[:5]), values[5], tuple(values[6]), tuple(values[7]))
+
+
+def open_candidates(path: Path, cache: Path | None = None) -> CandidateTable:
+    """Open a candidate pool, building its table first if the file is new or has changed.
+
+    Args:
+        path: a ``cand_pool`` file.
+        cache: folder for the tables; None: ``.cache/`` beside the file, or the user's cache
+            folder where the file's folder is read-only.
+
+    Raises:
+        DataError: with ``file:line`` while building: a line that cannot be used, an id twice.
+    """
+    return CandidateTable(Path(path), cache)
+
+
+def open_queries(path: Path, cache: Path | None = None) -> QueryTable:
+    """Open a file of queries, building its table first if the file is new or has changed.
+
+    Equal records may repeat, as they do in M-BEIR's upsampled training file.
+
+    Args:
+        path: a ``query`` file.
+        cache: see :func:`open_candidates`.
+
+    Raises:
+        DataError: with ``file:line`` while building: a line that cannot be used, an id given to
+            two different queries.
+    """
+    return QueryTable(Path(path), cache)

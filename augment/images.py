@@ -1,0 +1,185 @@
+"""Pictures: a path of the data becomes RGB pixels, or an :class:`ImageError` with a reason.
+
+Paths come from data files that others wrote, so they are confined to the data root, and sizes are
+checked before anything is decoded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from PIL import Image, ImageOps
+
+from augment.errors import ImageError
+
+#: Pillow's own limit for a suspected decompression bomb (``PIL.Image.MAX_IMAGE_PIXELS``).
+MAX_PIXELS = 89_478_485
+
+#: Raster formats met in retrieval data. Pillow knows more, among them some that start programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO")
+
+_POINTER = b"version https://git-lfs"
+_POINTER_BYTES = 1024
+_BROKEN = (
+    OSError,
+    SyntaxError,  # Pillow's word for a malformed header
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    struct.error,
+    zlib.error,
+)
+
+
+def resolve(root: Path, path: str) -> Path:
+    """The file that ``path`` names under ``root``, after following symbolic links.
+
+    Args:
+        root: data root.
+        path: relative path with forward slashes, as the data names it.
+
+    Raises:
+        ImageError: ``outside-root`` for a URL, an absolute path, ``..`` or a link that leaves the
+            root; ``missing`` if there is no such file.
+    """
+    problem = _path_problem(path)
+    if problem:
+        raise ImageError(
+            f"{problem}; expected a path relative to the data root, such as "
+            "mbeir_images/<dataset>_images/name.jpg",
+            path,
+            "outside-root",
+        )
+    base = root.resolve()
+    try:
+        target = (base / path).resolve()
+        found = target.is_file()
+    except (OSError, RuntimeError) as error:  # a loop of links, a name too long for the disk
+        raise ImageError(f"cannot be looked up: {error}", path, "missing") from error
+    if not target.is_relative_to(base):
+        raise ImageError(
+            f"a symbolic link leads out of the data root to {target}; copy the pictures under "
+            f"{base} or mount them there",
+            path,
+            "outside-root",
+        )
+    if not found:
+        seen = "is a folder" if target.is_dir() else "no such file"
+        raise ImageError(
+            f"{seen} under {base}; check that the pictures are unpacked there", path, "missing"
+        )
+    return target
+
+
+def _path_problem(path: str) -> str:
+    """Why a path may not be joined to the root, before touching the disk; empty if it may."""
+    if not path or "\x00" in path:
+        return "empty path or NUL character"
+    if "://" in path or path.startswith("data:"):
+        return "is a URL; pictures are never fetched"
+    if PurePosixPath(path).is_absolute() or PureWindowsPath(path).drive:
+        return "is an absolute path"
+    if ".." in path.replace("\\", "/").split("/"):
+        return "climbs with '..'"
+    return ""
+
+
+def open_image(root: Path, path: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Load one picture as RGB: upright by its EXIF tag, transparency put on white.
+
+    Args:
+        root: data root.
+        path: relative path as the data names it.
+        max_pixels: width times height above which the file is refused before decoding.
+
+    Returns:
+        A fully loaded picture in mode ``RGB``; the file is closed.
+
+    Raises:
+        ImageError: see :func:`resolve`; also ``lfs-pointer``, ``too-large`` and ``corrupt``.
+    """
+    file = resolve(root, path)
+    _refuse_pointer(file, path)
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            _refuse_bomb(image, path, max_pixels)
+            image.load()
+            return _to_rgb(_upright(image))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{error}; shrink the picture", path, "too-large") from error
+    except _BROKEN as error:
+        size = file.stat().st_size if file.exists() else 0
+        raise ImageError(
+            f"cannot be decoded ({type(error).__name__}: {error}; {size} bytes); fetch or "
+            "convert it again",
+            path,
+            "corrupt",
+        ) from error
+
+
+def content_hash(root: Path, path: str) -> str:
+    """SHA-256 of a picture's bytes, 64 hex digits; pictures with equal bytes are the same picture.
+
+    Raises:
+        ImageError: see :func:`resolve`; ``lfs-pointer``, because a pointer's bytes are not the
+            picture's; ``corrupt`` if the file cannot be read.
+    """
+    file = resolve(root, path)
+    _refuse_pointer(file, path)
+    digest = hashlib.sha256()
+    try:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise ImageError(f"cannot be read: {error}", path, "corrupt") from error
+    return digest.hexdigest()
+
+
+def _refuse_pointer(file: Path, path: str) -> None:
+    try:
+        if file.stat().st_size >= _POINTER_BYTES:
+            return
+        head = file.read_bytes()
+    except OSError as error:
+        raise ImageError(f"cannot be read: {error}", path, "corrupt") from error
+    if head.startswith(_POINTER):
+        raise ImageError(
+            f"is a Git-LFS pointer of {len(head)} bytes, not a picture; run 'git lfs pull' where "
+            "it came from",
+            path,
+            "lfs-pointer",
+        )
+
+
+def _refuse_bomb(image: Image.Image, path: str, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(
+            f"has {width}x{height} pixels, above the limit of {max_pixels:,}; shrink it or raise "
+            "the limit",
+            path,
+            "too-large",
+        )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except (*_BROKEN, UserWarning):  # a broken tag says nothing about the pixels
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip to white
+        return image.convert("I").point(lambda value: value * (1 / 257)).convert("RGB")
+    return image.convert("RGB")
