@@ -1,0 +1,203 @@
+"""What the commands share: options, their parser, errors and exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from augment.engines import Engine, make_engine
+from augment.enrich import Job, Summary, enrich
+from augment.errors import DataError, ToolkitError
+from augment.keys import Recipe
+from augment.progress import Progress, draining
+from augment.prompts import Prompt
+from augment.records import Sampling, Side
+from augment.store import Store
+
+T = TypeVar("T")
+
+#: Failures printed by name at the end of a run.
+SHOWN_FAILURES = 20
+
+EXIT_CODES = """exit codes:
+  0  complete: every item has a text or is left alone for a stated reason
+  2  the command or its input cannot be used; nothing more was done
+  3  some items failed; they are named, and the same command tries them again
+  4  cut short by a signal or a dead model; the same command goes on"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to generate, for both sides.
+
+    Attributes:
+        model: ``flagland-vlm`` (packaged), a model folder, a Hugging Face name, or ``scripted:``.
+        batch_size: most requests answered together.
+        limit: only the first N items; None takes all.
+        max_new_tokens: most tokens to generate; None takes each prompt's own limit.
+        temperature: 0 decodes greedily.
+        seed: of sampling, used when ``temperature`` > 0.
+        min_pixels: pictures with fewer pixels are enlarged; None takes the model's own limit.
+        max_pixels: pictures with more pixels are shrunk; None takes the model's own limit.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        threads: of the CPU; None leaves the choice to torch.
+    """
+
+    model: str = "flagland-vlm"
+    batch_size: int = 16
+    limit: int | None = None
+    max_new_tokens: int | None = None
+    temperature: float = 0.0
+    seed: int = 0
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    device: str = "auto"
+    threads: int | None = None
+
+    def engine(self, root: Path) -> Engine:
+        """The engine that these options describe.
+
+        Raises:
+            EngineError: if there is no such model.
+        """
+        return make_engine(
+            self.model,
+            root=root,
+            batch_size=self.batch_size,
+            min_pixels=self.min_pixels,
+            max_pixels=self.max_pixels,
+            device=self.device,
+            threads=self.threads,
+        )
+
+    def sampling(self, prompt: Prompt) -> Sampling:
+        """Decoding parameters for a prompt."""
+        tokens = prompt.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens
+        return Sampling(tokens, temperature=self.temperature, seed=self.seed)
+
+
+#: What the commands do when nothing else is said.
+DEFAULT_OPTIONS = Options()
+
+
+def recipe(
+    side: Side, engine: Engine, routes: dict[str, Prompt | None], options: Options
+) -> Recipe:
+    """The recipe of a run.
+
+    Args:
+        side: query or corpus.
+        engine: what answers.
+        routes: kind of item -> prompt, None where it is left alone.
+        options: give the sampling.
+    """
+    prompts = {prompt.name: prompt for prompt in routes.values() if prompt is not None}
+    return Recipe(
+        side=side,
+        prompts={name: prompt.id for name, prompt in prompts.items()},
+        model=engine.model,
+        revision=engine.revision,
+        sampling={name: options.sampling(prompt) for name, prompt in prompts.items()},
+        routes={kind: prompt.name if prompt else None for kind, prompt in routes.items()},
+        settings=dict(engine.settings),
+    )
+
+
+def generate(
+    jobs: Iterator[Job],
+    total: int,
+    used: Recipe,
+    engine: Engine,
+    root: Path,
+    store: Path,
+    limit: int | None,
+) -> Summary:
+    """Run :func:`augment.enrich.enrich` with progress, draining on the first signal."""
+    if limit is not None:
+        jobs, total = islice(jobs, limit), min(total, limit)
+    progress = Progress(used.side, total)
+    try:
+        with draining() as stop, Store(store) as opened:
+            return enrich(jobs, engine, opened, used, root, progress=progress, stop=stop)
+    finally:
+        progress.close()
+
+
+def parser(prog: str, description: str) -> ArgumentParser:
+    """A parser with the options that both commands have."""
+    made = ArgumentParser(prog=prog, description=f"{description}\n\n{EXIT_CODES}")
+    made.add_argument("--config", action="config", help="YAML file with any of these options.")
+    made.add_argument("--root", type=Path, required=True, help="Folder in M-BEIR's layout.")
+    made.add_argument(
+        "--store", type=Path, required=True, help="Folder of the generated texts; made if absent."
+    )
+    return made
+
+
+def add_options(made: ArgumentParser) -> None:
+    """Add the fields of :class:`Options`."""
+    default = DEFAULT_OPTIONS
+    for name, kind, text in (
+        ("model", str, "flagland-vlm (packaged), a model folder, a Hugging Face name."),
+        ("batch-size", PositiveInt, "Most requests answered together."),
+        ("limit", NonNegativeInt | None, "Only the first N items."),
+        ("max-new-tokens", PositiveInt | None, "Most new tokens; null: each prompt's own limit."),
+        ("temperature", NonNegativeFloat, "0 decodes greedily."),
+        ("seed", int, "Of sampling, where the temperature is above 0."),
+        ("min-pixels", PositiveInt | None, "Enlarge smaller pictures; null: the model's limit."),
+        ("max-pixels", PositiveInt | None, "Shrink larger pictures; null: the model's limit."),
+        ("device", str, "auto, cpu, cuda or cuda:N."),
+        ("threads", PositiveInt | None, "CPU threads; null: torch's choice."),
+    ):
+        value = getattr(default, name.replace("-", "_"))
+        made.add_argument(f"--{name}", type=kind, default=value, help=text)
+
+
+def options(parsed: Namespace) -> Options:
+    """The :class:`Options` among parsed arguments."""
+    return Options(**{name: getattr(parsed, name) for name in Options.__dataclass_fields__})
+
+
+def finish(summary: Summary, store: Path) -> int:
+    """Print what became of every item; the exit code."""
+    sys.stdout.write(f"{summary}\n")
+    for item, image, reason in summary.failures[:SHOWN_FAILURES]:
+        where = f"{item} ({image})" if image else item
+        sys.stderr.write(f"failed: {where}: {reason}\n")
+    hidden = summary.failed.total() - SHOWN_FAILURES
+    if hidden > 0:
+        sys.stderr.write(f"failed: {hidden:,} more, all named in {store / 'wal'}\n")
+    return summary.exit_code
+
+
+def main(command: Callable[[Sequence[str] | None], int]) -> None:
+    """Run a command: errors that a user can mend become one line and exit code 2."""
+    try:
+        code = command(None)
+    except ToolkitError as error:
+        sys.stderr.write(f"error: {error}\n")
+        code = 2
+    sys.exit(code)
+
+
+def chosen(name: Any) -> str | None:
+    """A prompt's name from the command line; ``none`` leaves such items alone."""
+    return None if name is None or str(name).lower() == "none" else str(name)
+
+
+def not_empty(found: Sequence[T], what: str, root: Path) -> Sequence[T]:
+    """The sequence itself.
+
+    Raises:
+        DataError: if it is empty.
+    """
+    if not found:
+        raise DataError(f"no {what}; name the files or check --root", str(root))
+    return found

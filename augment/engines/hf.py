@@ -1,0 +1,421 @@
+"""Vision-language models of transformers, from a folder or the Hugging Face Hub.
+
+The path of one request: :func:`to_messages`, the model's own chat template,
+``qwen_vl_utils.process_vision_info`` (which resizes), the model's own processor, ``generate``.
+:func:`encode` is that path up to the model, and what a training script should use as well.
+
+Pictures are decoded and resized in threads, and the next batch is encoded while the model writes
+the present one. Within a window, requests of similar size share a batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any, NamedTuple, final
+
+import torch
+from PIL import Image
+from qwen_vl_utils import process_vision_info
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GenerationConfig,
+)
+
+from augment.engines.base import Engine, Replies
+from augment.errors import EngineError, ImageError
+from augment.images import open_image
+from augment.models import resolve_model
+from augment.records import Reply, Request, Sampling
+
+#: Requests whose pictures are ready at a time, in batches; sorting by size happens among them.
+WINDOW_BATCHES = 8
+
+#: Most tokens of a batch, padding and new tokens included: a bound for the key-value cache. 65,536 tokens take about 9 GiB in Qwen3-VL-8B (36 layers, 8 heads of 128, bf16).
+BATCH_TOKENS = 65_536
+
+#: Files of a model folder that change its answers; cards and logs do not.
+_ANSWERING = (".safetensors", ".json", ".jinja", ".txt", ".model")
+
+_FAILURES = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, OSError)
+_LOG = logging.getLogger(__name__)
+
+
+def to_messages(
+    request: Request, image: Image.Image | None, limits: Mapping[str, int] | None = None
+) -> list[dict[str, Any]]:
+    """The conversation of a request; the picture stands after the text.
+
+    Args:
+        request: what is asked.
+        image: its picture, None if the request shows none.
+        limits: ``min_pixels`` and ``max_pixels`` for ``process_vision_info``.
+    """
+    user: list[dict[str, Any]] = [{"type": "text", "text": request.text}]
+    if image is not None:
+        user.append({"type": "image", "image": image, **(limits or {})})
+    return [
+        {"role": "system", "content": [{"type": "text", "text": request.system}]},
+        {"role": "user", "content": user},
+    ]
+
+
+def resized(processor: Any, request: Request, image: Image.Image) -> Image.Image:
+    """The picture as ``process_vision_info`` resizes it, within the processor's own limits.
+
+    ``process_vision_info`` has limits of its own, which differ from the model's; handing it the
+    processor's means that a picture is resampled once, and that the processor finds it in shape.
+
+    Args:
+        processor: of the model.
+        request: whose picture it is.
+        image: as opened.
+
+    Returns:
+        A picture whose sides are multiples of the merged patch; unchanged for models whose
+        processors do not count in pixels.
+    """
+    size = dict(processor.image_processor.size or {})
+    patch = getattr(processor.image_processor, "patch_size", None)
+    if not isinstance(patch, int) or not {"shortest_edge", "longest_edge"} <= set(size):
+        return image
+    if not hasattr(processor.image_processor, "merge_size"):
+        return image
+    limits = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+    messages = to_messages(request, image, limits)
+    pictures, _ = process_vision_info(messages, image_patch_size=patch)
+    done: Image.Image = pictures[0]
+    return done
+
+
+def encode(
+    processor: Any, requests: Sequence[Request], images: Sequence[Image.Image | None]
+) -> Any:
+    """The model's input for a batch: everything up to ``generate``, padded on the left.
+
+    Args:
+        processor: of the model.
+        requests: what is asked.
+        images: one per request, as :func:`resized` left it; None where none is shown.
+
+    Returns:
+        The processor's whole output (``BatchFeature``); hand all of it to the model.
+    """
+    pairs = zip(requests, images, strict=True)
+    texts = [
+        processor.apply_chat_template(
+            to_messages(request, image), tokenize=False, add_generation_prompt=True
+        )
+        for request, image in pairs
+    ]
+    shown = [image for image in images if image is not None]
+    return processor(
+        text=texts, images=shown or None, padding=True, padding_side="left", return_tensors="pt"
+    )
+
+
+def fingerprint(folder: Path) -> str:
+    """Forty hex digits over the names and bytes of a model folder's files that matter."""
+    total = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _ANSWERING and path.is_file():
+            with path.open("rb") as file:
+                part = hashlib.sha256()
+                while block := file.read(1 << 20):
+                    part.update(block)
+            total.update(f"{path.name}\0{part.hexdigest()}\n".encode())
+    return total.hexdigest()[:40]
+
+
+class _Ready(NamedTuple):
+    """A request whose picture is in memory, or the reason why it cannot be."""
+
+    position: int
+    request: Request
+    image: Image.Image | None
+    cost: int
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class _Model:
+    model: Any
+    stops: tuple[int, ...]
+    pad: int
+
+
+@final
+class HFEngine(Engine):
+    """A vision-language model through ``AutoModelForImageTextToText``. Weights load on first use.
+
+    Args:
+        name: packaged model, folder, or name on the Hub.
+        root: folder that image paths are relative to.
+        batch_size: most requests in a batch.
+        batch_tokens: most tokens in a batch; see :data:`BATCH_TOKENS`.
+        min_pixels: smaller pictures are enlarged; None keeps the model's own limit.
+        max_pixels: larger pictures are shrunk; None keeps the model's own limit.
+        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+        threads: CPU threads of torch; None leaves torch's choice.
+        workers: threads that decode and resize pictures.
+
+    Raises:
+        EngineError: if the model's configuration or processor cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        root: Path,
+        batch_size: int = 16,
+        batch_tokens: int = BATCH_TOKENS,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        device: str = "auto",
+        threads: int | None = None,
+        workers: int = 4,
+    ) -> None:
+        self._source = resolve_model(name)
+        folder = Path(self._source)
+        self._model = folder.resolve().name if folder.is_dir() else name
+        self._root = root
+        self._batch_size = batch_size
+        self._batch_tokens = batch_tokens
+        self._workers = workers
+        self._device = _device(device)
+        self._loaded: _Model | None = None
+        self._encoding = Lock()
+        if threads is not None:
+            torch.set_num_threads(threads)
+        try:
+            config = AutoConfig.from_pretrained(self._source, trust_remote_code=False)
+            self._processor: Any = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+                self._source, trust_remote_code=False
+            )
+        except _FAILURES as error:
+            raise EngineError(_no_model(name, error)) from error
+        self._revision = (
+            fingerprint(folder) if folder.is_dir() else str(getattr(config, "_commit_hash", None))
+        )
+        # A fast tokenizer must not decode in one thread while it encodes in another.
+        self._decoder = copy.deepcopy(self._processor.tokenizer)
+        self._settings = self._limit(min_pixels, max_pixels)
+
+    @property
+    def model(self) -> str:
+        """See :class:`Engine`: the name, or of a folder its last part."""
+        return self._model
+
+    @property
+    def revision(self) -> str:
+        """See :class:`Engine`: the Hub's commit, or the :func:`fingerprint` of a folder."""
+        return self._revision
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """See :class:`Engine`: the pixel limits, where they are not the model's own."""
+        return self._settings
+
+    def _limit(self, min_pixels: int | None, max_pixels: int | None) -> dict[str, object]:
+        if min_pixels is None and max_pixels is None:
+            return {}
+        images = self._processor.image_processor
+        size = dict(images.size or {})
+        if not {"shortest_edge", "longest_edge"} <= set(size):
+            raise EngineError(f"{self._model} does not take limits in pixels")
+        low = size["shortest_edge"] if min_pixels is None else min_pixels
+        high = size["longest_edge"] if max_pixels is None else max_pixels
+        if min_pixels is None:
+            low = min(low, high)
+        if max_pixels is None:
+            high = max(low, high)
+        if low > high:
+            raise EngineError(f"min_pixels {low} is above max_pixels {high}")
+        images.size = {"shortest_edge": low, "longest_edge": high}
+        return {"min_pixels": low, "max_pixels": high}
+
+    def batches(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Replies]:
+        """See :class:`Engine`."""
+        if not requests:
+            return
+        loaded = self._load()
+        window = self._batch_size * WINDOW_BATCHES
+        # A pool for decoding and one thread for encoding: a batch waits for no later picture.
+        with (
+            ThreadPoolExecutor(self._workers, "decode") as decoders,
+            ThreadPoolExecutor(1, "encode") as encoder,
+        ):
+            try:
+                waiting: deque[list[Future[_Ready]]] = deque()
+                for start in range(0, len(requests) + window, window):
+                    numbered = enumerate(requests[start : start + window], start)
+                    waiting.append([decoders.submit(self._open, *pair) for pair in numbered])
+                    if len(waiting) > 1:
+                        ready = [future.result() for future in waiting.popleft()]
+                        yield from self._window(loaded, ready, sampling, encoder)
+            finally:
+                decoders.shutdown(wait=False, cancel_futures=True)
+                encoder.shutdown(wait=False, cancel_futures=True)
+
+    def _open(self, position: int, request: Request) -> _Ready:
+        """Decode and resize; runs in a thread."""
+        # About four characters a token; only the order and the bound of batches depend on it.
+        cost = (len(request.system) + len(request.text)) // 4
+        if request.image is None:
+            return _Ready(position, request, None, cost)
+        try:
+            image = resized(self._processor, request, open_image(self._root, request.image))
+        except ImageError as error:
+            return _Ready(position, request, None, cost, f"{error.reason}: {error}")
+        except _FAILURES as error:  # e.g. an aspect ratio above 200
+            return _Ready(position, request, None, cost, f"unusable: {request.image}: {error}")
+        side = 2 * (getattr(self._processor.image_processor, "patch_size", None) or 16)
+        return _Ready(position, request, image, cost + image.width * image.height // side**2)
+
+    def _window(
+        self,
+        loaded: _Model,
+        ready: Sequence[_Ready],
+        sampling: Sampling,
+        encoder: ThreadPoolExecutor,
+    ) -> Iterator[Replies]:
+        failed = [
+            (one.position, Reply("", "error", reason=one.error)) for one in ready if one.error
+        ]
+        if failed:
+            yield failed
+        plan = self._plan([one for one in ready if not one.error], sampling)
+        coming = encoder.submit(self._encode, plan[0]) if plan else None
+        for number, batch in enumerate(plan):
+            encoded = coming
+            later = plan[number + 1] if number + 1 < len(plan) else None
+            coming = encoder.submit(self._encode, later) if later else None
+            replies = self._answer(loaded, batch, sampling, encoded)
+            yield [(one.position, reply) for one, reply in zip(batch, replies, strict=True)]
+
+    def _plan(self, ready: Sequence[_Ready], sampling: Sampling) -> list[list[_Ready]]:
+        """Batches of similar size, the largest first."""
+        plan: list[list[_Ready]] = []
+        for one in sorted(ready, key=lambda one: -one.cost):
+            last = plan[-1] if plan else None
+            # The first of a batch is its largest, and padding makes all as large.
+            if last and len(last) < self._batch_size:
+                longest = last[0].cost + sampling.max_new_tokens
+                if (len(last) + 1) * longest <= self._batch_tokens:
+                    last.append(one)
+                    continue
+            plan.append([one])
+        return plan
+
+    def _encode(self, batch: Sequence[_Ready]) -> Any:
+        return encode(self._processor, [one.request for one in batch], [one.image for one in batch])
+
+    def _answer(
+        self,
+        loaded: _Model,
+        batch: Sequence[_Ready],
+        sampling: Sampling,
+        encoded: Future[Any] | None = None,
+    ) -> list[Reply]:
+        """Replies of a batch; one that fails is halved until the item at fault stands alone."""
+        try:
+            inputs = encoded.result() if encoded else self._encode(batch)
+            return self._generate(loaded, inputs, sampling)
+        except _FAILURES as error:
+            if "CUDA error" in str(error):
+                raise EngineError(f"{self._model}: {error}") from error
+            reason = f"{_reason(error)}: {error}".replace("\n", " ")
+        # Out of the except block, so that the failed batch's memory is no longer held.
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(batch) == 1:
+            return [Reply("", "error", reason=reason)]
+        _LOG.info("batch of %d failed (%s), halving it", len(batch), reason)
+        half = len(batch) // 2
+        first = self._answer(loaded, batch[:half], sampling)
+        return first + self._answer(loaded, batch[half:], sampling)
+
+    def _generate(self, loaded: _Model, inputs: Any, sampling: Sampling) -> list[Reply]:
+        inputs = inputs.to(self._device)
+        sampled: dict[str, Any] = {}
+        if sampling.temperature > 0:
+            sampled = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        # Our own, so that nothing of the model's defaults (a penalty, a temperature) slips in that
+        # the key of the text does not name.
+        config = GenerationConfig(  # type: ignore[no-untyped-call]
+            max_new_tokens=sampling.max_new_tokens,
+            do_sample=sampling.temperature > 0,
+            eos_token_id=list(loaded.stops),
+            pad_token_id=loaded.pad,
+            **sampled,
+        )
+        with torch.inference_mode(), torch.random.fork_rng(enabled=bool(sampled)):
+            if sampled:
+                torch.manual_seed(sampling.seed)
+            output = loaded.model.generate(**inputs, generation_config=config)
+        width = inputs["input_ids"].shape[1]
+        read = inputs["attention_mask"].sum(dim=1).tolist()
+        rows = output[:, width:].tolist()
+        return [self._reply(loaded, row, count) for row, count in zip(rows, read, strict=True)]
+
+    def _reply(self, loaded: _Model, row: list[int], read: int) -> Reply:
+        end = next((n for n, token in enumerate(row) if token in loaded.stops), None)
+        kept = row if end is None else row[:end]
+        text = self._decoder.decode(kept, skip_special_tokens=True).strip()
+        written = len(row) if end is None else end + 1
+        return Reply(text, "length" if end is None else "stop", int(read), written)
+
+    def _load(self) -> _Model:
+        if self._loaded is not None:
+            return self._loaded
+        dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
+        try:
+            model: Any = AutoModelForImageTextToText.from_pretrained(
+                self._source, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            )
+            model = model.to(self._device).eval()
+        except _FAILURES as error:
+            raise EngineError(_no_model(self._source, error)) from error
+        tokenizer = self._decoder
+        stops = _ids(model.generation_config.eos_token_id) | _ids(tokenizer.eos_token_id)
+        if not stops:
+            raise EngineError(f"{self._model} names no end token")
+        pad = tokenizer.pad_token_id
+        self._loaded = _Model(model, tuple(sorted(stops)), min(stops) if pad is None else pad)
+        return self._loaded
+
+
+def _ids(value: int | Sequence[int] | None) -> set[int]:
+    if value is None:
+        return set()
+    return {value} if isinstance(value, int) else set(value)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise EngineError(f"no device {name!r}; say auto, cpu, cuda or cuda:N") from error
+
+
+def _reason(error: BaseException) -> str:
+    return "out-of-memory" if isinstance(error, torch.OutOfMemoryError) else "engine"
+
+
+def _no_model(name: str, error: BaseException) -> str:
+    return (
+        f"cannot load the model {name!r}: {error}; name a folder written by save_pretrained,"
+        " a model on the Hugging Face Hub, or flagland-vlm"
+    )

@@ -1,0 +1,143 @@
+"""A scripted engine: the real protocol without a model, for tests, dry runs and teaching.
+
+By name: ``scripted:[FILE.json][?delay=S&fail_every=N&die_after=N]``, where the file holds a list of
+answers (used in turn) or an object from item id to answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import cast, final
+from urllib.parse import parse_qsl
+
+from augment.engines.base import Engine, Replies
+from augment.errors import EngineError, ImageError
+from augment.images import content_hash, open_image
+from augment.records import Reply, Request, Sampling
+
+Answers = Callable[[Request], str] | Sequence[str] | Mapping[str, str]
+
+
+@final
+class ScriptedEngine(Engine):
+    """Answers from a callable, a list (in turn) or a mapping from item id.
+
+    Without answers, the answer is derived from the request and the picture's bytes. Pictures are
+    opened as a real engine opens them, and one that cannot be opened fails its item.
+
+    Args:
+        answers: see above; an item that a mapping lacks fails.
+        root: folder that image paths are relative to.
+        batch_size: requests answered together.
+        delay: seconds slept before each batch.
+        fail_every: fail every n-th request; 0 never.
+        die_after: raise EngineError once this many requests were answered; None never.
+        model: name.
+        revision: revision; None hashes the answers where they are data.
+    """
+
+    def __init__(
+        self,
+        answers: Answers | None = None,
+        *,
+        root: Path = Path(),
+        batch_size: int = 16,
+        delay: float = 0.0,
+        fail_every: int = 0,
+        die_after: int | None = None,
+        model: str = "scripted",
+        revision: str | None = None,
+    ) -> None:
+        self._answers = answers
+        self._root = root
+        self._batch_size = batch_size
+        self._delay = delay
+        self._fail_every = fail_every
+        self._die_after = die_after
+        self._model = model
+        data = None if answers is None or callable(answers) else answers
+        script = json.dumps(data, sort_keys=True)
+        self._revision = revision or hashlib.sha256(script.encode()).hexdigest()[:12]
+        self.calls: list[Request] = []
+
+    @property
+    def model(self) -> str:
+        """See :class:`Engine`."""
+        return self._model
+
+    @property
+    def revision(self) -> str:
+        """See :class:`Engine`."""
+        return self._revision
+
+    def batches(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Replies]:
+        """See :class:`Engine`."""
+        for start in range(0, len(requests), self._batch_size):
+            time.sleep(self._delay)
+            batch = requests[start : start + self._batch_size]
+            yield [(start + n, self._reply(request)) for n, request in enumerate(batch)]
+
+    def _reply(self, request: Request) -> Reply:
+        if self._die_after is not None and len(self.calls) >= self._die_after:
+            raise EngineError(f"scripted death after {self._die_after} requests")
+        self.calls.append(request)
+        if self._fail_every and len(self.calls) % self._fail_every == 0:
+            return Reply("", "error", reason="scripted: failure asked for")
+        try:
+            return self._answer(request)
+        except ImageError as error:
+            return Reply("", "error", reason=f"{error.reason}: {error}")
+
+    def _answer(self, request: Request) -> Reply:
+        seen = ""
+        if request.image is not None:
+            width, height = open_image(self._root, request.image).size
+            seen = f"{content_hash(self._root, request.image)[:12]} of {width} by {height} pixels"
+        text = self._text(request, seen)
+        if text is None:
+            return Reply("", "error", reason="scripted: no answer for this item")
+        return Reply(text, "stop", len(request.text.split()), len(text.split()))
+
+    def _text(self, request: Request, seen: str) -> str | None:
+        if self._answers is None:
+            asked = hashlib.sha256(f"{request.system}\0{request.text}".encode()).hexdigest()[:12]
+            return f"answer to {asked}" + (f" about picture {seen}" if seen else "")
+        if callable(self._answers):
+            return self._answers(request)
+        if isinstance(self._answers, Mapping):
+            return self._answers.get(request.item_id)
+        return self._answers[(len(self.calls) - 1) % len(self._answers)]
+
+
+def parse_scripted(spec: str, *, root: Path, batch_size: int) -> ScriptedEngine:
+    """A scripted engine from what follows ``scripted:`` (see the module).
+
+    Raises:
+        EngineError: if an option is unknown, or the file is missing or malformed.
+    """
+    file, _, query = spec.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    try:
+        delay = float(options.pop("delay", 0))
+        fail_every = int(options.pop("fail_every", 0))
+        die_after = int(options.pop("die_after")) if "die_after" in options else None
+        answers = json.loads(Path(file).read_text(encoding="utf-8")) if file else None
+    except (ValueError, OSError) as error:
+        raise EngineError(f"scripted:{spec}: {error}") from error
+    if options or not isinstance(answers, list | dict | None) or answers == []:
+        raise EngineError(
+            f"scripted:{spec}: expected FILE.json (a list or an object) and the options"
+            " delay, fail_every, die_after"
+        )
+    return ScriptedEngine(
+        cast("Answers | None", answers),
+        root=root,
+        batch_size=batch_size,
+        delay=delay,
+        fail_every=fail_every,
+        die_after=die_after,
+    )

@@ -1,0 +1,117 @@
+"""Progress and interruption: a bar on a terminal, plain lines in a log; a signal drains."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, final
+
+from tqdm import tqdm
+
+#: Seconds between two plain lines.
+LINE_SECONDS = 10.0
+
+
+@final
+class Progress:
+    """Shows how far a run is, on the standard error.
+
+    Args:
+        what: what is counted, e.g. ``corpus``.
+        total: number of items, None if unknown.
+        line_seconds: see :data:`LINE_SECONDS`; only used where there is no terminal.
+    """
+
+    def __init__(self, what: str, total: int | None, line_seconds: float = LINE_SECONDS) -> None:
+        self._what = what
+        self._total = total
+        self._line_seconds = line_seconds
+        self._bar: tqdm[Any] | None = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total, desc=what, unit="item", dynamic_ncols=True)
+        self._done = self._new = self._failed = 0
+        self._start = self._shown = time.monotonic()
+
+    def add(self, done: int, new: int = 0, failed: int = 0) -> None:
+        """Count items that are settled.
+
+        Args:
+            done: how many.
+            new: of these, how many a model answered; the remaining time is estimated from them.
+            failed: of these, how many failed.
+        """
+        self._done += done
+        self._new += new
+        self._failed += failed
+        if self._bar is not None:
+            self._bar.set_postfix(failed=self._failed, refresh=False)
+            self._bar.update(done)
+        elif time.monotonic() - self._shown > self._line_seconds:
+            self._shown = time.monotonic()
+            sys.stderr.write(self.line() + "\n")
+            sys.stderr.flush()
+
+    def line(self) -> str:
+        """The state in one line."""
+        elapsed = max(time.monotonic() - self._start, 1e-9)
+        # What was in the store costs no time, so it must not make the rest look cheap.
+        rate = (self._new or self._done) / elapsed
+        text = f"{self._what}: {self._done:,}"
+        if self._total is not None:
+            text += f" of {self._total:,}"
+        text += f" items, {rate:.1f}/s"
+        if self._total is not None and rate > 0:
+            text += f", {duration((self._total - self._done) / rate)} left"
+        return text + (f", {self._failed:,} failed" if self._failed else "")
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def duration(seconds: float) -> str:
+    """``3 s``, ``2 min 05 s`` or ``1 h 07 min``."""
+    whole = max(round(seconds), 0)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+@contextmanager
+def draining() -> Iterator[Callable[[], bool]]:
+    """Give a function that tells whether Ctrl-C or SIGTERM asked to stop.
+
+    The first signal only asks: the running batch is finished and saved. The second ends the
+    process as usual. Outside the main thread, where Python sets no handlers, nothing ever asks.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in signals}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.set()
+        _restore(before)
+        sys.stderr.write("\nfinishing the running batch; once more to stop at once\n")
+
+    for number in signals:
+        signal.signal(number, ask)
+    try:
+        yield asked.is_set
+    finally:
+        _restore(before)
+
+
+def _restore(handlers: Mapping[signal.Signals, object]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)  # type: ignore[arg-type]  # what getsignal returned

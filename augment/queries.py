@@ -1,0 +1,107 @@
+"""``python -m augment.queries``: refine queries, each kind in its own way.
+
+A picture alone is described; in a question about a picture the reference is resolved, without an
+answer; a modification becomes a description of what is wanted; text alone is left as it is. See
+:mod:`augment.route` for how kinds are told apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from augment import cli
+from augment.columnar import open_queries
+from augment.engines import Engine
+from augment.enrich import Job, Summary
+from augment.mbeir import DataRoot
+from augment.prompts import Prompt, load_prompt
+from augment.records import Query
+from augment.route import QUERY_PROMPTS, Kind, classify
+
+SPLITS = ("train", "val", "test")
+
+_KINDS: Mapping[Kind, str] = {
+    "image": "queries that are a picture alone",
+    "question": "questions about a picture",
+    "modification": "requests to change a picture",
+    "text": "queries without a picture",
+}
+
+
+def run(
+    root: Path,
+    store: Path,
+    *,
+    splits: Sequence[str] = SPLITS,
+    files: Sequence[Path] = (),
+    prompts: Mapping[Kind, str | None] = QUERY_PROMPTS,
+    options: cli.Options = cli.DEFAULT_OPTIONS,
+    engine: Engine | None = None,
+) -> Summary:
+    """Refine the queries of some splits.
+
+    Args:
+        root: folder in M-BEIR's layout.
+        store: folder of the generated texts.
+        splits: those whose query files are taken.
+        files: query files, instead of all files of the splits.
+        prompts: kind of query -> packaged prompt or ``.md`` file, None to leave it alone.
+        options: model, sampling and limits.
+        engine: answers in place of the model that ``options`` names.
+
+    Raises:
+        DataError: if the data or a prompt cannot be used.
+        EngineError: if there is no such model.
+        StoreError: if the store cannot be read or written.
+    """
+    data = DataRoot(root)
+    found = files or [f.path for split in splits for f in data.query_files(split)]
+    cli.not_empty(found, f"query files of {', '.join(splits)}", root)
+    templates = {kind: load_prompt(name) if name else None for kind, name in prompts.items()}
+    opened = [open_queries(path) for path in found]
+    engine = engine or options.engine(root)
+    used = cli.recipe("query", engine, {str(k): p for k, p in templates.items()}, options)
+    total = sum(len(queries) for queries in opened)
+    jobs = _jobs(opened, templates)
+    return cli.generate(jobs, total, used, engine, root, store, options.limit)
+
+
+def _jobs(files: Sequence[Sequence[Query]], prompts: Mapping[Kind, Prompt | None]) -> Iterator[Job]:
+    for queries in files:
+        for query in queries:
+            kind, reason = classify(query)
+            yield Job(query.item, prompts[kind], f"{kind} ({reason})")
+
+
+def command(arguments: Sequence[str] | None) -> int:
+    """Parse, run, print; the exit code."""
+    parser = cli.parser("python -m augment.queries", "Refine queries, each kind in its own way.")
+    parser.add_argument(
+        "--split", type=list[str], default=list(SPLITS), nargs="+", help="Splits to take."
+    )
+    parser.add_argument(
+        "--file", type=list[Path], default=[], nargs="+", help="Query files instead of splits."
+    )
+    for kind, text in _KINDS.items():
+        parser.add_argument(
+            f"--{kind}-prompt",
+            type=str,
+            default=QUERY_PROMPTS[kind] or "none",
+            help=f"Prompt (packaged, .md file or none) for {text}.",
+        )
+    cli.add_options(parser)
+    parsed = parser.parse_args(arguments)
+    summary = run(
+        parsed.root,
+        parsed.store,
+        splits=parsed.split,
+        files=parsed.file,
+        prompts={kind: cli.chosen(parsed[f"{kind}_prompt"]) for kind in _KINDS},
+        options=cli.options(parsed),
+    )
+    return cli.finish(summary, parsed.store)
+
+
+if __name__ == "__main__":
+    cli.main(command)

@@ -1,0 +1,74 @@
+"""Routing: which prompt an item gets.
+
+RAR (2602.07125) sorts queries into question, modification and image-only, and leaves text alone. A
+query's M-BEIR task decides where it is known; otherwise the wording does, and the reason says so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from augment.records import Item, Query
+
+Kind = Literal["text", "image", "question", "modification"]
+
+#: Kind of query -> prompt; None leaves it alone. RAR withholds the picture from the rewriter of
+#: modifications (prompt ``rar_modification``); showing it is our default.
+QUERY_PROMPTS: Mapping[Kind, str | None] = {
+    "image": "rar_image_query",
+    "question": "rar_question",
+    "modification": "rar_modification_shown",
+    "text": None,
+}
+
+#: Prompt of every candidate with a picture.
+CORPUS_PROMPT = "rar_corpus"
+
+#: M-BEIR task codes of composed queries: 6 and 8 ask about the picture, 7 changes it.
+_TASK_KINDS: Mapping[int | None, Kind] = {6: "question", 7: "modification", 8: "question"}
+
+# "that" and "like" begin modifications; a bare "is" begins both ("is blue and longer" in
+# FashionIQ), so auxiliaries count only before a subject.
+_QUESTION = re.compile(
+    r"(who|whom|whose|what|which|where|when|why|how)\b"
+    r"|(in|on|at|to|from|of|for|by|with|under) (what|which|whose|whom)\b"
+    r"|(is|are|was|were|do|does|did|can|could|has|have|had|will|would|should)"
+    r" (the|this|that|these|those|it|they|there|he|she|you|we|i|a|an)\b"
+    r"|(name|tell me|identify) (the|which|what|who|where)\b",
+    re.IGNORECASE,
+)
+
+
+class Routing(NamedTuple):
+    """What kind of item it is, and how that was decided."""
+
+    kind: Kind
+    reason: str
+
+
+def classify(query: Query) -> Routing:
+    """Sort a query by what it has, its task, and last its wording."""
+    text = (query.item.text or "").strip()
+    if query.item.image is None:
+        return Routing("text", "no picture")
+    if not text:
+        return Routing("image", "picture only")
+    if query.task in _TASK_KINDS:
+        return Routing(_TASK_KINDS[query.task], f"task {query.task}")
+    if text.endswith("?"):
+        return Routing("question", "ends in a question mark")
+    if _QUESTION.match(text):
+        return Routing("question", "begins like a question")
+    return Routing("modification", "is not worded as a question")
+
+
+def route(query: Query, prompts: Mapping[Kind, str | None] = QUERY_PROMPTS) -> str | None:
+    """Name of the prompt of a query, or None to leave it alone."""
+    return prompts[classify(query).kind]
+
+
+def route_candidate(item: Item, prompt: str = CORPUS_PROMPT) -> str | None:
+    """Name of the prompt of a candidate: every one with a picture gets a description."""
+    return prompt if item.image is not None else None
