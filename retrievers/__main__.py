@@ -1,0 +1,10 @@
+"""``python -m retrievers fit | validate | test``."""
+
+from __future__ import annotations
+
+import sys
+
+from retrievers.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""open_clip models by name, with the tokenizer and image transform that belong to them."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from open_clip.transform import PreprocessCfg, image_transform_v2
+
+from augment.errors import DataError, EngineError
+from retrievers.inputs import Processor
+
+#: Packaged models, by the name of their folder under ``retrievers/models``.
+PACKAGED = ("flagland-clip",)
+
+
+def load_clip(
+    name: str, pretrained: str | None = None, random_init: bool = False
+) -> tuple[Any, Processor]:
+    """An open_clip model in float32 on the CPU and its processor.
+
+    Args:
+        name: open_clip's name, ``local-dir:FOLDER``, ``hf-hub:NAME``, a ``.json`` model config, or
+            one of :data:`PACKAGED`.
+        pretrained: open_clip's tag or a weights file.
+        random_init: leave weights out.
+
+    Raises:
+        DataError: if there is no such folder or config.
+        EngineError: if open_clip cannot build the model or get its weights.
+    """
+    name = _resolve(name)
+    try:
+        model = open_clip.create_model(name, pretrained=pretrained, load_weights=not random_init)
+        tokenizer = open_clip.get_tokenizer(name)
+    except (RuntimeError, ValueError, OSError) as error:
+        hint = "see open_clip.list_pretrained() for names and tags"
+        raise EngineError(f"cannot load {name!r} ({pretrained}): {error}; {hint}") from error
+    config = PreprocessCfg(**open_clip.get_model_preprocess_cfg(model))
+    return model, Processor(tokenizer, image_transform_v2(config, is_train=False))
+
+
+def _resolve(name: str) -> str:
+    if name in PACKAGED:
+        folder = Path(str(resources.files("retrievers"))) / "models" / name
+        name = f"local-dir:{folder}"
+    if name.startswith("local-dir:"):
+        folder = Path(name.removeprefix("local-dir:"))
+        if not (folder / "open_clip_config.json").is_file():
+            raise DataError("no open_clip_config.json in this folder", str(folder))
+    elif name.endswith(".json"):
+        if not Path(name).is_file():
+            raise DataError("no such model config", name)
+        open_clip.add_model_config(name)
+        name = Path(name).stem
+    return name

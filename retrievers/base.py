@@ -1,0 +1,215 @@
+"""The contract of a retriever: encode one side, a loss on pairs; everything else is final."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+import lightning
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from augment.errors import DataError, MismatchError
+from augment.records import Side
+from retrievers.data import MBeirData
+from retrievers.inputs import Inputs, Items, Pairs, Processor
+from retrievers.scoring import Embeddings, Results, score, search_plan, write_results
+from retrievers.texts import check_recipe
+
+_SIDES: tuple[Side, Side] = ("corpus", "query")
+
+
+class Retriever(lightning.LightningModule, ABC):
+    """Encodes queries and candidates into one space of unit vectors.
+
+    Hyper-parameters are not saved in Lightning's way: in 2.6 those of ``--ckpt_path`` would
+    override the command line (Lightning issue 20801). The settings stand in the checkpoint under
+    ``retriever`` for the record.
+
+    Args:
+        init_from: checkpoint whose weights are taken at the start, nothing else of it.
+        allow_mismatch: embed text of another recipe than the one trained on.
+    """
+
+    def __init__(self, init_from: str | None = None, allow_mismatch: bool = False) -> None:
+        super().__init__()
+        self.init_from = init_from
+        self.allow_mismatch = allow_mismatch
+        #: Fingerprint of the text that the weights were trained on; None for untrained ones.
+        self.trained_on: dict[str, str] | None = None
+        #: What the latest test measured.
+        self.results: Results | None = None
+        self._embeddings: list[Embeddings] = []
+
+    @property
+    @abstractmethod
+    def processor(self) -> Processor:
+        """Tokenizer and image transform that belong to the weights."""
+
+    @abstractmethod
+    def encode(self, batch: Inputs, side: Side) -> Float[Tensor, "batch dim"]:
+        """Unit vectors of a batch.
+
+        Args:
+            batch: items of one side.
+            side: query or corpus; towers may differ.
+        """
+
+    @abstractmethod
+    def loss(self, batch: Pairs) -> Mapping[str, Tensor]:
+        """Named scalars of a batch; ``loss`` is minimised, all are logged."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Settings as plain values, for checkpoints and beside metrics."""
+
+    @property
+    def data(self) -> MBeirData:
+        """The data module of the running trainer."""
+        data: MBeirData = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data
+
+    def fingerprint(self) -> str:
+        """Hash of weights, settings and the text shown: what made a vector."""
+        digest = hashlib.sha256()
+        settings = {"retriever": self.describe(), "text": self.data.recipe.fingerprint}
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+        for name, tensor in self.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
+
+    @final
+    def setup(self, stage: str) -> None:
+        """Take initial weights from ``init_from``, once."""
+        if self.init_from is not None:
+            path, self.init_from = self.init_from, None
+            self.load_weights(path)
+
+    @final
+    def load_weights(self, path: str | Path) -> None:
+        """Weights of a checkpoint of this package, without its optimiser, settings or step.
+
+        Raises:
+            DataError: if there is no such file.
+            MismatchError: if it holds another architecture.
+        """
+        if not Path(path).is_file():
+            raise DataError("no such checkpoint", str(path))
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            self.load_state_dict(checkpoint["state_dict"])
+        except (KeyError, RuntimeError) as error:
+            raise MismatchError(
+                f"{path} does not fit this model: {str(error)[:300]}; use the model settings it "
+                f"was trained with: {checkpoint.get('retriever', {}).get('settings')}"
+            ) from error
+        self.on_load_checkpoint(checkpoint)
+
+    @final
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store settings and the fingerprint of the text recipe, as plain values."""
+        checkpoint["retriever"] = {
+            "class": type(self).__qualname__,
+            "settings": json.loads(json.dumps(self.describe(), default=str)),
+            "text": dict(self.trained_on or {}),
+        }
+
+    @final
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Read what :meth:`on_save_checkpoint` stored."""
+        self.trained_on = dict(checkpoint.get("retriever", {}).get("text", {})) or None
+
+    @final
+    def on_fit_start(self) -> None:
+        """Refuse to resume on other text; remember this one. Initial weights may come from any."""
+        shown = self.data.recipe.fingerprint
+        if self.trained_on is not None and self.trainer.global_step > 0:
+            check_recipe(self.trained_on, shown, self.allow_mismatch)
+        self.trained_on = shown
+
+    @final
+    def training_step(self, batch: Pairs, batch_idx: int) -> Tensor:
+        """Loss of one batch."""
+        size = batch.queries.size
+        if size == 0:
+            raise DataError(
+                "no pair of a training batch has readable pictures; run `python -m "
+                "augment.validate` on the data root"
+            )
+        parts = self.loss(batch)
+        named = {f"train/{name}": value for name, value in parts.items()}
+        self.log_dict({**named, "train/dropped": float(batch.dropped)}, batch_size=size)
+        self.log("loss", parts["loss"], prog_bar=True, logger=False, batch_size=size)
+        return parts["loss"]
+
+    @final
+    def on_validation_epoch_start(self) -> None:
+        """Make room for the vectors of the validation search."""
+        if self.trainer.state.fn == "validate" and self.trained_on is not None:
+            check_recipe(self.trained_on, self.data.recipe.fingerprint, self.allow_mismatch)
+        self._make_room()
+
+    @final
+    def validation_step(self, batch: Items, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Embed a batch of candidates (first loader) or queries (second)."""
+        self._embed(batch, dataloader_idx)
+
+    @final
+    def on_validation_epoch_end(self) -> None:
+        """Search and log ``val/recall@k``, ``val/success@k``: means over data sets and tasks."""
+        if not self.data.plan.tasks:
+            return
+        _, results = self._score(depth=10)
+        names = [name for name in results.mean["local"] if "@" in name]
+        self.log_dict({f"val/{name}": results.mean["local"][name] for name in names})
+        self.log("R@5", results.mean["local"]["recall@5"], prog_bar=True, logger=False)
+
+    @final
+    def on_test_start(self) -> None:
+        """Refuse text of another recipe than the one trained on, and several processes."""
+        if self.trainer.world_size > 1:
+            raise DataError("test embeds in one process; run it with --trainer.devices=1")
+        if self.trained_on is not None:
+            check_recipe(self.trained_on, self.data.recipe.fingerprint, self.allow_mismatch)
+
+    @final
+    def on_test_epoch_start(self) -> None:
+        """Make room for the vectors."""
+        self._make_room()
+
+    @final
+    def test_step(self, batch: Items, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Embed a batch of candidates (first loader) or queries (second)."""
+        self._embed(batch, dataloader_idx)
+
+    @final
+    def on_test_epoch_end(self) -> None:
+        """Search exactly, write runs, judgements and metrics to the trainer's root folder."""
+        runs, results = self._score(depth=self.data.test.depth)
+        settings = {"model": self.describe(), "data": self.data.describe()}
+        results.settings.update(settings, trained_on=self.trained_on)
+        write_results(Path(self.trainer.default_root_dir), self.data.plan, runs, results)
+        self.results = results
+
+    def _make_room(self) -> None:
+        plan = self.data.plan
+        self._embeddings = [Embeddings(len(plan)), Embeddings(len(plan.queries))]
+
+    def _embed(self, batch: Items, loader: int) -> None:
+        store = self._embeddings[loader]
+        store.fail(batch.failed.tolist(), batch.degraded.tolist())
+        if batch.inputs.size:
+            store.put(batch.rows.cpu(), self.encode(batch.inputs, _SIDES[loader]).float().cpu())
+
+    def _score(self, depth: int) -> tuple[Any, Results]:
+        candidates, queries = self._embeddings
+        made_by = self.fingerprint()
+        runs = search_plan(self.data.plan, candidates, queries, made_by, depth, str(self.device))
+        self._embeddings = []
+        return runs, score(self.data.plan, runs, candidates, queries, made_by)

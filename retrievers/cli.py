@@ -1,0 +1,120 @@
+"""The command line: LightningCLI with subcommands, errors without tracebacks, one output folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from augment.errors import ToolkitError
+from retrievers.base import Retriever
+from retrievers.clip import ClipScoreFusion
+from retrievers.data import MBeirData
+
+#: Exit status of a run that a user can mend.
+USER_ERROR = 2
+
+
+class RetrieverCLI(LightningCLI):
+    """``fit``, ``validate`` and ``test`` for any :class:`retrievers.base.Retriever`."""
+
+    def __init__(self, args: Sequence[str]) -> None:
+        # "omegaconf" resolves before overrides; "omegaconf+" after, and needs relative keys below
+        # a subcommand (peers.md, LightningCLI pitfalls 1 and 2).
+        jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+        super().__init__(
+            Retriever,
+            MBeirData,
+            subclass_mode_model=True,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            trainer_defaults={"use_distributed_sampler": False},
+            parser_kwargs={"parser_mode": "omegaconf+", "prog": "python -m retrievers"},
+            auto_configure_optimizers=False,
+            args=list(args),
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """What there is to run, and the arguments that are not for the command line."""
+        skip = {"model", "datamodule", "verbose", "weights_only"}
+        return {
+            "fit": {*skip, "train_dataloaders", "val_dataloaders"},
+            "validate": {*skip, "dataloaders"},
+            "test": {*skip, "dataloaders"},
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """``--out`` and the default retriever."""
+        parser.add_argument(
+            "--out", type=str, default="runs/retriever", help="Folder of checkpoints, logs, runs."
+        )
+        parser.link_arguments("out", "trainer.default_root_dir")
+        parser.set_defaults({"model": {"class_path": _path_of(ClipScoreFusion)}})
+
+    def before_instantiate_classes(self) -> None:
+        """Keep the settings of fit when test writes into the same folder."""
+        self.save_config_kwargs["config_filename"] = f"{self.subcommand}.yaml"
+
+    def after_test(self) -> None:
+        """Print the table."""
+        results = self.model.results
+        if results is not None:
+            folder = self.trainer.default_root_dir
+            sys.stdout.write(f"{results.table()}\nruns and metrics.json: {folder}\n")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        args: as after ``python -m retrievers``; None takes the process's own.
+
+    Returns:
+        The exit status: 0, or 2 after an error that a user can mend, told in one line.
+    """
+    given = sys.argv[1:] if args is None else list(args)
+    # Lightning warns if the process has other arguments than the ones handed over.
+    sys.argv = sys.argv[:1]
+    try:
+        RetrieverCLI(expand(given))
+    except ToolkitError as error:
+        sys.stderr.write(f"error: {_told(error)}\n")
+        return USER_ERROR
+    return 0
+
+
+def expand(args: Sequence[str]) -> list[str]:
+    """Names of packaged configs become their paths: ``--config flagland``."""
+    folder = Path(str(resources.files("retrievers"))) / "configs"
+    expanded: list[str] = []
+    for position, arg in enumerate(args):
+        flag, equals, value = arg.partition("=")
+        if equals and flag in ("--config", "-c"):
+            expanded.append(f"{flag}={_config(value, folder)}")
+        elif position and args[position - 1] in ("--config", "-c"):
+            expanded.append(_config(arg, folder))
+        else:
+            expanded.append(arg)
+    return expanded
+
+
+def _config(value: str, folder: Path) -> str:
+    packaged = folder / f"{value}.yaml"
+    return str(packaged) if packaged.is_file() and not Path(value).exists() else value
+
+
+def _told(error: ToolkitError) -> str:
+    """The message; of an error from a loader process, its last line."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    worker = lines[0].startswith("Caught ") if lines else False
+    return lines[-1].partition(": ")[2] if worker else str(error)
+
+
+def _path_of(kind: type[Any]) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"

@@ -1,0 +1,278 @@
+"""M-BEIR data for Lightning: training pairs, a small validation search, the test protocol."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+import lightning
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader
+
+from augment.columnar import open_queries
+from augment.errors import DataError
+from augment.mbeir import DataRoot, TextRule
+from augment.records import Query
+from retrievers.dataset import (
+    CandidateBook,
+    EpochSampler,
+    ImageLoader,
+    ItemDataset,
+    OnBadImage,
+    PairDataset,
+    Reader,
+)
+from retrievers.inputs import ItemCollator, PairCollator, Processor
+from retrievers.plan import Embedder, Plan, plan_test, plan_validation
+from retrievers.texts import TextRecipe, ViewConfig
+
+
+@dataclass
+class LoaderConfig:
+    """How data is loaded.
+
+    Args:
+        workers: loader processes; 0 loads in the main process.
+        cache_mib: keep so many MiB of preprocessed pictures in memory, per process.
+        eval_batch_size: items per batch when embedding.
+    """
+
+    workers: int = 0
+    cache_mib: int = 256
+    eval_batch_size: int = 128
+
+
+@dataclass
+class ValidationConfig:
+    """The small search that validates during fit.
+
+    Args:
+        queries: queries per data set and task.
+        pool: distractors per data set and task, besides the positives.
+        holdout: share of the training queries held out where the root has no val split.
+    """
+
+    queries: int = 100
+    pool: int = 1000
+    holdout: float = 0.05
+
+
+@dataclass
+class TestConfig:
+    """The test protocol.
+
+    Args:
+        split: query split.
+        union: also search the union of all pools.
+        depth: hits per query in the run files.
+    """
+
+    split: str = "test"
+    union: bool = True
+    depth: int = 100
+
+
+@final
+class MBeirData(lightning.LightningDataModule):
+    """An M-BEIR data root: queries with instructions on one side, candidates on the other.
+
+    Args:
+        root: folder in M-BEIR's layout.
+        query: text shown of queries.
+        corpus: text shown of candidates.
+        text_rule: plain (as written) or uniir (parity: first letter raised, full stop added).
+        instructions: put instructions before queries; one at random in training, the first in test.
+        tasks: only queries of these task codes (0 to 8).
+        limit: at most so many training queries, and test queries per task.
+        batch_size: training pairs per batch and process.
+        on_bad_image: error stops at an unreadable picture; skip drops the pair, in test embeds
+            the text alone.
+        seed: of order, instructions and positives.
+        loader: processes, cache, batch size of embedding.
+        validation: the search during fit.
+        test: the test protocol.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        query: ViewConfig = ViewConfig(),  # noqa: B008 - frozen
+        corpus: ViewConfig = ViewConfig(),  # noqa: B008 - frozen
+        text_rule: TextRule = "plain",
+        instructions: bool = True,
+        tasks: list[int] | None = None,
+        limit: int | None = None,
+        batch_size: int = 128,
+        on_bad_image: OnBadImage = "error",
+        seed: int = 0,
+        loader: LoaderConfig | None = None,
+        validation: ValidationConfig | None = None,
+        test: TestConfig | None = None,
+    ) -> None:
+        super().__init__()
+        self.root = DataRoot(Path(root))
+        self.batch_size = batch_size
+        self.loader = loader or LoaderConfig()
+        self.validation = validation or ValidationConfig()
+        self.test = test or TestConfig()
+        self._tasks, self._limit, self._seed = tasks, limit, seed
+        self._on_bad_image: OnBadImage = on_bad_image
+        self._views = (query, corpus)
+        self.recipe = TextRecipe(
+            query.open("query"),
+            corpus.open("corpus"),
+            text_rule,
+            self.root.instructions() if instructions else None,
+        )
+        self._processor: Processor | None = None
+        self._images: ImageLoader | None = None
+        self._plan: Plan | None = None
+        self._train: PairDataset | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """Settings that move scores, for the record beside the metrics."""
+        return {
+            "root": str(self.root.path),
+            "query": asdict(self._views[0]),
+            "corpus": asdict(self._views[1]),
+            "text": self.recipe.fingerprint,
+            "query_recipe": dict(self.recipe.query_view.recipe),
+            "corpus_recipe": dict(self.recipe.corpus_view.recipe),
+            "tasks": self._tasks,
+            "limit": self._limit,
+            "on_bad_image": self._on_bad_image,
+            "seed": self._seed,
+            "test": asdict(self.test),
+        }
+
+    @property
+    def plan(self) -> Plan:
+        """What the running validation or test embeds and searches; there after ``setup``."""
+        if self._plan is None:
+            raise DataError("no validation or test is set up; call setup('test') first")
+        return self._plan
+
+    def use(self, processor: Processor) -> None:
+        """Take the tokenizer and image transform of a retriever."""
+        if processor is not self._processor:
+            self._processor = processor
+            self._images = ImageLoader(self.root.path, processor, self.loader.cache_mib)
+
+    def setup(self, stage: str) -> None:
+        """Open the files that a stage needs.
+
+        Raises:
+            DataError: if they are missing, or nothing is left to train on.
+        """
+        if self.trainer is not None and self.trainer.lightning_module is not None:
+            self.use(self.trainer.lightning_module.processor)
+        if stage == "test":
+            self._plan = plan_test(
+                self.root, self.test.split, self.test.union, self._tasks, self._limit
+            )
+            return
+        held_out = None if self.root.query_files("val") else []
+        if stage == "fit" or held_out is not None:
+            self._train = self._training(held_out)
+        split = "val" if held_out is None else "train"
+        wanted = self.validation
+        self._plan = Plan()
+        if wanted.queries > 0 and (held_out is None or held_out):
+            self._plan = plan_validation(
+                self.root, split, held_out, wanted.queries, wanted.pool, self._seed
+            )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Seeded pairs; the last incomplete batch of an epoch is left out."""
+        assert self._train is not None  # noqa: S101 - setup() comes first
+        assert self._processor is not None  # noqa: S101 - setup() comes first
+        world = self.trainer.world_size if self.trainer else 1
+        rank = self.trainer.global_rank if self.trainer else 0
+        if world > 1 and self._on_bad_image == "skip":
+            raise DataError(
+                "on_bad_image=skip makes batches uneven, which stops several processes; repair or "
+                "remove the pictures that `python -m augment.validate` names"
+            )
+        size = min(self.batch_size, len(self._train) // world)
+        return DataLoader(
+            self._train,
+            batch_size=max(size, 1),
+            sampler=EpochSampler(len(self._train), self._seed, rank, world),
+            collate_fn=PairCollator(self._processor),
+            drop_last=True,
+            num_workers=self.loader.workers,
+            persistent_workers=self.loader.workers > 0,
+        )
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        """Candidates, then queries, of the small validation search."""
+        return self._embedding() if self.plan.tasks else []
+
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        """Candidates (each once), then queries, of the test protocol."""
+        return self._embedding()
+
+    def _reader(self) -> Reader:
+        assert self._images is not None  # noqa: S101 - use() comes first
+        return Reader(self.recipe, self._images, self._on_bad_image)
+
+    def _embedding(self) -> list[DataLoader[Any]]:
+        assert self._processor is not None  # noqa: S101 - use() comes first
+        embedder = Embedder(self.plan, self._reader())
+        sets = (
+            ItemDataset(len(self.plan), embedder.candidate),
+            ItemDataset(len(self.plan.queries), embedder.query),
+        )
+        return [
+            DataLoader(
+                items,
+                batch_size=self.loader.eval_batch_size,
+                collate_fn=ItemCollator(self._processor),
+                num_workers=self.loader.workers,
+            )
+            for items in sets
+        ]
+
+    def _training(self, held_out: list[Query] | None) -> PairDataset:
+        """Training pairs; where there is no val split, ``held_out`` receives some queries."""
+        union = [file.path for file in self.root.union_pools() if file.dataset == "union_train"]
+        book = CandidateBook([*union, *(file.path for file in self.root.pools())])
+        kept: list[Query] = []
+        lost = 0
+        for query in self._train_queries():
+            if not any(book.find(did) is not None for did in query.positives):
+                lost += 1
+            elif held_out is not None and _held_out(query.item.id, self.validation.holdout):
+                held_out.append(query)
+            else:
+                kept.append(query)
+        if self._limit:
+            kept = kept[:: max(1, len(kept) // self._limit)][: self._limit]
+        if not kept:
+            raise DataError(
+                f"no training query with a positive in a pool ({lost} without); check data.tasks "
+                "and run `python -m augment.validate`",
+                str(self.root.path),
+            )
+        rank_zero_info(
+            f"{len(kept)} training queries, {lost} left out without a positive in a pool"
+        )
+        return PairDataset(kept, book, self._reader(), self._seed)
+
+    def _train_queries(self) -> Iterator[Query]:
+        files = self.root.query_files("train")
+        if not files:
+            raise DataError("no query files in query/train", str(self.root.path))
+        for file in files:
+            for query in open_queries(file.path):
+                if self._tasks is None or query.task in self._tasks:
+                    yield query
+
+
+def _held_out(qid: str, share: float) -> bool:
+    """Whether a query is held out: by its id alone, so that it is so in every run."""
+    digest = hashlib.blake2b(qid.encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") < share * 2**32

@@ -1,0 +1,222 @@
+"""Data sets on M-BEIR records: training pairs and items to embed, pictures decoded on access."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from random import Random
+from typing import Literal, NamedTuple, final
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from augment.columnar import open_candidates
+from augment.errors import DataError, ImageError
+from augment.images import open_image
+from augment.records import TASKS, Item, Modality, Query
+from retrievers.inputs import Example, PairExample, Processor
+from retrievers.texts import TextRecipe
+
+OnBadImage = Literal["error", "skip"]
+
+
+@final
+class ImageLoader:
+    """Pictures as preprocessed tensors, with a bounded cache of the latest ones.
+
+    Args:
+        root: data root.
+        processor: its ``image`` is applied; deterministic, so a cached tensor is the same.
+        cache_mib: limit of the cache in MiB, per process; 0 keeps nothing.
+    """
+
+    def __init__(self, root: Path, processor: Processor, cache_mib: int = 0) -> None:
+        self._root = root
+        self._processor = processor
+        self._room = cache_mib * 2**20
+        self._cache: OrderedDict[str, Tensor] = OrderedDict()
+
+    def __call__(self, path: str) -> Tensor:
+        """Load one picture.
+
+        Raises:
+            ImageError: if it cannot be used.
+        """
+        if path in self._cache:
+            self._cache.move_to_end(path)
+            return self._cache[path]
+        tensor = self._processor.image(open_image(self._root, path))
+        self._remember(path, tensor)
+        return tensor
+
+    def _remember(self, path: str, tensor: Tensor) -> None:
+        if tensor.nbytes > self._room:
+            return
+        self._cache[path] = tensor
+        # Pictures of one model have one size.
+        while len(self._cache) * tensor.nbytes > self._room:
+            self._cache.popitem(last=False)
+
+
+@final
+class CandidateBook:
+    """Candidates of several pools by id; of an id that stands in several, the first.
+
+    Args:
+        paths: pool files, in order of preference.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._pools = [open_candidates(path) for path in paths]
+
+    def find(self, did: str) -> Item | None:
+        """The candidate with this id, or None."""
+        for pool in self._pools:
+            row = pool.find(did)
+            if row is not None:
+                return pool[row]
+        return None
+
+
+class Reader(NamedTuple):
+    """What turns records into examples: text, pictures, and what to do with broken ones."""
+
+    recipe: TextRecipe
+    images: ImageLoader
+    on_bad_image: OnBadImage
+
+    def candidate(self, item: Item, row: int = 0) -> Example:
+        """A candidate's example."""
+        return self._example(item, self.recipe.candidate(item), row)
+
+    def query(
+        self, query: Query, target: Modality, random: Random | None = None, row: int = 0
+    ) -> Example:
+        """A query's example, instruction included."""
+        return self._example(query.item, self.recipe.query(query, target, random), row)
+
+    def _example(self, item: Item, text: str | None, row: int) -> Example:
+        if item.image is None:
+            problem = "" if text else "has neither text nor picture"
+            if problem and self.on_bad_image == "error":
+                raise DataError(f"{problem}; nothing to embed", item.id)
+            return Example(row, text, None, problem)
+        try:
+            return Example(row, text, self.images(item.image))
+        except ImageError as error:
+            if self.on_bad_image == "error":
+                raise ImageError(
+                    f"picture of item {item.id}: {error}; or set data.on_bad_image=skip",
+                    "",
+                    error.reason,
+                ) from error
+            return Example(row, text, None, error.reason)
+
+
+def target_modality(query: Query, find: Callable[[str], Item | None]) -> Modality:
+    """The modality of the wanted candidate: from the task code, else from a positive.
+
+    Positives of the query's own dataset count first (contract section 5).
+
+    Raises:
+        DataError: if neither says it.
+    """
+    if query.task is not None:
+        return TASKS[query.task][1]
+    own = query.item.dataset + ":"
+    for did in sorted(query.positives, key=lambda did: not did.startswith(own)):
+        item = find(did)
+        if item is not None:
+            return item.modality
+    raise DataError("no task_id, and none of the positives is in the pool", query.item.id)
+
+
+@final
+class PairDataset(Dataset[PairExample]):
+    """Training queries with one of their positives, drawn anew in each epoch.
+
+    Indexed by the keys of :class:`EpochSampler`, which say epoch and row, so that the draw is the
+    same in whatever process it happens.
+
+    Args:
+        queries: training queries, each with a positive in the book.
+        book: where positives are looked up.
+        reader: renders and loads.
+        seed: of the draws.
+    """
+
+    def __init__(
+        self, queries: Sequence[Query], book: CandidateBook, reader: Reader, seed: int
+    ) -> None:
+        self._queries = queries
+        self._book = book
+        self._reader = reader
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._queries)
+
+    def __getitem__(self, key: int) -> PairExample:
+        epoch, row = divmod(key, len(self))
+        query = self._queries[row]
+        random = Random(f"{self._seed}:{epoch}:{query.item.id}:{row}")  # noqa: S311
+        item = self._draw(query, random)
+        example = self._reader.query(query, item.modality, random, row)
+        return PairExample(example, self._reader.candidate(item, row), item.id, query.positives)
+
+    def _draw(self, query: Query, random: Random) -> Item:
+        for did in random.sample(query.positives, len(query.positives)):
+            item = self._book.find(did)
+            if item is not None:
+                return item
+        raise DataError("none of the positives is in the pool", query.item.id)
+
+
+@final
+class ItemDataset(Dataset[Example]):
+    """Things to embed, in order.
+
+    Args:
+        size: how many.
+        example: makes the example of a row.
+    """
+
+    def __init__(self, size: int, example: Callable[[int], Example]) -> None:
+        self._size = size
+        self._example = example
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, row: int) -> Example:
+        return self._example(row)
+
+
+@final
+class EpochSampler(Sampler[int]):
+    """A seeded permutation per epoch, dealt out to processes; yields ``epoch * size + row``.
+
+    Args:
+        size: rows of the data set.
+        seed: of the permutations.
+        rank: this process.
+        world: number of processes; what does not divide is left out of the epoch.
+    """
+
+    def __init__(self, size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+        self._size, self._seed, self._rank, self._world = size, seed, rank, world
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning at the start of each epoch."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._size // self._world
+
+    def __iter__(self) -> Iterator[int]:
+        random = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
+        order = torch.randperm(self._size, generator=random)[: len(self) * self._world]
+        yield from (order[self._rank :: self._world] + self._epoch * self._size).tolist()

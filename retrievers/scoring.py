@@ -1,0 +1,266 @@
+"""From vectors to runs, from runs to a table; functions over a :class:`retrievers.plan.Plan`."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from augment.errors import DataError
+from augment.mbeir import write_qrels
+from augment.records import Qrel, Run
+from retrievers.index import MatrixIndex
+from retrievers.metrics import means, per_query
+from retrievers.plan import EvalTask, Plan
+from retrievers.run import write_run
+
+#: (task name, "local" or "union") -> run.
+Runs = Mapping[tuple[str, str], Run]
+
+_PACKAGES = ("torch", "lightning", "open_clip_torch", "transformers", "numpy")
+
+
+@final
+class Embeddings:
+    """Vectors by row, filled batch by batch.
+
+    Args:
+        size: number of rows.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._vectors: Tensor | None = None
+        self.done = torch.zeros(size, dtype=torch.bool)
+        self.failed: list[int] = []
+        self.degraded: list[int] = []
+
+    @property
+    def vectors(self) -> Float[Tensor, "size dim"]:
+        """All vectors; zeros where nothing was put."""
+        return torch.zeros(self._size, 1) if self._vectors is None else self._vectors
+
+    def put(self, rows: Int[Tensor, " n"], vectors: Float[Tensor, "n dim"]) -> None:
+        """Store vectors of some rows."""
+        if self._vectors is None:
+            self._vectors = torch.zeros(self._size, vectors.shape[1])
+        self._vectors[rows] = vectors
+        self.done[rows] = True
+
+    def fail(self, failed: Iterable[int], degraded: Iterable[int]) -> None:
+        """Note rows with nothing to embed, and rows embedded without their picture."""
+        self.failed.extend(failed)
+        self.degraded.extend(degraded)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Scores of one data set, task and pool.
+
+    Attributes:
+        dataset: name.
+        task: M-BEIR code 0 to 8.
+        pool: local or union.
+        queries: judged queries; those that could not be embedded count 0.
+        candidates: searched ones.
+        dangling: relevant (query, candidate) pairs whose candidate is not in the pool. They stay
+            in recall's denominator, as in UniIR.
+        failed_queries: left without a vector.
+        failed_candidates: of this pool, left without a vector and so out of the search.
+        degraded: queries and candidates embedded from text alone, their picture being unreadable.
+        metrics: success@k, recall@k (true), mrr@10, ndcg@10; shares of 1.
+    """
+
+    dataset: str
+    task: int | None
+    pool: str
+    queries: int
+    candidates: int
+    dangling: int
+    failed_queries: int
+    failed_candidates: int
+    degraded: int
+    metrics: Mapping[str, float]
+
+
+@dataclass
+class Results:
+    """What a test measured.
+
+    Attributes:
+        rows: per data set, task and pool.
+        made_by: fingerprint of weights and text.
+        settings: of model and data.
+        versions: of the libraries that matter.
+    """
+
+    rows: list[Row]
+    made_by: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> dict[str, dict[str, float]]:
+        """Pool -> metric -> plain mean over rows, as in M-BEIR's tables."""
+        pools = dict.fromkeys(row.pool for row in self.rows)
+        return {
+            pool: means(
+                {
+                    name: {str(n): row.metrics[name] for n, row in enumerate(self._of(pool))}
+                    for name in self._of(pool)[0].metrics
+                }
+            )
+            for pool in pools
+        }
+
+    def _of(self, pool: str) -> list[Row]:
+        return [row for row in self.rows if row.pool == pool]
+
+    def table(
+        self, names: Iterable[str] = ("success@1", "success@5", "success@10", "recall@5", "mrr@10")
+    ) -> str:
+        """A plain table with the mean of each pool; scores in per cent."""
+        names = list(names)
+        head = ["dataset", "task", "pool", "queries", "pool size", *names]
+        lines = [
+            [row.dataset, str(row.task), row.pool, str(row.queries), str(row.candidates)]
+            + [f"{100 * row.metrics[name]:.1f}" for name in names]
+            for row in self.rows
+        ]
+        for pool, mean in self.mean.items():
+            lines.append(["mean", "", pool, "", "", *(f"{100 * mean[name]:.1f}" for name in names)])
+        widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
+        return "\n".join(
+            "  ".join(
+                cell.ljust(width) if column < 3 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in [head, *lines]
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, JSON-serialisable."""
+        return {**asdict(self), "mean": self.mean}
+
+
+def search_plan(
+    plan: Plan,
+    candidates: Embeddings,
+    queries: Embeddings,
+    made_by: str,
+    depth: int,
+    device: str = "cpu",
+) -> dict[tuple[str, str], Run]:
+    """Search every task in its local pool and, if the plan has one, in the union.
+
+    Args:
+        plan: what to search.
+        candidates: one vector per row of the plan.
+        queries: one vector per query, task after task.
+        made_by: fingerprint of both.
+        depth: hits per query.
+        device: where the products run.
+    """
+    runs: dict[tuple[str, str], Run] = {}
+    ids = plan.ids
+    for pool, rows in plan.pools.items():
+        kept = torch.from_numpy(rows)[candidates.done[rows]]
+        searching = [(t, n) for t, n in _spans(plan) if pool in ("union", t.pool)]
+        if not len(kept):
+            raise DataError("no candidate of this pool could be embedded", pool)
+        index = MatrixIndex(made_by, device)
+        index.add([ids[row] for row in kept.tolist()], candidates.vectors[kept], made_by)
+        for task, span in searching:
+            own = torch.arange(span.start, span.stop)
+            own = own[queries.done[own]]
+            qids = [plan.queries[row][0].item.id for row in own.tolist()]
+            found = index.run(qids, queries.vectors[own], depth, made_by) if qids else {}
+            runs[task.name, "union" if pool == "union" else "local"] = found
+    return runs
+
+
+def score(
+    plan: Plan, runs: Runs, candidates: Embeddings, queries: Embeddings, made_by: str
+) -> Results:
+    """Metrics of every run, tasks in the order of the plan, local before union."""
+    rows = []
+    for task, span in _spans(plan):
+        for pool in ("local", "union"):
+            if (task.name, pool) not in runs:
+                continue
+            members = plan.pools["union" if pool == "union" else task.pool]
+            rows.append(_row(plan, task, span, pool, members, runs, candidates, queries))
+    return Results(rows, made_by, versions=versions())
+
+
+def _row(
+    plan: Plan,
+    task: EvalTask,
+    span: range,
+    pool: str,
+    members: Any,
+    runs: Runs,
+    candidates: Embeddings,
+    queries: Embeddings,
+) -> Row:
+    inside = set(members.tolist())
+    ids = {plan.item(row).id for row in members.tolist()}
+    relevant = [(q, d) for q, judged in task.grades.items() for d, g in judged.items() if g > 0]
+    failed = sum(row in inside for row in candidates.failed)
+    degraded = sum(row in inside for row in candidates.degraded)
+    return Row(
+        dataset=task.dataset,
+        task=task.task,
+        pool=pool,
+        queries=len(task.queries),
+        candidates=len(inside) - failed,
+        dangling=sum(did not in ids for _, did in relevant),
+        failed_queries=sum(row in span for row in queries.failed),
+        failed_candidates=failed,
+        degraded=degraded + sum(row in span for row in queries.degraded),
+        metrics=means(per_query(runs[task.name, pool], task.grades)),
+    )
+
+
+def _spans(plan: Plan) -> list[tuple[EvalTask, range]]:
+    spans, start = [], 0
+    for task in plan.tasks:
+        spans.append((task, range(start, start + len(task.queries))))
+        start += len(task.queries)
+    return spans
+
+
+def write_results(folder: Path, plan: Plan, runs: Runs, results: Results) -> None:
+    """Write ``<task>.<pool>.trec``, ``<task>.qrels`` (four columns) and ``metrics.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for (name, pool), run in runs.items():
+        write_run(folder / f"{name}.{pool}.trec", run, results.made_by)
+    for task in plan.tasks:
+        qrels = [
+            Qrel(q, d, grade) for q, judged in task.grades.items() for d, grade in judged.items()
+        ]
+        write_qrels(folder / f"{task.name}.qrels", qrels, columns=4)
+    partial = folder / "metrics.json.partial"
+    partial.write_text(
+        json.dumps(results.to_json(), indent=1, default=str) + "\n", encoding="utf-8"
+    )
+    partial.replace(folder / "metrics.json")
+
+
+def versions() -> dict[str, str]:
+    """Python and the libraries that move scores."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # noqa: PERF203 - five of them
+            found[package] = "absent"
+    return found
