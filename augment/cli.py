@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from augment.engines import Engine, make_engine
@@ -130,34 +131,41 @@ def generate(
         progress.close()
 
 
+class _Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Defaults behind every option; the exit codes keep their lines."""
+
+
 def parser(prog: str, description: str) -> ArgumentParser:
-    """A parser with the options that both commands have."""
-    made = ArgumentParser(prog=prog, description=f"{description}\n\n{EXIT_CODES}")
-    made.add_argument("--config", action="config", help="YAML file with any of these options.")
-    made.add_argument("--root", type=Path, required=True, help="Folder in M-BEIR's layout.")
+    """A parser with the options that all commands have."""
+    made = ArgumentParser(
+        prog=prog, description=description, epilog=EXIT_CODES, formatter_class=_Help
+    )
+    made.add_argument("--config", action="config", metavar="FILE", help="YAML with these options.")
     made.add_argument(
-        "--store", type=Path, required=True, help="Folder of the generated texts; made if absent."
+        "--root", type=str, required=True, metavar="DIR", help="Folder in M-BEIR's layout."
+    )
+    made.add_argument(
+        "--store", type=str, required=True, metavar="DIR", help="Generated texts; made if absent."
     )
     return made
 
 
 def add_options(made: ArgumentParser) -> None:
     """Add the fields of :class:`Options`."""
-    default = DEFAULT_OPTIONS
-    for name, kind, text in (
-        ("model", str, "flagland-vlm (packaged), a model folder, a Hugging Face name."),
-        ("batch-size", PositiveInt, "Most requests answered together."),
-        ("limit", NonNegativeInt | None, "Only the first N items."),
-        ("max-new-tokens", PositiveInt | None, "Most new tokens; null: each prompt's own limit."),
-        ("temperature", NonNegativeFloat, "0 decodes greedily."),
-        ("seed", int, "Of sampling, where the temperature is above 0."),
-        ("min-pixels", PositiveInt | None, "Enlarge smaller pictures; null: the model's limit."),
-        ("max-pixels", PositiveInt | None, "Shrink larger pictures; null: the model's limit."),
-        ("device", str, "auto, cpu, cuda or cuda:N."),
-        ("threads", PositiveInt | None, "CPU threads; null: torch's choice."),
+    for name, kind, metavar, text in (
+        ("model", str, "NAME", "flagland-vlm (packaged), a model folder or a Hugging Face name."),
+        ("batch-size", PositiveInt, "N", "Most requests answered together."),
+        ("limit", NonNegativeInt | None, "N", "Only the first N items."),
+        ("max-new-tokens", PositiveInt | None, "N", "Most new tokens; null: the prompt's limit."),
+        ("temperature", NonNegativeFloat, "T", "0 decodes greedily."),
+        ("seed", int, "N", "Of sampling, where the temperature is above 0."),
+        ("min-pixels", PositiveInt | None, "N", "Enlarge smaller pictures; null: model's limit."),
+        ("max-pixels", PositiveInt | None, "N", "Shrink larger pictures; null: model's limit."),
+        ("device", str, "NAME", "auto, cpu, cuda or cuda:N."),
+        ("threads", PositiveInt | None, "N", "CPU threads; null: torch's choice."),
     ):
-        value = getattr(default, name.replace("-", "_"))
-        made.add_argument(f"--{name}", type=kind, default=value, help=text)
+        value = getattr(DEFAULT_OPTIONS, name.replace("-", "_"))
+        made.add_argument(f"--{name}", type=kind, default=value, metavar=metavar, help=text)
 
 
 def options(parsed: Namespace) -> Options:

@@ -64,21 +64,25 @@ def command(arguments: Sequence[str] | None) -> int:
     """Parse, run, print; the exit code."""
     parser = cli.parser("python -m augment.corpus", "Describe every candidate that has a picture.")
     parser.add_argument(
-        "--pool", type=list[Path], default=[], nargs="+", help="Pool files; none: all local pools."
+        "--pool", type=str, default=[], nargs="+", metavar="FILE", help="Default: all local pools."
     )
     parser.add_argument(
-        "--prompt", type=str, default=CORPUS_PROMPT, help="Packaged prompt or .md file."
+        "--prompt",
+        type=str,
+        default=CORPUS_PROMPT,
+        metavar="NAME",
+        help="Packaged prompt or .md file.",
     )
     cli.add_options(parser)
     parsed = parser.parse_args(arguments)
     summary = run(
-        parsed.root,
-        parsed.store,
-        pools=parsed.pool,
+        Path(parsed.root),
+        Path(parsed.store),
+        pools=[Path(name) for name in parsed.pool],
         prompt=parsed.prompt,
         options=cli.options(parsed),
     )
-    return cli.finish(summary, parsed.store)
+    return cli.finish(summary, Path(parsed.store))
 
 
 if __name__ == "__main__":

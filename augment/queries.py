@@ -78,29 +78,35 @@ def command(arguments: Sequence[str] | None) -> int:
     """Parse, run, print; the exit code."""
     parser = cli.parser("python -m augment.queries", "Refine queries, each kind in its own way.")
     parser.add_argument(
-        "--split", type=list[str], default=list(SPLITS), nargs="+", help="Splits to take."
+        "--split",
+        type=str,
+        default=list(SPLITS),
+        nargs="+",
+        metavar="SPLIT",
+        help="Splits to take.",
     )
     parser.add_argument(
-        "--file", type=list[Path], default=[], nargs="+", help="Query files instead of splits."
+        "--file", type=str, default=[], nargs="+", metavar="FILE", help="Query files, not splits."
     )
     for kind, text in _KINDS.items():
         parser.add_argument(
             f"--{kind}-prompt",
             type=str,
+            metavar="NAME",
             default=QUERY_PROMPTS[kind] or "none",
             help=f"Prompt (packaged, .md file or none) for {text}.",
         )
     cli.add_options(parser)
     parsed = parser.parse_args(arguments)
     summary = run(
-        parsed.root,
-        parsed.store,
+        Path(parsed.root),
+        Path(parsed.store),
         splits=parsed.split,
-        files=parsed.file,
+        files=[Path(name) for name in parsed.file],
         prompts={kind: cli.chosen(parsed[f"{kind}_prompt"]) for kind in _KINDS},
         options=cli.options(parsed),
     )
-    return cli.finish(summary, parsed.store)
+    return cli.finish(summary, Path(parsed.store))
 
 
 if __name__ == "__main__":

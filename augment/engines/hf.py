@@ -40,7 +40,8 @@ from augment.records import Reply, Request, Sampling
 #: Requests whose pictures are ready at a time, in batches; sorting by size happens among them.
 WINDOW_BATCHES = 8
 
-#: Most tokens of a batch, padding and new tokens included: a bound for the key-value cache. 65,536 tokens take about 9 GiB in Qwen3-VL-8B (36 layers, 8 heads of 128, bf16).
+#: Most tokens of a batch, padding and new tokens included: a bound for the key-value cache. 65,536
+#: tokens take about 9 GiB in Qwen3-VL-8B (36 layers, 8 key-value heads of 128, bf16).
 BATCH_TOKENS = 65_536
 
 #: Files of a model folder that change its answers; cards and logs do not.
