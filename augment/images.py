@@ -104,7 +104,7 @@ def open_image(root: Path, path: str, max_pixels: int = MAX_PIXELS) -> Image.Ima
         ImageError: see :func:`resolve`; also ``lfs-pointer``, ``too-large`` and ``corrupt``.
     """
     file = resolve(root, path)
-    _refuse_pointer(file, path)
+    refuse_pointer(file, path)
     try:
         with Image.open(file, formats=FORMATS) as image:
             _refuse_bomb(image, path, max_pixels)
@@ -130,7 +130,7 @@ def content_hash(root: Path, path: str) -> str:
             picture's; ``corrupt`` if the file cannot be read.
     """
     file = resolve(root, path)
-    _refuse_pointer(file, path)
+    refuse_pointer(file, path)
     digest = hashlib.sha256()
     try:
         with file.open("rb") as stream:
@@ -141,7 +141,16 @@ def content_hash(root: Path, path: str) -> str:
     return digest.hexdigest()
 
 
-def _refuse_pointer(file: Path, path: str) -> None:
+def refuse_pointer(file: Path, path: str) -> None:
+    """Refuse the few lines of text that Git-LFS leaves in the place of a file.
+
+    Args:
+        file: what :func:`resolve` returned.
+        path: the path as the data names it.
+
+    Raises:
+        ImageError: ``lfs-pointer``; ``corrupt`` if the file cannot be read.
+    """
     try:
         if file.stat().st_size >= _POINTER_BYTES:
             return

@@ -39,6 +39,10 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
             self._map(entry)
         except FileNotFoundError:  # replaced by another process between looking and opening
             self._map(locate(self._kind(), path, cache))
+        except pa.ArrowInvalid as error:
+            raise DataError(
+                f"its cached table is damaged ({error}); delete {entry.rows.parent}", str(path)
+            ) from error
 
     def _map(self, entry: Entry) -> None:
         rows = pa.ipc.open_file(pa.memory_map(str(entry.rows)))

@@ -76,27 +76,45 @@ def write_queries(path: str | Path, queries: Iterable[Query]) -> int:
 def numbered_candidates(stream: BinaryIO, path: Path) -> Iterator[tuple[int, Item]]:
     """Candidates with their line numbers; ``path`` is only named in errors."""
     for number, line in numbered_lines(stream):
-        where = f"{path}:{number}"
-        yield number, _item(_record(line, where), where, "did", "", "modality")
+        yield number, parse_candidate(line, f"{path}:{number}")
 
 
 def numbered_queries(stream: BinaryIO, path: Path) -> Iterator[tuple[int, Query]]:
     """Queries with their line numbers; ``path`` is named in errors and may tell the task."""
-    named = _TASK_IN_NAME.search(path.name)
-    hint = int(named[1]) if named else None
+    hint = task_in_name(path)
     for number, line in numbered_lines(stream):
-        where = f"{path}:{number}"
-        record = _record(line, where)
-        item = _item(record, where, "qid", "query_", "query_modality")
-        yield (
-            number,
-            Query(
-                item,
-                _task(record, item.modality, hint, where),
-                _ids(record, "pos_cand_list", where),
-                _ids(record, "neg_cand_list", where),
-            ),
-        )
+        yield number, parse_query(line, f"{path}:{number}", hint)
+
+
+def task_in_name(path: Path) -> int | None:
+    """The task code in a file name such as ``mbeir_cirr_task7_test.jsonl``."""
+    named = _TASK_IN_NAME.search(path.name)
+    return int(named[1]) if named else None
+
+
+def parse_candidate(line: bytes, where: str) -> Item:
+    """One candidate from its line.
+
+    Raises:
+        DataError: in front of which ``where`` stands.
+    """
+    return _item(_record(line, where), where, "did", "", "modality")
+
+
+def parse_query(line: bytes, where: str, hint: int | None = None) -> Query:
+    """One query from its line; ``hint`` is the task to assume where the record has none.
+
+    Raises:
+        DataError: in front of which ``where`` stands.
+    """
+    record = _record(line, where)
+    item = _item(record, where, "qid", "query_", "query_modality")
+    return Query(
+        item,
+        _task(record, item.modality, hint, where),
+        _ids(record, "pos_cand_list", where),
+        _ids(record, "neg_cand_list", where),
+    )
 
 
 def _record(line: bytes, where: str) -> dict[str, Any]:

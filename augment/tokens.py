@@ -1,0 +1,37 @@
+"""CLIP's own tokens, counted.
+
+Apart from the rest because the tokenizer ships with open_clip, whose import brings torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from augment.errors import EngineError
+
+#: Start and end marks that CLIP puts around every text.
+MARKS = 2
+
+
+def clip_token_counter() -> Callable[[str], int]:
+    """A function that counts the byte-pair tokens of a text, start and end marks included.
+
+    The vocabulary is that of CLIP (49,408 entries, Radford et al. 2021), as bundled with
+    open_clip; nothing is downloaded.
+
+    Raises:
+        EngineError: if open_clip cannot be imported.
+    """
+    try:
+        from open_clip.tokenizer import SimpleTokenizer
+    except (ImportError, OSError) as error:
+        raise EngineError(
+            f"text lengths need open_clip, which cannot be imported ({error}); install "
+            "open_clip_torch or leave lengths out"
+        ) from error
+    tokenizer = SimpleTokenizer()
+
+    def count(text: str) -> int:
+        return len(tokenizer.encode(text)) + MARKS
+
+    return count
