@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+import lightning
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from augment.errors import ToolkitError
 from retrievers.base import Retriever
@@ -19,11 +21,27 @@ from retrievers.data import MBeirData
 #: Exit status of a run that a user can mend.
 USER_ERROR = 2
 
+#: Warnings of Lightning 2.6 about its own code and about calling it from Python.
+_NOISE = (".*LightningCLI's args parameter.*", ".*isinstance.treespec, LeafSpec.*")
+
+
+class SaveSettings(SaveConfigCallback):
+    """Writes the settings of a run to ``OUT/fit.yaml``, ``test.yaml`` and so on."""
+
+    def save_config(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
+    ) -> None:
+        """Called by Lightning on the first process."""
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = str(folder / self.config_filename)
+        self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+
 
 class RetrieverCLI(LightningCLI):
     """``fit``, ``validate`` and ``test`` for any :class:`retrievers.base.Retriever`."""
 
-    def __init__(self, args: Sequence[str]) -> None:
+    def __init__(self, args: Sequence[str] | None) -> None:
         # "omegaconf" resolves before overrides; "omegaconf+" after, and needs relative keys below
         # a subcommand (peers.md, LightningCLI pitfalls 1 and 2).
         jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -31,12 +49,13 @@ class RetrieverCLI(LightningCLI):
             Retriever,
             MBeirData,
             subclass_mode_model=True,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SaveSettings,
+            save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,
             trainer_defaults={"use_distributed_sampler": False},
             parser_kwargs={"parser_mode": "omegaconf+", "prog": "python -m retrievers"},
             auto_configure_optimizers=False,
-            args=list(args),
+            args=args if args is None else list(args),
         )
 
     @staticmethod
@@ -66,7 +85,7 @@ class RetrieverCLI(LightningCLI):
         results = self.model.results
         if results is not None:
             folder = self.trainer.default_root_dir
-            sys.stdout.write(f"{results.table()}\nruns and metrics.json: {folder}\n")
+            sys.stdout.write(f"{results.table()}\n{results.notes()}runs: {folder}\n")
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -78,11 +97,13 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 2 after an error that a user can mend, told in one line.
     """
-    given = sys.argv[1:] if args is None else list(args)
-    # Lightning warns if the process has other arguments than the ones handed over.
-    sys.argv = sys.argv[:1]
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    if args is None:
+        # In place, because Lightning starts the other processes of DDP with the same arguments.
+        sys.argv[1:] = expand(sys.argv[1:])
     try:
-        RetrieverCLI(expand(given))
+        RetrieverCLI(None if args is None else expand(args))
     except ToolkitError as error:
         sys.stderr.write(f"error: {_told(error)}\n")
         return USER_ERROR

@@ -22,6 +22,9 @@ from retrievers.inputs import Inputs, Pairs, Processor
 from retrievers.losses import info_nce
 from retrievers.optim import AdamWCosine
 
+#: Ways to read one position of the text, at or before the end-of-text token.
+_POOLS = ("argmax", "eos")
+
 
 @final
 class ClipScoreFusion(Retriever):
@@ -137,9 +140,7 @@ def _scatter(
     return features.new_zeros(size, features.shape[1]).index_add(0, rows, features)
 
 
-def encode_text(
-    clip: torch.nn.Module, texts: Int[Tensor, "rows context"]
-) -> Float[Tensor, "rows dim"]:
+def encode_text(clip: Any, texts: Int[Tensor, "rows context"]) -> Float[Tensor, "rows dim"]:
     """Text features, computed only up to the longest text of the batch where that is exact.
 
     CLIP's own text tower is causal and reads one position, so later positions change nothing.
@@ -151,7 +152,7 @@ def encode_text(
     """
     pool = getattr(clip, "text_pool_type", "")
     if not isinstance(clip, open_clip.CLIP) or clip.attn_mask is None or pool not in _POOLS:
-        features: Tensor = clip.encode_text(texts)  # type: ignore[operator]
+        features: Tensor = clip.encode_text(texts)
         return features
     end = texts.argmax(-1) if pool == "argmax" else (texts == clip.text_eos_id).int().argmax(-1)
     length = int(end.max()) + 1
@@ -159,12 +160,9 @@ def encode_text(
     x = clip.token_embedding(texts[:, :length]).to(dtype)
     x = x + clip.positional_embedding[:length].to(dtype)
     x = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask[:length, :length]))
-    x = x[torch.arange(len(x), device=x.device), end]
+    pooled: Tensor = x[torch.arange(len(x), device=x.device), end]
     if clip.text_projection is None:
-        return x
+        return pooled
     linear = isinstance(clip.text_projection, torch.nn.Linear)
-    projected: Tensor = clip.text_projection(x) if linear else x @ clip.text_projection
+    projected: Tensor = clip.text_projection(pooled) if linear else pooled @ clip.text_projection
     return projected
-
-
-_POOLS = ("argmax", "eos")

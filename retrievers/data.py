@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import lightning
 from lightning.pytorch.utilities import rank_zero_info
@@ -168,13 +168,13 @@ class MBeirData(lightning.LightningDataModule):
             DataError: if they are missing, or nothing is left to train on.
         """
         if self.trainer is not None and self.trainer.lightning_module is not None:
-            self.use(self.trainer.lightning_module.processor)
+            self.use(cast("Processor", self.trainer.lightning_module.processor))
         if stage == "test":
             self._plan = plan_test(
                 self.root, self.test.split, self.test.union, self._tasks, self._limit
             )
             return
-        held_out = None if self.root.query_files("val") else []
+        held_out: list[Query] | None = None if self.root.query_files("val") else []
         if stage == "fit" or held_out is not None:
             self._train = self._training(held_out)
         split = "val" if held_out is None else "train"

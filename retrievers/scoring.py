@@ -146,6 +146,20 @@ class Results:
             for line in [head, *lines]
         )
 
+    def notes(self) -> str:
+        """One line for every kind of loss behind the numbers; empty if there is none."""
+        kinds = {
+            "queries without a vector (they count 0)": [r.failed_queries for r in self.rows],
+            "candidates without a vector (left out)": [r.failed_candidates for r in self.rows],
+            "items embedded without their unreadable picture": [r.degraded for r in self.rows],
+            "relevant candidates that are not in the pool": [r.dangling for r in self.rows],
+        }
+        return "".join(
+            f"{name}: {sum(counts)} over all rows, per row in metrics.json\n"
+            for name, counts in kinds.items()
+            if sum(counts)
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Everything, JSON-serialisable."""
         return {**asdict(self), "mean": self.mean}
