@@ -35,7 +35,7 @@ _QUESTION = re.compile(
     r"(who|whom|whose|what|which|where|when|why|how)\b"
     r"|(in|on|at|to|from|of|for|by|with|under) (what|which|whose|whom)\b"
     r"|(is|are|was|were|do|does|did|can|could|has|have|had|will|would|should)"
-    r" (the|this|that|these|those|it|they|there|he|she|you|we|i|a|an)\b"
+    r" (the|this|that|these|those|it|they|there|he|she|you|we|i)\b"
     r"|(name|tell me|identify) (the|which|what|who|where)\b",
     re.IGNORECASE,
 )

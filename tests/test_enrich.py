@@ -1,0 +1,220 @@
+"""Enrichment: every item is counted once, equal requests are asked once, nothing is lost."""
+
+import random
+from collections import Counter
+
+import pytest
+from PIL import Image
+
+from augment.engines.scripted import ScriptedEngine
+from augment.enrich import Job, Summary, enrich
+from augment.errors import StoreError
+from augment.images import content_hash
+from augment.keys import Recipe
+from augment.progress import Progress, draining, duration
+from augment.prompts import load_prompt
+from augment.records import Item, Sampling
+from augment.store import Store
+
+CORPUS, HIDDEN = load_prompt("rar_corpus"), load_prompt("rar_modification")
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "root").mkdir()
+    for n in range(6):
+        Image.new("RGB", (8 + n, 8), (40 * n, 9, 9)).save(tmp_path / "root" / f"{n}.png")
+    return tmp_path / "root"
+
+
+def job(n, image="0.png", text="words", prompt=CORPUS, reason="picture"):
+    return Job(Item(f"1:{n}", text, image, "image,text"), prompt, reason)
+
+
+def run(jobs, root, engine=None, **options):
+    engine = engine or ScriptedEngine(root=root, batch_size=2)
+    prompts = (CORPUS, HIDDEN)
+    recipe = Recipe(
+        "corpus",
+        {p.name: p.id for p in prompts},
+        engine.model,
+        engine.revision,
+        {p.name: Sampling(p.max_new_tokens) for p in prompts},
+        {"image": CORPUS.name},
+    )
+    with Store(root.parent / "store") as store:
+        return enrich(jobs, engine, store, recipe, root, **options)
+
+
+def texts(root):
+    return {item: t.text for item, t in Store(root.parent / "store").texts("corpus").items()}
+
+
+def counts(summary):
+    failed, skipped = summary.failed.total(), summary.skipped.total()
+    return summary.total, summary.generated, summary.cached, skipped, failed
+
+
+def test_every_outcome_is_counted(root):
+    (root / "bad.png").write_bytes(b"no picture")
+    jobs = [
+        job(1),
+        job(2),  # sends the same as 1
+        job(3, "1.png"),
+        job(3, "1.png"),  # listed again
+        job(3, "2.png"),  # the id of another
+        job(4, None, prompt=None, reason="no picture"),
+        job(5, "bad.png"),
+        job(6, "absent.png"),
+    ]
+    summary = run(jobs, root)
+    assert counts(summary) == (8, 2, 1, 2, 3)
+    assert summary.duplicates == 1
+    assert summary.skipped == {"listed again": 1, "no picture": 1}
+    assert summary.failed == {"duplicate-id": 1, "corrupt": 1, "missing": 1}
+    assert summary.exit_code == 3
+    assert {f.item_id: f.image for f in summary.failures}["1:5"] == "bad.png"
+    again = run(jobs, root)
+    assert counts(again) == (8, 0, 3, 2, 3), "failures are tried again, the rest is known"
+
+
+def test_one_picture_under_many_names_is_asked_once(root):
+    (root / "copy.png").write_bytes((root / "0.png").read_bytes())
+    engine = ScriptedEngine(root=root)
+    summary = run([job(1), job(2, "copy.png"), job(3, text="other")], root, engine)
+    assert len(engine.calls) == 2
+    assert texts(root)["1:1"] == texts(root)["1:2"] != texts(root)["1:3"]
+    # Moving the pictures changes no key.
+    (root / "moved").mkdir()
+    for name in ("0.png", "copy.png"):
+        (root / name).rename(root / "moved" / name)
+    assert run([job(1, "moved/0.png")], root).cached == 1
+    assert summary.generated == 2
+
+
+@pytest.mark.parametrize("window", [1, 3, 100])
+def test_windows_and_batches_do_not_change_the_texts(root, window):
+    dice = random.Random(window)  # noqa: S311
+    jobs = [job(n, f"{dice.randrange(6)}.png", dice.choice("abc")) for n in range(60)]
+    summary = run(jobs, root, window=window)
+    assert summary.generated == len({(j.item.image, j.item.text) for j in jobs})
+    assert summary.generated + summary.duplicates == 60
+    for one in jobs:
+        image = content_hash(root, one.item.image)[:12]
+        assert image in texts(root)[one.item.id]
+
+
+def test_a_changed_prompt_regenerates_only_its_own(root):
+    def jobs(corpus):
+        return [job(1, prompt=corpus), job(2, text="longer", prompt=HIDDEN)]
+
+    changed = CORPUS.__class__(**{**vars(CORPUS), "user": CORPUS.user + " Be brief."})
+    run(jobs(CORPUS), root)
+    before = texts(root)
+    assert counts(run(jobs(changed), root))[1:3] == (1, 1)
+    assert counts(run(jobs(CORPUS), root))[1:3] == (0, 2)
+    assert texts(root) == before
+
+
+def test_a_prompt_that_withholds_the_picture_never_opens_it(root):
+    (root / "0.png").unlink()
+    summary = run([job(1, prompt=HIDDEN), job(2, "../outside.png", prompt=HIDDEN)], root)
+    assert summary.exit_code == 0
+    assert "picture" not in texts(root)["1:1"]
+
+
+def test_refused_texts_are_kept_with_their_reason_and_not_asked_again(root):
+    engine = ScriptedEngine(["I'm sorry, I can't.", "```\nA **red** flag\n```"], root=root)
+    jobs = [job(1), job(2, "1.png")]
+    summary = run(jobs, root, engine)
+    assert summary.rejected == {"refusal": 1}
+    stored = Store(root.parent / "store").texts("corpus")
+    assert (stored["1:1"].rejected, stored["1:1"].text) == ("refusal", "I'm sorry, I can't.")
+    assert (stored["1:2"].rejected, stored["1:2"].text) == ("", "A red flag")
+    assert run(jobs, root, engine).cached == 2
+
+
+def test_a_dead_model_leaves_what_was_done(root):
+    jobs = [job(n, text=str(n)) for n in range(7)]
+    summary = run(jobs, root, ScriptedEngine(root=root, batch_size=2, die_after=4))
+    assert summary.exit_code == 4
+    assert (summary.generated, summary.pending) == (4, 3)
+    assert "scripted death" in str(summary)
+    assert counts(run(jobs, root)) == (7, 3, 4, 0, 0)
+
+
+def test_items_that_fail_in_the_model_are_tried_again(root):
+    jobs = [job(n, text=str(n)) for n in range(6)]
+    summary = run(jobs, root, ScriptedEngine(root=root, fail_every=3))
+    assert (summary.generated, summary.failed) == (4, {"scripted": 2})
+    assert len(Store(root.parent / "store").failures("corpus")) == 2
+    assert counts(run(jobs, root)) == (6, 2, 4, 0, 0)
+    assert not Store(root.parent / "store").failures("corpus")
+
+
+def test_stopping_finishes_the_batch_and_reads_no_more(root):
+    jobs = (job(n, text=str(n)) for n in range(1000))
+    asked = iter([False, True, True])
+    summary = run(jobs, root, stop=lambda: next(asked), window=10)
+    assert (summary.total, summary.generated, summary.pending) == (10, 4, 6)
+    assert summary.exit_code == 4
+    assert len(texts(root)) == 4
+
+
+def test_cut_anywhere_the_next_run_ends_with_the_same_texts(root):
+    """The write-ahead file cut at many lengths stands for a kill at every moment."""
+    jobs = [job(n, f"{n % 6}.png", str(n % 9)) for n in range(24)]
+    run(jobs, root)
+    whole = texts(root)
+    (wal,) = (root.parent / "store" / "wal").glob("*")
+    data = wal.read_bytes()
+    wal.unlink()
+    dice = random.Random(0)  # noqa: S311
+    for _ in range(25):
+        wal.write_bytes(data[: dice.randrange(len(data))])
+        run(jobs, root)
+        assert texts(root) == whole
+        keys = Counter(t.key for t in Store(root.parent / "store"))
+        written = sum(
+            line.startswith(b'{"kind":"text"') and line.endswith(b"}")
+            for path in wal.parent.glob("*")
+            for line in path.read_bytes().split(b"\n")
+        )
+        assert written == len(keys), "a text was generated twice"
+        for path in wal.parent.glob("*"):
+            path.unlink()
+
+
+def test_an_unwritable_store_ends_the_run(root):
+    (root.parent / "store").write_text("a file, not a folder")
+    with pytest.raises(StoreError, match="cannot write"):
+        run([job(1)], root)
+
+
+def test_a_sum_that_does_not_fit_is_a_defect():
+    with pytest.raises(RuntimeError, match="do not add up"):
+        Summary(total=2, generated=1).verify()
+
+
+def test_progress_lines(capsys):
+    progress = Progress("corpus", 100, line_seconds=0)
+    progress.add(50)
+    progress.add(10, new=10, failed=1)
+    progress.close()
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("corpus: 60 of 100 items, ")
+    assert last.endswith(" left, 1 failed")
+    assert [duration(s) for s in (3, 125, 4020)] == ["3 s", "2 min 05 s", "1 h 07 min"]
+
+
+def test_a_signal_asks_once_and_handlers_come_back(capsys):
+    import os
+    import signal
+
+    before = signal.getsignal(signal.SIGTERM)
+    with draining() as stop:
+        assert not stop()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop()
+        assert signal.getsignal(signal.SIGTERM) is before
+    assert "once more" in capsys.readouterr().err
