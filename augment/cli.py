@@ -192,6 +192,9 @@ def main(command: Callable[[Sequence[str] | None], int]) -> None:
     except ToolkitError as error:
         sys.stderr.write(f"error: {error}\n")
         code = 2
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; run the same command again to go on\n")
+        code = 4
     sys.exit(code)
 
 

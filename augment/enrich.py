@@ -62,7 +62,7 @@ class Summary:
         failed: reason -> items without a text.
         pending: items read but not settled, because the run was cut short.
         rejected: reason -> new texts that a check refused (they are among ``generated``).
-        routed: route -> items asked about.
+        routed: how the prompt was chosen -> items with a text, refused ones included.
         failures: the first :data:`NAMED_FAILURES` failures.
         incomplete: why the run was cut short; empty if it was not.
     """
@@ -104,6 +104,8 @@ class Summary:
             f"{self.skipped.total():>9,} left alone{_reasons(self.skipped, ': ')}",
             f"{self.failed.total():>9,} failed{_reasons(self.failed, ': ')}",
         ]
+        if len(self.routed) > 1:
+            rows += [f"{number:>9,} with a text: {route}" for route, number in self.routed.items()]
         if self.incomplete:
             rows += [f"{self.pending:>9,} read, not settled", f"incomplete: {self.incomplete}"]
         return "\n".join(rows)

@@ -134,6 +134,79 @@ def test_batches_give_the_tokens_of_single_calls(tiny, pictures):
     assert len({reply.text for reply in batched}) > len(batched) // 2, "the pictures are not seen"
 
 
+@pytest.fixture(scope="module")
+def tiny_25(tiny, tmp_path_factory):
+    """Qwen2.5-VL: another architecture, patch 14 instead of 16, the same path."""
+    import torch
+    import transformers as tf
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-vlm-2.5"
+    qwen3 = tf.AutoProcessor.from_pretrained(tiny)
+    shape = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
+    size = {"shortest_edge": 28 * 28, "longest_edge": 120 * 120}
+    tf.Qwen2_5_VLProcessor(
+        image_processor=tf.Qwen2VLImageProcessor(size=size, **shape),
+        tokenizer=qwen3.tokenizer,
+        video_processor=tf.Qwen2VLVideoProcessor(size=size, **shape),
+        chat_template=qwen3.chat_template,
+    ).save_pretrained(folder)
+    tokenizer = qwen3.tokenizer
+    names = ("image", "video", "vision_start", "vision_end")
+    tokens = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    ids = {
+        f"{name}_token_id": tokenizer.convert_tokens_to_ids(token)
+        for name, token in zip(names, tokens, strict=True)
+    }
+    torch.manual_seed(0)
+    config = tf.Qwen2_5_VLConfig(
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "patch_size": 14,
+            "out_hidden_size": 64,
+            "fullatt_block_indexes": [1],
+            "window_size": 56,
+            "initializer_range": 0.15,
+        },
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 2048,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10_000.0,
+                "mrope_section": [6, 5, 5],
+            },
+            "initializer_range": 0.15,
+        },
+        **ids,
+    )
+    model = tf.Qwen2_5_VLForConditionalGeneration(config)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_qwen_2_5_takes_the_same_path_with_its_own_patch(tiny_25, pictures):
+    ask = requests(pictures)[:6]
+    sampling = Sampling(max_new_tokens=8)
+    engine = hf.HFEngine(str(tiny_25), root=pictures, batch_size=4, device="cpu")
+    alone = hf.HFEngine(str(tiny_25), root=pictures, batch_size=1, device="cpu")
+    batched = list(engine.generate(ask, sampling))
+    assert batched == [next(alone.generate([one], sampling)) for one in ask]
+    assert {reply.finish for reply in batched} <= {"stop", "length"}
+    assert len({reply.text for reply in batched}) > 3
+    # 300 by 300 within 120*120 pixels: 8 by 8 patches of 14.
+    opened = engine._open(0, ask[4])
+    assert opened.image.size == (112, 112)
+    assert engine._encode([opened])["image_grid_thw"].tolist() == [[1, 8, 8]]
+
+
 def test_batches_are_of_similar_size_and_within_the_token_budget(tiny, pictures):
     engine = hf.HFEngine(str(tiny), root=pictures, batch_size=4, batch_tokens=400, device="cpu")
     ready = [engine._open(n, one) for n, one in enumerate(requests(pictures))]

