@@ -101,7 +101,7 @@ def test_first_signal_drains_and_exits_4(root):
     while running.poll() is None and not written(root):
         time.sleep(0.01)
     running.send_signal(signal.SIGTERM)
-    out, err = running.communicate(timeout=30)
+    out, err = running.communicate(timeout=300)
     assert running.returncode == 4, err.decode()
     assert "run the same command again" in out.decode()
     assert 0 < sum(written(root).values()) < ITEMS
