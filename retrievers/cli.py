@@ -55,6 +55,7 @@ class RetrieverCLI(LightningCLI):
             trainer_defaults={"use_distributed_sampler": False},
             parser_kwargs={"parser_mode": "omegaconf+", "prog": "python -m retrievers"},
             auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
             args=args if args is None else list(args),
         )
 

@@ -61,7 +61,7 @@ class ValidationConfig:
 
 
 @dataclass
-class TestConfig:
+class SearchConfig:
     """The test protocol.
 
     Args:
@@ -110,14 +110,14 @@ class MBeirData(lightning.LightningDataModule):
         seed: int = 0,
         loader: LoaderConfig | None = None,
         validation: ValidationConfig | None = None,
-        test: TestConfig | None = None,
+        test: SearchConfig | None = None,
     ) -> None:
         super().__init__()
         self.root = DataRoot(Path(root))
         self.batch_size = batch_size
         self.loader = loader or LoaderConfig()
         self.validation = validation or ValidationConfig()
-        self.test = test or TestConfig()
+        self.test = test or SearchConfig()
         self._tasks, self._limit, self._seed = tasks, limit, seed
         self._on_bad_image: OnBadImage = on_bad_image
         self._views = (query, corpus)
