@@ -129,7 +129,7 @@ class Retriever(lightning.LightningModule, ABC):
     def on_fit_start(self) -> None:
         """Refuse to resume on other text; remember this one. Initial weights may come from any."""
         shown = self.data.recipe.fingerprint
-        if self.trained_on is not None and self.trainer.global_step > 0:
+        if self.trained_on is not None and self.trainer.ckpt_path is not None:
             check_recipe(self.trained_on, shown, self.allow_mismatch)
         self.trained_on = shown
 
@@ -165,7 +165,7 @@ class Retriever(lightning.LightningModule, ABC):
         """Search and log ``val/recall@k``, ``val/success@k``: means over data sets and tasks."""
         if not self.data.plan.tasks:
             return
-        _, results = self._score(depth=10)
+        _, results = self._score(depth=10, made_by="validation")
         names = [name for name in results.mean["local"] if "@" in name]
         self.log_dict({f"val/{name}": results.mean["local"][name] for name in names})
         self.log("R@5", results.mean["local"]["recall@5"], prog_bar=True, logger=False)
@@ -191,7 +191,7 @@ class Retriever(lightning.LightningModule, ABC):
     @final
     def on_test_epoch_end(self) -> None:
         """Search exactly, write runs, judgements and metrics to the trainer's root folder."""
-        runs, results = self._score(depth=self.data.test.depth)
+        runs, results = self._score(self.data.test.depth, self.fingerprint())
         settings = {"model": self.describe(), "data": self.data.describe()}
         results.settings.update(settings, trained_on=self.trained_on)
         write_results(Path(self.trainer.default_root_dir), self.data.plan, runs, results)
@@ -207,9 +207,8 @@ class Retriever(lightning.LightningModule, ABC):
         if batch.inputs.size:
             store.put(batch.rows.cpu(), self.encode(batch.inputs, _SIDES[loader]).float().cpu())
 
-    def _score(self, depth: int) -> tuple[Any, Results]:
+    def _score(self, depth: int, made_by: str) -> tuple[Any, Results]:
         candidates, queries = self._embeddings
-        made_by = self.fingerprint()
         runs = search_plan(self.data.plan, candidates, queries, made_by, depth, str(self.device))
         self._embeddings = []
         return runs, score(self.data.plan, runs, candidates, queries, made_by)

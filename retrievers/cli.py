@@ -11,6 +11,7 @@ from typing import Any
 
 import jsonargparse
 import lightning
+import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from augment.errors import ToolkitError
@@ -26,7 +27,11 @@ _NOISE = (".*LightningCLI's args parameter.*", ".*isinstance.treespec, LeafSpec.
 
 
 class SaveSettings(SaveConfigCallback):
-    """Writes the settings of a run to ``OUT/fit.yaml``, ``test.yaml`` and so on."""
+    """Writes the settings of a run to ``OUT/fit.yaml``, ``test.yaml`` and so on.
+
+    Paths under ``out`` are written as ``${out}/...`` again, so that a later run with these settings
+    and another ``--out`` does not write into this one's folder.
+    """
 
     def save_config(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
@@ -34,8 +39,20 @@ class SaveSettings(SaveConfigCallback):
         """Called by Lightning on the first process."""
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        path = str(folder / self.config_filename)
-        self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+        settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        out = settings.pop("out")
+        text = yaml.safe_dump({"out": out, **_relocatable(settings, out)}, sort_keys=False)
+        (folder / self.config_filename).write_text(text, encoding="utf-8")
+
+
+def _relocatable(value: Any, out: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _relocatable(inner, out) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_relocatable(inner, out) for inner in value]
+    if isinstance(value, str) and (value == out or value.startswith(f"{out}/")):
+        return "${out}" + value[len(out) :]
+    return value
 
 
 class RetrieverCLI(LightningCLI):

@@ -59,7 +59,9 @@ def test_fit_leaves_checkpoints_settings_and_logs(fitted):
     assert "hyper_parameters" not in checkpoint
     assert (fitted / "checkpoints" / "best.ckpt").is_file()
     settings = yaml.safe_load((fitted / "fit.yaml").read_text())
-    assert settings["trainer"]["default_root_dir"] == str(fitted)
+    assert settings["out"] == str(fitted)
+    # Settings are usable again elsewhere: nothing but ``out`` names this folder.
+    assert (fitted / "fit.yaml").read_text().count(str(fitted)) == 1
     header = next(fitted.glob("logs/*/metrics.csv")).read_text().splitlines()[0]
     assert {"val/recall@5", "val/success@1", "train/loss"} <= set(header.split(","))
 
@@ -95,9 +97,14 @@ def test_test_is_deterministic_and_prints_a_table(world, fitted, tmp_path, capsy
     assert saved[0]["settings"]["trained_on"]["rule"] == "plain"
 
 
-def test_validate_runs(world, fitted, tmp_path):
-    given = [f"--ckpt_path={fitted / 'checkpoints' / 'last.ckpt'}"]
-    assert main(["validate", *options(world, tmp_path), *given]) == 0
+def test_saved_settings_work_with_another_folder(fitted, tmp_path):
+    before = sorted(path.stat().st_mtime_ns for path in fitted.rglob("*"))
+    given = [f"--config={fitted / 'fit.yaml'}", f"--out={tmp_path}"]
+    checkpoint = f"--ckpt_path={fitted / 'checkpoints' / 'last.ckpt'}"
+    assert main(["validate", *given, checkpoint]) == 0
+    assert main(["fit", *given, "--trainer.max_steps=4"]) == 0
+    assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
+    assert before == sorted(path.stat().st_mtime_ns for path in fitted.rglob("*"))
 
 
 def test_another_recipe_is_refused_unless_allowed(world, fitted, tmp_path, capsys):
