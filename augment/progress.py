@@ -64,7 +64,7 @@ class Progress:
         text = f"{self._what}: {self._done:,}"
         if self._total is not None:
             text += f" of {self._total:,}"
-        text += f" items, {rate:.1f}/s"
+        text += f" items, {rate:.3g}/s"
         if self._total is not None and rate > 0:
             text += f", {duration((self._total - self._done) / rate)} left"
         return text + (f", {self._failed:,} failed" if self._failed else "")
