@@ -197,7 +197,7 @@ def test_command(root, tmp_path, capsys):
     assert main([str(root), *quiet, "--json", str(tmp_path / "r.json")]) == 1
     shown = capsys.readouterr().out
     assert "ERROR  1 pictures that are not there; unpack them under the root" in shown
-    assert f"{TRAIN}:1 (5:1): i/1.jpg: no such file" in shown
+    assert f"  1 in {TRAIN}\n      line 1 (5:1): i/1.jpg: no such file" in shown
     assert json.loads((tmp_path / "r.json").read_text())["findings"][0]["kind"] == "missing"
     assert main([str(tmp_path / "absent")]) == 2
     assert main([str(root), *quiet, "--json", str(tmp_path / "no" / "r.json")]) == 2

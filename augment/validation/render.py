@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from augment.records import TASKS
-from augment.validation.report import PROBLEMS, FileStats, Finding, Report
+from augment.validation.report import EXAMPLES, PROBLEMS, FileStats, Finding, Report
 
 _SHORT = {"text": "t", "image": "i", "image,text": "it"}
 
@@ -109,19 +109,22 @@ def _pictures(report: Report) -> Iterator[str]:
 
 
 def _findings(findings: Sequence[Finding]) -> Iterator[str]:
-    kind = ""
-    for found in findings:
-        if found.kind != kind:
-            kind = found.kind
-            problem = PROBLEMS[kind]
-            same = [other for other in findings if other.kind == kind]
-            total = sum(other.count for other in same)
-            yield ""
-            yield f"{problem.severity.upper()}  {total:,} {problem.title}; {problem.remedy}"
-        yield f"  {found.count:,} in {found.file}"
-        yield from (f"      {example}" for example in found.examples)
-        if 0 < len(found.examples) < found.count:
-            yield f"      and {found.count - len(found.examples):,} more"
+    for kind in dict.fromkeys(found.kind for found in findings):
+        same = [found for found in findings if found.kind == kind]
+        problem = PROBLEMS[kind]
+        total = sum(found.count for found in same)
+        yield ""
+        yield f"{problem.severity.upper()}  {total:,} {problem.title}; {problem.remedy}"
+        shown = EXAMPLES if len(same) <= EXAMPLES else 1  # one each when it is everywhere
+        for found in same:
+            yield f"  {found.count:,} in {found.file}"
+            yield from (f"      {_within(found, text)}" for text in found.examples[:shown])
+
+
+def _within(found: Finding, example: str) -> str:
+    """An example without the name of the file it is listed under."""
+    file = found.file.partition(" -> ")[0]
+    return f"line {example[len(file) + 1 :]}" if example.startswith(f"{file}:") else example
 
 
 def _verdict(report: Report) -> str:
