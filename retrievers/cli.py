@@ -22,8 +22,13 @@ from retrievers.data import MBeirData
 #: Exit status of a run that a user can mend.
 USER_ERROR = 2
 
-#: Warnings of Lightning 2.6 about its own code and about calling it from Python.
-_NOISE = (".*LightningCLI's args parameter.*", ".*isinstance.treespec, LeafSpec.*")
+#: Warnings about Lightning 2.6's own code, and about calling its command line from Python.
+_NOISE = (
+    r".*LightningCLI's args parameter",
+    r".*isinstance.treespec, LeafSpec",
+    r"\s*By default only one JsonargparseDeprecationWarning",
+    r"\s*``instantiate_classes`` was deprecated",
+)
 
 
 class SaveSettings(SaveConfigCallback):
