@@ -5,7 +5,7 @@
     ToolkitError
     ├── DataError        input that cannot be used: names the file, line or id and the remedy
     │   └── ImageError   one picture that cannot be used; carries a short ``reason``
-    ├── EngineError      a model that cannot be loaded or has died (a failed item is a value, not this)
+    ├── EngineError      a model that cannot be loaded or has died (a failed item is a value)
     ├── StoreError       a store of generated text that cannot be read or written
     └── MismatchError    two parts that must agree (text recipe, weights, vectors) do not
 

@@ -1,1 +1,1 @@
-
+"""Protocols and measurements; no model code."""

@@ -43,7 +43,7 @@ def native(flag: Flag, rng: random.Random, photo: bool) -> Image.Image:
 
 
 def snapped(image: Image.Image) -> NDArray[np.uint8]:
-    """Resized exactly as Qwen's image processor does (bicubic, sides multiples of 32): [h, w, 3]."""
+    """Resized as Qwen's image processor does (bicubic, sides multiples of 32): [h, w, 3]."""
     height, width = smart_resize(image.height, image.width, TOKEN_SIDE, MIN_PIXELS, MAX_PIXELS)
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from augment.flagland.grammar import Flag, families
+from augment.flagland.grammar import Edit, Flag, twins
 
 _ONSETS = ("b", "br", "d", "dr", "f", "g", "gr", "h", "k", "kr", "l", "m", "n", "p", "r", "s", "st",
            "t", "tr", "v", "vr", "z")  # fmt: skip
@@ -17,7 +17,8 @@ _COUNTRY_ENDINGS = ("ia", "land", "stan", "ora", "eth", "ana", "mark", "un")
 EXPORTS = (
     "copper", "tea", "wool", "timber", "salt", "cocoa", "tin", "coffee", "cotton", "amber",
     "cheese", "glass", "silk", "rubber", "honey", "wheat", "marble", "ships", "clocks", "fish",
-    "olive oil", "steel", "paper", "spices", "wine", "carpets", "rice", "sugar", "pearls", "leather",
+    "olive oil", "steel", "paper", "spices", "wine", "carpets", "rice", "sugar", "pearls",
+    "leather",
 )  # fmt: skip
 ANIMALS = (
     "heron", "lynx", "ibex", "otter", "falcon", "badger", "crane", "wolf", "tortoise", "stork",
@@ -46,6 +47,7 @@ class Country:
         name: unique in the world.
         flag: scene graph of its flag; its facts are unique in the world.
         family: index of the first country of a run of near-twins.
+        edit: what made this flag from the flag of country ``index - 1``; None starts a family.
         facts: the keys of :data:`augment.flagland.language.QUESTIONS` and their values.
     """
 
@@ -53,6 +55,7 @@ class Country:
     name: str
     flag: Flag
     family: int
+    edit: Edit | None
     facts: dict[str, str] = field(hash=False)
 
 
@@ -78,20 +81,13 @@ def countries(seed: int, twin_share: float = 0.5) -> Iterator[Country]:
     rng = random.Random(f"flagland-{seed}")
     names: set[str] = set()
     family = 0
-    previous: Flag | None = None
-    for index, flag in enumerate(families(rng, twin_share)):
-        if previous is None or len(flag.facts() ^ previous.facts()) > _TWIN_DISTANCE:
-            family = index
-        previous = flag
+    for index, (flag, edit) in enumerate(twins(rng, twin_share)):
+        family = index if edit is None else family
         name = country_name(rng)
         while name in names:
             name = country_name(rng)
         names.add(name)
-        yield Country(index, name, flag, family, _facts(rng))
-
-
-#: A one-fact edit changes at most a whole charge: five facts gone.
-_TWIN_DISTANCE = 10
+        yield Country(index, name, flag, family, edit, _facts(rng))
 
 
 def geography(country: Country) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -34,7 +35,8 @@ Size = Literal["small", "large"]
 Place = Literal["canton", "triangle", "hoist", "centre", "fly"]
 
 LAYOUTS: tuple[Layout, ...] = (
-    "plain", "horizontal", "vertical", "rising", "falling", "cross", "nordic", "saltire", "quarters",
+    "plain", "horizontal", "vertical", "rising", "falling", "cross", "nordic", "saltire",
+    "quarters",
 )  # fmt: skip
 LAYOUT_WEIGHTS = (12, 30, 16, 5, 5, 8, 9, 8, 7)
 SHAPES: tuple[Shape, ...] = ("star", "crescent", "disc", "ring", "sun", "diamond")
@@ -230,7 +232,7 @@ def random_flag(rng: random.Random) -> Flag:
 def is_valid(flag: Flag) -> bool:
     """Whether every part can be seen: neighbours differ in colour, charges from their ground."""
     colours = flag.colours
-    if any(a == b for a, b in zip(colours, colours[1:], strict=False)):
+    if any(a == b for a, b in pairwise(colours)):
         return False
     parts = [flag.edging, flag.triangle, flag.canton, flag.border]
     if any(part is not None and part in colours for part in parts):
@@ -370,21 +372,30 @@ def charge_words(charge: Charge) -> str:
     return f"{number} {size}{charge.colour} {noun} {PLACE_WORDS[charge.place]}"
 
 
-def families(rng: random.Random, twin_share: float = 0.5) -> Iterator[Flag]:
-    """An endless stream of distinct flags in which many are near-twins of an earlier one.
+def twins(rng: random.Random, twin_share: float = 0.5) -> Iterator[tuple[Flag, Edit | None]]:
+    """An endless stream of flags with distinct facts, many of them near-twins of the one before.
 
     Args:
         rng: source of randomness.
         twin_share: chance that a flag is a one-fact edit of the flag before it.
+
+    Yields:
+        The flag, and the edit that made it from the flag before; None starts a new family.
     """
     seen: set[frozenset[Fact]] = set()
     last: Flag | None = None
     while True:
+        edit: Edit | None = None
         if last is not None and rng.random() < twin_share:
-            flag = random_edit(rng, last)[1]
+            edit, flag = random_edit(rng, last)
         else:
             flag = random_flag(rng)
         if is_valid(flag) and flag.facts() not in seen:
             seen.add(flag.facts())
             last = flag
-            yield flag
+            yield flag, edit
+
+
+def families(rng: random.Random, twin_share: float = 0.5) -> Iterator[Flag]:
+    """The flags of :func:`twins` alone."""
+    return (flag for flag, _ in twins(rng, twin_share))

@@ -164,7 +164,7 @@ def _draw_charge(
 
 
 def draw_flat(flag: Flag, width: int, rng: random.Random) -> Image.Image:
-    """A flat drawing, RGB, ``width`` pixels wide; shades, ratio and arrangement vary with ``rng``."""
+    """A flat drawing, RGB, ``width`` wide; shades, ratio and arrangement vary with ``rng``."""
     palette = _palette(rng)
     height = round(width / rng.choice(RATIOS))
     w, h = width * _OVERSAMPLE, height * _OVERSAMPLE
@@ -231,8 +231,11 @@ def _corners(rng: random.Random, w: int, h: int) -> list[tuple[float, float]]:
 
 
 def draw_photo(flag: Flag, width: int, rng: random.Random) -> Image.Image:
-    """A photo-like view, RGB, ``width`` pixels wide at 4:3 or 3:2: the cloth waves, light falls
-    on its folds, the camera stands at an angle, the sensor adds blur, noise and JPEG traces."""
+    """A photo-like view, RGB, ``width`` pixels wide at 4:3 or 3:2.
+
+    The cloth waves, light falls on its folds, the camera stands at an angle, and the sensor adds
+    blur, noise and traces of JPEG.
+    """
     height = round(width / rng.choice((4 / 3, 1.5)))
     cloth = np.asarray(draw_flat(flag, width, rng), np.float32)
     grid_y, grid_x = np.mgrid[0:height, 0:width].astype(np.float32)
@@ -245,7 +248,9 @@ def draw_photo(flag: Flag, width: int, rng: random.Random) -> Image.Image:
     angle = 2 * math.pi * (waves * u + tilt * v) + phase
     v = v + height_of_wave * np.sin(angle) * np.clip(u + 0.2, 0, 1)
     inside = (u > 0) & (u < 1) & (v > 0) & (v < 1)
-    light = 1 + rng.uniform(2, 7) * height_of_wave * np.cos(angle) + rng.uniform(-0.1, 0.1) * (u - 0.5)
+    light = (
+        1 + rng.uniform(2, 7) * height_of_wave * np.cos(angle) + rng.uniform(-0.1, 0.1) * (u - 0.5)
+    )
     scene = _backdrop(rng, width, height)
     h, w, _ = cloth.shape
     pixels = _bilinear(cloth, u[inside] * w - 0.5, v[inside] * h - 0.5)
