@@ -47,7 +47,7 @@ class Cost(NamedTuple):
 
 def write_pool(path: Path, rows: int) -> None:
     """A pool of about 430 bytes a row, the mean of M-BEIR's union pool, ids shuffled."""
-    source = random.Random(0)  # noqa: S311 - reproducible filler
+    source = random.Random(0)
     words = ["".join(source.choices("abcdefghij", k=source.randint(2, 9))) for _ in range(2_000)]
     texts = [" ".join(source.choices(words, k=38)) for _ in range(5_000)]
     numbers = list(range(1, rows + 1))
@@ -84,7 +84,7 @@ def _measure(name: str, path: Path, rows: int) -> Cost:
     opened = opener(path)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     private = process.memory_full_info().uss - before
-    numbers = random.Random(1).choices(range(1, rows + 1), k=LOOKUPS)  # noqa: S311
+    numbers = random.Random(1).choices(range(1, rows + 1), k=LOOKUPS)
     start = time.process_time()
     for number in numbers:
         key = f"{number % 10}:{number}"

@@ -28,7 +28,7 @@ from augment.mbeir import (
     write_qrels,
     write_queries,
 )
-from augment.records import TASKS, Item, Modality, Qrel, Query
+from augment.records import TASKS, Item, Qrel, Query
 
 DATASET, DATASET_ID = "flagland", "80"
 SPLITS = ("train", "val", "test")
@@ -290,11 +290,9 @@ def _scene_graphs(countries: list[Country]) -> Iterator[dict[str, Any]]:
             }
 
 
-def _modality(task: int) -> tuple[Modality, Modality]:
-    return TASKS[task]
-
-
-def _write_pools(config: WorldConfig, root: Path, countries: list[Country]) -> None:
+def _write_pools(
+    config: WorldConfig, root: Path, countries: list[Country], wanted: dict[str, set[str]]
+) -> None:
     local = root / "cand_pool" / "local"
     for task, kinds in POOLS.items():
         items = (candidate(config, kind, country) for country in countries for kind in kinds)
@@ -305,7 +303,7 @@ def _write_pools(config: WorldConfig, root: Path, countries: list[Country]) -> N
             candidate(config, kind, country)
             for kind in _KINDS
             for country in countries
-            if split == "test" or split_of(config, country) == split
+            if split == "test" or did(kind, country.index) in wanted[split]
         )
         path = root / "cand_pool" / "global" / f"mbeir_union_{split}_cand_pool.jsonl"
         write_candidates(path, items)
@@ -352,7 +350,11 @@ def write_world(root: Path, config: WorldConfig, workers: int = 1) -> list[Count
             if asked.truth is not None:
                 truths.append({**asked.truth, "split": split})
     _write_jsonl(root / "truth" / "queries.jsonl", truths)
-    _write_pools(config, root, countries)
+    wanted = {
+        split: {positive for some in asked.values() for q in some for positive in q.positives}
+        for split, asked in by_split.items()
+    }
+    _write_pools(config, root, countries, wanted)
     for split in SPLITS:
         _write_split(root, split, by_split[split])
     rows = [
