@@ -1,1 +1,1 @@
-"""Offline enrichment: from M-BEIR files to generated text with provenance. No torch in the core."""
+"""Offline enrichment: from M-BEIR files to generated text with provenance."""
