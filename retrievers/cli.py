@@ -46,6 +46,7 @@ class SaveSettings(SaveConfigCallback):
         folder.mkdir(parents=True, exist_ok=True)
         settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         out = settings.pop("out")
+        settings.pop("ckpt_path", None)  # where this run began is no setting of the next one
         text = yaml.safe_dump({"out": out, **_relocatable(settings, out)}, sort_keys=False)
         (folder / self.config_filename).write_text(text, encoding="utf-8")
 

@@ -54,7 +54,7 @@ class ClipScoreFusion(Retriever):
         normalize_towers: bool = False,
         symmetric: bool = False,
         max_logit_scale: float = 100.0,
-        optimizer: AdamWCosine | None = None,
+        optimizer: AdamWCosine = AdamWCosine(),  # noqa: B008 - frozen
         init_from: str | None = None,
         allow_mismatch: bool = False,
     ) -> None:
@@ -68,7 +68,7 @@ class ClipScoreFusion(Retriever):
             "max_logit_scale": max_logit_scale,
         }
         self.clip, self._processor = load_clip(model_name, pretrained, random_init)
-        self.optimizer = optimizer or AdamWCosine()
+        self.optimizer = optimizer
         self._normalize = normalize_towers
         self._symmetric = symmetric
         self._max_log_scale = math.log(max_logit_scale)

@@ -30,7 +30,7 @@ from retrievers.plan import Embedder, Plan, plan_test, plan_validation
 from retrievers.texts import TextRecipe, ViewConfig
 
 
-@dataclass
+@dataclass(frozen=True)
 class LoaderConfig:
     """How data is loaded.
 
@@ -45,7 +45,7 @@ class LoaderConfig:
     eval_batch_size: int = 128
 
 
-@dataclass
+@dataclass(frozen=True)
 class ValidationConfig:
     """The small search that validates during fit.
 
@@ -60,7 +60,7 @@ class ValidationConfig:
     holdout: float = 0.05
 
 
-@dataclass
+@dataclass(frozen=True)
 class SearchConfig:
     """The test protocol.
 
@@ -108,16 +108,16 @@ class MBeirData(lightning.LightningDataModule):
         batch_size: int = 128,
         on_bad_image: OnBadImage = "error",
         seed: int = 0,
-        loader: LoaderConfig | None = None,
-        validation: ValidationConfig | None = None,
-        test: SearchConfig | None = None,
+        loader: LoaderConfig = LoaderConfig(),
+        validation: ValidationConfig = ValidationConfig(),
+        test: SearchConfig = SearchConfig(),
     ) -> None:
         super().__init__()
         self.root = DataRoot(Path(root))
         self.batch_size = batch_size
-        self.loader = loader or LoaderConfig()
-        self.validation = validation or ValidationConfig()
-        self.test = test or SearchConfig()
+        self.loader = loader
+        self.validation = validation
+        self.test = test
         self._tasks, self._limit, self._seed = tasks, limit, seed
         self._on_bad_image: OnBadImage = on_bad_image
         self._views = (query, corpus)

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 @final
-@dataclass
+@dataclass(frozen=True)
 class AdamWCosine:
     """AdamW; tensors of fewer than two axes (norms, biases, logit scale) do not decay.
 
