@@ -307,6 +307,13 @@ def scale_of(step: int, steps: int, decay: float) -> float:
     return 1.0 if step < start else max(0.0, (steps - step) / max(1, steps - start))
 
 
+def publish(trained: Path, folder: Path) -> None:
+    """Write the weights in half precision, with processor and template, as they are packaged."""
+    model = AutoModelForImageTextToText.from_pretrained(trained, dtype=torch.float16)
+    model.save_pretrained(folder)
+    AutoProcessor.from_pretrained(trained).save_pretrained(folder)  # type: ignore[no-untyped-call]
+
+
 def main() -> None:
     """Train, with a checkpoint every few minutes."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -324,6 +331,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--every", type=int, default=250, help="steps between checkpoints")
+    parser.add_argument("--publish", type=Path, help="write the packaged form here at the end")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     state_file = args.out / "training.pt"
@@ -382,6 +390,8 @@ def main() -> None:
             }
             torch.save(state, state_file.with_suffix(".tmp"))
             state_file.with_suffix(".tmp").replace(state_file)
+    if args.publish:
+        publish(args.out, args.publish)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,89 @@
+"""The comparison and its report: means by hand, nothing unescaped."""
+
+import random
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from augment.mbeir import write_candidates, write_qrels, write_queries
+from augment.records import Enrichment, Hit, Item, Qrel, Query
+from benchmarks.compare import compare
+from benchmarks.report import write_report
+from retrievers.run import write_run
+
+
+def write_folder(folder: Path, right: dict[str, list[bool]]) -> Path:
+    """Runs in which a query of a task finds its positive first, or finds something else."""
+    folder.mkdir()
+    for task, hits in right.items():
+        run = {f"1:{n}": [Hit(f"1:{n}" if hit else "1:999", 1.0)] for n, hit in enumerate(hits, 1)}
+        write_run(folder / f"{task}.local.trec", run)
+        qrels = [Qrel(f"1:{n}", f"1:{n}") for n in range(1, len(hits) + 1)]
+        write_qrels(folder / f"{task}.qrels", qrels, columns=4)
+    return folder
+
+
+def test_means_and_the_mean_of_tasks(tmp_path: Path) -> None:
+    first = write_folder(
+        tmp_path / "a", {"x_task0": [True] * 5 + [False] * 5, "x_task3": [False] * 4}
+    )
+    second = write_folder(
+        tmp_path / "b", {"x_task0": [True] * 10, "x_task3": [True] * 2 + [False] * 2}
+    )
+    result = compare(first, second, ["x_task0", "x_task3"])
+    rows = {row.name: row for row in result.rows}
+    assert rows["0: text → image"].first == pytest.approx(0.5)
+    assert rows["0: text → image"].second == pytest.approx(1.0)
+    assert rows["3: image → text"].difference.mean == pytest.approx(0.5)
+    # Each task weighs the same although one has more queries.
+    assert rows["mean"].first == pytest.approx((0.5 + 0.0) / 2)
+    assert rows["mean"].second == pytest.approx((1.0 + 0.5) / 2)
+    low, high = rows["mean"].difference.low, rows["mean"].difference.high
+    assert low <= rows["mean"].difference.mean <= high
+    assert "| mean | 14 | 25.0 | 75.0 | +50.0" in result.table()
+
+
+def test_equal_systems_differ_by_nothing(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    hits = {"x_task4": [rng.random() < 0.5 for _ in range(30)]}
+    result = compare(
+        write_folder(tmp_path / "a", hits), write_folder(tmp_path / "b", hits), ["x_task4"]
+    )
+    assert result.rows[0].difference == (0, 0, 0)
+    assert result.rows[0].p == 1
+
+
+def test_the_report_escapes_what_it_shows(tmp_path: Path) -> None:
+    from augment.store import Store
+
+    root, store = tmp_path / "root", tmp_path / "store"
+    evil = "<script>alert(1)</script>"
+    (root / "mbeir_images").mkdir(parents=True)
+    Image.new("RGB", (40, 30), "red").save(root / "mbeir_images" / "a.jpg")
+    item = Item("1:1", evil, "mbeir_images/a.jpg", "image,text")
+    write_candidates(root / "cand_pool" / "local" / "mbeir_x_task2_cand_pool.jsonl", [item])
+    query = Query(Item("1:1", "who?", None, "text"), 2, ("1:1",))
+    write_queries(root / "query" / "test" / "mbeir_x_task2_test.jsonl", [query])
+    enrich(root, store, evil)
+    with Store(store) as opened:
+        assert isinstance(next(iter(opened)), Enrichment)
+    hits = {"x_task2": [True]}
+    result = compare(
+        write_folder(tmp_path / "a", hits), write_folder(tmp_path / "b", hits), ["x_task2"]
+    )
+    write_report(tmp_path, result, root, store, ["a & b"], {"all": 1.0})
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert evil not in page
+    assert "&lt;script&gt;" in page
+    assert "a &amp; b" in page
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+
+
+def enrich(root: Path, store: Path, answer: str) -> None:
+    from augment import corpus, queries
+    from augment.engines.scripted import ScriptedEngine
+
+    engine = ScriptedEngine([f"{answer} a red field"], root=root)
+    assert corpus.run(root, store, engine=engine).exit_code == 0
+    assert queries.run(root, store, splits=["test"], engine=engine).exit_code == 0
