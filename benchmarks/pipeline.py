@@ -158,7 +158,7 @@ def run(experiment: Experiment, clock: Clock) -> Comparison:
         title = f"test: trained on {trained}, shown {shown} text"
         clock.run(title, lambda a=trained, b=shown: test(experiment, a, b))  # type: ignore[misc]
     files = DataRoot(experiment.root).query_files("test")
-    names = [f"{file.name}_task{file.task}" for file in files]
+    names = [f"{file.dataset}_task{file.task}" for file in files]
     folders = (experiment.out / "raw", experiment.out / "enriched")
     both = {
         pool: compare(*folders, names, metric=experiment.metric, pool=pool, seed=experiment.seed)

@@ -63,7 +63,7 @@ def pictures_and_texts(root: DataRoot) -> list[tuple[str, str, str]]:
     texts: dict[str, str] = {}
     for split in ("train", "test"):
         for file in root.query_files(split):
-            if file.name == "flags":
+            if file.dataset == "flags":
                 texts.update(
                     (did, query.item.text or "")
                     for query in open_queries(file.path)

@@ -11,6 +11,8 @@ import argparse
 import json
 import random
 import time
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -314,82 +316,105 @@ def publish(trained: Path, folder: Path) -> None:
     AutoProcessor.from_pretrained(trained).save_pretrained(folder)  # type: ignore[no-untyped-call]
 
 
-def main() -> None:
-    """Train, with a checkpoint every few minutes."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--warm", type=int, default=400, help="first steps with descriptions only")
+    parser.add_argument("--warm", type=int, default=350, help="first steps with descriptions only")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--muon-lr", type=float, default=2e-3)
-    parser.add_argument("--decay", type=float, default=0.35)
+    parser.add_argument("--decay", type=float, default=0.3, help="last share of steps")
     parser.add_argument("--vocab", type=int, default=1024)
-    parser.add_argument("--vision", default="160x4")
-    parser.add_argument("--text", default="192x4")
+    parser.add_argument("--vision", default="160x4", help="width x depth")
+    parser.add_argument("--text", default="192x4", help="width x depth")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--every", type=int, default=250, help="steps between checkpoints")
+    parser.add_argument("--every", type=int, default=200, help="steps between checkpoints")
     parser.add_argument("--publish", type=Path, help="write the packaged form here at the end")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    state_file = args.out / "training.pt"
-    if not state_file.exists():
+    return parser
+
+
+def _start(args: argparse.Namespace) -> None:
+    if not (args.out / "config.json").exists():
         (vw, vd), (tw, td) = (map(int, s.split("x")) for s in (args.vision, args.text))
         build_qwen3_vl(
             args.out, tokenizer_texts(args.seed), seed=args.seed, vocab_size=args.vocab,
             vision_width=vw, vision_depth=vd, text_width=tw, text_depth=td,
         )  # fmt: skip
-    processor = AutoProcessor.from_pretrained(args.out)
-    model = AutoModelForImageTextToText.from_pretrained(args.out, dtype=torch.float32)
-    qwen.Qwen3VLVisionAttention.forward = batched_vision_attention
-    qwen.Qwen3VLVisionPatchEmbed.forward = linear_patch_embedding
-    opts = optimisers(model, args.lr, args.muon_lr)
-    bases = [opt.param_groups[0]["lr"] for opt in opts]
-    done, spent = 0, 0.0
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        done, spent = state["step"], state["seconds"]
-        for opt, saved in zip(opts, state["optimisers"], strict=True):
-            opt.load_state_dict(saved)
-    batches = Batches(Pictures(args.pictures), processor, args.seed)
-    start, losses = time.time(), []
-    print(
-        f"{sum(p.numel() for p in model.parameters()):,} parameters, from step {done}", flush=True
-    )
-    for step in range(done, args.steps):
-        factor = scale_of(step, args.steps, args.decay)
-        for opt, base in zip(opts, bases, strict=True):
-            opt.param_groups[0]["lr"] = base * factor
-        parts = batches.draw(step, args.batch, step < args.warm)
+
+
+class Training:
+    """Model, optimisers and counters; saved and taken up again as a whole."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.folder: Path = args.out
+        self.file = self.folder / "training.pt"
+        self.model: Any = AutoModelForImageTextToText.from_pretrained(
+            self.folder, dtype=torch.float32
+        )
+        self.optimisers = optimisers(self.model, args.lr, args.muon_lr)
+        self.rates = [opt.param_groups[0]["lr"] for opt in self.optimisers]
+        self.done, self.seconds = 0, 0.0
+        if self.file.exists():
+            state = torch.load(self.file, weights_only=True)
+            self.done, self.seconds = state["step"], state["seconds"]
+            for opt, saved in zip(self.optimisers, state["optimisers"], strict=True):
+                opt.load_state_dict(saved)
+
+    def step(self, parts: Sequence[dict[str, Any]], factor: float) -> float:
+        """One update on the batches of a step; the mean loss per answer token."""
         total = 0.0
         answered = sum(int((part["labels"] != -100).sum()) for part in parts)
         for part in parts:
-            loss = shared_prefix_loss(model, part) / answered
-            loss.backward()
+            loss = shared_prefix_loss(self.model, part) / answered
+            loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for opt in opts:
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for opt, rate in zip(self.optimisers, self.rates, strict=True):
+            # A resumed optimiser carries the momentum of the last run, not its rate.
+            opt.param_groups[0]["lr"] = rate * factor
             opt.step()
             opt.zero_grad(set_to_none=True)
-        losses.append(total)
-        if (step + 1) % 25 == 0:
-            seconds = spent + time.time() - start
-            mean = sum(losses[-25:]) / 25
-            rate = (step + 1 - done) * args.batch / (time.time() - start)
+        self.done += 1
+        return total
+
+    def save(self, seconds: float) -> None:
+        """Weights and state; the state last, by rename."""
+        self.model.save_pretrained(self.folder)
+        states = [opt.state_dict() for opt in self.optimisers]
+        partial = self.file.with_suffix(".tmp")
+        torch.save({"step": self.done, "seconds": seconds, "optimisers": states}, partial)
+        partial.replace(self.file)
+
+
+def main() -> None:
+    """Train, with a checkpoint every few minutes."""
+    args = _parser().parse_args()
+    torch.set_num_threads(args.threads)
+    qwen.Qwen3VLVisionAttention.forward = batched_vision_attention
+    qwen.Qwen3VLVisionPatchEmbed.forward = linear_patch_embedding
+    _start(args)
+    training = Training(args)
+    processor = AutoProcessor.from_pretrained(args.out)  # type: ignore[no-untyped-call]
+    batches = Batches(Pictures(args.pictures), processor, args.seed)
+    parameters = sum(p.numel() for p in training.model.parameters())
+    print(f"{parameters:,} parameters, from step {training.done}", flush=True)
+    start, first, losses = time.time(), training.done, deque[float](maxlen=25)
+    for step in range(training.done, args.steps):
+        parts = batches.draw(step, args.batch, step < args.warm)
+        losses.append(training.step(parts, scale_of(step, args.steps, args.decay)))
+        seconds = training.seconds + time.time() - start
+        if training.done % 25 == 0:
+            rate = (training.done - first) * args.batch / (time.time() - start)
+            mean = sum(losses) / len(losses)
             print(
-                f"step {step + 1} loss {mean:.4f} {rate:.1f} samples/s {seconds:.0f} s", flush=True
+                f"step {training.done} loss {mean:.4f} {rate:.1f} samples/s {seconds:.0f} s",
+                flush=True,
             )
-        if (step + 1) % args.every == 0 or step + 1 == args.steps:
-            model.save_pretrained(args.out)
-            state = {
-                "step": step + 1,
-                "seconds": spent + time.time() - start,
-                "optimisers": [opt.state_dict() for opt in opts],
-            }
-            torch.save(state, state_file.with_suffix(".tmp"))
-            state_file.with_suffix(".tmp").replace(state_file)
+        if training.done % args.every == 0 or training.done == args.steps:
+            training.save(seconds)
     if args.publish:
         publish(args.out, args.publish)
 
