@@ -274,7 +274,8 @@ def _edit_part(rng: random.Random, flag: Flag) -> Change | None:
     part = rng.choice(parts)
     before = getattr(flag, part)
     new = _colour(rng, {before})
-    return Edit("part colour", part, before, new), replace(flag, **{part: new})
+    twin = Flag.from_dict({**flag.to_dict(), part: new})
+    return Edit("part colour", part, before, new), twin
 
 
 def _edit_border(rng: random.Random, flag: Flag) -> Change | None:
@@ -339,7 +340,7 @@ _EDITS: tuple[tuple[Callable[[random.Random, Flag], Change | None], int], ...] =
 
 def random_edit(rng: random.Random, flag: Flag) -> Change:
     """Change one fact, so that the result is another valid flag: a near-twin."""
-    edits, weights = zip(*_EDITS, strict=True)
+    edits, weights = [edit for edit, _ in _EDITS], [weight for _, weight in _EDITS]
     while True:
         change = rng.choices(edits, weights)[0](rng, flag)
         if change is not None and is_valid(change[1]) and change[1].facts() != flag.facts():
