@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import final
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 
-@final
 @dataclass(frozen=True)
 class AdamWCosine:
     """AdamW; tensors of fewer than two axes (norms, biases, logit scale) do not decay.
