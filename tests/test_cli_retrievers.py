@@ -38,6 +38,7 @@ def options(world, out, *more):
         "--data.batch_size=10",
         "--trainer.max_steps=8",
         "--trainer.val_check_interval=4",
+        "--trainer.log_every_n_steps=4",
         "--trainer.enable_progress_bar=false",
         "--trainer.enable_model_summary=false",
         *more,
