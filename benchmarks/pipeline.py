@@ -17,11 +17,14 @@ from augment.cli import Options
 from augment.mbeir import DataRoot
 from augment.records import View
 from benchmarks.compare import Comparison, compare
+from benchmarks.oracle import oracle_engine
 from benchmarks.report import write_report
 from retrievers.cli import main as retrievers
 
 #: Name of a training -> view of queries, view of candidates.
 VIEWS: dict[str, tuple[View, View]] = {"raw": ("raw", "raw"), "enriched": ("replace", "append")}
+#: The model that reads Flagland's scene graphs instead of the pictures.
+ORACLE = "oracle"
 #: (trained on, shown in the test). The middle one is the distribution shift that RAR warns of.
 TESTS = (("raw", "raw"), ("raw", "enriched"), ("enriched", "enriched"))
 
@@ -33,7 +36,7 @@ class Experiment:
     Attributes:
         root: M-BEIR root.
         out: folder of store, checkpoints, runs and report.
-        model: the describing model.
+        model: the describing model; :data:`ORACLE` on a Flagland root.
         seed: of both trainings.
         steps: optimiser steps of each training.
         batch_size: training pairs per step.
@@ -81,8 +84,10 @@ def enrich(experiment: Experiment) -> None:
         SystemExit: if items failed, unless that is tolerated; the summary names them.
     """
     options = Options(model=experiment.model, batch_size=64, threads=experiment.threads)
-    for side in (corpus.run, queries.run):
-        summary = side(experiment.root, experiment.store, options=options)
+    for side, enrich_side in (("corpus", corpus.run), ("query", queries.run)):
+        oracle = experiment.model == ORACLE
+        engine = oracle_engine(experiment.root, side) if oracle else None
+        summary = enrich_side(experiment.root, experiment.store, options=options, engine=engine)
         print(summary, flush=True)
         if summary.exit_code and not experiment.tolerate:
             raise SystemExit(summary.exit_code)

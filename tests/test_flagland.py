@@ -210,3 +210,22 @@ def test_bad_sizes_and_full_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "something").write_text("x")
     with pytest.raises(ValueError, match="not empty"):
         write_world(tmp_path, WorldConfig(200))
+
+
+def test_the_oracle_engine_writes_the_truth(world: Path, tmp_path: Path) -> None:
+    from augment import corpus, queries
+    from augment.views import open_view
+    from benchmarks.oracle import flags_of, oracle_engine, symbolic_score
+
+    assert corpus.run(world, tmp_path, engine=oracle_engine(world, "corpus")).exit_code == 0
+    assert queries.run(world, tmp_path, engine=oracle_engine(world, "query")).exit_code == 0
+    root, flags = DataRoot(world), flags_of(world)
+    view = open_view("query", "replace", tmp_path)
+    for file in root.query_files("test"):
+        pool = open_candidates(root.pool_for("flagland", file.task, "test"))
+        for query in open_queries(file.path):
+            wanted = pool[pool.row(query.positives[0])]
+            if query.item.image is not None and wanted.image is not None:
+                text = view.text(query.item) or ""
+                assert language.parse(text) == flags[wanted.image].facts()
+    assert symbolic_score(world) == {4: 1.0, 7: 1.0, 8: 1.0}
