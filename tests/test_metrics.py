@@ -46,7 +46,7 @@ def test_ties_go_by_id_descending_like_trec_eval():
 
 
 def _random_case(seed):
-    rng = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)
     documents = [f"{rng.randint(0, 3)}:{n}" for n in range(30)]
     grades = {
         f"q{n}": {d: rng.choice([-1, 0, 1, 2]) for d in rng.sample(documents, 8)} for n in range(12)

@@ -170,7 +170,7 @@ def test_training_text_has_a_random_instruction_and_test_text_the_first(root):
     assert data.recipe.query(query, "image") == "Find it. a thing."
     from random import Random
 
-    drawn = {data.recipe.query(query, "image", Random(n)) for n in range(20)}  # noqa: S311
+    drawn = {data.recipe.query(query, "image", Random(n)) for n in range(20)}
     assert drawn == {"Find it. a thing.", "Show it. a thing.", "Which one? a thing."}
     assert MBeirData(str(root), instructions=False).recipe.query(query, "image") == "a thing"
     with pytest.raises(DataError, match="no instruction for dataset 7, text -> text"):
