@@ -73,7 +73,7 @@ def build_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<start> $A <end>", special_tokens=ids
     )
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<start>", eos_token="<end>"
     )
 
@@ -176,7 +176,7 @@ def main() -> None:
         named, named_share = contrastive(
             encode_text(model, asked), encode_text(model, passages), scale
         )
-        (loss + 0.3 * named).backward()
+        (loss + 0.3 * named).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for opt in opts:
             opt.step()

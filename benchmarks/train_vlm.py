@@ -230,7 +230,7 @@ def shared_prefix_loss(model: Any, batch: dict[str, Any]) -> Tensor:
         ids, inputs["mm_token_type_ids"], image_grid_thw=inputs.get("image_grid_thw"),
         attention_mask=inputs["attention_mask"],
     )  # fmt: skip
-    cache = DynamicCache(config=model.config.text_config)
+    cache: Any = DynamicCache(config=model.config.text_config)
     model.model(
         input_ids=ids[:1, :shared], position_ids=positions[:, :1, :shared], past_key_values=cache,
         use_cache=True,
@@ -259,7 +259,8 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     for _ in range(5):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+    result: Tensor = x.mT if tall else x
+    return result
 
 
 class Muon(torch.optim.Optimizer):
@@ -279,11 +280,13 @@ class Muon(torch.optim.Optimizer):
             for shape, parameters in by_shape.items():
                 directions = []
                 for parameter in parameters:
-                    state = self.state[parameter]
+                    state, gradient = self.state[parameter], parameter.grad
+                    if gradient is None:
+                        continue
                     if not state:
                         state["momentum"] = torch.zeros_like(parameter)
-                    state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-                    directions.append(parameter.grad.lerp(state["momentum"], group["momentum"]))
+                    state["momentum"].lerp_(gradient, 1 - group["momentum"])
+                    directions.append(gradient.lerp(state["momentum"], group["momentum"]))
                 updates = orthogonalised(torch.stack(directions))
                 size = 0.2 * max(shape) ** 0.5
                 for parameter, update in zip(parameters, updates, strict=True):
@@ -293,7 +296,8 @@ class Muon(torch.optim.Optimizer):
 
 def optimisers(model: nn.Module, lr: float, muon_lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for embeddings, norms and biases."""
-    inner, rest = [], []
+    inner: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         matrix = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
         (inner if matrix else rest).append(parameter)
@@ -393,8 +397,8 @@ def main() -> None:
     """Train, with a checkpoint every few minutes."""
     args = _parser().parse_args()
     torch.set_num_threads(args.threads)
-    qwen.Qwen3VLVisionAttention.forward = batched_vision_attention
-    qwen.Qwen3VLVisionPatchEmbed.forward = linear_patch_embedding
+    setattr(qwen.Qwen3VLVisionAttention, "forward", batched_vision_attention)  # noqa: B010 - mypy
+    setattr(qwen.Qwen3VLVisionPatchEmbed, "forward", linear_patch_embedding)  # noqa: B010 - mypy
     _start(args)
     training = Training(args)
     processor = AutoProcessor.from_pretrained(args.out)  # type: ignore[no-untyped-call]

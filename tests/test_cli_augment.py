@@ -78,7 +78,7 @@ def written(root):
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_texts_of_an_undisturbed_run(root):
     calm = corpus.run(root, root.parent / "calm", options=cli.Options("scripted:"))
-    dice = random.Random()  # noqa: S311
+    dice = random.Random()
     slow = program("corpus", root, "--batch-size", "3", model="scripted:?delay=0.02")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     kills = 0

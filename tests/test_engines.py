@@ -33,7 +33,7 @@ TEXTS = ["describe the picture", "a flag of three bands " * 5, "", "which countr
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     root = tmp_path_factory.mktemp("pictures")
-    dice = random.Random(0)  # noqa: S311
+    dice = random.Random(0)
     for number, size in enumerate(SIZES):
         image = Image.new("RGB", size, tuple(dice.randrange(256) for _ in range(3)))
         for _ in range(4):

@@ -94,7 +94,7 @@ def test_one_picture_under_many_names_is_asked_once(root):
 
 @pytest.mark.parametrize("window", [1, 3, 100])
 def test_windows_and_batches_do_not_change_the_texts(root, window):
-    dice = random.Random(window)  # noqa: S311
+    dice = random.Random(window)
     jobs = [job(n, f"{dice.randrange(6)}.png", dice.choice("abc")) for n in range(60)]
     summary = run(jobs, root, window=window)
     assert summary.generated == len({(j.item.image, j.item.text) for j in jobs})
@@ -169,7 +169,7 @@ def test_cut_anywhere_the_next_run_ends_with_the_same_texts(root):
     (wal,) = (root.parent / "store" / "wal").glob("*")
     data = wal.read_bytes()
     wal.unlink()
-    dice = random.Random(0)  # noqa: S311
+    dice = random.Random(0)
     for _ in range(25):
         wal.write_bytes(data[: dice.randrange(len(data))])
         run(jobs, root)
