@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder of everything")
     parser.add_argument("--countries", type=int, default=600, help="of the world")
     parser.add_argument("--seed", type=int, default=1, help="of the world and both trainings")
-    parser.add_argument("--steps", type=int, default=90, help="optimiser steps of each training")
+    parser.add_argument("--steps", type=int, default=60, help="optimiser steps of each training")
     parser.add_argument("--batch-size", type=int, default=128, help="training pairs per step")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--model", default="flagland-vlm", help="the describing model")
@@ -37,7 +37,7 @@ def main() -> None:
     clock.run(f"world: {args.countries} countries, seed {args.seed}", world)
     experiment = Experiment(
         root=root, out=args.out, model=args.model, seed=args.seed, steps=args.steps,
-        batch_size=args.batch_size, threads=args.threads,
+        batch_size=args.batch_size, threads=args.threads, metric="success@1",
     )  # fmt: skip
     run(experiment, clock)
 

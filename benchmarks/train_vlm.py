@@ -225,6 +225,7 @@ def shared_prefix_loss(model: Any, batch: dict[str, Any]) -> Tensor:
     inputs = batch["inputs"]
     ids = inputs["input_ids"]
     same = (ids == ids[:1]).all(0) & (inputs["mm_token_type_ids"] == 0).all(0)
+    same &= (batch["labels"] == -100).all(0)  # a batch of one row is its own prefix
     shared = int(same.long().cumprod(0).sum()) - 1
     positions, _ = model.model.get_rope_index(
         ids, inputs["mm_token_type_ids"], image_grid_thw=inputs.get("image_grid_thw"),

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,7 @@ def test_a_resolved_question_answers_nothing_and_points_nowhere() -> None:
         for fact, answer in country.facts.items():
             asked, frame = language.question(rng, fact, "this country")
             alone = language.resolved(frame, country.flag)
-            assert answer not in alone
+            assert answer not in re.findall(r"\w+", alone)
             assert not any(words in alone for words in language.REFERENCES)
             assert asked != alone
 
@@ -100,7 +101,7 @@ def colour_at(picture: np.ndarray, x: float, y: float) -> str:
         (Flag("vertical", ("green", "black"), "first wide"),
          {(0.6, 0.5): "green", (0.75, 0.5): "black"}),
         (Flag("cross", ("red", "white"), edging="blue"),
-         {(0.5, 0.5): "white", (0.1, 0.1): "red", (0.5, 0.62): "blue"}),
+         {(0.5, 0.5): "white", (0.1, 0.1): "red", (0.7, 0.62): "blue"}),
         (Flag("quarters", ("yellow", "purple")),
          {(0.1, 0.1): "yellow", (0.9, 0.1): "purple", (0.1, 0.9): "purple"}),
         (Flag("plain", ("white",), triangle="green", border=None,
@@ -195,7 +196,8 @@ def test_an_oracle_that_reads_scene_graphs_solves_the_visual_tasks(world: Path) 
     """Solvable in principle: the facts of the wanted flag single out one candidate."""
     countries = build_countries(WorldConfig(200, seed=3, width=48))
     by_facts = {country.flag.facts(): country.index for country in countries}
-    truths = [json.loads(line) for line in (world / "truth" / "queries.jsonl").open()]
+    lines = (world / "truth" / "queries.jsonl").read_text(encoding="utf-8").splitlines()
+    truths = [json.loads(line) for line in lines]
     for truth in truths:
         wanted = countries[truth["country"]]
         assert by_facts[wanted.flag.facts()] == wanted.index
