@@ -72,11 +72,12 @@ def _scores(folder: Path, name: str, pool: str, metric: str) -> dict[str, float]
     return scores_from_run(folder / f"{name}.{pool}.trec", folder / f"{name}.qrels", metric)
 
 
-def _title(name: str) -> str:
-    _, marker, code = name.rpartition("_task")
+def _title(name: str, several: bool) -> str:
+    dataset, marker, code = name.rpartition("_task")
     if not marker or not code.isdigit():
         return name
-    return f"{code}: {TASK_NAMES.get(int(code), name)}"
+    task = f"{code}: {TASK_NAMES.get(int(code), name)}"
+    return f"{dataset} {task}" if several else task
 
 
 def compare(
@@ -104,11 +105,12 @@ def compare(
         ValueError: if the two folders do not judge the same queries.
         DataError: if a file is missing or malformed.
     """
+    several = len({task.rpartition("_task")[0] for task in tasks}) > 1
     rows: list[Pair] = []
     means: list[tuple[list[float], list[float]]] = []
     for task in tasks:
         a, b = paired(_scores(first, task, pool, metric), _scores(second, task, pool, metric))
-        rows.append(_pair(_title(task), list(a), list(b), seed))
+        rows.append(_pair(_title(task, several), list(a), list(b), seed))
         means.append((list(a), list(b)))
     # Each task weighs the same, as in M-BEIR's mean: a query counts 1 / (tasks * its task's size).
     total = sum(len(a) for a, _ in means)
