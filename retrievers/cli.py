@@ -68,7 +68,7 @@ class RetrieverCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str] | None) -> None:
         # "omegaconf" resolves before overrides; "omegaconf+" after, and needs relative keys below
-        # a subcommand (peers.md, LightningCLI pitfalls 1 and 2).
+        # a subcommand.
         jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         super().__init__(
             Retriever,

@@ -118,7 +118,7 @@ class Reader(NamedTuple):
 def target_modality(query: Query, find: Callable[[str], Item | None]) -> Modality:
     """The modality of the wanted candidate: from the task code, else from a positive.
 
-    Positives of the query's own dataset count first (contract section 5).
+    Positives of the query's own dataset count first.
 
     Raises:
         DataError: if neither says it.

@@ -19,7 +19,7 @@ NO_ID = -1
 def hash_id(text: str) -> int:
     """A 63-bit non-negative integer for an id, the same in every process.
 
-    Not UniIR's ``dataset * 10_000_000 + n``, which aliases above its bound (contract section 3).
+    Not UniIR's ``dataset * 10_000_000 + n``, which aliases above its bound.
     """
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
@@ -101,7 +101,7 @@ def _cross_entropy(
     logits: Float[Tensor, "batch n"], known: Bool[Tensor, "batch n"], target: Int[Tensor, " batch"]
 ) -> Float[Tensor, ""]:
     own = functional.one_hot(target, logits.shape[1]).bool()
-    # In float32 whatever the precision of the towers: bf16 logits tie (peers.md, section 5).
+    # In float32 whatever the precision of the towers: bf16 logits tie.
     masked = logits.float().masked_fill(known & ~own, float("-inf"))
     return functional.cross_entropy(masked, target)
 

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 class AdamWCosine:
     """AdamW; tensors of fewer than two axes (norms, biases, logit scale) do not decay.
 
-    Defaults are UniIR's CLIP-SF (contract section 9), which has no warm-up and decays to 0.
+    Defaults are UniIR's CLIP-SF, which has no warm-up and decays to 0.
 
     Args:
         lr: peak learning rate.

@@ -62,7 +62,7 @@ def read_run(path: str | Path) -> dict[str, list[Hit]]:
 
 def _parse(line: str, where: str) -> tuple[str, str, float]:
     parts = line.split()
-    # UniIR appends the task id as a seventh column (contract section 7).
+    # UniIR appends the task id as a seventh column.
     if len(parts) not in (6, 7):
         raise DataError(f"expected 'qid Q0 did rank score tag', found {len(parts)} columns", where)
     try:

@@ -79,7 +79,7 @@ class TextRecipe:
             return format_text(text, self.rule) or None
         prompts = self.instructions.get(query.item.dataset, query.item.modality, target)
         prompt = random.choice(prompts) if random is not None else prompts[0]
-        # UniIR formats the instruction, joins, and formats again (contract section 4).
+        # UniIR formats the instruction, joins, and formats again.
         joined = f"{format_text(prompt, self.rule)} {(text or '').strip()}"
         return format_text(joined, self.rule) or None
 

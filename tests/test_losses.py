@@ -87,7 +87,7 @@ def test_known_pairs_by_id():
 
 
 def test_hashes_do_not_alias_where_unirs_do():
-    # contract section 3: UniIR reads both as 1:1
+    # UniIR reads both as 1:1
     assert hash_id("0:10000001") != hash_id("1:1")
     assert 0 <= hash_id("9:1") < 2**63
 
