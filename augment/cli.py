@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 
+from augment.checks import DEFAULT_LIMITS, Limits
 from augment.engines import Engine, make_engine
 from augment.enrich import Job, Summary, enrich
 from augment.errors import DataError, ToolkitError
@@ -49,6 +50,7 @@ class Options:
         max_pixels: pictures with more pixels are shrunk; None takes the model's own limit.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         threads: of the CPU; None leaves the choice to torch.
+        limits: what the checks of generated text refuse.
     """
 
     model: str = "flagland-vlm"
@@ -61,6 +63,7 @@ class Options:
     max_pixels: int | None = None
     device: str = "auto"
     threads: int | None = None
+    limits: Limits = DEFAULT_LIMITS
 
     def engine(self, root: Path) -> Engine:
         """The engine that these options describe.
@@ -119,6 +122,7 @@ def generate(
     root: Path,
     store: Path,
     limit: int | None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Summary:
     """Run :func:`augment.enrich.enrich` with progress, draining on the first signal."""
     if limit is not None:
@@ -126,7 +130,9 @@ def generate(
     progress = Progress(used.side, total)
     try:
         with draining() as stop, Store(store) as opened:
-            return enrich(jobs, engine, opened, used, root, progress=progress, stop=stop)
+            return enrich(
+                jobs, engine, opened, used, root, progress=progress, stop=stop, limits=limits
+            )
     finally:
         progress.close()
 
@@ -166,11 +172,13 @@ def add_options(made: ArgumentParser) -> None:
     ):
         value = getattr(DEFAULT_OPTIONS, name.replace("-", "_"))
         made.add_argument(f"--{name}", type=kind, default=value, metavar=metavar, help=text)
+    made.add_class_arguments(Limits, "limits")
 
 
 def options(parsed: Namespace) -> Options:
     """The :class:`Options` among parsed arguments."""
-    return Options(**{name: getattr(parsed, name) for name in Options.__dataclass_fields__})
+    fields = {name: getattr(parsed, name) for name in Options.__dataclass_fields__}
+    return Options(**{**fields, "limits": Limits(**vars(fields["limits"]))})
 
 
 def finish(summary: Summary, store: Path) -> int:

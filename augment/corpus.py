@@ -50,7 +50,7 @@ def run(
     used = cli.recipe("corpus", engine, {"image": template}, options)
     total = sum(len(pool) for pool in opened)
     jobs = _jobs(opened, template)
-    return cli.generate(jobs, total, used, engine, root, store, options.limit)
+    return cli.generate(jobs, total, used, engine, root, store, options.limit, options.limits)
 
 
 def _jobs(pools: Sequence[Sequence[Item]], prompt: Prompt) -> Iterator[Job]:

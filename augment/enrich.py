@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, final
 
-from augment.checks import check, clean
+from augment.checks import DEFAULT_LIMITS, Forbidden, Limits, Verdict, judge
 from augment.engines import Engine
 from augment.errors import EngineError, ImageError
 from augment.images import content_hash
@@ -41,11 +41,14 @@ class Job(NamedTuple):
         item: the item.
         prompt: how to ask about it; None leaves it alone.
         reason: how the prompt was chosen, or why it is left alone.
+        forbidden: what a rewrite must not say, asked for when the text is judged; None where
+            nothing is known.
     """
 
     item: Item
     prompt: Prompt | None
     reason: str
+    forbidden: Callable[[], Forbidden] | None = None
 
 
 @final
@@ -136,6 +139,7 @@ def enrich(
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
     window: int = WINDOW,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Summary:
     """Give every job's item a text, from the store or from the engine.
 
@@ -148,6 +152,7 @@ def enrich(
         progress: told about every settled item.
         stop: asked after every batch; true ends the run with all finished batches saved.
         window: see :data:`WINDOW`.
+        limits: what checks refuse.
 
     Returns:
         What became of every item. Items that failed are retried by the next run.
@@ -157,7 +162,7 @@ def enrich(
         DataError: if a prompt does not render.
     """
     store.save_recipe(recipe)
-    run = _Run(engine, store, recipe, root, progress, stop)
+    run = _Run(engine, store, recipe, root, progress, stop, limits)
     remaining = iter(jobs)
     with ThreadPoolExecutor(thread_name_prefix="hash") as pool:
         while not run.summary.incomplete and (batch := list(islice(remaining, window))):
@@ -178,6 +183,7 @@ class _Run:
         root: Path,
         progress: Progress | None,
         stop: Callable[[], bool],
+        limits: Limits,
     ) -> None:
         self.summary = Summary()
         self._engine = engine
@@ -185,6 +191,7 @@ class _Run:
         self._recipe = recipe
         self._progress = progress
         self._stop = stop
+        self._limits = limits
         self._seen: dict[str, int] = {}
         self._written: set[str] = set()
         # Many candidates share a picture; its file is read once.
@@ -276,12 +283,11 @@ class _Run:
                 self._fail(Failure(job.item.id, job.item.image, reply.reason))
             return
         first, *others = group.members
-        text = clean(reply.text)
-        rejected = check(text, reply.finish, group.prompt.max_words)
+        verdict = self._judge(group, reply)
         written = Enrichment(
             key=group.key,
             item_id=first.item.id,
-            text=text,
+            text=verdict.text,
             prompt=group.prompt.id,
             model=self._engine.model,
             revision=self._engine.revision,
@@ -289,17 +295,30 @@ class _Run:
             finish=reply.finish,
             prompt_tokens=reply.prompt_tokens,
             output_tokens=reply.output_tokens,
-            rejected=rejected,
+            rejected=verdict.rejected,
+            raw=verdict.raw,
+            checks=verdict.scores,
         )
         self._store.append(written)
         self._written.add(group.key)
-        if rejected:
-            self.summary.rejected[_class(rejected)] += 1
+        if verdict.rejected:
+            self.summary.rejected[_class(verdict.rejected)] += 1
         self.summary.generated += 1
         self._link(first, group.key)
         self._tell(1, new=1)
         for job in others:
             self._share(job, group.key, duplicate=True)
+
+    def _judge(self, group: _Group, reply: Reply) -> Verdict:
+        """Check a text that all members share against what any of them forbids."""
+        asked = [job.forbidden for job in group.members if job.forbidden is not None]
+        known = [forbidden() for forbidden in asked]
+        forbidden = Forbidden(
+            tuple(text for one in known for text in one.texts),
+            tuple(answer for one in known for answer in one.answers),
+        )
+        original = group.members[0].item.text
+        return judge(reply, group.prompt, original, forbidden if known else None, self._limits)
 
     def _share(self, job: Job, key: str, duplicate: bool) -> None:
         self.summary.cached += 1

@@ -8,13 +8,15 @@ answer; a modification becomes a description of what is wanted; text alone is le
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from augment import cli
-from augment.columnar import open_queries
+from augment.columnar import open_candidates, open_queries
 from augment.engines import Engine
 from augment.enrich import Job, Summary
 from augment.mbeir import DataRoot
+from augment.positives import Positives
 from augment.prompts import Prompt, load_prompt
 from augment.records import Query
 from augment.route import QUERY_PROMPTS, Kind, classify
@@ -63,15 +65,20 @@ def run(
     engine = engine or options.engine(root)
     used = cli.recipe("query", engine, {str(k): p for k, p in templates.items()}, options)
     total = sum(len(queries) for queries in opened)
-    jobs = _jobs(opened, templates)
-    return cli.generate(jobs, total, used, engine, root, store, options.limit)
+    rewrites = any(p is not None and p.kind == "rewrite" for p in templates.values())
+    pools = data.pools() if rewrites and options.limits.leak != "off" else []
+    jobs = _jobs(opened, templates, Positives([open_candidates(pool.path) for pool in pools]))
+    return cli.generate(jobs, total, used, engine, root, store, options.limit, options.limits)
 
 
-def _jobs(files: Sequence[Sequence[Query]], prompts: Mapping[Kind, Prompt | None]) -> Iterator[Job]:
+def _jobs(
+    files: Sequence[Sequence[Query]], prompts: Mapping[Kind, Prompt | None], positives: Positives
+) -> Iterator[Job]:
     for queries in files:
         for query in queries:
             kind, reason = classify(query)
-            yield Job(query.item, prompts[kind], f"{kind} ({reason})")
+            forbidden = partial(positives.forbidden, query)
+            yield Job(query.item, prompts[kind], f"{kind} ({reason})", forbidden)
 
 
 def command(arguments: Sequence[str] | None) -> int:

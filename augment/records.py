@@ -162,6 +162,9 @@ class Enrichment:
         prompt_tokens: tokens read.
         output_tokens: tokens written.
         rejected: why a check refused the text; empty when accepted. The view then falls back.
+        raw: what the model wrote, where cleaning changed it; else empty.
+        checks: score of every check that applied, by name (see ``augment.checks``).
+        lengths: the same text at several lengths, by name, where the prompt asked for them.
     """
 
     key: str
@@ -175,3 +178,6 @@ class Enrichment:
     prompt_tokens: int = 0
     output_tokens: int = 0
     rejected: str = ""
+    raw: str = ""
+    checks: Mapping[str, float] = field(default_factory=dict, hash=False)
+    lengths: Mapping[str, str] = field(default_factory=dict, hash=False)

@@ -1,8 +1,7 @@
-"""Routing and the checks of generated text."""
+"""Routing: which prompt an item gets."""
 
 import pytest
 
-from augment.checks import check, clean
 from augment.prompts import load_prompt
 from augment.records import Item, Query
 from augment.route import QUERY_PROMPTS, classify, route, route_candidate
@@ -56,52 +55,3 @@ def test_mapping_is_configurable_and_every_default_prompt_exists():
 def test_candidates_with_a_picture_are_described():
     assert route_candidate(Item("1:1", "text", "a.jpg", "image,text")) == "rar_corpus"
     assert route_candidate(Item("1:1", "text", None, "text")) is None
-
-
-@pytest.mark.parametrize(
-    ("raw", "cleaned"),
-    [
-        ("  A red  flag. ", "A red flag."),
-        ("```json\nA flag\n```", "A flag"),
-        ("**A red** flag with __two__ stars", "A red flag with two stars"),
-        ("# Title\n\n- one\n- two\n1. three", "Title\none\ntwo\nthree"),
-        ('"A red flag"', "A red flag"),
-        ('"A" and "B"', '"A" and "B"'),
-        ("2 * 3 = 6 and snake_case_name", "2 * 3 = 6 and snake_case_name"),
-        ("A ratio of 3-5 -2 degrees", "A ratio of 3-5 -2 degrees"),
-    ],
-)
-def test_clean(raw, cleaned):
-    assert clean(raw) == cleaned
-    assert clean(cleaned) == cleaned
-
-
-@pytest.mark.parametrize(
-    ("text", "finish", "reason"),
-    [
-        ("", "stop", "empty"),
-        (" .\n", "stop", "empty"),
-        ("I'm sorry, but I can't help with that.", "stop", "refusal"),
-        ("I cannot identify the person in this picture.", "stop", "refusal"),
-        ("As an AI language model, I see nothing.", "stop", "refusal"),
-        ("A flag with a", "length", "truncated"),
-        ("red white and blue " * 20, "stop", "repetition"),
-        (" ".join(str(n) for n in range(80)), "stop", "too long"),
-    ],
-)
-def test_refused(text, finish, reason):
-    assert check(text, finish, max_words=50).startswith(reason)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "A flag of three bands: red on top, white in the middle, blue at the bottom.",
-        "Sorry!, a board game box in red.",
-        "A sign that reads: I can't breathe.",
-        "Three stars at the left, three stars at the right, three discs in the middle.",
-        "旗",
-    ],
-)
-def test_accepted(text):
-    assert check(text, "stop", max_words=50) == ""

@@ -26,10 +26,12 @@ from augment.errors import DataError
 from augment.records import Item, Request, Side
 
 PromptKind = Literal["caption", "rewrite"]
+PromptForm = Literal["plain", "lengths"]
 
 _ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
 _FENCE = re.compile(r"<<+|>>+")
 _REQUIRED = ("name", "version", "kind", "side", "shows_image", "max_words", "max_new_tokens")
+_OPTIONAL = ("source", "keeps", "max_added_words", "form")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class Prompt:
         system: system message.
         user: Jinja source of the user message.
         source: paper and section, and what deviates.
+        keeps: whether the answer must keep the negations and numbers of the item's text, and
+            stay a question if that is one; for rewrites the default is that it must.
+        max_added_words: most words that a rewrite may add to the item's text; None for any.
+        form: ``plain`` text, or ``lengths``: several lengths in one answer, see
+            :mod:`augment.lengths`.
     """
 
     name: str
@@ -59,6 +66,9 @@ class Prompt:
     system: str
     user: str
     source: str = ""
+    keeps: bool = False
+    max_added_words: int | None = None
+    form: PromptForm = "plain"
 
     @property
     def hash(self) -> str:
@@ -104,9 +114,10 @@ def parse_prompt(source: str, where: str) -> Prompt:
     missing = [key for key in _REQUIRED if not isinstance(head, dict) or key not in head]
     if missing:
         raise DataError(f"front matter lacks {', '.join(missing)}", where)
-    unknown = set(head) - {*_REQUIRED, "source"}
+    unknown = set(head) - {*_REQUIRED, *_OPTIONAL}
     if unknown:
         raise DataError(f"front matter has unknown keys: {', '.join(sorted(unknown))}", where)
+    head.setdefault("keeps", head["kind"] == "rewrite")
     return Prompt(system=parts[2].strip(), user=parts[3].strip(), **head)
 
 

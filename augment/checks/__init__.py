@@ -1,0 +1,22 @@
+"""Checks of generated text: scores with limits, and a reason where one is exceeded.
+
+Nothing is deleted: a refused text stays in the store with its scores and its reason, what cleaning
+took away can be read in ``Enrichment.raw``, and every view falls back to the published text.
+``benchmarks/results/checks.md`` has the precision and recall of every check.
+"""
+
+from augment.checks.cleaning import clean, clean_steps
+from augment.checks.judge import DEFAULT_LIMITS, Limits, Verdict, check, judge
+from augment.checks.leak import Forbidden, LeakRule
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "Forbidden",
+    "LeakRule",
+    "Limits",
+    "Verdict",
+    "check",
+    "clean",
+    "clean_steps",
+    "judge",
+]

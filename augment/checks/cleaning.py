@@ -1,0 +1,115 @@
+"""Cleaning: what models wrap around their text is taken off, step by step, each step by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+_FENCE = re.compile(r"\A```[\w-]*[ \t]*\n(.*?)\n?```\s*\Z", re.DOTALL)
+_EMPHASIS = re.compile(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1")
+_BULLET = re.compile(r"^[ \t]*(?:#{1,6}|[-*+]|\d{1,2}[.)])[ \t]+", re.MULTILINE)
+_SPACES = re.compile(r"[ \t\u00a0]+")
+_THOUGHT = re.compile(r"\A\s*<(think|thinking|reasoning)>.*?</\1>\s*", re.DOTALL | re.IGNORECASE)
+_CONTROL_TOKEN = re.compile(r"<\|[^|<>\s]{1,40}\|>")
+
+_PICTURE = r"(?:image|picture|photo|photograph)"
+_OPENINGS = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"\A(?:(?:sure|certainly|of course|absolutely|okay|ok)\b[,.!:]?\s*)?"
+        r"here(?: is|'s|\u2019s| are)\b[^:\n]{0,80}:\s*",
+        r"\A(?:sure|certainly|of course|absolutely)[,.!]\s+(?=\S)",
+        r"\A(?:(?:rewritten|refined|revised|shortened)\s+(?:query|question|request|text)"
+        r"|(?:query|caption|description|output))\s*:\s*",
+        rf"\Ain (?:this|the) {_PICTURE},?\s+"
+        r"(?:(?:we (?:can )?see|you (?:can )?see|there (?:is|are))\s+)?",
+        rf"\A(?:this|the) {_PICTURE}\s+"
+        r"(?:shows|depicts|features|displays|captures|presents|portrays)\s+",
+    )
+)
+_CLOSING = re.compile(
+    r"(?:\A|\s+)(?:let me know if|i hope (?:this|that) helps|feel free to|would you like me to)\b"
+    r"[^\n]*\Z",
+    re.IGNORECASE,
+)
+
+
+class Cleaned(NamedTuple):
+    """A cleaned text and the names of the steps that changed it."""
+
+    text: str
+    steps: tuple[str, ...]
+
+
+def clean(text: str) -> str:
+    """The text without what models wrap around it; see :func:`clean_steps`."""
+    return clean_steps(text).text
+
+
+def clean_steps(text: str) -> Cleaned:
+    """The text without thoughts, Markdown, chatter, surplus blanks and outer quotes.
+
+    Returns:
+        The text, on which cleaning again changes nothing, and the steps among ``control``,
+        ``thought``, ``fence``, ``markdown``, ``blanks``, ``quotes`` and ``filler``.
+    """
+    steps: dict[str, None] = {}
+    # Taking one wrapping off may bare another: chatter in front of a fence, quotes inside one.
+    while True:
+        before = text
+        for name, step in _STEPS:
+            after = step(text)
+            if after != text:
+                steps[name] = None
+                text = after
+        if text == before:
+            return Cleaned(text, tuple(steps))
+
+
+def _control(text: str) -> str:
+    return _CONTROL_TOKEN.sub("", text.replace("\r\n", "\n").replace("\x00", ""))
+
+
+def _thought(text: str) -> str:
+    return _THOUGHT.sub("", text)
+
+
+def _fence(text: str) -> str:
+    fenced = _FENCE.match(text.strip())
+    return fenced.group(1) if fenced else text
+
+
+def _markdown(text: str) -> str:
+    return _BULLET.sub("", _EMPHASIS.sub(r"\2", text))
+
+
+def _blanks(text: str) -> str:
+    lines = (_SPACES.sub(" ", line).strip() for line in text.strip().split("\n"))
+    return "\n".join(line for line in lines if line)
+
+
+def _quotes(text: str) -> str:
+    if len(text) > 1 and text[0] == text[-1] == '"' and '"' not in text[1:-1]:
+        return text[1:-1].strip()
+    return text
+
+
+def _filler(text: str) -> str:
+    for opening in _OPENINGS:
+        found = opening.match(text)
+        if found:
+            rest = text[found.end() :]
+            text = rest[:1].upper() + rest[1:]
+    return _CLOSING.sub("", text)
+
+
+_STEPS: tuple[tuple[str, Callable[[str], str]], ...] = (
+    ("control", _control),
+    ("thought", _thought),
+    ("fence", _fence),
+    ("markdown", _markdown),
+    ("blanks", _blanks),
+    ("quotes", _quotes),
+    ("filler", _filler),
+)

@@ -1,0 +1,177 @@
+"""All checks of one reply: scores, limits, and the first reason to refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, final
+
+from augment.checks import keeping, wording
+from augment.checks.cleaning import clean_steps
+from augment.checks.language import foreign
+from augment.checks.leak import Forbidden, LeakRule, leaks
+from augment.prompts import Prompt
+from augment.records import Finish, Reply
+
+
+@final
+@dataclass(frozen=True)
+class Limits:
+    """What is refused. A score above its limit is; scores are kept in any case.
+
+    Attributes:
+        language: ISO 639-1 code that texts must be in; empty for any. What a rewrite must keep
+            is checked in English only.
+        foreign: most that may speak against the language, 0 to 1.
+        repetition: largest share of repeated words (see ``augment.checks.wording``).
+        compression: largest share of bytes that compression may save.
+        truncation: 0.5 refuses texts that end in the middle of a phrase, 0.9 only those that
+            reached the limit of new tokens.
+        filler: largest share of words that say nothing.
+        slack: a text may be this much longer than its prompt's ``max_words``.
+        leak: how rewrites are compared with the texts searched for (``augment.checks.leak``).
+        keep: whether rewrites must keep negations and numbers, and questions stay questions.
+    """
+
+    language: str = "en"
+    foreign: float = 0.5
+    repetition: float = 0.3
+    compression: float = 0.7
+    truncation: float = 0.5
+    filler: float = 0.2
+    slack: float = 1.0
+    leak: LeakRule = "names"
+    keep: bool = True
+
+
+DEFAULT_LIMITS = Limits()
+
+
+@final
+@dataclass(frozen=True)
+class Verdict:
+    """What the checks say of one reply.
+
+    Attributes:
+        text: the cleaned text.
+        raw: what the model wrote, where cleaning changed more than outer blanks; else empty.
+        rejected: the first reason to refuse it, ``""`` if there is none.
+        scores: every score by the name of its check; a check that does not apply is absent.
+        steps: what cleaning took off.
+    """
+
+    text: str
+    raw: str
+    rejected: str
+    scores: Mapping[str, float]
+    steps: tuple[str, ...] = field(default=())
+
+
+class _Finding(NamedTuple):
+    """One check's score, and why it refuses the text; empty if it does not."""
+
+    name: str
+    score: float
+    reason: str
+
+
+def judge(
+    reply: Reply,
+    prompt: Prompt,
+    original: str | None = None,
+    forbidden: Forbidden | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Verdict:
+    """Clean a reply and run every check that applies.
+
+    Args:
+        reply: as the engine gave it.
+        prompt: names the caps, and whether it rewrites.
+        original: the published text of the item.
+        forbidden: what a rewrite must not say; None where it is not known.
+        limits: see :class:`Limits`.
+    """
+    text, steps = clean_steps(reply.text)
+    findings = list(_wording(text, reply.finish, prompt.max_words, limits))
+    if prompt.keeps and original:
+        findings += _rewriting(text, original, prompt, limits)
+    if prompt.kind == "rewrite" and forbidden is not None and limits.leak != "off":
+        told = leaks(text, original or "", forbidden, limits.leak)
+        findings.append(_Finding("leak", float(len(told)), _quoted("leak", told)))
+    return Verdict(
+        text=text,
+        raw=reply.text if text != reply.text.strip() else "",
+        rejected=next((found.reason for found in findings if found.reason), ""),
+        scores={found.name: round(found.score, 4) for found in findings},
+        steps=steps,
+    )
+
+
+def check(
+    text: str,
+    finish: Finish = "stop",
+    max_words: int | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> str:
+    """Why a cleaned text is refused on its own account, or ``""``.
+
+    Args:
+        text: as :func:`augment.checks.clean` left it.
+        finish: how generation ended.
+        max_words: limit named in the prompt; None for none.
+        limits: see :class:`Limits`.
+    """
+    found = _wording(text, finish, max_words, limits)
+    return next((finding.reason for finding in found if finding.reason), "")
+
+
+def _wording(
+    text: str, finish: Finish, max_words: int | None, limits: Limits
+) -> Iterator[_Finding]:
+    def finding(name: str, score: float, limit: float, reason: str) -> _Finding:
+        return _Finding(name, score, reason if score > limit else "")
+
+    number = len(text.split())
+    yield finding("empty", wording.empty(text), 0.5, "empty")
+    cut = wording.truncation(text, finish)
+    reason = "reached the limit of new tokens" if cut == 1 else "ends in the middle of a phrase"
+    yield finding("truncation", cut, limits.truncation, f"truncated: {reason}")
+    yield finding("refusal", wording.refusal(text), 0.5, "refusal")
+    yield finding("repetition", wording.repetition(text), limits.repetition, "repetition")
+    packed = wording.compression(text)
+    yield finding("compression", packed, limits.compression, "repetition: compresses too well")
+    if limits.language:
+        strange = foreign(text, limits.language)
+        yield finding("language", strange, limits.foreign, f"language: not {limits.language}")
+    yield finding("filler", wording.filler(text), limits.filler, "filler")
+    yield _Finding("words", number, "")
+    if max_words is not None:
+        reason = f"too long: {number} words, {max_words} asked for"
+        yield finding("length", number / max_words, limits.slack, reason)
+
+
+def _rewriting(text: str, original: str, prompt: Prompt, limits: Limits) -> Iterator[_Finding]:
+    added = keeping.added(text, original)
+    most = prompt.max_added_words
+    over = most is not None and added > most
+    yield _Finding("added", added, f"too long: adds {added} words, {most} allowed" if over else "")
+    if limits.language != "en":
+        return
+    for name, lost in _LOST:
+        gone = lost(text, original)
+        yield _Finding(
+            name, len(gone), _quoted(name.replace("_", " "), gone) if limits.keep else ""
+        )
+    done = keeping.answered(text, original)
+    reason = "answered: the question is answered" if done == 1 else "answered: no question any more"
+    yield _Finding("answered", done, reason if done and limits.keep else "")
+
+
+_LOST: Sequence[tuple[str, Callable[[str, str], list[str]]]] = (
+    ("lost_numbers", keeping.lost_numbers),
+    ("lost_negations", keeping.lost_negations),
+)
+
+
+def _quoted(name: str, pieces: Sequence[str]) -> str:
+    return f"{name}: {', '.join(pieces)}" if pieces else ""

@@ -1,0 +1,103 @@
+"""Scores that need the text alone: 0 is no trouble, more is worse."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections import Counter
+
+from augment.checks.words import words
+from augment.records import Finish
+
+#: Length of the n-gram whose most frequent copy is counted. Gopher (2112.11446, Table A1) refuses
+#: documents whose top 4-gram covers over 16 % of the characters; descriptions of a few words repeat
+#: more ("left ... left"), hence a higher limit in :class:`augment.checks.Limits`.
+REPEATED_WORDS = 4
+
+#: Length of the n-grams whose later copies are counted: finds loops with a long period.
+LOOPED_WORDS = 8
+
+#: Shorter texts are not compressed: the window of the compressor has nothing to repeat.
+COMPRESSED_CHARACTERS = 200
+
+#: Score of a text that stopped by itself but ends in the middle of a phrase.
+DANGLING = 0.8
+
+_REFUSAL = re.compile(
+    r"^(i['\u2019]?m (sorry|unable|not able)|i am (sorry|unable|not able)|sorry,|i apologi[sz]e"
+    r"|i (can(no|['\u2019])t|could not|couldn['\u2019]t|won['\u2019]t|will not) "
+    r"(\w+ )?(assist|help|provide|describe|identify|fulfil|comply|answer|see|view)"
+    r"|as an ai\b|unfortunately, i\b)"
+    r"|\bas an ai (language )?(model|assistant)\b"
+    r"|\bi (don['\u2019]t|do not) (see|have access to) (an?|any|the) (image|picture|photo)"
+    r"|\bno (image|picture|photo) (was|is|has been) (provided|attached|given)\b"
+    r"|\bplease (provide|upload|share|attach) (an?|the) (image|picture|photo)",
+    re.IGNORECASE,
+)
+_DANGLING = re.compile(
+    r"([,;:(\[\u2013\u2014-]|\b(a|an|the|and|or|its|their|his|into|between|than))\s*\Z",
+    re.IGNORECASE,
+)
+_FILLER = re.compile(
+    r"\b(in (this|the) (image|picture|photo)"
+    r"|(this|the) (image|picture|photo)(graph)? (shows|depicts|features|displays|captures|contains)"
+    r"|(we|you|one) can see|it (appears|seems) (to be|that)|overall,"
+    r"|(creating|creates|evoking|adding) an? [\w ]{1,30}(atmosphere|mood|feel(ing)?|touch)"
+    r"|here is (the|a|your)|sure, here)\b",
+    re.IGNORECASE,
+)
+
+
+def empty(text: str) -> float:
+    """1 if there is no letter and no digit."""
+    return float(not any(character.isalnum() for character in text))
+
+
+def refusal(text: str) -> float:
+    """1 if the text declines the task instead of doing it."""
+    return float(bool(_REFUSAL.search(text)))
+
+
+def truncation(text: str, finish: Finish) -> float:
+    """1 if the limit of new tokens was reached, :data:`DANGLING` if a phrase is left open."""
+    if finish == "length":
+        return 1.0
+    return DANGLING if _DANGLING.search(text) else 0.0
+
+
+def repetition(text: str) -> float:
+    """Share of the words that repeat: one frequent 4-gram, or later copies of 8-grams."""
+    said = [word.casefold() for word in words(text)]
+    return max(_frequent(said), _looped(said))
+
+
+def _frequent(said: list[str]) -> float:
+    starts = range(len(said) - REPEATED_WORDS + 1)
+    counts = Counter(tuple(said[at : at + REPEATED_WORDS]) for at in starts)
+    most = max(counts.values(), default=0)
+    return min(1.0, most * REPEATED_WORDS / len(said)) if most > 2 else 0.0
+
+
+def _looped(said: list[str]) -> float:
+    seen: set[tuple[str, ...]] = set()
+    again: set[int] = set()
+    for at in range(len(said) - LOOPED_WORDS + 1):
+        gram = tuple(said[at : at + LOOPED_WORDS])
+        if gram in seen:
+            again.update(range(at, at + LOOPED_WORDS))
+        seen.add(gram)
+    return len(again) / len(said) if said else 0.0
+
+
+def compression(text: str) -> float:
+    """Share of the bytes that DEFLATE saves; prose saves about 0.4, a loop over 0.7."""
+    if len(text) < COMPRESSED_CHARACTERS:
+        return 0.0
+    plain = text.encode("utf-8", "backslashreplace")
+    return max(0.0, 1 - len(zlib.compress(plain, 9)) / len(plain))
+
+
+def filler(text: str) -> float:
+    """Share of the words in phrases that say nothing about the picture."""
+    total = len(words(text))
+    return sum(len(words(match[0])) for match in _FILLER.finditer(text)) / total if total else 0.0
