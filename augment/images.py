@@ -23,6 +23,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO")
 
 _POINTER = b"version https://git-lfs"
 _POINTER_BYTES = 1024
+_FORBIDDEN = "may not be read by this user; change its permissions"
 _BROKEN = (
     OSError,
     SyntaxError,  # Pillow's word for a malformed header
@@ -69,11 +70,18 @@ def resolve(root: Path, path: str) -> Path:
             "outside-root",
         )
     if not found:
-        seen = "is a folder" if target.is_dir() else "no such file"
-        raise ImageError(
-            f"{seen} under {base}; check that the pictures are unpacked there", path, "missing"
-        )
+        raise ImageError(f"{_seen(target, path)} under {base}", path, "missing")
     return target
+
+
+def _seen(target: Path, path: str) -> str:
+    if target.is_dir():
+        return "is a folder, not a file,"
+    if target.exists():
+        return "is a pipe or device, not a file,"
+    if "\\" in path:
+        return "no such file; write forward slashes instead of backslashes; looked"
+    return "no such file; check that the pictures are unpacked; looked"
 
 
 def _path_problem(path: str) -> str:
@@ -112,6 +120,8 @@ def open_image(root: Path, path: str, max_pixels: int = MAX_PIXELS) -> Image.Ima
             return _to_rgb(_upright(image))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{error}; shrink the picture", path, "too-large") from error
+    except PermissionError as error:
+        raise ImageError(_FORBIDDEN, path, "corrupt") from error
     except _BROKEN as error:
         size = file.stat().st_size if file.exists() else 0
         raise ImageError(
@@ -136,6 +146,8 @@ def content_hash(root: Path, path: str) -> str:
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
+    except PermissionError as error:
+        raise ImageError(_FORBIDDEN, path, "corrupt") from error
     except OSError as error:
         raise ImageError(f"cannot be read: {error}", path, "corrupt") from error
     return digest.hexdigest()
@@ -155,6 +167,8 @@ def refuse_pointer(file: Path, path: str) -> None:
         if file.stat().st_size >= _POINTER_BYTES:
             return
         head = file.read_bytes()
+    except PermissionError as error:
+        raise ImageError(_FORBIDDEN, path, "corrupt") from error
     except OSError as error:
         raise ImageError(f"cannot be read: {error}", path, "corrupt") from error
     if head.startswith(_POINTER):

@@ -24,7 +24,8 @@ numbers = st.integers(0, 10**22)
 ids = st.builds("{}:{}".format, numbers, numbers)
 texts = st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 modalities = st.sampled_from(["text", "image", "image,text"])
-items = st.builds(Item, ids, texts, texts, modalities, texts)
+paths = texts.filter(lambda path: path != "")  # an empty path is read as none
+items = st.builds(Item, ids, texts, paths, modalities, texts)
 lists = st.lists(ids, max_size=3).map(tuple)
 queries = st.builds(Query, items, st.none() | st.integers(0, 8), lists, lists)
 relaxed = settings(

@@ -33,7 +33,8 @@ numbers = st.integers(0, 10**22)
 ids = st.builds("{}:{}".format, numbers, numbers)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 modalities = st.sampled_from(["text", "image", "image,text"])
-items = st.builds(Item, ids, st.none() | texts, st.none() | texts, modalities, st.none() | texts)
+paths = st.none() | texts.filter(bool)  # an empty path is read as none
+items = st.builds(Item, ids, st.none() | texts, paths, modalities, st.none() | texts)
 queries = st.builds(
     Query,
     items,

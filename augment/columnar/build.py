@@ -20,7 +20,7 @@ from augment.mbeir.jsonl import numbered_candidates, numbered_queries
 from augment.records import Item, Query
 
 #: Raised whenever the layout of the cached files changes, so that older ones are rebuilt.
-VERSION = 1
+VERSION = 2
 
 #: Rows of a record batch; every batch but the last has exactly this many.
 BATCH = 16_384

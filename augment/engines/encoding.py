@@ -7,6 +7,7 @@ template, the model's own processor.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image
@@ -78,7 +79,9 @@ def encode(
     pairs = zip(requests, images, strict=True)
     texts = [
         processor.apply_chat_template(
-            to_messages(request, image), tokenize=False, add_generation_prompt=True
+            to_messages(_disarmed(processor, request), image),
+            tokenize=False,
+            add_generation_prompt=True,
         )
         for request, image in pairs
     ]
@@ -86,3 +89,25 @@ def encode(
     return processor(
         text=texts, images=shown or None, padding=True, padding_side="left", return_tensors="pt"
     )
+
+
+def _disarmed(processor: Any, request: Request) -> Request:
+    """The request with a blank inside whatever this model's tokenizer takes for a control token.
+
+    Only the template may speak in control tokens; prompts take the common ones out of the data
+    already (``augment.prompts.fence``), whatever the model.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    marked = (str(token) for token in added if token.special or str(token)[:1] in "<[")
+    tokens = sorted({*tokenizer.all_special_tokens, *marked}, key=len, reverse=True)
+    return replace(
+        request, system=_broken(request.system, tokens), text=_broken(request.text, tokens)
+    )
+
+
+def _broken(text: str, tokens: Sequence[str]) -> str:
+    for token in tokens:
+        if len(token) > 1 and token in text:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text

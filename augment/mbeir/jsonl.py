@@ -19,6 +19,16 @@ from augment.mbeir.modality import MODALITIES, derive_task
 from augment.records import TASKS, Item, Modality, Query
 
 _ID = re.compile(r"[0-9]+:[0-9]+")
+#: First bytes of files that are something else -> what they are and what to do.
+_OTHER_FILES = {
+    b"\x1f\x8b": "it is compressed with gzip; unpack it",
+    b"(\xb5/\xfd": "it is compressed with Zstandard; unpack it",
+    b"PK\x03\x04": "it is a zip archive; unpack it",
+    b"PAR1": "it is a Parquet file; convert it to JSON lines",
+    b"\xff\xfe": "it is in UTF-16; convert it to UTF-8",
+    b"\xfe\xff": "it is in UTF-16; convert it to UTF-8",
+    b"version https://git-lfs": "it is a Git-LFS pointer; run 'git lfs pull' where it came from",
+}
 _TASK_IN_NAME = re.compile(r"_task([0-8])_")
 _Record = TypeVar("_Record", Item, Query)
 
@@ -119,21 +129,40 @@ def parse_query(line: bytes, where: str, hint: int | None = None) -> Query:
 
 def _record(line: bytes, where: str) -> dict[str, Any]:
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = _DECODER.decode(line.decode("utf-8"))
         if b"\\ud" in line or b"\\uD" in line:
             json.dumps(record, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(f"holds half of a surrogate pair: {error}", where) from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"is not a line of JSON in UTF-8: {error}", where) from error
+        raise DataError(
+            f"is not a line of JSON in UTF-8: {_what_else(line) or error}", where
+        ) from error
     if not isinstance(record, dict):
         raise DataError(f"expected a JSON object, found {_kind(record)}", where)
     return record
 
 
+def _what_else(line: bytes) -> str:
+    """What a line is that is no JSON, where its first bytes tell."""
+    return next((what for head, what in _OTHER_FILES.items() if line.startswith(head)), "")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a key given twice, readers keep one value or the other."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for at, (key, _) in enumerate(pairs) if key in dict(pairs[:at]))
+        raise ValueError(f"the key {twice!r} is given twice")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
 def _item(record: dict[str, Any], where: str, id_key: str, prefix: str, modality: str) -> Item:
     text = _string(record, f"{prefix}txt", where)
-    image = _string(record, f"{prefix}img_path", where)
+    image = _string(record, f"{prefix}img_path", where) or None
     return Item(
         _id(record.get(id_key), id_key, where),
         text,

@@ -5,8 +5,8 @@ by ``---`` lines. The body is Jinja (sandboxed, undefined names are errors) over
 ``max_words``. The file declares whether the model may see the picture (``shows_image``); a prompt
 that does not show it leaves the picture out by construction.
 
-Text of the data stands between ``<<<`` and ``>>>``; those marks are taken out of the data, so that
-a passage cannot close its own fence.
+Text of the data stands between ``<<<`` and ``>>>``; :mod:`augment.prompts.fence` sees to it that a
+passage can neither close its own fence nor speak in the name of the template.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
 from augment.errors import DataError
+from augment.prompts.fence import fenced
 from augment.records import Item, Request, Side
 
 PromptKind = Literal["caption", "rewrite"]
 PromptForm = Literal["plain", "lengths"]
 
 _ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
-_FENCE = re.compile(r"<<+|>>+")
 _REQUIRED = ("name", "version", "kind", "side", "shows_image", "max_words", "max_new_tokens")
 _OPTIONAL = ("source", "keeps", "max_added_words", "form")
 
@@ -87,7 +87,7 @@ class Prompt:
         Raises:
             DataError: if the template does not render for this item.
         """
-        text = _FENCE.sub(" ", item.text or "").strip()
+        text = fenced(item.text)
         try:
             user = _ENVIRONMENT.from_string(self.user).render(text=text, max_words=self.max_words)
         except TemplateError as error:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from augment.errors import DataError
-from augment.mbeir import DataFile, DataRoot, read_qrels
+from augment.mbeir import DataFile, DataRoot, Instructions, read_qrels
+from augment.records import TASKS, Modality
 from augment.validation.records import Link
 from augment.validation.report import Report
 
@@ -56,14 +57,19 @@ def _maybe_union(root: DataRoot, split: str) -> Path | None:
 
 
 def check_links(
-    links: Iterable[Link], task: int | None, ids: set[str], name: str, file: str, report: Report
+    links: Iterable[Link],
+    task: int | None,
+    ids: Mapping[str, Modality],
+    name: str,
+    file: str,
+    report: Report,
 ) -> None:
     """Positives and negatives of queries against the ids of a pool.
 
     Args:
         links: what the queries ask for.
         task: only queries of this task; None for all.
-        ids: ids in the pool.
+        ids: ids in the pool with their modalities.
         name: ``queries -> pool``, for the report.
         file: the query file, for ``file:line``.
         report: where findings go.
@@ -72,7 +78,7 @@ def check_links(
         if task is not None and link.task != task:
             continue
         where = f"{file}:{link.line}: query {link.qid}"
-        if not ids.intersection(link.positives):
+        if not any(did in ids for did in link.positives):
             report.add("no-positive", name, f"{where}, of {len(link.positives)} positives")
         for did in link.positives:
             if did not in ids:
@@ -82,9 +88,34 @@ def check_links(
                     name,
                     f"{where}, positive {did}",
                 )
+            elif link.task is not None and ids[did] != TASKS[link.task][1]:
+                wanted = f"task {link.task} wants {TASKS[link.task][1]}"
+                report.add("wrong-modality", name, f"{where}, positive {did}: {ids[did]}, {wanted}")
         for did in link.negatives:
             if did not in ids:
                 report.add("dangling-negative", name, f"{where}, negative {did}")
+
+
+def check_instructions(
+    links: Iterable[Link], instructions: Instructions, file: str, report: Report
+) -> None:
+    """Whether every kind of query has an instruction; a kind is counted once a file."""
+    kinds: dict[tuple[str, int], Link] = {}
+    for link in links:
+        if link.task is not None:
+            kinds.setdefault((link.qid.partition(":")[0], link.task), link)
+    for (dataset, task), link in kinds.items():
+        missing = _no_instruction(instructions, dataset, task)
+        if missing:
+            report.add("no-instruction", file, f"{file}:{link.line}: query {link.qid}: {missing}")
+
+
+def _no_instruction(instructions: Instructions, dataset: str, task: int) -> str:
+    try:
+        instructions.get(dataset, *TASKS[task])
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def check_qrels(

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar, final
 from augment.errors import DataError
 from augment.mbeir.files import numbered_lines, opened
 from augment.mbeir.jsonl import parse_candidate, parse_query, task_in_name
-from augment.records import TASKS, Item, Query
+from augment.records import TASKS, Item, Modality, Query
 from augment.validation.lengths import Reservoir
 from augment.validation.report import FileStats, Report
 
@@ -65,19 +65,22 @@ class FileCheck:
         self._report = report
         self._pictures = pictures
 
-    def pool(self) -> tuple[FileStats, set[str]]:
-        """Check a pool; returns what it holds and its ids."""
+    def pool(self) -> tuple[FileStats, dict[str, Modality]]:
+        """Check a pool; returns what it holds, and the modality of every id."""
         stats = FileStats(self.name, "corpus")
         lines: dict[str, int] = {}
+        modalities: dict[str, Modality] = {}
         for number, item in self._parsed(parse_candidate):
             if item.id in lines:
                 self._add("duplicate-id", number, f"{item.id}, first in line {lines[item.id]}")
             else:
                 lines[item.id] = number
+                modalities[item.id] = item.modality
             self._item(item, number, CANDIDATE_BOUND)
             stats.records += 1
             stats.modalities[item.modality] += 1
-        return stats, set(lines)
+        self._count(stats)
+        return stats, modalities
 
     def queries(self) -> tuple[FileStats, list[Link]]:
         """Check a file of queries; returns what it holds and what it asks of pools."""
@@ -99,7 +102,12 @@ class FileCheck:
             stats.positives += len(query.positives)
             stats.negatives += len(query.negatives)
             links.append(Link(qid, number, query.task, query.positives, query.negatives))
+        self._count(stats)
         return stats, links
+
+    def _count(self, stats: FileStats) -> None:
+        if not stats.records:
+            self._report.add("no-records", self.name)
 
     def _parsed(self, parse: Callable[[bytes, str], _Parsed]) -> Iterator[tuple[int, _Parsed]]:
         """Records that can be used; the others become findings."""

@@ -79,6 +79,11 @@ PROBLEMS: Mapping[str, Problem] = {
     "no-instructions": Problem(
         "warning", "unusable instruction tables", "write instructions/query_instructions.tsv"
     ),
+    "no-instruction": Problem(
+        "warning",
+        "kinds of queries without an instruction",
+        "add a row for the data set and both modalities, or turn instructions off",
+    ),
     "qrel-mismatch": Problem(
         "warning",
         "queries whose qrels and positives differ",
@@ -89,6 +94,12 @@ PROBLEMS: Mapping[str, Problem] = {
         "ids that alias in UniIR's hashed form",
         "harmless here, where ids stay strings; number them anew for UniIR",
     ),
+    "wrong-modality": Problem(
+        "warning",
+        "positives whose modality is not the one that the query's task wants",
+        "correct the task of the query or the modality of the candidate",
+    ),
+    "no-records": Problem("warning", "files without a record", "fill or remove them"),
     "repeated": Problem(
         "info", "queries repeated unchanged", "upsampling, as in M-BEIR's union training file"
     ),

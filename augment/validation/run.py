@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
@@ -15,7 +15,7 @@ from augment.images import open_image, refuse_pointer, resolve
 from augment.mbeir import DataFile, DataRoot
 from augment.tokens import clip_token_counter
 from augment.validation.lengths import Reservoir, measure
-from augment.validation.links import check_links, check_qrels, searches
+from augment.validation.links import check_instructions, check_links, check_qrels, searches
 from augment.validation.records import FileCheck, Link, Pictures
 from augment.validation.report import FileStats, Report
 
@@ -73,10 +73,7 @@ class _Validation:
         self._pools(queries, links)
         for split in ("train", "val", "test"):
             check_qrels(self.root, split, links, self.report)
-        try:
-            self.root.instructions()
-        except DataError as error:
-            self.report.add("no-instructions", "instructions", str(error))
+        self._instructions(links)
         self._check_pictures()
         self._measure_texts()
         return self.report
@@ -102,6 +99,15 @@ class _Validation:
                 name = self._name(file.path)
                 both = f"{name} -> {pool.path.name}"
                 check_links(links[file.path], task, ids, both, name, self.report)
+
+    def _instructions(self, links: Mapping[Path, list[Link]]) -> None:
+        try:
+            table = self.root.instructions()
+        except DataError as error:
+            self.report.add("no-instructions", "instructions", str(error))
+            return
+        for path, asked in links.items():
+            check_instructions(asked, table, self._name(path), self.report)
 
     def _keep(self, stats: FileStats, check: FileCheck) -> None:
         self.report.files.append(stats)
