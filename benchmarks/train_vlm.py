@@ -30,11 +30,11 @@ from augment.records import Item
 
 #: job -> share of a batch after the warm-up, in which only pictures are described.
 JOBS = {
-    "rar_image_query": 0.3,
-    "rar_corpus": 0.22,
-    "rar_question": 0.22,
-    "rar_modification_shown": 0.18,
-    "rar_modification": 0.08,
+    "rar_image_query": 0.36,
+    "rar_corpus": 0.2,
+    "rar_question": 0.2,
+    "rar_modification_shown": 0.17,
+    "rar_modification": 0.07,
 }
 
 
