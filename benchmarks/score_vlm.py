@@ -22,15 +22,20 @@ from typing import Any
 
 from augment.engines import make_engine
 from augment.flagland import atlas, language
-from augment.flagland.grammar import FACT_TYPES, Fact, Flag, random_edit
+from augment.flagland.atlas import Country
+from augment.flagland.edits import random_edit
+from augment.flagland.grammar import FACT_TYPES, Fact, Flag
 from augment.flagland.render import draw_flat, draw_photo
 from augment.prompts import load_prompt
 from augment.records import Item, Reply, Sampling
+from benchmarks.vlm_pictures import training_flags
 
 #: The seed of the scored world, apart from those of training and of the demo.
 WORLD_SEED = 424_242
 FLAT_WIDTHS = (96, 128, 192, 256, 384, 800)
 PHOTO_WIDTHS = (192, 256, 384, 800)
+#: The training flags of flagland-vlm: (how many, seed, share of plain flags left out).
+TRAINED_ON = ((44_000, 0, 0.0), (46_000, 1, 0.75))
 
 
 @dataclass
@@ -70,11 +75,18 @@ class FactCounts:
         return rows
 
 
-def unseen(count: int, trained_on: int, train_seed: int = 0) -> list[atlas.Country]:
-    """Countries whose set of facts is not among those of the training flags."""
-    from benchmarks.vlm_pictures import training_flags
+def unseen(count: int, streams: Sequence[tuple[int, int, float]] = TRAINED_ON) -> list[Country]:
+    """Countries whose set of facts is not among those of the training flags.
 
-    known = {flag.facts() for flag in islice(training_flags(train_seed), trained_on)}
+    Args:
+        count: how many.
+        streams: of training flags: how many, seed, and share of plain flags left out.
+    """
+    known = {
+        flag.facts()
+        for flags, seed, charged in streams
+        for flag in islice(training_flags(seed, charged), flags)
+    }
     fresh = (c for c in atlas.countries(WORLD_SEED) if c.flag.facts() not in known)
     return list(islice(fresh, count))
 
@@ -105,7 +117,7 @@ class Scorer:
         return path
 
     def descriptions(
-        self, countries: Sequence[atlas.Country], width: int, photo: bool, entries: bool = False
+        self, countries: Sequence[Country], width: int, photo: bool, entries: bool = False
     ) -> FactCounts:
         """Score descriptions at one size; with ``entries`` the prompt also shows a text."""
         items = []
@@ -125,7 +137,7 @@ class Scorer:
 _SLOT = re.compile(r"the country whose flag has (.*?)(?=\?| mainly export| sell abroad| governed)")
 
 
-def judge_question(text: str, frame: str, country: atlas.Country) -> dict[str, bool]:
+def judge_question(text: str, frame: str, country: Country) -> dict[str, bool]:
     """What is right about a resolved question.
 
     ``frame``: the question's own words kept, and nothing else said; ``facts``: the flag described
@@ -143,7 +155,7 @@ def _shares(rows: Sequence[dict[str, bool]]) -> dict[str, float]:
 
 
 def score_questions(
-    scorer: Scorer, countries: Sequence[atlas.Country], width: int, photo: bool
+    scorer: Scorer, countries: Sequence[Country], width: int, photo: bool
 ) -> dict[str, float]:
     """Shares of resolved questions that are right, and in what."""
     items, frames = [], []
@@ -160,7 +172,7 @@ def score_questions(
 
 
 def score_modifications(
-    scorer: Scorer, countries: Sequence[atlas.Country], width: int, photo: bool, shown: bool
+    scorer: Scorer, countries: Sequence[Country], width: int, photo: bool, shown: bool
 ) -> dict[str, float]:
     """Share of modification requests rewritten exactly to the features of the wanted picture."""
     items, wanted = [], []
@@ -180,7 +192,7 @@ def score_modifications(
     return _shares(rows)
 
 
-def score(model: str, countries: Sequence[atlas.Country], batch_size: int) -> dict[str, Any]:
+def score(model: str, countries: Sequence[Country], batch_size: int) -> dict[str, Any]:
     """Every table."""
     with tempfile.TemporaryDirectory() as folder:
         scorer = Scorer(model, Path(folder), batch_size)
@@ -244,13 +256,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="flagland-vlm")
     parser.add_argument("--countries", type=int, default=300)
-    parser.add_argument(
-        "--trained-on", type=int, default=44_000, help="training flags to leave out"
-    )
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    result = score(args.model, unseen(args.countries, args.trained_on), args.batch_size)
+    result = score(args.model, unseen(args.countries), args.batch_size)
     print(markdown(result))
     if args.out:
         args.out.write_text(json.dumps(result, indent=1), encoding="utf-8")

@@ -26,9 +26,11 @@ from torch.nn.functional import cross_entropy, interpolate, normalize
 from transformers import PreTrainedTokenizerFast
 
 from augment.flagland import atlas, language
-from augment.flagland.grammar import Flag, families, random_edit
+from augment.flagland.edits import families, random_edit
+from augment.flagland.grammar import Flag
 from augment.flagland.instructions import INSTRUCTIONS
-from benchmarks.train_vlm import Pictures, optimisers, scale_of
+from benchmarks.muon import optimisers, scale_of
+from benchmarks.vlm_data import Pictures
 from retrievers.clip import encode_text
 
 #: Height and width after the (aspect-changing) resize: a centre crop would cut hoist and fly off.

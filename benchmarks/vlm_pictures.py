@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from augment.flagland.grammar import Flag, families
+from augment.flagland.edits import families
+from augment.flagland.grammar import Flag
 from augment.flagland.render import draw_flat, draw_photo, jpeg_round_trip
 
 #: Pixel limits of the small VLM's image processor, in pixels of the whole picture.

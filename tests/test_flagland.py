@@ -12,16 +12,14 @@ import pytest
 
 from augment.columnar import open_candidates, open_queries
 from augment.flagland import atlas, language
+from augment.flagland.edits import families, random_edit, twins
 from augment.flagland.grammar import (
     COLOURS,
     FACT_TYPES,
     Charge,
     Flag,
-    families,
     is_valid,
-    random_edit,
     random_flag,
-    twins,
 )
 from augment.flagland.render import draw_flat, draw_photo
 from augment.flagland.world import WORLD_TASKS, WorldConfig, build_countries, split_of, write_world

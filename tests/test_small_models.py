@@ -20,7 +20,7 @@ from augment.models import PACKAGED
 from augment.models.build import build_qwen3_vl
 from augment.prompts import load_prompt
 from augment.records import Item, Sampling
-from benchmarks import score_vlm, train_vlm
+from benchmarks import muon, score_vlm, vlm_data, vlm_loss
 from retrievers.backbone import load_clip
 from retrievers.clip import encode_text
 
@@ -28,7 +28,7 @@ from retrievers.clip import encode_text
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vlm")
-    texts = train_vlm.tokenizer_texts(0, count=40)
+    texts = vlm_data.tokenizer_texts(0, count=40)
     build_qwen3_vl(
         folder, texts, vocab_size=600, vision_width=32, vision_depth=2, text_width=64,
         text_depth=2, init_std=0.15,
@@ -36,7 +36,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class FakePictures(train_vlm.Pictures):
+class FakePictures(vlm_data.Pictures):
     """Random pixels of one size with real scene graphs."""
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class FakePictures(train_vlm.Pictures):
 def test_patches_equal_the_image_processor(tiny: Path) -> None:
     processor = AutoProcessor.from_pretrained(tiny)
     pixels = np.random.default_rng(0).integers(0, 255, (3, 128, 192, 3)).astype(np.uint8)
-    values, grids = train_vlm.patches(pixels)
+    values, grids = vlm_data.patches(pixels)
     expected = processor.image_processor(
         images=[Image.fromarray(picture) for picture in pixels], return_tensors="pt"
     )
@@ -64,7 +64,7 @@ def test_shortcuts_of_training_change_no_number(
     """Shared prefix, batched vision attention, linear patches: loss and gradient stay."""
     processor = AutoProcessor.from_pretrained(tiny)
     model = AutoModelForImageTextToText.from_pretrained(tiny, dtype=torch.float32)
-    batches = train_vlm.Batches(FakePictures(), processor, seed=0)
+    batches = vlm_data.Batches(FakePictures(), processor, seed=0)
 
     def grads(loss: torch.Tensor) -> dict[str, torch.Tensor]:
         model.zero_grad()
@@ -73,12 +73,12 @@ def test_shortcuts_of_training_change_no_number(
 
     for batch in batches.draw(0, 16, warm=False):
         monkeypatch.undo()
-        plain = train_vlm.plain_loss(model, batch)
+        plain = vlm_loss.plain_loss(model, batch)
         expected = grads(plain)
-        attention, patches = train_vlm.batched_vision_attention, train_vlm.linear_patch_embedding
+        attention, patches = vlm_loss.batched_vision_attention, vlm_loss.linear_patch_embedding
         monkeypatch.setattr(qwen.Qwen3VLVisionAttention, "forward", attention)
         monkeypatch.setattr(qwen.Qwen3VLVisionPatchEmbed, "forward", patches)
-        quick = train_vlm.shared_prefix_loss(model, batch)
+        quick = vlm_loss.shared_prefix_loss(model, batch)
         found = grads(quick)
         torch.testing.assert_close(quick, plain, rtol=1e-4, atol=1e-3)
         assert found.keys() == expected.keys()
@@ -90,7 +90,7 @@ def test_shortcuts_of_training_change_no_number(
 def test_newton_schulz_brings_singular_values_near_one() -> None:
     matrices = torch.randn(3, 24, 40, generator=torch.Generator().manual_seed(0))
     for shape in (matrices, matrices.mT):
-        values = torch.linalg.svdvals(train_vlm.orthogonalised(shape))
+        values = torch.linalg.svdvals(muon.orthogonalised(shape))
         assert values.min() > 0.5
         assert values.max() < 1.4
 

@@ -6,7 +6,8 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from augment.flagland.grammar import Edit, Flag, twins
+from augment.flagland.edits import Edit, twins
+from augment.flagland.grammar import Flag
 
 _ONSETS = ("b", "br", "d", "dr", "f", "g", "gr", "h", "k", "kr", "l", "m", "n", "p", "r", "s", "st",
            "t", "tr", "v", "vr", "z")  # fmt: skip

@@ -7,7 +7,6 @@ is scored against. Two flags with the same facts look the same but for shade and
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -121,7 +120,8 @@ class Flag:
         return Flag(**{**data, "colours": tuple(data["colours"]), "charges": charges})
 
 
-def _colour(rng: random.Random, taken: set[str]) -> str:
+def random_colour(rng: random.Random, taken: set[str]) -> str:
+    """A colour's name that is not among ``taken``."""
     return rng.choice([name for name in COLOUR_NAMES if name not in taken])
 
 
@@ -132,7 +132,7 @@ def _band_colours(rng: random.Random, count: int) -> tuple[str, ...]:
         if i >= 2 and rng.random() < 0.3 and colours[i - 2] != colours[i - 1]:
             colours.append(colours[i - 2])
         else:
-            colours.append(_colour(rng, {colours[-1]} if colours else set()))
+            colours.append(random_colour(rng, {colours[-1]} if colours else set()))
     return tuple(colours)
 
 
@@ -152,13 +152,13 @@ def _bands(rng: random.Random, layout: Layout) -> Flag:
 def _field(rng: random.Random) -> Flag:
     layout = rng.choices(LAYOUTS, LAYOUT_WEIGHTS)[0]
     if layout == "plain":
-        return Flag(layout, (_colour(rng, set()),))
+        return Flag(layout, (random_colour(rng, set()),))
     if layout in ("horizontal", "vertical"):
         return _bands(rng, layout)
-    first = _colour(rng, set())
-    flag = Flag(layout, (first, _colour(rng, {first})))
+    first = random_colour(rng, set())
+    flag = Flag(layout, (first, random_colour(rng, {first})))
     if layout in ("cross", "nordic", "saltire") and rng.random() < 0.4:
-        flag = replace(flag, edging=_colour(rng, set(flag.colours)))
+        flag = replace(flag, edging=random_colour(rng, set(flag.colours)))
     return flag
 
 
@@ -167,13 +167,13 @@ def _parts(rng: random.Random, flag: Flag) -> Flag:
     roll = rng.random()
     used = set(flag.colours)
     if flag.layout in ("plain", "horizontal") and roll < 0.22:
-        flag = replace(flag, triangle=_colour(rng, used))
+        flag = replace(flag, triangle=random_colour(rng, used))
     elif flag.layout in ("plain", "horizontal") and roll < 0.46:
-        flag = replace(flag, canton=_colour(rng, used))
+        flag = replace(flag, canton=random_colour(rng, used))
     if flag.triangle is None and flag.canton is None:
         chance = 0.35 if flag.layout == "plain" else 0.1
         if rng.random() < chance:
-            flag = replace(flag, border=_colour(rng, used | {flag.edging or ""}))
+            flag = replace(flag, border=random_colour(rng, used | {flag.edging or ""}))
     return flag
 
 
@@ -202,7 +202,7 @@ def _charge(rng: random.Random, flag: Flag, place: Place) -> Charge:
     size: Size = "small"
     if count == 1 and place not in ("canton", "triangle"):
         size = rng.choice(("small", "large"))
-    colour = _colour(rng, ground(flag, place))
+    colour = random_colour(rng, ground(flag, place))
     return Charge(rng.choice(SHAPES), colour, count, size, place)
 
 
@@ -240,113 +240,6 @@ def is_valid(flag: Flag) -> bool:
     return all(charge.colour not in ground(flag, charge.place) for charge in flag.charges)
 
 
-@dataclass(frozen=True, slots=True)
-class Edit:
-    """One changed fact: what it was, what it becomes.
-
-    Attributes:
-        kind: the fact type that changes, or ``add``/``remove`` of a ``part``.
-        part: what it is about: ``band 2``, ``cross``, ``border``, ``charge 0`` ...
-        before: value in the first flag; empty when something is added.
-        after: value in the second flag; empty when something is removed.
-    """
-
-    kind: str
-    part: str
-    before: str
-    after: str
-
-
-Change = tuple[Edit, Flag]
-
-
-def _edit_field(rng: random.Random, flag: Flag) -> Change:
-    i = rng.randrange(len(flag.colours))
-    new = _colour(rng, {flag.colours[i]})
-    colours = (*flag.colours[:i], new, *flag.colours[i + 1 :])
-    return Edit("field colour", str(i), flag.colours[i], new), replace(flag, colours=colours)
-
-
-def _edit_part(rng: random.Random, flag: Flag) -> Change | None:
-    parts = [p for p in ("edging", "triangle", "canton", "border") if getattr(flag, p) is not None]
-    if not parts:
-        return None
-    part = rng.choice(parts)
-    before = getattr(flag, part)
-    new = _colour(rng, {before})
-    twin = Flag.from_dict({**flag.to_dict(), part: new})
-    return Edit("part colour", part, before, new), twin
-
-
-def _edit_border(rng: random.Random, flag: Flag) -> Change | None:
-    if flag.border is not None:
-        return Edit("remove", "border", flag.border, ""), replace(flag, border=None)
-    if flag.canton is not None or flag.triangle is not None or flag.edging is not None:
-        return None
-    new = _colour(rng, set(flag.colours))
-    return Edit("add", "border", "", new), replace(flag, border=new)
-
-
-def _edit_charge(rng: random.Random, flag: Flag) -> Change | None:
-    if not flag.charges:
-        return None
-    i = rng.randrange(len(flag.charges))
-    charge = flag.charges[i]
-    kinds = ["charge colour", "charge shape", "charge count", "remove"]
-    if charge.count == 1 and charge.place not in ("canton", "triangle"):
-        kinds += ["charge size", "charge place"]
-    kind = rng.choice(kinds)
-    if kind == "charge colour":
-        new = replace(charge, colour=_colour(rng, {charge.colour}))
-    elif kind == "charge shape":
-        new = replace(charge, shape=rng.choice([s for s in SHAPES if s != charge.shape]))
-    elif kind == "charge count":
-        choice = [n for n in range(1, MAX_COUNT + 1) if n != charge.count]
-        new = replace(charge, count=rng.choice(choice), size="small")
-    elif kind == "charge size":
-        new = replace(charge, size="large" if charge.size == "small" else "small")
-    elif kind == "charge place":
-        free = [p for p in open_places(flag) if p not in ("canton", "triangle", charge.place)]
-        new = replace(charge, place=rng.choice(free)) if free else charge
-    else:
-        rest = (*flag.charges[:i], *flag.charges[i + 1 :])
-        return Edit("remove", "charge", charge_words(charge), ""), replace(flag, charges=rest)
-    if new == charge or (len(flag.charges) > 1 and new.place != charge.place):
-        return None
-    charges = (*flag.charges[:i], new, *flag.charges[i + 1 :])
-    return Edit(kind, "charge", charge_words(charge), charge_words(new)), replace(
-        flag, charges=charges
-    )
-
-
-def _edit_proportion(rng: random.Random, flag: Flag) -> Change | None:
-    if flag.layout not in ("horizontal", "vertical") or len(flag.colours) not in (2, 3):
-        return None
-    options: tuple[Proportion, ...] = ("equal", "first wide")
-    if len(flag.colours) == 3:
-        options = ("equal", "middle wide", "middle narrow")
-    new = rng.choice([option for option in options if option != flag.proportion])
-    return Edit("proportion", "bands", flag.proportion, new), replace(flag, proportion=new)
-
-
-_EDITS: tuple[tuple[Callable[[random.Random, Flag], Change | None], int], ...] = (
-    (_edit_field, 30),
-    (_edit_part, 20),
-    (_edit_border, 10),
-    (_edit_charge, 48),
-    (_edit_proportion, 10),
-)
-
-
-def random_edit(rng: random.Random, flag: Flag) -> Change:
-    """Change one fact, so that the result is another valid flag: a near-twin."""
-    edits, weights = [edit for edit, _ in _EDITS], [weight for _, weight in _EDITS]
-    while True:
-        change = rng.choices(edits, weights)[0](rng, flag)
-        if change is not None and is_valid(change[1]) and change[1].facts() != flag.facts():
-            return change
-
-
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 PLURALS: dict[Shape, str] = {
     "star": "stars",
@@ -371,32 +264,3 @@ def charge_words(charge: Charge) -> str:
     noun: str = charge.shape if charge.count == 1 else PLURALS[charge.shape]
     size = f"{charge.size} " if charge.count == 1 else ""
     return f"{number} {size}{charge.colour} {noun} {PLACE_WORDS[charge.place]}"
-
-
-def twins(rng: random.Random, twin_share: float = 0.5) -> Iterator[tuple[Flag, Edit | None]]:
-    """An endless stream of flags with distinct facts, many of them near-twins of the one before.
-
-    Args:
-        rng: source of randomness.
-        twin_share: chance that a flag is a one-fact edit of the flag before it.
-
-    Yields:
-        The flag, and the edit that made it from the flag before; None starts a new family.
-    """
-    seen: set[frozenset[Fact]] = set()
-    last: Flag | None = None
-    while True:
-        edit: Edit | None = None
-        if last is not None and rng.random() < twin_share:
-            edit, flag = random_edit(rng, last)
-        else:
-            flag = random_flag(rng)
-        if is_valid(flag) and flag.facts() not in seen:
-            seen.add(flag.facts())
-            last = flag
-            yield flag, edit
-
-
-def families(rng: random.Random, twin_share: float = 0.5) -> Iterator[Flag]:
-    """The flags of :func:`twins` alone."""
-    return (flag for flag, _ in twins(rng, twin_share))

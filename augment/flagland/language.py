@@ -12,6 +12,7 @@ import random
 import re
 from collections.abc import Sequence
 
+from augment.flagland.edits import Edit
 from augment.flagland.grammar import (
     COLOUR_NAMES,
     NUMBERS,
@@ -19,7 +20,6 @@ from augment.flagland.grammar import (
     PLURALS,
     SHAPES,
     Charge,
-    Edit,
     Fact,
     Flag,
     Layout,
