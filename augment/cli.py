@@ -184,7 +184,7 @@ def options(parsed: Namespace) -> Options:
 def finish(summary: Summary, store: Path) -> int:
     """Print what became of every item; the exit code."""
     sys.stdout.write(f"{summary}\n")
-    for item, image, reason in summary.failures[:SHOWN_FAILURES]:
+    for item, image, reason, _ in summary.failures[:SHOWN_FAILURES]:
         where = f"{item} ({image})" if image else item
         sys.stderr.write(f"failed: {where}: {reason}\n")
     hidden = summary.failed.total() - SHOWN_FAILURES

@@ -6,7 +6,9 @@
     ├── DataError        input that cannot be used: names the file, line or id and the remedy
     │   └── ImageError   one picture that cannot be used; carries a short ``reason``
     ├── EngineError      a model that cannot be loaded or has died (a failed item is a value)
-    ├── StoreError       a store of generated text that cannot be read or written
+    │   └── EngineDied   a model that died over what it was asked
+    ├── StoreError       a store of generated text that cannot be read
+    │   └── StoreWriteError   ... or written: disk full, read-only, no permission
     └── MismatchError    two parts that must agree (text recipe, weights, vectors) do not
 
 All of them mean "the whole run stops". What happens to one item is a value with a reason.
@@ -50,8 +52,19 @@ class EngineError(ToolkitError):
     """A model that cannot be loaded, or has died in the middle of a run."""
 
 
+class EngineDied(EngineError):
+    """A model that worked and has died, perhaps over one of the requests it had.
+
+    The items are asked again in halves, by a fresh process, until the one at fault is found.
+    """
+
+
 class StoreError(ToolkitError):
-    """A store of generated text that cannot be read or written."""
+    """A store of generated text that cannot be read, or does not hold what is asked for."""
+
+
+class StoreWriteError(StoreError):
+    """A store that cannot be written: disk full, read-only, no permission."""
 
 
 class MismatchError(ToolkitError):

@@ -168,7 +168,11 @@ def command(arguments: Sequence[str] | None) -> int:
             f"--{side}-view", choices=VIEWS, default=default, help=f"What the {side} shows."
         )
         parser.add_argument(
-            f"--{side}-recipe", type=str, default=None, metavar="ID", help="Default: the latest."
+            f"--{side}-recipe",
+            type=str,
+            default=None,
+            metavar="ID",
+            help="Default: the only complete one.",
         )
     parser.add_argument(
         "--images",

@@ -165,6 +165,7 @@ class Enrichment:
         raw: what the model wrote, where cleaning changed it; else empty.
         checks: score of every check that applied, by name (see ``augment.checks``).
         lengths: the same text at several lengths, by name, where the prompt asked for them.
+        retry_of: key of the refused text that this one was made to replace; else empty.
     """
 
     key: str
@@ -181,3 +182,4 @@ class Enrichment:
     raw: str = ""
     checks: Mapping[str, float] = field(default_factory=dict, hash=False)
     lengths: Mapping[str, str] = field(default_factory=dict, hash=False)
+    retry_of: str = ""

@@ -91,11 +91,12 @@ def open_view(
         side: query or corpus.
         view: see the module.
         store: folder of the generated texts; not needed (and not opened) for raw.
-        recipe: id of a recipe in the store; None is the one that ran last on this side.
+        recipe: id of a recipe in the store; None takes the chosen one, else the only one, else the
+            only one that was run to the end of its input.
 
     Raises:
         DataError: if the view is unknown, or needs a store and none is given.
-        StoreError: if the store or the recipe cannot be read.
+        StoreError: if the store or the recipe cannot be read, or several recipes could be meant.
     """
     if view not in VIEWS:
         raise DataError(f"unknown view {view!r}; choose one of {', '.join(VIEWS)}")

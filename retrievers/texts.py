@@ -20,7 +20,8 @@ class ViewConfig:
     Args:
         view: raw (published), append (published, then generated) or replace (generated).
         store: folder of generated texts; needed unless raw.
-        recipe: id of the recipe in the store; null takes the one that ran last on this side.
+        recipe: id of the recipe in the store; null takes the only one, or the only
+            complete one; several are an error that lists them.
     """
 
     view: View = "raw"

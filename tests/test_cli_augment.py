@@ -1,6 +1,5 @@
 """The commands as users run them: exit codes, messages, kills, export."""
 
-import json
 import os
 import random
 import signal
@@ -15,10 +14,11 @@ import yaml
 from PIL import Image
 
 from augment import cli, corpus, export, queries
+from augment.errors import StoreError
 from augment.mbeir import DataRoot, read_candidates, read_queries, write_candidates, write_queries
 from augment.prompts import load_prompt
 from augment.records import Item, Query
-from augment.store import Store
+from augment.store import Store, wal
 from augment.views import open_view
 
 HOME = Path(__file__).parents[1]
@@ -69,10 +69,12 @@ def texts(root, side="corpus", store="store"):
 
 
 def written(root):
-    files = [path.read_bytes() for path in (root.parent / "store/wal").glob("*")]
-    # What follows the last newline is torn.
-    whole = (json.loads(line) for data in files for line in data.split(b"\n")[:-1])
-    return Counter(record["text"]["key"] for record in whole if record["kind"] == "text")
+    found = Counter()
+    for path in (root.parent / "store/wal").glob("*"):
+        with path.open("rb") as file:
+            records = [line.record for line in wal.read(file) if line.record]
+        found.update(record["key"] for record in records if record["kind"] == "text")
+    return found
 
 
 @pytest.mark.slow
@@ -150,7 +152,12 @@ def test_queries_are_routed_and_text_is_left_alone(root, capsys):
         "3:3": "rar_modification_shown",
     }
     before = texts(root, "query")
+    first = store.recipe("query").id
     assert command(queries, root, "--modification-prompt", "rar_modification") == 0
+    with pytest.raises(StoreError, match="2 query recipes"):
+        texts(root, "query")
+    (second,) = {recipe.id for recipe in store.recipes("query")} - {first}
+    store.choose("query", second)
     after = texts(root, "query")
     assert {item for item in before if before[item] != after[item]} == {"3:3"}
     assert " 1 generated" in capsys.readouterr().out

@@ -67,6 +67,9 @@ def test_fingerprint_follows_view_and_recipe(folder):
     other = replace(RECIPE, prompts={"p": "p@2"})
     with Store(folder) as store:
         store.save_recipe(other)
+    with pytest.raises(StoreError, match="not clear which"):
+        open_view("corpus", "append", folder)
+    Store(folder).choose("corpus", other.id)
     latest = open_view("corpus", "append", folder)
     old = open_view("corpus", "append", folder, RECIPE.id)
     assert latest.fingerprint not in first

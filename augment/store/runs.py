@@ -1,0 +1,231 @@
+"""Recipes and runs of a store, and which recipe is meant when none is named.
+
+::
+
+    STORE/recipes/<side>-<id>.json   every recipe that was ever started here
+    STORE/runs/<time>-<random>.json  every run: when, how much of its input, what became of it
+    STORE/chosen-<side>.json         the recipe that somebody chose
+
+The recipe that merely ran last is never taken: a trial on a few items would silently replace days
+of work. Without a choice it is the only recipe, or else the only one that was run to its end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, final
+
+from augment.errors import StoreError
+from augment.keys import Recipe
+from augment.records import Side
+from augment.store import wal
+
+
+@final
+@dataclass(frozen=True)
+class Scope:
+    """How much of its input a run was asked to take.
+
+    Attributes:
+        limit: only the first N items; None takes all.
+        shard: ``i/n``, counted from 0; empty takes all.
+        retry: reasons of the failures and refusals that were tried again; empty otherwise.
+        root: the data.
+    """
+
+    limit: int | None = None
+    shard: str = ""
+    retry: tuple[str, ...] = ()
+    root: str = ""
+
+
+@final
+@dataclass(frozen=True)
+class RunRecord:
+    """One run, as ``runs/*.json`` has it.
+
+    Attributes:
+        id: name of its file.
+        side: query or corpus.
+        recipe: id of its recipe.
+        scope: how much was asked for.
+        started: seconds since 1970.
+        ended: seconds since 1970; None while it runs, and for ever if it was killed.
+        counts: what became of the items; see :class:`augment.enrich.Summary`.
+        host: where it ran.
+        pid: its process there.
+    """
+
+    id: str
+    side: Side
+    recipe: str
+    scope: Scope
+    started: float
+    ended: float | None = None
+    counts: Mapping[str, Any] = field(default_factory=dict)
+    host: str = ""
+    pid: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether it came to the end of all the input of its shard."""
+        whole = self.scope.limit is None and not self.scope.retry
+        return self.ended is not None and whole and not self.counts.get("incomplete")
+
+
+def start(recipe: Recipe, scope: Scope) -> RunRecord:
+    """The record of a run that starts now."""
+    name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
+    return RunRecord(
+        name, recipe.side, recipe.id, scope, time.time(), host=wal.host(), pid=os.getpid()
+    )
+
+
+def end(run: RunRecord, counts: Mapping[str, Any]) -> RunRecord:
+    """The record of a run that ends now."""
+    return replace(run, ended=time.time(), counts=dict(counts))
+
+
+def save_run(folder: Path, run: RunRecord) -> None:
+    """Write a run's record.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    wal.replace(folder / "runs" / f"{run.id}.json", _text(asdict(run)))
+
+
+def load_runs(folder: Path) -> Iterator[RunRecord]:
+    """All runs of a store, the earliest first.
+
+    Raises:
+        StoreError: if one cannot be read.
+    """
+    for path in sorted((folder / "runs").glob("*.json")):
+        yield _load_run(path)
+
+
+def _load_run(path: Path) -> RunRecord:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        scope = value.pop("scope")
+        return RunRecord(**value, scope=Scope(**{**scope, "retry": tuple(scope["retry"])}))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path}: cannot read the run: {error}") from error
+
+
+def save_recipe(folder: Path, recipe: Recipe) -> None:
+    """Write a recipe, unless it is there.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    path = folder / "recipes" / f"{recipe.side}-{recipe.id}.json"
+    if not path.exists():
+        wal.replace(path, _text(recipe.to_json()))
+
+
+def load_recipe(folder: Path, side: Side, name: str) -> Recipe:
+    """A recipe by its id.
+
+    Raises:
+        StoreError: if there is none, or it was edited.
+    """
+    path = folder / "recipes" / f"{side}-{name}.json"
+    try:
+        return Recipe.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        known = ", ".join(recipe_ids(folder, side)) or "none"
+        program = "corpus" if side == "corpus" else "queries"
+        raise StoreError(
+            f"{folder}: no {side} recipe {name} in this store (known: {known}); make one with"
+            f" python -m augment.{program} --store {folder}"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path}: cannot read the recipe: {error}") from error
+
+
+def recipe_ids(folder: Path, side: Side) -> list[str]:
+    """Ids of all recipes of one side."""
+    return sorted(path.stem.partition("-")[2] for path in folder.glob(f"recipes/{side}-*.json"))
+
+
+def complete_recipes(folder: Path, side: Side) -> set[str]:
+    """Ids of the recipes that were run to the end of their input, if need be in shards."""
+    done: dict[str, set[str]] = {}
+    for run in load_runs(folder):
+        if run.side == side and run.complete:
+            done.setdefault(run.recipe, set()).add(run.scope.shard)
+    return {name for name, shards in done.items() if _all_shards(shards)}
+
+
+def _all_shards(shards: set[str]) -> bool:
+    numbers = {shard.partition("/")[2] for shard in shards if shard}
+    return "" in shards or any(
+        all(f"{part}/{number}" in shards for part in range(int(number))) for number in numbers
+    )
+
+
+def choose(folder: Path, side: Side, name: str) -> None:
+    """Make a recipe the one that is meant when none is named.
+
+    Raises:
+        StoreError: if there is no such recipe, or the choice cannot be written.
+    """
+    load_recipe(folder, side, name)
+    try:
+        wal.replace(folder / f"chosen-{side}.json", _text({"recipe": name}))
+    except OSError as error:
+        raise StoreError(f"{folder}: cannot write the choice: {error}") from error
+
+
+def chosen(folder: Path, side: Side) -> str | None:
+    """The recipe that somebody chose, or None."""
+    try:
+        value = json.loads((folder / f"chosen-{side}.json").read_text(encoding="utf-8"))
+        return str(value["recipe"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{folder}/chosen-{side}.json: cannot read it: {error}") from error
+
+
+def meant(folder: Path, side: Side) -> str:
+    """The recipe that is meant when none is named; see the module.
+
+    Raises:
+        StoreError: if there is none, or several that could be meant; lists them.
+    """
+    ids = recipe_ids(folder, side)
+    found = chosen(folder, side)
+    if found is None and len(ids) == 1:
+        found = ids[0]
+    if found is not None:
+        return found
+    if not ids:
+        load_recipe(folder, side, "")
+    complete = complete_recipes(folder, side)
+    if len(complete) == 1:
+        return complete.pop()
+    listing = "".join(f"\n  {_line(folder, side, name, name in complete)}" for name in ids)
+    raise StoreError(
+        f"{folder}: {len(ids)} {side} recipes, and it is not clear which is meant; name one, or"
+        f" choose one for good with python -m augment.status --store {folder} --choose ID:{listing}"
+    )
+
+
+def _line(folder: Path, side: Side, name: str, complete: bool) -> str:
+    recipe = load_recipe(folder, side, name)
+    prompts = ", ".join(recipe.prompts.values())
+    state = "complete" if complete else "not run to the end of its input"
+    return f"{name}  {recipe.model}  {prompts}  {state}"
+
+
+def _text(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n"

@@ -1,0 +1,261 @@
+"""Sealed records: Parquet files that appear whole, and memory-mapped copies for random access.
+
+Kinds of record, one folder each::
+
+    texts/*.parquet               generated texts, once per key; the earliest of a key counts
+    links/<recipe>/*.parquet      this item uses this key under this recipe; the latest counts
+    failures/<recipe>/*.parquet   this item failed, and why; the latest counts
+    pictures/*.parquet            hashes of pictures that were read
+
+Every row has a ``code``, 16 bytes of BLAKE2b over the key, item id or picture, by which it is
+found, and ``at``, nanoseconds since 1970. Pages carry checksums. Parquet reads a whole group to
+give one row, so a reader of single texts maps an Arrow copy, made on first use in the store's
+``cache`` folder, which may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import secrets
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Any, Literal, final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from augment.records import Enrichment, Sampling
+from augment.store.wal import sync_folder
+
+Kind = Literal["text", "link", "fail", "picture"]
+KINDS: tuple[Kind, ...] = ("text", "link", "fail", "picture")
+FOLDERS: Mapping[Kind, str] = {
+    "text": "texts",
+    "link": "links",
+    "fail": "failures",
+    "picture": "pictures",
+}
+
+#: Rows of a Parquet row group and of an Arrow batch: memory that reading in a row takes.
+GROUP = 16_384
+
+Codes = npt.NDArray[np.uint64]
+
+_LOG = logging.getLogger(__name__)
+_FOUND = [pa.field("code", pa.binary(16), nullable=False), pa.field("at", pa.int64())]
+_STRING = pa.large_string()
+
+
+def _type(field: Field[Any]) -> Any:
+    """Column type of an Enrichment's field; what is not a string or a number becomes JSON."""
+    return pa.int32() if field.type == "int" else _STRING
+
+
+SCHEMAS: Mapping[Kind, Any] = {
+    "text": pa.schema([*_FOUND, *(pa.field(f.name, _type(f)) for f in fields(Enrichment))]),
+    "link": pa.schema(
+        [
+            *_FOUND,
+            *(pa.field(name, _STRING) for name in ("item", "key", "route")),
+            pa.field("key_code", pa.binary(16)),
+        ]
+    ),
+    "fail": pa.schema(
+        [*_FOUND, *(pa.field(name, _STRING) for name in ("item", "image", "reason", "key"))]
+    ),
+    "picture": pa.schema([*_FOUND, pa.field("sha256", pa.string())]),
+}
+
+#: Of an Enrichment: fields that are stored as JSON.
+_STRUCTURED = tuple(f.name for f in fields(Enrichment) if f.type not in ("int", "str", "Finish"))
+
+
+def code(name: str) -> bytes:
+    """Sixteen bytes that stand for a key, an item id or a picture."""
+    return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def name_of(kind: Kind, record: Mapping[str, Any]) -> str:
+    """What a record is found by."""
+    return str(record[{"text": "key", "picture": "picture"}.get(kind, "item")])
+
+
+def flat(text: Enrichment) -> dict[str, Any]:
+    """A text as plain values: the columns of its row."""
+    row = {f.name: getattr(text, f.name) for f in fields(Enrichment)}
+    for name in _STRUCTURED:
+        value = row[name]
+        plain = vars(value) if isinstance(value, Sampling) else dict(value)
+        row[name] = json.dumps(plain, sort_keys=True, ensure_ascii=False)
+    return row
+
+
+def enrichment(row: Mapping[str, Any]) -> Enrichment:
+    """The text of a row; columns that an older store lacks take their default.
+
+    Raises:
+        KeyError, TypeError, ValueError: if it is not the row of a text.
+    """
+    values = {}
+    for field in fields(Enrichment):
+        value = row.get(field.name)
+        if value is None:
+            if field.default is MISSING and field.default_factory is MISSING:
+                raise KeyError(field.name)
+            continue
+        values[field.name] = json.loads(value) if field.name in _STRUCTURED else value
+    values["sampling"] = Sampling(**values.get("sampling", {}))
+    return Enrichment(**values)
+
+
+def write(path: Path, kind: Kind, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write a segment, whole or not at all.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with partial.open("wb") as sink:
+            with _parquet_writer(sink, kind) as writer:
+                for start in range(0, len(records), GROUP):
+                    writer.write_batch(batch(kind, records[start : start + GROUP]))
+            sink.flush()
+            os.fsync(sink.fileno())
+        partial.replace(path)
+        sync_folder(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _parquet_writer(sink: Any, kind: Kind) -> Any:
+    names = SCHEMAS[kind].names
+    return pq.ParquetWriter(
+        sink,
+        SCHEMAS[kind],
+        compression="zstd",
+        use_dictionary=[n for n in names if n not in ("code", "at", "key", "key_code", "text")],
+        write_page_checksum=True,
+    )
+
+
+def batch(kind: Kind, records: Iterable[Mapping[str, Any]]) -> Any:
+    """Records as an Arrow batch."""
+    rows = [
+        {
+            **record,
+            "code": code(name_of(kind, record)),
+            **({"key_code": code(record["key"])} if kind == "link" else {}),
+        }
+        for record in records
+    ]
+    return pa.RecordBatch.from_pylist(rows, schema=SCHEMAS[kind])
+
+
+def column(path: Path, *names: str, filters: Any = None) -> Any:
+    """Some columns of a segment, as an Arrow table.
+
+    Args:
+        path: the segment.
+        *names: of the columns.
+        filters: as ``pyarrow.parquet.read_table`` takes them.
+
+    Raises:
+        OSError: if the segment cannot be read; Arrow's errors for damage are OSErrors, too.
+    """
+    try:
+        return pq.read_table(path, columns=list(names), filters=filters, partitioning=None)
+    except pa.ArrowInvalid as error:
+        raise OSError(f"{path} is damaged: {error}") from error
+
+
+def rows_of(path: Path) -> int:
+    """Number of rows, from the segment's footer.
+
+    Raises:
+        OSError: if the segment cannot be read.
+    """
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except pa.ArrowInvalid as error:
+        raise OSError(f"{path} is damaged: {error}") from error
+
+
+def as_codes(array: Any) -> Codes:
+    """A column of codes as (n, 2) unsigned integers."""
+    joined = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+    if len(joined) == 0:
+        return np.zeros((0, 2), np.uint64)
+    start = joined.offset * 16
+    view = np.frombuffer(joined.buffers()[1], np.uint64, 2 * len(joined), start)
+    return view.reshape(-1, 2)
+
+
+@final
+class Mapped:
+    """A segment with cheap access to any row.
+
+    Args:
+        path: the segment.
+        cache: folder of memory-mapped copies; where it cannot be written, the copy lives in a
+            temporary file.
+    """
+
+    def __init__(self, path: Path, cache: Path) -> None:
+        copy = cache / f"{path.parent.name}.{path.stem}.arrow"
+        try:
+            status, made = path.stat(), copy.stat()
+            usable = made.st_mtime_ns >= status.st_mtime_ns
+        except OSError:
+            usable = False
+        source = str(copy) if usable else _convert(path, copy)
+        self._batches = pa.ipc.open_file(pa.memory_map(source)).read_all().to_batches()
+        if source != str(copy):
+            Path(source).unlink()  # the mapping keeps it until we are done
+
+    def row(self, number: int) -> dict[str, Any]:
+        """One row as plain values."""
+        part = self._batches[number // GROUP]
+        at = number % GROUP
+        return {
+            name: part.column(n)[at].as_py()
+            for n, name in enumerate(part.schema.names)
+            if name not in ("code", "key_code")
+        }
+
+
+def _convert(path: Path, copy: Path) -> str:
+    """Make the Arrow copy; where the cache cannot be written, a temporary file."""
+    try:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        partial = copy.with_name(f".{copy.name}.{secrets.token_hex(4)}")
+        try:
+            _copy(path, partial)
+            partial.replace(copy)
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+        return str(copy)
+    except OSError as error:
+        _LOG.info("%s: no cache (%s), using a temporary file", copy.parent, error)
+        handle, name = tempfile.mkstemp(suffix=".arrow")
+        os.close(handle)
+        _copy(path, Path(name))
+        return name
+
+
+def _copy(path: Path, target: Path) -> None:
+    """Parquet to Arrow, a group at a time; every batch but the last has GROUP rows."""
+    source = pq.ParquetFile(path)
+    with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, source.schema_arrow) as out:
+        for part in source.iter_batches(GROUP):
+            out.write_batch(part)
