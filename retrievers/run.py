@@ -1,20 +1,165 @@
-"""TREC run files: six columns, ``qid Q0 did rank score tag``, best first."""
+"""Runs: hits of many queries in columns, and TREC run files (``qid Q0 did rank score tag``).
+
+Ranking rule, everywhere in this package: by score in single precision, ties by id in descending
+order. It is trec_eval's rule (its ``sim`` is a C float), so trec_eval ranks a run file as we do.
+"""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Float32, Int64, Shaped
+from numpy.typing import ArrayLike
 
 from augment.errors import DataError
+from augment.mbeir.files import replacing
 from augment.records import Hit, Run
-from retrievers.metrics import ranked
+from retrievers.run_text import parse_lines, parse_quickly, run_lines
 
 
-def write_run(path: str | Path, run: Run, tag: str = "run") -> None:
+@final
+class RunTable:
+    """Hits of many queries, best first, in columns: 2.5 million hits take some 30 MB.
+
+    Args:
+        qids: query ids, unique; queries without a hit may stand here.
+        ids: candidate ids, unique; a whole pool or only those that were found.
+        query: of each hit, its query's place in ``qids``.
+        rows: of each hit, its candidate's place in ``ids``.
+        scores: of each hit; finite in single precision.
+
+    Raises:
+        DataError: if an id repeats, a score is not finite, or a candidate stands twice under one
+            query; names it.
+
+    Attributes:
+        qids: query ids, a ``pyarrow`` array of strings.
+        ids: candidate ids, a ``pyarrow`` array of strings.
+        starts: hits of query ``n`` are those from ``starts[n]`` to ``starts[n + 1]``.
+        rows: candidates, places in ``ids``.
+        scores: single precision.
+    """
+
+    def __init__(
+        self, qids: Any, ids: Any, query: ArrayLike, rows: ArrayLike, scores: ArrayLike
+    ) -> None:
+        self.qids = _unique(qids, "query")
+        self.ids = _unique(ids, "candidate")
+        queries = np.asarray(query, dtype=np.int64)
+        self.rows: Int64[np.ndarray, " hits"] = np.asarray(rows, dtype=np.int64)
+        with np.errstate(over="ignore"):
+            self.scores: Float32[np.ndarray, " hits"] = np.asarray(scores).astype(np.float32)
+        if not len(queries) == len(self.rows) == len(self.scores):
+            raise ValueError("columns of different length")
+        self._refuse_infinite(queries)
+        self._refuse_repeats(queries)
+        self._order(queries)
+        counts = np.bincount(queries, minlength=len(self.qids)) if len(queries) else 0
+        self.starts: Int64[np.ndarray, " bounds"] = np.zeros(len(self.qids) + 1, dtype=np.int64)
+        self.starts[1:] = np.cumsum(np.broadcast_to(counts, len(self.qids)))
+
+    def _refuse_infinite(self, queries: np.ndarray) -> None:
+        bad = np.flatnonzero(~np.isfinite(self.scores))
+        if len(bad):
+            raise DataError(
+                f"{len(bad)} scores are not finite in single precision, the first for candidate "
+                f"{self.ids[self.rows[bad[0]]]}; search again, or drop these hits",
+                f"query {self.qids[queries[bad[0]]]}",
+            )
+
+    def _refuse_repeats(self, queries: np.ndarray) -> None:
+        keys = np.sort(queries * max(len(self.ids), 1) + self.rows)
+        twice = np.flatnonzero(keys[1:] == keys[:-1])
+        if len(twice):
+            query, row = divmod(int(keys[twice[0]]), len(self.ids))
+            raise DataError(
+                f"candidate {self.ids[row]} stands twice; keep its best score only",
+                f"query {self.qids[query]}",
+            )
+
+    def _order(self, queries: np.ndarray) -> None:
+        """Sort by query, score, id; what a search returns is sorted already."""
+        same = queries[1:] == queries[:-1]
+        ties = np.flatnonzero(same & (self.scores[1:] == self.scores[:-1]))
+        falling = ~same | (self.scores[1:] <= self.scores[:-1])
+        if bool(np.all(queries[1:] >= queries[:-1])) and bool(np.all(falling)):
+            upper, lower = (self.ids.take(pa.array(self.rows[ties + n])) for n in (0, 1))
+            if not len(ties) or pc.all(pc.greater(upper, lower)).as_py():
+                return
+        order = np.lexsort((_descending(self.ids)[self.rows], -self.scores, queries))
+        self.rows, self.scores = self.rows[order], self.scores[order]
+        queries[:] = queries[order]
+
+    @classmethod
+    def from_run(cls, run: Run) -> RunTable:
+        """A table of hits that stand in any order."""
+        places: dict[str, int] = {}
+        query, rows, scores = [], [], []
+        for number, hits in enumerate(run.values()):
+            for hit in hits:
+                query.append(number)
+                rows.append(places.setdefault(hit.did, len(places)))
+                scores.append(hit.score)
+        return cls(list(run), list(places), query, rows, np.array(scores, dtype=np.float64))
+
+    @classmethod
+    def from_search(
+        cls,
+        qids: Sequence[str],
+        ids: Sequence[str],
+        rows: Shaped[np.ndarray, "queries k"],
+        scores: Shaped[np.ndarray, "queries k"],
+    ) -> RunTable:
+        """A table of a search's result: ``k`` rows of the index for every query."""
+        query = np.repeat(np.arange(len(qids)), rows.shape[1])
+        return cls(qids, ids, query, rows.ravel(), scores.ravel())
+
+    def to_run(self) -> dict[str, list[Hit]]:
+        """Query id -> hits, best first."""
+        dids = self.ids.take(pa.array(self.rows)).to_pylist()
+        hits = list(map(Hit, dids, self.scores.tolist()))
+        bounds = self.starts.tolist()
+        return {
+            qid: hits[start:stop]
+            for qid, start, stop in zip(self.qids.to_pylist(), bounds[:-1], bounds[1:], strict=True)
+        }
+
+    def __len__(self) -> int:
+        return len(self.qids)
+
+    @property
+    def query(self) -> Int64[np.ndarray, " hits"]:
+        """Of each hit, its query's place in ``qids``."""
+        return np.repeat(np.arange(len(self)), np.diff(self.starts))
+
+    @property
+    def rank(self) -> Int64[np.ndarray, " hits"]:
+        """Of each hit, its rank from 1."""
+        before = np.repeat(self.starts[:-1], np.diff(self.starts))
+        return np.asarray(np.arange(1, len(self.rows) + 1) - before)
+
+    @property
+    def depth(self) -> int:
+        """Hits of the query that has most."""
+        return int(np.diff(self.starts).max(initial=0))
+
+    def cut(self, depth: int) -> RunTable:
+        """The best ``depth`` hits of each query (trec_eval's ``-M``)."""
+        keep = self.rank <= depth
+        return RunTable(self.qids, self.ids, self.query[keep], self.rows[keep], self.scores[keep])
+
+
+def write_run(path: str | Path, run: Run | RunTable, tag: str = "run") -> None:
     """Write a run file; the file appears whole or not at all.
 
-    Scores are written with six decimals, the precision that the indexes of this package rank by,
-    so that reading the file gives the same ranking.
+    Scores are written so that they read back as the same single-precision number: with six
+    decimals where that is enough (the precision that the indexes of this package rank by), else
+    with nine digits.
 
     Args:
         path: the file; its folder is made.
@@ -23,52 +168,120 @@ def write_run(path: str | Path, run: Run, tag: str = "run") -> None:
 
     Raises:
         ValueError: if the tag contains white space.
+        DataError: if an id is empty or contains white space.
     """
+    _write(Path(path), run, tag, None)
+
+
+def write_uniir_run(
+    path: str | Path, run: Run | RunTable, tasks: Mapping[str, int], tag: str = "run"
+) -> None:
+    """Write a run file as UniIR does, with the task code in a seventh column.
+
+    Args:
+        path: the file; its folder is made.
+        run: hits per query, in any order.
+        tasks: query id -> M-BEIR task code.
+        tag: sixth column; must not contain white space.
+
+    Raises:
+        ValueError: if the tag contains white space.
+        DataError: if a query has no task code, or an id contains white space.
+    """
+    _write(Path(path), run, tag, tasks)
+
+
+def _write(path: Path, run: Run | RunTable, tag: str, tasks: Mapping[str, int] | None) -> None:
     if not tag or any(character.isspace() for character in tag):
         raise ValueError(f"run tag {tag!r} must be one word")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
-        for qid, hits in run.items():
-            scores = {hit.did: hit.score for hit in hits}
-            for rank, did in enumerate(ranked(hits), start=1):
-                file.write(f"{qid} Q0 {did} {rank} {scores[did]:.6f} {tag}\n")
-    partial.replace(path)
+    table = run if isinstance(run, RunTable) else RunTable.from_run(run)
+    tails = [f" {tag}\n".encode()]
+    if tasks is not None:
+        lacking = [qid for qid in table.qids.to_pylist() if qid not in tasks]
+        if lacking:
+            raise DataError("no task code is known; write six columns", f"query {lacking[0]}")
+        tails = [f" {tag} {tasks[qid]}\n".encode() for qid in table.qids.to_pylist()]
+    with replacing(path) as stream:
+        for block in run_lines(table, tails):
+            stream.buffer.write(block)
 
 
 def read_run(path: str | Path) -> dict[str, list[Hit]]:
     """Read a run file; hits come back by score, ties by id, whatever the rank column says.
 
     Raises:
-        DataError: with ``file:line``, if a line is malformed, a score is no finite number, or a
-            candidate stands twice under one query.
+        DataError: see :func:`read_table`.
     """
-    run: dict[str, dict[str, float]] = {}
-    with Path(path).open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            where = f"{path}:{number}"
-            if not line.strip():
-                continue
-            qid, did, score = _parse(line, where)
-            if did in run.setdefault(qid, {}):
-                raise DataError(f"candidate {did} stands twice under query {qid}", where)
-            run[qid][did] = score
-    return {
-        qid: [Hit(did, scores[did]) for did in ranked(Hit(*pair) for pair in scores.items())]
-        for qid, scores in run.items()
-    }
+    return read_table(path).to_run()
 
 
-def _parse(line: str, where: str) -> tuple[str, str, float]:
-    parts = line.split()
-    # UniIR appends the task id as a seventh column.
-    if len(parts) not in (6, 7):
-        raise DataError(f"expected 'qid Q0 did rank score tag', found {len(parts)} columns", where)
-    try:
-        score = float(parts[4])
-    except ValueError:
-        raise DataError(f"score {parts[4]!r} is not a number", where) from None
-    if not math.isfinite(score):
-        raise DataError(f"score {parts[4]!r} is not finite", where)
-    return parts[0], parts[2], score
+def read_table(path: str | Path) -> RunTable:
+    """Read a run file of six columns, or of UniIR's seven, into columns.
+
+    Raises:
+        DataError: with ``file:line``, if the file is empty, a line is malformed, a score is no
+            finite number, a candidate stands twice under one query, or two tags occur.
+    """
+    found = parse_quickly(Path(path))
+    if found is not None:
+        try:
+            return RunTable(*found)
+        except DataError:
+            pass  # read again, line by line, to say where
+    return RunTable(*parse_lines(Path(path)))
+
+
+def check_depth(table: RunTable, k: int, pool: int | None = None) -> None:
+    """Refuse a cut-off beyond what was retrieved, which would understate every score.
+
+    Args:
+        table: a run.
+        k: cut-off of a metric.
+        pool: size of the pool that was searched, if known.
+
+    Raises:
+        DataError: if no query has ``k`` hits although the pool has more than the run shows.
+    """
+    if k <= table.depth or (pool is not None and pool <= table.depth):
+        return
+    raise DataError(
+        f"the run holds at most {table.depth} hits a query, a metric at {k} needs {k}; search "
+        f"again with a depth of {k}, or ask for metrics up to @{table.depth}"
+    )
+
+
+def check_candidates(table: RunTable, pool: Iterable[str], name: str = "the pool") -> None:
+    """Refuse hits that are not in a pool: a run of other data, or of another pool.
+
+    Raises:
+        DataError: with the first such hit and how many there are.
+    """
+    known = pc.is_in(table.ids, value_set=pa.array(pool, pa.string()))
+    foreign = ~np.asarray(known.to_numpy(zero_copy_only=False), dtype=bool)[table.rows]
+    if foreign.any():
+        first = int(np.flatnonzero(foreign)[0])
+        raise DataError(
+            f"{int(foreign.sum())} of {len(table.rows)} hits are not in {name}, the first is "
+            f"{table.ids[table.rows[first]]}; name the pool that was searched",
+            f"query {table.qids[table.query[first]]}",
+        )
+    most = len(pa.array(pool, pa.string()))
+    if table.depth > most:
+        raise DataError(f"a query has {table.depth} hits, {name} only {most} candidates")
+
+
+def _unique(ids: Any, kind: str) -> Any:
+    array = ids if isinstance(ids, pa.Array) else pa.array(ids, pa.string())
+    if pc.count_distinct(array).as_py() != len(array):
+        counts = pc.value_counts(array)
+        twice = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"]
+        raise DataError(f"stands twice in the list of {kind} ids; keep one", str(twice))
+    return array
+
+
+def _descending(ids: Any) -> Int64[np.ndarray, " ids"]:
+    """Rank of each id in descending order of its UTF-8 bytes."""
+    order = pc.array_sort_indices(ids, order="descending").to_numpy()
+    ranks = np.empty(len(order), dtype=np.int64)
+    ranks[order] = np.arange(len(order))
+    return ranks

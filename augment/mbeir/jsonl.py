@@ -71,7 +71,7 @@ def write_candidates(path: str | Path, items: Iterable[Item]) -> int:
     Returns:
         How many records were written.
     """
-    return _write(Path(path), (_candidate_record(item) for item in items))
+    return _write(Path(path), (candidate_record(item) for item in items))
 
 
 def write_queries(path: str | Path, queries: Iterable[Query]) -> int:
@@ -80,7 +80,7 @@ def write_queries(path: str | Path, queries: Iterable[Query]) -> int:
     Returns:
         How many records were written.
     """
-    return _write(Path(path), (_query_record(query) for query in queries))
+    return _write(Path(path), (query_record(query) for query in queries))
 
 
 def numbered_candidates(stream: BinaryIO, path: Path) -> Iterator[tuple[int, Item]]:
@@ -238,7 +238,8 @@ def _unique(records: Iterable[tuple[int, _Record]], path: Path) -> Iterator[tupl
         yield number, record
 
 
-def _candidate_record(item: Item) -> dict[str, Any]:
+def candidate_record(item: Item) -> dict[str, Any]:
+    """A candidate as a JSON object with the published keys."""
     return {
         "did": item.id,
         "txt": item.text,
@@ -248,7 +249,8 @@ def _candidate_record(item: Item) -> dict[str, Any]:
     }
 
 
-def _query_record(query: Query) -> dict[str, Any]:
+def query_record(query: Query) -> dict[str, Any]:
+    """A query as a JSON object with the published keys."""
     record: dict[str, Any] = {
         "qid": query.item.id,
         "query_txt": query.item.text,
