@@ -298,6 +298,7 @@ class _Run:
             rejected=verdict.rejected,
             raw=verdict.raw,
             checks=verdict.scores,
+            lengths=verdict.lengths,
         )
         self._store.append(written)
         self._written.add(group.key)

@@ -23,6 +23,7 @@ from jsonargparse import ArgumentParser
 from augment import cli
 from augment.errors import DataError, ImageError
 from augment.images import resolve
+from augment.lengths import LENGTHS, Length
 from augment.mbeir import DataRoot, read_candidates, read_queries, write_candidates, write_queries
 from augment.records import Item, View
 from augment.views import VIEWS, TextView, open_view
@@ -174,6 +175,9 @@ def command(arguments: Sequence[str] | None) -> int:
             metavar="ID",
             help="Default: the only complete one.",
         )
+        parser.add_argument(
+            f"--{side}-length", choices=LENGTHS, default="dense", help="Of the generated text."
+        )
     parser.add_argument(
         "--images",
         choices=("link", "copy", "symlink", "none"),
@@ -185,8 +189,20 @@ def command(arguments: Sequence[str] | None) -> int:
     done = export(
         Path(given.root),
         Path(given.out),
-        open_view("corpus", cast("View", given.corpus_view), store, given.corpus_recipe),
-        open_view("query", cast("View", given.query_view), store, given.query_recipe),
+        open_view(
+            "corpus",
+            cast("View", given.corpus_view),
+            store,
+            given.corpus_recipe,
+            cast("Length", given.corpus_length),
+        ),
+        open_view(
+            "query",
+            cast("View", given.query_view),
+            store,
+            given.query_recipe,
+            cast("Length", given.query_length),
+        ),
         given.images,
     )
     sys.stdout.write(f"{done}\n")

@@ -18,6 +18,7 @@ from typing import final
 
 from augment.errors import DataError
 from augment.keys import digest
+from augment.lengths import LENGTHS, Length, derive
 from augment.records import Enrichment, Item, Side, View
 from augment.store import Store
 
@@ -52,6 +53,7 @@ class TextView:
         side: query or corpus.
         view: see the module.
         recipe: how the generated texts were made, JSON-serialisable; empty for raw.
+        length: which length of a generated text is shown (see :mod:`augment.lengths`).
     """
 
     def __init__(
@@ -60,22 +62,31 @@ class TextView:
         view: View,
         recipe: Mapping[str, object],
         texts: Mapping[str, Enrichment],
+        length: Length = "dense",
     ) -> None:
         self.side = side
         self.view = view
         self.recipe = recipe
+        self.length = length
         self._texts = texts
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hex digits over the view and the recipe. That of raw depends on no store."""
-        return digest({"view": self.view, "recipe": self.recipe.get("id", "")})[:12]
+        """Twelve hex digits over view, recipe and length. That of raw depends on no store."""
+        shown = {"view": self.view, "recipe": self.recipe.get("id", "")}
+        if self.length != "dense":
+            shown["length"] = self.length
+        return digest(shown)[:12]
 
     def text(self, item: Item) -> str | None:
         """What the encoder sees of the item's text."""
         found = self._texts.get(item.id)
-        accepted = found.text if found is not None and not found.rejected else None
-        return render(item.text, accepted, self.view)
+        if found is None or found.rejected:
+            return render(item.text, None, self.view)
+        text = found.text
+        if self.length != "dense":
+            text = found.lengths.get(self.length) or derive(text, self.length)
+        return render(item.text, text, self.view)
 
     def enrichment(self, item_id: str) -> Enrichment | None:
         """The generated text behind an item with its provenance, rejected ones included."""
@@ -83,7 +94,11 @@ class TextView:
 
 
 def open_view(
-    side: Side, view: View = "raw", store: Path | None = None, recipe: str | None = None
+    side: Side,
+    view: View = "raw",
+    store: Path | None = None,
+    recipe: str | None = None,
+    length: Length = "dense",
 ) -> TextView:
     """Open a view.
 
@@ -93,17 +108,21 @@ def open_view(
         store: folder of the generated texts; not needed (and not opened) for raw.
         recipe: id of a recipe in the store; None takes the chosen one, else the only one, else the
             only one that was run to the end of its input.
+        length: ``short``, ``dense`` or ``sentences``. Where the prompt asked for one length only,
+            short is its first sentence and sentences are its sentences line by line.
 
     Raises:
-        DataError: if the view is unknown, or needs a store and none is given.
+        DataError: if the view or the length is unknown, or needs a store and none is given.
         StoreError: if the store or the recipe cannot be read, or several recipes could be meant.
     """
     if view not in VIEWS:
         raise DataError(f"unknown view {view!r}; choose one of {', '.join(VIEWS)}")
+    if length not in LENGTHS:
+        raise DataError(f"unknown length {length!r}; choose one of {', '.join(LENGTHS)}")
     if view == "raw":
         return TextView(side, view, {}, {})
     if store is None:
         raise DataError(f"the {side} view {view!r} shows generated text: name the store it is in")
     opened = Store(store)
     found = opened.recipe(side, recipe)
-    return TextView(side, view, found.to_json(), opened.texts(side, found.id))
+    return TextView(side, view, found.to_json(), opened.texts(side, found.id), length)

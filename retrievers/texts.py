@@ -8,6 +8,7 @@ from pathlib import Path
 from random import Random
 
 from augment.errors import MismatchError
+from augment.lengths import Length
 from augment.mbeir import Instructions, TextRule, format_text
 from augment.records import Item, Modality, Query, Side, View
 from augment.views import TextView, open_view
@@ -22,15 +23,18 @@ class ViewConfig:
         store: folder of generated texts; needed unless raw.
         recipe: id of the recipe in the store; null takes the only one, or the only
             complete one; several are an error that lists them.
+        length: of generated text: dense, short or sentences (see :mod:`augment.lengths`).
     """
 
     view: View = "raw"
     store: str | None = None
     recipe: str | None = None
+    length: Length = "dense"
 
     def open(self, side: Side) -> TextView:
         """Open the view of one side (see :func:`augment.views.open_view`)."""
-        return open_view(side, self.view, Path(self.store) if self.store else None, self.recipe)
+        store = Path(self.store) if self.store else None
+        return open_view(side, self.view, store, self.recipe, self.length)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, final
 
 from augment.checks import keeping, wording
-from augment.checks.cleaning import clean_steps
 from augment.checks.language import foreign
 from augment.checks.leak import Forbidden, LeakRule, leaks
+from augment.cleaning import clean_steps
+from augment.lengths import derive, parse_lengths
 from augment.prompts import Prompt
 from augment.records import Finish, Reply
 
@@ -58,6 +59,8 @@ class Verdict:
         rejected: the first reason to refuse it, ``""`` if there is none.
         scores: every score by the name of its check; a check that does not apply is absent.
         steps: what cleaning took off.
+        lengths: the text at every length, for prompts of form ``lengths``; ``text`` is the dense
+            one. A length that a check would refuse is derived from the dense one.
     """
 
     text: str
@@ -65,6 +68,7 @@ class Verdict:
     rejected: str
     scores: Mapping[str, float]
     steps: tuple[str, ...] = field(default=())
+    lengths: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Finding(NamedTuple):
@@ -92,7 +96,18 @@ def judge(
         limits: see :class:`Limits`.
     """
     text, steps = clean_steps(reply.text)
+    lengths: dict[str, str] = {}
+    derived = 0
+    if prompt.form == "lengths":
+        parsed = parse_lengths(reply.text)
+        text, derived = parsed.lengths["dense"], len(parsed.derived)
+        lengths = {
+            length: derive(text, length) if check(part, limits=limits) else part
+            for length, part in parsed.lengths.items()
+        }
     findings = list(_wording(text, reply.finish, prompt.max_words, limits))
+    if lengths:
+        findings.append(_Finding("derived_lengths", derived, ""))
     if prompt.keeps and original:
         findings += _rewriting(text, original, prompt, limits)
     if prompt.kind == "rewrite" and forbidden is not None and limits.leak != "off":
@@ -104,6 +119,7 @@ def judge(
         rejected=next((found.reason for found in findings if found.reason), ""),
         scores={found.name: round(found.score, 4) for found in findings},
         steps=steps,
+        lengths=lengths,
     )
 
 

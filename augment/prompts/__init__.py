@@ -1,9 +1,9 @@
 """Prompts: versioned template files, rendered into requests.
 
 A template is a Markdown file with YAML front matter and two bodies, system and user, separated
-by ``---`` lines. The body is Jinja (sandboxed, undefined names are errors) over ``text`` and
-``max_words``. The file declares whether the model may see the picture (``shows_image``); a prompt
-that does not show it leaves the picture out by construction.
+by ``---`` lines. The body is Jinja (sandboxed, undefined names are errors) over ``text``,
+``max_words`` and ``max_added_words``. The file declares whether the model may see the picture
+(``shows_image``); a prompt that does not show it leaves the picture out by construction.
 
 Text of the data stands between ``<<<`` and ``>>>``; :mod:`augment.prompts.fence` sees to it that a
 passage can neither close its own fence nor speak in the name of the template.
@@ -73,7 +73,12 @@ class Prompt:
     @property
     def hash(self) -> str:
         """Twelve hex digits over what is sent: bodies, word limit and whether the picture shows."""
-        parts = (self.system, self.user, str(self.max_words), str(self.shows_image))
+        parts = [self.system, self.user, str(self.max_words), str(self.shows_image)]
+        # Later fields count only where they are used, so that older prompts keep their hashes.
+        if self.max_added_words is not None:
+            parts.append(f"adds {self.max_added_words}")
+        if self.form != "plain":
+            parts.append(self.form)
         return hashlib.sha256("\x00".join(parts).encode()).hexdigest()[:12]
 
     @property
@@ -89,7 +94,9 @@ class Prompt:
         """
         text = fenced(item.text)
         try:
-            user = _ENVIRONMENT.from_string(self.user).render(text=text, max_words=self.max_words)
+            user = _ENVIRONMENT.from_string(self.user).render(
+                text=text, max_words=self.max_words, max_added_words=self.max_added_words
+            )
         except TemplateError as error:
             raise DataError(f"prompt {self.id} does not render: {error}", item.id) from error
         image = item.image if self.shows_image else None
