@@ -1,4 +1,4 @@
-"""``python -m retrievers fit | validate | test``."""
+"""``python -m retrievers fit | validate | test | embed``."""
 
 from __future__ import annotations
 

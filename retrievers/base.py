@@ -17,8 +17,9 @@ from torch import Tensor
 from augment.errors import DataError, MismatchError
 from augment.records import Side
 from retrievers.data import MBeirData
+from retrievers.embeddings import Embeddings
 from retrievers.inputs import Inputs, Items, Pairs, Processor
-from retrievers.scoring import Embeddings, Results, score, search_plan, write_results
+from retrievers.scoring import Results, score, search_plan, write_results
 from retrievers.texts import check_recipe
 
 _SIDES: tuple[Side, Side] = ("corpus", "query")
@@ -45,6 +46,8 @@ class Retriever(lightning.LightningModule, ABC):
         #: What the latest test measured.
         self.results: Results | None = None
         self._embeddings: list[Embeddings] = []
+        #: What the latest test or embedding left in its folder; empty without one.
+        self.embedded: list[str] = []
 
     @property
     @abstractmethod
@@ -83,6 +86,13 @@ class Retriever(lightning.LightningModule, ABC):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         return digest.hexdigest()[:16]
+
+    @final
+    def made_by(self) -> tuple[str, dict[str, str]]:
+        """The fingerprint, and what it stands for as plain strings, to say what differs."""
+        told = {name: json.dumps(value, default=str) for name, value in self.describe().items()}
+        text = {f"text.{name}": value for name, value in self.data.recipe.fingerprint.items()}
+        return self.fingerprint(), {**told, **text, "precision": str(self.trainer.precision)}
 
     @final
     def setup(self, stage: str) -> None:
@@ -181,7 +191,7 @@ class Retriever(lightning.LightningModule, ABC):
     @final
     def on_test_epoch_start(self) -> None:
         """Make room for the vectors."""
-        self._make_room()
+        self._embeddings = self.data.rooms
 
     @final
     def test_step(self, batch: Items, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -191,7 +201,14 @@ class Retriever(lightning.LightningModule, ABC):
     @final
     def on_test_epoch_end(self) -> None:
         """Search exactly, write runs, judgements and metrics to the trainer's root folder."""
-        runs, results = self._score(self.data.test.depth, self.fingerprint())
+        self.embedded = [self._finish(*side) for side in zip(_SIDES, self._embeddings, strict=True)]
+        if self.data.only_embed:
+            self._embeddings = []
+            return
+        test = self.data.test
+        runs, results = self._score(
+            test.depth, self.fingerprint(), test.index, test.index_parameters
+        )
         settings = {"model": self.describe(), "data": self.data.describe()}
         results.settings.update(settings, trained_on=self.trained_on)
         write_results(Path(self.trainer.default_root_dir), self.data.plan, runs, results)
@@ -205,10 +222,31 @@ class Retriever(lightning.LightningModule, ABC):
         store = self._embeddings[loader]
         store.fail(batch.failed.tolist(), batch.degraded.tolist())
         if batch.inputs.size:
-            store.put(batch.rows.cpu(), self.encode(batch.inputs, _SIDES[loader]).float().cpu())
+            vectors = self.encode(batch.inputs, _SIDES[loader]).float().cpu()
+            store.put(batch.rows.cpu(), vectors, batch.degraded.tolist())
 
-    def _score(self, depth: int, made_by: str) -> tuple[Any, Results]:
+    def _finish(self, side: Side, store: Embeddings) -> str:
+        whole = store.finish()
+        kept, failed = int(store.done.sum()), len(store.failed)
+        return (
+            f"{side}: {kept} vectors, {len(store.degraded)} of them without their unreadable "
+            f"picture; {failed} items with nothing to embed"
+            + ("" if whole else f"; {len(store.done) - kept - failed} left to other processes")
+        )
+
+    def _score(
+        self, depth: int, made_by: str, kind: str = "exact", parameters: str = ""
+    ) -> tuple[Any, Results]:
         candidates, queries = self._embeddings
-        runs = search_plan(self.data.plan, candidates, queries, made_by, depth, str(self.device))
+        runs = search_plan(
+            self.data.plan,
+            candidates,
+            queries,
+            made_by,
+            depth,
+            str(self.device),
+            kind,
+            parameters,
+        )
         self._embeddings = []
         return runs, score(self.data.plan, runs, candidates, queries, made_by)

@@ -18,6 +18,7 @@ from augment.errors import ToolkitError
 from retrievers.base import Retriever
 from retrievers.clip import ClipScoreFusion
 from retrievers.data import MBeirData
+from retrievers.trainer import Trainer
 
 #: Exit status of a run that a user can mend.
 USER_ERROR = 2
@@ -64,7 +65,7 @@ def _relocatable(value: Any, out: str) -> Any:
 
 
 class RetrieverCLI(LightningCLI):
-    """``fit``, ``validate`` and ``test`` for any :class:`retrievers.base.Retriever`."""
+    """``fit``, ``validate``, ``test`` and ``embed`` for any :class:`retrievers.base.Retriever`."""
 
     def __init__(self, args: Sequence[str] | None) -> None:
         # "omegaconf" resolves before overrides; "omegaconf+" after, and needs relative keys below
@@ -77,6 +78,7 @@ class RetrieverCLI(LightningCLI):
             save_config_callback=SaveSettings,
             save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,
+            trainer_class=Trainer,
             trainer_defaults={"use_distributed_sampler": False},
             parser_kwargs={"parser_mode": "omegaconf+", "prog": "python -m retrievers"},
             auto_configure_optimizers=False,
@@ -92,6 +94,7 @@ class RetrieverCLI(LightningCLI):
             "fit": {*skip, "train_dataloaders", "val_dataloaders"},
             "validate": {*skip, "dataloaders"},
             "test": {*skip, "dataloaders"},
+            "embed": skip,
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -100,11 +103,27 @@ class RetrieverCLI(LightningCLI):
             "--out", type=str, default="runs/retriever", help="Folder of checkpoints, logs, runs."
         )
         parser.link_arguments("out", "trainer.default_root_dir")
+        parser.add_argument(
+            "--embeddings",
+            type=str | None,
+            help="Folder that keeps embeddings: short for data.embeddings.folder.",
+        )
         parser.set_defaults({"model": {"class_path": _path_of(ClipScoreFusion)}})
 
     def before_instantiate_classes(self) -> None:
         """Keep the settings of fit when test writes into the same folder."""
         self.save_config_kwargs["config_filename"] = f"{self.subcommand}.yaml"
+        settings = self.config[self.subcommand]
+        folder = settings.embeddings
+        if folder is None and self.subcommand == "embed" and not settings.data.embeddings.folder:
+            folder = f"{settings.out}/embeddings"
+        if folder is not None:
+            settings.data.embeddings.folder = folder
+
+    def after_embed(self) -> None:
+        """Print what there is now."""
+        told = "\n".join(self.model.embedded)
+        sys.stdout.write(f"{told}\nembeddings: {self.datamodule.embeddings.folder}\n")
 
     def after_test(self) -> None:
         """Print the table."""

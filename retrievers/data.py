@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast, final
 
 import lightning
 from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from augment.columnar import open_queries
 from augment.errors import DataError
 from augment.mbeir import DataRoot, TextRule
-from augment.records import Query
+from augment.records import Query, Side
 from retrievers.dataset import (
     CandidateBook,
     EpochSampler,
@@ -25,8 +25,9 @@ from retrievers.dataset import (
     PairDataset,
     Reader,
 )
+from retrievers.embeddings import Content, Dtype, Embeddings, EmbeddingWriter, item_keys
 from retrievers.inputs import ItemCollator, PairCollator, Processor
-from retrievers.plan import Embedder, Plan, plan_test, plan_validation
+from retrievers.plan import Embedder, Plan, plan_pools, plan_test, plan_validation
 from retrievers.texts import TextRecipe, ViewConfig
 
 
@@ -68,11 +69,37 @@ class SearchConfig:
         split: query split.
         union: also search the union of all pools.
         depth: hits per query in the run files.
+        index: exact, faiss (flat), or a factory string of faiss such as IVF1024,PQ64; approximate
+            ones print their true recall against exact search.
+        index_parameters: of faiss, such as nprobe=32.
     """
 
     split: str = "test"
     union: bool = True
     depth: int = 100
+    index: str = "exact"
+    index_parameters: str = ""
+
+
+@dataclass(frozen=True)
+class EmbeddingConfig:
+    """Where the embeddings of ``embed`` and ``test`` are kept.
+
+    Args:
+        folder: finished vectors stay here and are not made again; null keeps them in memory.
+        dtype: float16 or float32, on disk.
+        shard_rows: vectors per file.
+        shard_seconds: a file is written at least so often; a killed run loses no more.
+        part: number of this process, from 0, where several embed into one folder.
+        parts: how many they are; the last run goes without, to see that nothing is missing.
+    """
+
+    folder: str | None = None
+    dtype: Dtype = "float16"
+    shard_rows: int = 16_384
+    shard_seconds: float = 60.0
+    part: int = 0
+    parts: int = 1
 
 
 @final
@@ -94,6 +121,7 @@ class MBeirData(lightning.LightningDataModule):
         loader: processes, cache, batch size of embedding.
         validation: the search during fit.
         test: the test protocol.
+        embeddings: where vectors are kept.
     """
 
     def __init__(
@@ -111,6 +139,7 @@ class MBeirData(lightning.LightningDataModule):
         loader: LoaderConfig = LoaderConfig(),
         validation: ValidationConfig = ValidationConfig(),
         test: SearchConfig = SearchConfig(),
+        embeddings: EmbeddingConfig = EmbeddingConfig(),
     ) -> None:
         super().__init__()
         self.root = DataRoot(Path(root))
@@ -118,6 +147,10 @@ class MBeirData(lightning.LightningDataModule):
         self.loader = loader
         self.validation = validation
         self.test = test
+        self.embeddings = embeddings
+        #: Whether only vectors are wanted, which needs no queries.
+        self.only_embed = False
+        self._rooms: list[Embeddings] | None = None
         self._tasks, self._limit, self._seed = tasks, limit, seed
         self._on_bad_image: OnBadImage = on_bad_image
         self._views = (query, corpus)
@@ -170,6 +203,10 @@ class MBeirData(lightning.LightningDataModule):
         if self.trainer is not None and self.trainer.lightning_module is not None:
             self.use(cast("Processor", self.trainer.lightning_module.processor))
         if stage == "test":
+            self._rooms = None
+            if self.only_embed and not self.root.query_files(self.test.split):
+                self._plan = plan_pools(self.root)
+                return
             self._plan = plan_test(
                 self.root, self.test.split, self.test.union, self._tasks, self._limit
             )
@@ -209,32 +246,77 @@ class MBeirData(lightning.LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """Candidates, then queries, of the small validation search."""
-        return self._embedding() if self.plan.tasks else []
+        return self._embedding(None) if self.plan.tasks else []
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
-        """Candidates (each once), then queries, of the test protocol."""
-        return self._embedding()
+        """Candidates (each once), then queries, of the test protocol; those without a vector."""
+        return self._embedding(self.rooms)
+
+    @property
+    def rooms(self) -> list[Embeddings]:
+        """Room for the vectors of the running test: candidates, then queries.
+
+        Raises:
+            StoreError: if the folder cannot be read or written.
+            MismatchError: if it holds vectors of other weights or text.
+        """
+        if self._rooms is None:
+            plan, wanted = self.plan, self.embeddings
+            sizes: dict[Side, int] = {"corpus": len(plan), "query": len(plan.queries)}
+            if wanted.folder is None or self.trainer is None:
+                self._rooms = [Embeddings(size) for size in sizes.values()]
+            else:
+                embedder = Embedder(plan, self._reader())
+                self._rooms = [
+                    self._stored(side, size, embedder.content(side)) for side, size in sizes.items()
+                ]
+        return self._rooms
+
+    def _stored(self, side: Side, size: int, content: Callable[[int], Content]) -> Embeddings:
+        assert self.trainer is not None  # noqa: S101 - rooms() looks
+        wanted = self.embeddings
+        made_by, made_with = cast("Any", self.trainer.lightning_module).made_by()
+        writer = EmbeddingWriter(
+            Path(wanted.folder or "") / side,
+            made_by,
+            made_with,
+            wanted.dtype,
+            wanted.shard_rows,
+            wanted.shard_seconds,
+        )
+        for name, problem in writer.damaged.items():
+            rank_zero_info(f"shard {name} of {writer.folder} is embedded again: {problem}")
+        keys = item_keys(map(content, range(size)), self.root.path)
+        return Embeddings(size, writer, keys, lambda rows: [content(row).id for row in rows])
 
     def _reader(self) -> Reader:
         assert self._images is not None  # noqa: S101 - use() comes first
         return Reader(self.recipe, self._images, self._on_bad_image)
 
-    def _embedding(self) -> list[DataLoader[Any]]:
+    def _embedding(self, rooms: list[Embeddings] | None) -> list[DataLoader[Any]]:
         assert self._processor is not None  # noqa: S101 - use() comes first
         embedder = Embedder(self.plan, self._reader())
         sets = (
             ItemDataset(len(self.plan), embedder.candidate),
             ItemDataset(len(self.plan.queries), embedder.query),
         )
-        return [
-            DataLoader(
-                items,
-                batch_size=self.loader.eval_batch_size,
-                collate_fn=ItemCollator(self._processor),
-                num_workers=self.loader.workers,
+        collate = ItemCollator(self._processor)
+        rows = [room.missing(self.embeddings.part, self.embeddings.parts) for room in rooms or ()]
+        loaders: list[DataLoader[Any]] = []
+        for place, items in enumerate(sets):
+            if rows and not rows[place]:
+                # Lightning skips a test without batches, and its end with it.
+                loaders.append(DataLoader([collate([])], batch_size=None))  # type: ignore[arg-type]
+                continue
+            loaders.append(
+                DataLoader(
+                    Subset(items, rows[place]) if rows else items,
+                    batch_size=self.loader.eval_batch_size,
+                    collate_fn=collate,
+                    num_workers=self.loader.workers,
+                )
             )
-            for items in sets
-        ]
+        return loaders
 
     def _training(self, held_out: list[Query] | None) -> PairDataset:
         """Training pairs; where there is no val split, ``held_out`` receives some queries."""

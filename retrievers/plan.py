@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +15,9 @@ from jaxtyping import Int64
 from augment.columnar import open_candidates, open_queries
 from augment.errors import DataError
 from augment.mbeir import DataRoot, read_qrels
-from augment.records import Item, Modality, Query
+from augment.records import Item, Modality, Query, Side
 from retrievers.dataset import Reader, target_modality
+from retrievers.embeddings import Content
 from retrievers.inputs import Example
 from retrievers.metrics import grades_of
 
@@ -135,6 +136,41 @@ class Embedder:
         """Example of one query."""
         query, target = self.plan.queries[row]
         return self.reader.query(query, target, None, row)
+
+    def content(self, side: Side) -> Callable[[int], Content]:
+        """What the encoder sees of a row of one side; no picture is opened.
+
+        A query is named after its task too, because its instruction depends on it.
+        """
+        recipe = self.reader.recipe
+        if side == "corpus":
+            return lambda row: _content(self.plan.item(row), recipe.candidate)
+        names = [task.name for task in self.plan.tasks for _ in task.queries]
+
+        def query(row: int) -> Content:
+            found, target = self.plan.queries[row]
+            text = recipe.query(found, target)
+            return Content(f"{names[row]}/{found.item.id}", text, found.item.image)
+
+        return query
+
+
+def _content(item: Item, render: Callable[[Item], str | None]) -> Content:
+    return Content(item.id, render(item), item.image)
+
+
+def plan_pools(root: DataRoot) -> Plan:
+    """All local pools and no query, where there is only something to search in.
+
+    Raises:
+        DataError: if there is no pool.
+    """
+    plan = Plan()
+    for file in root.pools():
+        plan.add_pool(file.path.name, file.path)
+    if not plan.pools:
+        raise DataError("no pools in cand_pool/local", str(root.path))
+    return plan
 
 
 def plan_test(

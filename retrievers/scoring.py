@@ -8,16 +8,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from augment.errors import DataError
 from augment.mbeir import write_qrels
 from augment.records import Qrel, Run
-from retrievers.index import MatrixIndex
+from retrievers.embeddings import Embeddings
+from retrievers.index import make_index
 from retrievers.metrics import means, per_query
 from retrievers.plan import EvalTask, Plan
 from retrievers.run import write_run
@@ -26,39 +25,6 @@ from retrievers.run import write_run
 Runs = Mapping[tuple[str, str], Run]
 
 _PACKAGES = ("torch", "lightning", "open_clip_torch", "transformers", "numpy")
-
-
-@final
-class Embeddings:
-    """Vectors by row, filled batch by batch.
-
-    Args:
-        size: number of rows.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._vectors: Tensor | None = None
-        self.done = torch.zeros(size, dtype=torch.bool)
-        self.failed: list[int] = []
-        self.degraded: list[int] = []
-
-    @property
-    def vectors(self) -> Float[Tensor, "size dim"]:
-        """All vectors; zeros where nothing was put."""
-        return torch.zeros(self._size, 1) if self._vectors is None else self._vectors
-
-    def put(self, rows: Int[Tensor, " n"], vectors: Float[Tensor, "n dim"]) -> None:
-        """Store vectors of some rows."""
-        if self._vectors is None:
-            self._vectors = torch.zeros(self._size, vectors.shape[1])
-        self._vectors[rows] = vectors
-        self.done[rows] = True
-
-    def fail(self, failed: Iterable[int], degraded: Iterable[int]) -> None:
-        """Note rows with nothing to embed, and rows embedded without their picture."""
-        self.failed.extend(failed)
-        self.degraded.extend(degraded)
 
 
 @dataclass(frozen=True)
@@ -172,6 +138,8 @@ def search_plan(
     made_by: str,
     depth: int,
     device: str = "cpu",
+    kind: str = "exact",
+    parameters: str = "",
 ) -> dict[tuple[str, str], Run]:
     """Search every task in its local pool and, if the plan has one, in the union.
 
@@ -182,6 +150,8 @@ def search_plan(
         made_by: fingerprint of both.
         depth: hits per query.
         device: where the products run.
+        kind: of index, see :func:`retrievers.index.make_index`.
+        parameters: of an approximate index.
     """
     runs: dict[tuple[str, str], Run] = {}
     ids = plan.ids
@@ -190,8 +160,8 @@ def search_plan(
         searching = [(t, n) for t, n in _spans(plan) if pool in ("union", t.pool)]
         if not len(kept):
             raise DataError("no candidate of this pool could be embedded", pool)
-        index = MatrixIndex(made_by, device)
-        index.add([ids[row] for row in kept.tolist()], candidates.vectors[kept], made_by)
+        index = make_index(kind, made_by, device, parameters)
+        candidates.add_to(index, [ids[row] for row in kept.tolist()], kept, made_by)
         for task, span in searching:
             own = torch.arange(span.start, span.stop)
             own = own[queries.done[own]]

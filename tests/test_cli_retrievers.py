@@ -1,6 +1,7 @@
 """``python -m retrievers`` end to end, in this process, on a tiny root with a random CLIP."""
 
 import json
+import shutil
 from pathlib import Path
 
 import lightning
@@ -9,6 +10,8 @@ import torch
 import yaml
 
 from retrievers.cli import USER_ERROR, expand, main
+from retrievers.clip import ClipScoreFusion
+from retrievers.embeddings import EmbeddingStore
 from tests.test_retriever import make_config, make_root
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "mbeir_real"
@@ -198,3 +201,73 @@ def test_real_data_goes_through(world, tmp_path):
     assert main(["test", *options(world, tmp_path, *more), *given]) == 0
     rows = json.loads((tmp_path / "metrics.json").read_text())["rows"]
     assert {row["dataset"] for row in rows} == {"flags", "luma"}
+
+
+class Died(lightning.Callback):
+    """A run that is killed after its second batch of candidates."""
+
+    def on_test_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
+        if batch_idx == 1:
+            raise KeyboardInterrupt
+
+
+def test_embeddings_are_kept_resumed_and_used_by_test(tmp_path, capsys, monkeypatch):
+    root, config = make_root(tmp_path / "root"), make_config(tmp_path)
+    world = root, config, tmp_path
+    out = tmp_path / "out"
+    small = ["--data.loader.eval_batch_size=8", "--data.embeddings.shard_rows=8"]
+    given = [*options(world, out, *small), f"--embeddings={out / 'kept'}"]
+    weights = ClipScoreFusion(config, random_init=True)
+    save = lightning.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    save.strategy.connect(weights)
+    save.save_checkpoint(tmp_path / "w.ckpt")
+    given += [f"--model.init_from={tmp_path / 'w.ckpt'}"]
+    encoded = []
+    encode = ClipScoreFusion.encode
+    monkeypatch.setattr(
+        ClipScoreFusion,
+        "encode",
+        lambda self, batch, side: encoded.append(batch.size) or encode(self, batch, side),
+    )
+    stop = ["--trainer.callbacks+=tests.test_cli_retrievers.Died"]
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        main(["embed", *given, *stop])
+    assert sum(encoded) == 16
+    assert main(["embed", *given]) == 0
+    assert sum(encoded) == 40 + 16  # 40 candidates, 16 queries, none twice
+    told = capsys.readouterr().out
+    assert "corpus: 40 vectors, 0 of them" in told
+    assert "query: 16 vectors" in told
+    encoded.clear()
+    assert main(["test", *given]) == 0
+    assert encoded == []
+    kept = json.loads((out / "metrics.json").read_text())["rows"]
+    # One candidate's picture and one text change: those two alone are embedded again.
+    (root / "mbeir_images" / "squares_images" / "5.png").write_bytes(
+        (root / "mbeir_images" / "squares_images" / "6.png").read_bytes()
+    )
+    pool = root / "cand_pool" / "local" / "mbeir_squares_task3_cand_pool.jsonl"
+    pool.write_text(pool.read_text().replace("number 3", "number 33"))
+    assert main(["test", *given]) == 0
+    assert sum(encoded) == 3  # candidate 5, query 5 that shows the same picture, text 3
+    fresh = [*options(world, tmp_path / "fresh", *small), given[-1]]
+    assert main(["test", *fresh]) == 0
+    rows = [json.loads((f / "metrics.json").read_text())["rows"] for f in (out, tmp_path / "fresh")]
+    assert rows[0] == rows[1]
+    assert [row["candidates"] for row in kept] == [row["candidates"] for row in rows[0]]
+    # Other text, other vectors: never in one folder.
+    assert main(["test", *given, "--data.text_rule=uniir"]) == USER_ERROR
+    assert "text.rule: plain, now uniir" in capsys.readouterr().err
+    approximate = ["--data.test.index=IVF4,Flat", "--data.test.index_parameters=nprobe=4"]
+    assert main(["test", *given, *approximate]) == 0
+    assert "true recall@" in capsys.readouterr().err
+
+
+def test_pools_alone_can_be_embedded(world, tmp_path, capsys):
+    root = tmp_path / "root"
+    shutil.copytree(world[0] / "cand_pool", root / "cand_pool")
+    shutil.copytree(world[0] / "mbeir_images", root / "mbeir_images")
+    given = options(world, tmp_path / "out", "--data.instructions=false", f"--data.root={root}")
+    assert main(["embed", *given]) == 0
+    assert "corpus: 40 vectors" in capsys.readouterr().out
+    assert len(EmbeddingStore.open(tmp_path / "out" / "embeddings" / "corpus")) == 40

@@ -46,10 +46,12 @@ def test_many_equal_vectors_rank_by_id(make):
 
 
 @pytest.mark.parametrize("make", KINDS)
-def test_k_beyond_the_pool_gives_all(make):
+def test_k_beyond_the_pool_is_an_error_and_a_run_is_as_deep_as_the_pool(make):
     index = make()
     index.add(["a", "b"], torch.eye(2), "m")
-    assert index.search(torch.eye(2), 10).rows.shape == (2, 2)
+    with pytest.raises(DataError, match="k = 10 is larger than the index of 2 candidates"):
+        index.search(torch.eye(2), 10)
+    assert [len(hits) for hits in index.run(["p", "q"], torch.eye(2), 10, "m").values()] == [2, 2]
 
 
 @pytest.mark.parametrize("make", KINDS)
@@ -62,9 +64,9 @@ def test_what_does_not_belong_is_refused(make):
         index.add(["b"], torch.ones(1, 2), "other")
     with pytest.raises(MismatchError, match="made by 'other'"):
         index.run(["q"], torch.ones(1, 2), 1, "other")
-    with pytest.raises(MismatchError, match="index of 2"):
+    with pytest.raises(MismatchError, match="index of 2 dim"):
         index.add(["b"], torch.ones(1, 3), "m")
-    with pytest.raises(DataError, match="stands twice"):
+    with pytest.raises(DataError, match="a: id stands twice"):
         index.add(["a"], torch.ones(1, 2), "m")
     with pytest.raises(DataError, match="c: vector is not finite"):
         index.add(["b", "c"], torch.tensor([[0.0, 0.0], [0.0, torch.nan]]), "m")
