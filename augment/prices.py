@@ -1,0 +1,35 @@
+"""What a run costs, at prices that the user names; none are built in, because they change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+
+@final
+@dataclass(frozen=True)
+class Prices:
+    """Prices in any one currency; None where unknown.
+
+    Attributes:
+        read: of a million tokens read.
+        written: of a million tokens written.
+        gpu_hour: of one GPU for one hour.
+    """
+
+    read: float | None = None
+    written: float | None = None
+    gpu_hour: float | None = None
+
+    def tokens(self, read: float, written: float) -> float | None:
+        """Price of tokens; None if no price of tokens is known."""
+        if self.read is None and self.written is None:
+            return None
+        return (read * (self.read or 0.0) + written * (self.written or 0.0)) / 1e6
+
+    def hours(self, gpu_hours: float) -> float | None:
+        """Price of GPU-hours; None if it is unknown."""
+        return None if self.gpu_hour is None else gpu_hours * self.gpu_hour
+
+
+NO_PRICES = Prices()

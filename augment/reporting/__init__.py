@@ -1,0 +1,1 @@
+"""What the report of a store shows, gathered from the store and a root."""
