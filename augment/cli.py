@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
-from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from augment.checks import DEFAULT_LIMITS, Limits
-from augment.engines import Engine, make_engine
+from augment.engines import Engine, EngineOptions, make_engine
 from augment.enrich import Job, Summary, enrich
 from augment.errors import DataError, ToolkitError
 from augment.keys import Recipe
@@ -51,6 +51,8 @@ class Options:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         threads: of the CPU; None leaves the choice to torch.
         limits: what the checks of generated text refuse.
+
+    The others are those of :class:`augment.engines.EngineOptions`.
     """
 
     model: str = "flagland-vlm"
@@ -64,6 +66,16 @@ class Options:
     device: str = "auto"
     threads: int | None = None
     limits: Limits = DEFAULT_LIMITS
+    workers: int = 4
+    urls: Sequence[str] = ()
+    concurrency: int = 32
+    timeout: float = 300.0
+    encoding: Literal["png", "jpeg"] = "png"
+    revision: str | None = None
+    canaries: bool = True
+    server_python: str | None = None
+    server_args: str = ""
+    replicas: int | None = None
 
     def engine(self, root: Path) -> Engine:
         """The engine that these options describe.
@@ -71,15 +83,8 @@ class Options:
         Raises:
             EngineError: if there is no such model.
         """
-        return make_engine(
-            self.model,
-            root=root,
-            batch_size=self.batch_size,
-            min_pixels=self.min_pixels,
-            max_pixels=self.max_pixels,
-            device=self.device,
-            threads=self.threads,
-        )
+        shared = EngineOptions.__dataclass_fields__.keys() & vars(self).keys()
+        return make_engine(self.model, root=root, **{name: getattr(self, name) for name in shared})
 
     def sampling(self, prompt: Prompt) -> Sampling:
         """Decoding parameters for a prompt."""
@@ -159,7 +164,13 @@ def parser(prog: str, description: str) -> ArgumentParser:
 def add_options(made: ArgumentParser) -> None:
     """Add the fields of :class:`Options`."""
     for name, kind, metavar, text in (
-        ("model", str, "NAME", "flagland-vlm (packaged), a model folder or a Hugging Face name."),
+        (
+            "model",
+            str,
+            "NAME",
+            "flagland-vlm (packaged), a model folder, a Hugging Face name,"
+            " vllm:NAME, ray:NAME, or with --urls a name that servers know.",
+        ),
         ("batch-size", PositiveInt, "N", "Most requests answered together."),
         ("limit", NonNegativeInt | None, "N", "Only the first N items."),
         ("max-new-tokens", PositiveInt | None, "N", "Most new tokens; null: the prompt's limit."),
@@ -167,11 +178,34 @@ def add_options(made: ArgumentParser) -> None:
         ("seed", int, "N", "Of sampling, where the temperature is above 0."),
         ("min-pixels", PositiveInt | None, "N", "Enlarge smaller pictures; null: model's limit."),
         ("max-pixels", PositiveInt | None, "N", "Shrink larger pictures; null: model's limit."),
-        ("device", str, "NAME", "auto, cpu, cuda or cuda:N."),
+        (
+            "device",
+            str,
+            "NAME",
+            "auto, cpu, cuda, cuda:N; several with commas, or all: a copy of"
+            " the model on each; split: one model over all GPUs.",
+        ),
         ("threads", PositiveInt | None, "N", "CPU threads; null: torch's choice."),
+        ("workers", PositiveInt, "N", "Threads that decode and resize pictures."),
+        ("concurrency", PositiveInt, "N", "Most requests in flight at one server."),
+        ("timeout", PositiveFloat, "S", "Seconds to wait for a server's answer."),
+        ("encoding", Literal["png", "jpeg"], "png|jpeg", "Of pictures sent to servers."),
+        ("revision", str | None, "REV", "Of the model, e.g. a commit of the Hub."),
+        ("canaries", bool, "BOOL", "Try a server with a few pictures before the first request."),
+        ("server-python", str | None, "FILE", "Interpreter that has vLLM; null: this one."),
+        ("server-args", str, "TEXT", "Further arguments of vllm serve."),
+        ("replicas", PositiveInt | None, "N", "Copies on a Ray cluster; null: one for each GPU."),
     ):
         value = getattr(DEFAULT_OPTIONS, name.replace("-", "_"))
         made.add_argument(f"--{name}", type=kind, default=value, metavar=metavar, help=text)
+    made.add_argument(
+        "--urls",
+        type=str,
+        default=[],
+        nargs="+",
+        metavar="URL",
+        help="Servers of the OpenAI API, up to /v1; requests are balanced over them.",
+    )
     made.add_class_arguments(Limits, "limits")
 
 

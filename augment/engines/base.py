@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from augment.errors import EngineError
 from augment.records import Reply, Request, Sampling
 
 #: Replies that became known together: (position of the request, reply), in any order.
 Replies = Sequence[tuple[int, Reply]]
-
-SCRIPTED = "scripted:"
 
 
 class Engine(ABC):
@@ -71,24 +70,84 @@ class Engine(ABC):
             raise EngineError(f"{self.model} answered {position} of {len(requests)} requests")
 
 
-def make_engine(name: str, *, root: Path, batch_size: int = 16, **options: Any) -> Engine:
+@dataclass(frozen=True)
+class EngineOptions:
+    """Options of all engines; each heeds those that concern it.
+
+    Attributes:
+        batch_size: most requests answered together, where batches are made here.
+        min_pixels: pictures with fewer pixels are enlarged; None takes the model's own limit.
+        max_pixels: pictures with more pixels are shrunk; None takes the model's own limit, and
+            behind a URL :data:`~augment.engines.pictures.MAX_PIXELS`.
+        device: of transformers, see :class:`augment.engines.hf.HFEngine`; several with commas
+            between them, or ``all`` GPUs, get a copy of the model each.
+        threads: of the CPU in torch; None leaves the choice to torch.
+        workers: threads that decode and resize pictures.
+        urls: base URLs of servers, up to ``/v1``.
+        concurrency: most requests in flight at one server.
+        timeout: seconds after which a server's answer is no longer awaited.
+        patience: seconds without a usable server after which a run ends.
+        encoding: of pictures sent to a server, ``png`` or ``jpeg``.
+        revision: of the model, e.g. a commit of the Hub; None takes the newest, and behind a URL
+            what is served.
+        canaries: try a server with a few pictures before the first request.
+        server_python: interpreter of the environment that vLLM is installed in; None is our own.
+        server_args: further arguments of ``vllm serve``, as on a command line.
+        replicas: copies of the model on a Ray cluster; None is one for each GPU.
+    """
+
+    batch_size: int = 16
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    device: str = "auto"
+    threads: int | None = None
+    workers: int = 4
+    urls: Sequence[str] = ()
+    concurrency: int = 32
+    timeout: float = 300.0
+    patience: float = 120.0
+    encoding: Literal["png", "jpeg"] = "png"
+    revision: str | None = None
+    canaries: bool = True
+    server_python: str | None = None
+    server_args: str = ""
+    replicas: int | None = None
+
+
+#: Kind of engine -> the module whose ``make`` builds it. By name, so that the import contract can
+#: promise that only engines of transformers need torch.
+_MODULES = {
+    "scripted": "augment.engines.scripted",
+    "vllm": "augment.engines.vllm",
+    "ray": "augment.engines.ray",
+    "url": "augment.engines.remote",
+    "hf": "augment.engines.hf",
+}
+
+
+def make_engine(name: str, *, root: Path, **options: Any) -> Engine:
     """An engine by the name of its model.
 
+    ==================  ========================================================================
+    ``NAME``            transformers: ``flagland-vlm`` (packaged), a folder written by
+                        ``save_pretrained``, or a name on the Hugging Face Hub
+    ``NAME`` and URLs   servers that offer this name over the OpenAI API
+    ``vllm:NAME``       vLLM on every GPU of this machine, started and ended by us
+    ``ray:NAME``        any of the others, on many machines
+    ``scripted:...``    answers without a model, see :mod:`augment.engines.scripted`
+    ==================  ========================================================================
+
     Args:
-        name: ``scripted:...`` for the scripted one (see :mod:`augment.engines.scripted`);
-            otherwise a vision-language model: ``flagland-vlm`` (packaged), a folder written by
-            ``save_pretrained``, or a name on the Hugging Face Hub.
+        name: see above.
         root: folder that the requests' image paths are relative to.
-        batch_size: most requests answered together.
-        **options: of :class:`augment.engines.hf.HFEngine`; the scripted engine ignores them.
+        **options: the fields of :class:`EngineOptions`.
 
     Raises:
         EngineError: if there is no such model.
     """
-    if name.startswith(SCRIPTED):
-        from augment.engines.scripted import parse_scripted
-
-        return parse_scripted(name[len(SCRIPTED) :], root=root, batch_size=batch_size)
-    # By name, so that the import contract can promise that only this engine needs torch.
-    engine: Callable[..., Engine] = import_module("augment.engines.hf").HFEngine
-    return engine(name, root=root, batch_size=batch_size, **options)
+    chosen = EngineOptions(**options)
+    kind, _, rest = name.partition(":")
+    if kind not in ("scripted", "vllm", "ray"):
+        kind, rest = "url" if chosen.urls else "hf", name
+    make: Callable[[str, Path, EngineOptions], Engine] = import_module(_MODULES[kind]).make
+    return make(rest, root, chosen)

@@ -9,14 +9,12 @@ the present one. Within a window, requests of similar size share a batch.
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any, NamedTuple, final
 
 import torch
@@ -28,11 +26,11 @@ from transformers import (
     GenerationConfig,
 )
 
-from augment.engines.base import Engine, Replies
+from augment.engines.base import Engine, EngineOptions, Replies
 from augment.engines.encoding import encode, resized, to_messages
 from augment.errors import EngineError, ImageError
 from augment.images import open_image
-from augment.models import resolve_model
+from augment.models import fingerprint, resolve_model
 from augment.records import Reply, Request, Sampling
 
 __all__ = ["HFEngine", "encode", "fingerprint", "resized", "to_messages"]
@@ -44,24 +42,8 @@ WINDOW_BATCHES = 8
 #: tokens take about 9 GiB in Qwen3-VL-8B (36 layers, 8 key-value heads of 128, bf16).
 BATCH_TOKENS = 65_536
 
-#: Files of a model folder that change its answers; cards and logs do not.
-_ANSWERING = (".safetensors", ".json", ".jinja", ".txt", ".model")
-
 _FAILURES = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, OSError)
 _LOG = logging.getLogger(__name__)
-
-
-def fingerprint(folder: Path) -> str:
-    """Forty hex digits over the names and bytes of a model folder's files that matter."""
-    total = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in _ANSWERING and path.is_file():
-            with path.open("rb") as file:
-                part = hashlib.sha256()
-                while block := file.read(1 << 20):
-                    part.update(block)
-            total.update(f"{path.name}\0{part.hexdigest()}\n".encode())
-    return total.hexdigest()[:40]
 
 
 class _Ready(NamedTuple):
@@ -95,6 +77,7 @@ class HFEngine(Engine):
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
         threads: CPU threads of torch; None leaves torch's choice.
         workers: threads that decode and resize pictures.
+        revision: commit, branch or tag on the Hub; None is the newest. Folders have none.
 
     Raises:
         EngineError: if the model's configuration or processor cannot be loaded.
@@ -112,6 +95,7 @@ class HFEngine(Engine):
         device: str = "auto",
         threads: int | None = None,
         workers: int = 4,
+        revision: str | None = None,
     ) -> None:
         self._source = resolve_model(name)
         folder = Path(self._source)
@@ -122,13 +106,15 @@ class HFEngine(Engine):
         self._workers = workers
         self._device = _device(device)
         self._loaded: _Model | None = None
-        self._encoding = Lock()
+        self._wanted = revision
         if threads is not None:
             torch.set_num_threads(threads)
         try:
-            config = AutoConfig.from_pretrained(self._source, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(
+                self._source, revision=revision, trust_remote_code=False
+            )
             self._processor: Any = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-                self._source, trust_remote_code=False
+                self._source, revision=revision, trust_remote_code=False
             )
         except _FAILURES as error:
             raise EngineError(_no_model(name, error)) from error
@@ -309,7 +295,11 @@ class HFEngine(Engine):
         dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
         try:
             model: Any = AutoModelForImageTextToText.from_pretrained(
-                self._source, dtype=dtype, use_safetensors=True, trust_remote_code=False
+                self._source,
+                revision=self._wanted,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
             )
             model = model.to(self._device).eval()
         except _FAILURES as error:
@@ -321,6 +311,25 @@ class HFEngine(Engine):
         pad = tokenizer.pad_token_id
         self._loaded = _Model(model, tuple(sorted(stops)), min(stops) if pad is None else pad)
         return self._loaded
+
+
+def make(name: str, root: Path, options: EngineOptions) -> Engine:
+    """The engine that some options describe.
+
+    Raises:
+        EngineError: if there is no such model or device.
+    """
+    return HFEngine(
+        name,
+        root=root,
+        batch_size=options.batch_size,
+        min_pixels=options.min_pixels,
+        max_pixels=options.max_pixels,
+        device=options.device,
+        threads=options.threads,
+        workers=options.workers,
+        revision=options.revision,
+    )
 
 
 def _ids(value: int | Sequence[int] | None) -> set[int]:

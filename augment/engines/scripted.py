@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import cast, final
 from urllib.parse import parse_qsl
 
-from augment.engines.base import Engine, Replies
+from augment.engines.base import Engine, EngineOptions, Replies
 from augment.errors import EngineError, ImageError
 from augment.images import content_hash, open_image
 from augment.records import Reply, Request, Sampling
@@ -113,22 +113,22 @@ class ScriptedEngine(Engine):
         return self._answers[(len(self.calls) - 1) % len(self._answers)]
 
 
-def parse_scripted(spec: str, *, root: Path, batch_size: int) -> ScriptedEngine:
+def make(spec: str, root: Path, options: EngineOptions) -> ScriptedEngine:
     """A scripted engine from what follows ``scripted:`` (see the module).
 
     Raises:
         EngineError: if an option is unknown, or the file is missing or malformed.
     """
     file, _, query = spec.partition("?")
-    options = dict(parse_qsl(query, keep_blank_values=True))
+    script = dict(parse_qsl(query, keep_blank_values=True))
     try:
-        delay = float(options.pop("delay", 0))
-        fail_every = int(options.pop("fail_every", 0))
-        die_after = int(options.pop("die_after")) if "die_after" in options else None
+        delay = float(script.pop("delay", 0))
+        fail_every = int(script.pop("fail_every", 0))
+        die_after = int(script.pop("die_after")) if "die_after" in script else None
         answers = json.loads(Path(file).read_text(encoding="utf-8")) if file else None
     except (ValueError, OSError) as error:
         raise EngineError(f"scripted:{spec}: {error}") from error
-    if options or not isinstance(answers, list | dict | None) or answers == []:
+    if script or not isinstance(answers, list | dict | None) or answers == []:
         raise EngineError(
             f"scripted:{spec}: expected FILE.json (a list or an object) and the options"
             " delay, fail_every, die_after"
@@ -136,7 +136,7 @@ def parse_scripted(spec: str, *, root: Path, batch_size: int) -> ScriptedEngine:
     return ScriptedEngine(
         cast("Answers | None", answers),
         root=root,
-        batch_size=batch_size,
+        batch_size=options.batch_size,
         delay=delay,
         fail_every=fail_every,
         die_after=die_after,
