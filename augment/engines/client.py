@@ -104,6 +104,7 @@ class _Server:
     losses: int = 0
     hangs: int = 0
     trouble: str = ""
+    hopeless: bool = False
     probing: asyncio.Task[None] | None = None
 
 
@@ -354,7 +355,11 @@ class Client:
                 if not reply.is_server_error:
                     break
             except EngineError as error:
-                self._die(error)
+                server.hopeless = True
+                server.trouble = str(error)
+                _LOG.error("%s: given up: %s", server.url, error)
+                if all(one.hopeless for one in self._servers):
+                    self._die(error)
                 return
             except httpx.HTTPError as error:
                 server.trouble = f"{type(error).__name__}: {error}"

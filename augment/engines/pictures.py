@@ -38,7 +38,7 @@ class Budget(NamedTuple):
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height within the budget, the aspect ratio kept as far as the multiple allows.
 
-        The rule of Qwen2-VL (2409.12191, section 2.1; ``smart_resize`` in qwen-vl-utils).
+        The rule of Qwen2-VL (2409.12191, section 2.1), as its processor in transformers has it.
         """
         step = self.multiple
         wide, high = (max(step, round(side / step) * step) for side in (width, height))
