@@ -21,7 +21,7 @@ _OPENINGS = tuple(
         r"here(?: is|'s|\u2019s| are)\b[^:\n]{0,80}:\s*",
         r"\A(?:sure|certainly|of course|absolutely)[,.!]\s+(?=\S)",
         r"\A(?:(?:rewritten|refined|revised|shortened)\s+(?:query|question|request|text)"
-        r"|(?:query|caption|description|output))\s*:\s*",
+        r"|(?:query|caption|description|output))[ ]*[:\n]\s*",
         rf"\Ain (?:this|the) {_PICTURE},?\s+"
         r"(?:(?:we (?:can )?see|you (?:can )?see|there (?:is|are))\s+)?",
         rf"\A(?:this|the) {_PICTURE}\s+"

@@ -169,6 +169,7 @@ def test_a_question_stays_one_and_is_not_answered():
     assert answered("What is the capital? Paris.", asked) == 1
     assert answered("Paris is the capital of the country with a red flag.", asked) == 0.9
     assert answered("longer sleeves", "longer sleeves") == 0
+    assert answered("longer sleeves", "Can you find it with longer sleeves?") == 0
     assert added("Who designed the Eiffel Tower?", "Who designed this tower?") == 1
 
 
@@ -202,9 +203,10 @@ def test_leaks_of_known_answers_and_copied_runs():
     assert leaks("Is it made of wrought iron?", asked, Forbidden((), ("Wrought iron",)))
     assert not leaks("What is it made of? yes", asked, Forbidden((), ("yes",)))
     assert not leaks("What is it made of?", asked, Forbidden((), ("made",)))
-    passage = "the old mill grinds yellow maize by water power."
-    run = "old mill grinds yellow maize"
-    assert leaks(f"the {run}", asked, Forbidden((passage,))) == [f"the {run}"[: -len(" maize")]]
+    passage = "Here the old mill grinds yellow maize by water power all year."
+    run = "the old mill grinds yellow maize by water"
+    assert leaks(f"Made by {run}", asked, Forbidden((passage,))) == [run]
+    assert not leaks("Made by the old mill", asked, Forbidden((passage,)))
 
 
 def test_a_verdict_keeps_the_original_and_every_score():

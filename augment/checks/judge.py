@@ -27,7 +27,7 @@ class Limits:
         repetition: largest share of repeated words (see ``augment.checks.wording``).
         compression: largest share of bytes that compression may save.
         truncation: 0.5 refuses texts that end in the middle of a phrase, 0.9 only those that
-            reached the limit of new tokens.
+            reached the limit of new tokens, 0.3 also those without a full stop.
         filler: largest share of words that say nothing.
         slack: a text may be this much longer than its prompt's ``max_words``.
         leak: how rewrites are compared with the texts searched for (``augment.checks.leak``).

@@ -34,7 +34,9 @@ _BEFORE = word_set(
 _BEHIND = word_set("gone removed missing absent away excluded omitted free")
 #: How far a negation reaches, in words.
 _REACH = 6
+_REMOVAL = re.compile(r"\b(take|takes|taking|get|gets|do) (away|off|out|rid of)\b", re.IGNORECASE)
 _CLAUSE = re.compile(r"[.,;:!?]|\bbut\b", re.IGNORECASE)
+_REQUEST = re.compile(r"\s*(can|could|would|will|do|may|might) (you|i|we)\b", re.IGNORECASE)
 _QUESTION_WORD = re.compile(r"\b(who|whom|whose|what|which|where|when|why|how)\b", re.IGNORECASE)
 
 
@@ -65,7 +67,7 @@ def lost_negations(text: str, original: str) -> list[str]:
 def _denials(text: str, reach: int) -> list[list[str]]:
     """The stems that each negation of a text denies."""
     found = []
-    for clause in _CLAUSE.split(text):
+    for clause in _CLAUSE.split(_REMOVAL.sub("remove", text)):
         said = [fold(word) for word in words(clause)]
         for at, word in enumerate(said):
             if word in _BEFORE or word.endswith("n't"):
@@ -87,9 +89,10 @@ def _content(said: Sequence[str], reach: int) -> list[str]:
 def answered(text: str, original: str) -> float:
     """1 if a question is followed by an answer, 0.9 if it is no question any more.
 
-    A question is recognised by its mark, or in the text by a word such as ``which``.
+    A question is recognised by its mark, or in the text by a word such as ``which``. A request that
+    is merely put as a question ("Can you find ...?") may lose that form.
     """
-    if not original.rstrip().endswith("?"):
+    if not original.rstrip().endswith("?") or _REQUEST.match(original):
         return 0.0
     if "?" not in text:
         return 0.0 if _QUESTION_WORD.search(text) else 0.9

@@ -19,9 +19,10 @@ COMMON: Mapping[str, frozenset[str]] = {
         "en": "the and of with is are it its this that which from by has what there their was",
         "de": "der das und mit ist ein eine einer einem auf dem den von zu im sind nicht auch"
         " über für oder zwei drei",
-        "fr": "les des est avec une dans sur du et au aux qui ou deux trois sont cette pour",
-        "es": "el los las una con en y del por sobre que dos tres es está son para blanca",
-        "it": "il gli una con di che della nel sulla sono due tre è alla dei e per",
+        "fr": "le la de à un et en les des est avec une dans sur du au aux qui ou deux trois sont"
+        " cette pour",
+        "es": "de la un el los las una con en y del por sobre que dos tres es está son para blanca",
+        "it": "la di un il gli una con di che della nel sulla sono due tre è alla dei e per",
         "pt": "os uma com em e da na dos sobre que dois três é são para ao do",
         "nl": "het een met van en op zijn niet ook voor twee drie wordt naar aan",
         "sv": "och med en ett på är som av till två tre för den det",

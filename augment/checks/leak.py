@@ -4,8 +4,9 @@ RAR's rewriter may name what a picture shows ("this tower" becomes "the Eiffel T
 answer ("How tall is it?"). Both kinds of words stand in the passage that is searched for, so the
 rule has to tell its subject from the rest:
 
-- ``names``: a new name or number of the text that the passage has beyond its subject, or five
-  new words in a row copied from it. The subject is what stands before the first verb or stop.
+- ``names``: a new name or number of the text that the passage has beyond its subject, or eight
+  words in a row copied from it, most of them new. The subject is what stands before the first
+  verb or stop.
 - ``words``: any new content word that the passage has beyond its subject. Misses less, and
   refuses descriptions whose words happen to stand in the passage.
 - ``off``.
@@ -27,7 +28,7 @@ LeakRule = Literal["names", "words", "off"]
 SUBJECT_WORDS = 6
 
 #: A run of this many words copied from a passage is a leak.
-COPIED_WORDS = 5
+COPIED_WORDS = 8
 
 _SUBJECT_END = re.compile(
     r"[.,:;()\u2013\u2014\n]|\b(is|are|was|were|has|have|had|lies|shows|exports|speaks)\b"
@@ -109,7 +110,7 @@ def _copied(text: str, known: set[str], passage: str) -> list[str]:
     while at + COPIED_WORDS <= len(said):
         run = said[at : at + COPIED_WORDS]
         new = [w for w in run if fold(w) not in known and fold(w) not in STOP_WORDS]
-        if len(new) >= 3 and _joined(" ".join(run)) in there:
+        if 2 * len(new) >= COPIED_WORDS and _joined(" ".join(run)) in there:
             found.append(" ".join(run))
             at += COPIED_WORDS
         else:

@@ -23,6 +23,11 @@ COMPRESSED_CHARACTERS = 200
 #: Score of a text that stopped by itself but ends in the middle of a phrase.
 DANGLING = 0.8
 
+#: Score of a text of several words without a full stop at its end; usual for key words, so that it
+#: refuses nothing unless the limit is set below it.
+UNENDED = 0.4
+_UNENDED_WORDS = 8
+
 _REFUSAL = re.compile(
     r"^(i['\u2019]?m (sorry|unable|not able)|i am (sorry|unable|not able)|sorry,|i apologi[sz]e"
     r"|i (can(no|['\u2019])t|could not|couldn['\u2019]t|won['\u2019]t|will not) "
@@ -59,10 +64,13 @@ def refusal(text: str) -> float:
 
 
 def truncation(text: str, finish: Finish) -> float:
-    """1 if the limit of new tokens was reached, :data:`DANGLING` if a phrase is left open."""
+    """1 if the limit of new tokens was reached; else :data:`DANGLING`, :data:`UNENDED` or 0."""
     if finish == "length":
         return 1.0
-    return DANGLING if _DANGLING.search(text) else 0.0
+    if _DANGLING.search(text):
+        return DANGLING
+    ended = text.rstrip("\"')]\u201d\u2019").endswith((".", "!", "?", "\u2026", "\u3002"))
+    return 0.0 if ended or len(words(text)) < _UNENDED_WORDS else UNENDED
 
 
 def repetition(text: str) -> float:
