@@ -1,4 +1,4 @@
-"""``python -m retrievers fit | validate | test | embed``."""
+"""``python -m retrievers fit | validate | test | embed | mine``."""
 
 from __future__ import annotations
 

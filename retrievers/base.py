@@ -6,6 +6,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, final
 
@@ -19,6 +20,9 @@ from augment.records import Side
 from retrievers.data import MBeirData
 from retrievers.embeddings import Embeddings
 from retrievers.inputs import Inputs, Items, Pairs, Processor
+from retrievers.losses import hash_id
+from retrievers.mining import MiningConfig, Tally, mine_plan
+from retrievers.monitor import Throughput
 from retrievers.scoring import Results, score, search_plan, write_results
 from retrievers.texts import check_recipe
 
@@ -45,9 +49,12 @@ class Retriever(lightning.LightningModule, ABC):
         self.trained_on: dict[str, str] | None = None
         #: What the latest test measured.
         self.results: Results | None = None
+        #: What the latest mining did.
+        self.tally: Tally | None = None
         self._embeddings: list[Embeddings] = []
         #: What the latest test or embedding left in its folder; empty without one.
         self.embedded: list[str] = []
+        self._places: list[dict[str, int]] = []
 
     @property
     @abstractmethod
@@ -69,7 +76,11 @@ class Retriever(lightning.LightningModule, ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Settings as plain values, for checkpoints and beside metrics."""
+        """Settings of the architecture as plain values, for checkpoints and beside metrics."""
+
+    @abstractmethod
+    def training_settings(self) -> dict[str, Any]:
+        """How it is trained, as plain values, for the record in checkpoints."""
 
     @property
     def data(self) -> MBeirData:
@@ -119,7 +130,7 @@ class Retriever(lightning.LightningModule, ABC):
                 f"{path} does not fit this model: {str(error)[:300]}; use the model settings it "
                 f"was trained with: {checkpoint.get('retriever', {}).get('settings')}"
             ) from error
-        self.on_load_checkpoint(checkpoint)
+        self.trained_on = _text_of(checkpoint)
 
     @final
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -127,13 +138,16 @@ class Retriever(lightning.LightningModule, ABC):
         checkpoint["retriever"] = {
             "class": type(self).__qualname__,
             "settings": json.loads(json.dumps(self.describe(), default=str)),
+            "training": json.loads(json.dumps(self.training_settings(), default=str)),
             "text": dict(self.trained_on or {}),
         }
 
     @final
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Read what :meth:`on_save_checkpoint` stored."""
-        self.trained_on = dict(checkpoint.get("retriever", {}).get("text", {})) or None
+        """Read what :meth:`on_save_checkpoint` stored, and the loader's place in the epoch."""
+        self.trained_on = _text_of(checkpoint)
+        loop = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
+        self._places = list(loop.get("combined_loader", []))
 
     @final
     def on_fit_start(self) -> None:
@@ -143,9 +157,38 @@ class Retriever(lightning.LightningModule, ABC):
             check_recipe(self.trained_on, shown, self.allow_mismatch)
         self.trained_on = shown
 
+    def configure_callbacks(self) -> list[lightning.Callback]:
+        """Measures speed and memory of training, unless the trainer has such a callback already."""
+        return [Throughput()]
+
+    @final
+    def on_train_batch_start(self, batch: Pairs, batch_idx: int) -> None:
+        """Seed dropout from the place in the run, so that a resumed run draws what it would have.
+
+        Every process has its own draws.
+        """
+        place = f"{self.data.seed}:{self.global_rank}:{self.trainer.fit_loop.total_batch_idx}"
+        torch.manual_seed(hash_id(place))
+
+    @final
+    def on_train_start(self) -> None:
+        """Go on in the middle of an epoch.
+
+        Lightning 2.6 hands a loader its state only if the loader is made after the checkpoint is
+        read; asking for the number of steps makes it before.
+        """
+        places, self._places = self._places, []
+        if places:
+            loader = self.trainer.train_dataloader
+            loader.load_state_dict(places[0])  # type: ignore[union-attr]
+
     @final
     def training_step(self, batch: Pairs, batch_idx: int) -> Tensor:
-        """Loss of one batch."""
+        """Loss of one batch.
+
+        Raises:
+            DataError: if the batch is empty or its loss is not finite; names its ids.
+        """
         size = batch.queries.size
         if size == 0:
             raise DataError(
@@ -153,10 +196,33 @@ class Retriever(lightning.LightningModule, ABC):
                 "augment.validate` on the data root"
             )
         parts = self.loss(batch)
+        if not torch.isfinite(parts["loss"]):
+            raise self._not_finite(batch, parts)
         named = {f"train/{name}": value for name, value in parts.items()}
         self.log_dict({**named, "train/dropped": float(batch.dropped)}, batch_size=size)
         self.log("loss", parts["loss"], prog_bar=True, logger=False, batch_size=size)
         return parts["loss"]
+
+    @torch.no_grad()
+    def _not_finite(self, batch: Pairs, parts: Mapping[str, Tensor]) -> DataError:
+        seen = ", ".join(f"{name} {float(value):.4g}" for name, value in parts.items())
+        finite = torch.ones(batch.queries.size, dtype=torch.bool)
+        sides: tuple[tuple[Inputs, Side], ...] = (
+            (batch.queries, "query"),
+            (batch.candidates, "corpus"),
+        )
+        for inputs, side in sides:
+            finite &= self.encode(inputs, side).isfinite().all(1).cpu()[: len(finite)]
+        bad = [name for name, good in zip(batch.names, finite.tolist(), strict=True) if not good]
+        shown = bad or batch.names
+        pairs = ", ".join(f"{qid} with {did}" for qid, did in shown[:8])
+        what = "pairs without finite vectors" if bad else "no single pair is to blame; the batch"
+        return DataError(
+            f"the loss is not finite at step {self.global_step} ({seen}); {what}: {pairs}"
+            f"{' ...' if len(shown) > 8 else ''}. Lower the learning rate, set "
+            "trainer.gradient_clip_val, or use precision 32 or bf16-mixed; resume from the latest "
+            "checkpoint"
+        )
 
     @final
     def on_validation_epoch_start(self) -> None:
@@ -205,6 +271,9 @@ class Retriever(lightning.LightningModule, ABC):
         if self.data.only_embed:
             self._embeddings = []
             return
+        if self.data.mining is not None:
+            self._mine(self.data.mining)
+            return
         test = self.data.test
         runs, results = self._score(
             test.depth, self.fingerprint(), test.index, test.index_parameters
@@ -213,6 +282,21 @@ class Retriever(lightning.LightningModule, ABC):
         results.settings.update(settings, trained_on=self.trained_on)
         write_results(Path(self.trainer.default_root_dir), self.data.plan, runs, results)
         self.results = results
+
+    def _mine(self, config: MiningConfig) -> None:
+        data = self.data
+        about = {
+            "made_by": self.fingerprint(),
+            "text": data.recipe.fingerprint,
+            "data": data.digest(),
+            "mining": asdict(config),
+        }
+        candidates, queries = self._embeddings
+        folder = Path(self.trainer.default_root_dir)
+        self.tally = mine_plan(
+            data.plan, candidates, queries, config, folder, about, str(self.device)
+        )
+        self._embeddings = []
 
     def _make_room(self) -> None:
         plan = self.data.plan
@@ -250,3 +334,7 @@ class Retriever(lightning.LightningModule, ABC):
         )
         self._embeddings = []
         return runs, score(self.data.plan, runs, candidates, queries, made_by)
+
+
+def _text_of(checkpoint: Mapping[str, Any]) -> dict[str, str] | None:
+    return dict(checkpoint.get("retriever", {}).get("text", {})) or None

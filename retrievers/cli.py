@@ -65,7 +65,7 @@ def _relocatable(value: Any, out: str) -> Any:
 
 
 class RetrieverCLI(LightningCLI):
-    """``fit``, ``validate``, ``test`` and ``embed`` for any :class:`retrievers.base.Retriever`."""
+    """Everything that any :class:`retrievers.base.Retriever` can be asked to do."""
 
     def __init__(self, args: Sequence[str] | None) -> None:
         # "omegaconf" resolves before overrides; "omegaconf+" after, and needs relative keys below
@@ -95,6 +95,7 @@ class RetrieverCLI(LightningCLI):
             "validate": {*skip, "dataloaders"},
             "test": {*skip, "dataloaders"},
             "embed": skip,
+            "mine": skip,
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -115,7 +116,11 @@ class RetrieverCLI(LightningCLI):
         self.save_config_kwargs["config_filename"] = f"{self.subcommand}.yaml"
         settings = self.config[self.subcommand]
         folder = settings.embeddings
-        if folder is None and self.subcommand == "embed" and not settings.data.embeddings.folder:
+        if (
+            folder is None
+            and self.subcommand in ("embed", "mine")
+            and not settings.data.embeddings.folder
+        ):
             folder = f"{settings.out}/embeddings"
         if folder is not None:
             settings.data.embeddings.folder = folder
@@ -124,6 +129,13 @@ class RetrieverCLI(LightningCLI):
         """Print what there is now."""
         told = "\n".join(self.model.embedded)
         sys.stdout.write(f"{told}\nembeddings: {self.datamodule.embeddings.folder}\n")
+
+    def after_mine(self) -> None:
+        """Print what became of the candidates."""
+        tally = self.model.tally
+        if tally is not None:
+            folder = self.trainer.default_root_dir
+            sys.stdout.write(f"{tally.table()}\n{folder}/negatives.parquet\n")
 
     def after_test(self) -> None:
         """Print the table."""

@@ -15,11 +15,13 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional
 
+from augment.errors import MismatchError
 from augment.records import Side
 from retrievers.backbone import load_clip
 from retrievers.base import Retriever
+from retrievers.gradcache import encode_in_chunks
 from retrievers.inputs import Inputs, Pairs, Processor
-from retrievers.losses import info_nce
+from retrievers.losses import Objective
 from retrievers.optim import AdamWCosine
 
 #: Ways to read one position of the text, at or before the end-of-text token.
@@ -39,7 +41,12 @@ class ClipScoreFusion(Retriever):
         pretrained: open_clip's tag or weights file, for model names that have tags.
         random_init: take the architecture and no weights.
         normalize_towers: normalise each tower's feature before the sum.
-        symmetric: also the loss from candidate to query; UniIR has query to candidate only.
+        objective: what training minimises.
+        chunk: items encoded at a time in training, activations recomputed in the backward
+            (GradCache), so that the batch may be as large as its vectors and pictures allow; null
+            encodes the batch at once.
+        keep_chunks: the last chunks of each side that keep their activations: memory for time.
+        compile: compile each transformer block of both towers with ``torch.compile``.
         max_logit_scale: the logit scale is held at or below this; CLIP's 100. UniIR never clamps.
         optimizer: AdamW with warm-up and cosine decay.
         init_from: checkpoint whose weights are taken at the start, nothing else of it.
@@ -52,7 +59,10 @@ class ClipScoreFusion(Retriever):
         pretrained: str | None = None,
         random_init: bool = False,
         normalize_towers: bool = False,
-        symmetric: bool = False,
+        objective: Objective = Objective(),  # noqa: B008 - frozen
+        chunk: int | None = None,
+        keep_chunks: int = 0,
+        compile: bool = False,  # noqa: A002 - torch's word
         max_logit_scale: float = 100.0,
         optimizer: AdamWCosine = AdamWCosine(),  # noqa: B008 - frozen
         init_from: str | None = None,
@@ -64,13 +74,21 @@ class ClipScoreFusion(Retriever):
             "pretrained": pretrained,
             "random_init": random_init,
             "normalize_towers": normalize_towers,
-            "symmetric": symmetric,
             "max_logit_scale": max_logit_scale,
         }
         self.clip, self._processor = load_clip(model_name, pretrained, random_init)
         self.optimizer = optimizer
         self._normalize = normalize_towers
-        self._symmetric = symmetric
+        self.objective = objective
+        self._chunk, self._keep = chunk, keep_chunks
+        #: SigLIP's bias (2303.15343, section 3.2: -10 at the start), where the model has none.
+        self.logit_bias: Tensor | None = None
+        if objective.kind == "siglip" and getattr(self.clip, "logit_bias", None) is None:
+            self.logit_bias = torch.nn.Parameter(torch.tensor(-10.0))
+        # Weights go from one objective to another, and to an embedder that needs no bias.
+        self.register_load_state_dict_pre_hook(_reconcile_bias)  # type: ignore[no-untyped-call]
+        if compile:
+            _compile_blocks(self.clip)
         self._max_log_scale = math.log(max_logit_scale)
 
     @property
@@ -79,8 +97,12 @@ class ClipScoreFusion(Retriever):
         return self._processor
 
     def describe(self) -> dict[str, Any]:
-        """Settings as plain values; those of the optimiser do not change a vector."""
+        """Settings as plain values; those that change no vector of given weights are left out."""
         return dict(self._settings)
+
+    def training_settings(self) -> dict[str, Any]:
+        """Objective and optimiser."""
+        return {"objective": asdict(self.objective), "optimizer": asdict(self.optimizer)}
 
     def encode(self, batch: Inputs, side: Side) -> Float[Tensor, "batch dim"]:
         """Unit vectors; both sides share the towers."""
@@ -89,6 +111,7 @@ class ClipScoreFusion(Retriever):
             features = self._feature(encode_text(self.clip, batch.texts))
             vectors = _scatter(batch.size, batch.text_rows, features)
         if len(batch.image_rows):
+            self._check_size(batch.images)
             features = self._feature(self.clip.encode_image(batch.images))
             images = _scatter(batch.size, batch.image_rows, features)
             vectors = images if vectors is None else vectors + images
@@ -97,19 +120,21 @@ class ClipScoreFusion(Retriever):
         return functional.normalize(vectors, dim=-1)
 
     def loss(self, batch: Pairs) -> Mapping[str, Tensor]:
-        """In-batch InfoNCE in which no known positive is a negative."""
-        loss = info_nce(
-            self.encode(batch.queries, "query"),
-            self.encode(batch.candidates, "corpus"),
-            batch.candidate_ids,
-            batch.positives,
-            self.clip.logit_scale.exp(),
-            self._symmetric,
+        """The objective, its parts and the logit scale."""
+        scale = self.clip.logit_scale.exp()
+        parts = self.objective(
+            encode_in_chunks(self.encode, batch.queries, "query", self._chunk, self._keep),
+            encode_in_chunks(self.encode, batch.candidates, "corpus", self._chunk, self._keep),
+            batch.labels,
+            batch.groups,
+            scale,
+            self.logit_bias if self.logit_bias is not None else self.clip.logit_bias,
         )
         if dist.is_available() and dist.is_initialized():
             # A tower that no item of this process needs must still take part in the all-reduce.
-            loss = loss + 0.0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
-        return {"loss": loss, "logit_scale": self.clip.logit_scale.detach().exp()}
+            idle = 0.0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
+            parts = {**parts, "loss": parts["loss"] + idle}
+        return {**parts, "logit_scale": scale.detach()}
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Hold the logit scale (CLIP 2103.00020, section 2.5)."""
@@ -125,13 +150,33 @@ class ClipScoreFusion(Retriever):
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
-    def optimizer_settings(self) -> dict[str, Any]:
-        """Settings of the optimiser as plain values."""
-        return asdict(self.optimizer)
+    def _check_size(self, images: Tensor) -> None:
+        wanted = getattr(self.clip.visual, "image_size", None)
+        size = (wanted, wanted) if isinstance(wanted, int) else tuple(wanted or ())
+        if size and tuple(images.shape[-2:]) != size:
+            raise MismatchError(
+                f"pictures of {images.shape[-2]} x {images.shape[-1]} pixels for a model that "
+                f"takes {size[0]} x {size[1]}; preprocess them with this retriever's own processor"
+            )
 
     def _feature(self, features: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
         features = features.float()
         return functional.normalize(features, dim=-1) if self._normalize else features
+
+
+def _reconcile_bias(module: ClipScoreFusion, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    name = f"{prefix}logit_bias"
+    if module.logit_bias is None:
+        state.pop(name, None)
+    else:
+        state.setdefault(name, module.logit_bias.detach())
+
+
+def _compile_blocks(clip: Any) -> None:
+    """Compile block by block, in place: names in checkpoints stay, and blocks share one graph."""
+    for module in clip.modules():
+        if isinstance(module, open_clip.transformer.ResidualAttentionBlock):
+            module.compile()
 
 
 def _scatter(

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast, final
 
 import lightning
+import numpy as np
+from jaxtyping import Int64
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Subset
 
 from augment.columnar import open_queries
 from augment.errors import DataError
 from augment.mbeir import DataRoot, TextRule
-from augment.records import Query, Side
+from augment.records import Item, Query, Side
 from retrievers.dataset import (
     CandidateBook,
-    EpochSampler,
     ImageLoader,
     ItemDataset,
     OnBadImage,
     PairDataset,
     Reader,
+    target_modality,
 )
 from retrievers.embeddings import Content, Dtype, Embeddings, EmbeddingWriter, item_keys
 from retrievers.inputs import ItemCollator, PairCollator, Processor
+from retrievers.mining import MiningConfig, plan_mining
+from retrievers.negatives import HardNegatives, NegativesConfig
 from retrievers.plan import Embedder, Plan, plan_pools, plan_test, plan_validation
+from retrievers.samplers import GroupBy, PairBatches, PairLoader, SamplingConfig
 from retrievers.texts import TextRecipe, ViewConfig
 
 
@@ -115,6 +120,9 @@ class MBeirData(lightning.LightningDataModule):
         tasks: only queries of these task codes (0 to 8).
         limit: at most so many training queries, and test queries per task.
         batch_size: training pairs per batch and process.
+        sampling: which pairs stand together in a batch.
+        positives: positives per query in a batch; more than one serve ``objective.several``.
+        negatives: hard negatives, published or mined.
         on_bad_image: error stops at an unreadable picture; skip drops the pair, in test embeds
             the text alone.
         seed: of order, instructions and positives.
@@ -134,6 +142,9 @@ class MBeirData(lightning.LightningDataModule):
         tasks: list[int] | None = None,
         limit: int | None = None,
         batch_size: int = 128,
+        sampling: SamplingConfig = SamplingConfig(),  # noqa: B008 - frozen
+        positives: int = 1,
+        negatives: NegativesConfig = NegativesConfig(),  # noqa: B008 - frozen
         on_bad_image: OnBadImage = "error",
         seed: int = 0,
         loader: LoaderConfig = LoaderConfig(),
@@ -142,6 +153,9 @@ class MBeirData(lightning.LightningDataModule):
         embeddings: EmbeddingConfig = EmbeddingConfig(),
     ) -> None:
         super().__init__()
+        for name, number in (("batch_size", batch_size), ("positives", positives)):
+            if number < 1:
+                raise DataError(f"data.{name} must be at least 1, got {number}")
         self.root = DataRoot(Path(root))
         self.batch_size = batch_size
         self.loader = loader
@@ -151,7 +165,10 @@ class MBeirData(lightning.LightningDataModule):
         #: Whether only vectors are wanted, which needs no queries.
         self.only_embed = False
         self._rooms: list[Embeddings] | None = None
-        self._tasks, self._limit, self._seed = tasks, limit, seed
+        self.sampling = sampling
+        self.negatives = negatives
+        self.seed = seed
+        self._tasks, self._limit, self._positives = tasks, limit, positives
         self._on_bad_image: OnBadImage = on_bad_image
         self._views = (query, corpus)
         self.recipe = TextRecipe(
@@ -160,6 +177,8 @@ class MBeirData(lightning.LightningDataModule):
             text_rule,
             self.root.instructions() if instructions else None,
         )
+        #: Set by ``mine``: embed training queries and what they may be confused with.
+        self.mining: MiningConfig | None = None
         self._processor: Processor | None = None
         self._images: ImageLoader | None = None
         self._plan: Plan | None = None
@@ -176,8 +195,11 @@ class MBeirData(lightning.LightningDataModule):
             "corpus_recipe": dict(self.recipe.corpus_view.recipe),
             "tasks": self._tasks,
             "limit": self._limit,
+            "sampling": asdict(self.sampling),
+            "positives": self._positives,
+            "negatives": asdict(self.negatives),
             "on_bad_image": self._on_bad_image,
-            "seed": self._seed,
+            "seed": self.seed,
             "test": asdict(self.test),
         }
 
@@ -202,8 +224,13 @@ class MBeirData(lightning.LightningDataModule):
         """
         if self.trainer is not None and self.trainer.lightning_module is not None:
             self.use(cast("Processor", self.trainer.lightning_module.processor))
+        self._rooms = None
+        if stage == "test" and self.mining is not None:
+            held = None if self.root.query_files("val") else list[Query]()
+            book, kept = self._training_queries(held)
+            self._plan = plan_mining(self.root, kept, book.find, self.mining)
+            return
         if stage == "test":
-            self._rooms = None
             if self.only_embed and not self.root.query_files(self.test.split):
                 self._plan = plan_pools(self.root)
                 return
@@ -219,7 +246,7 @@ class MBeirData(lightning.LightningDataModule):
         self._plan = Plan()
         if wanted.queries > 0 and (held_out is None or held_out):
             self._plan = plan_validation(
-                self.root, split, held_out, wanted.queries, wanted.pool, self._seed
+                self.root, split, held_out, wanted.queries, wanted.pool, self.seed
             )
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -228,18 +255,19 @@ class MBeirData(lightning.LightningDataModule):
         assert self._processor is not None  # noqa: S101 - setup() comes first
         world = self.trainer.world_size if self.trainer else 1
         rank = self.trainer.global_rank if self.trainer else 0
-        if world > 1 and self._on_bad_image == "skip":
-            raise DataError(
-                "on_bad_image=skip makes batches uneven, which stops several processes; repair or "
-                "remove the pictures that `python -m augment.validate` names"
-            )
-        size = min(self.batch_size, len(self._train) // world)
-        return DataLoader(
+        batches = PairBatches(
+            group_codes(self._train, self.sampling.group_by),
+            max(1, min(self.batch_size, len(self._train) // world)),
+            self.seed,
+            rank,
+            world,
+            self.sampling.homogeneous,
+            self.sampling.exponent,
+        )
+        return PairLoader(
             self._train,
-            batch_size=max(size, 1),
-            sampler=EpochSampler(len(self._train), self._seed, rank, world),
+            batches,
             collate_fn=PairCollator(self._processor),
-            drop_last=True,
             num_workers=self.loader.workers,
             persistent_workers=self.loader.workers > 0,
         )
@@ -320,6 +348,12 @@ class MBeirData(lightning.LightningDataModule):
 
     def _training(self, held_out: list[Query] | None) -> PairDataset:
         """Training pairs; where there is no val split, ``held_out`` receives some queries."""
+        book, kept = self._training_queries(held_out)
+        return PairDataset(
+            kept, book, self._reader(), self.seed, self._positives, self._negatives(kept)
+        )
+
+    def _training_queries(self, held_out: list[Query] | None) -> tuple[CandidateBook, list[Query]]:
         union = [file.path for file in self.root.union_pools() if file.dataset == "union_train"]
         book = CandidateBook([*union, *(file.path for file in self.root.pools())])
         kept: list[Query] = []
@@ -342,7 +376,33 @@ class MBeirData(lightning.LightningDataModule):
         rank_zero_info(
             f"{len(kept)} training queries, {lost} left out without a positive in a pool"
         )
-        return PairDataset(kept, book, self._reader(), self._seed)
+        return book, kept
+
+    def digest(self) -> str:
+        """SHA-256 over the bytes of all pools and training queries."""
+        digest = hashlib.sha256()
+        files = [*self.root.union_pools(), *self.root.pools(), *self.root.query_files("train")]
+        for file in files:
+            digest.update(file.path.name.encode())
+            with file.path.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+        return digest.hexdigest()
+
+    def _negatives(self, queries: Sequence[Query]) -> HardNegatives | None:
+        negatives = self.negatives.open()
+        if negatives is None:
+            return None
+        having = sum(bool(negatives.of(query).negatives) for query in queries)
+        where = "queries' own lists" if negatives.path is None else str(negatives.path)
+        if not having:
+            raise DataError(
+                "none of the training queries has a hard negative here; mine them on this root "
+                "with `python -m retrievers mine`",
+                where,
+            )
+        rank_zero_info(f"{having} of {len(queries)} training queries have hard negatives ({where})")
+        return negatives
 
     def _train_queries(self) -> Iterator[Query]:
         files = self.root.query_files("train")
@@ -352,6 +412,21 @@ class MBeirData(lightning.LightningDataModule):
             for query in open_queries(file.path):
                 if self._tasks is None or query.task in self._tasks:
                     yield query
+
+
+def group_codes(data: PairDataset, by: GroupBy) -> Int64[np.ndarray, " size"]:
+    """The group of each training query as a number, for :class:`PairBatches`."""
+    if by == "none":
+        return np.zeros(len(data), dtype=np.int64)
+    names = [_group(query, by, data.find) for query in data.queries]
+    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
+    return np.array([numbers[name] for name in names], dtype=np.int64)
+
+
+def _group(query: Query, by: GroupBy, find: Callable[[str], Item | None]) -> str:
+    target = target_modality(query, find)
+    task = f"{query.item.modality} -> {target}"
+    return {"modality": target, "task": task}.get(by, f"{query.item.dataset} {task}")
 
 
 def _held_out(qid: str, share: float) -> bool:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Literal, NamedTuple, final
 
-import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from augment.columnar import open_candidates
 from augment.errors import DataError, ImageError
 from augment.images import open_image
 from augment.records import TASKS, Item, Modality, Query
-from retrievers.inputs import Example, PairExample, Processor
+from retrievers.inputs import Candidate, Example, PairExample, Processor
+from retrievers.negatives import HardNegatives, Scored
 from retrievers.texts import TextRecipe
 
 OnBadImage = Literal["error", "skip"]
@@ -102,9 +104,9 @@ class Reader(NamedTuple):
             problem = "" if text else "has neither text nor picture"
             if problem and self.on_bad_image == "error":
                 raise DataError(f"{problem}; nothing to embed", item.id)
-            return Example(row, text, None, problem)
+            return Example(row, text, None, problem, item.id)
         try:
-            return Example(row, text, self.images(item.image))
+            return Example(row, text, self.images(item.image), "", item.id)
         except ImageError as error:
             if self.on_bad_image == "error":
                 raise ImageError(
@@ -112,7 +114,7 @@ class Reader(NamedTuple):
                     "",
                     error.reason,
                 ) from error
-            return Example(row, text, None, error.reason)
+            return Example(row, text, None, error.reason, item.id)
 
 
 def target_modality(query: Query, find: Callable[[str], Item | None]) -> Modality:
@@ -135,43 +137,74 @@ def target_modality(query: Query, find: Callable[[str], Item | None]) -> Modalit
 
 @final
 class PairDataset(Dataset[PairExample]):
-    """Training queries with one of their positives, drawn anew in each epoch.
+    """Training queries with positives and hard negatives, drawn anew in each epoch.
 
-    Indexed by the keys of :class:`EpochSampler`, which say epoch and row, so that the draw is the
-    same in whatever process it happens.
+    Indexed by the keys of :class:`~retrievers.samplers.PairBatches`, which say epoch and row, so
+    that the draw is the same in whatever process it happens.
 
     Args:
         queries: training queries, each with a positive in the book.
-        book: where positives are looked up.
+        book: where candidates are looked up.
         reader: renders and loads.
         seed: of the draws.
+        positives: positives per query, where it has so many.
+        negatives: where hard negatives come from; None for none.
     """
 
     def __init__(
-        self, queries: Sequence[Query], book: CandidateBook, reader: Reader, seed: int
+        self,
+        queries: Sequence[Query],
+        book: CandidateBook,
+        reader: Reader,
+        seed: int,
+        positives: int = 1,
+        negatives: HardNegatives | None = None,
     ) -> None:
-        self._queries = queries
-        self._book = book
+        self.queries = queries
+        self.find = book.find
         self._reader = reader
         self._seed = seed
+        self._positives = positives
+        self._negatives = negatives
 
     def __len__(self) -> int:
-        return len(self._queries)
+        return len(self.queries)
 
     def __getitem__(self, key: int) -> PairExample:
         epoch, row = divmod(key, len(self))
-        query = self._queries[row]
+        query = self.queries[row]
         random = Random(f"{self._seed}:{epoch}:{query.item.id}:{row}")  # noqa: S311
-        item = self._draw(query, random)
-        example = self._reader.query(query, item.modality, random, row)
-        return PairExample(example, self._reader.candidate(item, row), item.id, query.positives)
+        positives = self._draw(query, random)
+        example = self._reader.query(query, positives[0].modality, random, row)
+        scored = self._negatives.of(query) if self._negatives is not None else Scored()
+        others = positives[1:]
+        if self._negatives is not None:
+            others += self._hard(scored, random, self._negatives.per_query)
+        return PairExample(
+            example,
+            self._candidate(positives[0], scored, row),
+            query.positives,
+            tuple(self._candidate(item, scored, row) for item in others),
+        )
 
-    def _draw(self, query: Query, random: Random) -> Item:
-        for did in random.sample(query.positives, len(query.positives)):
-            item = self._book.find(did)
-            if item is not None:
-                return item
-        raise DataError("none of the positives is in the pool", query.item.id)
+    def _draw(self, query: Query, random: Random) -> list[Item]:
+        shuffled = random.sample(query.positives, len(query.positives))
+        found = self._found(shuffled, self._positives)
+        if not found:
+            raise DataError("none of the positives is in the pool", query.item.id)
+        return found
+
+    def _hard(self, scored: Scored, random: Random, wanted: int) -> list[Item]:
+        names = list(scored.negatives)
+        return self._found(random.sample(names, len(names)), wanted)
+
+    def _found(self, dids: Iterable[str], most: int) -> list[Item]:
+        found = (self.find(did) for did in dids)
+        return list(islice((item for item in found if item is not None), most))
+
+    def _candidate(self, item: Item, scored: Scored, row: int) -> Candidate:
+        score = scored.positives.get(item.id, scored.negatives.get(item.id, math.nan))
+        return Candidate(self._reader.candidate(item, row), item.id, score)
 
 
 @final
@@ -192,31 +225,3 @@ class ItemDataset(Dataset[Example]):
 
     def __getitem__(self, row: int) -> Example:
         return self._example(row)
-
-
-@final
-class EpochSampler(Sampler[int]):
-    """A seeded permutation per epoch, dealt out to processes; yields ``epoch * size + row``.
-
-    Args:
-        size: rows of the data set.
-        seed: of the permutations.
-        rank: this process.
-        world: number of processes; what does not divide is left out of the epoch.
-    """
-
-    def __init__(self, size: int, seed: int, rank: int = 0, world: int = 1) -> None:
-        self._size, self._seed, self._rank, self._world = size, seed, rank, world
-        self._epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning at the start of each epoch."""
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return self._size // self._world
-
-    def __iter__(self) -> Iterator[int]:
-        random = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
-        order = torch.randperm(self._size, generator=random)[: len(self) * self._world]
-        yield from (order[self._rank :: self._world] + self._epoch * self._size).tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,7 +12,8 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from retrievers.losses import hash_id, pad_ids
+from augment.errors import DataError
+from retrievers.losses import Groups, Labels, hash_id, pad_ids
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,18 @@ class Pairs(NamedTuple):
 
     Attributes:
         queries: the queries.
-        candidates: as many candidates.
-        candidate_ids: hashed candidate ids.
-        positives: hashed ids of all known positives of each query, padded.
+        candidates: the positives, as many, and after them hard negatives and further positives.
+        labels: hashed ids of all of them.
+        groups: each query's own candidates with the scores of the table they were mined with.
+        names: (query id, candidate id) of each pair, for messages.
         dropped: pairs left out because a picture could not be read.
     """
 
     queries: Inputs
     candidates: Inputs
-    candidate_ids: Int[Tensor, " batch"]
-    positives: Int[Tensor, "batch most"]
+    labels: Labels
+    groups: Groups
+    names: tuple[tuple[str, str], ...]
     dropped: int
 
 
@@ -89,29 +93,81 @@ class Example(NamedTuple):
     text: str | None
     image: Tensor | None
     problem: str = ""
+    id: str = ""
+
+
+class Candidate(NamedTuple):
+    """One candidate of a training query; ``score`` is the mining table's, NaN where none is."""
+
+    example: Example
+    id: str
+    score: float = math.nan
 
 
 class PairExample(NamedTuple):
-    """One training pair with the ids that keep positives out of the negatives."""
+    """One training query, its positive, and the ids that keep positives out of the negatives.
+
+    Attributes:
+        query: the query.
+        positive: the candidate that it is paired with.
+        positives: ids of all known positives.
+        others: hard negatives and further positives.
+    """
 
     query: Example
-    candidate: Example
-    candidate_id: str
+    positive: Candidate
     positives: tuple[str, ...]
+    others: tuple[Candidate, ...] = ()
 
 
 def make_inputs(examples: Sequence[Example], processor: Processor) -> Inputs:
-    """Tokenise and stack; no filler for what is absent."""
+    """Tokenise and stack; no filler for what is absent.
+
+    Raises:
+        DataError: if pictures differ in size; names two items.
+    """
     text_rows = [row for row, example in enumerate(examples) if example.text is not None]
     image_rows = [row for row, example in enumerate(examples) if example.image is not None]
     texts = [example.text for example in examples if example.text is not None]
     images = [example.image for example in examples if example.image is not None]
+    _check_sizes([examples[row] for row in image_rows], images)
     return Inputs(
         len(examples),
         processor.tokenize(texts) if texts else torch.zeros(0, 1, dtype=torch.int64),
         torch.tensor(text_rows, dtype=torch.int64),
         torch.stack(images) if images else torch.zeros(0, 3, 1, 1),
         torch.tensor(image_rows, dtype=torch.int64),
+    )
+
+
+def _check_sizes(examples: Sequence[Example], images: Sequence[Tensor]) -> None:
+    for example, image in zip(examples, images, strict=True):
+        if image.shape != images[0].shape:
+            raise DataError(
+                f"picture becomes a tensor of {tuple(image.shape)}, that of "
+                f"{examples[0].id or examples[0].row} one of {tuple(images[0].shape)}; the image "
+                "transform must give one size",
+                example.id or f"row {example.row}",
+            )
+
+
+def split_inputs(batch: Inputs, size: int) -> list[Inputs]:
+    """A batch cut into parts of at most ``size`` rows."""
+    return [slice_inputs(batch, start, start + size) for start in range(0, batch.size, size)]
+
+
+def slice_inputs(batch: Inputs, start: int, stop: int) -> Inputs:
+    """Rows ``start`` to ``stop`` of a batch whose rows are in order."""
+    stop = min(stop, batch.size)
+    bounds = torch.tensor([start, stop])
+    text = slice(*torch.searchsorted(batch.text_rows.cpu(), bounds).tolist())
+    image = slice(*torch.searchsorted(batch.image_rows.cpu(), bounds).tolist())
+    return Inputs(
+        stop - start,
+        batch.texts[text],
+        batch.text_rows[text] - start,
+        batch.images[image],
+        batch.image_rows[image] - start,
     )
 
 
@@ -123,12 +179,26 @@ class PairCollator:
 
     def __call__(self, pairs: Sequence[PairExample]) -> Pairs:
         """Collate one batch; it may come out empty."""
-        kept = [pair for pair in pairs if not (pair.query.problem or pair.candidate.problem)]
+        kept = [p for p in pairs if not (p.query.problem or p.positive.example.problem)]
+        candidates = [pair.positive for pair in kept]
+        rows: list[list[int]] = []
+        for row, pair in enumerate(kept):
+            others = [other for other in pair.others if not other.example.problem]
+            rows.append([row, *range(len(candidates), len(candidates) + len(others))])
+            candidates += others
+        labels = Labels(
+            torch.tensor([hash_id(pair.query.id) for pair in kept], dtype=torch.int64),
+            torch.tensor([hash_id(candidate.id) for candidate in candidates], dtype=torch.int64),
+            pad_ids(map(hash_id, pair.positives) for pair in kept),
+        )
+        table = pad_ids(rows)
+        scores = torch.tensor([c.score for c in candidates] or [math.nan])
         return Pairs(
             make_inputs([pair.query for pair in kept], self.processor),
-            make_inputs([pair.candidate for pair in kept], self.processor),
-            torch.tensor([hash_id(pair.candidate_id) for pair in kept], dtype=torch.int64),
-            pad_ids(map(hash_id, pair.positives) for pair in kept) if kept else torch.zeros(0, 1),
+            make_inputs([candidate.example for candidate in candidates], self.processor),
+            labels,
+            Groups(table, scores[table.clamp(min=0)].masked_fill(table < 0, math.nan)),
+            tuple((pair.query.id, pair.positive.id) for pair in kept),
             len(pairs) - len(kept),
         )
 

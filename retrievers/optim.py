@@ -23,6 +23,7 @@ class AdamWCosine:
         weight_decay: decoupled decay.
         warmup_steps: steps of linear rise.
         floor: share of ``lr`` at the end of the cosine.
+        fused: one kernel for all tensors; null leaves the choice to torch.
     """
 
     lr: float = 1e-5
@@ -31,6 +32,7 @@ class AdamWCosine:
     weight_decay: float = 0.2
     warmup_steps: int = 0
     floor: float = 0.0
+    fused: bool | None = None
 
     def build(
         self, parameters: Iterable[tuple[str, torch.nn.Parameter]], steps: int
@@ -41,7 +43,9 @@ class AdamWCosine:
             {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps)
+        optimizer = torch.optim.AdamW(
+            groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=self.fused
+        )
         return optimizer, LambdaLR(optimizer, lambda step: self.factor(step, steps))
 
     def factor(self, step: int, steps: int) -> float:

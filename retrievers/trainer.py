@@ -1,4 +1,4 @@
-"""Lightning's trainer with one more thing to do: embed, and keep the vectors."""
+"""Lightning's trainer with two more things to do: embed, and mine hard negatives."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import lightning
 from augment.errors import DataError
 from retrievers.base import Retriever
 from retrievers.data import MBeirData
+from retrievers.mining import MiningConfig
 
 
 @final
@@ -35,3 +36,30 @@ class Trainer(lightning.Trainer):
             raise DataError("no folder for the embeddings; name one with --embeddings=FOLDER")
         datamodule.only_embed = True
         self.test(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
+
+    def mine(
+        self,
+        model: Retriever,
+        datamodule: MBeirData | None = None,
+        ckpt_path: str | None = None,
+        mining: MiningConfig = MiningConfig(),  # noqa: B008 - frozen
+    ) -> None:
+        """Write hard negatives of the training queries for ``data.negatives.path``.
+
+        Vectors are kept and found again as by :meth:`embed`.
+
+        Args:
+            model: the retriever that ranks.
+            datamodule: the data.
+            ckpt_path: checkpoint with the weights.
+            mining: which candidates become hard negatives.
+        """
+        if datamodule is None:
+            raise DataError("mining needs an M-BEIR root")
+        if datamodule.embeddings.parts > 1:
+            raise DataError("mining needs all vectors; run it without data.embeddings.parts")
+        datamodule.mining = mining
+        try:
+            self.test(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
+        finally:
+            datamodule.mining = None

@@ -59,7 +59,7 @@ def test_fit_leaves_checkpoints_settings_and_logs(fitted):
     checkpoint = torch.load(fitted / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 8
     assert checkpoint["retriever"]["text"]["corpus"].startswith("raw:")
-    assert checkpoint["retriever"]["settings"]["symmetric"] is True
+    assert checkpoint["retriever"]["training"]["objective"]["symmetric"] is True
     assert "hyper_parameters" not in checkpoint
     assert (fitted / "checkpoints" / "best.ckpt").is_file()
     settings = yaml.safe_load((fitted / "fit.yaml").read_text())
@@ -129,14 +129,18 @@ def test_another_recipe_is_refused_unless_allowed(world, fitted, tmp_path, capsy
 
 def test_initial_weights_come_without_settings_or_step(world, fitted, tmp_path):
     checkpoint = fitted / "checkpoints" / "last.ckpt"
-    more = [f"--model.init_from={checkpoint}", "--data.text_rule=uniir", "--model.symmetric=false"]
+    more = [
+        f"--model.init_from={checkpoint}",
+        "--data.text_rule=uniir",
+        "--model.objective.symmetric=false",
+    ]
     still = ["--trainer.max_steps=1", "--model.optimizer.lr=0", "--trainer.val_check_interval=1"]
     assert main(["fit", *options(world, tmp_path, *more, *still)]) == 0
     before = torch.load(checkpoint, weights_only=True)
     after = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert after["global_step"] == 1
     assert after["retriever"]["text"]["rule"] == "uniir"
-    assert after["retriever"]["settings"]["symmetric"] is False
+    assert after["retriever"]["training"]["objective"]["symmetric"] is False
     for name, value in before["state_dict"].items():
         torch.testing.assert_close(after["state_dict"][name], value)
 
@@ -185,7 +189,9 @@ def test_names_of_packaged_configs():
     ]
 
 
-@pytest.mark.parametrize("name", ["flagland", "clip_sf_base", "clip_sf_large"])
+@pytest.mark.parametrize(
+    "name", ["flagland", "clip_sf_base", "clip_sf_large", "clip_sf_large_one_gpu"]
+)
 def test_packaged_configs_parse(name, world, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["fit", "--config", name, f"--data.root={world[0]}", "--print_config"])

@@ -22,7 +22,7 @@ from augment.records import Item, Qrel, Query
 from retrievers.backbone import load_clip
 from retrievers.clip import ClipScoreFusion, encode_text
 from retrievers.data import LoaderConfig, MBeirData, SearchConfig
-from retrievers.dataset import EpochSampler, ImageLoader
+from retrievers.dataset import ImageLoader
 from retrievers.evaluate import evaluate
 from retrievers.inputs import Example, Processor, make_inputs
 from retrievers.optim import AdamWCosine
@@ -186,17 +186,7 @@ def test_pairs_are_drawn_anew_per_epoch_and_the_same_in_any_process(retriever, r
     assert first == [loader.dataset[key].query.text for key in range(size)]
     assert first != [loader.dataset[size + key].query.text for key in range(size)]
     batch = next(iter(loader))
-    assert batch.queries.size == batch.candidates.size == len(batch.candidate_ids)
-
-
-def test_sampler_deals_every_row_once():
-    parts = [EpochSampler(10, seed=1, rank=rank, world=3) for rank in range(3)]
-    for part in parts:
-        part.set_epoch(2)
-    dealt = [key for part in parts for key in part]
-    assert len(set(dealt)) == 9
-    assert all(key // 10 == 2 for key in dealt)
-    assert dealt == [key for part in parts for key in part]
+    assert batch.queries.size == batch.candidates.size == len(batch.labels.candidates)
 
 
 def test_image_cache_is_bounded_and_changes_nothing(root):

@@ -1,0 +1,103 @@
+"""Hard negatives of training queries: published ones, or a table that mining has written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from augment.errors import DataError
+from augment.records import Query
+
+#: Columns of a table of mined negatives; one row per query.
+COLUMNS = ("qid", "positive_ids", "positive_scores", "negative_ids", "negative_scores")
+
+
+@dataclass(frozen=True)
+class NegativesConfig:
+    """Hard negatives beside the in-batch ones.
+
+    Args:
+        path: ``negatives.parquet`` of ``python -m retrievers mine``, or the folder it is in.
+        published: take the queries' own ``neg_cand_list``; not together with a path.
+        per_query: hard negatives drawn for each query and epoch, where it has so many.
+    """
+
+    path: str | None = None
+    published: bool = False
+    per_query: int = 1
+
+    def open(self) -> HardNegatives | None:
+        """The source that is meant; None for none.
+
+        Raises:
+            DataError: if both are asked for, or the file is missing or no such table.
+        """
+        if self.path is not None and self.published:
+            raise DataError("data.negatives: give a path or published=true, not both")
+        if self.path is None and not self.published:
+            return None
+        return HardNegatives(None if self.path is None else Path(self.path), self.per_query)
+
+
+class Scored(NamedTuple):
+    """Candidates of one query by id, with scores; NaN where there is none."""
+
+    positives: Mapping[str, float] = {}
+    negatives: Mapping[str, float] = {}
+
+
+@final
+@dataclass
+class HardNegatives:
+    """Hard negatives by query.
+
+    Args:
+        path: a table with :data:`COLUMNS`, or its folder; None takes the published ones.
+        per_query: how many a training pair draws.
+    """
+
+    path: Path | None
+    per_query: int
+    _rows: dict[str, int] = field(default_factory=dict, init=False, repr=False)
+    _table: Any = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Open the table."""
+        if self.path is None:
+            return
+        path = self.path / "negatives.parquet" if self.path.is_dir() else self.path
+        if not path.is_file():
+            raise DataError("no such table; write it with `python -m retrievers mine`", str(path))
+        try:
+            self._table = parquet.read_table(path, columns=list(COLUMNS)).combine_chunks()
+        except (pa.ArrowException, KeyError, ValueError, OSError) as error:
+            raise DataError(f"no table of mined negatives: {error}", str(path)) from error
+        missing = [name for name in COLUMNS if name not in self._table.column_names]
+        if missing:
+            raise DataError(f"no table of mined negatives: lacks {missing}", str(path))
+        self._rows = {qid: row for row, qid in enumerate(self._table["qid"].to_pylist())}
+
+    def __contains__(self, qid: str) -> bool:
+        return self.path is None or qid in self._rows
+
+    def of(self, query: Query) -> Scored:
+        """Negatives of a query, never one of its known positives; empty if there are none."""
+        known = set(query.positives)
+        if self.path is None:
+            names = dict.fromkeys(query.negatives, math.nan)
+            return Scored({}, {did: nan for did, nan in names.items() if did not in known})
+        row = self._rows.get(query.item.id)
+        if row is None:
+            return Scored()
+        values = [self._table[name][row].as_py() for name in COLUMNS[1:]]
+        negatives = dict(zip(values[2], values[3], strict=True))
+        return Scored(
+            dict(zip(values[0], values[1], strict=True)),
+            {did: score for did, score in negatives.items() if did not in known},
+        )
