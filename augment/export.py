@@ -1,7 +1,9 @@
 """``python -m augment.export``: write a view as a plain M-BEIR root that other tools read.
 
 Queries and pools get the text of their view; qrels and instructions are copied as they are;
-pictures are linked or copied. ``modality`` stays as published, whatever text an entry gains: UniIR
+pictures are linked or copied. A dataset card, ``README.md``, says what was generated and how.
+
+``modality`` stays as published, whatever text an entry gains: UniIR
 keys its instructions on it and reads ``txt`` in any case. Keys that M-BEIR does not define are not
 carried over.
 """
@@ -21,11 +23,12 @@ from typing import Literal, cast, final
 from jsonargparse import ArgumentParser
 
 from augment import cli
+from augment.card import Shown, dataset_card
 from augment.errors import DataError, ImageError
 from augment.images import resolve
 from augment.lengths import LENGTHS, Length
 from augment.mbeir import DataRoot, read_candidates, read_queries, write_candidates, write_queries
-from augment.records import Item, View
+from augment.records import Item, Side, View
 from augment.views import VIEWS, TextView, open_view
 
 Images = Literal["link", "copy", "symlink", "none"]
@@ -79,7 +82,7 @@ def export(
     partial = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
     try:
         partial.mkdir(parents=True)
-        done = _Export(data.path, partial, images).write(corpus, queries)
+        done = _Export(data.path, partial, images).write(corpus, queries, out.name)
         partial.rename(out)
     except OSError as error:
         raise DataError(f"cannot be written: {error}", str(out)) from error
@@ -97,17 +100,27 @@ class _Export:
         self._taken: set[str] = set()
         self._done = Exported(0, 0, 0, Counter())
 
-    def write(self, corpus: TextView, queries: TextView) -> Exported:
+    def write(self, corpus: TextView, queries: TextView, name: str) -> Exported:
+        sides: dict[Side, Shown] = {
+            "query": Shown(queries.view, queries.recipe),
+            "corpus": Shown(corpus.view, corpus.recipe),
+        }
         for source, target in self._files("cand_pool", ".jsonl"):
-            write_candidates(target, self._seen(read_candidates(source), corpus))
+            write_candidates(target, self._seen(read_candidates(source), corpus, sides["corpus"]))
         for source, target in self._files("query", ".jsonl"):
             found = list(read_queries(source))
-            items = self._seen((query.item for query in found), queries)
+            items = self._seen((query.item for query in found), queries, sides["query"])
             pairs = zip(found, items, strict=True)
             write_queries(target, (replace(query, item=item) for query, item in pairs))
         for folder, suffix in (("qrels", ".txt"), ("instructions", ".tsv")):
             for source, target in self._files(folder, suffix):
                 shutil.copyfile(source, target)
+        for source in sorted(self._root.glob("LICEN[CS]E*")):
+            if source.is_dir() and not source.is_symlink():
+                shutil.copytree(source, self._out / source.name, symlinks=True)
+            elif source.is_file() and not source.is_symlink():
+                shutil.copyfile(source, self._out / source.name)
+        (self._out / "README.md").write_text(dataset_card(name, sides), encoding="utf-8")
         return self._done
 
     def _files(self, folder: str, suffix: str) -> Iterator[tuple[Path, Path]]:
@@ -118,11 +131,12 @@ class _Export:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 yield source, target
 
-    def _seen(self, items: Iterable[Item], view: TextView) -> Iterator[Item]:
+    def _seen(self, items: Iterable[Item], view: TextView, shown: Shown) -> Iterator[Item]:
         for item in items:
             text = view.text(item)
             self._done.items += 1
             self._done.changed += text != item.text
+            shown.add(item, text, view.enrichment(item.id))
             if item.image is not None and item.image not in self._taken:
                 self._taken.add(item.image)
                 self._take(item.image)

@@ -2,70 +2,26 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
-from jinja2 import Environment, StrictUndefined
-from PIL import Image
 
 from augment.columnar import open_candidates, open_queries
-from augment.images import open_image
+from augment.html import environment, save_page
 from augment.mbeir import DataRoot
 from augment.records import Item, Side
-from augment.views import open_view
+from augment.reporting.collect import Card, Cards
+from augment.reporting.items import Items
+from augment.reporting.tally import Sample
+from augment.store import Store
 from benchmarks.compare import Comparison
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Raw against enriched text</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 60rem; padding: 1rem;
-  color: #1c1c1e; background: #fff; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .92rem; }
-th, td { padding: .35rem .6rem; border-bottom: 1px solid #ddd; text-align: right;
-  white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-tr:last-child td { font-weight: 600; border-top: 2px solid #888; }
-img { max-width: 100%; height: auto; }
-.cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); }
-.card { border: 1px solid #ddd; border-radius: .4rem; padding: .7rem; overflow-wrap: anywhere; }
-.card img { display: block; width: 100%; height: 9rem; object-fit: contain; background: #f4f4f5; }
-.card p { margin: .5rem 0 0; font-size: .9rem; } .label { color: #6b6b70; font-size: .78rem; }
-.note { color: #444; }
-</style></head><body>
-<h1>Raw against enriched text, each trained on</h1>
-<p class="note">A miniature: it supports the mechanism and says nothing about the size of the
-effect on real data.</p>
-<div class="wide"><table><thead><tr>
-<th>task ({{ comparison.pool }} pool, {{ comparison.metric }}, %)</th><th>queries</th>
-{% for name in comparison.names %}<th>{{ name }}</th>{% endfor %}
-<th>difference, 95 % interval</th></tr></thead><tbody>
-{% for row in comparison.rows %}<tr><td>{{ row.name }}</td><td>{{ row.queries }}</td>
-<td>{{ "%.1f" % (100 * row.first) }}</td><td>{{ "%.1f" % (100 * row.second) }}</td>
-<td>{{ "%+.1f" % (100 * row.difference.mean) }}
-[{{ "%+.1f" % (100 * row.difference.low) }}, {{ "%+.1f" % (100 * row.difference.high) }}]</td></tr>
-{% endfor %}</tbody></table></div>
-<p><img alt="Scores per task, raw and enriched" src="data:image/png;base64,{{ chart }}"></p>
-{% for note in notes %}<p class="note">{{ note }}</p>{% endfor %}
-<h2>Pictures and what was written about them</h2>
-<div class="cards">{% for card in cards %}<div class="card">
-<img alt="" src="data:image/jpeg;base64,{{ card.image }}">
-<p><span class="label">{{ card.id }}, as published</span><br>{{ card.raw or "no text" }}</p>
-<p><span class="label">generated</span><br>{{ card.text }}</p></div>{% endfor %}</div>
-<h2>Time</h2><div class="wide"><table><tbody>
-{% for name, seconds in times.items() %}<tr><td>{{ name }}</td><td>{{ seconds }} s</td></tr>
-{% endfor %}</tbody></table></div>
-</body></html>
-"""
+_TEMPLATE = Path(__file__).with_name("comparison.html")
 
 
 def chart(comparison: Comparison) -> bytes:
@@ -91,42 +47,29 @@ def chart(comparison: Comparison) -> bytes:
     return buffer.getvalue()
 
 
-def _jpeg(image: Image.Image) -> str:
-    image.thumbnail((320, 320))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return base64.b64encode(buffer.getvalue()).decode()
+def _samples(store: Store, items: Sequence[Item], side: Side) -> list[Sample]:
+    texts = store.texts(side)
+    found = ((item.id, texts.get(item.id)) for item in items if item.image is not None)
+    return [Sample(name, text) for name, text in found if text is not None and not text.rejected]
 
 
-def _cards(root: Path, store: Path, items: Sequence[Item], side: Side) -> list[dict[str, str]]:
-    view = open_view(side, "replace", store)
-    cards = []
-    for item in items:
-        written = view.enrichment(item.id)
-        if item.image is None or written is None or written.rejected:
-            continue
-        cards.append(
-            {
-                "id": f"{side} {item.id}",
-                "image": _jpeg(open_image(root, item.image)),
-                "raw": item.text or "",
-                "text": written.text,
-            }
-        )
-    return cards
-
-
-def examples(root: Path, store: Path, each: int = 2) -> list[dict[str, str]]:
+def examples(root: Path, store: Path, each: int = 2) -> list[Card]:
     """A few items with pictures of every query file and pool, evenly spread."""
-    data = DataRoot(root)
-    cards: list[dict[str, str]] = []
+    data, opened = DataRoot(root), Store(store)
+    queries, candidates = (
+        Cards(Items(root, "query"), root, {}),
+        Cards(Items(root, "corpus"), root, {}),
+    )
+    cards: list[Card] = []
     for file in data.query_files("test"):
-        queries = [query.item for query in open_queries(file.path)]
-        cards += _cards(root, store, queries[:: max(1, len(queries) // each)][:each], "query")
+        items = [query.item for query in open_queries(file.path)]
+        chosen = items[:: max(1, len(items) // each)][:each]
+        cards += queries.cards(_samples(opened, chosen, "query"))
     for file in data.pools():
         if file.task in (0, 2):
             pool = list(open_candidates(file.path))
-            cards += _cards(root, store, pool[:: max(1, len(pool) // each)][:each], "corpus")
+            chosen = pool[:: max(1, len(pool) // each)][:each]
+            cards += candidates.cards(_samples(opened, chosen, "corpus"))
     return cards
 
 
@@ -142,15 +85,13 @@ def write_report(
 
     Everything shown is escaped; the page needs no network and works from ``file://``.
     """
-    picture = chart(comparison)
-    (out / "chart.png").write_bytes(picture)
+    (out / "chart.png").write_bytes(chart(comparison))
     (out / "table.md").write_text(comparison.table() + "\n", encoding="utf-8")
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(_PAGE)
+    template = environment().from_string(_TEMPLATE.read_text(encoding="utf-8"))
     page = template.render(
         comparison=comparison,
-        chart=base64.b64encode(picture).decode(),
         notes=notes,
         cards=examples(root, store),
         times=times,
     )
-    (out / "report.html").write_text(page, encoding="utf-8")
+    save_page(out / "report.html", page)

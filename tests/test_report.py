@@ -8,13 +8,15 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
-from augment import cli, corpus, queries, report
+from augment import cli, corpus, export, queries, report
 from augment.engines.scripted import ScriptedEngine
 from augment.html import percent, visible
 from augment.mbeir import write_candidates, write_queries
 from augment.plots import BOTTOM, HEIGHT, TOP, histogram, quantile
+from augment.prompts import load_prompt
 from augment.records import Item, Query
 from augment.reporting.collect import collect
 from augment.reporting.wording import compare
@@ -235,3 +237,21 @@ def test_in_a_browser_nothing_is_wider_than_the_screen(made, tmp_path, width):
     assert said[1] == f"|{width}|true", "wider than the screen, or pictures broken"
     shot = np.asarray(Image.open(picture).convert("RGB"))[:, :width]
     assert len(np.unique(shot.reshape(-1, 3), axis=0)) > 50, "the page is blank"
+
+
+def test_the_card_of_an_export_tells_what_was_written(made, tmp_path):
+    root, store, _ = made
+    (root / "LICENSE-pictures").write_text("CC0")
+    out = tmp_path / "out"
+    options = [f"--{name}={value}" for name, value in (("root", root), ("store", store))]
+    assert export.command([*options, f"--out={out}"]) == 0
+    card = (out / "README.md").read_text(encoding="utf-8")
+    recipe = Store(store).recipe("corpus")
+    accepted = sum(not text.rejected for text in Store(store).texts("corpus").values())
+    assert f"| candidates | append | {ITEMS} | {accepted} (90.0 %) | 2 |" in card
+    assert "| queries | replace | 2 | 1 (50.0 %) | 0 |" in card
+    for fact in (recipe.id, recipe.revision, recipe.prompts["rar_corpus"], "refusal 1", "empty 1"):
+        assert fact in card
+    assert load_prompt("rar_corpus").system in card
+    assert yaml.safe_load(card.split("---")[1])["tags"][-1] == "synthetic-text"
+    assert (out / "LICENSE-pictures").read_text() == "CC0"

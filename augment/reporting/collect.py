@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from augment.errors import DataError, ImageError
+from augment.card import packaged
+from augment.errors import ImageError
 from augment.html import DataUri, thumbnail
 from augment.images import open_image
 from augment.keys import Recipe
 from augment.plots import Histogram, histogram, quantile
-from augment.prompts import Prompt, load_prompt
+from augment.prompts import Prompt
 from augment.records import Enrichment, Side
 from augment.reporting.items import Items, asked_for
 from augment.reporting.tally import LIMITS, Group, Sample, Tally, reason_class
@@ -180,11 +181,11 @@ def collect(
     ]
     shown = [worst, chance, *(found for _, _, found in (*failed, *refused))]
     ids = {sample.item_id for found in shown for sample in found}
-    make = _Cards(items, root, asked_for(root, ids) if side == "corpus" else {})
+    make = Cards(items, root, asked_for(root, ids) if side == "corpus" else {})
     return SideReport(
         side=side,
         recipe=used,
-        prompts=_prompts(used),
+        prompts=list(packaged(used.prompts)),
         with_picture=items.with_picture(),
         tally=tally,
         failed=[Reason(name, number, make.cards(found)) for name, number, found in failed],
@@ -202,8 +203,17 @@ def collect(
 
 
 @final
-class _Cards:
-    """Makes cards; counts the items that the root does not have."""
+class Cards:
+    """Makes cards.
+
+    Args:
+        items: where items are found by id.
+        root: folder of the pictures.
+        asked: candidate id -> a query that it answers.
+
+    Attributes:
+        unknown: samples whose item the root does not have.
+    """
 
     def __init__(self, items: Items, root: Path, asked: Mapping[str, str]) -> None:
         self.unknown = 0
@@ -212,6 +222,7 @@ class _Cards:
         self._asked = asked
 
     def cards(self, samples: Sequence[Sample]) -> list[Card]:
+        """One card for each sample."""
         return [self._card(sample) for sample in samples]
 
     def _card(self, sample: Sample) -> Card:
@@ -301,16 +312,3 @@ def _rows(groups: Mapping[str, Group], name: Callable[[str], str]) -> list[Row]:
         Row(name(key), group.texts, group.refused, quantile(group.words, 0.5))
         for key, group in ranked[:ROWS]
     ]
-
-
-def _prompts(recipe: Recipe) -> list[Prompt]:
-    """The packaged prompts that were sent; one that has changed since is left out."""
-    found = []
-    for name, identity in sorted(recipe.prompts.items()):
-        try:
-            prompt = load_prompt(name)
-        except DataError:
-            continue  # a file of the user's own
-        if prompt.id == identity:
-            found.append(prompt)
-    return found
