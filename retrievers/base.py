@@ -14,6 +14,7 @@ import lightning
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import Self
 
 from augment.errors import DataError, MismatchError
 from augment.records import Side
@@ -82,6 +83,11 @@ class Retriever(lightning.LightningModule, ABC):
     def training_settings(self) -> dict[str, Any]:
         """How it is trained, as plain values, for the record in checkpoints."""
 
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """A retriever as :meth:`describe` told it, for weights that are loaded next."""
+        return cls(**settings)
+
     @property
     def data(self) -> MBeirData:
         """The data module of the running trainer."""
@@ -89,9 +95,18 @@ class Retriever(lightning.LightningModule, ABC):
         return data
 
     def fingerprint(self) -> str:
-        """Hash of weights, settings and the text shown: what made a vector."""
+        """Hash of weights, settings and the text shown by the running trainer's data."""
+        return self.fingerprint_for(self.data.recipe.fingerprint)
+
+    @final
+    def fingerprint_for(self, text: Mapping[str, str]) -> str:
+        """Hash of weights, settings and the text shown: what made a vector.
+
+        Args:
+            text: fingerprint of a text recipe.
+        """
         digest = hashlib.sha256()
-        settings = {"retriever": self.describe(), "text": self.data.recipe.fingerprint}
+        settings = {"retriever": self.describe(), "text": dict(text)}
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         for name, tensor in self.state_dict().items():
             digest.update(name.encode())

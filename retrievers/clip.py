@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -90,6 +91,18 @@ class ClipScoreFusion(Retriever):
         if compile:
             _compile_blocks(self.clip)
         self._max_log_scale = math.log(max_logit_scale)
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> ClipScoreFusion:
+        """Built without weights, so that nothing is fetched that a checkpoint brings."""
+        # open_clip warns that the model is random, which it is until the weights come.
+        logging.disable(logging.WARNING)
+        try:
+            retriever = cls(**{**settings, "pretrained": None, "random_init": True})
+        finally:
+            logging.disable(logging.NOTSET)
+        retriever._settings = dict(settings)
+        return retriever
 
     @property
     def processor(self) -> Processor:

@@ -81,9 +81,14 @@ class TextRecipe:
         """
         text = self.query_view.text(query.item)
         if self.instructions is None:
-            return format_text(text, self.rule) or None
+            return self.instructed(text, None)
         prompts = self.instructions.get(query.item.dataset, query.item.modality, target)
-        prompt = random.choice(prompts) if random is not None else prompts[0]
+        return self.instructed(text, random.choice(prompts) if random is not None else prompts[0])
+
+    def instructed(self, text: str | None, prompt: str | None) -> str | None:
+        """A query's text, tidied, behind an instruction; None if there is neither."""
+        if not prompt:
+            return format_text(text, self.rule) or None
         # UniIR formats the instruction, joins, and formats again.
         joined = f"{format_text(prompt, self.rule)} {(text or '').strip()}"
         return format_text(joined, self.rule) or None

@@ -1,0 +1,131 @@
+"""A retriever and its text recipe from a checkpoint, without a trainer or a config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import cast
+
+import torch
+
+from augment.errors import DataError, MismatchError
+from augment.mbeir import DataRoot, TextRule
+from augment.records import Side, View
+from augment.views import VIEWS, TextView, open_view
+from retrievers.backbone import PACKAGED
+from retrievers.base import Retriever
+from retrievers.clip import ClipScoreFusion
+from retrievers.texts import TextRecipe, check_recipe
+
+#: Beginnings of model names that need no checkpoint.
+_MODELS = ("local-dir:", "hf-hub:")
+
+
+def load_retriever(checkpoint: str | Path, device: str = "cpu") -> Retriever:
+    """A retriever in evaluation mode.
+
+    Args:
+        checkpoint: a ``.ckpt`` file that ``fit`` wrote, or an open_clip model to take as it is:
+            ``flagland-clip`` (packaged), ``local-dir:FOLDER`` or ``hf-hub:NAME``.
+        device: where it runs.
+
+    Raises:
+        DataError: if there is no such checkpoint, or it is none of this package.
+        MismatchError: if its weights do not fit its settings.
+    """
+    name = str(checkpoint)
+    if name in PACKAGED or name.startswith(_MODELS):
+        retriever: Retriever = ClipScoreFusion(name)
+    else:
+        retriever = _restored(Path(checkpoint))
+    return retriever.eval().requires_grad_(False).to(device)
+
+
+def _restored(path: Path) -> Retriever:
+    if not path.is_file():
+        raise DataError(
+            f"no such checkpoint; name a .ckpt file that fit wrote (OUT/checkpoints/last.ckpt) or "
+            f"a packaged model ({', '.join(PACKAGED)})",
+            str(path),
+        )
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)["retriever"]
+        kind, settings = str(saved["class"]), dict(saved["settings"])
+    except (RuntimeError, EOFError, KeyError, TypeError, ValueError, UnpicklingError) as error:
+        raise DataError(
+            f"is no checkpoint of this package ({type(error).__name__}: {str(error)[:200]}); name "
+            "one that `python -m retrievers fit` wrote",
+            str(path),
+        ) from error
+    known = {found.__qualname__: found for found in _subclasses(Retriever)}  # type: ignore[type-abstract]
+    if kind not in known:
+        raise DataError(
+            f"holds a {kind}; known retrievers: {', '.join(sorted(known))}. Import the module that "
+            "defines it first",
+            str(path),
+        )
+    retriever = known[kind].from_settings(settings)
+    retriever.load_weights(path)
+    return retriever
+
+
+def _subclasses(kind: type[Retriever]) -> Iterator[type[Retriever]]:
+    for found in kind.__subclasses__():
+        yield found
+        yield from _subclasses(found)
+
+
+def open_recipe(
+    trained_on: Mapping[str, str] | None,
+    root: DataRoot,
+    store: Path | None = None,
+    allow_mismatch: bool = False,
+) -> TextRecipe:
+    """The text recipe that a checkpoint was trained on, opened on a root and a store.
+
+    Of several recipes in a store, that of the training is found by its fingerprint.
+
+    Args:
+        trained_on: what the checkpoint remembers; None, of an untrained model, shows the
+            published text without instructions.
+        root: where the instructions are.
+        store: folder of generated texts; needed unless both views are raw.
+        allow_mismatch: where the store has no such recipe, take the one that ran last.
+
+    Raises:
+        DataError: if a store is needed and none is given.
+        StoreError: if the store cannot be read, or has no texts of a side.
+        MismatchError: if the store holds texts of other recipes only.
+    """
+    if trained_on is None:
+        raw = (open_view("query"), open_view("corpus"))
+        return TextRecipe(*raw, "plain", None)
+    recipe = TextRecipe(
+        _view("query", trained_on["query"], store),
+        _view("corpus", trained_on["corpus"], store),
+        cast("TextRule", trained_on["rule"]),
+        root.instructions() if trained_on["instructions"] == "on" else None,
+    )
+    try:
+        check_recipe(trained_on, recipe.fingerprint, allow_mismatch)
+    except MismatchError as error:
+        raise MismatchError(
+            f"{error}. The store looked into is {store}; in a search, --allow-mismatch goes on"
+        ) from error
+    return recipe
+
+
+def _view(side: Side, trained: str, store: Path | None) -> TextView:
+    """The view of the training; with the recipe that ran last where its own is not there."""
+    view = cast("View", trained.partition(":")[0])
+    if view not in VIEWS:
+        raise DataError(f"the checkpoint was trained on an unknown {side} view {view!r}")
+    known = [] if store is None else sorted(store.glob(f"recipes/{side}-*.json"))
+    ids = (path.stem.partition("-")[2] for path in known)
+    own = (name for name in ids if _fingerprint(side, view, name) == trained)
+    return open_view(side, view, store, next(own, None))
+
+
+def _fingerprint(side: Side, view: View, recipe: str) -> str:
+    return f"{view}:{TextView(side, view, {'id': recipe}, {}).fingerprint}"

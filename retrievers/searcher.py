@@ -1,0 +1,347 @@
+"""Search with a typed query, a picture or both, over the pools of a data root.
+
+::
+
+    from retrievers import Searcher
+
+    searcher = Searcher.open("runs/flags/checkpoints/last.ckpt", "data/flagland")
+    for result in searcher.search("a red cross on white", image="photo.jpg", k=10):
+        print(result.rank, result.score, result.id, result.text)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any, final
+
+import torch
+
+from augment.errors import DataError, StoreError
+from augment.mbeir import DataRoot, InstructionRow
+from augment.records import Item, Modality, Query, View
+from augment.views import TextView, open_view, render
+from retrievers.base import Retriever
+from retrievers.candidates import embed, encode, open_pools
+from retrievers.index import MatrixIndex
+from retrievers.inputs import Example, make_inputs
+from retrievers.loading import load_retriever, open_recipe
+from retrievers.pictures import QueryPictures
+from retrievers.plan import Plan
+from retrievers.rewriting import QueryRewriter
+from retrievers.texts import TextRecipe
+
+
+@dataclass(frozen=True)
+class Result:
+    """One candidate of an answer.
+
+    Attributes:
+        rank: from 1.
+        score: cosine of query and candidate.
+        id: of the candidate.
+        text: as published, or None.
+        generated: accepted generated text, or None. Whether the retriever read it is said by
+            :attr:`Searcher.corpus_view`.
+        image: path relative to the data root, or None.
+    """
+
+    rank: int
+    score: float
+    id: str
+    text: str | None
+    generated: str | None
+    image: str | None
+
+
+@dataclass(frozen=True)
+class Answer(Sequence[Result]):
+    """The candidates found, best first, and what became of the query.
+
+    Attributes:
+        results: the candidates.
+        read: the text that the retriever read as the query; None if it read a picture alone.
+        instruction: the instruction in front of it, or None.
+        rewritten: what the VLM made of the typed query; None if it was not asked, left this kind
+            of query alone, or its text was refused.
+        notes: what a user should know about this search.
+    """
+
+    results: tuple[Result, ...]
+    read: str | None
+    instruction: str | None
+    rewritten: str | None
+    notes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.results[place]
+
+    def __iter__(self) -> Iterator[Result]:
+        return iter(self.results)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+@final
+class Searcher:
+    """A retriever, the text it was trained on, and the embedded candidates. See :meth:`open`.
+
+    Searching is safe from several threads; one query is embedded at a time.
+    """
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        recipe: TextRecipe,
+        root: DataRoot,
+        plan: Plan,
+        index: MatrixIndex,
+        datasets: set[str],
+        shown: TextView,
+        rewriter: QueryRewriter | None = None,
+        pictures: QueryPictures | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.root = root.path
+        self.pictures = pictures or QueryPictures()
+        self._notes = tuple(notes)
+        self._retriever = retriever
+        self._recipe = recipe
+        self._plan = plan
+        self._index = index
+        self._shown = shown
+        self._rewriter = rewriter
+        self._lock = Lock()
+        rows = () if recipe.instructions is None else recipe.instructions.rows
+        self._instructions = tuple(row for row in rows if row.dataset_id in datasets)
+
+    @classmethod
+    def open(
+        cls,
+        checkpoint: str | Path,
+        root: str | Path,
+        *,
+        store: str | Path | None = None,
+        pools: Sequence[str] = (),
+        vlm: str | None = None,
+        device: str = "auto",
+        allow_mismatch: bool = False,
+        pictures: QueryPictures | None = None,
+    ) -> Searcher:
+        """Load a checkpoint and embed the candidates of a root.
+
+        Args:
+            checkpoint: a ``.ckpt`` file that ``fit`` wrote, or a model to take as it is
+                (``flagland-clip``, ``local-dir:FOLDER``, ``hf-hub:NAME``).
+            root: folder in M-BEIR's layout.
+            store: folder of generated texts; needed by a checkpoint trained on them, and shown
+                beside the results of others.
+            pools: names of local pools (``flags`` or ``flags_task0``); none takes all of them.
+            vlm: rewrites queries as those of the training were, such as ``flagland-vlm``.
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+            allow_mismatch: go on with text of another recipe than the one trained on.
+            pictures: where the pictures of queries are kept; shared by several searchers.
+
+        Raises:
+            DataError: if there is no such checkpoint, the root has no such pools, or a store is
+                needed and not given.
+            StoreError: if the store cannot be read.
+            MismatchError: if the text is not of the recipe that the checkpoint was trained on.
+            EngineError: if there is no such VLM.
+        """
+        data = DataRoot(Path(root))
+        plan = open_pools(data, pools)
+        texts = None if store is None else Path(store)
+        if texts is not None and not texts.is_dir():
+            raise StoreError(f"{texts}: no such folder of generated texts")
+        retriever = load_retriever(checkpoint, _device(device))
+        recipe = open_recipe(retriever.trained_on, data, texts, allow_mismatch)
+        pictures = pictures or QueryPictures()
+        rewriter = (
+            QueryRewriter(vlm, pictures.folder, recipe.query_view, allow_mismatch) if vlm else None
+        )
+        index, notes = embed(retriever, recipe, data, plan)
+        datasets = {did.partition(":")[0] for did in plan.ids}
+        shown = _shown(recipe.corpus_view, texts)
+        return cls(retriever, recipe, data, plan, index, datasets, shown, rewriter, pictures, notes)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @property
+    def corpus_view(self) -> View:
+        """Which text of candidates the retriever reads: raw, append or replace."""
+        return self._recipe.corpus_view.view
+
+    @property
+    def query_view(self) -> View:
+        """Which text of queries the retriever was trained on."""
+        return self._recipe.query_view.view
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know about every search."""
+        if self._rewriter is not None or self.query_view == "raw":
+            return self._notes
+        return (
+            *self._notes,
+            "the retriever was trained on rewritten queries and gets them as typed; name a model "
+            "with --vlm to have them rewritten",
+        )
+
+    def rewrite_with(self, vlm: str, allow_mismatch: bool = False) -> None:
+        """Have queries rewritten from now on; see :meth:`open`.
+
+        Raises:
+            EngineError: if there is no such VLM.
+            MismatchError: if the training queries were not rewritten, or otherwise.
+        """
+        view = self._recipe.query_view
+        self._rewriter = QueryRewriter(vlm, self.pictures.folder, view, allow_mismatch)
+
+    @property
+    def vlm(self) -> str | None:
+        """Name of the model that rewrites queries."""
+        return None if self._rewriter is None else self._rewriter.model
+
+    def instructions(self, modality: Modality | None = None) -> tuple[InstructionRow, ...]:
+        """Rows of the root's table for the searched data sets, and for one kind of query.
+
+        Empty where the retriever was trained without instructions.
+        """
+        return tuple(
+            row
+            for row in self._instructions
+            if row.prompts and modality in (None, row.query_modality)
+        )
+
+    def item(self, id: str) -> Item | None:  # noqa: A002 - the word of the format
+        """A candidate as published, or None."""
+        return self._plan.find(id)
+
+    def search(
+        self,
+        query: str = "",
+        image: str | Path | None = None,
+        k: int = 10,
+        instruction: str | None = None,
+    ) -> Answer:
+        """The best candidates for a query.
+
+        Args:
+            query: text; may be empty where there is a picture.
+            image: file of a picture.
+            k: how many candidates, at least 1.
+            instruction: put before the query. None takes the first one that the root has for this
+                kind of query, an empty one leaves it out.
+
+        Raises:
+            DataError: if there is neither text nor picture, or ``k`` is below 1.
+            ImageError: if the picture cannot be used.
+            EngineError: if the VLM cannot rewrite the query.
+        """
+        return self.search_picture(
+            query, None if image is None else self.pictures.add_file(image), k, instruction
+        )
+
+    def search_picture(
+        self,
+        query: str = "",
+        picture: str | None = None,
+        k: int = 10,
+        instruction: str | None = None,
+    ) -> Answer:
+        """As :meth:`search`, with a picture by its name in :attr:`pictures`."""
+        text = query.strip() or None
+        if text is None and picture is None:
+            raise DataError("the query is empty; type a text or give a picture")
+        if k < 1:
+            raise DataError(f"cannot find {k} candidates; ask for at least 1")
+        modality: Modality = (
+            "text" if picture is None else "image" if text is None else "image,text"
+        )
+        digest = hashlib.sha256(f"{text}\0{picture}".encode()).hexdigest()[:16]
+        item = Item(f"typed:{digest}", text, picture, modality)
+        with self._lock:
+            notes: list[str] = []
+            rewritten = self._rewrite(item, notes)
+            asked = self._instruction(modality, instruction, notes)
+            view: View = (
+                "replace" if self._rewriter and self.query_view == "raw" else self.query_view
+            )
+            read = self._recipe.instructed(render(text, rewritten, view), asked)
+            if read is None and picture is None:
+                raise DataError(f"nothing is left of the query {text!r}; type some words")
+            results = self._find(read, picture, k)
+        return Answer(results, read, asked, rewritten, tuple(notes))
+
+    def _rewrite(self, item: Item, notes: list[str]) -> str | None:
+        if self._rewriter is None:
+            return None
+        found, route = self._rewriter(Query(item, None))
+        if found is None:
+            notes.append(f"not rewritten: {route}")
+            return None
+        if found.rejected:
+            notes.append(f"the rewritten query was refused ({found.rejected}): {found.text}")
+            return None
+        return found.text
+
+    def _instruction(self, modality: Modality, given: str | None, notes: list[str]) -> str | None:
+        if self._recipe.instructions is None:
+            if given:
+                notes.append("the retriever was trained without instructions; none was used")
+            return None
+        if given is not None:
+            return given.strip() or None
+        rows = self.instructions(modality)
+        if not rows:
+            notes.append(f"the root has no instruction for queries of kind {modality!r}")
+            return None
+        return rows[0].prompts[0]
+
+    def _find(self, text: str | None, picture: str | None, k: int) -> tuple[Result, ...]:
+        image = None
+        if picture is not None:
+            image = self._retriever.processor.image(self.pictures.open(picture))
+        batch = make_inputs([Example(0, text, image)], self._retriever.processor)
+        vector = encode(self._retriever, batch, "query")
+        found = self._index.search(vector, k)
+        ids = [self._index.ids[row] for row in found.rows[0].tolist()]
+        scores = found.scores[0].tolist()
+        return tuple(
+            self._result(rank, score, did)
+            for rank, (did, score) in enumerate(zip(ids, scores, strict=True), start=1)
+        )
+
+    def _result(self, rank: int, score: float, did: str) -> Result:
+        item = self._plan.find(did)
+        assert item is not None  # noqa: S101 - the index was made from the plan
+        found = self._shown.enrichment(did)
+        generated = found.text if found is not None and not found.rejected else None
+        return Result(rank, round(score, 6), did, item.text, generated, item.image)
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise DataError(f"no device {name!r} here; use auto, cpu, cuda or cuda:N") from error
+    return name
+
+
+def _shown(read: TextView, store: Path | None) -> TextView:
+    """The view that generated texts are shown from: the retriever's, else whatever is there."""
+    if read.view != "raw" or store is None or not (store / "recipe-corpus.json").is_file():
+        return read
+    return open_view("corpus", "append", store)

@@ -1,0 +1,1 @@
+"""``python -m retrievers serve``: search as a small local page."""
