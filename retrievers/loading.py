@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import cast
@@ -10,8 +11,10 @@ from typing import cast
 import torch
 
 from augment.errors import DataError, MismatchError
+from augment.lengths import LENGTHS
 from augment.mbeir import DataRoot, TextRule
 from augment.records import Side, View
+from augment.store import Store
 from augment.views import VIEWS, TextView, open_view
 from retrievers.backbone import PACKAGED
 from retrievers.base import Retriever
@@ -84,14 +87,14 @@ def open_recipe(
 ) -> TextRecipe:
     """The text recipe that a checkpoint was trained on, opened on a root and a store.
 
-    Of several recipes in a store, that of the training is found by its fingerprint.
+    Of several recipes and lengths in a store, those of the training are found by their fingerprint.
 
     Args:
         trained_on: what the checkpoint remembers; None, of an untrained model, shows the
             published text without instructions.
         root: where the instructions are.
         store: folder of generated texts; needed unless both views are raw.
-        allow_mismatch: where the store has no such recipe, take the one that ran last.
+        allow_mismatch: where the store has no such recipe, take the one that is meant otherwise.
 
     Raises:
         DataError: if a store is needed and none is given.
@@ -102,8 +105,8 @@ def open_recipe(
         raw = (open_view("query"), open_view("corpus"))
         return TextRecipe(*raw, "plain", None)
     recipe = TextRecipe(
-        _view("query", trained_on["query"], store),
-        _view("corpus", trained_on["corpus"], store),
+        _view("query", trained_on["query"], store, allow_mismatch),
+        _view("corpus", trained_on["corpus"], store, allow_mismatch),
         cast("TextRule", trained_on["rule"]),
         root.instructions() if trained_on["instructions"] == "on" else None,
     )
@@ -116,16 +119,16 @@ def open_recipe(
     return recipe
 
 
-def _view(side: Side, trained: str, store: Path | None) -> TextView:
-    """The view of the training; with the recipe that ran last where its own is not there."""
+def _view(side: Side, trained: str, store: Path | None, allow_mismatch: bool) -> TextView:
+    """The view of the training; another one, to be refused or allowed, where it is not there."""
     view = cast("View", trained.partition(":")[0])
     if view not in VIEWS:
         raise DataError(f"the checkpoint was trained on an unknown {side} view {view!r}")
-    known = [] if store is None else sorted(store.glob(f"recipes/{side}-*.json"))
-    ids = (path.stem.partition("-")[2] for path in known)
-    own = (name for name in ids if _fingerprint(side, view, name) == trained)
-    return open_view(side, view, store, next(own, None))
-
-
-def _fingerprint(side: Side, view: View, recipe: str) -> str:
-    return f"{view}:{TextView(side, view, {'id': recipe}, {}).fingerprint}"
+    if view == "raw" or store is None:
+        return open_view(side, view, store)
+    names = [recipe.id for recipe in Store(store).recipes(side)]
+    for name, length in product(names, LENGTHS):
+        if f"{view}:{TextView(side, view, {'id': name}, {}, length).fingerprint}" == trained:
+            return open_view(side, view, store, name, length)
+    any_other = names[0] if names and not allow_mismatch else None
+    return open_view(side, view, store, any_other)

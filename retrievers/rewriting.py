@@ -7,7 +7,7 @@ import tempfile
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import final
+from typing import NamedTuple, final
 
 from augment import cli
 from augment.engines import Engine, make_engine
@@ -15,10 +15,18 @@ from augment.enrich import Job, enrich
 from augment.errors import EngineError, MismatchError
 from augment.keys import Recipe
 from augment.prompts import Prompt, load_prompt
-from augment.records import Enrichment, Query
+from augment.records import Item, Query, View
 from augment.route import QUERY_PROMPTS, Kind, classify
 from augment.store import Store
 from augment.views import TextView
+
+
+class Rewritten(NamedTuple):
+    """What became of a query: the text to read, the new text if one was accepted, or why not."""
+
+    shown: str | None
+    text: str | None
+    note: str
 
 
 @final
@@ -59,28 +67,35 @@ class QueryRewriter:
         folder = Path(tempfile.mkdtemp(prefix="rewritten-"))
         self._store = Store(folder)
         weakref.finalize(self, _forget, self._store, folder)
+        self._shown: View = "replace" if trained.view == "raw" else trained.view
+        self._length = trained.length
 
     @property
     def model(self) -> str:
         """Name of the model."""
         return self._engine.model
 
-    def __call__(self, query: Query) -> tuple[Enrichment | None, str]:
-        """The rewritten text, None where this kind of query is left alone, and how it was routed.
-
-        The text may be a refused one (``rejected`` says why); views then show the typed text. A
-        query that comes again is answered from memory.
+    def __call__(self, item: Item) -> Rewritten:
+        """Rewrite a query; one that comes again is answered from memory.
 
         Raises:
             EngineError: if the model cannot answer, or has died.
         """
-        kind, reason = classify(query)
-        job = Job(query.item, self._prompts[kind], f"{kind} ({reason})")
+        kind, reason = classify(Query(item, None))
+        job = Job(item, self._prompts[kind], f"{kind} ({reason})")
         summary = enrich([job], self._engine, self._store, self._recipe, self._pictures)
         if summary.incomplete or summary.failures:
             why = summary.incomplete or summary.failures[0].reason
             raise EngineError(f"{self.model} could not rewrite the query: {why}")
-        return self._store.texts("query", self._recipe.id).get(query.item.id), job.reason
+        texts = self._store.texts("query", self._recipe.id)
+        view = TextView("query", self._shown, self._recipe.to_json(), texts, self._length)
+        found, shown = view.enrichment(item.id), view.text(item)
+        if found is None:
+            return Rewritten(shown, None, f"not rewritten: {job.reason}")
+        if found.rejected:
+            told = f"the rewritten query was refused ({found.rejected}): {found.text}"
+            return Rewritten(shown, None, told)
+        return Rewritten(shown, found.text, "")
 
 
 def _recipe(

@@ -22,8 +22,9 @@ import torch
 
 from augment.errors import DataError, StoreError
 from augment.mbeir import DataRoot, InstructionRow
-from augment.records import Item, Modality, Query, View
-from augment.views import TextView, open_view, render
+from augment.records import Item, Modality, View
+from augment.store import Store
+from augment.views import TextView, open_view
 from retrievers.base import Retriever
 from retrievers.candidates import embed, encode, open_pools
 from retrievers.index import MatrixIndex
@@ -272,28 +273,16 @@ class Searcher:
         item = Item(f"typed:{digest}", text, picture, modality)
         with self._lock:
             notes: list[str] = []
-            rewritten = self._rewrite(item, notes)
+            shown, rewritten = text, None
+            if self._rewriter is not None:
+                shown, rewritten, note = self._rewriter(item)
+                notes += [note] if note else []
             asked = self._instruction(modality, instruction, notes)
-            view: View = (
-                "replace" if self._rewriter and self.query_view == "raw" else self.query_view
-            )
-            read = self._recipe.instructed(render(text, rewritten, view), asked)
+            read = self._recipe.instructed(shown, asked)
             if read is None and picture is None:
                 raise DataError(f"nothing is left of the query {text!r}; type some words")
             results = self._find(read, picture, k)
         return Answer(results, read, asked, rewritten, tuple(notes))
-
-    def _rewrite(self, item: Item, notes: list[str]) -> str | None:
-        if self._rewriter is None:
-            return None
-        found, route = self._rewriter(Query(item, None))
-        if found is None:
-            notes.append(f"not rewritten: {route}")
-            return None
-        if found.rejected:
-            notes.append(f"the rewritten query was refused ({found.rejected}): {found.text}")
-            return None
-        return found.text
 
     def _instruction(self, modality: Modality, given: str | None, notes: list[str]) -> str | None:
         if self._recipe.instructions is None:
@@ -342,6 +331,6 @@ def _device(name: str) -> str:
 
 def _shown(read: TextView, store: Path | None) -> TextView:
     """The view that generated texts are shown from: the retriever's, else whatever is there."""
-    if read.view != "raw" or store is None or not (store / "recipe-corpus.json").is_file():
+    if read.view != "raw" or store is None or not Store(store).recipes("corpus"):
         return read
     return open_view("corpus", "append", store)
