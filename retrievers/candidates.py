@@ -1,22 +1,28 @@
-"""The candidates that a search looks through: which pools, embedded and indexed."""
+"""The candidates that a search looks through: which pools, and an index of their vectors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from augment.columnar import open_candidates
 from augment.errors import DataError
 from augment.mbeir import DataRoot
 from augment.records import Side
 from retrievers.base import Retriever
 from retrievers.dataset import ImageLoader, ItemDataset, Reader
-from retrievers.index import MatrixIndex
+from retrievers.embeddings import EmbeddingStore
+from retrievers.index import VectorIndex, make_index
 from retrievers.inputs import Inputs, ItemCollator
 from retrievers.plan import Embedder, Plan
 from retrievers.texts import TextRecipe
@@ -24,8 +30,16 @@ from retrievers.texts import TextRecipe
 _BATCH = 128
 
 
-def open_pools(root: DataRoot, names: Sequence[str] = ()) -> Plan:
-    """The candidates of some local pools, each id once.
+@dataclass(frozen=True)
+class Candidates:
+    """An index, and what a user should know about it."""
+
+    index: VectorIndex
+    notes: list[str]
+
+
+def pool_files(root: DataRoot, names: Sequence[str] = ()) -> list[Path]:
+    """The files of some local pools.
 
     Args:
         root: the data.
@@ -33,7 +47,7 @@ def open_pools(root: DataRoot, names: Sequence[str] = ()) -> Plan:
             and where the root has none, its union pools.
 
     Raises:
-        DataError: if there are no such pools or they hold nothing.
+        DataError: if there are no such pools.
     """
     pools = root.pools()
     files = [file.path for file in pools or root.union_pools()]
@@ -43,42 +57,39 @@ def open_pools(root: DataRoot, names: Sequence[str] = ()) -> Plan:
             "`python -m augment.validate`",
             str(root.path),
         )
-    if names:
-        by_name: dict[str, list[Path]] = {}
-        for dataset, task, path in pools:
-            for name in {dataset, dataset if task is None else f"{dataset}_task{task}"}:
-                by_name.setdefault(name, []).append(path)
-        unknown = [name for name in names if name not in by_name]
-        if unknown:
-            raise DataError(
-                f"no pool named {', '.join(unknown)}; there are {', '.join(sorted(by_name))}",
-                str(root.path),
-            )
-        files = list(dict.fromkeys(path for name in names for path in by_name[name]))
-    plan = Plan()
-    for path in files:
-        plan.add_pool(path.name, path)
-    if not len(plan):
-        raise DataError("its pools hold no candidate", str(root.path))
-    return plan
+    if not names:
+        return files
+    by_name: dict[str, list[Path]] = {}
+    for dataset, task, path in pools:
+        for name in {dataset, dataset if task is None else f"{dataset}_task{task}"}:
+            by_name.setdefault(name, []).append(path)
+    unknown = [name for name in names if name not in by_name]
+    if unknown:
+        raise DataError(
+            f"no pool named {', '.join(unknown)}; there are {', '.join(sorted(by_name))}",
+            str(root.path),
+        )
+    return list(dict.fromkeys(path for name in names for path in by_name[name]))
 
 
 def embed(
-    retriever: Retriever, recipe: TextRecipe, root: DataRoot, plan: Plan
-) -> tuple[MatrixIndex, list[str]]:
-    """An exact index of all candidates, and what a user should know about it.
+    retriever: Retriever, recipe: TextRecipe, root: DataRoot, files: Sequence[Path], device: str
+) -> Candidates:
+    """Embed the candidates of some pools, each id once, and keep the vectors in memory.
 
     Raises:
-        DataError: if none can be embedded.
+        DataError: if there is no candidate, or none that can be embedded.
     """
+    plan = Plan()
+    for path in files:
+        plan.add_pool(path.name, path)
     reader = Reader(recipe, ImageLoader(root.path, retriever.processor), "skip")
-    loader: DataLoader[object] = DataLoader(
+    loader = DataLoader(
         ItemDataset(len(plan), Embedder(plan, reader).candidate),
         batch_size=_BATCH,
         collate_fn=ItemCollator(retriever.processor),
     )
     made_by = retriever.fingerprint_for(recipe.fingerprint)
-    index = MatrixIndex(made_by, str(retriever.device))
     ids = plan.ids
     failed = degraded = 0
     parts: list[Tensor] = []
@@ -90,9 +101,59 @@ def embed(
             parts.append(encode(retriever, batch.inputs, "corpus"))
             rows.extend(batch.rows.tolist())
     if not rows:
-        raise DataError("no candidate could be embedded", str(root.path))
+        raise DataError("its pools hold no candidate that can be embedded", str(root.path))
+    index = make_index("exact", made_by, device)
     index.add([ids[row] for row in rows], torch.cat(parts), made_by)
-    return index, _notes(failed, degraded)
+    return Candidates(index, _notes(failed, degraded))
+
+
+def read_embeddings(
+    folder: Path, made_by: str, files: Sequence[Path], device: str = "auto"
+) -> Candidates:
+    """The candidates of some pools with the vectors that ``embed`` left, read where they lie.
+
+    Vectors go by id: a candidate that changed after embedding is found by what it was then.
+
+    Args:
+        folder: of ``python -m retrievers embed``, or its ``corpus`` folder.
+        made_by: fingerprint of weights and text.
+        files: pool files.
+        device: of the search.
+
+    Raises:
+        StoreError: if there are no embeddings, or unfinished or damaged ones.
+        MismatchError: if other weights or text made them.
+        DataError: if they hold no candidate of these pools.
+    """
+    inner = folder / "corpus"
+    # Sizes are compared, checksums are not: they would read every vector before the first search.
+    store = EmbeddingStore.open(inner if inner.is_dir() else folder, made_by, verify=False)
+    live = store.live
+    wanted = pc.unique(pa.chunked_array([c for path in files for c in _ids(path).chunks]))
+    found = pc.index_in(wanted, value_set=store.ids(live))
+    kept = wanted.filter(pc.is_valid(found))
+    if not len(kept):
+        raise DataError("holds no vector of these pools; embed the same root", str(store.folder))
+    rows = live[found.drop_null().to_numpy()]
+    index = make_index("exact", store.made_by, device)
+    index.add_source(kept, store, store.made_by, rows)
+    return Candidates(
+        index, _notes(len(wanted) - len(kept), int(np.count_nonzero(store.degraded[rows])))
+    )
+
+
+def datasets(files: Sequence[Path]) -> set[str]:
+    """Ids of the data sets whose candidates these pools hold."""
+    found: set[str] = set()
+    for path in files:
+        for chunk in _ids(path).chunks:
+            numbers = pc.replace_substring_regex(chunk, pattern=":.*$", replacement="")
+            found.update(pc.unique(numbers).to_pylist())
+    return found
+
+
+def _ids(path: Path) -> pa.ChunkedArray:
+    return open_candidates(path).ids.cast(pa.large_string())
 
 
 def encode(retriever: Retriever, inputs: Inputs, side: Side) -> Float[Tensor, "batch dim"]:
@@ -105,7 +166,7 @@ def encode(retriever: Retriever, inputs: Inputs, side: Side) -> Float[Tensor, "b
 
 def _notes(failed: int, degraded: int) -> list[str]:
     kinds = {
-        "candidates are left out: no text, and no picture that can be read": failed,
-        "candidates are found by their text alone: their picture cannot be read": degraded,
+        "candidates left out, without a vector: no text, and no picture that can be read": failed,
+        "candidates found by their text alone, because their picture cannot be read": degraded,
     }
-    return [f"{number:,} {what}" for what, number in kinds.items() if number]
+    return [f"{what}: {number:,}" for what, number in kinds.items() if number]

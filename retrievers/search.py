@@ -7,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
@@ -46,6 +47,12 @@ def add_opening(parser: ArgumentParser) -> None:
         metavar="NAME",
         help="Rewrites queries as those of the training were: flagland-vlm or another model.",
     )
+    parser.add_argument(
+        "--embeddings",
+        type=str | None,
+        metavar="DIR",
+        help="Made by embed. Default: those beside the checkpoint; without any, embeds now.",
+    )
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N.")
     parser.add_argument(
         "--allow-mismatch",
@@ -79,7 +86,7 @@ def command(args: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="Print JSON, one object.")
     parsed = parser.parse_args(args)
-    searcher = open_searcher(parsed, parsed.checkpoint)
+    searcher = Searcher.open(parsed.checkpoint, vlm=parsed.vlm, **opening(parsed))
     given = parsed.instruction
     instruction = "" if given is not None and given.lower() == "none" else given
     answer = searcher.search(parsed.query, parsed.image, parsed.k, instruction)
@@ -92,17 +99,10 @@ def command(args: Sequence[str]) -> int:
     return 0
 
 
-def open_searcher(parsed: Namespace, checkpoint: str) -> Searcher:
-    """The searcher that the options of :func:`add_opening` describe."""
-    return Searcher.open(
-        checkpoint,
-        parsed.root,
-        store=parsed.store,
-        pools=parsed.pool,
-        vlm=parsed.vlm,
-        device=parsed.device,
-        allow_mismatch=parsed.allow_mismatch,
-    )
+def opening(parsed: Namespace) -> dict[str, Any]:
+    """What :meth:`Searcher.open` takes from the options of :func:`add_opening`, but for the VLM."""
+    names = ("root", "store", "embeddings", "device", "allow_mismatch")
+    return {"pools": parsed.pool, **{name: parsed[name] for name in names}}
 
 
 def render(answer: Answer, root: Path) -> str:

@@ -26,12 +26,20 @@ from augment.records import Item, Modality, View
 from augment.store import Store
 from augment.views import TextView, open_view
 from retrievers.base import Retriever
-from retrievers.candidates import embed, encode, open_pools
-from retrievers.index import MatrixIndex
+from retrievers.candidates import (
+    Candidates,
+    datasets,
+    embed,
+    encode,
+    pool_files,
+    read_embeddings,
+)
+from retrievers.dataset import CandidateBook
+from retrievers.embeddings.manifest import read_manifest
+from retrievers.index import VectorIndex
 from retrievers.inputs import Example, make_inputs
 from retrievers.loading import load_retriever, open_recipe
 from retrievers.pictures import QueryPictures
-from retrievers.plan import Plan
 from retrievers.rewriting import QueryRewriter
 from retrievers.texts import TextRecipe
 
@@ -103,9 +111,8 @@ class Searcher:
         retriever: Retriever,
         recipe: TextRecipe,
         root: DataRoot,
-        plan: Plan,
-        index: MatrixIndex,
-        datasets: set[str],
+        pools: Sequence[Path],
+        index: VectorIndex,
         shown: TextView,
         rewriter: QueryRewriter | None = None,
         pictures: QueryPictures | None = None,
@@ -116,13 +123,16 @@ class Searcher:
         self._notes = tuple(notes)
         self._retriever = retriever
         self._recipe = recipe
-        self._plan = plan
+        self._book = CandidateBook(pools)
         self._index = index
         self._shown = shown
         self._rewriter = rewriter
         self._lock = Lock()
-        rows = () if recipe.instructions is None else recipe.instructions.rows
-        self._instructions = tuple(row for row in rows if row.dataset_id in datasets)
+        self._instructions: tuple[InstructionRow, ...] = ()
+        if recipe.instructions is not None:
+            found = datasets(pools)
+            rows = recipe.instructions.rows
+            self._instructions = tuple(row for row in rows if row.dataset_id in found)
 
     @classmethod
     def open(
@@ -133,11 +143,12 @@ class Searcher:
         store: str | Path | None = None,
         pools: Sequence[str] = (),
         vlm: str | None = None,
+        embeddings: str | Path | None = None,
         device: str = "auto",
         allow_mismatch: bool = False,
         pictures: QueryPictures | None = None,
     ) -> Searcher:
-        """Load a checkpoint and embed the candidates of a root.
+        """Load a checkpoint, and the vectors of the candidates or else the candidates themselves.
 
         Args:
             checkpoint: a ``.ckpt`` file that ``fit`` wrote, or a model to take as it is
@@ -147,6 +158,8 @@ class Searcher:
                 beside the results of others.
             pools: names of local pools (``flags`` or ``flags_task0``); none takes all of them.
             vlm: rewrites queries as those of the training were, such as ``flagland-vlm``.
+            embeddings: folder of ``python -m retrievers embed``. None takes ``embeddings`` beside
+                the checkpoint's folder if that was made by this checkpoint, else embeds.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
             allow_mismatch: go on with text of another recipe than the one trained on.
             pictures: where the pictures of queries are kept; shared by several searchers.
@@ -154,12 +167,13 @@ class Searcher:
         Raises:
             DataError: if there is no such checkpoint, the root has no such pools, or a store is
                 needed and not given.
-            StoreError: if the store cannot be read.
-            MismatchError: if the text is not of the recipe that the checkpoint was trained on.
+            StoreError: if the store or the embeddings cannot be read.
+            MismatchError: if the text is not of the recipe that the checkpoint was trained on, or
+                the embeddings are not of this checkpoint.
             EngineError: if there is no such VLM.
         """
         data = DataRoot(Path(root))
-        plan = open_pools(data, pools)
+        files = pool_files(data, pools)
         texts = None if store is None else Path(store)
         if texts is not None and not texts.is_dir():
             raise StoreError(f"{texts}: no such folder of generated texts")
@@ -169,10 +183,17 @@ class Searcher:
         rewriter = (
             QueryRewriter(vlm, pictures.folder, recipe.query_view, allow_mismatch) if vlm else None
         )
-        index, notes = embed(retriever, recipe, data, plan)
-        datasets = {did.partition(":")[0] for did in plan.ids}
+        folder = _embeddings(checkpoint, embeddings)
+        made_by = retriever.fingerprint_for(recipe.fingerprint)
+        found: Candidates | None = None
+        if folder is not None and (embeddings is not None or _is_of(folder, made_by)):
+            found = read_embeddings(folder, made_by, files, device)
+        if found is None:
+            found = embed(retriever, recipe, data, files, device)
         shown = _shown(recipe.corpus_view, texts)
-        return cls(retriever, recipe, data, plan, index, datasets, shown, rewriter, pictures, notes)
+        return cls(
+            retriever, recipe, data, files, found.index, shown, rewriter, pictures, found.notes
+        )
 
     def __len__(self) -> int:
         return len(self._index)
@@ -226,7 +247,7 @@ class Searcher:
 
     def item(self, id: str) -> Item | None:  # noqa: A002 - the word of the format
         """A candidate as published, or None."""
-        return self._plan.find(id)
+        return self._book.find(id)
 
     def search(
         self,
@@ -303,20 +324,33 @@ class Searcher:
             image = self._retriever.processor.image(self.pictures.open(picture))
         batch = make_inputs([Example(0, text, image)], self._retriever.processor)
         vector = encode(self._retriever, batch, "query")
-        found = self._index.search(vector, k)
-        ids = [self._index.ids[row] for row in found.rows[0].tolist()]
-        scores = found.scores[0].tolist()
+        found = self._index.search(vector, min(k, len(self._index)))
+        ids, scores = self._index.names(found.rows[0]), found.scores[0].tolist()
         return tuple(
             self._result(rank, score, did)
             for rank, (did, score) in enumerate(zip(ids, scores, strict=True), start=1)
         )
 
     def _result(self, rank: int, score: float, did: str) -> Result:
-        item = self._plan.find(did)
+        item = self._book.find(did)
         assert item is not None  # noqa: S101 - the index was made from the plan
         found = self._shown.enrichment(did)
         generated = found.text if found is not None and not found.rejected else None
         return Result(rank, round(score, 6), did, item.text, generated, item.image)
+
+
+def _embeddings(checkpoint: str | Path, given: str | Path | None) -> Path | None:
+    """The folder that ``embed`` fills unless told otherwise: beside that of the checkpoints."""
+    if given is not None:
+        return Path(given)
+    beside = Path(checkpoint).parent.parent / "embeddings"
+    return beside if (beside / "corpus").is_dir() else None
+
+
+def _is_of(folder: Path, made_by: str) -> bool:
+    """Whether there are finished embeddings of this checkpoint and text."""
+    manifest = read_manifest(folder / "corpus")
+    return manifest is not None and manifest.complete and manifest.made_by == made_by
 
 
 def _device(name: str) -> str:

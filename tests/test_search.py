@@ -1,6 +1,7 @@
 """Search with a typed query: the same ranking as evaluation, clear errors, both outputs."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -15,13 +16,15 @@ from augment.cli import Options
 from augment.columnar import open_queries
 from augment.errors import DataError, EngineError, ImageError, MismatchError, StoreError
 from retrievers import Searcher, search
-from retrievers.data import LoaderConfig, MBeirData
+from retrievers.data import EmbeddingConfig, LoaderConfig, MBeirData
 from retrievers.evaluate import evaluate
 from retrievers.loading import load_retriever
 from retrievers.pictures import QueryPictures
 from retrievers.run import read_run
 from retrievers.texts import ViewConfig
+from retrievers.trainer import Trainer
 from tests.search_world import HOSTILE, SCRIPTED, World
+from tests.test_retriever import make_root
 
 TASKS = {0: "squares_task0", 3: "squares_task3"}
 
@@ -107,13 +110,45 @@ def test_an_untrained_model_reads_published_text(world, tmp_path):
 
 
 def test_an_unreadable_picture_of_a_candidate_costs_only_the_picture(raw):
-    assert "1 candidates are found by their text alone: their picture cannot be read" in raw.notes
+    assert (
+        "candidates found by their text alone, because their picture cannot be read: 1" in raw.notes
+    )
     assert "7:99" in [result.id for result in raw.search("red", k=100)]
 
 
 def picture(path, size=(8, 8), **options):
     Image.fromarray(np.zeros((*size, 3), np.uint8)).save(path, **options)
     return path
+
+
+def test_embeddings_are_searched_where_they_lie(world, raw, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(world.raw.parent, run / "checkpoints")
+    kept = EmbeddingConfig(str(run / "embeddings"), dtype="float32")
+    data = MBeirData(str(world.root), on_bad_image="skip", embeddings=kept)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(accelerator="cpu", enable_checkpointing=False, **quiet)
+    trainer.embed(load_retriever(world.raw), data)
+    # Found beside the checkpoint, or named; nothing is embedded again.
+    monkeypatch.setattr("retrievers.searcher.embed", None)
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    image = world.root / "mbeir_images/squares_images/3.png"
+    for given in ({}, {"embeddings": run / "embeddings"}, {"embeddings": kept.folder + "/corpus"}):
+        searcher = Searcher.open(checkpoint, world.root, **given)
+        assert searcher.notes == raw.notes
+        for query in ({"query": "green number 6"}, {"image": image}):
+            assert searcher.search(**query, k=41) == raw.search(**query, k=41)
+    few = Searcher.open(checkpoint, world.root, pools=["squares_task3"])
+    assert len(few) == 21
+    with pytest.raises(MismatchError, match="holds vectors made by"):
+        Searcher.open(world.enriched, world.root, store=world.store, embeddings=run / "embeddings")
+    with pytest.raises(StoreError, match="no embeddings here"):
+        Searcher.open(checkpoint, world.root, embeddings=tmp_path)
+    other = make_root(tmp_path / "other")
+    for path in (other / "cand_pool" / "local").iterdir():
+        path.write_text(path.read_text().replace('"7:', '"8:'))
+    with pytest.raises(DataError, match="holds no vector of these pools"):
+        Searcher.open(checkpoint, other)
 
 
 def test_bad_queries_are_refused(raw, tmp_path):
@@ -211,7 +246,7 @@ def test_the_command_prints_text_or_json(world, capsys):
     assert "read as    Find it. red" in printed.out
     assert "\x1b" not in printed.out
     assert str(world.root / "mbeir_images/squares_images/0.png") in printed.out
-    assert "note: 1 candidates are found by their text alone" in printed.err
+    assert "note: candidates found by their text alone" in printed.err
     image = str(world.root / "mbeir_images/squares_images/3.png")
     assert search.main([*args, "--image", image, "--instruction", "none", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -11,7 +11,7 @@ from jsonargparse.typing import NonNegativeInt
 
 from augment.errors import DataError
 from retrievers.pictures import QueryPictures
-from retrievers.search import add_opening, told
+from retrievers.search import add_opening, opening, told
 from retrievers.searcher import Searcher
 from retrievers.serve.guard import is_loopback
 from retrievers.serve.server import PageServer
@@ -78,17 +78,14 @@ def open_searchers(parsed: Namespace) -> dict[str, Searcher]:
         DataError: if there are more than two.
     """
     named = names(parsed.checkpoint)
+    if parsed.embeddings and len(named) > 1:
+        raise DataError(
+            "--embeddings belongs to one checkpoint; leave it out, and of each checkpoint OUT/"
+            "checkpoints/last.ckpt the folder OUT/embeddings is taken if it is there"
+        )
     pictures = QueryPictures()
     searchers = {
-        name: Searcher.open(
-            checkpoint,
-            parsed.root,
-            store=parsed.store,
-            pools=parsed.pool,
-            device=parsed.device,
-            allow_mismatch=parsed.allow_mismatch,
-            pictures=pictures,
-        )
+        name: Searcher.open(checkpoint, pictures=pictures, **opening(parsed))
         for name, checkpoint in named.items()
     }
     if parsed.vlm:
