@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 from pathlib import Path
+from random import Random
 
 import psutil
 import pytest
@@ -223,3 +224,24 @@ def _open(path: Path) -> int:
     table = open_candidates(path)
     assert table.row("1:2999") == 2_999
     return len(table)
+
+
+def test_batched_look_ups_equal_single_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr("augment.columnar.build.BATCH", 8)
+    monkeypatch.setattr("augment.columnar.tables.BATCH", 8)
+    path = tmp_path / "pool.jsonl"
+    random = Random(3)
+    numbers = random.sample(range(1, 500), 70)
+    write_candidates(
+        path, [Item(f"{n % 3}:{n}", random.choice(["é", "x", None]), None, "text") for n in numbers]
+    )
+    table = open_candidates(path)
+    rows = [random.randrange(70) for _ in range(100)]
+    assert table.take(rows) == [table[row] for row in rows]
+    assert table.take([]) == []
+    ids = [table[row].id for row in rows] + ["0:0", "", "9:9", "é", "1:"]
+    assert table.find_all(ids) == [table.find(did) for did in ids]
+    assert table.find_all([]) == []
+    for bad in (-1, 70):
+        with pytest.raises(IndexError, match=f"row {bad} of 70"):
+            table.take([0, bad])

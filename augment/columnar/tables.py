@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast, final, overload
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from augment.columnar.build import BATCH, CANDIDATES, QUERIES, Kind
 from augment.columnar.cache import Entry, locate
@@ -49,6 +51,7 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
         self._table = rows.read_all()
         self._batches = self._table.to_batches()
         index = pa.ipc.open_file(pa.memory_map(str(entry.ids))).get_batch(0)
+        self._sorted = index.column(0)
         _, offsets, characters = index.column(0).buffers()
         self._offsets = memoryview(offsets).cast("q")
         self._characters = memoryview(characters) if characters is not None else memoryview(b"")
@@ -82,6 +85,36 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
         batch = self._batches[row // BATCH]
         return self._record([column[row % BATCH].as_py() for column in batch.columns])
 
+    def take(self, rows: Sequence[int]) -> list[_Record]:
+        """Records of some rows, in the order given; several times faster than one by one.
+
+        Args:
+            rows: 0 to the number of rows less one.
+
+        Raises:
+            IndexError: if there is no such row.
+        """
+        wanted = np.asarray(rows, dtype=np.int64)
+        if not len(wanted):
+            return []
+        if wanted.min() < 0 or wanted.max() >= len(self):
+            bad = wanted.min() if wanted.min() < 0 else wanted.max()
+            raise IndexError(f"row {bad} of {len(self)} in {self.path}")
+        order = np.argsort(wanted, kind="stable")
+        batches, starts = np.unique(wanted[order] // BATCH, return_index=True)
+        parts = [
+            self._batches[batch].take(pa.array(places % BATCH))
+            for batch, places in zip(
+                batches.tolist(), np.split(wanted[order], starts[1:]), strict=True
+            )
+        ]
+        columns = (column.to_pylist() for column in pa.Table.from_batches(parts).columns)
+        records = map(self._record, zip(*columns, strict=True))
+        found: list[Any] = [None] * len(wanted)
+        for place, record in zip(order.tolist(), records, strict=True):
+            found[place] = record
+        return found
+
     def __iter__(self) -> Iterator[_Record]:
         for batch in self._batches:
             for start in range(0, batch.num_rows, 1024):  # few Python objects at a time
@@ -112,6 +145,22 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
         if place == len(self) or self._id_at(place) != key:
             return None
         return cast("int", self._rows[place].as_py())
+
+    def find_all(self, ids: Sequence[str]) -> list[int | None]:
+        """The row of each id as :meth:`find` gives it; one binary search for all of them."""
+        if not len(ids) or not len(self):
+            return [None] * len(ids)
+        keys = pa.array(ids, pa.large_string())
+        low, high = np.zeros(len(ids), np.int64), np.full(len(ids), len(self))
+        for _ in range(len(self).bit_length()):
+            middle = (low + high) // 2
+            before = pc.less(self._sorted.take(pa.array(np.minimum(middle, len(self) - 1))), keys)
+            right = before.to_numpy(zero_copy_only=False) & (low < high)
+            low, high = np.where(right, middle + 1, low), np.where(right, high, middle)
+        place = pa.array(np.minimum(low, len(self) - 1))
+        there = pc.equal(self._sorted.take(place), keys).to_pylist()
+        rows = self._rows.take(place).to_pylist()
+        return [row if found else None for row, found in zip(rows, there, strict=True)]
 
     def row(self, id: str) -> int:  # noqa: A002 - the word of the format
         """The row with this id.
