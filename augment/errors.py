@@ -7,7 +7,7 @@
     │   └── ImageError   one picture that cannot be used; carries a short ``reason``
     ├── EngineError      a model that cannot be loaded or has died (a failed item is a value)
     │   └── EngineDied   a model that died over what it was asked
-    ├── StoreError       a store of generated text that cannot be read
+    ├── StoreError       a store of text or vectors that cannot be read
     │   └── StoreWriteError   ... or written: disk full, read-only, no permission
     └── MismatchError    two parts that must agree (text recipe, weights, vectors) do not
 
@@ -60,7 +60,7 @@ class EngineDied(EngineError):
 
 
 class StoreError(ToolkitError):
-    """A store of generated text that cannot be read, or does not hold what is asked for."""
+    """A store of text or vectors that cannot be read, or does not hold what is asked for."""
 
 
 class StoreWriteError(StoreError):

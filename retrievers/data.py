@@ -201,6 +201,7 @@ class MBeirData(lightning.LightningDataModule):
             "on_bad_image": self._on_bad_image,
             "seed": self.seed,
             "test": asdict(self.test),
+            "vectors": self.embeddings.dtype if self.embeddings.folder else "float32",
         }
 
     @property
