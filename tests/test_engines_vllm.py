@@ -51,7 +51,7 @@ def ask(count):
 
 def serving(engine):
     """Process ids of the servers, below their leashes."""
-    leashes = [server.process for server in engine._servers if server.process]
+    leashes = [server.process for server in engine.servers if server.process]
     return [child for leash in leashes for child in psutil.Process(leash.pid).children()]
 
 

@@ -13,7 +13,7 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -28,6 +28,8 @@ from transformers import (
 
 from augment.engines.base import Engine, EngineOptions, Replies
 from augment.engines.encoding import encode, resized, to_messages
+from augment.engines.parallel import ParallelEngine
+from augment.engines.processes import ProcessCrew
 from augment.errors import EngineError, ImageError
 from augment.images import open_image
 from augment.models import fingerprint, resolve_model
@@ -74,7 +76,8 @@ class HFEngine(Engine):
         batch_tokens: most tokens in a batch; see :data:`BATCH_TOKENS`.
         min_pixels: smaller pictures are enlarged; None keeps the model's own limit.
         max_pixels: larger pictures are shrunk; None keeps the model's own limit.
-        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``; ``split``
+            spreads one model over all GPUs by accelerate's ``device_map="auto"``.
         threads: CPU threads of torch; None leaves torch's choice.
         workers: threads that decode and resize pictures.
         revision: commit, branch or tag on the Hub; None is the newest. Folders have none.
@@ -104,7 +107,8 @@ class HFEngine(Engine):
         self._batch_size = batch_size
         self._batch_tokens = batch_tokens
         self._workers = workers
-        self._device = _device(device)
+        self._split = device == "split"
+        self._device = _device("auto" if self._split else device)
         self._loaded: _Model | None = None
         self._wanted = revision
         if threads is not None:
@@ -300,8 +304,9 @@ class HFEngine(Engine):
                 dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=False,
+                device_map="auto" if self._split else None,
             )
-            model = model.to(self._device).eval()
+            model = (model if self._split else model.to(self._device)).eval()
         except _FAILURES as error:
             raise EngineError(_no_model(self._source, error)) from error
         tokenizer = self._decoder
@@ -319,13 +324,22 @@ def make(name: str, root: Path, options: EngineOptions) -> Engine:
     Raises:
         EngineError: if there is no such model or device.
     """
+    devices = options.device.split(",")
+    if options.device == "all":
+        devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
+    if len(devices) > 1:
+        for device in devices:
+            _device(device)
+        inner = make(name, root, replace(options, device=devices[0]))
+        crew = ProcessCrew(name, root, options, devices)
+        return ParallelEngine(inner, crew, size=len(devices), batch_size=options.batch_size)
     return HFEngine(
         name,
         root=root,
         batch_size=options.batch_size,
         min_pixels=options.min_pixels,
         max_pixels=options.max_pixels,
-        device=options.device,
+        device=devices[0],
         threads=options.threads,
         workers=options.workers,
         revision=options.revision,
@@ -344,7 +358,10 @@ def _device(name: str) -> torch.device:
     try:
         return torch.device(name)
     except RuntimeError as error:
-        raise EngineError(f"no device {name!r}; say auto, cpu, cuda or cuda:N") from error
+        raise EngineError(
+            f"no device {name!r}; say auto, cpu, cuda, cuda:N, several of them with"
+            " commas between, all, or split"
+        ) from error
 
 
 def _reason(error: BaseException) -> str:

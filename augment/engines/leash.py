@@ -30,7 +30,9 @@ def main(command: Sequence[str]) -> int:
 
 
 def _end_with_pipe(child: subprocess.Popen[bytes]) -> None:
-    sys.stdin.buffer.read()
+    # Not through sys.stdin, whose lock a thread must not hold when the interpreter ends.
+    while os.read(0, 4096):
+        pass
     _signal(child.pid, signal.SIGTERM)
     try:
         child.wait(GRACE)

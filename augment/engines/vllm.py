@@ -51,7 +51,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass
-class _Server:
+class Server:
     """One server, and what is known of it from tending it.
 
     Attributes:
@@ -87,6 +87,9 @@ class VLLMEngine(Engine):
         options: ``concurrency``, ``timeout``, ``min_pixels``, ``max_pixels``, ``revision``,
             ``canaries``, ``workers``, ``server_python`` and ``server_args`` count.
 
+    Attributes:
+        servers: one for each GPU, or a single one on the CPU.
+
     Raises:
         EngineError: if vLLM is not installed, or the model cannot be found.
     """
@@ -107,10 +110,10 @@ class VLLMEngine(Engine):
         self._budget = _budget(self._source, options)
         self._options = options
         self._logs = Path(tempfile.mkdtemp(prefix="vllm-"))
-        self._servers = [self._server(gpu) for gpu in _gpus()]
+        self.servers = [self._server(gpu) for gpu in _gpus()]
         self._remote = RemoteEngine(
             self._name,
-            urls=[server.url for server in self._servers],
+            urls=[server.url for server in self.servers],
             root=root,
             limits=Limits(options.concurrency, options.timeout, patience=START_SECONDS),
             budget=self._budget,
@@ -143,10 +146,10 @@ class VLLMEngine(Engine):
 
     def close(self) -> None:
         """End the servers. The next call of :meth:`batches` starts them again."""
-        for server in self._servers:
+        for server in self.servers:
             _end(server)
 
-    def _server(self, gpu: str | None) -> _Server:
+    def _server(self, gpu: str | None) -> Server:
         port = _free_port()
         command = [
             self._python, "-m", "vllm.entrypoints.cli.main", "serve", str(self._source),
@@ -161,11 +164,11 @@ class VLLMEngine(Engine):
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
         url = f"http://127.0.0.1:{port}/v1"
-        return _Server(url, command, environment, self._logs / f"server-{port}.log")
+        return Server(url, command, environment, self._logs / f"server-{port}.log")
 
     def _tend(self, url: str) -> None:
         """Start a server that does not run; kill one that runs and does not answer."""
-        server = next(one for one in self._servers if one.url == url)
+        server = next(one for one in self.servers if one.url == url)
         process, now = server.process, time.monotonic()
         if now - server.tended > TEND_SECONDS and process is not None:
             # Nobody asked us to tend it for a while, so it did answer.
@@ -195,7 +198,7 @@ def make(name: str, root: Path, options: EngineOptions) -> VLLMEngine:
     return VLLMEngine(name, root=root, options=options)
 
 
-def _start(server: _Server) -> None:
+def _start(server: Server) -> None:
     log: IO[bytes]
     with server.log.open("ab") as log:
         server.process = subprocess.Popen(  # noqa: S603  # our own command
@@ -212,7 +215,7 @@ def _start(server: _Server) -> None:
     _LOG.info("starting %s; its log is %s", server.url, server.log)
 
 
-def _end(server: _Server) -> None:
+def _end(server: Server) -> None:
     process, server.process = server.process, None
     if process is not None and process.stdin is not None:
         process.stdin.close()

@@ -1,0 +1,121 @@
+"""A crew of processes on this machine, one for each device."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import NamedTuple, final
+
+from augment.engines.base import EngineOptions, make_engine
+from augment.engines.parallel import Crew, Event
+from augment.errors import EngineError
+from augment.records import Request, Sampling
+
+
+class _Worker(NamedTuple):
+    process: BaseProcess
+    pipe: Connection
+    device: str
+
+
+@final
+class ProcessCrew(Crew):
+    """Spawned processes; one that is started in place of a dead one takes over its device.
+
+    Args:
+        name: of the model, as :func:`~augment.engines.make_engine` takes it.
+        root: folder that image paths are relative to.
+        options: of each worker, except for the device.
+        devices: one worker for each.
+    """
+
+    def __init__(
+        self, name: str, root: Path, options: EngineOptions, devices: Sequence[str]
+    ) -> None:
+        self._name = name
+        self._root = root
+        self._options = options
+        self._devices = list(devices)
+        self._free = list(reversed(devices))
+        self._workers: dict[int, _Worker] = {}
+        self._number = 0
+
+    def start(self) -> int:
+        """See :class:`Crew`."""
+        # Spawned, because a process that has used CUDA cannot be forked.
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        device = self._free.pop()
+        process = context.Process(
+            target=_serve,
+            args=(theirs, self._name, self._root, replace(self._options, device=device)),
+            daemon=True,
+        )
+        process.start()
+        theirs.close()
+        self._number += 1
+        self._workers[self._number] = _Worker(process, ours, device)
+        return self._number
+
+    def give(self, worker: int, requests: Sequence[Request], sampling: Sampling) -> None:
+        """See :class:`Crew`."""
+        try:
+            self._workers[worker].pipe.send((list(requests), sampling))
+        except OSError:
+            return  # it has just died; wait() tells
+
+    def wait(self) -> Sequence[Event]:
+        """See :class:`Crew`."""
+        by_pipe = {worker.pipe: number for number, worker in self._workers.items()}
+        # A pipe whose process has died is readable too, and reads as ended.
+        return [self._event(by_pipe[pipe]) for pipe in wait(list(by_pipe)) if pipe in by_pipe]
+
+    def stop(self) -> None:
+        """See :class:`Crew`."""
+        for worker in self._workers.values():
+            worker.process.kill()
+        for number in list(self._workers):
+            self._bury(number)
+
+    def _event(self, number: int) -> Event:
+        try:
+            event: Event = self._workers[number].pipe.recv()
+        except (EOFError, OSError):
+            code = self._bury(number)
+            cause = ", as the kernel does when memory is short" if code == -signal.SIGKILL else ""
+            return Event(number, "died", reason=f"the process ended with code {code}{cause}")
+        if event.kind == "failed":
+            self._bury(number)
+        return event._replace(worker=number)
+
+    def _bury(self, number: int) -> int | None:
+        worker = self._workers.pop(number)
+        worker.pipe.close()
+        worker.process.join()
+        code = worker.process.exitcode
+        worker.process.close()
+        self._free.append(worker.device)
+        return code
+
+
+def _serve(pipe: Connection, name: str, root: Path, options: EngineOptions) -> None:
+    """The worker's side: tell what happens, until the pipe ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        engine = make_engine(name, root=root, **asdict(options))
+        pipe.send(Event(0, "ready"))
+        while True:
+            requests, sampling = pipe.recv()
+            for batch in engine.batches(requests, sampling):
+                pipe.send(Event(0, "replies", list(batch)))
+            pipe.send(Event(0, "done"))
+    except EngineError as error:
+        pipe.send(Event(0, "failed", reason=str(error)))
+    except (EOFError, OSError):
+        return
