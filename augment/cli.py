@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import sys
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from augment.checks import DEFAULT_LIMITS, Limits
 from augment.engines import Engine, EngineOptions, make_engine
-from augment.enrich import Job, Summary, enrich
-from augment.errors import DataError, ToolkitError
+from augment.enrich import Job, Retry, Summary, enrich
+from augment.errors import DataError, StoreWriteError, ToolkitError
 from augment.keys import Recipe
-from augment.progress import Progress, draining
+from augment.progress import Progress
 from augment.prompts import Prompt
 from augment.records import Sampling, Side
-from augment.store import Store
+from augment.shards import parse_shard
+from augment.store import Scope, Store
+from augment.supervise import SUCCESSOR, draining, supervise
 
 T = TypeVar("T")
 
@@ -32,7 +34,10 @@ EXIT_CODES = """exit codes:
   0  complete: every item has a text or is left alone for a stated reason
   2  the command or its input cannot be used; nothing more was done
   3  some items failed; they are named, and the same command tries them again
-  4  cut short by a signal or a dead model; the same command goes on"""
+  4  cut short by a signal or a dead model; the same command goes on
+  5  the store cannot be written (disk full, read-only); the same command goes on when mended
+
+Ctrl-C or SIGTERM finishes the running batch and saves it; once more stops at once."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Options:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         threads: of the CPU; None leaves the choice to torch.
         limits: what the checks of generated text refuse.
+        shard: ``i/n``, or ``auto`` under srun or torchrun; None takes everything.
 
     The others are those of :class:`augment.engines.EngineOptions`.
     """
@@ -66,6 +72,7 @@ class Options:
     device: str = "auto"
     threads: int | None = None
     limits: Limits = DEFAULT_LIMITS
+    shard: str | None = None
     workers: int = 4
     urls: Sequence[str] = ()
     concurrency: int = 32
@@ -96,47 +103,88 @@ class Options:
 DEFAULT_OPTIONS = Options()
 
 
-def recipe(
-    side: Side, engine: Engine, routes: dict[str, Prompt | None], options: Options
-) -> Recipe:
+class Plan(NamedTuple):
+    """What a command is about to do.
+
+    Attributes:
+        side: query or corpus.
+        routes: kind of item -> prompt, None where it is left alone.
+        jobs: all of them; read once.
+        total: how many.
+    """
+
+    side: Side
+    routes: Mapping[str, Prompt | None]
+    jobs: Iterable[Job]
+    total: int
+
+
+def recipe(plan: Plan, engine: Engine, options: Options) -> Recipe:
     """The recipe of a run.
 
     Args:
-        side: query or corpus.
+        plan: names side and prompts.
         engine: what answers.
-        routes: kind of item -> prompt, None where it is left alone.
         options: give the sampling.
     """
-    prompts = {prompt.name: prompt for prompt in routes.values() if prompt is not None}
+    prompts = {prompt.name: prompt for prompt in plan.routes.values() if prompt is not None}
     return Recipe(
-        side=side,
+        side=plan.side,
         prompts={name: prompt.id for name, prompt in prompts.items()},
         model=engine.model,
         revision=engine.revision,
         sampling={name: options.sampling(prompt) for name, prompt in prompts.items()},
-        routes={kind: prompt.name if prompt else None for kind, prompt in routes.items()},
+        routes={kind: prompt.name if prompt else None for kind, prompt in plan.routes.items()},
         settings=dict(engine.settings),
     )
 
 
-def generate(
-    jobs: Iterator[Job],
-    total: int,
-    used: Recipe,
-    engine: Engine,
+def carry_out(
+    plan: Plan,
     root: Path,
     store: Path,
-    limit: int | None,
-    limits: Limits = DEFAULT_LIMITS,
+    options: Options,
+    engine: Engine | None = None,
+    retry: Retry | None = None,
+    seen_dead: Collection[int] = (),
 ) -> Summary:
-    """Run :func:`augment.enrich.enrich` with progress, draining on the first signal."""
-    if limit is not None:
-        jobs, total = islice(jobs, limit), min(total, limit)
-    progress = Progress(used.side, total)
+    """Run :func:`augment.enrich.enrich` with progress, draining on the first signal.
+
+    Args:
+        plan: what to do.
+        root: folder that image paths are relative to.
+        store: folder of the generated texts.
+        options: model, sampling, limits and share.
+        engine: answers in place of the model that ``options`` names.
+        retry: try this again, and generate nothing else.
+        seen_dead: processes that were seen to die in this job.
+
+    Raises:
+        DataError: if the data or a prompt cannot be used.
+        EngineError: if there is no such model.
+        StoreError: if the store cannot be read or written.
+    """
+    shard = parse_shard(options.shard)
+    engine = engine or options.engine(root)
+    jobs = islice((job for job in plan.jobs if shard.takes(job.item)), options.limit)
+    # Shares are equal within a percent or so; the exact number is known at the end.
+    total = min(-(-plan.total // shard.count), plan.total if options.limit is None else options.limit)
+    scope = Scope(options.limit, str(shard), retry.reasons if retry else (), str(root.resolve()))
+    progress = Progress(plan.side, total)
     try:
         with draining() as stop, Store(store) as opened:
             return enrich(
-                jobs, engine, opened, used, root, progress=progress, stop=stop, limits=limits
+                jobs,
+                engine,
+                opened,
+                recipe(plan, engine, options),
+                root,
+                progress=progress,
+                stop=stop,
+                limits=options.limits,
+                scope=scope,
+                retry=retry,
+                seen_dead=seen_dead,
             )
     finally:
         progress.close()
@@ -173,6 +221,7 @@ def add_options(made: ArgumentParser) -> None:
         ),
         ("batch-size", PositiveInt, "N", "Most requests answered together."),
         ("limit", NonNegativeInt | None, "N", "Only the first N items."),
+        ("shard", str | None, "I/N", "One of N shares, from 0; auto under srun or torchrun."),
         ("max-new-tokens", PositiveInt | None, "N", "Most new tokens; null: the prompt's limit."),
         ("temperature", NonNegativeFloat, "T", "0 decodes greedily."),
         ("seed", int, "N", "Of sampling, where the temperature is above 0."),
@@ -215,6 +264,40 @@ def options(parsed: Namespace) -> Options:
     return Options(**{**fields, "limits": Limits(**vars(fields["limits"]))})
 
 
+def execute(
+    made: ArgumentParser,
+    plan: Callable[[Namespace], Plan],
+    arguments: Sequence[str] | None,
+    supervised: bool = False,
+) -> int:
+    """Parse, run, print; the exit code.
+
+    Args:
+        made: the parser.
+        plan: what the parsed arguments ask for.
+        arguments: of the command line; None takes those of this process.
+        supervised: work in a child process, so that the command survives its death.
+    """
+    parsed = made.parse_args(arguments)
+    root, store = Path(parsed.root), Path(parsed.store)
+    retry = None
+    if "reason" in parsed:
+        retry = Retry(tuple(parsed.reason), tuple(parsed.temperatures))
+
+    def work(dead: Collection[int]) -> int:
+        summary = carry_out(
+            plan(parsed), root, store, options(parsed), retry=retry, seen_dead=dead
+        )
+        if supervised and summary.died:
+            sys.stderr.write(f"{summary.incomplete}\n")
+            return SUCCESSOR
+        return finish(summary, store)
+
+    if supervised:
+        return supervise(lambda dead: guarded(lambda: work(dead)), store)
+    return work(())
+
+
 def finish(summary: Summary, store: Path) -> int:
     """Print what became of every item; the exit code."""
     sys.stdout.write(f"{summary}\n")
@@ -223,21 +306,31 @@ def finish(summary: Summary, store: Path) -> int:
         sys.stderr.write(f"failed: {where}: {reason}\n")
     hidden = summary.failed.total() - SHOWN_FAILURES
     if hidden > 0:
-        sys.stderr.write(f"failed: {hidden:,} more, all named in {store / 'wal'}\n")
+        sys.stderr.write(
+            f"failed: {hidden:,} more; python -m augment.status --store {store} --failures names"
+            " them all\n"
+        )
     return summary.exit_code
 
 
-def main(command: Callable[[Sequence[str] | None], int]) -> None:
-    """Run a command: errors that a user can mend become one line and exit code 2."""
+def guarded(command: Callable[[], int]) -> int:
+    """Run a command: errors that a user can mend become one line and an exit code."""
     try:
-        code = command(None)
+        return command()
+    except StoreWriteError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 5
     except ToolkitError as error:
         sys.stderr.write(f"error: {error}\n")
-        code = 2
+        return 2
     except KeyboardInterrupt:
         sys.stderr.write("stopped; run the same command again to go on\n")
-        code = 4
-    sys.exit(code)
+        return 4
+
+
+def main(command: Callable[[Sequence[str] | None], int]) -> None:
+    """Run a command with the arguments of this process, and exit."""
+    sys.exit(guarded(lambda: command(None)))
 
 
 def chosen(name: Any) -> str | None:

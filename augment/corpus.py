@@ -7,7 +7,10 @@ touched; texts go to the store, and views decide how an encoder sees them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
 
 from augment import cli
 from augment.columnar import open_candidates
@@ -43,14 +46,21 @@ def run(
         EngineError: if there is no such model.
         StoreError: if the store cannot be read or written.
     """
+    return cli.carry_out(plan(root, pools, prompt), root, store, options, engine)
+
+
+def plan(root: Path, pools: Sequence[Path], prompt: str) -> cli.Plan:
+    """What :func:`run` is going to do.
+
+    Raises:
+        DataError: if the data or the prompt cannot be used.
+    """
     files = pools or cli.not_empty([f.path for f in DataRoot(root).pools()], "local pools", root)
     template = load_prompt(prompt)
     opened = [open_candidates(path) for path in files]
-    engine = engine or options.engine(root)
-    used = cli.recipe("corpus", engine, {"image": template}, options)
-    total = sum(len(pool) for pool in opened)
-    jobs = _jobs(opened, template)
-    return cli.generate(jobs, total, used, engine, root, store, options.limit, options.limits)
+    return cli.Plan(
+        "corpus", {"image": template}, _jobs(opened, template), sum(len(pool) for pool in opened)
+    )
 
 
 def _jobs(pools: Sequence[Sequence[Item]], prompt: Prompt) -> Iterator[Job]:
@@ -60,30 +70,33 @@ def _jobs(pools: Sequence[Sequence[Item]], prompt: Prompt) -> Iterator[Job]:
             yield Job(item, prompt if shown else None, "picture" if shown else "no picture")
 
 
-def command(arguments: Sequence[str] | None) -> int:
-    """Parse, run, print; the exit code."""
-    parser = cli.parser("python -m augment.corpus", "Describe every candidate that has a picture.")
-    parser.add_argument(
+def parser(prog: str, description: str) -> ArgumentParser:
+    """The parser of this command, and of others on the same input."""
+    made = cli.parser(prog, description)
+    made.add_argument(
         "--pool", type=str, default=[], nargs="+", metavar="FILE", help="Default: all local pools."
     )
-    parser.add_argument(
+    made.add_argument(
         "--prompt",
         type=str,
         default=CORPUS_PROMPT,
         metavar="NAME",
         help="Packaged prompt or .md file.",
     )
-    cli.add_options(parser)
-    parsed = parser.parse_args(arguments)
-    summary = run(
-        Path(parsed.root),
-        Path(parsed.store),
-        pools=[Path(name) for name in parsed.pool],
-        prompt=parsed.prompt,
-        options=cli.options(parsed),
-    )
-    return cli.finish(summary, Path(parsed.store))
+    cli.add_options(made)
+    return made
+
+
+def plan_of(parsed: Namespace) -> cli.Plan:
+    """The plan that parsed arguments ask for."""
+    return plan(Path(parsed.root), [Path(name) for name in parsed.pool], parsed.prompt)
+
+
+def command(arguments: Sequence[str] | None, supervised: bool = False) -> int:
+    """Parse, run, print; the exit code. See :func:`augment.cli.execute`."""
+    made = parser("python -m augment.corpus", "Describe every candidate that has a picture.")
+    return cli.execute(made, plan_of, arguments, supervised)
 
 
 if __name__ == "__main__":
-    cli.main(command)
+    cli.main(partial(command, supervised=True))

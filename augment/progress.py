@@ -1,14 +1,9 @@
-"""Progress and interruption: a bar on a terminal, plain lines in a log; a signal drains."""
+"""Progress: a bar on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any, final
 
 from tqdm import tqdm
@@ -83,35 +78,3 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-@contextmanager
-def draining() -> Iterator[Callable[[], bool]]:
-    """Give a function that tells whether Ctrl-C or SIGTERM asked to stop.
-
-    The first signal only asks: the running batch is finished and saved. The second ends the
-    process as usual. Outside the main thread, where Python sets no handlers, nothing ever asks.
-    """
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in signals}
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        asked.set()
-        _restore(before)
-        sys.stderr.write("\nfinishing the running batch; once more to stop at once\n")
-
-    for number in signals:
-        signal.signal(number, ask)
-    try:
-        yield asked.is_set
-    finally:
-        _restore(before)
-
-
-def _restore(handlers: Mapping[signal.Signals, object]) -> None:
-    for number, handler in handlers.items():
-        signal.signal(number, handler)  # type: ignore[arg-type]  # what getsignal returned

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from jsonargparse import ArgumentParser, Namespace
+
 from augment import cli
 from augment.columnar import open_candidates, open_queries
 from augment.engines import Engine
@@ -57,18 +59,32 @@ def run(
         EngineError: if there is no such model.
         StoreError: if the store cannot be read or written.
     """
+    work = plan(root, splits, files, prompts, options)
+    return cli.carry_out(work, root, store, options, engine)
+
+
+def plan(
+    root: Path,
+    splits: Sequence[str],
+    files: Sequence[Path],
+    prompts: Mapping[Kind, str | None],
+    options: cli.Options,
+) -> cli.Plan:
+    """What :func:`run` is going to do.
+
+    Raises:
+        DataError: if the data or a prompt cannot be used.
+    """
     data = DataRoot(root)
     found = files or [f.path for split in splits for f in data.query_files(split)]
     cli.not_empty(found, f"query files of {', '.join(splits)}", root)
     templates = {kind: load_prompt(name) if name else None for kind, name in prompts.items()}
     opened = [open_queries(path) for path in found]
-    engine = engine or options.engine(root)
-    used = cli.recipe("query", engine, {str(k): p for k, p in templates.items()}, options)
-    total = sum(len(queries) for queries in opened)
     rewrites = any(p is not None and p.kind == "rewrite" for p in templates.values())
     pools = data.pools() if rewrites and options.limits.leak != "off" else []
     jobs = _jobs(opened, templates, Positives([open_candidates(pool.path) for pool in pools]))
-    return cli.generate(jobs, total, used, engine, root, store, options.limit, options.limits)
+    routes = {str(kind): template for kind, template in templates.items()}
+    return cli.Plan("query", routes, jobs, sum(len(queries) for queries in opened))
 
 
 def _jobs(
@@ -81,10 +97,10 @@ def _jobs(
             yield Job(query.item, prompts[kind], f"{kind} ({reason})", forbidden)
 
 
-def command(arguments: Sequence[str] | None) -> int:
-    """Parse, run, print; the exit code."""
-    parser = cli.parser("python -m augment.queries", "Refine queries, each kind in its own way.")
-    parser.add_argument(
+def parser(prog: str, description: str) -> ArgumentParser:
+    """The parser of this command, and of others on the same input."""
+    made = cli.parser(prog, description)
+    made.add_argument(
         "--split",
         type=str,
         default=list(SPLITS),
@@ -92,29 +108,37 @@ def command(arguments: Sequence[str] | None) -> int:
         metavar="SPLIT",
         help="Splits to take.",
     )
-    parser.add_argument(
+    made.add_argument(
         "--file", type=str, default=[], nargs="+", metavar="FILE", help="Query files, not splits."
     )
     for kind, text in _KINDS.items():
-        parser.add_argument(
+        made.add_argument(
             f"--{kind}-prompt",
             type=str,
             metavar="NAME",
             default=QUERY_PROMPTS[kind] or "none",
             help=f"Prompt (packaged, .md file or none) for {text}.",
         )
-    cli.add_options(parser)
-    parsed = parser.parse_args(arguments)
-    summary = run(
+    cli.add_options(made)
+    return made
+
+
+def plan_of(parsed: Namespace) -> cli.Plan:
+    """The plan that parsed arguments ask for."""
+    return plan(
         Path(parsed.root),
-        Path(parsed.store),
-        splits=parsed.split,
-        files=[Path(name) for name in parsed.file],
-        prompts={kind: cli.chosen(parsed[f"{kind}_prompt"]) for kind in _KINDS},
-        options=cli.options(parsed),
+        parsed.split,
+        [Path(name) for name in parsed.file],
+        {kind: cli.chosen(parsed[f"{kind}_prompt"]) for kind in _KINDS},
+        cli.options(parsed),
     )
-    return cli.finish(summary, Path(parsed.store))
+
+
+def command(arguments: Sequence[str] | None, supervised: bool = False) -> int:
+    """Parse, run, print; the exit code. See :func:`augment.cli.execute`."""
+    made = parser("python -m augment.queries", "Refine queries, each kind in its own way.")
+    return cli.execute(made, plan_of, arguments, supervised)
 
 
 if __name__ == "__main__":
-    cli.main(command)
+    cli.main(partial(command, supervised=True))

@@ -11,11 +11,12 @@ from augment.enrich import Job, Summary, enrich
 from augment.errors import StoreError
 from augment.images import content_hash
 from augment.keys import Recipe
-from augment.progress import Progress, draining, duration
+from augment.progress import Progress, duration
 from augment.prompts import load_prompt
 from augment.records import Item, Sampling
 from augment.store import Store
 from augment.store.wal import decode
+from augment.supervise import draining
 
 CORPUS, HIDDEN = load_prompt("rar_corpus"), load_prompt("rar_modification")
 

@@ -22,7 +22,19 @@ Replies = Sequence[tuple[int, Reply]]
 
 
 class Engine(ABC):
-    """Answers requests, batch by batch."""
+    """Answers requests, batch by batch.
+
+    Attributes:
+        on_start: to be called, through :meth:`starting`, with the requests that are about to enter
+            the model, from whatever thread, so that the death of the process can be pinned on them.
+    """
+
+    on_start: Callable[[Sequence[Request]], None] | None = None
+
+    def starting(self, requests: Sequence[Request]) -> None:
+        """Say that these requests enter the model now. Every engine calls this."""
+        if self.on_start is not None:
+            self.on_start(requests)
 
     @property
     @abstractmethod

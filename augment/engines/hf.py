@@ -30,7 +30,7 @@ from augment.engines.base import Engine, EngineOptions, Replies
 from augment.engines.encoding import encode, resized, to_messages
 from augment.engines.parallel import ParallelEngine
 from augment.engines.processes import ProcessCrew
-from augment.errors import EngineError, ImageError
+from augment.errors import EngineDied, EngineError, ImageError
 from augment.images import open_image
 from augment.models import fingerprint, resolve_model
 from augment.records import Reply, Request, Sampling
@@ -246,12 +246,13 @@ class HFEngine(Engine):
         encoded: Future[Any] | None = None,
     ) -> list[Reply]:
         """Replies of a batch; one that fails is halved until the item at fault stands alone."""
+        self.starting([one.request for one in batch])
         try:
             inputs = encoded.result() if encoded else self._encode(batch)
             return self._generate(loaded, inputs, sampling)
         except _FAILURES as error:
             if "CUDA error" in str(error):
-                raise EngineError(f"{self._model}: {error}") from error
+                raise EngineDied(f"{self._model}: {error}") from error
             reason = f"{_reason(error)}: {error}".replace("\n", " ")
         # Out of the except block, so that the failed batch's memory is no longer held.
         if self._device.type == "cuda":

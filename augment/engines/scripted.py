@@ -1,6 +1,6 @@
 """A scripted engine: the real protocol without a model, for tests, dry runs and teaching.
 
-By name: ``scripted:[FILE.json][?delay=S&fail_every=N&die_after=N]``, where the file holds a list of
+By name: ``scripted:[FILE.json][?delay=S&fail_every=N&die_after=N&kill_on=ID,ID]``, where the file holds a list of
 answers (used in turn) or an object from item id to answer.
 """
 
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +38,8 @@ class ScriptedEngine(Engine):
         delay: seconds slept before each batch.
         fail_every: fail every n-th request; 0 never.
         die_after: raise EngineError once this many requests were answered; None never.
+        kill_on: items over which the whole process is killed, as the system does for lack of
+            memory.
         model: name.
         revision: revision; None hashes the answers where they are data.
     """
@@ -49,6 +53,7 @@ class ScriptedEngine(Engine):
         delay: float = 0.0,
         fail_every: int = 0,
         die_after: int | None = None,
+        kill_on: Sequence[str] = (),
         model: str = "scripted",
         revision: str | None = None,
     ) -> None:
@@ -58,6 +63,7 @@ class ScriptedEngine(Engine):
         self._delay = delay
         self._fail_every = fail_every
         self._die_after = die_after
+        self._kill_on = frozenset(kill_on)
         self._model = model
         data = None if answers is None or callable(answers) else answers
         script = json.dumps(data, sort_keys=True)
@@ -79,6 +85,9 @@ class ScriptedEngine(Engine):
         for start in range(0, len(requests), self._batch_size):
             time.sleep(self._delay)
             batch = requests[start : start + self._batch_size]
+            self.starting(batch)
+            if any(request.item_id in self._kill_on for request in batch):
+                os.kill(os.getpid(), signal.SIGKILL)
             yield [(start + n, self._reply(request)) for n, request in enumerate(batch)]
 
     def _reply(self, request: Request) -> Reply:
@@ -125,13 +134,14 @@ def make(spec: str, root: Path, options: EngineOptions) -> ScriptedEngine:
         delay = float(script.pop("delay", 0))
         fail_every = int(script.pop("fail_every", 0))
         die_after = int(script.pop("die_after")) if "die_after" in script else None
+        kill_on = [item for item in script.pop("kill_on", "").split(",") if item]
         answers = json.loads(Path(file).read_text(encoding="utf-8")) if file else None
     except (ValueError, OSError) as error:
         raise EngineError(f"scripted:{spec}: {error}") from error
     if script or not isinstance(answers, list | dict | None) or answers == []:
         raise EngineError(
             f"scripted:{spec}: expected FILE.json (a list or an object) and the options"
-            " delay, fail_every, die_after"
+            " delay, fail_every, die_after, kill_on"
         )
     return ScriptedEngine(
         cast("Answers | None", answers),
@@ -140,4 +150,5 @@ def make(spec: str, root: Path, options: EngineOptions) -> ScriptedEngine:
         delay=delay,
         fail_every=fail_every,
         die_after=die_after,
+        kill_on=kill_on,
     )

@@ -7,7 +7,7 @@ import json
 import logging
 import secrets
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, final
@@ -315,6 +315,13 @@ class Store:
             self._in_flight.update(dict.fromkeys(keys))
             self._write({"kind": "try", "keys": list(keys)})
 
+    def calm(self) -> None:
+        """Save that nothing is in the engine any more, whatever became of it."""
+        with self._lock:
+            if self._in_flight:
+                self._in_flight.clear()
+                self._write({"kind": "calm"})
+
     def save_recipe(self, recipe: Recipe) -> None:
         """Save a recipe.
 
@@ -408,6 +415,8 @@ class Store:
         sealed: dict[tuple[Kind, str], list[dict[str, Any]]] = {}
         for path in logs:
             for record in self._read(path, note=False):
+                if record["kind"] == "died" and any(key not in self for key in record["keys"]):
+                    self._append(record)  # it must outlive the log
                 kind = record.pop("kind")
                 if kind in KINDS:
                     sealed.setdefault((kind, record.pop("recipe", "")), []).append(record)
@@ -449,8 +458,7 @@ class Store:
             records = self._read(ended.path, note=False)
             rows += len(records)
             settled = {r["key"] for r in records if r["kind"] in ("text", "fail")}
-            tried = [key for r in records if r["kind"] == "try" for key in r["keys"]]
-            left = frozenset(tried) - settled
+            left = _tried(records) - settled
             if left and name not in self._deaths:
                 at = max(r["at"] for r in records)
                 self._deaths[name] = Death(name, left, wal.writer_pid(name) in seen, at)
@@ -458,10 +466,6 @@ class Store:
         if rows < min(SEAL_LEFT, self._seal_rows) and len(claimed) < MANY_LOGS:
             return
         for ended in claimed:
-            # What it knew of earlier deaths must outlive it.
-            for record in self._read(ended.path, note=False):
-                if record["kind"] == "died" and any(key not in self for key in record["keys"]):
-                    self._append(record)
             self._seal([ended.path])
 
     def _save_death(self, death: Death) -> None:
@@ -489,15 +493,19 @@ class Store:
         """
         with self._lock, self._writing():
             ended, self._wal = self._wal, None
-            self._in_flight.clear()
             if ended is None:
                 return
             try:
                 ended.sync()
-                if ended.rows >= min(SEAL_LEFT, self._seal_rows):
+                # What a death left in flight is seen in the log by the next process.
+                if ended.rows >= min(SEAL_LEFT, self._seal_rows) and not self._in_flight:
                     self._seal_quietly(ended.path)
             finally:
+                self._in_flight.clear()
                 ended.close()
+                if self._wal is not None:
+                    self._wal.close()
+                    self._wal = None
 
     def _seal_quietly(self, path: Path) -> None:
         try:
@@ -515,3 +523,14 @@ class Store:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _tried(records: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """Keys that entered the engine and were not taken back when it came to rest."""
+    tried: set[str] = set()
+    for record in records:
+        if record["kind"] == "calm":
+            tried.clear()
+        elif record["kind"] == "try":
+            tried.update(record["keys"])
+    return frozenset(tried)
