@@ -168,7 +168,8 @@ def carry_out(
     engine = engine or options.engine(root)
     jobs = islice((job for job in plan.jobs if shard.takes(job.item)), options.limit)
     # Shares are equal within a percent or so; the exact number is known at the end.
-    total = min(-(-plan.total // shard.count), plan.total if options.limit is None else options.limit)
+    share = -(-plan.total // shard.shares)
+    total = share if options.limit is None else min(share, options.limit)
     scope = Scope(options.limit, str(shard), retry.reasons if retry else (), str(root.resolve()))
     progress = Progress(plan.side, total)
     try:
@@ -285,9 +286,7 @@ def execute(
         retry = Retry(tuple(parsed.reason), tuple(parsed.temperatures))
 
     def work(dead: Collection[int]) -> int:
-        summary = carry_out(
-            plan(parsed), root, store, options(parsed), retry=retry, seen_dead=dead
-        )
+        summary = carry_out(plan(parsed), root, store, options(parsed), retry=retry, seen_dead=dead)
         if supervised and summary.died:
             sys.stderr.write(f"{summary.incomplete}\n")
             return SUCCESSOR

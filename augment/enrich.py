@@ -213,13 +213,14 @@ class _Run:
             return True
         failure = self._store.failure(self._recipe.id, job.item.id)
         reason = "" if failure is None else reason_class(failure.reason)
-        if self._retry is not None and reason not in self._retry.reasons:
-            self._skip("not among what is retried")
-            return False
-        if failure is not None and failure.key == key and reason == SET_ASIDE and not self._retry:
+        left = reason == SET_ASIDE and failure is not None and failure.key == key
+        if self._retry is not None:
+            left = reason not in self._retry.reasons
+        if left and failure is not None:
             self._count_failure(failure)
-            return False
-        return True
+        elif left:
+            self._skip("not generated yet, nothing to retry")
+        return not left
 
     def _refused(self, key: str) -> bool:
         """Whether a retry wants another text in the place of this one."""
@@ -432,4 +433,3 @@ class _Run:
     def _tell(self, done: int, new: int = 0, failed: int = 0) -> None:
         if self._progress is not None:
             self._progress.add(done, new, failed)
-

@@ -23,21 +23,21 @@ class Shard(NamedTuple):
 
     Attributes:
         number: counted from 0.
-        count: of all shares.
+        shares: how many there are.
     """
 
     number: int = 0
-    count: int = 1
+    shares: int = 1
 
     def takes(self, item: Item) -> bool:
         """Whether an item belongs to this share."""
-        if self.count == 1:
+        if self.shares == 1:
             return True
         text = item.image or item.text or item.id
-        return zlib.crc32(text.encode("utf-8", "surrogatepass")) % self.count == self.number
+        return zlib.crc32(text.encode("utf-8", "surrogatepass")) % self.shares == self.number
 
     def __str__(self) -> str:
-        return f"{self.number}/{self.count}" if self.count > 1 else ""
+        return f"{self.number}/{self.shares}" if self.shares > 1 else ""
 
 
 def parse_shard(text: str | None, environment: Mapping[str, str] = os.environ) -> Shard:

@@ -160,7 +160,7 @@ def _work_and_exit(
         code = 4
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - printed as Python would, then the process ends
         sys.excepthook(*sys.exc_info())
     finally:
         sys.stdout.flush()
@@ -175,12 +175,12 @@ def _watch(alive: int) -> None:
 
 
 def _trace(store: Path, pid: int) -> bool | None:
-    """Whether a dead process wrote new texts; None if nothing was in its engine."""
-    tried = written = False
+    """Whether a dead process wrote new texts; None if it wrote nothing at all."""
+    alive = written = False
     for path in (store / "wal").glob("*.jsonl"):
         if wal.writer_pid(path.name) == pid:
             with path.open("rb") as file:
                 kinds = {line.record["kind"] for line in wal.read(file) if line.record}
-            tried |= "try" in kinds
+            alive |= bool(kinds)
             written |= "text" in kinds
-    return written if tried else None
+    return written if alive else None

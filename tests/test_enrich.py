@@ -1,19 +1,23 @@
 """Enrichment: every item is counted once, equal requests are asked once, nothing is lost."""
 
+import os
 import random
+import signal
 from collections import Counter
 
 import pytest
 from PIL import Image
 
+from augment.engines import Engine
 from augment.engines.scripted import ScriptedEngine
-from augment.enrich import Job, Summary, enrich
-from augment.errors import StoreError
+from augment.enrich import Job, Retry, Summary, enrich
+from augment.errors import DataError, StoreError
 from augment.images import content_hash
 from augment.keys import Recipe
 from augment.progress import Progress, duration
 from augment.prompts import load_prompt
-from augment.records import Item, Sampling
+from augment.records import Item, Reply, Sampling
+from augment.shards import Shard, parse_shard
 from augment.store import Store
 from augment.store.wal import decode
 from augment.supervise import draining
@@ -209,14 +213,102 @@ def test_progress_lines(capsys):
     assert [duration(s) for s in (3, 125, 4020)] == ["3 s", "2 min 05 s", "1 h 07 min"]
 
 
-def test_a_signal_asks_once_and_handlers_come_back(capsys):
-    import os
-    import signal
-
-    before = signal.getsignal(signal.SIGTERM)
+def test_the_first_signal_asks_the_second_stops(capsys, monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
     with draining() as stop:
         assert not stop()
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
         assert stop()
-        assert signal.getsignal(signal.SIGTERM) is before
-    assert "once more" in capsys.readouterr().err
+        os.kill(os.getpid(), signal.SIGINT)  # at once: the same Ctrl-C by another way
+        monkeypatch.setattr("augment.supervise.SAME_SIGNAL_SECONDS", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert capsys.readouterr().err.count("once more") == 1
+
+
+LADDER = ("a a a a. " * 9, "b b b b. " * 9, "A red flag.")
+
+
+def test_a_retry_climbs_the_ladder_until_a_text_is_accepted(root):
+    jobs = [job(1), job(2), job(3, "1.png")]
+    engine = ScriptedEngine([LADDER[0], "A blue flag."], root=root, batch_size=1)
+    first = run(jobs, root, engine)
+    assert first.rejected == {"repetition": 1}
+    engine = Climbing(root, engine.revision)
+    summary = run(jobs, root, engine, retry=Retry(("repetition",), (0.3, 0.6, 0.9)))
+    assert engine.temperatures == [0.3, 0.6]
+    assert counts(summary) == (3, 1, 2, 0, 0)
+    assert texts(root) == {"1:1": "A red flag.", "1:2": "A red flag.", "1:3": "A blue flag."}
+    again = run(jobs, root, engine, retry=Retry(("repetition",)))
+    assert counts(again) == (3, 0, 3, 0, 0)
+    assert counts(run(jobs, root, engine)) == (3, 0, 3, 0, 0), "a plain run keeps it"
+    assert len(engine.temperatures) == 2
+
+
+class Climbing(Engine):
+    """Repeats itself until it is asked at a temperature above one half."""
+
+    def __init__(self, root, revision):
+        self.temperatures = []
+        self._revision = revision
+
+    model = "scripted"
+
+    @property
+    def revision(self):
+        return self._revision
+
+    def batches(self, requests, sampling):
+        self.temperatures += [sampling.temperature] * len(requests)
+        text = LADDER[2] if sampling.temperature > 0.5 else LADDER[1]
+        yield [(n, Reply(text)) for n in range(len(requests))]
+
+
+def test_a_retry_takes_its_reasons_only(root):
+    (root / "bad.png").write_bytes(b"no picture")
+    jobs = [job(1), job(2, "1.png"), job(3, "bad.png")]
+    run(jobs, root, ScriptedEngine(root=root, batch_size=1, fail_every=2))
+    summary = run([*jobs, job(4, "2.png")], root, retry=Retry(("scripted",)))
+    assert counts(summary) == (4, 1, 1, 1, 1)
+    assert summary.skipped == {"not generated yet, nothing to retry": 1}, "new items are left alone"
+
+
+def test_pictures_are_read_once_over_all_runs(root, monkeypatch):
+    jobs = [job(1), job(2, "1.png"), job(3, "2.png")]
+    for path in root.iterdir():
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+    run(jobs, root)
+    read = []
+    monkeypatch.setattr(
+        "augment.pictures.content_hash", lambda *args: read.append(args[1]) or content_hash(*args)
+    )
+    assert run(jobs, root).cached == 3
+    assert read == []
+    # The same size and time, another file.
+    Image.new("RGB", (8, 8), (200, 9, 9)).save(root / "new.png")
+    (root / "new.png").replace(root / "0.png")
+    os.utime(root / "0.png", (1_000_000_000, 1_000_000_000))
+    assert run(jobs, root).generated == 1
+    assert read == ["0.png"]
+    # Just changed: the clock may be too coarse to see the next change.
+    (root / "1.png").touch()
+    run(jobs, root)
+    run(jobs, root)
+    assert read == ["0.png", "1.png", "1.png"]
+
+
+def test_shards_cover_everything_once_and_keep_pictures_together(root):
+    items = [job(n, f"{n % 6}.png").item for n in range(60)]
+    shares = [[item for item in items if Shard(n, 4).takes(item)] for n in range(4)]
+    assert sorted(item.id for share in shares for item in share) == sorted(i.id for i in items)
+    pictures = [{item.image for item in share} for share in shares]
+    assert sum(map(len, pictures)) == len(set().union(*pictures)) == 6
+    assert parse_shard(None) == (0, 1)
+    assert parse_shard("auto", {"SLURM_PROCID": "3", "SLURM_NTASKS": "8"}) == (3, 8)
+    assert parse_shard("auto", {"RANK": "0", "WORLD_SIZE": "2"}) == (0, 2)
+    for wrong in ("2/2", "x", "1", "-1/2", "0/0"):
+        with pytest.raises(DataError, match="expected i/n"):
+            parse_shard(wrong)
+    with pytest.raises(DataError, match="srun or torchrun"):
+        parse_shard("auto", {})

@@ -1,7 +1,7 @@
 """A scripted engine: the real protocol without a model, for tests, dry runs and teaching.
 
-By name: ``scripted:[FILE.json][?delay=S&fail_every=N&die_after=N&kill_on=ID,ID]``, where the file holds a list of
-answers (used in turn) or an object from item id to answer.
+By name: ``scripted:[FILE.json][?delay=S&fail_every=N&die_after=N&kill_on=ID,ID]``, where the file
+holds a list of answers (used in turn) or an object from item id to answer.
 """
 
 from __future__ import annotations

@@ -492,20 +492,21 @@ class Store:
             StoreWriteError: if the last records cannot be brought to the disk.
         """
         with self._lock, self._writing():
-            ended, self._wal = self._wal, None
-            if ended is None:
-                return
-            try:
-                ended.sync()
-                # What a death left in flight is seen in the log by the next process.
-                if ended.rows >= min(SEAL_LEFT, self._seal_rows) and not self._in_flight:
-                    self._seal_quietly(ended.path)
-            finally:
-                self._in_flight.clear()
-                ended.close()
-                if self._wal is not None:
-                    self._wal.close()
-                    self._wal = None
+            # What a death left in flight is seen in the log by the next process.
+            self._close_log(seal=not self._in_flight)
+            self._in_flight.clear()
+            self._close_log(seal=False)  # the one that sealing may have begun
+
+    def _close_log(self, seal: bool) -> None:
+        ended, self._wal = self._wal, None
+        if ended is None:
+            return
+        try:
+            ended.sync()
+            if seal and ended.rows >= min(SEAL_LEFT, self._seal_rows):
+                self._seal_quietly(ended.path)
+        finally:
+            ended.close()
 
     def _seal_quietly(self, path: Path) -> None:
         try:
