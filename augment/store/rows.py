@@ -124,7 +124,8 @@ class Rows:
 
     def seal(self, segment: Path, records: Sequence[Mapping[str, Any]]) -> None:
         """Take up a segment that was written just now from these records of logs."""
-        self.segments.append(segment)
+        if segment not in self.segments:  # else another process has sealed the same records
+            self.segments.append(segment)
         for record in records:
             name = name_of(self.kind, record)
             if self.tail.get(name, {}).get("at") == record["at"]:

@@ -8,7 +8,8 @@ Kinds of record, one folder each::
     pictures/*.parquet            hashes of pictures that were read
 
 Every row has a ``code``, 16 bytes of BLAKE2b over the key, item id or picture, by which it is
-found, and ``at``, nanoseconds since 1970. Pages carry checksums. Parquet reads a whole group to
+found, and ``at``, nanoseconds since 1970. Pages carry checksums, and a file's name ends with the
+beginning of the SHA-256 of its bytes. Parquet reads a whole group to
 give one row, so a reader of single texts maps an Arrow copy, made on first use in the store's
 ``cache`` folder, which may be deleted at any time.
 """
@@ -116,14 +117,24 @@ def enrichment(row: Mapping[str, Any]) -> Enrichment:
     return Enrichment(**values)
 
 
-def write(path: Path, kind: Kind, records: Sequence[Mapping[str, Any]]) -> None:
+def write(folder: Path, stem: str, kind: Kind, records: Sequence[Mapping[str, Any]]) -> Path:
     """Write a segment, whole or not at all.
+
+    Args:
+        folder: made if absent.
+        stem: first part of its name; the second is the beginning of the SHA-256 of its bytes, so
+            that damage is found, and what is sealed twice after a crash has one name.
+        kind: of the records.
+        records: at least one.
+
+    Returns:
+        Its path.
 
     Raises:
         OSError: if it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{stem}.{secrets.token_hex(4)}"
     try:
         with partial.open("wb") as sink:
             with _parquet_writer(sink, kind) as writer:
@@ -131,10 +142,25 @@ def write(path: Path, kind: Kind, records: Sequence[Mapping[str, Any]]) -> None:
                     writer.write_batch(batch(kind, records[start : start + GROUP]))
             sink.flush()
             os.fsync(sink.fileno())
+        path = folder / f"{stem}.{checksum(partial)}.parquet"
         partial.replace(path)
-        sync_folder(path.parent)
+        sync_folder(folder)
     finally:
         partial.unlink(missing_ok=True)
+    return path
+
+
+def checksum(path: Path) -> str:
+    """Sixteen hex digits of the SHA-256 of a file.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()[:16]
 
 
 def _parquet_writer(sink: Any, kind: Kind) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import secrets
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from augment.store import runs, wal
 from augment.store.evidence import Death, Suspects, suspects
 from augment.store.rows import Rows
 from augment.store.runs import RunRecord, Scope
-from augment.store.segments import FOLDERS, KINDS, Kind, enrichment, flat, write
+from augment.store.segments import FOLDERS, KINDS, SCHEMAS, Kind, enrichment, flat, name_of, write
 from augment.store.texts import Texts
 
 #: A log with this many records is sealed, so that opening reads few lines.
@@ -309,6 +308,25 @@ class Store:
         """
         self._write({"kind": "picture", "picture": name, "sha256": sha256})
 
+    def put(self, kind: Kind, recipe: str, row: Mapping[str, Any]) -> bool:
+        """Save a record of another store as it is, unless it would not count here.
+
+        Args:
+            kind: of the record.
+            recipe: id of its recipe, for links and failures.
+            row: as :meth:`augment.store.rows.Rows.scan` gives it.
+
+        Returns:
+            Whether it was saved.
+        """
+        rows = self.rows(kind, recipe)
+        at = rows.at(name_of(kind, row))
+        if at is not None and (at <= row["at"] if kind == "text" else at >= row["at"]):
+            return False
+        columns = {name: row.get(name) for name in SCHEMAS[kind].names if "code" not in name}
+        self._write({"kind": kind, **columns, **({"recipe": recipe} if recipe else {})})
+        return True
+
     def starting(self, keys: Sequence[str]) -> None:
         """Save that these keys enter the engine now, in case one of them kills it."""
         with self._lock:
@@ -378,7 +396,7 @@ class Store:
 
     def _write(self, record: dict[str, Any]) -> None:
         with self._lock, self._writing():
-            record["at"] = wal.stamp()
+            record.setdefault("at", wal.stamp())
             self._append(record)
             # As it will be read again, e.g. without lone surrogates.
             self._take(wal.decode(wal.encode(record)) or record)
@@ -420,13 +438,9 @@ class Store:
                 kind = record.pop("kind")
                 if kind in KINDS:
                     sealed.setdefault((kind, record.pop("recipe", "")), []).append(record)
-        # A name of its own: what is sealed twice after a crash counts once, and no segment that
-        # somebody has open ever changes.
-        name = f"{logs[0].stem}.{secrets.token_hex(4)}.parquet"
         for (kind, recipe), records in sealed.items():
-            segment = self.folder / FOLDERS[kind] / recipe / name
-            write(segment, kind, records)
-            self.rows(kind, recipe).seal(segment, records)
+            folder = self.folder / FOLDERS[kind] / recipe
+            self.rows(kind, recipe).seal(write(folder, logs[0].stem, kind, records), records)
         for path in logs:
             path.unlink()
 
