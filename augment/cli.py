@@ -119,22 +119,25 @@ class Plan(NamedTuple):
     total: int
 
 
-def recipe(plan: Plan, engine: Engine, options: Options) -> Recipe:
+def recipe(
+    side: Side, engine: Engine, routes: Mapping[str, Prompt | None], options: Options
+) -> Recipe:
     """The recipe of a run.
 
     Args:
-        plan: names side and prompts.
+        side: query or corpus.
         engine: what answers.
+        routes: kind of item -> prompt, None where it is left alone.
         options: give the sampling.
     """
-    prompts = {prompt.name: prompt for prompt in plan.routes.values() if prompt is not None}
+    prompts = {prompt.name: prompt for prompt in routes.values() if prompt is not None}
     return Recipe(
-        side=plan.side,
+        side=side,
         prompts={name: prompt.id for name, prompt in prompts.items()},
         model=engine.model,
         revision=engine.revision,
         sampling={name: options.sampling(prompt) for name, prompt in prompts.items()},
-        routes={kind: prompt.name if prompt else None for kind, prompt in plan.routes.items()},
+        routes={kind: prompt.name if prompt else None for kind, prompt in routes.items()},
         settings=dict(engine.settings),
     )
 
@@ -178,7 +181,7 @@ def carry_out(
                 jobs,
                 engine,
                 opened,
-                recipe(plan, engine, options),
+                recipe(plan.side, engine, plan.routes, options),
                 root,
                 progress=progress,
                 stop=stop,
