@@ -94,7 +94,7 @@ def enrich(
     stop: Callable[[], bool] = lambda: False,
     window: int = WINDOW,
     limits: Limits = DEFAULT_LIMITS,
-    scope: Scope = Scope(),  # noqa: B008 - immutable
+    scope: Scope | None = None,
     retry: Retry | None = None,
     seen_dead: Collection[int] = (),
 ) -> Summary:
@@ -110,7 +110,7 @@ def enrich(
         stop: asked after every batch; true ends the run with all finished batches saved.
         window: see :data:`WINDOW`.
         limits: what checks refuse.
-        scope: how much of the input the jobs are; saved with the run.
+        scope: how much of the input the jobs are; saved with the run. None saves no run.
         retry: try this again, and generate nothing else.
         seen_dead: processes that were seen to die in this job.
 
@@ -122,8 +122,11 @@ def enrich(
         StoreWriteError: if it cannot be written.
         DataError: if a prompt does not render.
     """
-    record = store.begin(recipe, scope)
-    store.adopt(seen_dead)
+    store.save_recipe(recipe)
+    record = None
+    if scope is not None:
+        record = store.begin(recipe, scope)
+        store.adopt(seen_dead)
     run = _Run(engine, store, recipe, root, progress, stop, limits, retry)
     remaining = iter(jobs)
     engine.on_start = run.starting
@@ -138,7 +141,8 @@ def enrich(
     if not run.summary.died:
         store.calm()
     run.summary.verify()
-    store.finish(record, run.summary.counts())
+    if record is not None:
+        store.finish(record, run.summary.counts())
     return run.summary
 
 
