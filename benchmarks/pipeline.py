@@ -16,10 +16,10 @@ from augment import corpus, queries
 from augment.cli import Options
 from augment.mbeir import DataRoot
 from augment.records import View
-from benchmarks.compare import Comparison, compare
 from benchmarks.oracle import oracle_engine
 from benchmarks.report import write_report
 from retrievers.cli import main as retrievers
+from retrievers.compare import Comparison, compare
 
 #: Name of a training -> view of queries, view of candidates.
 VIEWS: dict[str, tuple[View, View]] = {"raw": ("raw", "raw"), "enriched": ("replace", "append")}

@@ -16,7 +16,7 @@ from augment.reporting.collect import Card, Cards
 from augment.reporting.items import Items
 from augment.reporting.tally import Sample
 from augment.store import Store
-from benchmarks.compare import Comparison
+from retrievers.compare import Comparison
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

@@ -8,8 +8,8 @@ from PIL import Image
 
 from augment.mbeir import write_candidates, write_qrels, write_queries
 from augment.records import Enrichment, Hit, Item, Qrel, Query
-from benchmarks.compare import compare
 from benchmarks.report import write_report
+from retrievers.compare import compare
 from retrievers.run import write_run
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from augment.records import Hit
-from benchmarks.stats import paired, paired_bootstrap, randomisation_test, scores_from_run
 from retrievers.run import write_run
+from retrievers.stats import paired, paired_bootstrap, randomisation_test, scores_from_run
 
 
 def test_bootstrap_agrees_with_the_normal_interval():

@@ -1,0 +1,54 @@
+"""Parts of a query set worth looking at apart: by modality, length of text, kind of request."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+
+from augment.records import Query
+
+#: Upper bounds of the number of words, and the name of what is longer.
+_LENGTHS = ((5, "1 to 5 words"), (15, "6 to 15 words"), (40, "16 to 40 words"))
+_QUESTION = re.compile(
+    r"\s*(what|which|who|whom|whose|where|when|why|how|is|are|was|were|do|does|did|can|could)\b",
+    re.IGNORECASE,
+)
+
+
+def length_of(query: Query) -> str:
+    """Class of the length of a query's published text."""
+    words = len((query.item.text or "").split())
+    if not words:
+        return "no text"
+    return next((name for most, name in _LENGTHS if words <= most), "over 40 words")
+
+
+def kind_of(query: Query) -> str:
+    """What is asked: a question, a change to a picture, a description, or a picture alone."""
+    text = (query.item.text or "").strip()
+    if not text:
+        return "picture alone"
+    if text.endswith("?") or _QUESTION.match(text):
+        return "question"
+    return "modification" if query.item.image is not None else "description"
+
+
+def slices_of(queries: Iterable[Query], wanted: Collection[str]) -> dict[str, list[str]]:
+    """Name of a slice -> ids of its queries, in order of first appearance within each kind.
+
+    Args:
+        queries: what was asked; ids that occur twice count once.
+        wanted: ids to keep.
+    """
+    kinds: tuple[dict[str, dict[str, None]], ...] = ({}, {}, {})
+    for query in queries:
+        if query.item.id not in wanted:
+            continue
+        names = (
+            f"modality: {query.item.modality}",
+            f"text: {length_of(query)}",
+            f"type: {kind_of(query)}",
+        )
+        for found, name in zip(kinds, names, strict=True):
+            found.setdefault(name, {})[query.item.id] = None
+    return {name: list(qids) for found in kinds for name, qids in found.items()}
