@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -56,6 +57,7 @@ class Retriever(lightning.LightningModule, ABC):
         #: What the latest test or embedding left in its folder; empty without one.
         self.embedded: list[str] = []
         self._places: list[dict[str, int]] = []
+        self._started, self._encoded = 0.0, 0
 
     @property
     @abstractmethod
@@ -268,6 +270,7 @@ class Retriever(lightning.LightningModule, ABC):
             raise DataError("test embeds in one process; run it with --trainer.devices=1")
         if self.trained_on is not None:
             check_recipe(self.trained_on, self.data.recipe.fingerprint, self.allow_mismatch)
+        self._started, self._encoded = time.monotonic(), 0
 
     @final
     def on_test_epoch_start(self) -> None:
@@ -282,6 +285,7 @@ class Retriever(lightning.LightningModule, ABC):
     @final
     def on_test_epoch_end(self) -> None:
         """Search exactly, write runs, judgements and metrics to the trainer's root folder."""
+        embedding = time.monotonic() - self._started
         self.embedded = [self._finish(*side) for side in zip(_SIDES, self._embeddings, strict=True)]
         if self.data.only_embed:
             self._embeddings = []
@@ -295,6 +299,12 @@ class Retriever(lightning.LightningModule, ABC):
         )
         settings = {"model": self.describe(), "data": self.data.describe()}
         results.settings.update(settings, trained_on=self.trained_on)
+        results.cost = {
+            "embedding_seconds": round(embedding, 3),
+            "search_seconds": round(time.monotonic() - self._started - embedding, 3),
+            "items": self._encoded,
+            "items_per_second": round(self._encoded / max(embedding, 1e-9), 1),
+        }
         write_results(Path(self.trainer.default_root_dir), self.data.plan, runs, results)
         self.results = results
 
@@ -320,6 +330,7 @@ class Retriever(lightning.LightningModule, ABC):
     def _embed(self, batch: Items, loader: int) -> None:
         store = self._embeddings[loader]
         store.fail(batch.failed.tolist(), batch.degraded.tolist())
+        self._encoded += batch.inputs.size
         if batch.inputs.size:
             vectors = self.encode(batch.inputs, _SIDES[loader]).float().cpu()
             store.put(batch.rows.cpu(), vectors, batch.degraded.tolist())

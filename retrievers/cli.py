@@ -15,6 +15,7 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from augment.errors import ToolkitError
+from retrievers import commands
 from retrievers.base import Retriever
 from retrievers.clip import ClipScoreFusion
 from retrievers.data import MBeirData
@@ -159,8 +160,12 @@ def main(args: Sequence[str] | None = None) -> int:
     if args is None:
         # In place, because Lightning starts the other processes of DDP with the same arguments.
         sys.argv[1:] = expand(sys.argv[1:])
+    arguments = sys.argv[1:] if args is None else list(args)
     try:
-        RetrieverCLI(None if args is None else expand(args))
+        if arguments and arguments[0] in commands.COMMANDS:
+            commands.run(expand(arguments))
+        else:
+            RetrieverCLI(None if args is None else expand(args))
     except ToolkitError as error:
         sys.stderr.write(f"error: {_told(error)}\n")
         return USER_ERROR

@@ -32,6 +32,7 @@ from retrievers.inputs import ItemCollator, PairCollator, Processor
 from retrievers.mining import MiningConfig, plan_mining
 from retrievers.negatives import HardNegatives, NegativesConfig
 from retrievers.plan import Embedder, Plan, plan_pools, plan_test, plan_validation
+from retrievers.protocol import PositiveConfig
 from retrievers.samplers import GroupBy, PairBatches, PairLoader, SamplingConfig
 from retrievers.texts import TextRecipe, ViewConfig
 
@@ -77,6 +78,7 @@ class SearchConfig:
         index: exact, faiss (flat), or a factory string of faiss such as IVF1024,PQ64; approximate
             ones print their true recall against exact search.
         index_parameters: of faiss, such as nprobe=32.
+        positives: what becomes of positives that a pool lacks or that are of another data set.
     """
 
     split: str = "test"
@@ -84,6 +86,7 @@ class SearchConfig:
     depth: int = 100
     index: str = "exact"
     index_parameters: str = ""
+    positives: PositiveConfig = PositiveConfig()  # noqa: RUF009 - frozen
 
 
 @dataclass(frozen=True)
@@ -236,7 +239,12 @@ class MBeirData(lightning.LightningDataModule):
                 self._plan = plan_pools(self.root)
                 return
             self._plan = plan_test(
-                self.root, self.test.split, self.test.union, self._tasks, self._limit
+                self.root,
+                self.test.split,
+                self.test.union,
+                self._tasks,
+                self._limit,
+                self.test.positives,
             )
             return
         held_out: list[Query] | None = None if self.root.query_files("val") else []

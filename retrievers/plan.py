@@ -20,6 +20,7 @@ from retrievers.dataset import Reader, target_modality
 from retrievers.embeddings import Content
 from retrievers.inputs import Example
 from retrievers.metrics import grades_of
+from retrievers.protocol import PositiveConfig, keep_positives
 
 
 @dataclass
@@ -32,6 +33,8 @@ class EvalTask:
         queries: in file order.
         grades: query id -> candidate id -> grade.
         pool: name of the local pool, a key of :attr:`Plan.pools`.
+        dropped: relevant (query, candidate) pairs removed by the policy for positives.
+        left_out: queries that lost their last positive by it; they do not count.
     """
 
     dataset: str
@@ -39,6 +42,8 @@ class EvalTask:
     queries: list[Query]
     grades: dict[str, dict[str, int]]
     pool: str
+    dropped: int = 0
+    left_out: int = 0
 
     @property
     def name(self) -> str:
@@ -174,11 +179,24 @@ def plan_pools(root: DataRoot) -> Plan:
 
 
 def plan_test(
-    root: DataRoot, split: str, union: bool, tasks: Iterable[int] | None, limit: int | None
+    root: DataRoot,
+    split: str,
+    union: bool,
+    tasks: Iterable[int] | None,
+    limit: int | None,
+    positives: PositiveConfig = PositiveConfig(),  # noqa: B008 - frozen
 ) -> Plan:
     """Every query file of a split with its local pool, and the union pool if asked for.
 
     The union is the root's own file where there is one, else the local pools without duplicates.
+
+    Args:
+        root: the data.
+        split: query split.
+        union: also search the union of all pools.
+        tasks: only these task codes.
+        limit: at most so many queries per data set and task.
+        positives: what becomes of positives that the local pool lacks.
 
     Raises:
         DataError: if the split has no queries or a pool is missing.
@@ -189,11 +207,36 @@ def plan_test(
         plan.add_pool(path.name, path)
         task.pool = path.name
         task.grades = _judged(root, task, split)
+        _settle_positives(plan, root, task, path, positives)
         plan.tasks.append(task)
     if union:
         known = [file.path for file in root.union_pools() if file.dataset == f"union_{split}"]
         plan.add_union(known[0] if known else None)
     return plan
+
+
+def _settle_positives(
+    plan: Plan, root: DataRoot, task: EvalTask, path: Path, policy: PositiveConfig
+) -> None:
+    """Apply the policy to a task's judgements, and to its pool if pools are to be combined."""
+    pool = open_candidates(path)
+    kept = keep_positives(task.grades, policy, lambda did: pool.find(did) is not None)
+    task.grades, task.dropped, task.left_out = kept.grades, kept.dropped, len(kept.left_out)
+    if policy.dangling != "combine":
+        return
+    relevant = (did for judged in task.grades.values() for did, g in judged.items() if g > 0)
+    dangling = {did for did in relevant if pool.find(did) is None}
+    names = [path.name]
+    others = sorted(root.pools(), key=lambda file: (file.task != task.task, file.path.name))
+    for file in others:
+        table = open_candidates(file.path)
+        held = {did for did in dangling if table.find(did) is not None}
+        if held:
+            plan.add_pool(file.path.name, file.path)
+            names.append(file.path.name)
+            dangling -= held
+    task.pool = "+".join(names)
+    plan.pools[task.pool] = np.unique(np.concatenate([plan.pools[name] for name in names]))
 
 
 def plan_validation(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +15,14 @@ from augment.mbeir import write_qrels
 from augment.records import Qrel, Run
 from retrievers.embeddings import Embeddings
 from retrievers.index import make_index
-from retrievers.metrics import means, per_query
+from retrievers.metrics import means, score_run, standard_measures
 from retrievers.plan import EvalTask, Plan
+from retrievers.protocol import REPORTED, missing_rows, reported_k
+from retrievers.provenance import source_commit, versions
 from retrievers.run import write_run
 
 #: (task name, "local" or "union") -> run.
 Runs = Mapping[tuple[str, str], Run]
-
-_PACKAGES = ("torch", "lightning", "open_clip_torch", "transformers", "numpy")
 
 
 @dataclass(frozen=True)
@@ -39,10 +37,13 @@ class Row:
         candidates: searched ones.
         dangling: relevant (query, candidate) pairs whose candidate is not in the pool. They stay
             in recall's denominator, as in UniIR.
+        dropped: relevant pairs removed by the policy for positives.
+        left_out: queries that lost their last positive by it; they do not count.
         failed_queries: left without a vector.
         failed_candidates: of this pool, left without a vector and so out of the search.
         degraded: queries and candidates embedded from text alone, their picture being unreadable.
-        metrics: success@k, recall@k (true), mrr@10, ndcg@10; shares of 1.
+        metrics: success@k, recall@k (true), mrr@10, ndcg@10, map@10, and ``mbeir``, the number
+            that M-BEIR reports for the data set (success@5 or @10); shares of 1.
     """
 
     dataset: str
@@ -55,6 +56,8 @@ class Row:
     failed_candidates: int
     degraded: int
     metrics: Mapping[str, float]
+    dropped: int = 0
+    left_out: int = 0
 
 
 @dataclass
@@ -66,12 +69,16 @@ class Results:
         made_by: fingerprint of weights and text.
         settings: of model and data.
         versions: of the libraries that matter.
+        commit: of the source that ran, with ``-dirty`` if files had changed; None outside git.
+        cost: seconds of each stage, items embedded and items per second.
     """
 
     rows: list[Row]
     made_by: str
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    commit: str | None = field(default_factory=source_commit)
+    cost: dict[str, float] = field(default_factory=dict)
 
     @property
     def mean(self) -> dict[str, dict[str, float]]:
@@ -91,7 +98,15 @@ class Results:
         return [row for row in self.rows if row.pool == pool]
 
     def table(
-        self, names: Iterable[str] = ("success@1", "success@5", "success@10", "recall@5", "mrr@10")
+        self,
+        names: Iterable[str] = (
+            REPORTED,
+            "success@1",
+            "success@5",
+            "success@10",
+            "recall@5",
+            "mrr@10",
+        ),
     ) -> str:
         """A plain table with the mean of each pool; scores in per cent."""
         names = list(names)
@@ -119,8 +134,12 @@ class Results:
             "candidates without a vector (left out)": [r.failed_candidates for r in self.rows],
             "items embedded without their unreadable picture": [r.degraded for r in self.rows],
             "relevant candidates that are not in the pool": [r.dangling for r in self.rows],
+            "relevant candidates dropped by data.test.positives": [r.dropped for r in self.rows],
+            "queries left out with them": [r.left_out for r in self.rows],
         }
-        return "".join(
+        lacking = missing_rows({(row.dataset, row.task) for row in self.rows})
+        partial = f"the mean lacks {', '.join(lacking)} of M-BEIR's 16 rows\n" if lacking else ""
+        return partial + "".join(
             f"{name}: {sum(counts)} over all rows, per row in metrics.json\n"
             for name, counts in kinds.items()
             if sum(counts)
@@ -198,19 +217,23 @@ def _row(
     inside = set(members.tolist())
     ids = {plan.item(row).id for row in members.tolist()}
     relevant = [(q, d) for q, judged in task.grades.items() for d, g in judged.items() if g > 0]
+    metrics = score_run(runs[task.name, pool], task.grades, standard_measures()).means()
+    reported = metrics[f"success@{reported_k(task.dataset)}"]
     failed = sum(row in inside for row in candidates.failed)
     degraded = sum(row in inside for row in candidates.degraded)
     return Row(
         dataset=task.dataset,
         task=task.task,
         pool=pool,
-        queries=len(task.queries),
+        queries=len(task.queries) - task.left_out,
         candidates=len(inside) - failed,
         dangling=sum(did not in ids for _, did in relevant),
         failed_queries=sum(row in span for row in queries.failed),
         failed_candidates=failed,
         degraded=degraded + sum(row in span for row in queries.degraded),
-        metrics=means(per_query(runs[task.name, pool], task.grades)),
+        metrics={REPORTED: reported, **metrics},
+        dropped=task.dropped,
+        left_out=task.left_out,
     )
 
 
@@ -237,14 +260,3 @@ def write_results(folder: Path, plan: Plan, runs: Runs, results: Results) -> Non
         json.dumps(results.to_json(), indent=1, default=str) + "\n", encoding="utf-8"
     )
     partial.replace(folder / "metrics.json")
-
-
-def versions() -> dict[str, str]:
-    """Python and the libraries that move scores."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # noqa: PERF203 - five of them
-            found[package] = "absent"
-    return found

@@ -213,7 +213,7 @@ def test_evaluate_writes_runs_that_give_the_same_numbers(retriever, root, tmp_pa
     assert {(r["task"], r["pool"], r["candidates"]) for r in saved["rows"]} == {
         (0, "local", 20), (3, "local", 20), (0, "union", 40), (3, "union", 40),
     }  # fmt: skip
-    from benchmarks.stats import scores_from_run
+    from retrievers.stats import scores_from_run
 
     for row in first.rows:
         stem = tmp_path / "a" / f"squares_task{row.task}"
