@@ -215,13 +215,19 @@ def read_run(path: str | Path) -> dict[str, list[Hit]]:
     return read_table(path).to_run()
 
 
-def read_table(path: str | Path) -> RunTable:
+def read_table(path: str | Path, *, empty: bool = False) -> RunTable:
     """Read a run file of six columns, or of UniIR's seven, into columns.
+
+    Args:
+        path: the file.
+        empty: accept a file without a line: a search that found nothing.
 
     Raises:
         DataError: with ``file:line``, if the file is empty, a line is malformed, a score is no
             finite number, a candidate stands twice under one query, or two tags occur.
     """
+    if empty and Path(path).is_file() and not Path(path).stat().st_size:
+        return RunTable([], [], [], [], [])
     found = parse_quickly(Path(path))
     if found is not None:
         try:

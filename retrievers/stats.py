@@ -183,7 +183,7 @@ def scores_from_run(
         DataError: if a file is malformed, or no query of the run is judged.
     """
     measure = Measure.parse(metric)
-    table = read_table(run)
+    table = read_table(run, empty=short)
     if not short:
         check_depth(table, measure.k or 1)
     grades = grades_of(read_qrels(Path(qrels)))
@@ -210,7 +210,7 @@ def check_queries(table: RunTable, grades: Mapping[str, object], run: str, qrels
         raise DataError("holds no judgement; name the qrels of the run's data set", qrels)
     qids = table.qids.to_pylist()
     unjudged = [qid for qid in qids if qid not in grades]
-    if len(unjudged) == len(qids):
+    if qids and len(unjudged) == len(qids):
         raise DataError(
             f"none of its {len(qids)} queries (the first is {qids[0]}) is judged in {qrels}, whose "
             f"first is {next(iter(grades))}; run and qrels are of different data",

@@ -123,7 +123,7 @@ def _sources(args: argparse.Namespace) -> Iterator[_Source]:
 
 
 def _row(source: _Source, measures: Sequence[str], args: argparse.Namespace) -> dict[str, Any]:
-    table = read_table(source.run)
+    table = read_table(source.run, empty=source.pool != "-")
     grades = grades_of(read_qrels(source.qrels))
     unjudged = check_queries(table, grades, str(source.run), str(source.qrels))
     if unjudged and not args.extra:

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
         if not all(list(folder.glob(f"*.{pool}.trec")) for folder in args.runs):
             continue
         for name in _shared(args.runs, pool):
-            runs = [read_table(folder / f"{name}.{pool}.trec") for folder in args.runs]
+            runs = [read_table(folder / f"{name}.{pool}.trec", empty=True) for folder in args.runs]
             fused = (
                 weighted_fusion(runs, weights, args.depth)
                 if weights
@@ -91,7 +91,7 @@ def _tuned(runs: Sequence[Path], dev: Sequence[Path], metric: str) -> Tuned:
     tasks = []
     seen: set[str] = set()
     for name in _shared(dev, "local"):
-        tables = [read_table(folder / f"{name}.local.trec") for folder in dev]
+        tables = [read_table(folder / f"{name}.local.trec", empty=True) for folder in dev]
         grades = grades_of(read_qrels(dev[0] / f"{name}.qrels"))
         seen.update(grades)
         if grades:
