@@ -20,9 +20,10 @@ from augment.errors import DataError
 from augment.keys import digest
 from augment.mbeir import DataRoot, TextRule
 from augment.records import Hit, Run
+from retrievers.embeddings import Embeddings
 from retrievers.plan import EvalTask, Plan, plan_test
 from retrievers.protocol import PositiveConfig
-from retrievers.scoring import Embeddings, Results, score, write_results
+from retrievers.scoring import Results, score, write_results
 from retrievers.texts import TextRecipe, ViewConfig
 
 #: Scores are rounded so, as those of the vector indexes, before ties are settled by id.
