@@ -140,7 +140,8 @@ def bm25_plan(
     lost[0].fail([row for row, text in enumerate(texts) if not text], [])
     words = [recipe.query_view.text(query.item) or "" for query in asked]
     lost[1].fail([row for row, text in enumerate(words) if not text.strip()], [])
-    ids, runs = plan.ids, {}
+    ids = plan.ids
+    runs: dict[tuple[str, str], Run] = {}
     for pool, rows in plan.pools.items():
         own = [row for row in rows.tolist() if texts[row]]
         searching = _searching(plan, pool)

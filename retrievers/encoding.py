@@ -50,6 +50,6 @@ def encode(
     inputs = make_inputs(examples, retriever.processor)
     moved = Inputs(
         inputs.size,
-        *(part.to(retriever.device) for part in inputs[1:]),  # type: ignore[misc]
+        *(part.to(retriever.device) for part in inputs[1:]),
     )
     return retriever.encode(moved, side).float().cpu()

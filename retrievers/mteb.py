@@ -98,7 +98,7 @@ class MtebEncoder:
     def similarity(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
         """Inner products of all pairs; cosines, as the vectors are unit vectors."""
         first, second = (torch.as_tensor(part) for part in (embeddings1, embeddings2))
-        return torch.atleast_2d(first) @ torch.atleast_2d(second).T
+        return first.reshape(-1, first.shape[-1]) @ second.reshape(-1, second.shape[-1]).T
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
         """Inner products of corresponding pairs."""
@@ -147,7 +147,7 @@ def _meta(retriever: Retriever, name: str, revision: str) -> ModelMeta:
         public_training_code=None,
         public_training_data=None,
         framework=["PyTorch"],
-        similarity_fn_name=ScoringFunction.COSINE,
+        similarity_fn_name=ScoringFunction.from_str("cosine"),
         use_instructions=True,
         training_datasets=None,
         modalities=["text", "image"],

@@ -43,7 +43,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
     args = _parser().parse_args(list(arguments))
-    names = tuple(args.names) if args.names else (args.first.stem, args.second.stem)
+    a, b = args.names or (args.first.stem, args.second.stem)
+    names = (a, b)
     if names[0] == names[1]:
         names = (f"{args.first.parent.name}/{names[0]}", f"{args.second.parent.name}/{names[1]}")
     queries = list(_queries(args.root, args.split)) if args.root else []
@@ -55,12 +56,12 @@ def main(arguments: Sequence[str]) -> None:
     else:
         if args.qrels is None:
             raise DataError("two run files need --qrels; two folders that `test` wrote do not")
-        scores = tuple(
+        first, second = (
             scores_from_run(run, args.qrels, args.metric, short=False)
             for run in (args.first, args.second)
         )
         result = compare_scores(
-            {args.qrels.stem: scores}, metric=args.metric, pool=args.pool, names=names,
+            {args.qrels.stem: (first, second)}, metric=args.metric, pool=args.pool, names=names,
             seed=args.seed, queries=queries,
         )  # fmt: skip
     sys.stdout.write(_told(result, queries, args.examples))

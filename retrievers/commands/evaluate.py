@@ -145,8 +145,8 @@ def _row(source: _Source, measures: Sequence[str], args: argparse.Namespace) -> 
     reported = f"success@{reported_k(source.dataset)}"
     scores = score_run(table, judged, dict.fromkeys([*wanted, reported]))
     means = scores.means()
-    if source.task is not None:
-        means = {REPORTED: means[reported], **{name: means[name] for name in wanted}}
+    shown = {name: means[name] for name in wanted}
+    means = shown if source.task is None else {REPORTED: means[reported], **shown}
     return _record(source, table, scores, means)
 
 
