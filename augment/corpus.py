@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from augment import cli
+from augment import cli, trial
 from augment.columnar import open_candidates
 from augment.engines import Engine
 from augment.enrich import Job, Summary
@@ -93,9 +93,9 @@ def plan_of(parsed: Namespace) -> cli.Plan:
 
 
 def command(arguments: Sequence[str] | None, supervised: bool = False) -> int:
-    """Parse, run, print; the exit code. See :func:`augment.cli.execute`."""
+    """Parse, run, print; the exit code. See :func:`augment.trial.execute`."""
     made = parser("python -m augment.corpus", "Describe every candidate that has a picture.")
-    return cli.execute(made, plan_of, arguments, supervised)
+    return trial.execute(made, plan_of, arguments, supervised)
 
 
 if __name__ == "__main__":

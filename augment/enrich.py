@@ -376,7 +376,7 @@ class _Run:
         self.summary.generated += 1
         first, *others = group.members
         self._link(first, key)
-        self._tell(1, new=1)
+        self._tell(1, new=1, tokens=reply.output_tokens)
         for job in others:
             self._share(job, key, duplicate=True)
 
@@ -434,6 +434,7 @@ class _Run:
             self.summary.failures.append(failure)
         self._tell(1, failed=1)
 
-    def _tell(self, done: int, new: int = 0, failed: int = 0) -> None:
+    def _tell(self, done: int, new: int = 0, failed: int = 0, tokens: int = 0) -> None:
         if self._progress is not None:
-            self._progress.add(done, new, failed)
+            self._progress.waited(self._engine.waited)
+            self._progress.add(done, new, failed, tokens)

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import islice
 from math import sqrt
 from pathlib import Path
@@ -25,8 +24,8 @@ import numpy as np
 from augment.engines import Engine
 from augment.enrich import WINDOW, Job
 from augment.errors import ImageError
-from augment.images import content_hash
 from augment.keys import Recipe, text_key
+from augment.pictures import PictureHashes
 from augment.prices import NO_PRICES, Prices
 from augment.progress import duration
 from augment.prompts import Prompt
@@ -119,13 +118,13 @@ def survey(
     dice = random.Random(seed)  # noqa: S311 - a sample, not a secret
     keys, pictures = array("q"), array("q")
     seen: set[int] = set()
-    hashed = lru_cache(maxsize=200_000)(lambda path: content_hash(root, path))
+    hashed = PictureHashes(root, store).hash
 
     def plan(asked: tuple[Job, Prompt]) -> tuple[Planned, str | None] | str:
         job, prompt = asked
         request = prompt.render(job.item)
         try:
-            image = None if request.image is None else hashed(request.image)
+            image = None if request.image is None else hashed(request.image).sha256
         except ImageError as error:
             return error.reason
         sampling = recipe.sampling[prompt.name]
@@ -141,7 +140,7 @@ def survey(
                     found.failing[planned] += 1
                     continue
                 one, image = planned
-                if store.get(one.key) is not None:
+                if one.key in store:
                     found.cached += 1
                     continue
                 found.asked += 1

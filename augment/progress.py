@@ -11,6 +11,9 @@ from tqdm import tqdm
 #: Seconds between two plain lines.
 LINE_SECONDS = 10.0
 
+#: Share of the time between two lines that a model may wait for pictures before this is said.
+WAITING = 0.2
+
 
 @final
 class Progress:
@@ -29,25 +32,40 @@ class Progress:
         self._bar: tqdm[Any] | None = None
         if sys.stderr.isatty():
             self._bar = tqdm(total=total, desc=what, unit="item", dynamic_ncols=True)
-        self._done = self._new = self._failed = 0
+        self._done = self._new = self._failed = self._tokens = 0
+        self._waited = self._noted = self._share = 0.0
         self._start = self._shown = time.monotonic()
 
-    def add(self, done: int, new: int = 0, failed: int = 0) -> None:
+    def add(self, done: int, new: int = 0, failed: int = 0, tokens: int = 0) -> None:
         """Count items that are settled.
 
         Args:
             done: how many.
             new: of these, how many a model answered; the remaining time is estimated from them.
             failed: of these, how many failed.
+            tokens: that a model wrote for them.
         """
         self._done += done
         self._new += new
         self._failed += failed
+        self._tokens += tokens
+        due = time.monotonic() - self._shown > self._line_seconds
         if self._bar is not None:
-            self._bar.set_postfix(failed=self._failed, refresh=False)
             self._bar.update(done)
-        elif time.monotonic() - self._shown > self._line_seconds:
-            self._shown = time.monotonic()
+        if due:
+            self._show()
+
+    def waited(self, seconds: float) -> None:
+        """Tell how long the model has waited for pictures since the run began."""
+        self._waited = seconds
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        self._share = (self._waited - self._noted) / max(now - self._shown, 1e-9)
+        self._noted, self._shown = self._waited, now
+        if self._bar is not None:
+            self._bar.set_postfix_str(", ".join(self._details()), refresh=False)
+        else:
             sys.stderr.write(self.line() + "\n")
             sys.stderr.flush()
 
@@ -62,11 +80,23 @@ class Progress:
         text += f" items, {rate:.3g}/s"
         if self._total is not None and rate > 0:
             text += f", {duration((self._total - self._done) / rate)} left"
-        return text + (f", {self._failed:,} failed" if self._failed else "")
+        return ", ".join([text, *self._details()])
+
+    def _details(self) -> list[str]:
+        found = []
+        if self._tokens:
+            elapsed = max(time.monotonic() - self._start, 1e-9)
+            found.append(f"{self._tokens / elapsed:.3g} tokens/s")
+        if self._failed:
+            found.append(f"{self._failed:,} failed")
+        if self._share > WAITING:
+            found.append(f"the model is waiting for images ({100 * self._share:.0f} % of the time)")
+        return found
 
     def close(self) -> None:
         """Leave the bar as it stands."""
         if self._bar is not None:
+            self._bar.set_postfix_str(", ".join(self._details()), refresh=False)
             self._bar.close()
 
 

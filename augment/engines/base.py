@@ -27,7 +27,11 @@ class Engine(ABC):
     Attributes:
         on_start: to be called, through :meth:`starting`, with the requests that are about to enter
             the model, from whatever thread, so that the death of the process can be pinned on them.
+        waited: seconds for which the model had nothing to do because pictures were not ready; 0
+            where that is not known.
     """
+
+    waited: float = 0.0
 
     on_start: Callable[[Sequence[Request]], None] | None = None
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -179,11 +181,21 @@ class HFEngine(Engine):
                     numbered = enumerate(requests[start : start + window], start)
                     waiting.append([decoders.submit(self._open, *pair) for pair in numbered])
                     if len(waiting) > 1:
-                        ready = [future.result() for future in waiting.popleft()]
+                        with self._waiting():
+                            ready = [future.result() for future in waiting.popleft()]
                         yield from self._window(loaded, ready, sampling, encoder)
             finally:
                 decoders.shutdown(wait=False, cancel_futures=True)
                 encoder.shutdown(wait=False, cancel_futures=True)
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Count the time for which the model stands still."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.waited += time.monotonic() - start
 
     def _open(self, position: int, request: Request) -> _Ready:
         """Decode and resize; runs in a thread."""
@@ -248,7 +260,8 @@ class HFEngine(Engine):
         """Replies of a batch; one that fails is halved until the item at fault stands alone."""
         self.starting([one.request for one in batch])
         try:
-            inputs = encoded.result() if encoded else self._encode(batch)
+            with self._waiting():
+                inputs = encoded.result() if encoded else self._encode(batch)
             return self._generate(loaded, inputs, sampling)
         except _FAILURES as error:
             if "CUDA error" in str(error):
