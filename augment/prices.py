@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -33,3 +34,10 @@ class Prices:
 
 
 NO_PRICES = Prices()
+
+#: Option of a command, without ``--price-`` -> what it is the price of.
+PRICE_OPTIONS: Mapping[str, str] = {
+    "read": "a million tokens read",
+    "written": "a million tokens written",
+    "gpu-hour": "one device for an hour",
+}

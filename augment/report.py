@@ -20,10 +20,11 @@ from augment import cli
 from augment.errors import StoreError
 from augment.html import percent, write_page
 from augment.plots import quantile
-from augment.prices import NO_PRICES, Prices
+from augment.prices import NO_PRICES, PRICE_OPTIONS, Prices
+from augment.progress import duration
 from augment.records import Side
 from augment.reporting.collect import SideReport, collect, sides
-from augment.store import Store
+from augment.store import RunRecord, Store
 
 #: Most samples of a kind: a page of some 5 MB.
 MOST_SAMPLES = 200
@@ -42,10 +43,20 @@ class Verdict(NamedTuple):
 
 
 class Bill(NamedTuple):
-    """Tokens of a side, and their price where prices were given."""
+    """What a side took.
+
+    Attributes:
+        read: tokens.
+        written: tokens.
+        runs: runs of the recipe.
+        seconds: that those of them took which ended by themselves.
+        cost: of tokens and time, at the prices given; None without prices.
+    """
 
     read: int
     written: int
+    runs: int
+    seconds: float
     cost: float | None
 
 
@@ -96,16 +107,21 @@ def report(
         titles=_TITLES,
         verdicts={one.side: verdict(one) for one in found},
         medians={one.side: quantile(one.tally.words, 0.5) for one in found if one.tally.texts},
-        bills={one.side: bill(one, prices) for one in found},
+        bills={one.side: bill(one, opened.runs(), prices) for one in found},
+        duration=duration,
         damaged=opened.damaged,
     )
     return page
 
 
-def bill(one: SideReport, prices: Prices) -> Bill:
-    """Tokens that a side took, and their price."""
+def bill(one: SideReport, runs: Sequence[RunRecord], prices: Prices) -> Bill:
+    """What a side took, and its price: a run is taken to occupy one device."""
     read, written = one.tally.tokens
-    return Bill(read, written, prices.tokens(read, written))
+    mine = [run for run in runs if run.recipe == one.recipe.id]
+    seconds = sum(run.ended - run.started for run in mine if run.ended is not None)
+    costs = (prices.tokens(read, written), prices.hours(seconds / 3600))
+    known = [cost for cost in costs if cost is not None]
+    return Bill(read, written, len(mine), seconds, sum(known) if known else None)
 
 
 def verdict(one: SideReport) -> Verdict:
@@ -153,25 +169,21 @@ def command(arguments: Sequence[str] | None) -> int:
             f"--{side}-recipe", type=str, default=None, metavar="ID",
             help="Default: the recipe that the store means.",
         )  # fmt: skip
-    add_prices(parser)
+    for name, what in PRICE_OPTIONS.items():
+        parser.add_argument(
+            f"--price-{name}", type=NonNegativeFloat | None, default=None, metavar="X",
+            help=f"Of {what}.",
+        )  # fmt: skip
     given = parser.parse_args(arguments)
     samples = min(given.samples, MOST_SAMPLES)
+    prices = Prices(given.price_read, given.price_written, given.price_gpu_hour)
     page = report(
         Path(given.store), Path(given.root), Path(given.out),
         recipes={"corpus": given.corpus_recipe, "query": given.query_recipe},
-        samples=samples, seed=given.seed, prices=Prices(given.price_read, given.price_written),
+        samples=samples, seed=given.seed, prices=prices,
     )  # fmt: skip
     sys.stdout.write(f"{page}  {page.stat().st_size / 1e6:.1f} MB\n")
     return 0
-
-
-def add_prices(parser: ArgumentParser) -> None:
-    """Add the options for prices of tokens."""
-    for name in ("read", "written"):
-        parser.add_argument(
-            f"--price-{name}", type=NonNegativeFloat | None, default=None, metavar="X",
-            help=f"Price of a million tokens {name}.",
-        )  # fmt: skip
 
 
 if __name__ == "__main__":

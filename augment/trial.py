@@ -20,7 +20,7 @@ from augment.enrich import Job
 from augment.errors import DataError
 from augment.estimate import SAMPLE_BATCHES, describe, measure, survey
 from augment.preview import choose, show
-from augment.prices import Prices
+from augment.prices import PRICE_OPTIONS, Prices
 from augment.shards import parse_shard
 from augment.store import Store
 
@@ -39,11 +39,7 @@ def execute(
         "--preview", type=PositiveInt | None, default=None, metavar="N",
         help="Generate for N random items only, save as usual, show before and after.",
     )  # fmt: skip
-    for name, what in (
-        ("read", "a million tokens read"),
-        ("written", "a million tokens written"),
-        ("gpu-hour", "an hour of the device"),
-    ):
+    for name, what in PRICE_OPTIONS.items():
         made.add_argument(
             f"--price-{name}", type=NonNegativeFloat | None, default=None, metavar="X",
             help=f"Of {what}, for the estimate.",
