@@ -65,8 +65,9 @@ def dry_run(plan: cli.Plan, root: Path, store: Path, options: cli.Options, price
         StoreError: if the store cannot be read.
     """
     engine = options.engine(root)
+    used = cli.recipe(plan.side, engine, plan.routes, options)
     found = survey(
-        _jobs(plan, options), engine, Store(store), cli.recipe(plan, engine, options), root,
+        _jobs(plan, options), engine, Store(store), used, root,
         sample=SAMPLE_BATCHES * options.batch_size, seed=options.seed,
     )  # fmt: skip
     sys.stdout.write(describe(found, measure(engine, found.sample), prices) + "\n")
@@ -89,7 +90,7 @@ def preview(plan: cli.Plan, root: Path, store: Path, options: cli.Options, numbe
         replace(options, limit=number, shard=None), engine,
     )  # fmt: skip
     with Store(store) as opened:
-        texts = opened.texts(plan.side, cli.recipe(plan, engine, options).id)
+        texts = opened.texts(plan.side, cli.recipe(plan.side, engine, plan.routes, options).id)
         sys.stdout.write(show(chosen, texts) + "\n\n")
     return cli.finish(summary, store)
 
