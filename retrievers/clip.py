@@ -94,11 +94,15 @@ class ClipScoreFusion(Retriever):
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> ClipScoreFusion:
-        """Built without weights, so that nothing is fetched that a checkpoint brings."""
+        """Built without weights, so that nothing is fetched that a checkpoint brings.
+
+        Only what decides a vector is taken, so that settings of training may come and go.
+        """
+        deciding = {name: settings[name] for name in ("model_name", "normalize_towers")}
         # open_clip warns that the model is random, which it is until the weights come.
         logging.disable(logging.WARNING)
         try:
-            retriever = cls(**{**settings, "pretrained": None, "random_init": True})
+            retriever = cls(**deciding, random_init=True)
         finally:
             logging.disable(logging.NOTSET)
         retriever._settings = dict(settings)

@@ -68,7 +68,14 @@ def _restored(path: Path) -> Retriever:
             "defines it first",
             str(path),
         )
-    retriever = known[kind].from_settings(settings)
+    try:
+        retriever = known[kind].from_settings(settings)
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"a {kind} cannot be built from its settings ({error}); use the version of this "
+            "package that wrote it, or fit again",
+            str(path),
+        ) from error
     retriever.load_weights(path)
     return retriever
 

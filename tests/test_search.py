@@ -217,6 +217,18 @@ def test_what_cannot_be_opened(world, tmp_path):
         Searcher.open(world.enriched, world.root, store=world.store, vlm="scripted:none.json")
 
 
+def test_settings_of_training_may_come_and_go(world, raw, tmp_path):
+    saved = torch.load(world.raw, weights_only=True)
+    saved["retriever"]["settings"]["symmetric"] = True
+    torch.save(saved, tmp_path / "older.ckpt")
+    older = Searcher.open(tmp_path / "older.ckpt", world.root)
+    assert older.search("red") == raw.search("red")
+    del saved["retriever"]["settings"]["model_name"]
+    torch.save(saved, tmp_path / "less.ckpt")
+    with pytest.raises(DataError, match=r"cannot be built from its settings .*'model_name'"):
+        Searcher.open(tmp_path / "less.ckpt", world.root)
+
+
 def test_text_of_another_recipe_is_refused_unless_allowed(world, tmp_path):
     other = tmp_path / "store"
     options = Options(model="scripted:", max_new_tokens=7)
