@@ -316,6 +316,12 @@ class Searcher:
         if not rows:
             notes.append(f"the root has no instruction for queries of kind {modality!r}")
             return None
+        names = dict.fromkeys(row.dataset_name for row in rows)
+        if len(names) > 1:
+            notes.append(
+                f"{len(names)} data sets have an instruction for such a query; that of "
+                f"{rows[0].dataset_name} was taken"
+            )
         return rows[0].prompts[0]
 
     def _find(self, text: str | None, picture: str | None, k: int) -> tuple[Result, ...]:

@@ -100,6 +100,20 @@ def test_instructions(raw):
     assert [row.prompts[0] for row in raw.instructions()] == ["Find it.", "Name it."]
 
 
+def test_of_several_data_sets_the_instruction_is_named(world, tmp_path):
+    root = tmp_path / "two"
+    shutil.copytree(world.root, root, symlinks=True)
+    pool = root / "cand_pool" / "local" / "mbeir_squares_task3_cand_pool.jsonl"
+    pool.write_text(pool.read_text().replace('"7:99"', '"8:1"'))
+    table = root / "instructions" / "query_instructions.tsv"
+    table.write_text(table.read_text() + "text\timage\tcircles\t8\tFind a circle.\t\t\t\n")
+    answer = Searcher.open(world.raw, root).search("red")
+    assert answer.instruction == "Find it."
+    assert answer.notes == (
+        "2 data sets have an instruction for such a query; that of squares was taken",
+    )
+
+
 def test_an_untrained_model_reads_published_text(world, tmp_path):
     searcher = Searcher.open("flagland-clip", world.root, pools=["squares"])
     assert len(searcher) == 41

@@ -96,6 +96,7 @@ def test_the_page_shows_both_retrievers_with_both_texts(site):
     assert [tag["id"] for tag in tags.all("section")] == ["r1", "r2"]
     assert text.count('<li class="card">') == 24
     assert "reads published text" in text
+    assert "Generated, not read" in page(site, q="red", k="48")[1]
     assert "reads published and generated text" in text
     assert "Find it. red number 5" in text
     assert re.search(r"enriched: (rank \d+|not in the first 12)", text)

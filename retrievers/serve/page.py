@@ -80,9 +80,13 @@ def render_page(
         title=first.root.resolve().name,
         size=len(first),
         searchers={
-            name: {"reads": _READS[searcher.corpus_view], "vlm": searcher.vlm, "notes": notes}
+            name: {
+                "view": searcher.corpus_view,
+                "reads": _READS[searcher.corpus_view],
+                "vlm": searcher.vlm,
+                "notes": searcher.notes,
+            }
             for name, searcher in searchers.items()
-            for notes in [searcher.notes]
         },
         asked=asked,
         answers=answers,
