@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, final
 
 from augment.records import Request, Sampling, Side
@@ -77,7 +78,7 @@ class Recipe:
     routes: Mapping[str, str | None]
     settings: Mapping[str, object] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Twelve hex digits over all fields."""
         return digest(self._fields())[:12]

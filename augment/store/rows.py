@@ -14,6 +14,7 @@ from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from augment.store.segments import (
@@ -22,6 +23,7 @@ from augment.store.segments import (
     Kind,
     Mapped,
     as_codes,
+    as_times,
     code,
     column,
     name_of,
@@ -116,7 +118,7 @@ class Rows:
         """Of the sealed rows; read when first needed."""
         tables = [column(path, "code", "at") for path in self.segments]
         codes = [as_codes(table["code"]) for table in tables]
-        at = [table["at"].to_numpy() for table in tables]
+        at = [as_times(table["at"]) for table in tables]
         none = np.zeros((0, 2), np.uint64), np.zeros(0, np.int64)
         return Index(
             np.concatenate([none[0], *codes]), np.concatenate([none[1], *at]), self._latest
@@ -216,7 +218,8 @@ class Rows:
     def where(self, filled: str, *names: str) -> Iterator[dict[str, Any]]:
         """Records, counting or not, in which a column of strings is not empty."""
         for path in self.segments:
-            yield from column(path, filled, *names, filters=[(filled, ">", "")]).to_pylist()
+            table = column(path, filled, *names)
+            yield from table.filter(pc.greater(table[filled], "")).to_pylist()
         for record in self.tail.values():
             if record.get(filled):
                 yield {name: record.get(name) for name in (filled, *names)}

@@ -23,10 +23,10 @@ import logging
 import os
 import secrets
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal, TypeVar, final
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,7 @@ FOLDERS: Mapping[Kind, str] = {
 GROUP = 16_384
 
 Codes = npt.NDArray[np.uint64]
+_Number = TypeVar("_Number", np.uint64, np.int64)
 
 _LOG = logging.getLogger(__name__)
 _FOUND = [pa.field("code", pa.binary(16), nullable=False), pa.field("at", pa.int64())]
@@ -174,32 +175,27 @@ def _parquet_writer(sink: Any, kind: Kind) -> Any:
     )
 
 
-def batch(kind: Kind, records: Iterable[Mapping[str, Any]]) -> Any:
+def batch(kind: Kind, records: Sequence[Mapping[str, Any]]) -> Any:
     """Records as an Arrow batch."""
-    rows = [
-        {
-            **record,
-            "code": code(name_of(kind, record)),
-            **({"key_code": code(record["key"])} if kind == "link" else {}),
-        }
-        for record in records
-    ]
-    return pa.RecordBatch.from_pylist(rows, schema=SCHEMAS[kind])
+    columns: dict[str, list[Any]] = {"code": [code(name_of(kind, record)) for record in records]}
+    if kind == "link":
+        columns["key_code"] = [code(record["key"]) for record in records]
+    for name in SCHEMAS[kind].names:
+        if name not in columns:
+            columns[name] = [record.get(name) for record in records]
+    arrays = [pa.array(columns[field.name], field.type) for field in SCHEMAS[kind]]
+    return pa.RecordBatch.from_arrays(arrays, schema=SCHEMAS[kind])
 
 
-def column(path: Path, *names: str, filters: Any = None) -> Any:
+def column(path: Path, *names: str) -> Any:
     """Some columns of a segment, as an Arrow table.
-
-    Args:
-        path: the segment.
-        *names: of the columns.
-        filters: as ``pyarrow.parquet.read_table`` takes them.
 
     Raises:
         OSError: if the segment cannot be read; Arrow's errors for damage are OSErrors, too.
     """
     try:
-        return pq.read_table(path, columns=list(names), filters=filters, partitioning=None)
+        # Not read_table, which loads Arrow's whole machinery for data sets.
+        return pq.ParquetFile(path).read(list(names), use_threads=False)
     except pa.ArrowInvalid as error:
         raise OSError(f"{path} is damaged: {error}") from error
 
@@ -218,12 +214,23 @@ def rows_of(path: Path) -> int:
 
 def as_codes(array: Any) -> Codes:
     """A column of codes as (n, 2) unsigned integers."""
-    joined = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
-    if len(joined) == 0:
-        return np.zeros((0, 2), np.uint64)
-    start = joined.offset * 16
-    view = np.frombuffer(joined.buffers()[1], np.uint64, 2 * len(joined), start)
-    return view.reshape(-1, 2)
+    return _numbers(array, np.uint64, 2).reshape(-1, 2)
+
+
+def as_times(array: Any) -> npt.NDArray[np.int64]:
+    """A column of times."""
+    return _numbers(array, np.int64, 1)
+
+
+def _numbers(array: Any, kind: type[_Number], each: int) -> npt.NDArray[_Number]:
+    # Not to_numpy, which loads pandas: a second of time and 60 MiB.
+    parts = array.chunks if isinstance(array, pa.ChunkedArray) else [array]
+    views = [
+        np.frombuffer(part.buffers()[1], kind, each * len(part), part.offset * each * 8)
+        for part in parts
+        if len(part)
+    ]
+    return np.concatenate(views) if views else np.zeros(0, kind)
 
 
 @final

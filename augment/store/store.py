@@ -397,18 +397,19 @@ class Store:
     def _write(self, record: dict[str, Any]) -> None:
         with self._lock, self._writing():
             record.setdefault("at", wal.stamp())
-            self._append(record)
-            # As it will be read again, e.g. without lone surrogates.
-            self._take(wal.decode(wal.encode(record)) or record)
+            line = wal.encode(record)
+            self._append(line)
+            # As it will be read again: a lone surrogate is a question mark then.
+            self._take((b"?" in line and wal.decode(line)) or record)
             if self._wal is not None and self._wal.rows >= self._seal_rows:
                 self._rotate()
 
-    def _append(self, record: Mapping[str, Any]) -> None:
+    def _append(self, line: bytes) -> None:
         if self._wal is None:
             self._begin_folder()
             self._wal = wal.Wal(self.folder / "wal", self._sync_seconds)
         try:
-            self._wal.append(record)
+            self._wal.append(line)
         except OSError:
             # The line may be torn: what follows must not be glued to it.
             broken, self._wal = self._wal, None
@@ -423,7 +424,7 @@ class Store:
             return
         if self._in_flight:
             keys = list(self._in_flight)
-            self._append({"kind": "try", "keys": keys, "at": wal.stamp()})
+            self._append(wal.encode({"kind": "try", "keys": keys, "at": wal.stamp()}))
         full.sync()
         self._seal([full.path])
         full.close()
@@ -434,7 +435,7 @@ class Store:
         for path in logs:
             for record in self._read(path, note=False):
                 if record["kind"] == "died" and any(key not in self for key in record["keys"]):
-                    self._append(record)  # it must outlive the log
+                    self._append(wal.encode(record))  # it must outlive the log
                 kind = record.pop("kind")
                 if kind in KINDS:
                     sealed.setdefault((kind, record.pop("recipe", "")), []).append(record)
@@ -484,7 +485,7 @@ class Store:
 
     def _save_death(self, death: Death) -> None:
         record = {"kind": "died", "source": death.source, "keys": sorted(death.keys)}
-        self._append({**record, "seen": death.seen, "at": death.at})
+        self._append(wal.encode({**record, "seen": death.seen, "at": death.at}))
 
     def suspects(self, recipe: str) -> Suspects:
         """Which keys may have killed the engine; see :mod:`augment.store.evidence`.

@@ -31,6 +31,9 @@ from typing import Any, BinaryIO, NamedTuple, final
 SYNC_SECONDS = 1.0
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False)
+
+
 class Line(NamedTuple):
     """A line of a log.
 
@@ -47,7 +50,7 @@ class Line(NamedTuple):
 
 def encode(record: Mapping[str, Any]) -> bytes:
     """A record as a line. Lone surrogates, which UTF-8 cannot hold, become question marks."""
-    text = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    text = _ENCODER.encode(record).encode("utf-8", "replace")
     return b"%b\t%08x\n" % (text, zlib.crc32(text))
 
 
@@ -107,14 +110,13 @@ class Wal:
         if sync_seconds > 0:
             threading.Thread(target=self._keep_synced, name="fsync", daemon=True).start()
 
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Write one record.
+    def append(self, line: bytes) -> None:
+        """Write one record, as :func:`encode` made it.
 
         Raises:
             OSError: if it cannot be written, or what was written before could not be synced. The
                 end of the file may be torn: write on to another file.
         """
-        line = encode(record)
         with self._lock:
             if self._error is not None:
                 raise self._error
