@@ -15,6 +15,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
@@ -161,10 +162,10 @@ class Judgements:
         }
         self.qids = list(kept)
         self._qids = pa.array(self.qids, pa.string())
-        dids = pa.array([did for judged in kept.values() for did in judged], pa.string())
+        dids = pa.array(list(chain.from_iterable(kept.values())), pa.string())
         encoded = dids.dictionary_encode()
         self._dids = encoded.dictionary
-        grade = [value for judged in kept.values() for value in judged.values()]
+        grade = list(chain.from_iterable(judged.values() for judged in kept.values()))
         self._grade = np.array(grade, dtype=np.int64)
         sizes = [len(judged) for judged in kept.values()]
         self._query = np.repeat(np.arange(len(kept)), np.array(sizes, dtype=np.int64))

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 
 from augment.errors import DataError
 from augment.mbeir.files import text_lines
@@ -28,7 +28,8 @@ _NAMES = ("qid", "q0", "did", "rank", "score", "tag", "task")
 _BLOCK = 1 << 15
 #: Bytes of a file that is not worth starting threads for.
 _SMALL = 1 << 22
-_DIGITS = np.array([f"{n:03d}".encode() for n in range(1000)]).view(np.uint8).reshape(1000, 3)
+_DIGITS = np.array([b"%03d" % n for n in range(1000)])
+_WHOLE = np.array([b"%d." % n for n in range(1000)])
 
 
 def parse_quickly(path: Path) -> Columns | None:
@@ -156,48 +157,44 @@ def run_lines(table: RunTable, tails: Sequence[bytes]) -> Iterator[bytes]:
         return
     used = np.zeros(len(table.ids), dtype=bool)
     used[table.rows] = True
-    place = np.cumsum(used) - 1
-    dids = _bytes(table.ids.filter(pa.array(used)).to_pylist(), b"%s ")
-    qids = _bytes(table.qids.to_pylist(), b"%s Q0 ")
-    ranks = _bytes([str(n) for n in range(1, table.depth + 1)], b"%s ")
+    place = np.cumsum(used, dtype=np.int32) - 1
+    dids = _bytes(table.ids.filter(pa.array(used)), b" ")
+    qids = _bytes(table.qids, b" Q0 ")
+    ranks = np.array([b"%d " % n for n in range(1, table.depth + 1)])
     ends = np.array(tails)
-    ends = ends.view(np.uint8).reshape(len(tails), -1)
     query, rank = table.query, table.rank
     for start in range(0, len(table.rows), _BLOCK):
         part = slice(start, start + _BLOCK)
         own = query[part]
-        fields = (
+        columns = (
             qids[own],
             dids[place[table.rows[part]]],
             ranks[rank[part] - 1],
-            _scores(table.scores[part]),
+            *_scores(table.scores[part]),
             ends[own if len(tails) > 1 else np.zeros(len(own), dtype=np.int64)],
         )
-        block = np.concatenate(fields, axis=1).ravel()
-        yield block[block != 0].tobytes()
+        lines = np.empty(len(own), [(f"f{n}", column.dtype) for n, column in enumerate(columns)])
+        for n, column in enumerate(columns):
+            lines[f"f{n}"] = column
+        yield lines.tobytes().translate(None, b"\0")
 
 
-def _bytes(words: Sequence[str], form: bytes) -> UInt8[np.ndarray, "words width"]:
-    for word in words:
-        if len(word.split()) != 1 or "\0" in word:
-            raise DataError(f"id {word!r} is empty or contains white space; rename it")
-    encoded = np.array([form % word.encode() for word in words])
-    return encoded.view(np.uint8).reshape(len(words), -1)
+def _bytes(words: Any, tail: bytes) -> Shaped[np.ndarray, " words"]:
+    """Ids as fixed-width bytes, padded with zeros; ``tail`` stands behind each."""
+    bad = pc.filter(words, pc.match_substring_regex(words, r"^$|[\s\x00]"))
+    if len(bad):
+        raise DataError(f"id {bad[0].as_py()!r} is empty or contains white space; rename it")
+    return np.array([word + tail for word in words.cast(pa.binary()).to_pylist()])
 
 
-def _scores(scores: np.ndarray) -> UInt8[np.ndarray, "hits width"]:
+def _scores(scores: np.ndarray) -> list[Shaped[np.ndarray, " hits"]]:
     """Six decimals where they read back as the same single-precision number, else nine digits."""
     millionths = np.rint(scores.astype(np.float64) * 1e6)
     exact = (millionths / 1e6).astype(np.float32) == scores
     if not exact.all() or np.abs(millionths).max() >= 1e9:
-        words = np.array([f"{score:.9g}".encode() for score in scores.tolist()])
-        return words.view(np.uint8).reshape(len(words), -1)
-    whole, fraction = np.divmod(np.abs(millionths).astype(np.int64), 1_000_000)
-    head = _DIGITS[whole].copy()
-    head[whole < 100, 0] = 0
-    head[whole < 10, 1] = 0
-    sign = np.where(millionths < 0, ord("-"), 0).astype(np.uint8)[:, None]
-    dot = np.full((len(scores), 1), ord("."), dtype=np.uint8)
-    return np.concatenate(
-        (sign, head, dot, _DIGITS[fraction // 1000], _DIGITS[fraction % 1000]), axis=1
-    )
+        return [np.array([f"{score:.9g}".encode() for score in scores.tolist()])]
+    whole, fraction = np.divmod(np.abs(millionths).astype(np.int32), np.int32(1_000_000))
+    high, low = np.divmod(fraction, np.int32(1000))
+    digits = [_WHOLE[whole], _DIGITS[high], _DIGITS[low]]
+    below = millionths < 0
+    return [np.where(below, b"-", b""), *digits] if below.any() else digits

@@ -1,5 +1,6 @@
 """The comparison and its report: means by hand, nothing unescaped."""
 
+import json
 import random
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from PIL import Image
 from augment.mbeir import write_candidates, write_qrels, write_queries
 from augment.records import Enrichment, Hit, Item, Qrel, Query
 from benchmarks.report import write_report
+from retrievers.cli import main
 from retrievers.compare import compare
 from retrievers.run import write_run
 
@@ -87,3 +89,43 @@ def enrich(root: Path, store: Path, answer: str) -> None:
     engine = ScriptedEngine([f"{answer} a red field"], root=root)
     assert corpus.run(root, store, engine=engine).exit_code == 0
     assert queries.run(root, store, splits=["test"], engine=engine).exit_code == 0
+
+
+def test_wins_losses_slices_and_correction(tmp_path: Path) -> None:
+    first = write_folder(tmp_path / "a", {"x_task0": [True] * 5 + [False] * 15})
+    second = write_folder(tmp_path / "b", {"x_task0": [False] * 2 + [True] * 18})
+    asked = [
+        Query(Item(f"1:{n}", text, image, "text"), 0)
+        for n, text, image in (
+            *((n, "a red flag", None) for n in range(1, 11)),
+            *((n, "Which river is it?", "p.jpg") for n in range(11, 16)),
+            *((n, "the same in red, " + "word " * 20, "p.jpg") for n in range(16, 21)),
+        )
+    ]
+    result = compare(first, second, queries=asked, metric="success@1")
+    task = result.rows[0]
+    assert (task.wins, task.losses) == (15, 2)
+    assert result.rows[-1].holm == result.rows[-1].p
+    slices = {row.name: row.queries for row in result.slices}
+    assert slices["type: question"] == 5
+    assert slices["type: modification"] == 5
+    assert slices["type: description"] == 10
+    assert slices["text: 16 to 40 words"] == 5
+    assert slices["text: 1 to 5 words"] == 15
+    assert all(row.holm >= row.p for row in result.slices)
+    assert [change.second - change.first for change in result.changes] == [1] * 15 + [-1] * 2
+    assert "| 15 | 2 |" in result.table()
+
+
+def test_the_command_prints_tables_and_writes_everything(tmp_path: Path, capsys) -> None:
+    first = write_folder(tmp_path / "a", {"x_task0": [False] * 8, "x_task3": [True] * 4})
+    second = write_folder(tmp_path / "b", {"x_task0": [True] * 8, "x_task3": [True] * 4})
+    out = tmp_path / "comparison.json"
+    arguments = ["compare", str(first), str(second), "--out", str(out), "--examples", "2"]
+    assert main(arguments) == 0
+    told = capsys.readouterr().out
+    assert "| mean | 12 | 50.0 | 100.0 | +50.0 [+50.0, +50.0] |" in told
+    assert "wins of b:\n- 0: text → image, 1:1: 0.000 → 1.000" in told
+    record = json.loads(out.read_text())
+    assert len(record["changes"]) == 8
+    assert record["seed"] == 0
