@@ -67,7 +67,7 @@ def read_collection(path: str | Path) -> Iterator[Document]:
         fields = [record.get(key) for key in ("id", "contents")] if isinstance(record, dict) else []
         if len(fields) != 2 or not all(isinstance(field, str) and field for field in fields):
             raise DataError('expected {"id": "...", "contents": "..."}, both strings', where)
-        yield _once(Document(*fields), seen, where)
+        yield _once(Document(str(fields[0]), str(fields[1])), seen, where)
 
 
 def write_topics(path: str | Path, topics: Iterable[Document]) -> int:

@@ -1,6 +1,6 @@
 """Kinds of bad files and runs; each ends in an error that names the place and the remedy.
 
-The table in docs/bad_input_runs.md lists them; a test sees that it lists each kind tried here.
+The table in docs/bad-input-runs.md lists them; a test sees that it lists each kind tried here.
 """
 
 import json
@@ -15,7 +15,7 @@ from retrievers.cli import main
 from retrievers.metrics import grades_of
 from retrievers.run import read_run
 
-DOCS = Path(__file__).parents[1] / "docs" / "bad_input_runs.md"
+DOCS = Path(__file__).parents[1] / "docs" / "bad-input-runs.md"
 RUN = "1:1 Q0 1:5 1 0.9 a\n1:1 Q0 1:6 2 0.8 a\n1:2 Q0 1:5 1 0.7 a\n"
 QRELS = "1:1 0 1:5 1\n1:2 0 1:6 1\n"
 
