@@ -78,7 +78,7 @@ def kill(process, store, after, dice):
     """Kill once so many more bytes are written; whether it was still alive."""
     goal = size(store) + after
     while process.is_alive() and size(store) < goal:
-        time.sleep(0.002)
+        time.sleep(0.01)
     time.sleep(dice.random() * 0.01)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
