@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -195,10 +196,13 @@ def test_without_ray_it_is_said_what_to_install(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra ray is not there")
 @pytest.mark.filterwarnings("ignore")  # Ray's own
-def test_two_nodes_answer_as_one(tmp_path):
+def test_two_nodes_answer_as_one(tmp_path, monkeypatch):
     import ray
     from ray.cluster_utils import Cluster
 
+    # Ray makes its workers as nice as can be, which on a busy machine means that they stand still.
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     random = torch.Generator().manual_seed(0)
     # Few values, so that many candidates tie, within a worker and between them.
     vectors = torch.randint(-1, 2, (400, 4), generator=random).float() / 2
