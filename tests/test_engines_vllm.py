@@ -56,8 +56,6 @@ def serving(engine):
 
 
 def test_the_server_is_killed_in_the_middle_and_nothing_is_lost(stand_in, tmp_path, monkeypatch):
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     engine = make_engine(
         "vllm:flagland-vlm", root=tmp_path, server_python=stand_in, concurrency=4, timeout=20
@@ -72,9 +70,10 @@ def test_the_server_is_killed_in_the_middle_and_nothing_is_lost(stand_in, tmp_pa
             (server,) = serving(engine)
             server.kill()
     assert [reply.finish for reply in replies] == ["stop"] * 60
-    # Resized by the model's own rule.
-    for n, reply in enumerate(replies[:5]):
-        height, width = smart_resize(130, 200 + 40 * n, 32, 12_288, 28_672)
+    # Resized by the model's own rule (sides of 32, 12,288 to 28,672 pixels), as computed by the
+    # processor in transformers.
+    sizes = [(192, 128), (224, 96), (224, 96), (256, 96), (256, 96)]
+    for (width, height), reply in zip(sizes, replies, strict=False):
         assert reply.text.endswith(f" of {width} by {height} pixels")
     (server,) = serving(engine)
     engine.close()
