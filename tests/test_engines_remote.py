@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from augment.engines.remote import RemoteEngine
 from augment.errors import EngineError
 from augment.images import open_image
 from augment.mbeir import write_candidates
+from augment.models import PACKAGED
 from augment.records import Item, Request, Sampling
 from augment.store import Store
 
@@ -207,7 +209,7 @@ def test_a_refused_key_ends_the_run_and_is_not_shown(root, monkeypatch):
 
 def test_an_unknown_model_names_those_that_are_served(root):
     with FakeServer("other-vlm") as server:
-        ends(engine(root, server), "has no model 'fake'; it has other-vlm")
+        ends(engine(root, server), r"has no model 'fake'.*it has other-vlm")
 
 
 def test_several_servers_share_the_work_and_a_dead_one_is_dropped(root, caplog):
@@ -424,3 +426,39 @@ def test_the_command_enriches_through_a_url(tmp_path, capsys):
     texts = Store(tmp_path / "store").texts("corpus")
     assert texts.keys() == {item.id for item in pool}
     assert all("of 30 by 20 pixels" in text.text for text in texts.values())
+
+
+@pytest.mark.slow
+def test_a_real_server_transformers_serve(tmp_path):
+    """The packaged model behind the server of transformers: its texts are those of the engine."""
+    for name in ("fastapi", "uvicorn"):
+        pytest.importorskip(name, reason="transformers serve needs the extra 'serving'")
+    from augment.flagland import atlas
+    from augment.flagland.render import draw_flat
+    from augment.prompts import load_prompt
+
+    prompt, requests = load_prompt("rar_corpus"), []
+    for n, country in enumerate(islice(atlas.countries(5), 4)):
+        # In the model's own limits and multiples, so that nobody resizes.
+        draw_flat(country.flag, 160, random.Random(n)).resize((160, 96)).save(tmp_path / f"{n}.png")
+        requests.append(prompt.render(Item(f"1:{n}", None, f"{n}.png", "image")))
+    (tmp_path / "hub").mkdir()
+    folder, port = str(PACKAGED["flagland-vlm"]), free_port()
+    command = [sys.executable, "-c", "from transformers.cli.transformers import main; main()"]
+    command += ["serve", folder, "--device", "cpu", "--port", str(port)]
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    try:
+        made = RemoteEngine(
+            folder,
+            urls=[f"http://127.0.0.1:{port}/v1"],
+            root=tmp_path,
+            limits=Limits(2, 120.0, patience=240.0),
+        )
+        served = list(made.generate(requests, Sampling(48)))
+    finally:
+        server.kill()
+        server.wait()
+    local = make_engine("flagland-vlm", root=tmp_path, device="cpu")
+    assert served == list(local.generate(requests, Sampling(48)))

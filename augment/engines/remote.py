@@ -157,9 +157,13 @@ class RemoteEngine(Engine):
         listing = await client.get("/models")
         names = [str(one["id"]) for one in listing["data"]] if _is_listing(listing) else []
         if names and self._name not in names:
-            raise EngineError(
-                f"{self._urls[0]} has no model {self._name!r}; it has {', '.join(names[:20])}"
-            )
+            # Some servers take names that they do not list: a folder, a model not yet loaded.
+            probe = self._payload(_Ready("", "Hello.", None), Sampling(1))
+            if refused := (await client.ask(probe)).error:
+                raise EngineError(
+                    f"{self._urls[0]} has no model {self._name!r} ({refused}); it has"
+                    f" {', '.join(names[:20])}"
+                )
         if not self._canaries:
             return
 
