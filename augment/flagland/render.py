@@ -98,6 +98,19 @@ def _star(x: float, y: float, r: float, points: int, inner: float) -> list[tuple
     return corners
 
 
+def _draw_sun(
+    draw: ImageDraw.ImageDraw, colour: tuple[int, int, int], x: float, y: float, r: float
+) -> None:
+    """Rays apart from the disc, so that even a sun of ten pixels is no disc."""
+    draw.ellipse((x - r / 2, y - r / 2, x + r / 2, y + r / 2), fill=colour)
+    for i in range(8):
+        u, v = math.cos(math.pi * i / 4), math.sin(math.pi * i / 4)
+        foot, tip, half = 0.62 * r, 1.25 * r, 0.17 * r
+        left = (x + foot * u - half * v, y + foot * v + half * u)
+        right = (x + foot * u + half * v, y + foot * v - half * u)
+        draw.polygon([left, right, (x + tip * u, y + tip * v)], fill=colour)
+
+
 def _draw_shape(
     image: Image.Image, shape: str, colour: tuple[int, int, int], x: float, y: float, r: float
 ) -> None:
@@ -106,7 +119,7 @@ def _draw_shape(
     if shape == "star":
         draw.polygon(_star(x, y, r * 1.08, 5, 0.4), fill=colour)
     elif shape == "sun":
-        draw.polygon(_star(x, y, r * 1.1, 12, 0.62), fill=colour)
+        _draw_sun(draw, colour, x, y, r)
     elif shape == "disc":
         draw.ellipse((x - r * 0.9, y - r * 0.9, x + r * 0.9, y + r * 0.9), fill=colour)
     elif shape == "diamond":
