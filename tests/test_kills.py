@@ -212,7 +212,7 @@ def test_first_signal_drains_second_stops(root, processes):
 
 
 SCRIPT = """
-mount -t tmpfs -o size=64k none $STORE || exit 99
+mount -t tmpfs -o size=40k none $STORE || exit 99
 $RUN; echo full=$?
 mount -o remount,size=8m $STORE; $RUN; echo mended=$?
 mount -o remount,ro $STORE; $RUN; echo readonly=$?

@@ -107,8 +107,9 @@ def load_runs(folder: Path) -> Iterator[RunRecord]:
     Raises:
         StoreError: if one cannot be read.
     """
-    for path in sorted((folder / "runs").glob("*.json")):
-        yield _load_run(path)
+    found = [_load_run(path) for path in (folder / "runs").glob("*.json")]
+    # By time, not by name: a name is exact to the second only.
+    yield from sorted(found, key=lambda run: (run.started, run.id))
 
 
 def _load_run(path: Path) -> RunRecord:
