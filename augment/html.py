@@ -9,13 +9,13 @@ from __future__ import annotations
 import base64
 import io
 import re
-import secrets
 from pathlib import Path
 from typing import Any, final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from augment.atomic import write_text
 from augment.errors import DataError
 
 #: Longest side of a thumbnail in pixels, and its JPEG quality: about 12 kB each.
@@ -96,11 +96,7 @@ def save_page(path: Path, page: str) -> None:
     Raises:
         DataError: if the file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(path)
+        write_text(path, page)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise DataError(f"cannot write the page: {error}", str(path)) from error

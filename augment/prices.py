@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import NonNegativeFloat
+
 
 @final
 @dataclass(frozen=True)
@@ -41,3 +44,12 @@ PRICE_OPTIONS: Mapping[str, str] = {
     "written": "a million tokens written",
     "gpu-hour": "one device for an hour",
 }
+
+
+def add_price_options(parser: ArgumentParser) -> None:
+    """Add ``--price-read``, ``--price-written`` and ``--price-gpu-hour``."""
+    for name, what in PRICE_OPTIONS.items():
+        parser.add_argument(
+            f"--price-{name}", type=NonNegativeFloat | None, default=None, metavar="X",
+            help=f"Of {what}, for the costs.",
+        )  # fmt: skip

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jsonargparse import ArgumentParser
-from jsonargparse.typing import NonNegativeFloat, NonNegativeInt
+from jsonargparse.typing import NonNegativeInt
 
 from augment import cli
 from augment.errors import StoreError
 from augment.html import percent, write_page
 from augment.plots import quantile
-from augment.prices import NO_PRICES, PRICE_OPTIONS, Prices
+from augment.prices import NO_PRICES, Prices, add_price_options
 from augment.progress import duration
 from augment.records import Side
 from augment.reporting.collect import SideReport, collect, sides
@@ -169,11 +169,7 @@ def command(arguments: Sequence[str] | None) -> int:
             f"--{side}-recipe", type=str, default=None, metavar="ID",
             help="Default: the recipe that the store means.",
         )  # fmt: skip
-    for name, what in PRICE_OPTIONS.items():
-        parser.add_argument(
-            f"--price-{name}", type=NonNegativeFloat | None, default=None, metavar="X",
-            help=f"Of {what}.",
-        )  # fmt: skip
+    add_price_options(parser)
     given = parser.parse_args(arguments)
     samples = min(given.samples, MOST_SAMPLES)
     prices = Prices(given.price_read, given.price_written, given.price_gpu_hour)

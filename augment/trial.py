@@ -13,14 +13,14 @@ from itertools import islice
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeFloat, PositiveInt
+from jsonargparse.typing import PositiveInt
 
 from augment import cli
 from augment.enrich import Job
 from augment.errors import DataError
 from augment.estimate import SAMPLE_BATCHES, describe, measure, survey
 from augment.preview import choose, show
-from augment.prices import PRICE_OPTIONS, Prices
+from augment.prices import Prices, add_price_options
 from augment.shards import parse_shard
 from augment.store import Store
 
@@ -39,11 +39,7 @@ def execute(
         "--preview", type=PositiveInt | None, default=None, metavar="N",
         help="Generate for N random items only, save as usual, show before and after.",
     )  # fmt: skip
-    for name, what in PRICE_OPTIONS.items():
-        made.add_argument(
-            f"--price-{name}", type=NonNegativeFloat | None, default=None, metavar="X",
-            help=f"Of {what}, for the estimate.",
-        )  # fmt: skip
+    add_price_options(made)
     parsed = made.parse_args(arguments)
     if parsed.dry_run and parsed.preview:
         raise DataError("--dry-run writes nothing and --preview saves: give one of them")

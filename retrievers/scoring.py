@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from augment.atomic import write_text
 from augment.errors import DataError
 from augment.mbeir import write_qrels
 from augment.records import Qrel, Run
@@ -255,8 +256,5 @@ def write_results(folder: Path, plan: Plan, runs: Runs, results: Results) -> Non
             Qrel(q, d, grade) for q, judged in task.grades.items() for d, grade in judged.items()
         ]
         write_qrels(folder / f"{task.name}.qrels", qrels, columns=4)
-    partial = folder / "metrics.json.partial"
-    partial.write_text(
-        json.dumps(results.to_json(), indent=1, default=str) + "\n", encoding="utf-8"
-    )
-    partial.replace(folder / "metrics.json")
+    text = json.dumps(results.to_json(), indent=1, default=str) + "\n"
+    write_text(folder / "metrics.json", text)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
+from augment import atomic
 from augment.errors import DataError
 
 _BOM = b"\xef\xbb\xbf"
@@ -66,26 +65,9 @@ def replacing(path: Path) -> Iterator[TextIO]:
     Raises:
         DataError: if the folder or file cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    except OSError as error:
-        raise DataError(f"cannot be written: {error.strerror}", str(path)) from error
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp keeps files private
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+    with ExitStack() as stack:
+        try:
+            stream = stack.enter_context(atomic.replacing(path))
+        except OSError as error:
+            raise DataError(f"cannot be written: {error.strerror}", str(path)) from error
+        yield stream

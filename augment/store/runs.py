@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
+from augment.atomic import write_text
 from augment.errors import StoreError
 from augment.keys import Recipe
 from augment.records import Side
@@ -98,7 +99,7 @@ def save_run(folder: Path, run: RunRecord) -> None:
     Raises:
         OSError: if it cannot be written.
     """
-    wal.replace(folder / "runs" / f"{run.id}.json", _text(asdict(run)))
+    write_text(folder / "runs" / f"{run.id}.json", _text(asdict(run)))
 
 
 def load_runs(folder: Path) -> Iterator[RunRecord]:
@@ -129,7 +130,7 @@ def save_recipe(folder: Path, recipe: Recipe) -> None:
     """
     path = folder / "recipes" / f"{recipe.side}-{recipe.id}.json"
     if not path.exists():
-        wal.replace(path, _text(recipe.to_json()))
+        write_text(path, _text(recipe.to_json()))
 
 
 def load_recipe(folder: Path, side: Side, name: str) -> Recipe:
@@ -181,7 +182,7 @@ def choose(folder: Path, side: Side, name: str) -> None:
     """
     load_recipe(folder, side, name)
     try:
-        wal.replace(folder / f"chosen-{side}.json", _text({"recipe": name}))
+        write_text(folder / f"chosen-{side}.json", _text({"recipe": name}))
     except OSError as error:
         raise StoreError(f"{folder}: cannot write the choice: {error}") from error
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, final
 
+from augment.atomic import write_text
 from augment.errors import StoreError, StoreWriteError
 from augment.keys import Recipe
 from augment.records import Enrichment, Side
@@ -392,7 +393,7 @@ class Store:
     def _begin_folder(self) -> None:
         if not (self.folder / "store.json").exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            wal.replace(self.folder / "store.json", json.dumps({"format": FORMAT}) + "\n")
+            write_text(self.folder / "store.json", json.dumps({"format": FORMAT}) + "\n")
 
     def _write(self, record: dict[str, Any]) -> None:
         with self._lock, self._writing():

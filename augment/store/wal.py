@@ -200,24 +200,6 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def replace(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old or the new one, never half of it.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def stamp() -> int:
     """Nanoseconds since 1970, the time of a record."""
     return time.time_ns()

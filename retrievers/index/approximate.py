@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
+from augment.atomic import write_text
 from augment.errors import DataError, MismatchError, StoreError
 from retrievers.index.base import Found, VectorIndex, may_tie
 from retrievers.index.recall import Recall, measure_recall
@@ -109,8 +110,7 @@ class FaissIndex(VectorIndex):
             partial.write_bytes(faiss.serialize_index(self._index).tobytes())
             partial.replace(target)
             record = {"version": _VERSION, **self._belongs(), "sha256": _sha256(target)}
-            (folder / ".index.json.partial").write_text(json.dumps(record, indent=1) + "\n")
-            (folder / ".index.json.partial").replace(folder / "index.json")
+            write_text(folder / "index.json", json.dumps(record, indent=1) + "\n")
         except OSError as error:
             raise StoreError(f"{folder}: cannot write the index: {error}") from error
 

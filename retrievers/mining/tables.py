@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
+from augment.atomic import write_text
 from retrievers.embeddings import Embeddings
 from retrievers.mining.judge import Mined, MiningConfig, Pool, Tally, mine
 from retrievers.plan import EvalTask, Plan
@@ -84,9 +85,7 @@ def mine_plan(
         "none": tally.none,
         "verdicts": dict(tally.verdicts.most_common()),
     }
-    partial = folder / "mining.json.partial"
-    partial.write_text(json.dumps(summary, indent=1, default=str) + "\n", encoding="utf-8")
-    partial.replace(folder / "mining.json")
+    write_text(folder / "mining.json", json.dumps(summary, indent=1, default=str) + "\n")
     return tally
 
 
