@@ -31,7 +31,7 @@ from augment.flagland.grammar import Flag
 from augment.flagland.instructions import INSTRUCTIONS
 from benchmarks.muon import optimisers, scale_of
 from benchmarks.vlm_data import Pictures
-from retrievers.clip import encode_text
+from retrievers.towers import encode_text
 
 #: Height and width after the (aspect-changing) resize: a centre crop would cut hoist and fly off.
 IMAGE_SIZE = (96, 144)

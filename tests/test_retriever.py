@@ -20,7 +20,7 @@ from augment.mbeir import (
 )
 from augment.records import Item, Qrel, Query
 from retrievers.backbone import load_clip
-from retrievers.clip import ClipScoreFusion, encode_text
+from retrievers.clip import ClipScoreFusion
 from retrievers.data import LoaderConfig, MBeirData, SearchConfig
 from retrievers.dataset import ImageLoader
 from retrievers.evaluate import evaluate
@@ -29,6 +29,7 @@ from retrievers.optim import AdamWCosine
 from retrievers.plan import plan_test
 from retrievers.run import read_run
 from retrievers.texts import ViewConfig, check_recipe
+from retrievers.towers import encode_text
 
 CONFIG = {
     "embed_dim": 16,

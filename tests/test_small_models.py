@@ -22,7 +22,7 @@ from augment.prompts import load_prompt
 from augment.records import Item, Sampling
 from benchmarks import muon, score_vlm, vlm_data, vlm_loss
 from retrievers.backbone import load_clip
-from retrievers.clip import encode_text
+from retrievers.towers import encode_text
 
 
 @pytest.fixture(scope="module")

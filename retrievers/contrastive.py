@@ -1,0 +1,161 @@
+"""What retrievers on an open_clip model share: weights, objective, chunks, optimiser."""
+
+from __future__ import annotations
+
+import logging
+import math
+from abc import ABC
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from typing_extensions import Self
+
+from retrievers.backbone import load_clip
+from retrievers.base import Retriever
+from retrievers.gradcache import encode_in_chunks
+from retrievers.inputs import Pairs, Processor
+from retrievers.losses import Objective
+from retrievers.optim import AdamWCosine
+from retrievers.towers import compile_blocks
+
+
+class ClipRetriever(Retriever, ABC):
+    """Trains towers of an open_clip model towards an objective on pairs.
+
+    Args:
+        model_name: an open_clip model, ``local-dir:FOLDER``, ``hf-hub:NAME``, a model config file
+            ending in ``.json``, or ``flagland-clip``, the small one that is packaged.
+        pretrained: open_clip's tag or weights file, for model names that have tags.
+        random_init: take the architecture and no weights.
+        objective: what training minimises.
+        chunk: items encoded at a time in training, activations recomputed in the backward
+            (GradCache), so that the batch may be as large as its vectors and pictures allow; null
+            encodes the batch at once.
+        keep_chunks: the last chunks of each side that keep their activations: memory for time.
+        compile: compile each transformer block of both towers with ``torch.compile``.
+        max_logit_scale: the logit scale is held at or below this; CLIP's 100. UniIR never clamps.
+        optimizer: AdamW with warm-up and cosine decay.
+        init_from: checkpoint whose weights are taken at the start, nothing else of it.
+        allow_mismatch: embed text of another recipe than the one trained on.
+    """
+
+    def __init__(
+        self,
+        model_name: str = "flagland-clip",
+        pretrained: str | None = None,
+        random_init: bool = False,
+        objective: Objective = Objective(),  # noqa: B008 - frozen
+        chunk: int | None = None,
+        keep_chunks: int = 0,
+        compile: bool = False,  # noqa: A002 - torch's word
+        max_logit_scale: float = 100.0,
+        optimizer: AdamWCosine = AdamWCosine(),  # noqa: B008 - frozen
+        init_from: str | None = None,
+        allow_mismatch: bool = False,
+    ) -> None:
+        super().__init__(init_from, allow_mismatch)
+        self._settings: dict[str, Any] = {
+            "model_name": model_name,
+            "pretrained": pretrained,
+            "random_init": random_init,
+            "max_logit_scale": max_logit_scale,
+        }
+        self.clip, self._processor = load_clip(model_name, pretrained, random_init)
+        self.optimizer = optimizer
+        self.objective = objective
+        self._chunk, self._keep = chunk, keep_chunks
+        #: SigLIP's bias (2303.15343, section 3.2: -10 at the start), where the model has none.
+        self.logit_bias: Tensor | None = None
+        if objective.kind == "siglip" and getattr(self.clip, "logit_bias", None) is None:
+            self.logit_bias = torch.nn.Parameter(torch.tensor(-10.0))
+        # Weights go from one objective to another, and to an embedder that needs no bias.
+        self.register_load_state_dict_pre_hook(_reconcile_bias)  # type: ignore[no-untyped-call]
+        if compile:
+            compile_blocks(self.clip)
+        self._max_log_scale = math.log(max_logit_scale)
+
+    @classmethod
+    def deciding(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments that decide the architecture, out of what :meth:`describe` told."""
+        return {"model_name": settings["model_name"]}
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """Built without weights, so that nothing is fetched that a checkpoint brings.
+
+        Only what decides a vector is taken, so that settings of training may come and go.
+        """
+        deciding = cls.deciding(settings)
+        # open_clip warns that the model is random, which it is until the weights come.
+        logging.disable(logging.WARNING)
+        try:
+            retriever = cls(**deciding, random_init=True)
+        finally:
+            logging.disable(logging.NOTSET)
+        retriever._settings = dict(settings)
+        return retriever
+
+    @property
+    def processor(self) -> Processor:
+        """The model's own tokenizer and evaluation transform, in training too (as in UniIR)."""
+        return self._processor
+
+    def describe(self) -> dict[str, Any]:
+        """Settings as plain values; those that change no vector of given weights are left out."""
+        return dict(self._settings)
+
+    def training_settings(self) -> dict[str, Any]:
+        """Objective and optimiser."""
+        return {"objective": asdict(self.objective), "optimizer": asdict(self.optimizer)}
+
+    def loss(self, batch: Pairs) -> Mapping[str, Tensor]:
+        """The objective, its parts and the logit scale."""
+        scale = self.clip.logit_scale.exp()
+        parts = self.objective(
+            encode_in_chunks(self.encode, batch.queries, "query", self._chunk, self._keep),
+            encode_in_chunks(self.encode, batch.candidates, "corpus", self._chunk, self._keep),
+            batch.labels,
+            batch.groups,
+            scale,
+            self.logit_bias if self.logit_bias is not None else self.clip.logit_bias,
+        )
+        if dist.is_available() and dist.is_initialized():
+            # A tower that no item of this process needs must still take part in the all-reduce.
+            idle = 0.0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
+            parts = {**parts, "loss": parts["loss"] + idle}
+        return {**parts, "logit_scale": scale.detach()}
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Hold the logit scale (CLIP 2103.00020, section 2.5)."""
+        with torch.no_grad():
+            self.clip.logit_scale.clamp_(max=self._max_log_scale)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW and its schedule, one step per batch."""
+        steps = int(self.trainer.estimated_stepping_batches)
+        optimizer, schedule = self.optimizer.build(self.named_parameters(), steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+
+def scatter(
+    size: int, rows: Int[Tensor, " rows"], features: Float[Tensor, "rows dim"]
+) -> Float[Tensor, "size dim"]:
+    """Features at their rows of a batch, zeros elsewhere."""
+    return features.new_zeros(size, features.shape[1]).index_add(0, rows, features)
+
+
+def _reconcile_bias(module: ClipRetriever, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    name = f"{prefix}logit_bias"
+    if module.logit_bias is None:
+        state.pop(name, None)
+    else:
+        state.setdefault(name, module.logit_bias.detach())

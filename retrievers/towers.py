@@ -1,0 +1,100 @@
+"""The towers of open_clip models: text cut where that is exact, sizes checked, blocks compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import open_clip
+import torch
+from jaxtyping import Float, Int
+from open_clip.transformer import TextTransformer
+from torch import Tensor
+
+from augment.errors import MismatchError
+
+#: Ways to read one position of the text, at or before the end-of-text token.
+_POOLS = ("argmax", "eos")
+
+
+def text_tower(clip: Any) -> Any:
+    """Where an open_clip model keeps its text tower: in itself, or apart (``custom_text``)."""
+    return clip if isinstance(clip, open_clip.CLIP) else clip.text
+
+
+def _pool_type(tower: Any) -> str:
+    own = isinstance(tower, open_clip.CLIP)
+    return str(getattr(tower, "text_pool_type" if own else "pool_type", ""))
+
+
+def _is_causal(tower: Any) -> bool:
+    """Whether later positions change nothing of what is read."""
+    if not isinstance(tower, (open_clip.CLIP, TextTransformer)):
+        return False
+    plain = tower.attn_mask is not None and getattr(tower, "cls_emb", None) is None
+    return plain and _pool_type(tower) in _POOLS
+
+
+def _ends(tower: Any, texts: Int[Tensor, "rows context"]) -> Int[Tensor, " rows"]:
+    """The position that the tower reads: that of the end-of-text token."""
+    if _pool_type(tower) == "argmax":
+        return texts.argmax(-1)
+    name = "text_eos_id" if isinstance(tower, open_clip.CLIP) else "eos_id"
+    return (texts == getattr(tower, name)).int().argmax(-1)
+
+
+def _causal_states(
+    tower: Any, texts: Int[Tensor, "rows context"], length: int
+) -> Float[Tensor, "rows length width"]:
+    """Last states of the first positions."""
+    dtype = tower.transformer.get_cast_dtype()
+    x = tower.token_embedding(texts[:, :length]).to(dtype)
+    x = x + tower.positional_embedding[:length].to(dtype)
+    x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
+    states: Tensor = tower.ln_final(x)
+    return states
+
+
+def encode_text(clip: Any, texts: Int[Tensor, "rows context"]) -> Float[Tensor, "rows dim"]:
+    """Text features, computed only up to the longest text of the batch where that is exact.
+
+    CLIP's own text tower is causal and reads one position, so later positions change nothing.
+    Other towers (SigLIP must be padded) go through open_clip as they are.
+
+    Args:
+        clip: an open_clip model.
+        texts: token ids, padded to the context.
+    """
+    tower = text_tower(clip)
+    if not _is_causal(tower):
+        features: Tensor = clip.encode_text(texts)
+        return features
+    end = _ends(tower, texts)
+    states = _causal_states(tower, texts, int(end.max()) + 1)
+    pooled = states[torch.arange(len(states), device=states.device), end]
+    if tower.text_projection is None:
+        return pooled
+    linear = isinstance(tower.text_projection, torch.nn.Linear)
+    projected: Tensor = tower.text_projection(pooled) if linear else pooled @ tower.text_projection
+    return projected
+
+
+def check_size(clip: Any, images: Float[Tensor, "images 3 height width"]) -> None:
+    """Refuse pictures that the image tower cannot take.
+
+    Raises:
+        MismatchError: names both sizes.
+    """
+    wanted = getattr(clip.visual, "image_size", None)
+    size = (wanted, wanted) if isinstance(wanted, int) else tuple(wanted or ())
+    if size and tuple(images.shape[-2:]) != size:
+        raise MismatchError(
+            f"pictures of {images.shape[-2]} x {images.shape[-1]} pixels for a model that "
+            f"takes {size[0]} x {size[1]}; preprocess them with this retriever's own processor"
+        )
+
+
+def compile_blocks(clip: Any) -> None:
+    """Compile block by block, in place: names in checkpoints stay, and blocks share one graph."""
+    for module in clip.modules():
+        if isinstance(module, open_clip.transformer.ResidualAttentionBlock):
+            module.compile()
