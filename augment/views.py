@@ -70,6 +70,17 @@ class TextView:
         self.length = length
         self._texts = texts
 
+    def other(self, view: View, length: Length = "dense") -> TextView:
+        """The same generated texts in another view; raw forgets them."""
+        if view == "raw":
+            return TextView(self.side, view, {}, {})
+        return TextView(self.side, view, self.recipe, self._texts, length)
+
+    @property
+    def name(self) -> str:
+        """View and fingerprint, as checkpoints remember them."""
+        return f"{self.view}:{self.fingerprint}"
+
     @property
     def fingerprint(self) -> str:
         """Twelve hex digits over view, recipe and length. That of raw depends on no store."""
@@ -80,13 +91,16 @@ class TextView:
 
     def text(self, item: Item) -> str | None:
         """What the encoder sees of the item's text."""
-        found = self._texts.get(item.id)
+        return render(item.text, self.generated(item.id), self.view)
+
+    def generated(self, item_id: str) -> str | None:
+        """The generated text at the view's length; None if it is absent or was rejected."""
+        found = self._texts.get(item_id)
         if found is None or found.rejected:
-            return render(item.text, None, self.view)
-        text = found.text
-        if self.length != "dense":
-            text = found.lengths.get(self.length) or derive(text, self.length)
-        return render(item.text, text, self.view)
+            return None
+        if self.length == "dense":
+            return found.text
+        return found.lengths.get(self.length) or derive(found.text, self.length)
 
     def enrichment(self, item_id: str) -> Enrichment | None:
         """The generated text behind an item with its provenance, rejected ones included."""

@@ -169,9 +169,9 @@ class Retriever(lightning.LightningModule, ABC):
     @final
     def on_fit_start(self) -> None:
         """Refuse to resume on other text; remember this one. Initial weights may come from any."""
-        shown = self.data.recipe.fingerprint
+        shown = self.data.recipe.trained
         if self.trained_on is not None and self.trainer.ckpt_path is not None:
-            check_recipe(self.trained_on, shown, self.allow_mismatch)
+            check_recipe(self.trained_on, shown, self.allow_mismatch, exact=True)
         self.trained_on = shown
 
     def configure_callbacks(self) -> list[lightning.Callback]:

@@ -24,7 +24,7 @@ from retrievers.embeddings import Embeddings
 from retrievers.plan import EvalTask, Plan, plan_test
 from retrievers.protocol import PositiveConfig
 from retrievers.scoring import Results, score, write_results
-from retrievers.texts import TextRecipe, ViewConfig
+from retrievers.texts import TextRecipe, ViewConfig, check_untrained
 
 #: Scores are rounded so, as those of the vector indexes, before ties are settled by id.
 _DECIMALS = 6
@@ -209,6 +209,7 @@ def bm25(
         StoreError: if generated text is wanted and cannot be read.
     """
     started = time.monotonic()
+    check_untrained(query, corpus)
     recipe = TextRecipe(query.open("query"), corpus.open("corpus"), text_rule, None)
     plan = plan_test(DataRoot(root), split, union, tasks, limit, positives)
     settings = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast, final
@@ -17,7 +17,9 @@ from torch.utils.data import DataLoader, Subset
 from augment.columnar import open_queries
 from augment.errors import DataError
 from augment.mbeir import DataRoot, TextRule
+from augment.mixtures import Mixture
 from augment.records import Item, Query, Side
+from augment.views import TextView
 from retrievers.dataset import (
     CandidateBook,
     ImageLoader,
@@ -174,11 +176,13 @@ class MBeirData(lightning.LightningDataModule):
         self._tasks, self._limit, self._positives = tasks, limit, positives
         self._on_bad_image: OnBadImage = on_bad_image
         self._views = (query, corpus)
+        views = {"query": query.open("query"), "corpus": corpus.open("corpus")}
         self.recipe = TextRecipe(
-            query.open("query"),
-            corpus.open("corpus"),
+            views["query"],
+            views["corpus"],
             text_rule,
             self.root.instructions() if instructions else None,
+            _mixtures(zip(self._views, views.values(), strict=True)),
         )
         #: Set by ``mine``: embed training queries and what they may be confused with.
         self.mining: MiningConfig | None = None
@@ -421,6 +425,11 @@ class MBeirData(lightning.LightningDataModule):
             for query in open_queries(file.path):
                 if self._tasks is None or query.task in self._tasks:
                     yield query
+
+
+def _mixtures(sides: Iterable[tuple[ViewConfig, TextView]]) -> dict[Side, Mixture]:
+    made = (config.mixture(view.side, view) for config, view in sides)
+    return {mixture.side: mixture for mixture in made if mixture is not None}
 
 
 def group_codes(data: PairDataset, by: GroupBy) -> Int64[np.ndarray, " size"]:

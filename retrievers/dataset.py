@@ -89,15 +89,20 @@ class Reader(NamedTuple):
     images: ImageLoader
     on_bad_image: OnBadImage
 
-    def candidate(self, item: Item, row: int = 0) -> Example:
-        """A candidate's example."""
-        return self._example(item, self.recipe.candidate(item), row)
+    def candidate(self, item: Item, row: int = 0, draw: str = "") -> Example:
+        """A candidate's example; ``draw`` names seed and epoch in training."""
+        return self._example(item, self.recipe.candidate(item, draw), row)
 
     def query(
-        self, query: Query, target: Modality, random: Random | None = None, row: int = 0
+        self,
+        query: Query,
+        target: Modality,
+        random: Random | None = None,
+        row: int = 0,
+        draw: str = "",
     ) -> Example:
         """A query's example, instruction included."""
-        return self._example(query.item, self.recipe.query(query, target, random), row)
+        return self._example(query.item, self.recipe.query(query, target, random, draw), row)
 
     def _example(self, item: Item, text: str | None, row: int) -> Example:
         if item.image is None:
@@ -173,18 +178,19 @@ class PairDataset(Dataset[PairExample]):
     def __getitem__(self, key: int) -> PairExample:
         epoch, row = divmod(key, len(self))
         query = self.queries[row]
-        random = Random(f"{self._seed}:{epoch}:{query.item.id}:{row}")  # noqa: S311
+        draw = f"{self._seed}:{epoch}"
+        random = Random(f"{draw}:{query.item.id}:{row}")  # noqa: S311
         positives = self._draw(query, random)
-        example = self._reader.query(query, positives[0].modality, random, row)
+        example = self._reader.query(query, positives[0].modality, random, row, draw)
         scored = self._negatives.of(query) if self._negatives is not None else Scored()
         others = positives[1:]
         if self._negatives is not None:
             others += self._hard(scored, random, self._negatives.per_query)
         return PairExample(
             example,
-            self._candidate(positives[0], scored, row),
+            self._candidate(positives[0], scored, row, draw),
             query.positives,
-            tuple(self._candidate(item, scored, row) for item in others),
+            tuple(self._candidate(item, scored, row, draw) for item in others),
         )
 
     def _draw(self, query: Query, random: Random) -> list[Item]:
@@ -202,9 +208,9 @@ class PairDataset(Dataset[PairExample]):
         found = (self.find(did) for did in dids)
         return list(islice((item for item in found if item is not None), most))
 
-    def _candidate(self, item: Item, scored: Scored, row: int) -> Candidate:
+    def _candidate(self, item: Item, scored: Scored, row: int, draw: str) -> Candidate:
         score = scored.positives.get(item.id, scored.negatives.get(item.id, math.nan))
-        return Candidate(self._reader.candidate(item, row), item.id, score)
+        return Candidate(self._reader.candidate(item, row, draw), item.id, score)
 
 
 @final

@@ -13,6 +13,7 @@ import torch
 from augment.errors import DataError, MismatchError
 from augment.lengths import LENGTHS
 from augment.mbeir import DataRoot, TextRule
+from augment.mixtures import named_views
 from augment.records import Side, View
 from augment.store import Store
 from augment.views import VIEWS, TextView, open_view
@@ -127,7 +128,11 @@ def open_recipe(
 
 
 def _view(side: Side, trained: str, store: Path | None, allow_mismatch: bool) -> TextView:
-    """The view of the training; another one, to be refused or allowed, where it is not there."""
+    """The view of the training; another one, to be refused or allowed, where it is not there.
+
+    Of a mixture it is the named view, the one that tests show.
+    """
+    trained = next(iter(named_views(trained)), trained)
     view = cast("View", trained.partition(":")[0])
     if view not in VIEWS:
         raise DataError(f"the checkpoint was trained on an unknown {side} view {view!r}")
@@ -135,7 +140,7 @@ def _view(side: Side, trained: str, store: Path | None, allow_mismatch: bool) ->
         return open_view(side, view, store)
     names = [recipe.id for recipe in Store(store).recipes(side)]
     for name, length in product(names, LENGTHS):
-        if f"{view}:{TextView(side, view, {'id': name}, {}, length).fingerprint}" == trained:
+        if TextView(side, view, {"id": name}, {}, length).name == trained:
             return open_view(side, view, store, name, length)
     any_other = names[0] if names and not allow_mismatch else None
     return open_view(side, view, store, any_other)

@@ -10,6 +10,8 @@ import lightning
 import pytest
 import torch
 
+from augment import corpus
+from augment.cli import Options
 from retrievers.cli import main
 from tests.test_cli_retrievers import options
 from tests.test_retriever import CONFIG, make_root
@@ -29,7 +31,9 @@ def world(tmp_path_factory):
     # Dropout of patches: what is drawn must be drawn again.
     config = {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], "patch_dropout": 0.5}}
     (folder / "drop-clip.json").write_text(json.dumps(config))
-    return make_root(folder / "root"), str(folder / "drop-clip.json"), folder
+    root = make_root(folder / "root")
+    corpus.run(root, folder / "store", options=Options(model="scripted:"))
+    return root, str(folder / "drop-clip.json"), folder
 
 
 def arguments(world, out):
@@ -38,6 +42,9 @@ def arguments(world, out):
         world, out,
         "--data.batch_size=6",  # six batches per epoch
         "--data.loader.workers=1",
+        "--data.corpus.view=append", f"--data.corpus.store={world[2] / 'store'}",
+        "--data.corpus.mix={dense: 2, short: 1}", "--data.corpus.dropout=0.3",
+        "--data.corpus.sentences.share=0.5",
         "--data.sampling.group_by=task", "--data.sampling.homogeneous=true",
         "--trainer.max_steps=9", "--trainer.val_check_interval=100",
         f"--trainer.callbacks+={saving}", "--trainer.callbacks.every_n_train_steps=4",
