@@ -6,7 +6,7 @@ order. It is trec_eval's rule (its ``sim`` is a C float), so trec_eval ranks a r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -19,7 +19,8 @@ from numpy.typing import ArrayLike
 from augment.errors import DataError
 from augment.mbeir.files import replacing
 from augment.records import Hit, Run
-from retrievers.run_text import parse_lines, parse_quickly, run_lines
+from retrievers.run_lines import run_lines
+from retrievers.run_text import parse_lines, parse_quickly
 
 
 @final
@@ -48,41 +49,48 @@ class RunTable:
     def __init__(
         self, qids: Any, ids: Any, query: ArrayLike, rows: ArrayLike, scores: ArrayLike
     ) -> None:
-        self.qids = _unique(qids, "query")
-        self.ids = _unique(ids, "candidate")
-        queries = np.array(query, dtype=np.int64)
-        self.rows: Int64[np.ndarray, " hits"] = np.asarray(rows, dtype=np.int64)
-        with np.errstate(over="ignore"):
-            self.scores: Float32[np.ndarray, " hits"] = np.asarray(scores).astype(np.float32)
-        if not len(queries) == len(self.rows) == len(self.scores):
+        queries = np.asarray(query, dtype=np.int64)
+        places, values = np.asarray(rows, dtype=np.int64), _single(scores)
+        if not len(queries) == len(places) == len(values):
             raise ValueError("columns of different length")
-        self._refuse_infinite(queries)
-        self._refuse_repeats(queries)
-        self._order(queries)
-        counts = np.bincount(queries, minlength=len(self.qids)) if len(queries) else 0
-        self.starts: Int64[np.ndarray, " bounds"] = np.zeros(len(self.qids) + 1, dtype=np.int64)
-        self.starts[1:] = np.cumsum(np.broadcast_to(counts, len(self.qids)))
+        if bool(np.any(queries[1:] < queries[:-1])):
+            order = np.argsort(queries, kind="stable")
+            queries, places, values = queries[order], places[order], values[order]
+        counts = np.bincount(queries, minlength=len(qids))
+        self._set(_unique(qids, "query"), _unique(ids, "candidate"), counts, places, values)
 
-    def _refuse_infinite(self, queries: np.ndarray) -> None:
+    def _set(
+        self, qids: Any, ids: Any, counts: np.ndarray, rows: np.ndarray, scores: np.ndarray
+    ) -> None:
+        """Take columns whose hits stand query after query; check them, order each query's."""
+        self.qids, self.ids = qids, ids
+        self.rows: Int64[np.ndarray, " hits"] = rows
+        self.scores: Float32[np.ndarray, " hits"] = scores
+        self.starts: Int64[np.ndarray, " bounds"] = np.zeros(len(qids) + 1, dtype=np.int64)
+        np.cumsum(counts, out=self.starts[1:])
+        self._refuse_infinite()
+        self._refuse_repeats()
+        self._order()
+
+    def _refuse_infinite(self) -> None:
+        if np.isfinite(self.scores).all():
+            return
         bad = np.flatnonzero(~np.isfinite(self.scores))
-        if len(bad):
-            raise DataError(
-                f"{len(bad)} scores are not finite in single precision, the first for candidate "
-                f"{self.ids[self.rows[bad[0]]]}; search again, or drop these hits",
-                f"query {self.qids[queries[bad[0]]]}",
-            )
+        raise DataError(
+            f"{len(bad)} scores are not finite in single precision, the first for candidate "
+            f"{self.ids[self.rows[bad[0]]]}; search again, or drop these hits",
+            f"query {self.qids[self._query_of(bad[:1])[0]]}",
+        )
 
-    def _refuse_repeats(self, queries: np.ndarray) -> None:
-        counts = np.bincount(queries)
-        if (
-            len(queries)
-            and len(set(counts.tolist())) == 1
-            and bool(np.all(queries[1:] >= queries[:-1]))
-        ):  # as many hits for every query: sorting short rows is much faster
-            rows = np.sort(self.rows.reshape(len(counts), -1), axis=1)
+    def _refuse_repeats(self) -> None:
+        counts = np.diff(self.starts)
+        if len(self.rows) and counts.min() == counts.max():
+            # As many hits for every query: sorting short rows of short numbers is much faster.
+            small = np.int32 if len(self.ids) < 1 << 31 else np.int64
+            rows = np.sort(self.rows.astype(small).reshape(len(counts), -1), axis=1)
             if not (rows[:, 1:] == rows[:, :-1]).any():
                 return
-        keys = np.sort(queries * max(len(self.ids), 1) + self.rows)
+        keys = np.sort(self.query * max(len(self.ids), 1) + self.rows)
         twice = np.flatnonzero(keys[1:] == keys[:-1])
         if len(twice):
             query, row = divmod(int(keys[twice[0]]), len(self.ids))
@@ -91,27 +99,30 @@ class RunTable:
                 f"query {self.qids[query]}",
             )
 
-    def _order(self, queries: np.ndarray) -> None:
-        """Sort by query, score, id; what a search returns is sorted already."""
-        if not bool(np.all(queries[1:] >= queries[:-1])):
-            order = np.argsort(queries, kind="stable")
-            self.rows, self.scores = self.rows[order], self.scores[order]
-            queries[:] = queries[order]
-        same = queries[1:] == queries[:-1]
-        wrong = same & (self.scores[1:] > self.scores[:-1])
-        ties = np.flatnonzero(same & (self.scores[1:] == self.scores[:-1]))
+    def _order(self) -> None:
+        """Sort by score and id within each query; what a search returns is sorted already."""
+        wrong = self.scores[1:] > self.scores[:-1]
+        equal = self.scores[1:] == self.scores[:-1]
+        bounds = self.starts[1:-1] - 1  # the next hit is another query's
+        bounds = bounds[(bounds >= 0) & (bounds < len(wrong))]
+        wrong[bounds] = equal[bounds] = False
+        ties = np.flatnonzero(equal)
         upper, lower = (self.ids.take(pa.array(self.rows[ties + n])) for n in (0, 1))
         wrong[ties] = np.asarray(pc.less(upper, lower))
         if not wrong.any():
             return
-        hurt = np.zeros(int(queries[-1]) + 1, dtype=bool)
-        hurt[queries[1:][wrong]] = True
-        places = np.flatnonzero(hurt[queries])
+        hurt = np.zeros(len(self), dtype=bool)
+        hurt[self._query_of(np.flatnonzero(wrong))] = True
+        query = self.query
+        places = np.flatnonzero(hurt[query])
         used, row = np.unique(self.rows[places], return_inverse=True)
         tie = _descending(self.ids.take(pa.array(used)))[row]
-        order = places[np.lexsort((tie, -self.scores[places], queries[places]))]
+        order = places[np.lexsort((tie, -self.scores[places], query[places]))]
         self.rows, self.scores = self.rows.copy(), self.scores.copy()
         self.rows[places], self.scores[places] = self.rows[order], self.scores[order]
+
+    def _query_of(self, places: np.ndarray) -> Int64[np.ndarray, " places"]:
+        return np.searchsorted(self.starts, places, side="right") - 1
 
     @classmethod
     def from_run(cls, run: Run) -> RunTable:
@@ -128,14 +139,35 @@ class RunTable:
     @classmethod
     def from_search(
         cls,
-        qids: Sequence[str],
-        ids: Sequence[str],
+        qids: Any,
+        ids: Any,
         rows: Shaped[np.ndarray, "queries k"],
         scores: Shaped[np.ndarray, "queries k"],
     ) -> RunTable:
-        """A table of a search's result: ``k`` rows of the index for every query."""
-        query = np.repeat(np.arange(len(qids)), rows.shape[1])
-        return cls(qids, ids, query, rows.ravel(), scores.ravel())
+        """A table of a search's result.
+
+        Args:
+            qids: query ids.
+            ids: of the whole pool; only those that were found are kept if they are few.
+            rows: ``k`` places in ``ids`` for every query; -1 where fewer were found.
+            scores: of each.
+        """
+        found = rows >= 0
+        places, values = rows.ravel(), _single(scores).ravel()
+        counts = np.full(len(rows), rows.shape[1])
+        if not found.all():
+            places, values, counts = rows[found], values[found.ravel()], found.sum(1)
+        used = np.zeros(len(ids), dtype=bool)
+        used[places] = True
+        if 2 * np.count_nonzero(used) < len(ids):
+            ids = _strings(ids).filter(pa.array(used))
+            places = (np.cumsum(used) - 1)[places]
+        table = cls.__new__(cls)
+        queries, candidates = _unique(qids, "query"), _unique(ids, "candidate")
+        if len(queries) != len(rows):
+            raise ValueError(f"{len(queries)} query ids for {len(rows)} rows")
+        table._set(queries, candidates, counts, places.astype(np.int64, copy=False), values)
+        return table
 
     def to_run(self) -> dict[str, list[Hit]]:
         """Query id -> hits, best first."""
@@ -160,6 +192,20 @@ class RunTable:
         """Of each hit, its rank from 1."""
         before = np.repeat(self.starts[:-1], np.diff(self.starts))
         return np.asarray(np.arange(1, len(self.rows) + 1) - before)
+
+    def top(
+        self, depth: int | None = None
+    ) -> tuple[Int64[np.ndarray, " hits"], Int64[np.ndarray, " hits"], Int64[np.ndarray, " hits"]]:
+        """Query, rank from 1 and candidate of the best ``depth`` hits of each query, or of all."""
+        counts = np.diff(self.starts)
+        if depth is not None:
+            counts = np.minimum(counts, depth)
+        query = np.repeat(np.arange(len(self)), counts)
+        before = np.cumsum(counts) - counts
+        # The place of a hit in the table, less its place among the best, is the same in a query.
+        places = np.arange(len(query)) + np.repeat(self.starts[:-1] - before, counts)
+        rank = places + 1 - np.repeat(self.starts[:-1], counts)
+        return query, rank, self.rows[places]
 
     @property
     def depth(self) -> int:
@@ -294,13 +340,24 @@ def check_candidates(table: RunTable, pool: Iterable[str], name: str = "the pool
         raise DataError(f"a query has {table.depth} hits, {name} only {most} candidates")
 
 
+def _single(scores: ArrayLike) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return np.asarray(scores).astype(np.float32, copy=False)
+
+
+def _strings(ids: Any) -> Any:
+    return ids if isinstance(ids, pa.Array) else pa.array(ids, pa.string())
+
+
 def _unique(ids: Any, kind: str) -> Any:
-    array = ids if isinstance(ids, pa.Array) else pa.array(ids, pa.string())
-    if pc.count_distinct(array).as_py() != len(array):
+    array = _strings(ids)
+    # Python has hashed its own strings already, which Arrow would do again.
+    distinct = len(set(ids)) if isinstance(ids, list) else pc.count_distinct(array).as_py()
+    if distinct != len(array):
         counts = pc.value_counts(array)
         twice = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"]
         raise DataError(f"stands twice in the list of {kind} ids; keep one", str(twice))
-    return array
+    return array.cast(pa.string())
 
 
 def _descending(ids: Any) -> Int64[np.ndarray, " ids"]:

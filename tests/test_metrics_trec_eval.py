@@ -106,19 +106,38 @@ def test_equal_to_pytrec_eval_and_to_the_definitions(run, judged):
     assert list(ours.missing) == [qid for qid in judged if qid not in run]
     assert sorted(ours.unjudged) == sorted(run.keys() - judged.keys())
     slow(hits, judged, ours)
-    # pytrec_eval reads beyond its tables, and may never return, where grades are negative or no
-    # query is judged. Fixed cases with negative grades are in test_metrics.py.
-    clipped = {q: {d: max(grade, 0) for d, grade in own.items()} for q, own in judged.items()}
-    both = {qid: found for qid, found in run.items() if qid in judged}
+    # trec_eval (form_res_rels.c) makes its table of grades `highest grade + 1` long. Where all
+    # grades of a query are below -1 that is negative, and clearing it runs over the heap: a crash,
+    # or a process that never returns. Where they are all -1 the count of the query before stays.
+    # {"p": {"a": 1}, "q": {"a": -2}} with the run {"p": {"a": 1}, "q": {"a": 1}} is enough. Other
+    # negative grades are safe: judged, not relevant, without gain.
+    safe = {qid: own for qid, own in judged.items() if max(own.values()) >= 0}
+    both = {qid: found for qid, found in run.items() if qid in safe}
     if not both:
         return
     theirs = pytrec_eval.RelevanceEvaluator(
-        clipped, {"map", "ndcg", "recip_rank", "success", "recall", "P", "ndcg_cut", "map_cut"}
+        safe, {"map", "ndcg", "recip_rank", "success", "recall", "P", "ndcg_cut", "map_cut"}
     ).evaluate(both)
     for name, other in NAMES.items():
         for qid, value in ours.of(name).items():
             want = theirs[qid][other] if qid in theirs else 0.0
             assert value == pytest.approx(want, abs=1e-9), (name, qid)
+
+
+@pytest.mark.parametrize("grade", [-1, -2, -7])
+def test_negative_grades_are_judged_and_worth_nothing(grade):
+    run = {"q": [Hit("a", 3.0), Hit("b", 2.0), Hit("c", 1.0)], "p": [Hit("a", 1.0)]}
+    judged = {"q": {"a": grade, "b": 2, "z": grade}, "p": {"a": grade}}
+    ours = score_run(run, Judgements(judged, empty="zero"), NAMES)
+    raw = {"q": {hit.did: hit.score for hit in run["q"]}}
+    theirs = pytrec_eval.RelevanceEvaluator(
+        {"q": judged["q"]},
+        {"map", "ndcg", "recip_rank", "success", "recall", "P", "ndcg_cut", "map_cut"},
+    ).evaluate(raw)
+    for name, other in NAMES.items():
+        assert ours.of(name)["q"] == pytest.approx(theirs["q"][other]), name
+        assert ours.of(name)["p"] == 0
+    assert score_run(run, judged, NAMES).qids == ["q"]
 
 
 def slow(hits, judged, ours):
@@ -166,3 +185,63 @@ def test_a_search_result_in_order_is_not_sorted_again_and_one_out_of_order_is():
         "p": ["1:3", "1:1"],
         "q": ["1:3", "1:2"],
     }
+
+
+ids = st.text("ab:-_.1é中", min_size=1, max_size=12)
+scores = st.one_of(
+    st.sampled_from([0.0, -0.0, 1.0, -1.5, 0.123456, 9.999999, 10.0, 123.456789, 1e-7, 1e9, -3e20]),
+    st.floats(-2, 2, width=32),
+    st.integers(-(10**7), 10**7).map(lambda n: n / 1e6),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.dictionaries(ids, st.dictionaries(ids, scores, max_size=12), max_size=8),
+    st.sampled_from([1, 3, 1000]),
+)
+def test_the_lines_are_those_of_a_plain_loop(tmp_path_factory, run, block):
+    hits = {qid: [Hit(*pair) for pair in found.items()] for qid, found in run.items()}
+    path = tmp_path_factory.mktemp("run") / "a.trec"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("retrievers.run_lines._BLOCK", block)
+        write_run(path, hits, "tag")
+        by_block = [shown(hits, part) for part in blocks(hits, block)]
+    assert path.read_text() == "".join(by_block)
+
+
+def blocks(hits, size):
+    """The queries of each block: as many as have ``size`` hits together, but at least one."""
+    parts = [[]]
+    for qid, found in hits.items():
+        if parts[-1] and sum(len(hits[q]) for q in parts[-1]) + len(found) > size:
+            parts.append([])
+        parts[-1].append(qid)
+    return parts
+
+
+def shown(hits, qids):
+    """Six decimals where all scores of a block read back from them, else nine digits."""
+    values = [np.float32(hit.score) for qid in qids for hit in hits[qid]]
+    exact = all(np.float32(float(f"{v:.6f}")) == v and abs(v) < 1000 for v in values)
+    lines = []
+    for qid in qids:
+        score = {hit.did: np.float32(hit.score) for hit in hits[qid]}
+        for rank, did in enumerate(ranked(hits[qid]), start=1):
+            value = f"{abs(score[did]):.6f}" if exact else f"{score[did]:.9g}"
+            sign = "-" if exact and round(float(score[did]) * 1e6) < 0 else ""
+            lines.append(f"{qid} Q0 {did} {rank} {sign}{value} tag\n")
+    return "".join(lines)
+
+
+def test_ids_of_very_uneven_length_and_results_that_found_fewer(tmp_path, monkeypatch):
+    monkeypatch.setattr("retrievers.run_lines._MOST_BYTES", 100)
+    dids = ["x" * 300, "y", "z" * 40, "unused"]
+    rows = np.array([[0, 1, -1], [2, -1, -1]])
+    found = np.array([[0.5, 0.25, -np.inf], [0.125, -np.inf, -np.inf]])
+    table = RunTable.from_search(["p", "q"], dids, rows, found)
+    write_run(tmp_path / "a", table, "t")
+    assert (tmp_path / "a").read_text() == (
+        f"p Q0 {'x' * 300} 1 0.500000 t\np Q0 y 2 0.250000 t\nq Q0 {'z' * 40} 1 0.125000 t\n"
+    )
+    assert len(RunTable.from_search(["p"], [*dids, *"abcdef"], rows[:1], found[:1]).ids) == 2
