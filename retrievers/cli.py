@@ -18,6 +18,7 @@ from augment.errors import ToolkitError
 from retrievers import commands
 from retrievers.base import Retriever
 from retrievers.clip import ClipScoreFusion
+from retrievers.clip_ff import ClipFeatureFusion  # noqa: F401 - found by its name
 from retrievers.data import MBeirData
 from retrievers.trainer import Trainer
 

@@ -7,7 +7,7 @@ import math
 from abc import ABC
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -44,6 +44,9 @@ class ClipRetriever(Retriever, ABC):
         init_from: checkpoint whose weights are taken at the start, nothing else of it.
         allow_mismatch: embed text of another recipe than the one trained on.
     """
+
+    #: Beginnings of the names of parameters that start without trained weights.
+    fresh: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -139,7 +142,7 @@ class ClipRetriever(Retriever, ABC):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW and its schedule, one step per batch."""
         steps = int(self.trainer.estimated_stepping_batches)
-        optimizer, schedule = self.optimizer.build(self.named_parameters(), steps)
+        optimizer, schedule = self.optimizer.build(self.named_parameters(), steps, self.fresh)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},

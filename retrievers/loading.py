@@ -20,6 +20,7 @@ from augment.views import VIEWS, TextView, open_view
 from retrievers.backbone import PACKAGED
 from retrievers.base import Retriever
 from retrievers.clip import ClipScoreFusion
+from retrievers.clip_ff import ClipFeatureFusion  # noqa: F401 - found by its name
 from retrievers.texts import TextRecipe, check_recipe
 
 #: Beginnings of model names that need no checkpoint.

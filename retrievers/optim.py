@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -24,6 +25,9 @@ class AdamWCosine:
         warmup_steps: steps of linear rise.
         floor: share of ``lr`` at the end of the cosine.
         fused: one kernel for all tensors; null leaves the choice to torch.
+        fresh_lr: peak learning rate of layers that start without trained weights, such as the
+            fusion's; null takes ``lr``. UniIR's CLIP-FF has 5e-4.
+        decay_fresh: decay every tensor of such layers, as UniIR does, norms too.
     """
 
     lr: float = 1e-5
@@ -33,20 +37,45 @@ class AdamWCosine:
     warmup_steps: int = 0
     floor: float = 0.0
     fused: bool | None = None
+    fresh_lr: float | None = None
+    decay_fresh: bool = False
 
     def build(
-        self, parameters: Iterable[tuple[str, torch.nn.Parameter]], steps: int
+        self,
+        parameters: Iterable[tuple[str, torch.nn.Parameter]],
+        steps: int,
+        fresh: Sequence[str] = (),
     ) -> tuple[torch.optim.AdamW, LambdaLR]:
-        """The optimiser and its schedule over ``steps`` optimiser steps."""
-        trainable = [parameter for _, parameter in parameters if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-        ]
+        """The optimiser and its schedule over ``steps`` optimiser steps.
+
+        Args:
+            parameters: by name; frozen ones are left out.
+            steps: optimiser steps of the whole training.
+            fresh: beginnings of the names of layers without trained weights.
+        """
+        trained: list[torch.nn.Parameter] = []
+        started: list[torch.nn.Parameter] = []
+        for name, parameter in parameters:
+            if parameter.requires_grad:
+                (started if name.startswith(tuple(fresh)) else trained).append(parameter)
+        groups = self._groups(trained, self.lr, False)
+        if started:
+            rate = self.lr if self.fresh_lr is None else self.fresh_lr
+            groups += self._groups(started, rate, self.decay_fresh)
         optimizer = torch.optim.AdamW(
             groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=self.fused
         )
         return optimizer, LambdaLR(optimizer, lambda step: self.factor(step, steps))
+
+    def _groups(
+        self, parameters: Sequence[torch.nn.Parameter], lr: float, all_decay: bool
+    ) -> list[dict[str, Any]]:
+        decays = [p for p in parameters if all_decay or p.ndim >= 2]
+        keeps = [p for p in parameters if not all_decay and p.ndim < 2]
+        return [
+            {"params": decays, "lr": lr, "weight_decay": self.weight_decay},
+            {"params": keeps, "lr": lr, "weight_decay": 0.0},
+        ]
 
     def factor(self, step: int, steps: int) -> float:
         """Share of ``lr`` at an optimiser step."""

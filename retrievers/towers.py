@@ -21,28 +21,29 @@ def text_tower(clip: Any) -> Any:
     return clip if isinstance(clip, open_clip.CLIP) else clip.text
 
 
-def _pool_type(tower: Any) -> str:
+def pool_type(tower: Any) -> str:
+    """How one vector is read from the states of a text."""
     own = isinstance(tower, open_clip.CLIP)
     return str(getattr(tower, "text_pool_type" if own else "pool_type", ""))
 
 
-def _is_causal(tower: Any) -> bool:
+def is_causal(tower: Any) -> bool:
     """Whether later positions change nothing of what is read."""
     if not isinstance(tower, (open_clip.CLIP, TextTransformer)):
         return False
     plain = tower.attn_mask is not None and getattr(tower, "cls_emb", None) is None
-    return plain and _pool_type(tower) in _POOLS
+    return plain and pool_type(tower) in _POOLS
 
 
-def _ends(tower: Any, texts: Int[Tensor, "rows context"]) -> Int[Tensor, " rows"]:
+def ends(tower: Any, texts: Int[Tensor, "rows context"]) -> Int[Tensor, " rows"]:
     """The position that the tower reads: that of the end-of-text token."""
-    if _pool_type(tower) == "argmax":
+    if pool_type(tower) == "argmax":
         return texts.argmax(-1)
-    name = "text_eos_id" if isinstance(tower, open_clip.CLIP) else "eos_id"
-    return (texts == getattr(tower, name)).int().argmax(-1)
+    eos = int(tower.text_eos_id if isinstance(tower, open_clip.CLIP) else tower.eos_id)
+    return (texts == eos).int().argmax(-1)
 
 
-def _causal_states(
+def causal_states(
     tower: Any, texts: Int[Tensor, "rows context"], length: int
 ) -> Float[Tensor, "rows length width"]:
     """Last states of the first positions."""
@@ -65,11 +66,11 @@ def encode_text(clip: Any, texts: Int[Tensor, "rows context"]) -> Float[Tensor, 
         texts: token ids, padded to the context.
     """
     tower = text_tower(clip)
-    if not _is_causal(tower):
+    if not is_causal(tower):
         features: Tensor = clip.encode_text(texts)
         return features
-    end = _ends(tower, texts)
-    states = _causal_states(tower, texts, int(end.max()) + 1)
+    end = ends(tower, texts)
+    states = causal_states(tower, texts, int(end.max()) + 1)
     pooled = states[torch.arange(len(states), device=states.device), end]
     if tower.text_projection is None:
         return pooled

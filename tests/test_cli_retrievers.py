@@ -190,7 +190,16 @@ def test_names_of_packaged_configs():
 
 
 @pytest.mark.parametrize(
-    "name", ["flagland", "clip_sf_base", "clip_sf_large", "clip_sf_large_one_gpu"]
+    "name",
+    [
+        "flagland",
+        "flagland_ff",
+        "clip_ff_base",
+        "clip_ff_large",
+        "clip_sf_base",
+        "clip_sf_large",
+        "clip_sf_large_one_gpu",
+    ],
 )
 def test_packaged_configs_parse(name, world, capsys):
     with pytest.raises(SystemExit) as stopped:

@@ -19,6 +19,7 @@ from augment.mbeir.files import replacing
 from augment.records import Qrel, Side
 from retrievers.base import Retriever
 from retrievers.clip import ClipScoreFusion  # noqa: F401 - a short name for --model
+from retrievers.clip_ff import ClipFeatureFusion  # noqa: F401 - a short name
 from retrievers.encoding import Content, encode
 from retrievers.mmeb import (
     Score,
