@@ -1,4 +1,4 @@
-"""``python -m retrievers fit | validate | test | embed | mine | search | serve``."""
+"""``python -m retrievers fit | validate | test | embed | mine | audit | search | serve``."""
 
 from __future__ import annotations
 

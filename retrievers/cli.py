@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from augment.errors import ToolkitError
 from retrievers import commands
+from retrievers.audit import render_audits
 from retrievers.base import Retriever
 from retrievers.clip import ClipScoreFusion
 from retrievers.clip_ff import ClipFeatureFusion  # noqa: F401 - found by its name
@@ -98,6 +99,7 @@ class RetrieverCLI(LightningCLI):
             "test": {*skip, "dataloaders"},
             "embed": skip,
             "mine": skip,
+            "audit": skip,
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -131,6 +133,12 @@ class RetrieverCLI(LightningCLI):
         """Print what there is now."""
         told = "\n".join(self.model.embedded)
         sys.stdout.write(f"{told}\nembeddings: {self.datamodule.embeddings.folder}\n")
+
+    def after_audit(self) -> None:
+        """Print the tables."""
+        folder = self.trainer.default_root_dir
+        told = render_audits(self.trainer.audited.items())
+        sys.stdout.write(f"{told}\n{folder}/audit.json\n")
 
     def after_mine(self) -> None:
         """Print what became of the candidates."""

@@ -12,6 +12,7 @@ from torch.nn import functional
 from augment.records import Side
 from retrievers.contrastive import ClipRetriever, scatter
 from retrievers.inputs import Inputs
+from retrievers.long_text import pool_windows
 from retrievers.towers import check_size, encode_text
 
 
@@ -26,6 +27,8 @@ class ClipScoreFusion(ClipRetriever):
         model_name: see :class:`retrievers.contrastive.ClipRetriever`, whose other arguments follow.
         normalize_towers: normalise each tower's feature before the sum.
     """
+
+    pools_windows = True
 
     def __init__(
         self,
@@ -50,7 +53,8 @@ class ClipScoreFusion(ClipRetriever):
         vectors: Tensor | None = None
         if len(batch.text_rows):
             features = self._feature(encode_text(self.clip, batch.texts))
-            vectors = scatter(batch.size, batch.text_rows, features)
+            features, rows = pool_windows(features, batch.text_rows)
+            vectors = scatter(batch.size, rows, features)
         if len(batch.image_rows):
             check_size(self.clip, batch.images)
             features = self._feature(self.clip.encode_image(batch.images))

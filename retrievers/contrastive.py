@@ -16,10 +16,12 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from typing_extensions import Self
 
+from augment.errors import DataError
 from retrievers.backbone import load_clip
 from retrievers.base import Retriever
 from retrievers.gradcache import encode_in_chunks
 from retrievers.inputs import Pairs, Processor
+from retrievers.long_text import LongText, fit_positions, lengthen
 from retrievers.losses import Objective
 from retrievers.optim import AdamWCosine
 from retrievers.towers import compile_blocks
@@ -39,6 +41,7 @@ class ClipRetriever(Retriever, ABC):
             encodes the batch at once.
         keep_chunks: the last chunks of each side that keep their activations: memory for time.
         compile: compile each transformer block of both towers with ``torch.compile``.
+        text: what becomes of text beyond the model's context.
         max_logit_scale: the logit scale is held at or below this; CLIP's 100. UniIR never clamps.
         optimizer: AdamW with warm-up and cosine decay.
         init_from: checkpoint whose weights are taken at the start, nothing else of it.
@@ -47,6 +50,8 @@ class ClipRetriever(Retriever, ABC):
 
     #: Beginnings of the names of parameters that start without trained weights.
     fresh: ClassVar[tuple[str, ...]] = ()
+    #: Whether :meth:`encode` pools the windows of a text; ``text.windows`` is refused where not.
+    pools_windows: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -57,6 +62,7 @@ class ClipRetriever(Retriever, ABC):
         chunk: int | None = None,
         keep_chunks: int = 0,
         compile: bool = False,  # noqa: A002 - torch's word
+        text: LongText = LongText(),  # noqa: B008 - frozen
         max_logit_scale: float = 100.0,
         optimizer: AdamWCosine = AdamWCosine(),  # noqa: B008 - frozen
         init_from: str | None = None,
@@ -68,8 +74,17 @@ class ClipRetriever(Retriever, ABC):
             "pretrained": pretrained,
             "random_init": random_init,
             "max_logit_scale": max_logit_scale,
+            **text.plain(),
         }
-        self.clip, self._processor = load_clip(model_name, pretrained, random_init)
+        if text.windows > 1 and not self.pools_windows:
+            raise DataError(f"text.windows is not for {type(self).__name__}; use text.stretch")
+        self.clip, processor = load_clip(model_name, pretrained, random_init)
+        positions = self.clip.context_length
+        self._processor = lengthen(self.clip, processor, text)
+        # Weights of the model as published go into one with stretched positions.
+        self.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
+            lambda _, state, prefix, *__: fit_positions(state, f"{prefix}clip.", text, positions)
+        )
         self.optimizer = optimizer
         self.objective = objective
         self._chunk, self._keep = chunk, keep_chunks
@@ -86,7 +101,7 @@ class ClipRetriever(Retriever, ABC):
     @classmethod
     def deciding(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments that decide the architecture, out of what :meth:`describe` told."""
-        return {"model_name": settings["model_name"]}
+        return {"model_name": settings["model_name"], "text": LongText.of(settings)}
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:

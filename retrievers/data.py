@@ -20,6 +20,7 @@ from augment.mbeir import DataRoot, TextRule
 from augment.mixtures import Mixture
 from augment.records import Item, Query, Side
 from augment.views import TextView
+from retrievers.audit import SAMPLED, Audit, audit_plan, audit_training
 from retrievers.dataset import (
     CandidateBook,
     ImageLoader,
@@ -190,10 +191,13 @@ class MBeirData(lightning.LightningDataModule):
         self._images: ImageLoader | None = None
         self._plan: Plan | None = None
         self._train: PairDataset | None = None
+        #: What the context cuts off of the latest fit or test; None where it is not known.
+        self.audit: Audit | None = None
 
     def describe(self) -> dict[str, Any]:
         """Settings that move scores, for the record beside the metrics."""
         return {
+            "cut_text": None if self.audit is None else self.audit.to_json(),
             "root": str(self.root.path),
             "query": asdict(self._views[0]),
             "corpus": asdict(self._views[1]),
@@ -233,6 +237,26 @@ class MBeirData(lightning.LightningDataModule):
         if self.trainer is not None and self.trainer.lightning_module is not None:
             self.use(cast("Processor", self.trainer.lightning_module.processor))
         self._rooms = None
+        self.prepare(stage)
+        self.audit = self.audited(stage)
+        if self.audit is not None:
+            rank_zero_info(self.audit.line())
+
+    def audited(self, stage: str, most: int | None = SAMPLED) -> Audit | None:
+        """What the context cuts off of the stage that was set up; None if it is not known.
+
+        Args:
+            stage: fit (the training pairs), else what is embedded.
+            most: texts of each side that are looked at, None for all.
+        """
+        if self._processor is None:
+            return None
+        if stage == "fit" and self._train is not None:
+            return audit_training(self._train, self.recipe, self._processor, most)
+        return audit_plan(self.plan, self.recipe, self._processor, most)
+
+    def prepare(self, stage: str) -> None:
+        """Open the files that a stage needs; :meth:`setup` without the retriever and the audit."""
         if stage == "test" and self.mining is not None:
             held = None if self.root.query_files("val") else list[Query]()
             book, kept = self._training_queries(held)

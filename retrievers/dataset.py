@@ -178,7 +178,7 @@ class PairDataset(Dataset[PairExample]):
     def __getitem__(self, key: int) -> PairExample:
         epoch, row = divmod(key, len(self))
         query = self.queries[row]
-        draw = f"{self._seed}:{epoch}"
+        draw = self.draw_of(epoch)
         random = Random(f"{draw}:{query.item.id}:{row}")  # noqa: S311
         positives = self._draw(query, random)
         example = self._reader.query(query, positives[0].modality, random, row, draw)
@@ -192,6 +192,10 @@ class PairDataset(Dataset[PairExample]):
             query.positives,
             tuple(self._candidate(item, scored, row, draw) for item in others),
         )
+
+    def draw_of(self, epoch: int) -> str:
+        """What texts of an epoch are drawn with."""
+        return f"{self._seed}:{epoch}"
 
     def _draw(self, query: Query, random: Random) -> list[Item]:
         shuffled = random.sample(query.positives, len(query.positives))

@@ -23,10 +23,13 @@ class Processor:
     Attributes:
         tokenize: texts to token ids, padded and cut to the model's context.
         image: RGB picture to a normalised tensor.
+        windows: a text in pieces that fit the context, to be pooled outside training; None where
+            longer texts are cut.
     """
 
     tokenize: Callable[[list[str]], Tensor]
     image: Callable[[Image.Image], Tensor]
+    windows: Callable[[str], list[str]] | None = None
 
 
 class Inputs(NamedTuple):
@@ -35,7 +38,8 @@ class Inputs(NamedTuple):
     Attributes:
         size: number of rows.
         texts: token ids of the rows that have text.
-        text_rows: which rows these are.
+        text_rows: which rows these are, ascending; a row stands several times if its text is read
+            in several windows.
         images: pictures of the rows that have one.
         image_rows: which rows these are.
     """
@@ -120,24 +124,41 @@ class PairExample(NamedTuple):
     others: tuple[Candidate, ...] = ()
 
 
-def make_inputs(examples: Sequence[Example], processor: Processor) -> Inputs:
+def make_inputs(
+    examples: Sequence[Example], processor: Processor, training: bool = False
+) -> Inputs:
     """Tokenise and stack; no filler for what is absent.
+
+    Args:
+        examples: one side of a batch.
+        processor: of the retriever.
+        training: one window for each text, whatever the processor can do.
 
     Raises:
         DataError: if pictures differ in size; names two items.
     """
-    text_rows = [row for row, example in enumerate(examples) if example.text is not None]
+    windows = [
+        (row, window)
+        for row, example in enumerate(examples)
+        if example.text is not None
+        for window in _windows(example.text, processor, training)
+    ]
     image_rows = [row for row, example in enumerate(examples) if example.image is not None]
-    texts = [example.text for example in examples if example.text is not None]
     images = [example.image for example in examples if example.image is not None]
     _check_sizes([examples[row] for row in image_rows], images)
     return Inputs(
         len(examples),
-        processor.tokenize(texts) if texts else torch.zeros(0, 1, dtype=torch.int64),
-        torch.tensor(text_rows, dtype=torch.int64),
+        processor.tokenize([window for _, window in windows])
+        if windows
+        else torch.zeros(0, 1, dtype=torch.int64),
+        torch.tensor([row for row, _ in windows], dtype=torch.int64),
         torch.stack(images) if images else torch.zeros(0, 3, 1, 1),
         torch.tensor(image_rows, dtype=torch.int64),
     )
+
+
+def _windows(text: str, processor: Processor, training: bool) -> list[str]:
+    return [text] if training or processor.windows is None else processor.windows(text)
 
 
 def _check_sizes(examples: Sequence[Example], images: Sequence[Tensor]) -> None:
@@ -194,8 +215,8 @@ class PairCollator:
         table = pad_ids(rows)
         scores = torch.tensor([c.score for c in candidates] or [math.nan])
         return Pairs(
-            make_inputs([pair.query for pair in kept], self.processor),
-            make_inputs([candidate.example for candidate in candidates], self.processor),
+            make_inputs([pair.query for pair in kept], self.processor, training=True),
+            make_inputs([c.example for c in candidates], self.processor, training=True),
             labels,
             Groups(table, scores[table.clamp(min=0)].masked_fill(table < 0, math.nan)),
             tuple((pair.query.id, pair.positive.id) for pair in kept),

@@ -138,12 +138,18 @@ class Results:
             "relevant candidates dropped by data.test.positives": [r.dropped for r in self.rows],
             "queries left out with them": [r.left_out for r in self.rows],
         }
+        cut = (self.settings.get("data") or {}).get("cut_text") or {}
         lacking = missing_rows({(row.dataset, row.task) for row in self.rows})
         partial = f"the mean lacks {', '.join(lacking)} of M-BEIR's 16 rows\n" if lacking else ""
-        return partial + "".join(
-            f"{name}: {sum(counts)} over all rows, per row in metrics.json\n"
-            for name, counts in kinds.items()
-            if sum(counts)
+        beyond = f"{cut['line']}\n" if cut.get("line") else ""
+        return (
+            partial
+            + beyond
+            + "".join(
+                f"{name}: {sum(counts)} over all rows, per row in metrics.json\n"
+                for name, counts in kinds.items()
+                if sum(counts)
+            )
         )
 
     def to_json(self) -> dict[str, Any]:

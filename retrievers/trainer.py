@@ -1,12 +1,17 @@
-"""Lightning's trainer with two more things to do: embed, and mine hard negatives."""
+"""Lightning's trainer with more things to do: embed, mine hard negatives, audit texts."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import final
 
 import lightning
 
+from augment.atomic import write_text
 from augment.errors import DataError
+from retrievers.audit import Audit
 from retrievers.base import Retriever
 from retrievers.data import MBeirData
 from retrievers.mining import MiningConfig
@@ -15,6 +20,9 @@ from retrievers.mining import MiningConfig
 @final
 class Trainer(lightning.Trainer):
     """See :class:`lightning.Trainer`."""
+
+    #: What the latest audit found, by stage.
+    audited: Mapping[str, Audit | None] = {}
 
     def embed(
         self,
@@ -36,6 +44,37 @@ class Trainer(lightning.Trainer):
             raise DataError("no folder for the embeddings; name one with --embeddings=FOLDER")
         datamodule.only_embed = True
         self.test(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
+
+    def audit(
+        self,
+        model: Retriever,
+        datamodule: MBeirData | None = None,
+        texts: int | None = None,
+    ) -> dict[str, Audit | None]:
+        """Count what the context of the text encoder cuts off, in training and in test.
+
+        Writes ``audit.json``; no text is encoded.
+
+        Args:
+            model: the retriever whose tokenizer counts.
+            datamodule: the data.
+            texts: look at so many of each side, evenly spread; null for all.
+        """
+        if datamodule is None:
+            raise DataError("an audit needs an M-BEIR root")
+        datamodule.use(model.processor)
+        stages = {"fit": "train", "test": datamodule.test.split}
+        found: dict[str, Audit | None] = {}
+        for stage, split in stages.items():
+            if datamodule.root.query_files(split):
+                datamodule.prepare(stage)
+                found[stage] = datamodule.audited(stage, texts)
+        if not found:
+            raise DataError("no training or test queries", str(datamodule.root.path))
+        told = {stage: audit and audit.to_json() for stage, audit in found.items()}
+        write_text(Path(self.default_root_dir) / "audit.json", json.dumps(told, indent=1) + "\n")
+        self.audited = found
+        return found
 
     def mine(
         self,
