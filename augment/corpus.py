@@ -13,6 +13,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from augment import cli, trial
+from augment.budget import within
 from augment.columnar import open_candidates
 from augment.engines import Engine
 from augment.enrich import Job, Summary
@@ -28,6 +29,7 @@ def run(
     *,
     pools: Sequence[Path] = (),
     prompt: str = CORPUS_PROMPT,
+    budget: str = "",
     options: cli.Options = cli.DEFAULT_OPTIONS,
     engine: Engine | None = None,
 ) -> Summary:
@@ -38,6 +40,7 @@ def run(
         store: folder of the generated texts.
         pools: pool files; none means all local pools of the root.
         prompt: packaged prompt or ``.md`` file.
+        budget: length of the texts, ``45 words`` or ``77 tokens``; empty for the prompt's.
         options: model, sampling and limits.
         engine: answers in place of the model that ``options`` names.
 
@@ -46,17 +49,18 @@ def run(
         EngineError: if there is no such model.
         StoreError: if the store cannot be read or written.
     """
-    return cli.carry_out(plan(root, pools, prompt), root, store, options, engine)
+    work = plan(root, pools, prompt, budget)
+    return cli.carry_out(work, root, store, options, engine)
 
 
-def plan(root: Path, pools: Sequence[Path], prompt: str) -> cli.Plan:
+def plan(root: Path, pools: Sequence[Path], prompt: str, budget: str = "") -> cli.Plan:
     """What :func:`run` is going to do.
 
     Raises:
         DataError: if the data or the prompt cannot be used.
     """
     files = pools or cli.not_empty([f.path for f in DataRoot(root).pools()], "local pools", root)
-    template = load_prompt(prompt)
+    template = within(load_prompt(prompt), budget)
     opened = [open_candidates(path) for path in files]
     return cli.Plan(
         "corpus", {"image": template}, _jobs(opened, template), sum(len(pool) for pool in opened)
@@ -83,13 +87,21 @@ def parser(prog: str, description: str) -> ArgumentParser:
         metavar="NAME",
         help="Packaged prompt or .md file.",
     )
+    made.add_argument(
+        "--budget",
+        type=str,
+        default="",
+        metavar="TEXT",
+        help="Length of the texts: '45 words' or '77 tokens' (CLIP's). Default: the prompt's.",
+    )
     cli.add_options(made)
     return made
 
 
 def plan_of(parsed: Namespace) -> cli.Plan:
     """The plan that parsed arguments ask for."""
-    return plan(Path(parsed.root), [Path(name) for name in parsed.pool], parsed.prompt)
+    pools = [Path(name) for name in parsed.pool]
+    return plan(Path(parsed.root), pools, parsed.prompt, parsed.budget)
 
 
 def command(arguments: Sequence[str] | None, supervised: bool = False) -> int:

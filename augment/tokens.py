@@ -6,6 +6,7 @@ Apart from the rest because the tokenizer ships with open_clip, whose import bri
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 from augment.errors import EngineError
 
@@ -13,6 +14,7 @@ from augment.errors import EngineError
 MARKS = 2
 
 
+@cache
 def clip_token_counter() -> Callable[[str], int]:
     """A function that counts the byte-pair tokens of a text, start and end marks included.
 

@@ -137,7 +137,7 @@ class RetrieverCLI(LightningCLI):
     def after_audit(self) -> None:
         """Print the tables."""
         folder = self.trainer.default_root_dir
-        told = render_audits(self.trainer.audited.items())
+        told = render_audits(self.datamodule.audits.items())
         sys.stdout.write(f"{told}\n{folder}/audit.json\n")
 
     def after_mine(self) -> None:

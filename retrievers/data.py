@@ -193,6 +193,8 @@ class MBeirData(lightning.LightningDataModule):
         self._train: PairDataset | None = None
         #: What the context cuts off of the latest fit or test; None where it is not known.
         self.audit: Audit | None = None
+        #: What the command ``audit`` found, by stage.
+        self.audits: dict[str, Audit | None] = {}
 
     def describe(self) -> dict[str, Any]:
         """Settings that move scores, for the record beside the metrics."""

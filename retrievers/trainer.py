@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import final
 
@@ -20,9 +19,6 @@ from retrievers.mining import MiningConfig
 @final
 class Trainer(lightning.Trainer):
     """See :class:`lightning.Trainer`."""
-
-    #: What the latest audit found, by stage.
-    audited: Mapping[str, Audit | None] = {}
 
     def embed(
         self,
@@ -50,7 +46,7 @@ class Trainer(lightning.Trainer):
         model: Retriever,
         datamodule: MBeirData | None = None,
         texts: int | None = None,
-    ) -> dict[str, Audit | None]:
+    ) -> None:
         """Count what the context of the text encoder cuts off, in training and in test.
 
         Writes ``audit.json``; no text is encoded.
@@ -73,8 +69,7 @@ class Trainer(lightning.Trainer):
             raise DataError("no training or test queries", str(datamodule.root.path))
         told = {stage: audit and audit.to_json() for stage, audit in found.items()}
         write_text(Path(self.default_root_dir) / "audit.json", json.dumps(told, indent=1) + "\n")
-        self.audited = found
-        return found
+        datamodule.audits = found
 
     def mine(
         self,

@@ -31,7 +31,7 @@ def count_tokens(tokenize: Any, texts: Sequence[str]) -> list[int] | None:
         return [int(number) for number in own(list(texts))]
     if isinstance(tokenize, SimpleTokenizer):
         return [len(tokenize.encode(text)) + 2 for text in texts]
-    inner = getattr(tokenize, "tokenizer", None)
+    inner: Any = getattr(tokenize, "tokenizer", None)
     if isinstance(tokenize, SigLipTokenizer):
         cleaned = [canonicalize_text(basic_clean(text)) for text in texts]
     elif callable(inner) and callable(clean := getattr(tokenize, "clean_fn", None)):

@@ -13,6 +13,7 @@ from augment.cleaning import clean_steps
 from augment.lengths import derive, parse_lengths
 from augment.prompts import Prompt
 from augment.records import Finish, Reply
+from augment.tokens import clip_token_counter
 
 
 @final
@@ -106,6 +107,8 @@ def judge(
             for length, part in parsed.lengths.items()
         }
     findings = list(_wording(text, reply.finish, prompt.max_words, limits))
+    if prompt.max_tokens is not None:
+        findings.append(_in_tokens(text, prompt.max_tokens))
     if lengths:
         findings.append(_Finding("derived_lengths", derived, ""))
     if prompt.keeps and original:
@@ -164,6 +167,12 @@ def _wording(
     if max_words is not None:
         reason = f"too long: {number} words, {max_words} asked for"
         yield finding("length", number / max_words, limits.slack, reason)
+
+
+def _in_tokens(text: str, most: int) -> _Finding:
+    number = clip_token_counter()(text)
+    over = f"too long: {number} tokens, {most} allowed" if number > most else ""
+    return _Finding("tokens", number, over)
 
 
 def _rewriting(text: str, original: str, prompt: Prompt, limits: Limits) -> Iterator[_Finding]:

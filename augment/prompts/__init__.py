@@ -31,7 +31,7 @@ PromptForm = Literal["plain", "lengths"]
 
 _ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
 _REQUIRED = ("name", "version", "kind", "side", "shows_image", "max_words", "max_new_tokens")
-_OPTIONAL = ("source", "keeps", "max_added_words", "form")
+_OPTIONAL = ("source", "keeps", "max_added_words", "form", "max_tokens")
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Prompt:
         max_added_words: most words that a rewrite may add to the item's text; None for any.
         form: ``plain`` text, or ``lengths``: several lengths in one answer, see
             :mod:`augment.lengths`.
+        max_tokens: most tokens of CLIP, start and end marks included; checked, and not told to the
+            model, which cannot count them. None for any.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Prompt:
     keeps: bool = False
     max_added_words: int | None = None
     form: PromptForm = "plain"
+    max_tokens: int | None = None
 
     @property
     def hash(self) -> str:
@@ -79,6 +82,8 @@ class Prompt:
             parts.append(f"adds {self.max_added_words}")
         if self.form != "plain":
             parts.append(self.form)
+        if self.max_tokens is not None:
+            parts.append(f"tokens {self.max_tokens}")
         return hashlib.sha256("\x00".join(parts).encode()).hexdigest()[:12]
 
     @property
