@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -41,33 +41,56 @@ def count_tokens(tokenize: Any, texts: Sequence[str]) -> list[int] | None:
     return [len(ids) for ids in inner(cleaned, verbose=False).input_ids] if cleaned else []
 
 
-def split_windows(text: str, fits: Callable[[str], bool]) -> list[str]:
-    """A text in pieces that fit, split at sentence borders.
+#: Texts -> tokens of each, marks included.
+Count = Callable[[Sequence[str]], Sequence[int]]
+
+
+def split_windows(text: str, count: Count, context: int) -> list[str]:
+    """A text in pieces that fit the context, split at sentence borders.
 
     Sentences are put together as long as they fit. One that does not fit alone is split between
     words; a single word that does not fit stays whole, and is cut by the tokenizer.
 
     Args:
         text: any text; one that fits comes back as it is.
-        fits: whether the tokenizer reads all of a text.
+        count: of the tokenizer; a text costs a few calls, whatever its length.
+        context: tokens that the encoder reads, marks included.
     """
-    if fits(text):
+    marks, whole = count(["", text])
+    if whole <= context:
         return [text]
+    sentences = split_sentences(text)
     pieces: list[str] = []
-    for sentence in split_sentences(text):
-        pieces += [sentence] if fits(sentence) else _packed(sentence.split(), fits)
-    return _packed(pieces, fits) or [text]
+    for sentence, length in zip(sentences, count(sentences), strict=True):
+        pieces += [sentence] if length <= context else sentence.split()
+    # A word within a sentence may have other tokens than at its beginning: guess by sums, look.
+    sizes = [length - marks for length in count(pieces)]
+    packed = _packed(pieces, sizes, context - marks)
+    return [window for part in _checked(packed, count, context) for window in part] or [text]
 
 
-def _packed(pieces: Sequence[str], fits: Callable[[str], bool]) -> list[str]:
-    packed: list[str] = []
-    for piece in pieces:
-        joined = f"{packed[-1]} {piece}" if packed else piece
-        if packed and fits(joined):
-            packed[-1] = joined
+def _packed(pieces: Sequence[str], sizes: Sequence[int], room: int) -> list[list[str]]:
+    packed: list[list[str]] = []
+    taken = room
+    for piece, size in zip(pieces, sizes, strict=True):
+        if packed and taken + size <= room:
+            packed[-1].append(piece)
+            taken += size
         else:
-            packed.append(piece)
+            packed.append([piece])
+            taken = size
     return packed
+
+
+def _checked(packed: Sequence[list[str]], count: Count, context: int) -> Iterator[list[str]]:
+    """Windows; those that are too long after all are halved."""
+    joined = [" ".join(pieces) for pieces in packed]
+    for window, pieces, length in zip(joined, packed, count(joined), strict=True):
+        if length <= context or len(pieces) == 1:
+            yield [window]
+        else:
+            middle = len(pieces) // 2
+            yield from _checked([pieces[:middle], pieces[middle:]], count, context)
 
 
 @final
@@ -91,8 +114,7 @@ class Windows:
 
     def all(self, text: str) -> list[str]:
         """All windows of a text."""
-        return split_windows(text, self._fits)
+        return split_windows(text, self._count, self.context)
 
-    def _fits(self, text: str) -> bool:
-        (number,) = count_tokens(self.tokenize, [text]) or [0]
-        return number <= self.context
+    def _count(self, texts: Sequence[str]) -> list[int]:
+        return count_tokens(self.tokenize, texts) or []
