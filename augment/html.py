@@ -72,10 +72,15 @@ class DataUri(str):
     __slots__ = ()
 
 
-def thumbnail(image: Image.Image) -> DataUri:
-    """A small JPEG as a data URI; the picture itself is not changed."""
+def thumbnail(image: Image.Image, side: int = THUMBNAIL_SIDE) -> DataUri:
+    """A small JPEG as a data URI; the picture itself is not changed.
+
+    Args:
+        image: RGB.
+        side: longest side of the JPEG in pixels.
+    """
     small = image.copy()
-    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    small.thumbnail((side, side))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=THUMBNAIL_QUALITY, optimize=True)
     return DataUri("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode())

@@ -1,6 +1,7 @@
 """The main job end to end on a small Flagland; at most ten minutes on two CPU cores.
 
-``python -m benchmarks.demo --out demo`` (or ``make demo``).
+``python -m benchmarks.demo --out demo`` (or ``make demo``): the arms of ``DEMO``, run by
+:mod:`benchmarks.rar`. ``--root`` takes any other M-BEIR root instead.
 """
 
 from __future__ import annotations
@@ -8,39 +9,131 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from augment.flagland.world import WorldConfig, write_world
-from benchmarks.pipeline import Clock, Experiment, run
+from augment.atomic import write_text
+from augment.errors import ToolkitError
+from benchmarks.rar import graph, plots, results, spec
+from benchmarks.rar.build import Builder, Setup, digest_root, make_world
+from benchmarks.rar.results import Reader
+from benchmarks.rar.texts import Enriching
+from benchmarks.report import write_report
+
+#: Two retrievers, each trained on what it is shown, and between them the distribution shift that
+#: RAR warns of: trained on raw text and shown enriched text.
+DEMO = {
+    "name": "demo",
+    "question": "Does a retriever retrained on enriched text find more?",
+    "prediction": "Yes, on every task with a picture on one of its sides.",
+    "union": True,
+    "arms": {
+        "raw": {"train": "raw", "show": "raw"},
+        "shift": {"train": "raw", "show": "enriched"},
+        "enriched": {"train": "enriched", "show": "enriched"},
+    },
+    "compare": [["raw", "enriched"]],
+}
+#: The same with the texts of the oracle.
+_ORACLE_VIEWS = {"query": "oracle replace", "corpus": "oracle append"}
 
 
-def main() -> None:
-    """Parse and run."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder of everything")
-    parser.add_argument("--countries", type=int, default=600, help="of the world")
-    parser.add_argument("--seed", type=int, default=1, help="of the world and both trainings")
-    parser.add_argument("--steps", type=int, default=60, help="optimiser steps of each training")
-    parser.add_argument("--batch-size", type=int, default=128, help="training pairs per step")
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument("--model", default="flagland-vlm", help="the describing model")
-    args = parser.parse_args()
-    root, clock = args.out / "world", Clock()
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    made = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__)
+    made.add_argument("--out", type=Path, default=Path("demo"), help="folder of everything")
+    made.add_argument("--root", type=Path, help="M-BEIR root; none: a Flagland is made")
+    made.add_argument("--countries", type=int, default=600, help="of that Flagland")
+    made.add_argument("--seed", type=int, default=1, help="of the world and both trainings")
+    made.add_argument("--steps", type=int, default=60, help="optimiser steps of each training")
+    made.add_argument("--batch-size", type=int, default=128, help="training pairs per step")
+    made.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    made.add_argument("--model", default="flagland-vlm", help="the describing model, or oracle")
+    made.add_argument("--metric", default="success@1", help="per-query score of the table")
+    return made
 
-    def world() -> None:
-        if not root.exists():
-            half_made = args.out / "world.partial"
-            shutil.rmtree(half_made, ignore_errors=True)  # left over from a run cut short
-            write_world(half_made, WorldConfig(args.countries, args.seed), workers=args.threads)
-            half_made.rename(root)
 
-    clock.run(f"world: {args.countries} countries, seed {args.seed}", world)
-    experiment = Experiment(
-        root=root, out=args.out, model=args.model, seed=args.seed, steps=args.steps,
-        batch_size=args.batch_size, threads=args.threads, metric="success@1",
+def read(args: argparse.Namespace, root: Path, *, tolerate: bool = False) -> Reader:
+    """The demo's arms on a root.
+
+    Args:
+        args: as :func:`parser` has them.
+        root: M-BEIR root.
+        tolerate: go on when single items could not be enriched, and skip pictures that cannot be
+            read; published data has such.
+
+    Raises:
+        DataError: if the root cannot be used.
+    """
+    oracle = args.model == "oracle"
+    experiment = spec.parse({**DEMO, "shown": {"enriched": _ORACLE_VIEWS}} if oracle else DEMO)
+    enriching = Enriching(
+        root, digest_root(root), None, "flagland-vlm" if oracle else args.model, args.threads,
+        tolerate,
     )  # fmt: skip
-    run(experiment, clock)
+    setup = Setup(
+        enriching, steps=args.steps, batch_size=args.batch_size, seeds=(args.seed,),
+        fit=("--data.on_bad_image=skip",) if tolerate else (),
+    )  # fmt: skip
+    return Reader(Builder(experiment, setup), args.out, args.metric)
+
+
+def run(reader: Reader, started: float) -> None:
+    """Do what is not done, print the table, write ``table.md``, ``chart.png`` and ``report.html``.
+
+    Args:
+        reader: of the demo's arms.
+        started: ``time.monotonic()`` when the command began.
+
+    Raises:
+        ToolkitError: if a step fails.
+        SystemExit: likewise, where a command of the toolkit has printed why.
+    """
+    out = reader.out
+    graph.run(reader.steps(), out)
+    value = results.collect(reader)
+    results.save(value, out / "demo.json")
+    tables = {pool: replace(reader, pool=pool).compare("raw", "enriched")
+              for pool in ("local", "union")}  # fmt: skip
+    union = tables["union"].rows[-1]
+    shift = value["arms"]["shift"]["mean"]["score"]
+    notes = [
+        f"In the union of all pools the means are {100 * union.first:.1f} (raw) and "
+        f"{100 * union.second:.1f} (enriched).",
+        "Trained on raw text and shown enriched text, the same retriever scores "
+        f"{100 * shift:.1f} on average (local pools, {reader.metric}).",
+    ]
+    table = tables["local"].table()
+    write_text(out / "table.md", table + "\n")
+    shutil.move(plots.save_tasks(value, ("raw", "enriched"), out), out / "chart.png")
+    folders = [reader.folders(name)[0] for name in ("raw", "enriched")]
+    write_report(
+        folders[0], folders[1], out / "report.html", names=("raw", "enriched"),
+        metric=reader.metric, notes=notes,
+    )  # fmt: skip
+    print(table, *notes, sep="\n")
+    print(f"{time.monotonic() - started:.0f} s in all; report: {out / 'report.html'}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse and run; the exit status."""
+    args, started = parser().parse_args(arguments), time.monotonic()
+    try:
+        if args.root is None:
+            root = args.out / "world"
+            print(f"== world: {args.countries} countries, seed {args.seed}", flush=True)
+            make_world(root, args.countries, args.seed, args.threads)
+        else:
+            root = args.root
+        run(read(args, root), started)
+    except ToolkitError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,37 +1,41 @@
 """The main job on real pictures: ``../shared/data/mbeir_real`` or any other root with a test split.
 
 ``python -m benchmarks.real --root ROOT --out FOLDER``. The packaged VLM knows flags only: on other
-pictures its texts are out of their depth, and what is shown is that the path holds.
+pictures its texts are out of their depth, and what is shown is that the path holds. It is the demo
+(:mod:`benchmarks.demo`) with other defaults, and goes on where single items cannot be used.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
+import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.pipeline import Clock, Experiment, run
+from augment.errors import ToolkitError
+from benchmarks import demo
 
 DEFAULT_ROOT = Path("../shared/data/mbeir_real")
 
 
-def main() -> None:
-    """Parse and run."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.real", description=__doc__)
-    parser.add_argument("--root", type=Path, default=DEFAULT_ROOT)
-    parser.add_argument("--out", type=Path, default=Path("runs/real"))
-    parser.add_argument("--model", default="flagland-vlm")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=80)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
-    args = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse and run; the exit status."""
+    parser, started = demo.parser(), time.monotonic()
+    parser.prog, parser.description = "python -m benchmarks.real", __doc__
+    parser.set_defaults(
+        root=DEFAULT_ROOT, out=Path("runs/real"), seed=0, steps=80, batch_size=64,
+        metric="success@5",
+    )  # fmt: skip
+    args = parser.parse_args(arguments)
     if not args.root.is_dir():
         raise SystemExit(f"{args.root}: no such folder; name an M-BEIR root with --root")
-    # Published pictures may be missing or broken; an item then keeps what else it has.
-    fit = ("--data.on_bad_image=skip",)
-    run(Experiment(fit=fit, tolerate=True, **vars(args)), Clock())
+    try:
+        demo.run(demo.read(args, args.root, tolerate=True), started)
+    except ToolkitError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -215,7 +215,7 @@ def bm25(
     settings = {
         "model": {"name": "bm25", **asdict(model)},
         "text": recipe.fingerprint,
-        "root": str(root),
+        "data": {"root": str(root), "query": asdict(query), "corpus": asdict(corpus)},
         "split": split,
         "depth": depth,
         "positives": asdict(positives),

@@ -152,7 +152,13 @@ def tasks_of(folder: Path, pool: str) -> list[str]:
     return names
 
 
-def _title(name: str, several: bool) -> str:
+def task_title(name: str, several: bool) -> str:
+    """A task as rows of tables call it.
+
+    Args:
+        name: as its files are called, ``flagland_task0``.
+        several: whether there is more than one data set.
+    """
     dataset, marker, code = name.rpartition("_task")
     if not marker or not code.isdigit():
         return name
@@ -197,7 +203,7 @@ def compare(
             )
     several = len({task.rpartition("_task")[0] for task in tasks}) > 1
     scores = {
-        _title(task, several): (_of(first, task, pool, metric), _of(second, task, pool, metric))
+        task_title(task, several): (_of(first, task, pool, metric), _of(second, task, pool, metric))
         for task in tasks
     }
     return compare_scores(scores, metric=metric, pool=pool, names=names, seed=seed, queries=queries)

@@ -1,15 +1,13 @@
-"""The comparison and its report: means by hand, nothing unescaped."""
+"""The comparison of two runs: means by hand."""
 
 import json
 import random
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from augment.mbeir import write_candidates, write_qrels, write_queries
-from augment.records import Enrichment, Hit, Item, Qrel, Query
-from benchmarks.report import write_report
+from augment.mbeir import write_qrels
+from augment.records import Hit, Item, Qrel, Query
 from retrievers.cli import main
 from retrievers.compare import compare
 from retrievers.run import write_run
@@ -54,41 +52,6 @@ def test_equal_systems_differ_by_nothing(tmp_path: Path) -> None:
     )
     assert result.rows[0].difference == (0, 0, 0)
     assert result.rows[0].p == 1
-
-
-def test_the_report_escapes_what_it_shows(tmp_path: Path) -> None:
-    from augment.store import Store
-
-    root, store = tmp_path / "root", tmp_path / "store"
-    evil = "<script>alert(1)</script>"
-    (root / "mbeir_images").mkdir(parents=True)
-    Image.new("RGB", (40, 30), "red").save(root / "mbeir_images" / "a.jpg")
-    item = Item("1:1", evil, "mbeir_images/a.jpg", "image,text")
-    write_candidates(root / "cand_pool" / "local" / "mbeir_x_task2_cand_pool.jsonl", [item])
-    query = Query(Item("1:1", "who?", None, "text"), 2, ("1:1",))
-    write_queries(root / "query" / "test" / "mbeir_x_task2_test.jsonl", [query])
-    enrich(root, store, evil)
-    with Store(store) as opened:
-        assert isinstance(next(iter(opened)), Enrichment)
-    hits = {"x_task2": [True]}
-    result = compare(
-        write_folder(tmp_path / "a", hits), write_folder(tmp_path / "b", hits), ["x_task2"]
-    )
-    write_report(tmp_path, result, root, store, ["a & b"], {"all": 1.0})
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert evil not in page
-    assert "&lt;script&gt;" in page
-    assert "a &amp; b" in page
-    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
-
-
-def enrich(root: Path, store: Path, answer: str) -> None:
-    from augment import corpus, queries
-    from augment.engines.scripted import ScriptedEngine
-
-    engine = ScriptedEngine([f"{answer} a red field"], root=root)
-    assert corpus.run(root, store, engine=engine).exit_code == 0
-    assert queries.run(root, store, splits=["test"], engine=engine).exit_code == 0
 
 
 def test_wins_losses_slices_and_correction(tmp_path: Path) -> None:

@@ -1,0 +1,122 @@
+"""A run as ``test`` or ``bm25`` left it: hits, ranks, and the text that its retriever read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, final
+
+from augment.errors import DataError, StoreError
+from augment.mbeir import read_qrels
+from augment.records import Hit, Item, Side
+from augment.views import TextView, open_view
+from retrievers.run import read_table
+from retrievers.texts import ViewConfig
+
+SIDES: tuple[Side, Side] = ("query", "corpus")
+
+
+@final
+@dataclass(frozen=True)
+class Opened:
+    """One run's folder.
+
+    Attributes:
+        folder: with run files, judgements and, of our own tests, ``metrics.json``.
+        views: text of both sides as the retriever read it.
+        about: ``metrics.json``; empty if there is none.
+        notes: what could not be opened.
+    """
+
+    folder: Path
+    views: Mapping[Side, TextView]
+    about: Mapping[str, Any]
+    notes: Sequence[str]
+
+    @property
+    def root(self) -> Path | None:
+        """The data root that the run names."""
+        root = self.about.get("settings", {}).get("data", {}).get("root")
+        return Path(root) if root else None
+
+    def text(self, side: Side, item: Item) -> str:
+        """What the retriever read of an item, without instruction; empty if there is no text."""
+        return self.views[side].text(item) or ""
+
+    def hits(self, task: str, pool: str) -> Mapping[str, Sequence[Hit]]:
+        """Hits of a task's queries, best first."""
+        return read_table(self.folder / f"{task}.{pool}.trec", empty=True).to_run()
+
+    @cached_property
+    def trained(self) -> str:
+        """What the weights were trained on, in words."""
+        found = self.about.get("settings", {}).get("trained_on")
+        if found is None:
+            model = self.about.get("settings", {}).get("model", {})
+            return "nothing (BM25)" if model.get("name") == "bm25" else "unknown"
+        return ", ".join(f"{side} {found[side].partition(':')[0]}" for side in SIDES)
+
+
+def open_run(folder: Path) -> Opened:
+    """Open a run's folder.
+
+    Raises:
+        DataError: if there is no such folder, or its record cannot be read.
+    """
+    if not folder.is_dir():
+        raise DataError("no such folder; name one that `test` or `bm25` wrote", str(folder))
+    path = folder / "metrics.json"
+    about: dict[str, Any] = {}
+    notes: list[str] = []
+    if path.is_file():
+        try:
+            about = dict(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise DataError(f"is no record of a test: {error}", str(path)) from error
+    else:
+        notes.append(f"{folder.name} has no metrics.json: its texts are shown as published.")
+    data = about.get("settings", {}).get("data", {})
+    views: dict[Side, TextView] = {}
+    for side in SIDES:
+        views[side], note = _view(side, data.get(side) or {})
+        notes += [f"{folder.name}: {note}"] if note else []
+    return Opened(folder, views, about, notes)
+
+
+def _view(side: Side, given: Mapping[str, Any]) -> tuple[TextView, str]:
+    known = {one.name for one in fields(ViewConfig)}
+    try:
+        return ViewConfig(**{key: value for key, value in given.items() if key in known}).open(
+            side
+        ), ""
+    except (StoreError, DataError) as error:
+        return open_view(side), f"the {side} texts cannot be read, so the published ones stand " \
+            f"here ({error})"  # fmt: skip
+
+
+def relevant(folder: Path, task: str) -> dict[str, list[str]]:
+    """Query -> relevant candidates, in the order of the judgements.
+
+    Raises:
+        DataError: if they are missing or malformed.
+    """
+    found: dict[str, list[str]] = {}
+    for qrel in read_qrels(folder / f"{task}.qrels"):
+        if qrel.relevance > 0:
+            found.setdefault(qrel.qid, []).append(qrel.did)
+    return found
+
+
+def first_ranks(
+    hits: Mapping[str, Sequence[Hit]], wanted: Mapping[str, Sequence[str]]
+) -> dict[str, int | None]:
+    """Query -> rank of its first relevant candidate, from 1; None if it was not found."""
+    found: dict[str, int | None] = {}
+    for qid, ids in wanted.items():
+        right = set(ids)
+        ranks = (rank for rank, hit in enumerate(hits.get(qid, ()), 1) if hit.did in right)
+        found[qid] = next(ranks, None)
+    return found
