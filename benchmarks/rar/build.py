@@ -321,7 +321,8 @@ def describe(setup: Setup) -> dict[str, Any]:
     """The setup for the record, without paths of this machine."""
     value = asdict(setup)
     enriching = value.pop("enriching")
-    value["root"] = setup.root.name
+    value["root"] = setup.root.resolve().name
+    value["config"] = Path(setup.config).name
     value["root_digest"] = enriching["root_digest"][:16]
     value["model"] = enriching["model"] if enriching["store"] is None else "given store"
     return value

@@ -34,7 +34,7 @@ GENERAL: Groups = RIVALS
 _FILLER = (
     "this is a picture that was taken and kept with all the others of its kind and there is "
     "nothing more to be said of it than what can be seen by anyone who looks at it as it is here "
-    "in the place where it was found on the day when it was put there and then left for others"
+    "in the place where it was found on the day when it was put there and then kept for others"
 )
 #: Says nothing of any picture; cut to the wanted number of words.
 FILLER: Sequence[str] = tuple(_FILLER.split(" "))
