@@ -138,7 +138,7 @@ class Builder:
     def _asked(self, text: Text) -> Step | None:
         if text.kind != "select" or not ROUTERS.get(str(text.settings.get("router"))):
             return None
-        name = text.settings.get("contested_by")
+        name = str(text.settings.get("contested_by"))
         if name not in self.experiment.arms:
             raise DataError(f"contested_by names no arm: {name!r}", f"texts.{text.name}")
         return self.arm(self.experiment.arms[name], self.setup.seeds[0])
@@ -176,7 +176,7 @@ class Builder:
         """Steps of the texts, and what stands for the views in a fingerprint."""
         steps = tuple(self.text(name) for name in shown.texts)
         places = {name: place for place, name in enumerate(shown.texts)}
-        views = {
+        views: dict[str, Any] = {
             side: [places.get(view.text), view.view, *view.options]
             for side, view in zip(_SIDES, (shown.query, shown.corpus), strict=True)
         }

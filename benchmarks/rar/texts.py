@@ -94,12 +94,12 @@ def made_anew(text: Text, using: Enriching) -> Step:
     if text.kind == "oracle":
         if not has_truth(using.root):
             raise DataError("the oracle needs truth/scene_graphs.jsonl", str(using.root))
-        title, settings = "texts of the oracle", {"kind": "oracle", "root": using.root_digest}
-        return Step("texts", title, settings, (), _oracle(using), 200)
+        about = {"kind": "oracle", "root": using.root_digest}
+        return Step("texts", "texts of the oracle", about, (), _oracle(using), 200)
     if using.store is not None and not text.settings:
         recipes = {side: Store(using.store).recipe(side).id for side in _SIDES}
-        settings = {"kind": "given", "keys": _keys(using.store, recipes)}
-        return Step("texts", f"texts of {using.store}", settings, (), _given(using, recipes), 1)
+        about = {"kind": "given", "keys": _keys(using.store, recipes)}
+        return Step("texts", f"texts of {using.store}", about, (), _given(using, recipes), 1)
     prompts: dict[Kind, str | None] = dict(QUERY_PROMPTS)
     if "modification_prompt" in text.settings:
         prompts["modification"] = text.settings["modification_prompt"]
