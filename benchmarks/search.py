@@ -23,8 +23,9 @@ from torch.nn import functional
 from augment.mbeir import write_candidates
 from augment.records import Item
 from retrievers.clip import ClipScoreFusion
-from retrievers.data import EmbeddingConfig, LoaderConfig, MBeirData
+from retrievers.data import MBeirData
 from retrievers.index import MatrixIndex
+from retrievers.settings import EmbeddingConfig, LoaderConfig
 from retrievers.trainer import Trainer
 
 RESULTS = Path(__file__).parent / "results" / "search.md"

@@ -348,7 +348,7 @@ class Retriever(lightning.LightningModule, ABC):
         self, depth: int, made_by: str, kind: str = "exact", parameters: str = ""
     ) -> tuple[Any, Results]:
         candidates, queries = self._embeddings
-        runs = search_plan(
+        found = search_plan(
             self.data.plan,
             candidates,
             queries,
@@ -359,7 +359,11 @@ class Retriever(lightning.LightningModule, ABC):
             parameters,
         )
         self._embeddings = []
-        return runs, score(self.data.plan, runs, candidates, queries, made_by)
+        results = score(self.data.plan, found.runs, candidates, queries, made_by)
+        results.recall = {
+            pool: [measured._asdict() for measured in own] for pool, own in found.recall.items()
+        }
+        return found.runs, results
 
 
 def _text_of(checkpoint: Mapping[str, Any]) -> dict[str, str] | None:

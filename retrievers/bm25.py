@@ -134,13 +134,12 @@ def bm25_plan(
         (task name, "local" or "union") -> run, and what could not take part on either side:
         candidates and queries without text.
     """
-    texts = [recipe.candidate(plan.item(row)) or "" for row in range(len(plan))]
+    texts = [recipe.candidate(item) or "" for item in plan.catalog.items()]
     asked = [query for task in plan.tasks for query in task.queries]
     lost = Embeddings(len(plan)), Embeddings(len(asked))
     lost[0].fail([row for row, text in enumerate(texts) if not text], [])
     words = [recipe.query_view.text(query.item) or "" for query in asked]
     lost[1].fail([row for row, text in enumerate(words) if not text.strip()], [])
-    ids = plan.ids
     runs: dict[tuple[str, str], Run] = {}
     for pool, rows in plan.pools.items():
         own = [row for row in rows.tolist() if texts[row]]
@@ -150,7 +149,8 @@ def bm25_plan(
         if not own:  # pictures only: every query counts 0
             runs.update({(task.name, _kind(pool)): {} for task, _ in searching})
             continue
-        index = Bm25Index([ids[row] for row in own], [texts[row] for row in own], config)
+        ids = plan.catalog.names(np.array(own)).to_pylist()
+        index = Bm25Index(ids, [texts[row] for row in own], config)
         for task, start in searching:
             found: dict[str, list[Hit]] = {}
             for place, query in enumerate(task.queries, start=start):

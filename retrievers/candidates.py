@@ -90,7 +90,6 @@ def embed(
         collate_fn=ItemCollator(retriever.processor),
     )
     made_by = retriever.fingerprint_for(recipe.fingerprint)
-    ids = plan.ids
     failed = degraded = 0
     parts: list[Tensor] = []
     rows: list[int] = []
@@ -103,7 +102,7 @@ def embed(
     if not rows:
         raise DataError("its pools hold no candidate that can be embedded", str(root.path))
     index = make_index("exact", made_by, device)
-    index.add([ids[row] for row in rows], torch.cat(parts), made_by)
+    index.add(plan.catalog.names(np.array(rows)), torch.cat(parts), made_by)
     return Candidates(index, _notes(failed, degraded))
 
 

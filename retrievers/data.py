@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast, final
 
 import lightning
-import numpy as np
-from jaxtyping import Int64
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Subset
 
-from augment.columnar import open_queries
 from augment.errors import DataError
 from augment.mbeir import DataRoot, TextRule
 from augment.mixtures import Mixture
-from augment.records import Item, Query, Side
+from augment.records import Query, Side
 from augment.views import TextView
 from retrievers.audit import SAMPLED, Audit, audit_plan, audit_training
 from retrievers.dataset import (
@@ -28,89 +24,16 @@ from retrievers.dataset import (
     OnBadImage,
     PairDataset,
     Reader,
-    target_modality,
 )
-from retrievers.embeddings import Content, Dtype, Embeddings, EmbeddingWriter, item_keys
+from retrievers.embeddings import Embeddings, EmbeddingWriter, item_keys
 from retrievers.inputs import ItemCollator, PairCollator, Processor
 from retrievers.mining import MiningConfig, plan_mining
-from retrievers.negatives import HardNegatives, NegativesConfig
+from retrievers.negatives import NegativesConfig
 from retrievers.plan import Embedder, Plan, plan_pools, plan_test, plan_validation
-from retrievers.protocol import PositiveConfig
-from retrievers.samplers import GroupBy, PairBatches, PairLoader, SamplingConfig
+from retrievers.samplers import PairBatches, PairLoader, SamplingConfig
+from retrievers.settings import EmbeddingConfig, LoaderConfig, SearchConfig, ValidationConfig
 from retrievers.texts import TextRecipe, ViewConfig
-
-
-@dataclass(frozen=True)
-class LoaderConfig:
-    """How data is loaded.
-
-    Args:
-        workers: loader processes; 0 loads in the main process.
-        cache_mib: keep so many MiB of preprocessed pictures in memory, per process.
-        eval_batch_size: items per batch when embedding.
-    """
-
-    workers: int = 0
-    cache_mib: int = 256
-    eval_batch_size: int = 128
-
-
-@dataclass(frozen=True)
-class ValidationConfig:
-    """The small search that validates during fit.
-
-    Args:
-        queries: queries per data set and task.
-        pool: distractors per data set and task, besides the positives.
-        holdout: share of the training queries held out where the root has no val split.
-    """
-
-    queries: int = 100
-    pool: int = 1000
-    holdout: float = 0.05
-
-
-@dataclass(frozen=True)
-class SearchConfig:
-    """The test protocol.
-
-    Args:
-        split: query split.
-        union: also search the union of all pools.
-        depth: hits per query in the run files.
-        index: exact, faiss (flat), or a factory string of faiss such as IVF1024,PQ64; approximate
-            ones print their true recall against exact search.
-        index_parameters: of faiss, such as nprobe=32.
-        positives: what becomes of positives that a pool lacks or that are of another data set.
-    """
-
-    split: str = "test"
-    union: bool = True
-    depth: int = 100
-    index: str = "exact"
-    index_parameters: str = ""
-    positives: PositiveConfig = PositiveConfig()  # noqa: RUF009 - frozen
-
-
-@dataclass(frozen=True)
-class EmbeddingConfig:
-    """Where the embeddings of ``embed`` and ``test`` are kept.
-
-    Args:
-        folder: finished vectors stay here and are not made again; null keeps them in memory.
-        dtype: float16 or float32, on disk.
-        shard_rows: vectors per file.
-        shard_seconds: a file is written at least so often; a killed run loses no more.
-        part: number of this process, from 0, where several embed into one folder.
-        parts: how many they are; the last run goes without, to see that nothing is missing.
-    """
-
-    folder: str | None = None
-    dtype: Dtype = "float16"
-    shard_rows: int = 16_384
-    shard_seconds: float = 60.0
-    part: int = 0
-    parts: int = 1
+from retrievers.training import group_codes, open_negatives, training_digest, training_queries
 
 
 @final
@@ -153,10 +76,10 @@ class MBeirData(lightning.LightningDataModule):
         negatives: NegativesConfig = NegativesConfig(),  # noqa: B008 - frozen
         on_bad_image: OnBadImage = "error",
         seed: int = 0,
-        loader: LoaderConfig = LoaderConfig(),
-        validation: ValidationConfig = ValidationConfig(),
-        test: SearchConfig = SearchConfig(),
-        embeddings: EmbeddingConfig = EmbeddingConfig(),
+        loader: LoaderConfig = LoaderConfig(),  # noqa: B008 - frozen
+        validation: ValidationConfig = ValidationConfig(),  # noqa: B008 - frozen
+        test: SearchConfig = SearchConfig(),  # noqa: B008 - frozen
+        embeddings: EmbeddingConfig = EmbeddingConfig(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
         for name, number in (("batch_size", batch_size), ("positives", positives)):
@@ -334,12 +257,10 @@ class MBeirData(lightning.LightningDataModule):
                 self._rooms = [Embeddings(size) for size in sizes.values()]
             else:
                 embedder = Embedder(plan, self._reader())
-                self._rooms = [
-                    self._stored(side, size, embedder.content(side)) for side, size in sizes.items()
-                ]
+                self._rooms = [self._stored(side, size, embedder) for side, size in sizes.items()]
         return self._rooms
 
-    def _stored(self, side: Side, size: int, content: Callable[[int], Content]) -> Embeddings:
+    def _stored(self, side: Side, size: int, embedder: Embedder) -> Embeddings:
         assert self.trainer is not None  # noqa: S101 - rooms() looks
         wanted = self.embeddings
         made_by, made_with = cast("Any", self.trainer.lightning_module).made_by()
@@ -353,8 +274,8 @@ class MBeirData(lightning.LightningDataModule):
         )
         for name, problem in writer.damaged.items():
             rank_zero_info(f"shard {name} of {writer.folder} is embedded again: {problem}")
-        keys = item_keys(map(content, range(size)), self.root.path)
-        return Embeddings(size, writer, keys, lambda rows: [content(row).id for row in rows])
+        keys = item_keys(embedder.contents(side), self.root.path)
+        return Embeddings(size, writer, keys, lambda rows: embedder.names(side, rows))
 
     def _reader(self) -> Reader:
         assert self._images is not None  # noqa: S101 - use() comes first
@@ -371,13 +292,14 @@ class MBeirData(lightning.LightningDataModule):
         rows = [room.missing(self.embeddings.part, self.embeddings.parts) for room in rooms or ()]
         loaders: list[DataLoader[Any]] = []
         for place, items in enumerate(sets):
-            if rows and not rows[place]:
+            if rows and not len(rows[place]):
                 # Lightning skips a test without batches, and its end with it.
                 loaders.append(DataLoader([collate([])], batch_size=None))  # type: ignore[arg-type]
                 continue
             loaders.append(
                 DataLoader(
-                    Subset(items, rows[place]) if rows else items,
+                    # An array does for a sequence, at a quarter of the memory.
+                    Subset(items, cast("Any", rows[place])) if rows else items,
                     batch_size=self.loader.eval_batch_size,
                     collate_fn=collate,
                     num_workers=self.loader.workers,
@@ -388,92 +310,19 @@ class MBeirData(lightning.LightningDataModule):
     def _training(self, held_out: list[Query] | None) -> PairDataset:
         """Training pairs; where there is no val split, ``held_out`` receives some queries."""
         book, kept = self._training_queries(held_out)
-        return PairDataset(
-            kept, book, self._reader(), self.seed, self._positives, self._negatives(kept)
-        )
+        negatives = open_negatives(self.negatives, kept)
+        return PairDataset(kept, book, self._reader(), self.seed, self._positives, negatives)
 
     def _training_queries(self, held_out: list[Query] | None) -> tuple[CandidateBook, list[Query]]:
-        union = [file.path for file in self.root.union_pools() if file.dataset == "union_train"]
-        book = CandidateBook([*union, *(file.path for file in self.root.pools())])
-        kept: list[Query] = []
-        lost = 0
-        for query in self._train_queries():
-            if not any(book.find(did) is not None for did in query.positives):
-                lost += 1
-            elif held_out is not None and _held_out(query.item.id, self.validation.holdout):
-                held_out.append(query)
-            else:
-                kept.append(query)
-        if self._limit:
-            kept = kept[:: max(1, len(kept) // self._limit)][: self._limit]
-        if not kept:
-            raise DataError(
-                f"no training query with a positive in a pool ({lost} without); check data.tasks "
-                "and run `python -m augment.validate`",
-                str(self.root.path),
-            )
-        rank_zero_info(
-            f"{len(kept)} training queries, {lost} left out without a positive in a pool"
+        return training_queries(
+            self.root, self._tasks, self._limit, held_out, self.validation.holdout
         )
-        return book, kept
 
     def digest(self) -> str:
         """SHA-256 over the bytes of all pools and training queries."""
-        digest = hashlib.sha256()
-        files = [*self.root.union_pools(), *self.root.pools(), *self.root.query_files("train")]
-        for file in files:
-            digest.update(file.path.name.encode())
-            with file.path.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-        return digest.hexdigest()
-
-    def _negatives(self, queries: Sequence[Query]) -> HardNegatives | None:
-        negatives = self.negatives.open()
-        if negatives is None:
-            return None
-        having = sum(bool(negatives.of(query).negatives) for query in queries)
-        where = "queries' own lists" if negatives.path is None else str(negatives.path)
-        if not having:
-            raise DataError(
-                "none of the training queries has a hard negative here; mine them on this root "
-                "with `python -m retrievers mine`",
-                where,
-            )
-        rank_zero_info(f"{having} of {len(queries)} training queries have hard negatives ({where})")
-        return negatives
-
-    def _train_queries(self) -> Iterator[Query]:
-        files = self.root.query_files("train")
-        if not files:
-            raise DataError("no query files in query/train", str(self.root.path))
-        for file in files:
-            for query in open_queries(file.path):
-                if self._tasks is None or query.task in self._tasks:
-                    yield query
+        return training_digest(self.root)
 
 
 def _mixtures(sides: Iterable[tuple[ViewConfig, TextView]]) -> dict[Side, Mixture]:
     made = (config.mixture(view.side, view) for config, view in sides)
     return {mixture.side: mixture for mixture in made if mixture is not None}
-
-
-def group_codes(data: PairDataset, by: GroupBy) -> Int64[np.ndarray, " size"]:
-    """The group of each training query as a number, for :class:`PairBatches`."""
-    if by == "none":
-        return np.zeros(len(data), dtype=np.int64)
-    names = [_group(query, by, data.find) for query in data.queries]
-    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
-    return np.array([numbers[name] for name in names], dtype=np.int64)
-
-
-def _group(query: Query, by: GroupBy, find: Callable[[str], Item | None]) -> str:
-    target = target_modality(query, find)
-    task = f"{query.item.modality} -> {target}"
-    return {"modality": target, "task": task}.get(by, f"{query.item.dataset} {task}")
-
-
-def _held_out(qid: str, share: float) -> bool:
-    """Whether a query is held out: by its id alone, so that it is so in every run."""
-    digest = hashlib.blake2b(qid.encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "big") < share * 2**32

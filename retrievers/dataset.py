@@ -234,4 +234,4 @@ class ItemDataset(Dataset[Example]):
         return self._size
 
     def __getitem__(self, row: int) -> Example:
-        return self._example(row)
+        return self._example(int(row))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,10 @@ from augment.columnar import open_candidates, open_queries
 from augment.errors import DataError
 from augment.mbeir import DataRoot, read_qrels
 from augment.records import Item, Modality, Query, Side
+from retrievers.catalog import Catalog
 from retrievers.dataset import Reader, target_modality
 from retrievers.embeddings import Content
+from retrievers.index import Ids
 from retrievers.inputs import Example
 from retrievers.metrics import grades_of
 from retrievers.protocol import PositiveConfig, keep_positives
@@ -59,31 +61,28 @@ class Plan:
     Attributes:
         tasks: what is searched.
         pools: name -> rows of the candidates, in pool order. ``union`` is all pools together.
+        catalog: the candidates.
     """
 
     tasks: list[EvalTask] = field(default_factory=list)
     pools: dict[str, Int64[np.ndarray, " rows"]] = field(default_factory=dict)
-    _sources: list[Sequence[Item]] = field(default_factory=list)
-    _places: list[tuple[int, int]] = field(default_factory=list)
-    _rows: dict[str, int] = field(default_factory=dict)
+    catalog: Catalog = field(default_factory=Catalog)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.catalog)
 
     @property
-    def ids(self) -> list[str]:
+    def ids(self) -> Ids:
         """Candidate ids by row."""
-        return list(self._rows)
+        return Ids(self.catalog.names(np.arange(len(self))))
 
     def item(self, row: int) -> Item:
         """The candidate in a row."""
-        source, place = self._places[row]
-        return self._sources[source][place]
+        return self.catalog.item(row)
 
     def find(self, did: str) -> Item | None:
         """The candidate with an id, or None."""
-        row = self._rows.get(did)
-        return None if row is None else self.item(row)
+        return self.catalog.find(did)
 
     @cached_property
     def queries(self) -> list[tuple[Query, Modality]]:
@@ -96,16 +95,8 @@ class Plan:
         Raises:
             DataError: if an id already stands for something else.
         """
-        if name in self.pools:
-            return
-        pool = open_candidates(path)
-        self._sources.append(pool)
-        rows = [
-            self._row(did, place, path, check=name != "union")
-            for place, did in enumerate(pool.ids.to_pylist())
-            if keep is None or did in keep
-        ]
-        self.pools[name] = np.array(rows, dtype=np.int64)
+        if name not in self.pools:
+            self.pools[name] = self.catalog.add(path, keep, check=name != "union")
 
     def add_union(self, path: Path | None) -> None:
         """Add the pool ``union``: the file's candidates, or without one those of all pools."""
@@ -113,17 +104,6 @@ class Plan:
             self.add_pool("union", path)
         else:
             self.pools["union"] = np.arange(len(self), dtype=np.int64)
-
-    def _row(self, did: str, place: int, path: Path, check: bool) -> int:
-        row = self._rows.setdefault(did, len(self._places))
-        here = (len(self._sources) - 1, place)
-        if row == len(self._places):
-            self._places.append(here)
-        elif check and self.item(row) != self._sources[-1][place]:
-            raise DataError(
-                "stands for another candidate than in an earlier pool", f"{path}: {did}"
-            )
-        return row
 
 
 @dataclass(frozen=True)
@@ -142,26 +122,30 @@ class Embedder:
         query, target = self.plan.queries[row]
         return self.reader.query(query, target, None, row)
 
-    def content(self, side: Side) -> Callable[[int], Content]:
-        """What the encoder sees of a row of one side; no picture is opened.
+    def contents(self, side: Side) -> Iterator[Content]:
+        """What the encoder sees of each row of one side; no picture is opened."""
+        recipe = self.reader.recipe
+        if side == "corpus":
+            for item in self.plan.catalog.items():
+                yield Content(item.id, recipe.candidate(item), item.image)
+            return
+        rows = range(len(self.plan.queries))
+        for (query, target), name in zip(self.plan.queries, self.names(side, rows), strict=True):
+            yield Content(name, recipe.query(query, target), query.item.image)
+
+    def names(self, side: Side, rows: Sequence[int]) -> list[str]:
+        """Ids under which the vectors of some rows are kept.
 
         A query is named after its task too, because its instruction depends on it.
         """
-        recipe = self.reader.recipe
         if side == "corpus":
-            return lambda row: _content(self.plan.item(row), recipe.candidate)
-        names = [task.name for task in self.plan.tasks for _ in task.queries]
+            ids: list[str] = self.plan.catalog.names(np.asarray(rows, np.int64)).to_pylist()
+            return ids
+        return [f"{self._tasks[row]}/{self.plan.queries[row][0].item.id}" for row in rows]
 
-        def query(row: int) -> Content:
-            found, target = self.plan.queries[row]
-            text = recipe.query(found, target)
-            return Content(f"{names[row]}/{found.item.id}", text, found.item.image)
-
-        return query
-
-
-def _content(item: Item, render: Callable[[Item], str | None]) -> Content:
-    return Content(item.id, render(item), item.image)
+    @cached_property
+    def _tasks(self) -> list[str]:
+        return [task.name for task in self.plan.tasks for _ in task.queries]
 
 
 def plan_pools(root: DataRoot) -> Plan:

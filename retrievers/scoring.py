@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from augment.atomic import write_text
@@ -15,15 +16,15 @@ from augment.errors import DataError
 from augment.mbeir import write_qrels
 from augment.records import Qrel, Run
 from retrievers.embeddings import Embeddings
-from retrievers.index import make_index
+from retrievers.index import FaissIndex, Recall, make_index
 from retrievers.metrics import means, score_run, standard_measures
 from retrievers.plan import EvalTask, Plan
 from retrievers.protocol import REPORTED, missing_rows, reported_k
 from retrievers.provenance import source_commit, versions
-from retrievers.run import write_run
+from retrievers.run import RunTable, write_run
 
 #: (task name, "local" or "union") -> run.
-Runs = Mapping[tuple[str, str], Run]
+Runs = Mapping[tuple[str, str], Run | RunTable]
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Results:
         versions: of the libraries that matter.
         commit: of the source that ran, with ``-dirty`` if files had changed; None outside git.
         cost: seconds of each stage, items embedded and items per second.
+        recall: of an approximate index against exact search, by pool; empty for an exact one.
     """
 
     rows: list[Row]
@@ -80,6 +82,7 @@ class Results:
     versions: dict[str, str] = field(default_factory=dict)
     commit: str | None = field(default_factory=source_commit)
     cost: dict[str, float] = field(default_factory=dict)
+    recall: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     @property
     def mean(self) -> dict[str, dict[str, float]]:
@@ -157,6 +160,18 @@ class Results:
         return {**asdict(self), "mean": self.mean}
 
 
+class Searched(NamedTuple):
+    """Runs of a plan, and for each pool the recall of an approximate index; none of an exact one.
+
+    Attributes:
+        runs: (task name, "local" or "union") -> run.
+        recall: what :func:`retrievers.index.measure_recall` found, by pool.
+    """
+
+    runs: dict[tuple[str, str], RunTable]
+    recall: dict[str, list[Recall]]
+
+
 def search_plan(
     plan: Plan,
     candidates: Embeddings,
@@ -166,7 +181,7 @@ def search_plan(
     device: str = "cpu",
     kind: str = "exact",
     parameters: str = "",
-) -> dict[tuple[str, str], Run]:
+) -> Searched:
     """Search every task in its local pool and, if the plan has one, in the union.
 
     Args:
@@ -179,22 +194,27 @@ def search_plan(
         kind: of index, see :func:`retrievers.index.make_index`.
         parameters: of an approximate index.
     """
-    runs: dict[tuple[str, str], Run] = {}
-    ids = plan.ids
+    found = Searched({}, {})
     for pool, rows in plan.pools.items():
         kept = torch.from_numpy(rows)[candidates.done[rows]]
         searching = [(t, n) for t, n in _spans(plan) if pool in ("union", t.pool)]
         if not len(kept):
             raise DataError("no candidate of this pool could be embedded", pool)
         index = make_index(kind, made_by, device, parameters)
-        candidates.add_to(index, [ids[row] for row in kept.tolist()], kept, made_by)
+        ids = plan.catalog.names(kept.numpy())
+        candidates.add_to(index, ids, kept, made_by)
         for task, span in searching:
             own = torch.arange(span.start, span.stop)
             own = own[queries.done[own]]
-            qids = [plan.queries[row][0].item.id for row in own.tolist()]
-            found = index.run(qids, queries.vectors[own], depth, made_by) if qids else {}
-            runs[task.name, "union" if pool == "union" else "local"] = found
-    return runs
+            run = RunTable([], [], [], [], [])
+            if len(own):
+                qids = [plan.queries[row][0].item.id for row in own.tolist()]
+                hits = index.search(queries.take(own), min(depth, len(index)), made_by)
+                run = RunTable.from_search(qids, ids, hits.rows, hits.scores)
+            found.runs[task.name, "union" if pool == "union" else "local"] = run
+        if isinstance(index, FaissIndex) and index.recall:
+            found.recall[pool] = list(index.recall.values())
+    return found
 
 
 def score(
@@ -221,20 +241,23 @@ def _row(
     candidates: Embeddings,
     queries: Embeddings,
 ) -> Row:
-    inside = set(members.tolist())
-    ids = {plan.item(row).id for row in members.tolist()}
-    relevant = [(q, d) for q, judged in task.grades.items() for d, g in judged.items() if g > 0]
+    inside = np.zeros(len(plan), dtype=bool)
+    inside[members] = True
+    relevant = [d for judged in task.grades.values() for d, g in judged.items() if g > 0]
+    at = plan.catalog.find_all(relevant)
     metrics = score_run(runs[task.name, pool], task.grades, standard_measures()).means()
     reported = metrics[f"success@{reported_k(task.dataset)}"]
-    failed = sum(row in inside for row in candidates.failed)
-    degraded = sum(row in inside for row in candidates.degraded)
+    failed, degraded = (
+        int(inside[np.array(rows, dtype=np.int64)].sum())
+        for rows in (candidates.failed, candidates.degraded)
+    )
     return Row(
         dataset=task.dataset,
         task=task.task,
         pool=pool,
         queries=len(task.queries) - task.left_out,
-        candidates=len(inside) - failed,
-        dangling=sum(did not in ids for _, did in relevant),
+        candidates=int(inside.sum()) - failed,
+        dangling=len(relevant) - int(inside[at[at >= 0]].sum()),
         failed_queries=sum(row in span for row in queries.failed),
         failed_candidates=failed,
         degraded=degraded + sum(row in span for row in queries.degraded),

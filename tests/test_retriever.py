@@ -21,13 +21,14 @@ from augment.mbeir import (
 from augment.records import Item, Qrel, Query
 from retrievers.backbone import load_clip
 from retrievers.clip import ClipScoreFusion
-from retrievers.data import LoaderConfig, MBeirData, SearchConfig
+from retrievers.data import MBeirData
 from retrievers.dataset import ImageLoader
 from retrievers.evaluate import evaluate
 from retrievers.inputs import Example, Processor, make_inputs
 from retrievers.optim import AdamWCosine
 from retrievers.plan import plan_test
 from retrievers.run import read_run
+from retrievers.settings import LoaderConfig, SearchConfig
 from retrievers.texts import ViewConfig, check_recipe
 from retrievers.towers import encode_text
 

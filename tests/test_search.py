@@ -16,11 +16,12 @@ from augment.cli import Options
 from augment.columnar import open_queries
 from augment.errors import DataError, EngineError, ImageError, MismatchError, StoreError
 from retrievers import Searcher, search
-from retrievers.data import EmbeddingConfig, LoaderConfig, MBeirData
+from retrievers.data import MBeirData
 from retrievers.evaluate import evaluate
 from retrievers.loading import load_retriever
 from retrievers.pictures import QueryPictures
 from retrievers.run import read_run
+from retrievers.settings import EmbeddingConfig, LoaderConfig
 from retrievers.texts import ViewConfig
 from retrievers.trainer import Trainer
 from tests.search_world import HOSTILE, SCRIPTED, World

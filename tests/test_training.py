@@ -10,13 +10,14 @@ from augment.errors import DataError, MismatchError
 from augment.mbeir import DataRoot, write_queries
 from augment.records import Query
 from retrievers.clip import ClipScoreFusion
-from retrievers.data import LoaderConfig, MBeirData, ValidationConfig
+from retrievers.data import MBeirData
 from retrievers.inputs import Example, Inputs, make_inputs
 from retrievers.losses import NO_ID, Distillation, Objective, hash_id
 from retrievers.monitor import Throughput, hint
 from retrievers.negatives import COLUMNS, NegativesConfig
 from retrievers.optim import AdamWCosine
 from retrievers.samplers import SamplingConfig
+from retrievers.settings import LoaderConfig, ValidationConfig
 from tests.test_retriever import make_config, make_root, read_for
 
 

@@ -127,6 +127,11 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
         """Ids in row order, a ``pyarrow.ChunkedArray`` of strings."""
         return self._table["id"]
 
+    @property
+    def by_id(self) -> tuple[Any, Any]:
+        """Ids in ascending order of their bytes, and the row of each; two ``pyarrow.Array``."""
+        return self._sorted, self._rows
+
     def column(self, name: str) -> Any:
         """A whole column as a ``pyarrow.ChunkedArray``, without copying.
 
@@ -147,10 +152,14 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
         return cast("int", self._rows[place].as_py())
 
     def find_all(self, ids: Sequence[str]) -> list[int | None]:
-        """The row of each id as :meth:`find` gives it; one binary search for all of them."""
+        """The row of each id as :meth:`find` gives it; one binary search for all of them.
+
+        Args:
+            ids: strings, or an Arrow array of large strings.
+        """
         if not len(ids) or not len(self):
             return [None] * len(ids)
-        keys = pa.array(ids, pa.large_string())
+        keys = ids if isinstance(ids, pa.Array) else pa.array(ids, pa.large_string())
         low, high = np.zeros(len(ids), np.int64), np.full(len(ids), len(self))
         for _ in range(len(self).bit_length()):
             middle = (low + high) // 2

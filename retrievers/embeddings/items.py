@@ -35,7 +35,7 @@ def item_keys(contents: Iterable[Content], root: Path) -> np.ndarray:
         contents: the items.
         root: data root.
     """
-    return np.array([_key(content, root) for content in contents], dtype="S16")
+    return np.fromiter((_key(content, root) for content in contents), dtype="S16")
 
 
 def _key(content: Content, root: Path) -> bytes:

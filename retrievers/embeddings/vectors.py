@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ class Embeddings:
         self.damaged = {} if writer is None else writer.damaged
         self._find()
 
-    def missing(self, part: int = 0, parts: int = 1) -> list[int]:
+    def missing(self, part: int = 0, parts: int = 1) -> Int64[np.ndarray, " rows"]:
         """Rows still to be embedded; of several processes, those of one.
 
         Args:
@@ -63,7 +63,7 @@ class Embeddings:
         rows = np.nonzero(~self.done.numpy())[0]
         if self._keys is not None and parts > 1:
             rows = rows[self._keys[rows].astype("S4").view("<u4") % parts == part]
-        return [int(row) for row in rows]
+        return rows
 
     @property
     def vectors(self) -> Float[Tensor, "size dim"]:
@@ -74,6 +74,12 @@ class Embeddings:
             whole[self.done] = torch.from_numpy(self._store.take(rows)).float()
             return whole
         return torch.zeros(self._size, 1) if self._vectors is None else self._vectors
+
+    def take(self, rows: Int[Tensor, " n"]) -> Float[Tensor, "n dim"]:
+        """Vectors of some rows that have one."""
+        if self._store is None:
+            return self.vectors[rows]
+        return torch.from_numpy(self._store.take(self._rows[rows.numpy()])).float()
 
     def put(
         self,
@@ -107,10 +113,15 @@ class Embeddings:
             self._writer.finish(complete=whole)
         return int(self.done.sum()) + len(self.failed) == self._size
 
-    def add_to(
-        self, index: VectorIndex, ids: Sequence[str], rows: Int[Tensor, " n"], made_by: str
-    ) -> None:
-        """Add the vectors of some rows to an index, read where they lie."""
+    def add_to(self, index: VectorIndex, ids: Any, rows: Int[Tensor, " n"], made_by: str) -> None:
+        """Add the vectors of some rows to an index, read where they lie.
+
+        Args:
+            index: receives them.
+            ids: of the rows, strings or an Arrow array of strings.
+            rows: those to add; each has a vector.
+            made_by: fingerprint of what made the vectors.
+        """
         if self._store is None:
             index.add(ids, self.vectors[rows], made_by)
         else:

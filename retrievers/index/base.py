@@ -188,11 +188,11 @@ class VectorIndex(Index):
         return self.ids.take(rows)
 
     @final
-    def add(self, ids: Sequence[str], vectors: Float32[Tensor, "n dim"], made_by: str) -> None:
+    def add(self, ids: Any, vectors: Float32[Tensor, "n dim"], made_by: str) -> None:
         """Add candidates, kept in memory.
 
         Args:
-            ids: one per vector, new to the index.
+            ids: one per vector, new to the index: strings or an Arrow array of strings.
             vectors: finite; unit vectors where cosine is meant.
             made_by: fingerprint of what made the vectors.
 
@@ -206,7 +206,7 @@ class VectorIndex(Index):
         vectors = vectors.detach().float().cpu()
         bad = _not_finite(vectors)
         if len(bad):
-            raise DataError(f"vector is not finite; {len(bad)} such vectors", ids[bad[0]])
+            raise DataError(f"vector is not finite; {len(bad)} such vectors", str(ids[bad[0]]))
         self._append(Ids(ids), _InMemory(np.ascontiguousarray(vectors.numpy())), None, made_by)
 
     @final

@@ -43,8 +43,7 @@ def plan_mining(
     for path in union or [file.path for file in root.pools()]:
         plan.add_pool(path.name, path)
     rows: dict[str, list[int]] = defaultdict(list)
-    for row in range(len(plan)):
-        item = plan.item(row)
+    for row, item in enumerate(plan.catalog.items()):
         rows[_pool(item.dataset, item.modality, config)].append(row)
     plan.pools = {name: np.array(found, dtype=np.int64) for name, found in rows.items()}
     groups: dict[tuple[str, int | None, Modality], dict[str, Query]] = defaultdict(dict)

@@ -92,7 +92,7 @@ def mine_plan(
 def _mine_tasks(
     plan: Plan, candidates: Embeddings, queries: Embeddings, config: MiningConfig, device: str
 ) -> Iterator[Mined]:
-    ids, done = plan.ids, candidates.done.numpy()
+    ids, done = list(plan.ids), candidates.done.numpy()
     everything, asked = candidates.vectors, queries.vectors
     rows = {did: row for row, did in enumerate(ids) if done[row]}
     positives = Pool(ids, everything, rows.get)
