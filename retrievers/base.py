@@ -19,6 +19,7 @@ from typing_extensions import Self
 
 from augment.errors import DataError, MismatchError
 from augment.records import Side
+from retrievers.checkpoints import misfit, read_checkpoint
 from retrievers.data import MBeirData
 from retrievers.embeddings import Embeddings
 from retrievers.inputs import Inputs, Items, Pairs, Processor
@@ -39,7 +40,8 @@ class Retriever(lightning.LightningModule, ABC):
     ``retriever`` for the record.
 
     Args:
-        init_from: checkpoint whose weights are taken at the start, nothing else of it.
+        init_from: checkpoint whose weights are taken at the start, nothing else of it; UniIR's
+            released CLIP models too.
         allow_mismatch: embed text of another recipe than the one trained on.
     """
 
@@ -131,20 +133,23 @@ class Retriever(lightning.LightningModule, ABC):
 
     @final
     def load_weights(self, path: str | Path) -> None:
-        """Weights of a checkpoint of this package, without its optimiser, settings or step.
+        """Weights of a checkpoint, without its optimiser, settings or step.
+
+        Args:
+            path: a file that ``fit`` wrote, or one of UniIR's CLIP models.
 
         Raises:
-            DataError: if there is no such file.
-            MismatchError: if it holds another architecture.
+            DataError: if there is no such file, or it is neither.
+            MismatchError: if it holds another architecture; names the weights.
         """
-        if not Path(path).is_file():
-            raise DataError("no such checkpoint", str(path))
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = read_checkpoint(path)
+        state = checkpoint.get("state_dict", {})
         try:
-            self.load_state_dict(checkpoint["state_dict"])
-        except (KeyError, RuntimeError) as error:
+            self.load_state_dict(state)
+        except RuntimeError as error:
+            told = misfit(self.state_dict(), state) or str(error)[:300]
             raise MismatchError(
-                f"{path} does not fit this model: {str(error)[:300]}; use the model settings it "
+                f"{path} does not fit this model: {told}; use the model settings it "
                 f"was trained with: {checkpoint.get('retriever', {}).get('settings')}"
             ) from error
         self.trained_on = _text_of(checkpoint)

@@ -44,7 +44,8 @@ class ClipRetriever(Retriever, ABC):
         text: what becomes of text beyond the model's context.
         max_logit_scale: the logit scale is held at or below this; CLIP's 100. UniIR never clamps.
         optimizer: AdamW with warm-up and cosine decay.
-        init_from: checkpoint whose weights are taken at the start, nothing else of it.
+        init_from: checkpoint whose weights are taken at the start, nothing else of it; UniIR's
+            released CLIP models too.
         allow_mismatch: embed text of another recipe than the one trained on.
     """
 

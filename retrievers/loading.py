@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import cast
-
-import torch
 
 from augment.errors import DataError, MismatchError
 from augment.lengths import LENGTHS
@@ -19,6 +16,7 @@ from augment.store import Store
 from augment.views import VIEWS, TextView, open_view
 from retrievers.backbone import PACKAGED
 from retrievers.base import Retriever
+from retrievers.checkpoints import read_checkpoint
 from retrievers.clip import ClipScoreFusion
 from retrievers.clip_ff import ClipFeatureFusion  # noqa: F401 - found by its name
 from retrievers.texts import TextRecipe, check_recipe
@@ -31,8 +29,9 @@ def load_retriever(checkpoint: str | Path, device: str = "cpu") -> Retriever:
     """A retriever in evaluation mode.
 
     Args:
-        checkpoint: a ``.ckpt`` file that ``fit`` wrote, or an open_clip model to take as it is:
-            ``flagland-clip`` (packaged), ``local-dir:FOLDER`` or ``hf-hub:NAME``.
+        checkpoint: a ``.ckpt`` file that ``fit`` wrote, a ``.pth`` file of UniIR's CLIP-SF or
+            CLIP-FF, or an open_clip model to take as it is: ``flagland-clip`` (packaged),
+            ``local-dir:FOLDER`` or ``hf-hub:NAME``.
         device: where it runs.
 
     Raises:
@@ -55,14 +54,20 @@ def _restored(path: Path) -> Retriever:
             str(path),
         )
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)["retriever"]
+        saved = read_checkpoint(path)["retriever"]
         kind, settings = str(saved["class"]), dict(saved["settings"])
-    except (RuntimeError, EOFError, KeyError, TypeError, ValueError, UnpicklingError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"is no checkpoint of this package ({type(error).__name__}: {str(error)[:200]}); name "
             "one that `python -m retrievers fit` wrote",
             str(path),
         ) from error
+    if settings.get("model_name", "") is None:
+        raise DataError(
+            "holds towers of a size that UniIR did not release; take its weights into a model of "
+            "that size with --model.init_from",
+            str(path),
+        )
     known = {found.__qualname__: found for found in _subclasses(Retriever)}  # type: ignore[type-abstract]
     if kind not in known:
         raise DataError(
