@@ -17,7 +17,8 @@ from augment.checks import DEFAULT_LIMITS, Limits
 from augment.engines import Engine, EngineOptions, make_engine
 from augment.enrich import Job, Retry, Summary, enrich
 from augment.errors import DataError, StoreWriteError, ToolkitError
-from augment.keys import Recipe
+from augment.judging import checks_of
+from augment.keys import Recipe, greedy
 from augment.progress import Progress
 from augment.prompts import Prompt
 from augment.records import Sampling, Side
@@ -40,49 +41,27 @@ EXIT_CODES = """exit codes:
 Ctrl-C or SIGTERM finishes the running batch and saves it; once more stops at once."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to generate, for both sides.
+@dataclass(frozen=True, kw_only=True)
+class Options(EngineOptions):
+    """How to generate, for both sides: the options of the engine, and these.
 
     Attributes:
         model: ``flagland-vlm`` (packaged), a model folder, a Hugging Face name, or ``scripted:``.
-        batch_size: most requests answered together.
         limit: only the first N items; None takes all.
         max_new_tokens: most tokens to generate; None takes each prompt's own limit.
         temperature: 0 decodes greedily.
-        seed: of sampling, used when ``temperature`` > 0.
-        min_pixels: pictures with fewer pixels are enlarged; None takes the model's own limit.
-        max_pixels: pictures with more pixels are shrunk; None takes the model's own limit.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        threads: of the CPU; None leaves the choice to torch.
+        seed: of sampling; counts where the temperature is above 0, and on the ladder of a retry.
         limits: what the checks of generated text refuse.
         shard: ``i/n``, or ``auto`` under srun or torchrun; None takes everything.
-
-    The others are those of :class:`augment.engines.EngineOptions`.
     """
 
     model: str = "flagland-vlm"
-    batch_size: int = 16
     limit: int | None = None
     max_new_tokens: int | None = None
     temperature: float = 0.0
     seed: int = 0
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    device: str = "auto"
-    threads: int | None = None
     limits: Limits = DEFAULT_LIMITS
     shard: str | None = None
-    workers: int = 4
-    urls: Sequence[str] = ()
-    concurrency: int = 32
-    timeout: float = 300.0
-    encoding: Literal["png", "jpeg"] = "png"
-    revision: str | None = None
-    canaries: bool = True
-    server_python: str | None = None
-    server_args: str = ""
-    replicas: int | None = None
 
     def engine(self, root: Path) -> Engine:
         """The engine that these options describe.
@@ -90,13 +69,13 @@ class Options:
         Raises:
             EngineError: if there is no such model.
         """
-        shared = EngineOptions.__dataclass_fields__.keys() & vars(self).keys()
-        return make_engine(self.model, root=root, **{name: getattr(self, name) for name in shared})
+        shared = {name: getattr(self, name) for name in EngineOptions.__dataclass_fields__}
+        return make_engine(self.model, root=root, **shared)
 
     def sampling(self, prompt: Prompt) -> Sampling:
         """Decoding parameters for a prompt."""
         tokens = prompt.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens
-        return Sampling(tokens, temperature=self.temperature, seed=self.seed)
+        return greedy(Sampling(tokens, temperature=self.temperature, seed=self.seed))
 
 
 #: What the commands do when nothing else is said.
@@ -173,7 +152,14 @@ def carry_out(
     # Shares are equal within a percent or so; the exact number is known at the end.
     share = -(-plan.total // shard.shares)
     total = share if options.limit is None else min(share, options.limit)
-    scope = Scope(options.limit, str(shard), retry.reasons if retry else (), str(root.resolve()))
+    prompts = [prompt for prompt in plan.routes.values() if prompt is not None]
+    scope = Scope(
+        options.limit,
+        str(shard),
+        retry.reasons if retry else (),
+        str(root.resolve()),
+        checks_of(options.limits, prompts),
+    )
     progress = Progress(plan.side, total)
     try:
         with draining() as stop, Store(store) as opened:
@@ -242,6 +228,7 @@ def add_options(made: ArgumentParser) -> None:
         ("workers", PositiveInt, "N", "Threads that decode and resize pictures."),
         ("concurrency", PositiveInt, "N", "Most requests in flight at one server."),
         ("timeout", PositiveFloat, "S", "Seconds to wait for a server's answer."),
+        ("patience", PositiveFloat, "S", "Seconds without a usable server before giving up."),
         ("encoding", Literal["png", "jpeg"], "png|jpeg", "Of pictures sent to servers."),
         ("revision", str | None, "REV", "Of the model, e.g. a commit of the Hub."),
         ("canaries", bool, "BOOL", "Try a server with a few pictures before the first request."),
@@ -286,7 +273,7 @@ def execute(
     root, store = Path(parsed.root), Path(parsed.store)
     retry = None
     if "reason" in parsed:
-        retry = Retry(tuple(parsed.reason), tuple(parsed.temperatures))
+        retry = Retry(tuple(parsed.reason), tuple(parsed.temperatures), parsed.seed)
 
     def work(dead: Collection[int]) -> int:
         summary = carry_out(plan(parsed), root, store, options(parsed), retry=retry, seen_dead=dead)

@@ -1,9 +1,9 @@
 """Enrichment: look up, ask, check, save. Every item ends up counted exactly once.
 
-Jobs are read in windows. In each, the keys are computed (pictures are hashed in threads), what the
-store has is linked, equal requests are grouped, so that one picture with one text is described once
-however often it occurs, and the rest goes to the engine. Replies are saved as their batch arrives;
-a killed process loses its running batch and nothing else.
+Jobs are a stream, read some way ahead (:mod:`augment.planning`). What the store has is linked;
+equal requests that are under way are grouped, so that one picture with one text is described once
+however often it occurs; the rest goes to the engine, which reads the stream as fast as it answers.
+Replies are saved as their batch arrives; a killed process loses its running batch and nothing else.
 
 If a process died over what was in its engine, the next one asks the same requests in halves, after
 all others, until the item at fault stands alone; that is set aside as a failure, and asked again
@@ -12,75 +12,28 @@ only by a retry.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, final
+from typing import final
 
-from augment.checks import DEFAULT_LIMITS, Forbidden, Limits, Verdict, judge
-from augment.engines import Engine
-from augment.errors import EngineDied, EngineError, ImageError, StoreWriteError
-from augment.keys import Recipe, text_key
-from augment.pictures import PictureHashes
+from augment.checks import DEFAULT_LIMITS, Limits, Verdict
+from augment.engines import Ask, Engine, Pause
+from augment.errors import EngineDied, EngineError, StoreWriteError
+from augment.jobs import SET_ASIDE, Group, Job, Retry
+from augment.judging import Judge
+from augment.keys import Recipe
+from augment.planning import AHEAD, Plan, Planned
 from augment.progress import Progress
-from augment.prompts import Prompt
-from augment.records import Enrichment, Item, Reply, Request, Sampling
-from augment.store import Failure, Scope, Store
+from augment.records import Enrichment, Reply, Request
+from augment.store import Failure, Judged, Scope, Store
 from augment.summary import NAMED_FAILURES, Summary, reason_class
 
 __all__ = ["Job", "Retry", "Summary", "enrich"]
 
-#: Items whose keys are computed before the engine is asked; bounds memory, not batches.
-WINDOW = 2048
-
-#: Class of the failures of items over which the engine died.
-SET_ASIDE = "engine-died"
-
-
-class Job(NamedTuple):
-    """An item and what to do with it.
-
-    Attributes:
-        item: the item.
-        prompt: how to ask about it; None leaves it alone.
-        reason: how the prompt was chosen, or why it is left alone.
-        forbidden: what a rewrite must not say, asked for when the text is judged; None where
-            nothing is known.
-    """
-
-    item: Item
-    prompt: Prompt | None
-    reason: str
-    forbidden: Callable[[], Forbidden] | None = None
-
-
-class Retry(NamedTuple):
-    """What to try again.
-
-    Attributes:
-        reasons: classes of failures (asked again as they were) and of refused texts (asked again
-            at the temperatures, one after the other, until a text is accepted).
-        temperatures: of the ladder.
-    """
-
-    reasons: tuple[str, ...]
-    temperatures: tuple[float, ...] = (0.3, 0.6, 0.9)
-
-
-@dataclass(slots=True)
-class _Group:
-    """Items that send the very same."""
-
-    key: str
-    request: Request
-    image_hash: str | None
-    prompt: Prompt
-    sampling: Sampling
-    members: list[Job]
-    retry_of: str = ""
+#: Items settled without asking after which the engine may hand over what it has meanwhile done.
+QUIET = 64
 
 
 def enrich(
@@ -92,7 +45,7 @@ def enrich(
     *,
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
-    window: int = WINDOW,
+    ahead: int = AHEAD,
     limits: Limits = DEFAULT_LIMITS,
     scope: Scope | None = None,
     retry: Retry | None = None,
@@ -108,8 +61,9 @@ def enrich(
         root: folder that image paths are relative to.
         progress: told about every settled item.
         stop: asked after every batch; true ends the run with all finished batches saved.
-        window: see :data:`WINDOW`.
-        limits: what checks refuse.
+        ahead: most jobs that are read before the engine takes them; see
+            :data:`augment.planning.AHEAD`.
+        limits: what checks refuse. Stored texts that were judged under others are judged again.
         scope: how much of the input the jobs are; saved with the run. None saves no run.
         retry: try this again, and generate nothing else.
         seen_dead: processes that were seen to die in this job.
@@ -127,17 +81,18 @@ def enrich(
     if scope is not None:
         record = store.begin(recipe, scope)
         store.adopt(seen_dead)
-    run = _Run(engine, store, recipe, root, progress, stop, limits, retry)
-    remaining = iter(jobs)
+    plan = Plan(jobs, engine, recipe, root, store, ahead)
+    run = _Run(plan, engine, store, recipe, progress, stop, limits, retry)
     engine.on_start = run.starting
     try:
-        with ThreadPoolExecutor(thread_name_prefix="hash") as pool:
-            while not run.summary.incomplete and (batch := list(islice(remaining, window))):
-                run.window(batch, pool)
+        run.all()
     except StoreWriteError as error:
+        run.count()
         raise StoreWriteError(f"{error}\nup to then:\n{run.summary}") from error
     finally:
         engine.on_start = None
+        plan.close()
+    run.count()
     if not run.summary.died:
         store.calm()
     run.summary.verify()
@@ -152,69 +107,112 @@ class _Run:
 
     def __init__(
         self,
+        plan: Plan,
         engine: Engine,
         store: Store,
         recipe: Recipe,
-        root: Path,
         progress: Progress | None,
         stop: Callable[[], bool],
         limits: Limits,
         retry: Retry | None,
     ) -> None:
         self.summary = Summary()
+        self._plan = plan
         self._engine = engine
         self._store = store
         self._recipe = recipe
         self._progress = progress
         self._stop = stop
-        self._limits = limits
+        self._judge = Judge(limits, store, recipe.id)
         self._retry = retry
         self._suspects = store.suspects(recipe.id)
-        self._pictures = PictureHashes(root, store)
+        self._suspected = frozenset().union(self._suspects.aside, *self._suspects.groups)
         self._seen: dict[str, int] = {}
         self._written: set[str] = set()
         self._keys: dict[str, str] = {}
+        #: Key -> group that is not settled; a group on the ladder under its first text's key.
+        self._open: dict[str, Group] = {}
+        #: Of these, those that wait to be asked in halves.
+        self._held: dict[str, Group] = {}
+        #: Of these, those that wait for the next rung of the ladder.
+        self._again: deque[Group] = deque()
 
     def starting(self, requests: Sequence[Request]) -> None:
         """Save what enters the engine now; may be called from any thread."""
         self._store.starting([self._keys[request.item_id] for request in requests])
 
-    def window(self, jobs: Sequence[Job], pool: ThreadPoolExecutor) -> None:
-        """Settle one window of jobs, or leave some pending if the run is cut short."""
-        self.summary.total += len(jobs)
-        asked = [(job, job.prompt) for job in jobs if job.prompt is not None]
-        for job in jobs:
-            if job.prompt is None:
-                self._skip(job.reason)
-        groups = self._grouped([pair for pair in asked if self._is_new(pair[0])], pool)
-        self.summary.pending = sum(len(group.members) for group in groups)
-        again = [group for group in groups if group.key in self._store]
-        self._ask_all([group for group in groups if group.key not in self._store])
-        self._climb(again)
+    def all(self) -> None:
+        """Settle all jobs, or leave some pending if the run is cut short."""
+        self._ask(self._stream())
+        for keys in self._suspects.groups:
+            part = [self._held.pop(key) for key in sorted(keys) if key in self._held]
+            half = len(part) // 2
+            self._ask(part[:half])
+            self._ask(part[half:])
+        for key in sorted(self._held):
+            group = self._held.pop(key)
+            if key in self._suspects.aside and self._works():
+                self._set_aside(group)
+            else:
+                self._ask([group])
 
-    def _grouped(
-        self, asked: Sequence[tuple[Job, Prompt]], pool: ThreadPoolExecutor
-    ) -> list[_Group]:
-        """What must be generated; what the store has is settled here."""
-        groups: dict[str, _Group] = {}
-        for (job, _), planned in zip(asked, pool.map(self._plan, asked), strict=True):
-            if isinstance(planned, Failure):
-                self._fail(planned)
-                continue
-            group, picture = planned
-            if picture and group.image_hash:
-                self._store.save_picture(picture, group.image_hash)
-            if self._wanted(job, group.key):
-                groups.setdefault(group.key, group).members.append(job)
-        return list(groups.values())
+    def count(self) -> None:
+        """Complete the account: what was read, and what of it is not settled."""
+        self.summary.total = self._plan.read
+        waiting = sum(len(group.members) for group in self._open.values())
+        self.summary.pending = len(self._plan) + waiting
 
-    def _wanted(self, job: Job, key: str) -> bool:
+    # Jobs
+
+    def _stream(self) -> Iterator[Group | Pause]:
+        """What must be asked; what the store has is settled on the way."""
+        quiet = 0
+        for planned in self._plan:
+            group = self._admit(planned)
+            if group is not None:
+                quiet = 0
+                yield group
+            elif (quiet := quiet + 1) % QUIET == 0:
+                yield Pause.BRIEF
+
+    def _admit(self, planned: Planned) -> Group | None:
+        """The group to ask for a job; None if it needs none of its own."""
+        job, group, failure, picture = planned
+        if job.prompt is None:
+            self._skip(job.reason)
+            return None
+        if not self._is_new(job):
+            return None
+        if failure is not None:
+            self._fail(failure)
+        if group is None:
+            return None
+        if picture and group.image_hash and self._store.picture(picture) is None:
+            self._store.save_picture(picture, group.image_hash)
+        if not self._wanted(job, group):
+            return None
+        known = self._open.setdefault(group.key, group)
+        known.members.append(job)
+        if known is not group:
+            return None
+        return self._next_rung(group) if group.key in self._store else self._unless_held(group)
+
+    def _unless_held(self, group: Group) -> Group | None:
+        if group.key not in self._suspected:
+            return group
+        self._held[group.key] = group
+        return None
+
+    def _wanted(self, job: Job, group: Group) -> bool:
         """Whether to ask about an item; if not, it is settled here."""
-        if key in self._store and not self._refused(key):
-            self._share(job, key, key in self._written)
-            return False
+        key = group.key
         if key in self._store:
-            return True
+            found = self._judge.stored(job, group.prompt, key)
+            again = () if self._retry is None else self._retry.reasons
+            if reason_class(found[0].rejected) in again:
+                return True
+            self._share(job, key, found, duplicate=key in self._written)
+            return False
         failure = self._store.failure(self._recipe.id, job.item.id)
         reason = "" if failure is None else reason_class(failure.reason)
         left = reason == SET_ASIDE and failure is not None and failure.key == key
@@ -225,13 +223,6 @@ class _Run:
         elif left:
             self._skip("not generated yet, nothing to retry")
         return not left
-
-    def _refused(self, key: str) -> bool:
-        """Whether a retry wants another text in the place of this one."""
-        if self._retry is None or self._store.retried(key):
-            return False
-        text = self._store.get(key)
-        return text is not None and reason_class(text.rejected) in self._retry.reasons
 
     def _is_new(self, job: Job) -> bool:
         """Settle an id that comes again, in a second pool or by mistake."""
@@ -250,100 +241,46 @@ class _Run:
             self._fail(Failure(item.id, item.image, reason))
         return False
 
-    def _plan(self, asked: tuple[Job, Prompt]) -> tuple[_Group, str] | Failure:
-        """A group of its own for a job, and a picture to remember; runs in a thread."""
-        job, prompt = asked
-        request = prompt.render(job.item)
-        image_hash, picture = None, ""
-        if request.image is not None:
-            try:
-                image_hash, picture = self._pictures.hash(request.image)
-            except ImageError as error:
-                return Failure(job.item.id, job.item.image, f"{error.reason}: {error}")
-        sampling = self._recipe.sampling[prompt.name]
-        group = _Group("", request, image_hash, prompt, sampling, [])
-        group.key = self._key(group)
-        return group, picture
+    # Asking
 
-    def _key(self, group: _Group) -> str:
-        engine = self._engine
-        return text_key(
-            group.request,
-            group.image_hash,
-            engine.model,
-            engine.revision,
-            group.sampling,
-            engine.settings,
-        )
-
-    def _ask_all(self, groups: Sequence[_Group]) -> None:
-        """Ask; over which the engine may have died, last and in halves."""
-        suspected = frozenset().union(self._suspects.aside, *self._suspects.groups)
-        self._ask([group for group in groups if group.key not in suspected])
-        if not suspected:
-            return
-        by_key = {group.key: group for group in groups}
-        for keys in self._suspects.groups:
-            part = [by_key[key] for key in sorted(keys) if key in by_key]
-            half = len(part) // 2
-            self._ask(part[:half])
-            self._ask(part[half:])
-        for key in sorted(self._suspects.aside & by_key.keys()):
-            if self._works():
-                self._set_aside(by_key[key])
-            else:
-                self._ask([by_key[key]])
-
-    def _works(self) -> bool:
-        """Whether the engine has answered anything under this recipe."""
-        links = self._store.rows("link", self._recipe.id)
-        return bool(links.segments or links.tail)
-
-    def _set_aside(self, group: _Group) -> None:
-        self.summary.pending -= len(group.members)
-        reason = (
-            f"{SET_ASIDE}: the process died repeatedly with this item alone in the engine;"
-            f" retry --reason {SET_ASIDE} tries it again"
-        )
-        for job in group.members:
-            self._fail(Failure(job.item.id, job.item.image, reason, group.key))
-
-    def _climb(self, groups: Sequence[_Group]) -> None:
-        """Ask again at rising temperatures; what stays refused keeps its first text."""
-        refused = list(groups)
-        for rung, temperature in enumerate(self._retry.temperatures if self._retry else (), 1):
-            raised = []
-            for group in refused:
-                sampling = replace(
-                    group.sampling, temperature=temperature, seed=group.sampling.seed + rung
-                )
-                one = replace(group, sampling=sampling, retry_of=group.retry_of or group.key)
-                one.key = self._key(one)
-                raised.append(one)
-            self._ask_all([group for group in raised if group.key not in self._store])
-            if self.summary.incomplete:
+    def _ask(self, groups: Iterable[Group | Pause]) -> None:
+        """Ask about groups, and about what their replies make necessary."""
+        while not self.summary.incomplete:
+            under_way: dict[int, Group] = {}
+            batches = self._engine.batches(self._numbered(groups, under_way))
+            self._take(batches, under_way)
+            if under_way and not self.summary.incomplete:
+                self.summary.incomplete = f"the engine left {len(under_way):,} requests unanswered"
+            if not self._again:
                 return
-            refused = [g for g in refused if not self._store.retried(g.key)]
-        for group in refused:
-            self.summary.pending -= len(group.members)
-            for job in group.members:
-                self._share(job, group.key, duplicate=False)
+            groups = ()
 
-    def _ask(self, groups: Sequence[_Group]) -> None:
-        by_sampling: dict[Sampling, list[_Group]] = defaultdict(list)
-        for group in groups:
-            by_sampling[group.sampling].append(group)
-        for sampling, members in by_sampling.items():
-            if not self.summary.incomplete:
-                self._ask_engine(members, sampling)
+    def _numbered(
+        self, groups: Iterable[Group | Pause], under_way: dict[int, Group]
+    ) -> Iterator[Ask | Pause]:
+        """The engine's stream; notes under which position a group goes out."""
+        source, position = iter(groups), 0
+        while True:
+            one = self._again.popleft() if self._again else next(source, None)
+            if isinstance(one, Group):
+                under_way[position] = one
+                position += 1
+                self._keys[one.request.item_id] = one.key
+                yield Ask(one.request, one.sampling)
+            elif one is None:
+                return
+            else:
+                yield one
 
-    def _ask_engine(self, groups: Sequence[_Group], sampling: Sampling) -> None:
-        self._keys = {group.request.item_id: group.key for group in groups}
-        batches = self._engine.batches([group.request for group in groups], sampling)
+    def _take(
+        self, batches: Iterator[Sequence[tuple[int, Reply]]], under_way: dict[int, Group]
+    ) -> None:
         try:
             for batch in batches:
                 for position, reply in batch:
-                    self._settle(groups[position], reply)
+                    group = under_way.pop(position)
+                    self._keys.pop(group.request.item_id, None)
+                    self._settle(group, reply)
                 if self._stop():
                     self.summary.incomplete = "stopped; run the same command again to go on"
                     break
@@ -354,33 +291,82 @@ class _Run:
             if isinstance(batches, Generator):
                 batches.close()
 
-    def _settle(self, group: _Group, reply: Reply) -> None:
+    def _works(self) -> bool:
+        """Whether the engine has answered anything under this recipe."""
+        links = self._store.rows("link", self._recipe.id)
+        return bool(links.segments or links.tail)
+
+    def _set_aside(self, group: Group) -> None:
+        reason = (
+            f"{SET_ASIDE}: the process died repeatedly with this item alone in the engine;"
+            f" retry --reason {SET_ASIDE} tries it again"
+        )
+        for job in self._close(group):
+            self._fail(Failure(job.item.id, job.item.image, reason, group.key))
+
+    def _next_rung(self, group: Group) -> Group | None:
+        """The group at the next temperature; None if there is none: its first text stays."""
+        temperatures = self._retry.temperatures if self._retry else ()
+        first = self._recipe.sampling[group.prompt.name]
+        for rung in range(group.rung + 1, len(temperatures) + 1):
+            seed = rung + (self._retry.seed if self._retry else 0)
+            sampling = replace(first, temperature=temperatures[rung - 1], seed=seed)
+            base = group.retry_of or group.key
+            one = replace(group, sampling=sampling, retry_of=base, rung=rung)
+            one.key = self._plan.key(one)
+            if one.key not in self._store:
+                self._open[base] = one
+                return self._unless_held(one)
+        key = group.retry_of or group.key
+        for job in self._close(group):
+            self._share(job, key, self._judge.stored(job, group.prompt, key), duplicate=False)
+        return None
+
+    # Replies
+
+    def _settle(self, group: Group, reply: Reply) -> None:
         if reply.finish == "error":
             if group.retry_of:
-                return  # it keeps its first text
-            self.summary.pending -= len(group.members)
-            for job in group.members:
+                self._climb(group)
+                return
+            for job in self._close(group):
                 self._fail(Failure(job.item.id, job.item.image, reply.reason, group.key))
             return
-        verdict = self._judge(group, reply)
-        self._store.append(self._enrichment(group, reply, verdict))
+        verdicts = [self._judge.reply(job, group.prompt, reply) for job in group.members]
+        # The text's own verdict is for those who see it without an item: the first that refuses.
+        worst = next((one for one in verdicts if one.rejected), verdicts[0])
+        text = self._enrichment(group, reply, worst)
+        self._store.append(text)
         self.summary.prompt_tokens += reply.prompt_tokens
         self.summary.output_tokens += reply.output_tokens
-        if group.retry_of and verdict.rejected:
-            return  # the next rung, or its first text
-        self.summary.pending -= len(group.members)
-        key = group.retry_of or group.key
-        self._written.add(key)
-        if verdict.rejected:
-            self.summary.rejected[reason_class(verdict.rejected)] += 1
-        self.summary.generated += 1
-        first, *others = group.members
-        self._link(first, key)
-        self._tell(1, new=1, tokens=reply.output_tokens)
-        for job in others:
-            self._share(job, key, duplicate=True)
+        if group.retry_of and worst.rejected:
+            self._climb(group)
+            return
+        self._written.add(group.retry_of or group.key)
+        if worst.rejected:
+            self.summary.rejected[reason_class(worst.rejected)] += 1
+        shown = group.key if group.retry_of else ""
+        for number, (job, verdict) in enumerate(zip(self._close(group), verdicts, strict=True)):
+            judged = self._judge.judged(group.prompt, verdict, text, shown)
+            self._link(job, group.retry_of or group.key, judged)
+            self.summary.routed[job.reason] += 1
+            if number == 0:
+                self.summary.generated += 1
+                self._tell(1, new=1, tokens=reply.output_tokens)
+            else:
+                self._cached(duplicate=True)
 
-    def _enrichment(self, group: _Group, reply: Reply, verdict: Verdict) -> Enrichment:
+    def _climb(self, group: Group) -> None:
+        raised = self._next_rung(group)
+        if raised is not None:
+            self._again.append(raised)
+
+    def _close(self, group: Group) -> list[Job]:
+        """The members of a group, which is settled now."""
+        del self._open[group.retry_of or group.key]
+        return group.members
+
+    def _enrichment(self, group: Group, reply: Reply, verdict: Verdict) -> Enrichment:
         return Enrichment(
             key=group.key,
             item_id=group.members[0].item.id,
@@ -399,26 +385,25 @@ class _Run:
             retry_of=group.retry_of,
         )
 
-    def _judge(self, group: _Group, reply: Reply) -> Verdict:
-        """Check a text that all members share against what any of them forbids."""
-        asked = [job.forbidden for job in group.members if job.forbidden is not None]
-        known = [forbidden() for forbidden in asked]
-        forbidden = Forbidden(
-            tuple(text for one in known for text in one.texts),
-            tuple(answer for one in known for answer in one.answers),
-        )
-        original = group.members[0].item.text
-        return judge(reply, group.prompt, original, forbidden if known else None, self._limits)
+    # The account
 
-    def _share(self, job: Job, key: str, duplicate: bool) -> None:
+    def _share(self, job: Job, key: str, found: tuple[Judged, bool], duplicate: bool) -> None:
+        """Settle an item by a text of the store."""
+        judged, new = found
+        if new and not duplicate:
+            self.summary.judged[reason_class(judged.rejected) or "accepted"] += 1
+        if new or self._store.failed(self._recipe.id, job.item.id):
+            self._link(job, key, judged)
+        self.summary.routed[job.reason] += 1
+        self._cached(duplicate)
+
+    def _cached(self, duplicate: bool) -> None:
         self.summary.cached += 1
         self.summary.duplicates += duplicate
-        self._link(job, key)
         self._tell(1)
 
-    def _link(self, job: Job, key: str) -> None:
-        self._store.link(self._recipe.id, job.item.id, key, job.reason)
-        self.summary.routed[job.reason] += 1
+    def _link(self, job: Job, key: str, judged: Judged) -> None:
+        self._store.link(self._recipe.id, job.item.id, key, job.reason, judged)
 
     def _skip(self, reason: str) -> None:
         self.summary.skipped[reason] += 1

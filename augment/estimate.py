@@ -12,9 +12,7 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from math import sqrt
 from pathlib import Path
 from typing import NamedTuple, final
@@ -22,15 +20,14 @@ from typing import NamedTuple, final
 import numpy as np
 
 from augment.engines import Engine
-from augment.enrich import WINDOW, Job
-from augment.errors import ImageError
-from augment.keys import Recipe, text_key
-from augment.pictures import PictureHashes
+from augment.jobs import Job
+from augment.keys import Recipe
+from augment.planning import Plan
 from augment.prices import NO_PRICES, Prices
 from augment.progress import duration
-from augment.prompts import Prompt
 from augment.records import Reply, Request, Sampling
 from augment.store import Store
+from augment.summary import reason_class
 
 #: Batches that the sample fills: the first ones of a run are no slower than the later ones.
 SAMPLE_BATCHES = 2
@@ -118,63 +115,41 @@ def survey(
     dice = random.Random(seed)  # noqa: S311 - a sample, not a secret
     keys, pictures = array("q"), array("q")
     seen: set[int] = set()
-    hashed = PictureHashes(root, store).hash
+    plan = Plan(jobs, engine, recipe, root, store)
 
-    def plan(asked: tuple[Job, Prompt]) -> tuple[Planned, str | None] | str:
-        job, prompt = asked
-        request = prompt.render(job.item)
-        try:
-            image = None if request.image is None else hashed(request.image).sha256
-        except ImageError as error:
-            return error.reason
-        sampling = recipe.sampling[prompt.name]
-        name, revision = engine.model, engine.revision
-        key = text_key(request, image, name, revision, sampling, engine.settings)
-        return Planned(key, request, sampling), image
-
-    with ThreadPoolExecutor(thread_name_prefix="hash") as pool:
-        for window in _windows(jobs):
-            asked = list(_asked(window, seen, found))
-            for planned in pool.map(plan, asked):
-                if isinstance(planned, str):
-                    found.failing[planned] += 1
-                    continue
-                one, image = planned
-                if one.key in store:
-                    found.cached += 1
-                    continue
-                found.asked += 1
-                keys.append(hash(one.key))
-                if image is not None:
-                    pictures.append(hash(image))
-                if len(found.sample) < sample:
-                    found.sample.append(one)
-                elif (place := dice.randrange(found.asked)) < sample:
-                    found.sample[place] = one
+    try:
+        for job, group, failure, _ in plan:
+            found.items += 1
+            mark = hash(job.item.id)
+            if job.prompt is None:
+                found.skipped[job.reason] += 1
+                continue
+            if mark in seen:
+                found.skipped["listed again"] += 1
+                continue
+            seen.add(mark)
+            if failure is not None:
+                found.failing[reason_class(failure.reason)] += 1
+            if group is None:
+                continue
+            if group.key in store:
+                found.cached += 1
+                continue
+            found.asked += 1
+            keys.append(hash(group.key))
+            if group.image_hash is not None:
+                pictures.append(hash(group.image_hash))
+            one = Planned(group.key, group.request, group.sampling)
+            if len(found.sample) < sample:
+                found.sample.append(one)
+            elif (place := dice.randrange(found.asked)) < sample:
+                found.sample[place] = one
+    finally:
+        plan.close()
     found.requests = len(np.unique(np.asarray(keys)))
     found.pictures = len(np.unique(np.asarray(pictures)))
     found.sample = list({one.key: one for one in found.sample}.values())
     return found
-
-
-def _windows(jobs: Iterable[Job]) -> Iterator[list[Job]]:
-    remaining = iter(jobs)
-    while window := list(islice(remaining, WINDOW)):
-        yield window
-
-
-def _asked(jobs: Sequence[Job], seen: set[int], found: Survey) -> Iterator[tuple[Job, Prompt]]:
-    """Jobs with a prompt whose item has not been met; counts the others."""
-    for job in jobs:
-        found.items += 1
-        mark = hash(job.item.id)
-        if job.prompt is None:
-            found.skipped[job.reason] += 1
-        elif mark in seen:
-            found.skipped["listed again"] += 1
-        else:
-            seen.add(mark)
-            yield job, job.prompt
 
 
 def measure(engine: Engine, sample: Sequence[Planned]) -> Timing:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, final
 
@@ -24,6 +24,11 @@ def digest(value: object) -> str:
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
+def greedy(sampling: Sampling) -> Sampling:
+    """The parameters without a seed where it changes nothing: greedy decoding draws no numbers."""
+    return replace(sampling, seed=0) if sampling.temperature == 0 else sampling
+
+
 def text_key(
     request: Request,
     image_hash: str | None,
@@ -31,6 +36,8 @@ def text_key(
     revision: str,
     sampling: Sampling,
     settings: Mapping[str, object],
+    *,
+    as_before: bool = False,
 ) -> str:
     """Key of the text that a model writes for a request.
 
@@ -39,8 +46,9 @@ def text_key(
         image_hash: hash of the picture's bytes, None if the request shows no picture.
         model: name of the model.
         revision: revision or content hash of the model.
-        sampling: decoding parameters.
+        sampling: decoding parameters; see :func:`greedy`.
         settings: of the engine, where they change the answer (see ``Engine.settings``).
+        as_before: the key of earlier versions, in which the seed of greedy decoding counted.
     """
     sent: dict[str, object] = {
         "system": request.system,
@@ -48,7 +56,7 @@ def text_key(
         "image": image_hash,
         "model": model,
         "revision": revision,
-        "sampling": asdict(sampling),
+        "sampling": asdict(sampling if as_before else greedy(sampling)),
     }
     if settings:
         sent["settings"] = dict(settings)

@@ -6,8 +6,8 @@ import random
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
-from augment.enrich import Job
 from augment.html import visible
+from augment.jobs import Job
 from augment.records import Enrichment
 
 _WIDTH = 100

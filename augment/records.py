@@ -93,7 +93,7 @@ Run = Mapping[str, Sequence[Hit]]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a model decodes. Every field is part of the key of a generated text.
+    """How a model decodes. Part of the key of a generated text, but for a seed of no effect.
 
     Attributes:
         max_new_tokens: upper limit of generated tokens.

@@ -29,6 +29,9 @@ from augment.store import RunRecord, Store
 #: Most samples of a kind: a page of some 5 MB.
 MOST_SAMPLES = 200
 
+#: Share of the generations that may share their words with another picture's, before it is said.
+REPEATED = 0.05
+
 #: Takes the recipes that the store means.
 NO_RECIPES: Mapping[Side, str | None] = {}
 
@@ -138,14 +141,22 @@ def verdict(one: SideReport) -> Verdict:
         (reason, number), *_ = tally.refused.most_common(1)
         said.append(f"{tally.refused.total():,} were refused, most often for {reason} ({number:,})")
     text = "; ".join(said) + "."
-    repeated = sum(tally.repeated().values())
-    same = repeated / tally.generations
-    if same > 0.05:
+    again = one.repeats
+    same = again.contents / tally.generations
+    if same > REPEATED:
         text += (
-            f" {percent(repeated, tally.generations)} of the generations say the same as another."
+            f" {again.contents:,} different {again.noun} share {again.texts:,} texts, the most"
+            f" frequent one stands for {again.most:,} of them: search cannot tell these apart by"
+            " their text. Read the first of the worst texts below: if they are too general, change"
+            " the prompt or the model."
+        )
+    if one.used.others:
+        text += (
+            f" {one.used.others:,} verdicts are not from the limits of the latest run; run the"
+            " command again over all items, which judges them and generates nothing."
         )
     lost = 1 - tally.accepted / asked
-    tone = "good" if lost < 0.02 and same <= 0.05 else "warn" if lost < 0.2 else "bad"
+    tone = "good" if lost < 0.02 and same <= REPEATED else "warn" if lost < 0.2 else "bad"
     return Verdict(tone, text)
 
 

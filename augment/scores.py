@@ -2,7 +2,8 @@
 
 One row per item of a recipe: its id, why its text was refused, token counts, and one column per
 check (see :mod:`augment.checks`). With ``--clip MODEL``, also how well each text fits its picture
-(see :mod:`augment.faithfulness`); nothing in the store changes.
+(see :mod:`augment.faithfulness`). Without ``--out`` the table goes to the folder ``scores`` of the
+store, where ``python -m augment.report`` finds it; texts and verdicts do not change.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from augment.errors import DataError, ImageError
 from augment.images import open_image
 from augment.mbeir import DataRoot, read_candidates, read_queries
 from augment.records import Enrichment, Item, Side
+from augment.reporting.faithful import place
 from augment.store import Store
 
 if TYPE_CHECKING:
@@ -110,7 +112,7 @@ def command(arguments: Sequence[str] | None) -> int:
     )
     for name, required, text in (
         ("store", True, "Generated texts."),
-        ("out", True, "Table to write: .parquet or .csv."),
+        ("out", False, "Table to write: .parquet or .csv; default: in the store, for the report."),
         ("root", False, "Folder in M-BEIR's layout; needed with --clip."),
         ("clip", False, "open_clip model (folder, hf-hub:NAME or name) that judges faithfulness."),
         ("pretrained", False, "Tag of the weights, where --clip is a name."),
@@ -121,10 +123,10 @@ def command(arguments: Sequence[str] | None) -> int:
     parser.add_argument("--side", choices=("corpus", "query"), default="corpus")
     given = parser.parse_args(arguments)
     side = cast("Side", given.side)
-    out = Path(given.out)
+    texts = Store(Path(given.store)).texts(side, given.recipe)
+    out = Path(given.out) if given.out else place(Path(given.store), side, texts.recipe.id)
     if out.suffix not in (".parquet", ".csv"):
         raise DataError("expected a name that ends in .parquet or .csv", str(out))
-    texts = Store(Path(given.store)).texts(side, given.recipe)
     table = score_table(texts)
     if given.clip:
         if not given.root:
@@ -139,9 +141,24 @@ def command(arguments: Sequence[str] | None) -> int:
     if out.suffix == ".csv":
         table.to_csv(out)
     else:
-        table.to_parquet(out)
+        _write(table, out, given.clip or "")
     sys.stdout.write(f"{len(table):,} texts, {len(table.columns)} columns: {out}\n")
     return 0
+
+
+def _write(table: pd.DataFrame, out: Path, clip: str) -> None:
+    """Write Parquet, whole or not at all, with the name of the model that judged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    made = pa.Table.from_pandas(table)
+    made = made.replace_schema_metadata({**(made.schema.metadata or {}), b"clip": clip.encode()})
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        pq.write_table(made, partial)
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

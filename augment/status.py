@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,13 @@ from augment import cli
 from augment.errors import StoreError
 from augment.progress import duration
 from augment.records import Side
-from augment.store import RunRecord, Store, wal
+from augment.store import RunRecord, Store, as_link, wal
+from augment.store.rows import Rows
 from augment.summary import reason_class
 from augment.verify import SIDES
+
+#: Columns of a link that a verdict needs.
+_VERDICT = ("key", "judged", "rejected", "at")
 
 
 def status(store: Store) -> list[dict[str, Any]]:
@@ -28,10 +32,9 @@ def status(store: Store) -> list[dict[str, Any]]:
     Raises:
         StoreError: if the store cannot be read.
     """
-    refused = {
+    texts = {
         row["key"]: reason_class(row["rejected"])
         for row in store.rows("text").where("rejected", "key")
-        if not store.retried(row["key"])
     }
     runs = store.runs()
     found = []
@@ -40,11 +43,6 @@ def status(store: Store) -> list[dict[str, Any]]:
         for recipe in store.recipes(side):
             links = store.rows("link", recipe.id)
             failures = store.failures(side, recipe.id).values()
-            rejected = (
-                Counter(refused[r["key"]] for r in links.scan("key") if r["key"] in refused)
-                if refused
-                else Counter[str]()
-            )
             found.append(
                 {
                     "side": side,
@@ -53,11 +51,24 @@ def status(store: Store) -> list[dict[str, Any]]:
                     "prompts": list(recipe.prompts.values()),
                     "complete": recipe.id in complete,
                     "items": len(links),
-                    "refused": dict(rejected),
+                    "refused": dict(_refused(store, links, texts)),
                     "failed": dict(Counter(reason_class(f.reason) for f in failures)),
                     "runs": [_run(run) for run in runs if run.recipe == recipe.id],
                 }
             )
+    return found
+
+
+def _refused(store: Store, links: Rows, texts: Mapping[str, str]) -> Counter[str]:
+    """Class of reason -> items whose text is refused, by the link's verdict or else the text's."""
+    found: Counter[str] = Counter()
+    for row in links.scan(*_VERDICT):
+        link = as_link(row)
+        reason = reason_class(link.rejected) if link.judged else texts.get(link.key, "")
+        if reason:
+            mended = store.mended(link.key)
+            if mended is None or (link.judged and mended.at <= link.at):
+                found[reason] += 1
     return found
 
 

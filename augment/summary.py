@@ -26,6 +26,8 @@ class Summary:
         failed: reason -> items without a text.
         pending: items read but not settled, because the run was cut short.
         rejected: reason -> new texts that a check refused (they are among ``generated``).
+        judged: reason, or ``accepted`` -> items whose stored text was judged anew, because it had
+            not been judged for this item under these limits (they are among ``cached``).
         routed: how the prompt was chosen -> items with a text, refused ones included.
         failures: the first :data:`NAMED_FAILURES` failures.
         incomplete: why the run was cut short; empty if it was not.
@@ -42,6 +44,7 @@ class Summary:
     failed: Counter[str] = field(default_factory=Counter)
     pending: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
+    judged: Counter[str] = field(default_factory=Counter)
     routed: Counter[str] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
     incomplete: str = ""
@@ -76,6 +79,7 @@ class Summary:
             f"{self.total:>9,} items",
             f"{self.generated:>9,} generated{_reasons(self.rejected, ', refused by checks: ')}",
             f"{self.cached:>9,} cached ({self.duplicates:,} share the text of another item)",
+            *self._judged_lines(),
             f"{self.skipped.total():>9,} left alone{_reasons(self.skipped, ': ')}",
             f"{self.failed.total():>9,} failed{_reasons(self.failed, ': ')}",
         ]
@@ -84,6 +88,12 @@ class Summary:
         if self.incomplete:
             rows += [f"{self.pending:>9,} read, not settled", f"incomplete: {self.incomplete}"]
         return "\n".join(rows)
+
+    def _judged_lines(self) -> list[str]:
+        if not self.judged:
+            return []
+        found = _reasons(self.judged, ": ")
+        return [f"{self.judged.total():>9,} of them judged by limits new to them{found}"]
 
 
 def _reasons(counts: Counter[str], before: str) -> str:

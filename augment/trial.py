@@ -16,9 +16,9 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 from augment import cli
-from augment.enrich import Job
 from augment.errors import DataError
 from augment.estimate import SAMPLE_BATCHES, describe, measure, survey
+from augment.jobs import Job
 from augment.preview import choose, show
 from augment.prices import Prices, add_price_options
 from augment.shards import parse_shard

@@ -423,7 +423,7 @@ def outcome(root: Path, kind: Kind) -> None:
     module, total = (queries, 1) if query else (corpus, 3)
     store = root.parent / "store"
     try:
-        options = cli.Options("scripted:")
+        options = cli.Options(model="scripted:")
         summary = module.run(root, store, options=options)
     except ToolkitError as error:
         assert kind.outcome == "stops"

@@ -79,7 +79,7 @@ def written(root):
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_texts_of_an_undisturbed_run(root):
-    calm = corpus.run(root, root.parent / "calm", options=cli.Options("scripted:"))
+    calm = corpus.run(root, root.parent / "calm", options=cli.Options(model="scripted:"))
     dice = random.Random()
     slow = program("corpus", root, "--batch-size", "3", model="scripted:?delay=0.02")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -263,6 +263,6 @@ def test_export_is_a_plain_root(root, tmp_path, capsys, images):
 
 
 def test_the_default_prompt_is_the_packaged_one(root):
-    corpus.run(root, root.parent / "store", options=cli.Options("scripted:", limit=2))
+    corpus.run(root, root.parent / "store", options=cli.Options(model="scripted:", limit=2))
     recipe = Store(root.parent / "store").recipe("corpus")
     assert recipe.prompts == {"rar_corpus": load_prompt("rar_corpus").id}

@@ -4,11 +4,13 @@ import json
 import logging
 import random
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from PIL import Image
 
-from augment.engines import make_engine
+from augment.engines import Ask, Pause, make_engine
+from augment.engines.batching import Window
 from augment.engines.scripted import ScriptedEngine
 from augment.errors import EngineError
 from augment.prompts import load_prompt
@@ -202,21 +204,76 @@ def test_qwen_2_5_takes_the_same_path_with_its_own_patch(tiny_25, pictures):
     assert {reply.finish for reply in batched} <= {"stop", "length"}
     assert len({reply.text for reply in batched}) > 3
     # 300 by 300 within 120*120 pixels: 8 by 8 patches of 14.
-    opened = engine._open(0, ask[4])
+    opened = engine._open(0, Ask(ask[4], sampling))
     assert opened.image.size == (112, 112)
     assert engine._encode([opened])["image_grid_thw"].tolist() == [[1, 8, 8]]
 
 
-def test_batches_are_of_similar_size_and_within_the_token_budget(tiny, pictures):
-    engine = hf.HFEngine(str(tiny), root=pictures, batch_size=4, batch_tokens=400, device="cpu")
-    ready = [engine._open(n, one) for n, one in enumerate(requests(pictures))]
-    plan = engine._plan(ready, Sampling(max_new_tokens=20))
-    assert sorted(one.position for batch in plan for one in batch) == list(range(len(ready)))
-    for batch in plan:
-        assert len(batch) <= 4
-        assert len(batch) * (max(one.cost for one in batch) + 20) <= 400 or len(batch) == 1
-    tops = [batch[0].cost for batch in plan]
-    assert tops == sorted(tops, reverse=True)
+class Sized(NamedTuple):
+    position: int
+    cost: int
+    sampling: Sampling = Sampling(20)
+
+
+def test_batches_are_of_similar_size_and_within_the_token_budget():
+    dice = random.Random(3)
+    window = Window(4, tokens=400)
+    for n in range(60):
+        window.add(Sized(n, dice.choice([30, 60, 90, 500]), Sampling(20 + n % 2)))
+    batches = []
+    while window:
+        oldest = min(window._ages)
+        batches.append(window.take())
+        assert oldest in {one.position for one in batches[-1]}, "none waits for ever"
+    assert sorted(one.position for batch in batches for one in batch) == list(range(60))
+    for batch in batches:
+        assert len({one.sampling for one in batch}) == 1
+        longest = max(one.cost for one in batch)
+        assert len(batch) * (longest + batch[0].sampling.max_new_tokens) <= 400 or len(batch) == 1
+        assert batch[0].cost == longest
+    # Three sizes that fit and two samplings: all but their last batches hold one size only.
+    mixed = sum(len({one.cost for one in batch}) > 1 for batch in batches)
+    assert mixed <= 6
+
+
+def test_the_model_never_waits_for_the_end_of_a_window_and_reads_no_further_than_it_needs(
+    tiny, pictures
+):
+    engine = make_engine(str(tiny), root=pictures, batch_size=2, device="cpu")
+    ask, read, sizes, replies = requests(pictures), 0, [], {}
+
+    def stream():
+        nonlocal read
+        for n in range(50):
+            read += 1
+            if n % 5 == 0:
+                yield Pause.BRIEF
+            yield Ask(ask[n % len(ask)], Sampling(2))
+
+    for batch in engine.batches(stream()):
+        assert not replies.keys() & dict(batch).keys()
+        replies.update(batch)
+        sizes.append(len(batch))
+        ahead = hf.WINDOW_BATCHES + hf.AHEAD_BATCHES + 1
+        assert read <= len(replies) + 2 * ahead
+    assert sorted(replies) == list(range(50))
+    assert [size for size in sizes if size] == [2] * 25, "no batch but the last is short"
+    assert [replies[n] for n in range(10)] == [replies[n] for n in range(10, 20)]
+
+
+def test_a_flush_answers_what_is_there_before_more_comes(tiny, pictures):
+    engine = make_engine(str(tiny), root=pictures, batch_size=4, device="cpu")
+    replies = {}
+
+    def stream():
+        for one in requests(pictures)[:3]:
+            yield Ask(one, Sampling(2))
+            while len(replies) < 1 + int(one.item_id.partition(":")[2]):
+                yield Pause.FLUSH
+
+    for batch in engine.batches(stream()):
+        replies.update(batch)
+    assert sorted(replies) == [0, 1, 2]
 
 
 def test_the_picture_reaches_the_model_as_the_processor_alone_would_size_it(tiny, pictures):
@@ -290,7 +347,7 @@ def test_finish_tells_a_cut_text_from_a_complete_one(tiny, pictures):
     assert (cut.finish, cut.output_tokens) == ("length", 3)
     # Declare the first token it writes to be its end token: then it stops there.
     loaded = engine._load()
-    inputs = engine._encode([engine._open(0, ask[0])])
+    inputs = engine._encode([engine._open(0, Ask(ask[0], Sampling()))])
     first = loaded.model.generate(**inputs, max_new_tokens=1, do_sample=False)[0, -1].item()
     engine._loaded = hf._Model(loaded.model, (first,), loaded.pad)
     stopped = next(engine.generate(ask, Sampling(max_new_tokens=3)))

@@ -9,7 +9,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from augment.engines import EngineOptions, make_engine
+from augment.engines import Ask, EngineOptions, make_engine
 from augment.engines.parallel import ParallelEngine
 from augment.engines.processes import ProcessCrew
 from augment.errors import EngineError
@@ -64,7 +64,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost_or_doubled(pictures, ca
     engine = parallel(pictures, "scripted:?delay=0.02", 2, batch_size=2)
     requests, replies = ask(80), {}
     try:
-        for batch in engine.batches(requests, Sampling()):
+        for batch in engine.batches(Ask(one, Sampling()) for one in requests):
             assert not replies.keys() & dict(batch).keys()
             if len(replies) < 20 <= len(replies) + len(batch):
                 workers(os.getpid())[0].kill()
@@ -94,21 +94,21 @@ class PoisonCrew:
         from augment.engines.parallel import Event
 
         self.event, self.root, self.poison = Event, root, poison
-        self.events, self.number, self.answered = [], 0, Counter()
+        self.events, self.number, self.answered, self.depth = [], 0, Counter(), 1
 
     def start(self):
         self.number += 1
         self.events.append(self.event(self.number, "ready"))
         return self.number
 
-    def give(self, worker, requests, sampling):
-        for n, reply in enumerate(alone(self.root, requests)):
-            if requests[n].item_id == f"1:{self.poison}":
+    def give(self, worker, chunk):
+        requests = [ask.request for _, ask in chunk]
+        for (number, ask), reply in zip(chunk, alone(self.root, requests), strict=True):
+            if ask.request.item_id == f"1:{self.poison}":
                 self.events.append(self.event(worker, "died", reason="killed"))
                 return
-            self.answered[requests[n].item_id] += 1
-            self.events.append(self.event(worker, "replies", [(n, reply)]))
-        self.events.append(self.event(worker, "done"))
+            self.answered[ask.request.item_id] += 1
+            self.events.append(self.event(worker, "replies", [(number, reply)]))
 
     def wait(self):
         events, self.events = self.events, []
@@ -162,7 +162,7 @@ def test_ray_on_two_machines_of_which_one_is_killed(pictures, monkeypatch):
         ray.init(address=cluster.address, logging_level="error", log_to_driver=False)
         engine = make_engine("ray:scripted:?delay=0.05", root=pictures, batch_size=2, replicas=2)
         requests, replies = ask(120), {}
-        for batch in engine.batches(requests, Sampling()):
+        for batch in engine.batches(Ask(one, Sampling()) for one in requests):
             assert not replies.keys() & dict(batch).keys()
             if len(replies) < 30 <= len(replies) + len(batch):
                 for info in nodes[0].all_processes["raylet"]:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from augment import corpus
-from augment.engines import client, make_engine
+from augment.engines import Ask, client, make_engine
 from augment.engines.canary import canary_pictures
 from augment.engines.client import Limits
 from augment.engines.fake_server import FakeServer, answer_to, parse_fault
@@ -87,7 +87,7 @@ def whole(root, requests):
 
 def test_every_request_is_answered_with_its_own_picture(root):
     requests = ask(60)
-    with FakeServer(latency=0.002) as server:
+    with FakeServer(latency=0.02) as server:
         replies = list(engine(root, server, canaries=True).generate(requests, SAMPLING))
     assert [reply.text for reply in replies] == whole(root, requests)
     assert all(reply.finish == "stop" for reply in replies)
@@ -296,7 +296,7 @@ def test_a_request_that_kills_its_server_is_set_aside(root):
 
 def test_closing_the_iterator_ends_at_once_even_if_the_server_hangs(root):
     with FakeServer(faults=[parse_fault("hang:every=3")]) as server:
-        batches = engine(root, server, timeout=600.0).batches(ask(50), SAMPLING)
+        batches = engine(root, server, timeout=600.0).batches(Ask(one, SAMPLING) for one in ask(50))
         assert next(batches)
         start = time.monotonic()
         batches.close()

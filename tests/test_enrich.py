@@ -4,19 +4,21 @@ import os
 import random
 import signal
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
+from augment.checks import Forbidden, Limits
 from augment.engines import Engine
 from augment.engines.scripted import ScriptedEngine
 from augment.enrich import Job, Retry, Summary, enrich
 from augment.errors import DataError, StoreError
 from augment.images import content_hash
-from augment.keys import Recipe
+from augment.keys import Recipe, text_key
 from augment.progress import Progress, duration
 from augment.prompts import load_prompt
-from augment.records import Item, Reply, Sampling
+from augment.records import Enrichment, Item, Reply, Sampling
 from augment.shards import Shard, parse_shard
 from augment.store import Store
 from augment.store.wal import decode
@@ -98,11 +100,11 @@ def test_one_picture_under_many_names_is_asked_once(root):
     assert summary.generated == 2
 
 
-@pytest.mark.parametrize("window", [1, 3, 100])
-def test_windows_and_batches_do_not_change_the_texts(root, window):
-    dice = random.Random(window)
+@pytest.mark.parametrize("ahead", [1, 3, 100])
+def test_reading_ahead_and_batches_do_not_change_the_texts(root, ahead):
+    dice = random.Random(ahead)
     jobs = [job(n, f"{dice.randrange(6)}.png", dice.choice("abc")) for n in range(60)]
-    summary = run(jobs, root, window=window)
+    summary = run(jobs, root, ahead=ahead)
     assert summary.generated == len({(j.item.image, j.item.text) for j in jobs})
     assert summary.generated + summary.duplicates == 60
     for one in jobs:
@@ -161,8 +163,8 @@ def test_items_that_fail_in_the_model_are_tried_again(root):
 def test_stopping_finishes_the_batch_and_reads_no_more(root):
     jobs = (job(n, text=str(n)) for n in range(1000))
     asked = iter([False, True, True])
-    summary = run(jobs, root, stop=lambda: next(asked), window=10)
-    assert (summary.total, summary.generated, summary.pending) == (10, 4, 6)
+    summary = run(jobs, root, stop=lambda: next(asked), ahead=10)
+    assert (summary.total, summary.generated, summary.pending) == (13, 4, 9)
     assert summary.exit_code == 4
     assert len(texts(root)) == 4
 
@@ -259,10 +261,104 @@ class Climbing(Engine):
     def revision(self):
         return self._revision
 
-    def batches(self, requests, sampling):
-        self.temperatures += [sampling.temperature] * len(requests)
-        text = LADDER[2] if sampling.temperature > 0.5 else LADDER[1]
-        yield [(n, Reply(text)) for n in range(len(requests))]
+    def batches(self, asked):
+        for n, (_, sampling) in enumerate(asked):
+            self.temperatures.append(sampling.temperature)
+            yield [(n, Reply(LADDER[2] if sampling.temperature > 0.5 else LADDER[1]))]
+
+
+def test_other_limits_judge_stored_texts_again_and_generate_nothing(root):
+    jobs = [job(n, f"{n}.png") for n in range(3)]
+    engine = ScriptedEngine(["A red flag.", "A flag, all of it green.", "A flag."], root=root)
+    strict = Limits(slack=3 / CORPUS.max_words)
+    assert run(jobs, root, engine).judged == {}
+    summary = run(jobs, root, engine, limits=strict)
+    assert (counts(summary), summary.judged) == ((3, 0, 3, 0, 0), {"accepted": 2, "too long": 1})
+    stored = Store(root.parent / "store").texts("corpus")
+    assert stored["1:1"].rejected == f"too long: 6 words, {CORPUS.max_words} asked for"
+    assert not stored["1:0"].rejected
+    assert run(jobs, root, engine, limits=strict).judged == {}, "once is enough"
+    assert run(jobs, root, engine).judged == {"accepted": 3}
+    assert not Store(root.parent / "store").texts("corpus")["1:1"].rejected
+    assert len(engine.calls) == 3
+
+
+def test_a_retry_heeds_the_limits_of_its_own_run(root):
+    strict = Limits(slack=3 / CORPUS.max_words)
+    jobs = [job(1)]
+    long = ScriptedEngine(["A flag, all of it green."], root=root, revision="r")
+    short = ScriptedEngine(["A green flag."], root=root, revision="r")
+    run(jobs, root, long)
+    assert run(jobs, root, short, retry=Retry(("too long",))).generated == 0
+    assert run(jobs, root, short, retry=Retry(("too long",)), limits=strict).generated == 1
+    assert texts(root) == {"1:1": "A green flag."}
+    assert run(jobs, root, long, limits=strict).judged == {}
+    assert texts(root) == {"1:1": "A green flag."}
+    run(jobs, root, long)
+    assert texts(root) == {"1:1": "A flag, all of it green."}, "which these limits accept"
+
+
+def test_a_verdict_belongs_to_the_item_and_a_text_to_all_that_send_the_same(root):
+    rewrite = replace(HIDDEN, kind="rewrite", keeps=False, max_added_words=None)
+
+    def asks(*numbers):
+        told = {1: "Paris", 2: "Oslo", 3: "Oslo"}
+        return [
+            job(n, None, "its capital?", rewrite)._replace(
+                forbidden=lambda n=n: Forbidden((), (told[n],))
+            )
+            for n in numbers
+        ]
+
+    engine = ScriptedEngine(["Which city in France is like Paris?"], root=root)
+    summary = run(asks(1, 2), root, engine)
+    assert counts(summary)[1:3] == (1, 1)
+    run(asks(1, 2, 3), root, engine)
+    stored = Store(root.parent / "store").texts("corpus")
+    assert {item: text.rejected for item, text in stored.items()} == {
+        "1:1": "leak: Paris",
+        "1:2": "",
+        "1:3": "",
+    }
+    assert len(engine.calls) == 1
+
+
+def test_the_seed_of_greedy_decoding_changes_nothing_and_older_texts_stay_known(root):
+    """Earlier versions made the seed part of the key: such a store is used as it is."""
+    engine = ScriptedEngine(root=root)
+    seeded = Sampling(CORPUS.max_new_tokens, seed=5)
+    old = Recipe("corpus", {CORPUS.name: CORPUS.id}, engine.model, engine.revision,
+                 {CORPUS.name: seeded}, {"image": CORPUS.name})  # fmt: skip
+    request = CORPUS.render(job(1).item)
+    sent = (request, content_hash(root, "0.png"), engine.model, engine.revision)
+    key = text_key(*sent, seeded, {}, as_before=True)
+    assert key != text_key(*sent, seeded, {}) == text_key(*sent, replace(seeded, seed=0), {})
+    with Store(root.parent / "store") as store:
+        store.save_recipe(old)
+        store.append(Enrichment(key, "1:1", "An old flag.", CORPUS.id, "scripted", "r", seeded))
+        store.link(old.id, "1:1", key)
+    assert counts(run([job(1), job(2, "1.png")], root, engine)) == (2, 1, 1, 0, 0)
+    warm = [replace(seeded, temperature=0.5, seed=n) for n in (1, 2)]
+    assert text_key(*sent, warm[0], {}) != text_key(*sent, warm[1], {})
+
+
+def test_a_long_stretch_of_known_items_does_not_hold_finished_replies_back(root):
+    """Between two new items lie many known ones; the first reply is saved before these are read."""
+    known = [job(n, text=str(n)) for n in range(400)]
+    run(known, root)
+    saved = []
+
+    def jobs():
+        yield job(1000, "1.png")
+        for n, one in enumerate(known):
+            if n > 300:
+                saved.append(len(texts(root)))
+            yield one
+        yield job(1001, "2.png")
+
+    summary = run(jobs(), root, ScriptedEngine(root=root, batch_size=8), ahead=1)
+    assert summary.generated == 2
+    assert saved[0] == 401
 
 
 def test_a_retry_takes_its_reasons_only(root):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from augment import cli, corpus, scores
+from augment import cli, corpus, report, scores
 from augment.errors import DataError, EngineError
 from augment.faithfulness import Faithfulness
 from augment.flagland import atlas, language
@@ -16,6 +16,8 @@ from augment.flagland.edits import random_edit
 from augment.flagland.render import draw_flat
 from augment.mbeir import write_candidates
 from augment.records import Item
+from augment.reporting.collect import collect
+from augment.store import Store
 
 CLIP = Path(__file__).parents[1] / "retrievers/models/flagland-clip"
 
@@ -76,7 +78,7 @@ def test_the_table_has_every_score_as_a_column(tmp_path, world, capsys):
     answers["1:3"] = "I'm sorry, I can't help with that."
     (tmp_path / "a.json").write_text(json.dumps(answers))
     store = tmp_path / "s"
-    corpus.run(root, store, options=cli.Options(f"scripted:{tmp_path / 'a.json'}"))
+    corpus.run(root, store, options=cli.Options(model=f"scripted:{tmp_path / 'a.json'}"))
     out = tmp_path / "t" / "scores.parquet"
     arguments = ["--store", str(store), "--out", str(out)]
     assert scores.command([*arguments, "--root", str(root), "--clip", str(CLIP)]) == 0
@@ -85,6 +87,16 @@ def test_the_table_has_every_score_as_a_column(tmp_path, world, capsys):
     assert table["rejected"].to_dict()["1:3"] == "refusal"
     assert {"refusal", "length", "repetition", "clip_cosine", "clip_rank"} <= set(table.columns)
     assert table["clip_cosine"].idxmin() == "1:3"
+    in_store = ["--store", str(store), "--root", str(root), "--clip", str(CLIP)]
+    assert scores.command(in_store) == 0
+    found = collect(Store(store), root, "corpus").faithful
+    assert found.scored == 4
+    low = (table["clip_rank"] < 0.5) | (table["clip_word"] < 0.5)
+    assert found.doubtful == low.sum()
+    assert {one.item_id for one in found.worst} <= set(table.index[low])
+    page = report.report(store, root, tmp_path / "page").read_text(encoding="utf-8")
+    assert "doubted by CLIP" in page
+    assert "flagland-clip" in page
     with pytest.raises(DataError, match="--root"):
         scores.command([*arguments, "--clip", str(CLIP)])
     with pytest.raises(DataError, match="parquet"):

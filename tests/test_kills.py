@@ -52,7 +52,7 @@ def processes():
 def _work(root, store, model, options):
     os.setpgrp()
     sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - as long as it lives
-    options = cli.Options(model, **options)
+    options = cli.Options(model=model, **options)
 
     def work(dead):
         plan = corpus.plan(root, (), "rar_corpus")
@@ -106,7 +106,7 @@ def texts(store):
 @pytest.mark.parametrize(("kills", "writers"), [(40, 1), (10, 2)])
 def test_killed_at_random_moments_nothing_is_lost_or_doubled(root, processes, kills, writers):
     calm = root.parent / "calm"
-    assert corpus.run(root, calm, options=Options("scripted:")).exit_code == 0
+    assert corpus.run(root, calm, options=Options(model="scripted:")).exit_code == 0
     dice = random.Random()
     done = round_ = 0
     while done < kills:
@@ -147,7 +147,7 @@ def test_the_real_engine_killed_and_killed_again(root, processes):
 
 def test_an_item_that_kills_the_process_is_found_and_set_aside(root, processes):
     calm, store = root.parent / "calm", root.parent / "store"
-    corpus.run(root, calm, options=Options("scripted:"))
+    corpus.run(root, calm, options=Options(model="scripted:"))
     deadly = "scripted:?kill_on=3:15"
     first = start(processes, root, store, deadly, batch_size=16)
     first.join()
@@ -174,7 +174,9 @@ def test_an_engine_that_always_dies_condemns_no_item(root, processes):
     running.join()
     assert running.exitcode == 4
     assert not Store(root.parent / "store").failures("corpus")
-    assert corpus.run(root, root.parent / "store", options=Options("scripted:")).exit_code == 0
+    assert (
+        corpus.run(root, root.parent / "store", options=Options(model="scripted:")).exit_code == 0
+    )
 
 
 def test_a_worker_killed_from_outside_is_replaced(root, processes):

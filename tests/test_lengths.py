@@ -121,7 +121,7 @@ def test_views_choose_a_length(tmp_path):
     item = Item("1:1", "entry", "i/1.png", "image,text")
     write_candidates(root / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl", [item])
     (tmp_path / "a.json").write_text(json.dumps([f"```json\n{GOOD}\n```"]))
-    options = cli.Options(f"scripted:{tmp_path / 'a.json'}")
+    options = cli.Options(model=f"scripted:{tmp_path / 'a.json'}")
     corpus.run(root, tmp_path / "s", prompt="corpus_lengths", options=options)
     (stored,) = Store(tmp_path / "s")
     assert (stored.lengths, stored.checks["derived_lengths"]) == (WANTED, 0)
@@ -141,7 +141,7 @@ def test_a_plain_text_has_every_length_too(tmp_path):
     item = Item("1:1", None, "i/1.png", "image")
     write_candidates(root / "cand_pool/local/mbeir_x_task0_cand_pool.jsonl", [item])
     (tmp_path / "a.json").write_text(json.dumps([WANTED["dense"]]))
-    corpus.run(root, tmp_path / "s", options=cli.Options(f"scripted:{tmp_path / 'a.json'}"))
+    corpus.run(root, tmp_path / "s", options=cli.Options(model=f"scripted:{tmp_path / 'a.json'}"))
     view = open_view("corpus", "append", tmp_path / "s", length="short")
     assert view.text(item) == "A red flag."
 

@@ -81,7 +81,7 @@ def test_dry_run_writes_nothing_and_preview_saves(made, tmp_path, capsys):  # no
 def test_the_engine_tells_how_long_its_model_waited(tmp_path, monkeypatch):
     from PIL import Image
 
-    from augment.engines import hf
+    from augment.engines import Ask, hf
     from augment.records import Request, Sampling
 
     for n in range(4):
@@ -89,6 +89,7 @@ def test_the_engine_tells_how_long_its_model_waited(tmp_path, monkeypatch):
     slow = hf.open_image
     monkeypatch.setattr(hf, "open_image", lambda *a: (time.sleep(0.2), slow(*a))[1])
     engine = hf.HFEngine("flagland-vlm", root=tmp_path, batch_size=2, workers=1)
+    engine._load()  # not in the time that pictures are opened anyway
     requests = [Request(str(n), "", "Describe.", f"{n}.png") for n in range(4)]
-    list(itertools.chain(*engine.batches(requests, Sampling(2))))
+    list(itertools.chain(*engine.batches(Ask(one, Sampling(2)) for one in requests)))
     assert engine.waited >= 0.8  # four pictures, one after the other, before the first batch

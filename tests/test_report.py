@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 
 from augment import cli, corpus, export, queries, report
+from augment.checks import Limits
 from augment.engines.scripted import ScriptedEngine
 from augment.html import percent, visible
 from augment.mbeir import write_candidates, write_queries
@@ -104,7 +105,7 @@ def test_the_page_counts_what_the_store_holds(made):
     )
     assert tally.words.total() == sum(bar_counts(found.plots[0])) == ITEMS - 2
     whys = {card.item_id: card.why for card in found.worst}
-    assert "very same words for 3 different requests" in whys["3:20"]
+    assert "very same words for 3 different pictures" in whys["3:20"]
     assert {"3:21", "3:22"}.isdisjoint(whys)
     assert whys["3:12"] == "short: 1 words"
     assert len({card.item_id for card in found.random}) == len(found.random) == 24
@@ -116,6 +117,38 @@ def test_the_page_counts_what_the_store_holds(made):
     assert report.verdict(found).text.startswith(
         "90.0 % of 40 items have an accepted text; 2 failed"
     )
+
+
+def test_one_picture_in_two_requests_is_no_repetition_and_other_limits_are_told(tmp_path):
+    """Three pictures, the first under two ids with other texts; two pictures share words."""
+    root, store = tmp_path / "root", tmp_path / "store"
+    pool = []
+    for n, picture in enumerate((0, 0, 1, 2)):
+        Image.new("RGB", (50, 40), (90 * picture, 1, 1)).save(root_file(root, f"{picture}.png"))
+        pool.append(Item(f"3:{n}", f"text {n}", f"{picture}.png", "image,text"))
+    write_candidates(root / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl", pool)
+    words = ["A red square on white.", "A red square on white.", "A flag.", "A flag."]
+    answers = {f"3:{n}": text for n, text in enumerate(words)}
+    corpus.run(root, store, engine=ScriptedEngine(answers, root=root))
+    found = collect(Store(store), root, "corpus")
+    assert found.tally.generations == 4
+    assert (found.repeats.texts, found.repeats.contents, found.repeats.most) == (1, 2, 2)
+    assert found.repeats.words == "A flag."
+    assert "2 different pictures share 1 texts" in report.verdict(found).text
+    assert (found.used.known, found.used.others) == (True, 0)
+    # Some are judged under other limits than the rest.
+    strict = cli.Options(limits=Limits(filler=0.1), limit=1)
+    corpus.run(root, store, engine=ScriptedEngine(answers, root=root), options=strict)
+    found = collect(Store(store), root, "corpus")
+    assert (found.used.limits.filler, found.used.others) == (0.1, 3)
+    assert "3 verdicts are not from the limits of the latest run" in report.verdict(found).text
+    page = report.report(store, root, tmp_path / "out").read_text(encoding="utf-8")
+    assert "filler 0.1" in page
+
+
+def root_file(root, name):
+    root.mkdir(exist_ok=True)
+    return root / name
 
 
 def bar_counts(plot):

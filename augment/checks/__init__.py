@@ -5,12 +5,13 @@ took away can be read in ``Enrichment.raw``, and every view falls back to the pu
 ``benchmarks/results/checks.md`` has the precision and recall of every check.
 """
 
-from augment.checks.judge import DEFAULT_LIMITS, Limits, Verdict, check, judge
+from augment.checks.judge import DEFAULT_LIMITS, RULES, Limits, Verdict, check, judge
 from augment.checks.leak import Forbidden, LeakRule
 from augment.cleaning import clean, clean_steps
 
 __all__ = [
     "DEFAULT_LIMITS",
+    "RULES",
     "Forbidden",
     "LeakRule",
     "Limits",

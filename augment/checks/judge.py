@@ -15,6 +15,9 @@ from augment.prompts import Prompt
 from augment.records import Finish, Reply
 from augment.tokens import clip_token_counter
 
+#: Counts changes of the rules; texts judged by older ones are judged again by the next run.
+RULES = 1
+
 
 @final
 @dataclass(frozen=True)

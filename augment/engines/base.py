@@ -8,11 +8,12 @@ that cannot go on raises :class:`~augment.errors.EngineError`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from augment.errors import EngineError
 from augment.records import Reply, Request, Sampling
@@ -21,14 +22,37 @@ from augment.records import Reply, Request, Sampling
 Replies = Sequence[tuple[int, Reply]]
 
 
+class Ask(NamedTuple):
+    """A request, and how its reply is to be decoded."""
+
+    request: Request
+    sampling: Sampling
+
+
+class Pause(Enum):
+    """What a stream of requests says where it has none at the moment.
+
+    Attributes:
+        BRIEF: more will come; hand over what is done, and ask the stream again.
+        FLUSH: nothing more comes until everything asked so far is answered.
+    """
+
+    BRIEF = "brief"
+    FLUSH = "flush"
+
+
+#: What an engine is asked, as a stream that it reads only some way ahead of its replies.
+Asked = Iterable[Ask | Pause]
+
+
 class Engine(ABC):
     """Answers requests, batch by batch.
 
     Attributes:
         on_start: to be called, through :meth:`starting`, with the requests that are about to enter
             the model, from whatever thread, so that the death of the process can be pinned on them.
-        waited: seconds for which the model had nothing to do because pictures were not ready; 0
-            where that is not known.
+        waited: seconds for which the model had nothing to do because pictures were not ready. Of
+            several models or slots it is the mean: half of them idle for a second is half a second.
     """
 
     waited: float = 0.0
@@ -36,7 +60,10 @@ class Engine(ABC):
     on_start: Callable[[Sequence[Request]], None] | None = None
 
     def starting(self, requests: Sequence[Request]) -> None:
-        """Say that these requests enter the model now. Every engine calls this."""
+        """Say that these requests enter the model now.
+
+        Every engine calls this whose model lives in this process and may take it down.
+        """
         if self.on_start is not None:
             self.on_start(requests)
 
@@ -56,14 +83,16 @@ class Engine(ABC):
         return {}
 
     @abstractmethod
-    def batches(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Replies]:
+    def batches(self, asked: Asked) -> Iterator[Replies]:
         """Answer all requests, each once, yielding replies as soon as their batch is done.
 
-        Closing the iterator between two batches leaves the rest undone and loses nothing.
+        The stream is read by the thread that asks for the next batch, only as far as the model is
+        kept busy, so it may be endless, depend on the replies so far, and touch what is not
+        thread-safe. Closing the iterator between two batches leaves the rest undone and loses
+        nothing.
 
         Args:
-            requests: in the order that the yielded positions refer to.
-            sampling: decoding parameters, the same for all.
+            asked: requests; the first is at position 0, pauses do not count.
 
         Raises:
             EngineError: if the model cannot be loaded or has died.
@@ -77,7 +106,7 @@ class Engine(ABC):
         """
         waiting: dict[int, Reply] = {}
         position = 0
-        for batch in self.batches(requests, sampling):
+        for batch in self.batches(Ask(request, sampling) for request in requests):
             waiting.update(batch)
             while position in waiting:
                 yield waiting.pop(position)
@@ -86,7 +115,7 @@ class Engine(ABC):
             raise EngineError(f"{self.model} answered {position} of {len(requests)} requests")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EngineOptions:
     """Options of all engines; each heeds those that concern it.
 

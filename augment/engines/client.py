@@ -210,6 +210,13 @@ class Client:
         await asyncio.wait({job.done, self._dead}, return_when=asyncio.FIRST_COMPLETED)
         return (job.done if job.done.done() else self._dead).result()
 
+    @property
+    def slots(self) -> int:
+        """How many requests the servers take together at this moment."""
+        now = time.monotonic()
+        usable = [s for s in self._servers if s.up.is_set() and s.paused_until <= now]
+        return sum(max(1, int(server.allowed)) for server in usable)
+
     async def ready(self) -> None:
         """Wait until a server is up.
 

@@ -3,7 +3,9 @@
 The path of a request up to the model is :mod:`augment.engines.encoding`, shared with training.
 
 Pictures are decoded and resized in threads, and the next batch is encoded while the model writes
-the present one. Within a window, requests of similar size share a batch.
+the present one. Batches are chosen from a window that slides over the stream of requests
+(:mod:`augment.engines.batching`), so the model works from the first request to the last without a
+break.
 """
 
 from __future__ import annotations
@@ -12,10 +14,11 @@ import copy
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -28,7 +31,8 @@ from transformers import (
     GenerationConfig,
 )
 
-from augment.engines.base import Engine, EngineOptions, Replies
+from augment.engines.base import Ask, Asked, Engine, EngineOptions, Pause, Replies
+from augment.engines.batching import Window
 from augment.engines.encoding import encode, resized, to_messages
 from augment.engines.parallel import ParallelEngine
 from augment.engines.processes import ProcessCrew
@@ -39,8 +43,11 @@ from augment.records import Reply, Request, Sampling
 
 __all__ = ["HFEngine", "encode", "fingerprint", "resized", "to_messages"]
 
-#: Requests whose pictures are ready at a time, in batches; sorting by size happens among them.
+#: Requests whose pictures are ready at a time, in batches: those of similar size share a batch.
 WINDOW_BATCHES = 8
+
+#: Beyond them, batches whose pictures are being decoded while the model works.
+AHEAD_BATCHES = 2
 
 #: Most tokens of a batch, padding and new tokens included: a bound for the key-value cache. 65,536
 #: tokens take about 9 GiB in Qwen3-VL-8B (36 layers, 8 key-value heads of 128, bf16).
@@ -55,6 +62,7 @@ class _Ready(NamedTuple):
 
     position: int
     request: Request
+    sampling: Sampling
     image: Image.Image | None
     cost: int
     error: str = ""
@@ -164,29 +172,47 @@ class HFEngine(Engine):
         images.size = {"shortest_edge": low, "longest_edge": high}
         return {"min_pixels": low, "max_pixels": high}
 
-    def batches(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Replies]:
+    def batches(self, asked: Asked) -> Iterator[Replies]:
         """See :class:`Engine`."""
-        if not requests:
-            return
-        loaded = self._load()
-        window = self._batch_size * WINDOW_BATCHES
         # A pool for decoding and one thread for encoding: a batch waits for no later picture.
         with (
             ThreadPoolExecutor(self._workers, "decode") as decoders,
             ThreadPoolExecutor(1, "encode") as encoder,
         ):
+            feed = _Feed(
+                asked, lambda n, ask: decoders.submit(self._open, n, ask), self._batch_size
+            )
             try:
-                waiting: deque[list[Future[_Ready]]] = deque()
-                for start in range(0, len(requests) + window, window):
-                    numbered = enumerate(requests[start : start + window], start)
-                    waiting.append([decoders.submit(self._open, *pair) for pair in numbered])
-                    if len(waiting) > 1:
-                        with self._waiting():
-                            ready = [future.result() for future in waiting.popleft()]
-                        yield from self._window(loaded, ready, sampling, encoder)
+                yield from self._answer_all(feed, encoder)
             finally:
                 decoders.shutdown(wait=False, cancel_futures=True)
                 encoder.shutdown(wait=False, cancel_futures=True)
+
+    def _answer_all(self, feed: _Feed, encoder: ThreadPoolExecutor) -> Iterator[Replies]:
+        window: Window[_Ready] = Window(self._batch_size, self._batch_tokens)
+        present: tuple[list[_Ready], Future[Any]] | None = None
+        while True:
+            feed.read(len(window))
+            loaded = self._load() if feed.begun else None
+            coming = None
+            # Rather than wait for a picture, answer what is encoded.
+            if present is None or feed.is_ready(len(window)):
+                with self._waiting():
+                    failed = feed.fill(window)
+                if failed:
+                    yield [(one.position, Reply("", "error", reason=one.error)) for one in failed]
+                if feed.takes(len(window)):
+                    batch = window.take()
+                    coming = batch, encoder.submit(self._encode, batch)
+            if present is not None and loaded is not None:
+                batch, encoded = present
+                replies = self._answer(loaded, batch, encoded)
+                yield [(one.position, reply) for one, reply in zip(batch, replies, strict=True)]
+            elif coming is None:
+                if feed.ended:
+                    return
+                yield []
+            present = coming
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
@@ -197,55 +223,22 @@ class HFEngine(Engine):
         finally:
             self.waited += time.monotonic() - start
 
-    def _open(self, position: int, request: Request) -> _Ready:
+    def _open(self, position: int, ask: Ask) -> _Ready:
         """Decode and resize; runs in a thread."""
+        request, sampling = ask
         # About four characters a token; only the order and the bound of batches depend on it.
         cost = (len(request.system) + len(request.text)) // 4
+        ready = _Ready(position, request, sampling, None, cost)
         if request.image is None:
-            return _Ready(position, request, None, cost)
+            return ready
         try:
             image = resized(self._processor, request, open_image(self._root, request.image))
         except ImageError as error:
-            return _Ready(position, request, None, cost, f"{error.reason}: {error}")
+            return ready._replace(error=f"{error.reason}: {error}")
         except _FAILURES as error:  # e.g. an aspect ratio above 200
-            return _Ready(position, request, None, cost, f"unusable: {request.image}: {error}")
+            return ready._replace(error=f"unusable: {request.image}: {error}")
         side = 2 * (getattr(self._processor.image_processor, "patch_size", None) or 16)
-        return _Ready(position, request, image, cost + image.width * image.height // side**2)
-
-    def _window(
-        self,
-        loaded: _Model,
-        ready: Sequence[_Ready],
-        sampling: Sampling,
-        encoder: ThreadPoolExecutor,
-    ) -> Iterator[Replies]:
-        failed = [
-            (one.position, Reply("", "error", reason=one.error)) for one in ready if one.error
-        ]
-        if failed:
-            yield failed
-        plan = self._plan([one for one in ready if not one.error], sampling)
-        coming = encoder.submit(self._encode, plan[0]) if plan else None
-        for number, batch in enumerate(plan):
-            encoded = coming
-            later = plan[number + 1] if number + 1 < len(plan) else None
-            coming = encoder.submit(self._encode, later) if later else None
-            replies = self._answer(loaded, batch, sampling, encoded)
-            yield [(one.position, reply) for one, reply in zip(batch, replies, strict=True)]
-
-    def _plan(self, ready: Sequence[_Ready], sampling: Sampling) -> list[list[_Ready]]:
-        """Batches of similar size, the largest first."""
-        plan: list[list[_Ready]] = []
-        for one in sorted(ready, key=lambda one: -one.cost):
-            last = plan[-1] if plan else None
-            # The first of a batch is its largest, and padding makes all as large.
-            if last and len(last) < self._batch_size:
-                longest = last[0].cost + sampling.max_new_tokens
-                if (len(last) + 1) * longest <= self._batch_tokens:
-                    last.append(one)
-                    continue
-            plan.append([one])
-        return plan
+        return ready._replace(image=image, cost=cost + image.width * image.height // side**2)
 
     def _encode(self, batch: Sequence[_Ready]) -> Any:
         return encode(self._processor, [one.request for one in batch], [one.image for one in batch])
@@ -254,7 +247,6 @@ class HFEngine(Engine):
         self,
         loaded: _Model,
         batch: Sequence[_Ready],
-        sampling: Sampling,
         encoded: Future[Any] | None = None,
     ) -> list[Reply]:
         """Replies of a batch; one that fails is halved until the item at fault stands alone."""
@@ -262,7 +254,7 @@ class HFEngine(Engine):
         try:
             with self._waiting():
                 inputs = encoded.result() if encoded else self._encode(batch)
-            return self._generate(loaded, inputs, sampling)
+            return self._generate(loaded, inputs, batch[0].sampling)
         except _FAILURES as error:
             if "CUDA error" in str(error):
                 raise EngineDied(f"{self._model}: {error}") from error
@@ -274,8 +266,8 @@ class HFEngine(Engine):
             return [Reply("", "error", reason=reason)]
         _LOG.info("batch of %d failed (%s), halving it", len(batch), reason)
         half = len(batch) // 2
-        first = self._answer(loaded, batch[:half], sampling)
-        return first + self._answer(loaded, batch[half:], sampling)
+        first = self._answer(loaded, batch[:half])
+        return first + self._answer(loaded, batch[half:])
 
     def _generate(self, loaded: _Model, inputs: Any, sampling: Sampling) -> list[Reply]:
         inputs = inputs.to(self._device)
@@ -330,6 +322,77 @@ class HFEngine(Engine):
         pad = tokenizer.pad_token_id
         self._loaded = _Model(model, tuple(sorted(stops)), min(stops) if pad is None else pad)
         return self._loaded
+
+
+@final
+class _Feed:
+    """The stream of requests, some way ahead of the model.
+
+    How far is counted in requests, never in time, so that the same stream gives the same batches.
+    The window grows from two batches to its full size, so that the model starts early.
+
+    Args:
+        asked: the stream.
+        opening: starts to open the picture of a request.
+        size: of a batch.
+
+    Attributes:
+        ended: whether there is no further request.
+    """
+
+    def __init__(
+        self, asked: Asked, opening: Callable[[int, Ask], Future[_Ready]], size: int
+    ) -> None:
+        self.ended = False
+        self._asked = iter(asked)
+        self._opening = opening
+        self._size = size
+        self._want = 2 * size
+        self._pause: Pause | None = None
+        self._position = 0
+        self._coming: deque[Future[_Ready]] = deque()
+
+    def read(self, ready: int) -> None:
+        """Read the stream as far as the window and what lies ahead of it have room."""
+        self._pause = None
+        while len(self._coming) + ready < self._want + AHEAD_BATCHES * self._size:
+            said = next(self._asked, None)
+            if said is None:
+                self.ended = True
+                return
+            if isinstance(said, Pause):
+                self._pause = said
+                return
+            self._coming.append(self._opening(self._position, said))
+            self._position += 1
+
+    @property
+    def begun(self) -> bool:
+        """Whether there was any request."""
+        return self._position > 0
+
+    def is_ready(self, ready: int) -> bool:
+        """Whether :meth:`fill` would not wait."""
+        return all(one.done() for one in islice(self._coming, max(self._want - ready, 0)))
+
+    def fill(self, window: Window[_Ready]) -> list[_Ready]:
+        """Move what is ready into the window, and return what cannot be used."""
+        failed = []
+        while self._coming and len(window) < self._want:
+            ready = self._coming.popleft().result()
+            if ready.error:
+                failed.append(ready)
+            else:
+                window.add(ready)
+        return failed
+
+    def takes(self, ready: int) -> bool:
+        """Whether a batch is to be made of a window; if so, the next window may be larger."""
+        enough = self._size if self._pause is Pause.BRIEF else self._want
+        if not ready or (ready < enough and not self.ended and self._pause is not Pause.FLUSH):
+            return False
+        self._want = min(self._want + 2 * self._size, WINDOW_BATCHES * self._size)
+        return True
 
 
 def make(name: str, root: Path, options: EngineOptions) -> Engine:

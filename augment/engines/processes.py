@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple, final
 
-from augment.engines.base import EngineOptions, make_engine
-from augment.engines.parallel import Crew, Event
+from augment.engines.base import Ask, EngineOptions, Pause, make_engine
+from augment.engines.parallel import Crew, Event, Numbered
 from augment.errors import EngineError
-from augment.records import Request, Sampling
 
 
 class _Worker(NamedTuple):
@@ -33,6 +32,8 @@ class ProcessCrew(Crew):
         options: of each worker, except for the device.
         devices: one worker for each.
     """
+
+    depth = 2
 
     def __init__(
         self, name: str, root: Path, options: EngineOptions, devices: Sequence[str]
@@ -62,10 +63,10 @@ class ProcessCrew(Crew):
         self._workers[self._number] = _Worker(process, ours, device)
         return self._number
 
-    def give(self, worker: int, requests: Sequence[Request], sampling: Sampling) -> None:
+    def give(self, worker: int, chunk: Numbered) -> None:
         """See :class:`Crew`."""
         try:
-            self._workers[worker].pipe.send((list(requests), sampling))
+            self._workers[worker].pipe.send(list(chunk))
         except OSError:
             return  # it has just died; wait() tells
 
@@ -110,12 +111,24 @@ def _serve(pipe: Connection, name: str, root: Path, options: EngineOptions) -> N
     try:
         engine = make_engine(name, root=root, **asdict(options))
         pipe.send(Event(0, "ready"))
-        while True:
-            requests, sampling = pipe.recv()
-            for batch in engine.batches(requests, sampling):
-                pipe.send(Event(0, "replies", list(batch)))
-            pipe.send(Event(0, "done"))
+        numbers: dict[int, int] = {}
+        for batch in engine.batches(_given(pipe, numbers)):
+            replies = [(numbers.pop(position), reply) for position, reply in batch]
+            pipe.send(Event(0, "replies", replies, waited=engine.waited))
     except EngineError as error:
         pipe.send(Event(0, "failed", reason=str(error)))
     except (EOFError, OSError):
         return
+
+
+def _given(pipe: Connection, numbers: dict[int, int]) -> Iterator[Ask | Pause]:
+    """What arrives, as the engine's stream; ``numbers`` maps positions of what is under way."""
+    position = 0
+    while True:
+        if numbers and not pipe.poll():
+            yield Pause.FLUSH
+            continue
+        for number, ask in pipe.recv():
+            numbers[position] = number
+            position += 1
+            yield ask

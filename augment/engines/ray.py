@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, final
 
 from augment.engines.base import Engine, EngineOptions, make_engine
-from augment.engines.parallel import Crew, Event, ParallelEngine
+from augment.engines.parallel import Crew, Event, Numbered, ParallelEngine
 from augment.errors import EngineError
-from augment.records import Request, Sampling
 
 
 class _Worker(NamedTuple):
@@ -35,10 +34,12 @@ class _Actor:
     def ready(self) -> None:
         """Returns once the engine is made."""
 
-    def answer(self, requests: Sequence[Request], sampling: Sampling) -> Any:
-        """A stream of batches."""
-        for batch in self._engine.batches(requests, sampling):
-            yield list(batch)
+    def answer(self, chunk: Numbered) -> Any:
+        """A stream of replies with their numbers, and the seconds that the model has waited."""
+        numbers = [number for number, _ in chunk]
+        for batch in self._engine.batches(ask for _, ask in chunk):
+            replies = [(numbers[position], reply) for position, reply in batch]
+            yield replies, self._engine.waited
 
 
 @final
@@ -70,10 +71,10 @@ class RayCrew(Crew):
         self._workers[self._number] = _Worker(actor, actor.ready.remote(), is_chunk=False)
         return self._number
 
-    def give(self, worker: int, requests: Sequence[Request], sampling: Sampling) -> None:
+    def give(self, worker: int, chunk: Numbered) -> None:
         """See :class:`Crew`."""
         actor = self._workers[worker].actor
-        stream = actor.answer.options(num_returns="streaming").remote(list(requests), sampling)
+        stream = actor.answer.options(num_returns="streaming").remote(list(chunk))
         self._workers[worker] = _Worker(actor, stream, is_chunk=True)
 
     def wait(self) -> Sequence[Event]:
@@ -84,7 +85,8 @@ class RayCrew(Crew):
             if worker.pending is not None
         }
         ready, _ = self._ray.wait(list(waiting), num_returns=1, timeout=5.0, fetch_local=False)
-        return [self._event(waiting[pending]) for pending in ready]
+        told = [self._event(waiting[pending]) for pending in ready]
+        return [event for event in told if event is not None]
 
     def stop(self) -> None:
         """See :class:`Crew`."""
@@ -92,16 +94,17 @@ class RayCrew(Crew):
             self._ray.kill(worker.actor)
         self._workers.clear()
 
-    def _event(self, number: int) -> Event:
+    def _event(self, number: int) -> Event | None:
         worker = self._workers[number]
         errors = self._ray.exceptions
         try:
             if worker.is_chunk:
-                return Event(number, "replies", self._ray.get(next(worker.pending)))
+                replies, waited = self._ray.get(next(worker.pending))
+                return Event(number, "replies", replies, waited=waited)
             self._ray.get(worker.pending)
         except StopIteration:
             self._workers[number] = worker._replace(pending=None)
-            return Event(number, "done")
+            return None
         except errors.RayTaskError as error:
             self._ray.kill(worker.actor)
             del self._workers[number]

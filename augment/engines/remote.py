@@ -21,9 +21,10 @@ from typing import Any, NamedTuple, final
 from PIL import Image
 
 from augment.engines import canary
-from augment.engines.base import Engine, EngineOptions, Replies
+from augment.engines.base import Ask, Asked, Engine, EngineOptions, Pause, Replies
 from augment.engines.client import Answer, Client, Limits, end
 from augment.engines.pictures import MAX_PIXELS, Budget, Encoding, data_uri, fit
+from augment.engines.slots import Slots
 from augment.errors import EngineError, ImageError
 from augment.images import open_image
 from augment.records import Reply, Request, Sampling
@@ -101,44 +102,77 @@ class RemoteEngine(Engine):
         limits = {"min_pixels": self._budget.min_pixels, "max_pixels": self._budget.max_pixels}
         return limits if self._encoding == "png" else {**limits, "encoding": self._encoding}
 
-    def batches(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Replies]:
+    def batches(self, asked: Asked) -> Iterator[Replies]:
         """See :class:`Engine`. A batch is what has been answered since the last one."""
-        if not requests:
+        source = iter(asked)
+        first = next(source, None)
+        while isinstance(first, Pause):
+            yield []
+            first = next(source, None)
+        if first is None:
             return
         results: _Results = queue.SimpleQueue()
-        work = _Thread(lambda: self._work(requests, sampling, results), results)
+        inbox: asyncio.Queue[_Numbered | None] = asyncio.Queue()
+        work = _Thread(lambda: self._work(inbox, results), results)
         work.start()
-        left = len(requests)
+        left = True
         try:
-            while left:
-                batch, error = _take(results)
-                left -= len(batch)
-                if batch:
-                    yield batch
-                if error is not None:
-                    left = 0
-                    raise error
+            work.call(inbox.put_nowait, (0, first))
+            yield from self._feed(source, lambda one: work.call(inbox.put_nowait, one), results)
+            left = False
+            work.call(inbox.put_nowait, None)
         finally:
-            work.end(cancel=left > 0)
+            work.end(cancel=left)
 
-    async def _work(
-        self, requests: Sequence[Request], sampling: Sampling, results: _Results
-    ) -> None:
-        remaining = iter(enumerate(requests))
-        # As many as the servers take, and some whose pictures are made ready meanwhile.
-        ahead = self._limits.concurrency * len(self._urls) + 2 * self._workers
+    def _feed(
+        self, source: Iterator[Ask | Pause], put: Callable[[_Numbered], None], results: _Results
+    ) -> Iterator[Replies]:
+        """Keep as many requests under way as the servers take; the first is already."""
+        under_way, position = 1, 1
+        said: Ask | Pause | None = Pause.BRIEF
+        while under_way or said is not None:
+            while said is not None and under_way < self._ahead:
+                said = next(source, None)
+                if not isinstance(said, Ask):
+                    break
+                put((position, said))
+                position += 1
+                under_way += 1
+            wait = said is not Pause.BRIEF or under_way >= self._ahead
+            batch, error = _take(results, wait=wait and under_way > 0)
+            under_way -= len(batch)
+            if batch or isinstance(said, Pause):
+                yield batch
+            if error is not None:
+                raise error
+
+    @property
+    def _ahead(self) -> int:
+        """Requests under way: as many as the servers take, and more that are made ready.
+
+        Half as many again, since a reply counts until it is taken, and whoever takes it also
+        writes it down.
+        """
+        slots = self._limits.concurrency * len(self._urls)
+        return slots + slots // 2 + 2 * self._workers
+
+    async def _work(self, inbox: asyncio.Queue[_Numbered | None], results: _Results) -> None:
         key = os.environ.get("OPENAI_API_KEY", "")
         pool = ThreadPoolExecutor(self._workers, "decode")
         loop = asyncio.get_running_loop()
 
         async def answer() -> None:
-            for position, request in remaining:
-                ready = await loop.run_in_executor(pool, self._prepare, request)
-                reply = ready if isinstance(ready, Reply) else await ask(ready)
+            while (one := await inbox.get()) is not None:
+                position, (request, sampling) = one
+                with slots.preparing():
+                    ready = await loop.run_in_executor(pool, self._prepare, request)
+                if isinstance(ready, Reply):
+                    results.put((position, ready))
+                    continue
+                with slots.asking():
+                    reply = _reply(await client.ask(self._payload(ready, sampling)))
                 results.put((position, reply))
-
-        async def ask(ready: _Ready) -> Reply:
-            return _reply(await client.ask(self._payload(ready, sampling)))
+            inbox.put_nowait(None)  # for the others
 
         try:
             async with Client(
@@ -148,9 +182,13 @@ class RemoteEngine(Engine):
                 if not self._begun:
                     await self._begin(client)
                     self._begun = True
-                await _all(answer() for _ in range(min(ahead, len(requests))))
+                slots = Slots(lambda: client.slots, self._note)
+                await _all(answer() for _ in range(self._ahead))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def _note(self, seconds: float) -> None:
+        self.waited += seconds
 
     async def _begin(self, client: Client) -> None:
         """Check the model's name, and ask the canaries."""
@@ -203,6 +241,10 @@ class RemoteEngine(Engine):
         }
 
 
+#: A request and its position.
+_Numbered = tuple[int, Ask]
+
+
 class _Ready(NamedTuple):
     """A request whose picture can be sent."""
 
@@ -214,16 +256,21 @@ class _Ready(NamedTuple):
 _Results = queue.SimpleQueue["tuple[int, Reply] | BaseException"]
 
 
-def _take(results: _Results) -> tuple[list[tuple[int, Reply]], BaseException | None]:
-    """What is there, but at least one result: replies, and the error after them if there is one."""
+def _take(results: _Results, *, wait: bool) -> tuple[list[tuple[int, Reply]], BaseException | None]:
+    """What is there: replies, and the error after them if there is one.
+
+    Args:
+        results: where they arrive.
+        wait: for at least one.
+    """
     batch: list[tuple[int, Reply]] = []
-    while True:
+    while wait or not results.empty():
         result = results.get()
         if isinstance(result, BaseException):
             return batch, result
         batch.append(result)
-        if results.empty():
-            return batch, None
+        wait = False
+    return batch, None
 
 
 @final
@@ -234,6 +281,7 @@ class _Thread:
         self._work = work
         self._results = results
         self._stop: Callable[[], object] = lambda: None
+        self._call: Callable[..., object] = lambda *unused: None
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._run, name="remote", daemon=True)
 
@@ -251,10 +299,16 @@ class _Thread:
 
     async def _main(self) -> None:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        self._call = loop.call_soon_threadsafe
         if task is not None:
             self._stop = lambda: loop.call_soon_threadsafe(task.cancel)
         self._started.set()
         await self._work()
+
+    def call(self, work: Callable[..., object], *arguments: object) -> None:
+        """Have something done by the loop; nothing happens if it has ended."""
+        with suppress(RuntimeError):
+            self._call(work, *arguments)
 
     def end(self, *, cancel: bool) -> None:
         """Wait for the work to end, or give up what is under way at the servers."""

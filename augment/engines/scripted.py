@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import cast, final
 from urllib.parse import parse_qsl
 
-from augment.engines.base import Engine, EngineOptions, Replies
+from augment.engines.base import Ask, Asked, Engine, EngineOptions, Pause, Replies
 from augment.errors import EngineError, ImageError
 from augment.images import content_hash, open_image
-from augment.records import Reply, Request, Sampling
+from augment.records import Reply, Request
 
 Answers = Callable[[Request], str] | Sequence[str] | Mapping[str, str]
 
@@ -80,15 +80,24 @@ class ScriptedEngine(Engine):
         """See :class:`Engine`."""
         return self._revision
 
-    def batches(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Replies]:
+    def batches(self, asked: Asked) -> Iterator[Replies]:
         """See :class:`Engine`."""
-        for start in range(0, len(requests), self._batch_size):
-            time.sleep(self._delay)
-            batch = requests[start : start + self._batch_size]
-            self.starting(batch)
-            if any(request.item_id in self._kill_on for request in batch):
-                os.kill(os.getpid(), signal.SIGKILL)
-            yield [(start + n, self._reply(request)) for n, request in enumerate(batch)]
+        source, position = iter(asked), 0
+        while True:
+            batch: list[Request] = []
+            said: Ask | Pause | None = None
+            while len(batch) < self._batch_size and isinstance(said := next(source, None), Ask):
+                batch.append(said.request)
+            if batch:
+                time.sleep(self._delay)
+                self.starting(batch)
+                if any(request.item_id in self._kill_on for request in batch):
+                    os.kill(os.getpid(), signal.SIGKILL)
+            if batch or said is not None:
+                yield [(position + n, self._reply(request)) for n, request in enumerate(batch)]
+                position += len(batch)
+            if said is None:
+                return
 
     def _reply(self, request: Request) -> Reply:
         if self._die_after is not None and len(self.calls) >= self._die_after:

@@ -26,13 +26,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, final
 
-from augment.engines.base import Engine, EngineOptions, Replies
+from augment.engines.base import Asked, Engine, EngineOptions, Replies
 from augment.engines.client import Limits
 from augment.engines.pictures import MAX_PIXELS, Budget
 from augment.engines.remote import RemoteEngine
 from augment.errors import EngineError
 from augment.models import fingerprint, resolve_model
-from augment.records import Request, Sampling
 
 #: Seconds within which a server must be up: loading and compiling a large model takes minutes.
 START_SECONDS = 1800.0
@@ -140,9 +139,14 @@ class VLLMEngine(Engine):
             return {}
         return {"min_pixels": self._budget.min_pixels, "max_pixels": self._budget.max_pixels}
 
-    def batches(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Replies]:
+    @property
+    def waited(self) -> float:  # type: ignore[override]
+        """See :class:`Engine`."""
+        return self._remote.waited
+
+    def batches(self, asked: Asked) -> Iterator[Replies]:
         """See :class:`Engine`. The servers stay up for the next call; :meth:`close` ends them."""
-        return self._remote.batches(requests, sampling)
+        return self._remote.batches(asked)
 
     def close(self) -> None:
         """End the servers. The next call of :meth:`batches` starts them again."""

@@ -16,8 +16,11 @@ from augment.keys import Recipe
 from augment.plots import Histogram, histogram, quantile
 from augment.prompts import Prompt
 from augment.records import Enrichment, Side
+from augment.reporting.faithful import Faithful, load_faithful
 from augment.reporting.items import Items, asked_for
-from augment.reporting.tally import LIMITS, Group, Sample, Tally, reason_class
+from augment.reporting.limits import Used, used
+from augment.reporting.repeats import Repeats, repeats
+from augment.reporting.tally import Group, Sample, Tally, reason_class
 from augment.reporting.wording import Piece, compare
 from augment.store import Failure, Store
 
@@ -102,6 +105,9 @@ class SideReport:
         prompts: the packaged prompts of the recipe, where they are still what was sent.
         with_picture: items of the root that have a picture.
         tally: the counts.
+        used: the limits of the checks.
+        repeats: texts that stand for several pictures.
+        faithful: scores by a CLIP model, where they were made.
         failed: items without a text, by reason.
         refused: items whose text was refused, by reason.
         plots: distributions.
@@ -117,6 +123,9 @@ class SideReport:
     prompts: Sequence[Prompt]
     with_picture: int
     tally: Tally
+    used: Used
+    repeats: Repeats
+    faithful: Faithful | None
     failed: Sequence[Reason]
     refused: Sequence[Reason]
     plots: Sequence[Histogram]
@@ -167,14 +176,18 @@ def collect(
         DataError: if the root cannot be read.
         StoreError: if the store cannot be read, or nothing ran on this side.
     """
-    used = store.recipe(side, recipe)
-    texts = store.texts(side, used.id)
-    tally = Tally(samples, seed)
+    how = store.recipe(side, recipe)
+    texts = store.texts(side, how.id)
+    limits = used(store, how.id, store.runs())
+    tally = Tally(samples, seed, limits.limits)
     for item_id, text in texts.items():
         tally.add(item_id, text)
     items = Items(root, side)
-    failed = _failed(store.failures(side, used.id))
-    worst, chance = tally.worst(_repeated(texts, tally.repeated(), samples)), tally.random()
+    failed = _failed(store.failures(side, how.id))
+    again = repeats(texts, tally.repeated(), items.find, samples)
+    faithful = load_faithful(store.folder, side, how.id, texts, samples)
+    unlike = faithful.worst if faithful else ()
+    worst, chance = tally.worst(again.samples, unlike), tally.random()
     refused = [
         (name, number, tally.refused_samples[name][:EACH_REASON])
         for name, number in tally.refused.most_common()
@@ -184,14 +197,17 @@ def collect(
     make = Cards(items, root, asked_for(root, ids) if side == "corpus" else {})
     return SideReport(
         side=side,
-        recipe=used,
-        prompts=list(packaged(used.prompts)),
+        recipe=how,
+        prompts=list(packaged(how.prompts)),
         with_picture=items.with_picture(),
         tally=tally,
+        used=limits,
+        repeats=again,
+        faithful=faithful,
         failed=[Reason(name, number, make.cards(found)) for name, number, found in failed],
         refused=[Reason(name, number, make.cards(found)) for name, number, found in refused],
-        plots=_plots(tally) if tally.texts else [],
-        scores=_scores(tally.scores),
+        plots=[*_plots(tally), *(faithful.plots if faithful else ())] if tally.texts else [],
+        scores=_scores(tally),
         groups={
             "prompt": _rows(tally.prompts, str),
             "dataset": _rows(tally.datasets, items.name),
@@ -253,22 +269,6 @@ class Cards:
             return None, f"picture {error.reason}"
 
 
-def _repeated(
-    texts: Mapping[str, Enrichment], counts: Mapping[int, int], most: int
-) -> list[Sample]:
-    """One item for each of the most frequent texts."""
-    wanted = dict(Counter(counts).most_common(most))
-    found: dict[int, Sample] = {}
-    for item_id, text in texts.items():
-        if len(found) == len(wanted):
-            break
-        mark = hash(text.text)
-        if mark in wanted and mark not in found and not text.rejected:
-            why = f"the very same words for {wanted[mark]:,} different requests"
-            found[mark] = Sample(item_id, text, why)
-    return [found[mark] for mark in wanted if mark in found]
-
-
 def _failed(failures: Mapping[str, Failure]) -> list[tuple[str, int, list[Sample]]]:
     """Reason, items and a few of them."""
     counts: Counter[str] = Counter()
@@ -291,14 +291,14 @@ def _plots(tally: Tally) -> list[Histogram]:
         if len(counts) > 2 and check != "words":
             whole = all(float(value).is_integer() for value in counts)
             title = f"Score: {check.replace('_', ' ')}"
-            plots.append(histogram(title, counts, whole=whole, limit=LIMITS.get(check)))
+            plots.append(histogram(title, counts, whole=whole, limit=tally.limits.get(check)))
     return plots
 
 
-def _scores(scores: Mapping[str, Counter[float]]) -> list[Score]:
+def _scores(tally: Tally) -> list[Score]:
     rows = []
-    for check, counts in sorted(scores.items()):
-        limit = LIMITS.get(check)
+    for check, counts in sorted(tally.scores.items()):
+        limit = tally.limits.get(check)
         mean = sum(value * number for value, number in counts.items()) / counts.total()
         over = 0.0 if limit is None else limit
         above = sum(number for value, number in counts.items() if value > over)

@@ -6,29 +6,34 @@ import heapq
 import random
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, final
 
 import numpy as np
 
-from augment.checks import DEFAULT_LIMITS
+from augment.checks import DEFAULT_LIMITS, Limits
 from augment.plots import quantile
 from augment.records import Enrichment
 
-#: Limit of a check's score, where a larger score is worse; the other scores say how much, not how
-#: bad. These are the defaults: the limits of a run are not part of its texts.
-LIMITS: Mapping[str, float] = {
-    "truncation": DEFAULT_LIMITS.truncation,
-    "repetition": DEFAULT_LIMITS.repetition,
-    "compression": DEFAULT_LIMITS.compression,
-    "language": DEFAULT_LIMITS.foreign,
-    "filler": DEFAULT_LIMITS.filler,
-    "length": DEFAULT_LIMITS.slack,
+#: Check -> the limit of its score in :class:`augment.checks.Limits`, where a larger score is worse;
+#: the other scores say how much, not how bad.
+_LIMIT_OF: Mapping[str, str] = {
+    "truncation": "truncation",
+    "repetition": "repetition",
+    "compression": "compression",
+    "language": "foreign",
+    "filler": "filler",
+    "length": "slack",
 }
 
 #: An accepted text whose score is above this share of its limit may be shown among the worst.
 NEAR = 0.6
+
+
+def limits_of(found: Limits) -> dict[str, float]:
+    """Check -> limit of its score."""
+    return {check: float(getattr(found, name)) for check, name in _LIMIT_OF.items()}
 
 
 class Sample(NamedTuple):
@@ -88,8 +93,10 @@ class Tally:
     Args:
         samples: how many random, and how many worst texts to keep.
         seed: of the random choice.
+        limits: what was refused.
 
     Attributes:
+        limits: check -> limit of its score.
         texts: items with a text, refused ones included.
         refused: class of reason -> items whose text a check refused.
         refused_samples: class of reason -> a few of them.
@@ -101,7 +108,8 @@ class Tally:
         models: (model, revision) -> items.
     """
 
-    def __init__(self, samples: int, seed: int) -> None:
+    def __init__(self, samples: int, seed: int, limits: Limits = DEFAULT_LIMITS) -> None:
+        self.limits = limits_of(limits)
         self.texts = 0
         self.refused: Counter[str] = Counter()
         self.refused_samples: dict[str, list[Sample]] = defaultdict(list)
@@ -150,8 +158,8 @@ class Tally:
                 self.refused_samples[reason].append(sample._replace(why=text.rejected))
             return
         self._offer("short", -number, text.text, sample._replace(why=f"short: {number} words"))
-        for check, limit in LIMITS.items():
-            share = text.checks.get(check, 0.0) / limit
+        for check, limit in self.limits.items():
+            share = text.checks.get(check, 0.0) / limit if limit > 0 else 0.0
             if share > NEAR:
                 why = f"{check} {text.checks[check]:.2g}, refused above {limit:g}"
                 self._offer(check, share, text.text, sample._replace(why=why))
@@ -194,15 +202,15 @@ class Tally:
         """A uniform sample of the items with a text, in order of appearance or replaced."""
         return list(self._random)
 
-    def worst(self, repeated: list[Sample]) -> list[Sample]:
+    def worst(self, *others: Sequence[Sample]) -> list[Sample]:
         """The worst accepted texts, each measure in turn, none twice.
 
         Args:
-            repeated: texts that came several times, the most frequent first.
+            *others: by measures that are not taken here, the worst first.
         """
         # Short is what has less than half of the usual words.
         least = -quantile(self.words, 0.5) / 2 if self.texts else 0.0
-        measures = [repeated]
+        measures: list[Sequence[Sample]] = list(others)
         for measure, worst in self._worst.items():
             measures.append(worst.ranked(above=least if measure == "short" else NEAR))
         chosen: dict[str, Sample] = {}
@@ -214,7 +222,7 @@ class Tally:
         return list(chosen.values())
 
 
-def _in_turn(lists: list[list[Sample]]) -> Iterator[Sample]:
+def _in_turn(lists: Sequence[Sequence[Sample]]) -> Iterator[Sample]:
     for rank in range(max((len(one) for one in lists), default=0)):
         yield from (one[rank] for one in lists if rank < len(one))
 

@@ -16,8 +16,18 @@ order of the files. So any number of processes and hosts may write and seal at o
 """
 
 from augment.store.runs import RunRecord, Scope
-from augment.store.store import Failure, Store
+from augment.store.store import Failure, Judged, Link, Store, as_link
 from augment.store.texts import Texts
 from augment.store.wal import SYNC_SECONDS
 
-__all__ = ["SYNC_SECONDS", "Failure", "RunRecord", "Scope", "Store", "Texts"]
+__all__ = [
+    "SYNC_SECONDS",
+    "Failure",
+    "Judged",
+    "Link",
+    "RunRecord",
+    "Scope",
+    "Store",
+    "Texts",
+    "as_link",
+]

@@ -38,12 +38,15 @@ class Scope:
         shard: ``i/n``, counted from 0; empty takes all.
         retry: reasons of the failures and refusals that were tried again; empty otherwise.
         root: the data.
+        checks: what was refused; see :func:`augment.judging.checks_of`. Empty where older versions
+            ran.
     """
 
     limit: int | None = None
     shard: str = ""
     retry: tuple[str, ...] = ()
     root: str = ""
+    checks: Mapping[str, Any] = field(default_factory=dict)
 
 
 @final

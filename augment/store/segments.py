@@ -68,6 +68,7 @@ SCHEMAS: Mapping[Kind, Any] = {
             *_FOUND,
             *(pa.field(name, _STRING) for name in ("item", "key", "route")),
             pa.field("key_code", pa.binary(16)),
+            *(pa.field(name, _STRING) for name in ("judged", "shown", "rejected", "checks")),
         ]
     ),
     "fail": pa.schema(

@@ -7,6 +7,7 @@ import json
 import logging
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, final
@@ -49,6 +50,45 @@ class Failure(NamedTuple):
     key: str = ""
 
 
+class Judged(NamedTuple):
+    """A verdict on the text of one item.
+
+    Attributes:
+        mark: of the limits it was made under; empty if none was made.
+        shown: key of the text that it is about, where that is one that a retry made.
+        rejected: why it is refused; empty when accepted.
+        checks: scores as JSON, where they differ from those of the text; else empty.
+    """
+
+    mark: str = ""
+    shown: str = ""
+    rejected: str = ""
+    checks: str = ""
+
+
+#: No verdict.
+UNJUDGED = Judged()
+
+
+class Link(NamedTuple):
+    """Which text an item uses, and what was found of it; the fields of :class:`Judged` besides."""
+
+    key: str
+    at: int
+    route: str
+    judged: str
+    shown: str
+    rejected: str
+    checks: str
+
+
+class Mended(NamedTuple):
+    """An accepted text that a retry made, and when."""
+
+    at: int
+    key: str
+
+
 @final
 class Store:
     """Generated texts of one folder.
@@ -82,7 +122,7 @@ class Store:
         self._seal_rows = seal_rows
         self._rows: dict[tuple[Kind, str], Rows] = {}
         self._deaths: dict[str, Death] = {}
-        self._better: dict[str, tuple[int, str]] | None = None
+        self._better: dict[str, Mended] | None = None
         self._wal: wal.Wal | None = None
         self._in_flight: dict[str, None] = {}
         self._lock = threading.RLock()
@@ -170,19 +210,27 @@ class Store:
         row = self.rows("text").get(key)
         return None if row is None else enrichment(row)
 
-    def best(self, key: str) -> Enrichment | None:
-        """The text of a key, or the accepted one that a retry made in its place, or None."""
-        found = self.get(key)
-        if found is not None and found.rejected and key in self._retries():
-            return self.get(self._retries()[key][1])
-        return found
+    def shown(self, link: Link) -> Enrichment | None:
+        """The text of an item as it was judged for it, or the one that a retry made since."""
+        found = self.get(link.shown or link.key)
+        if found is None:
+            return None
+        if link.judged:
+            checks = json.loads(link.checks) if link.checks else found.checks
+            found = replace(found, rejected=link.rejected, checks=checks)
+        if not found.rejected:
+            return found
+        mended = self.mended(link.key)
+        if mended is None or (link.judged and mended.at <= link.at):
+            return found
+        return self.get(mended.key)
 
-    def retried(self, key: str) -> bool:
-        """Whether a retry made an accepted text in the place of this key's."""
-        return key in self._retries()
+    def mended(self, key: str) -> Mended | None:
+        """The earliest accepted text that a retry made in the place of this key's, or None."""
+        return self._retries().get(key)
 
-    def _retries(self) -> dict[str, tuple[int, str]]:
-        """Key of a refused text -> time and key of the earliest accepted text in its place."""
+    def _retries(self) -> dict[str, Mended]:
+        """Key of a refused text -> the earliest accepted text in its place."""
         if self._better is None:
             self._better = {}
             for record in self.rows("text").where("retry_of", "at", "key", "rejected"):
@@ -192,13 +240,18 @@ class Store:
     def _note_retry(self, record: Mapping[str, Any]) -> None:
         base = record.get("retry_of")
         if base and not record["rejected"] and self._better is not None:
-            mended = (record["at"], record["key"])
+            mended = Mended(record["at"], record["key"])
             self._better[base] = min(self._better.get(base, mended), mended)
 
     def key_of(self, recipe: str, item_id: str) -> str | None:
         """The key that an item uses under a recipe, or None."""
-        link = self.rows("link", recipe).get(item_id)
-        return None if link is None else str(link["key"])
+        link = self.linked(recipe, item_id)
+        return None if link is None else link.key
+
+    def linked(self, recipe: str, item_id: str) -> Link | None:
+        """Which text an item uses under a recipe, or None."""
+        row = self.rows("link", recipe).get(item_id)
+        return None if row is None else as_link(row)
 
     def texts(self, side: Side, recipe: str | None = None) -> Texts:
         """Item id -> generated text under a recipe, read on demand.
@@ -279,7 +332,9 @@ class Store:
             self._write({"kind": "text", **flat(text)})
         self._in_flight.pop(text.key, None)
 
-    def link(self, recipe: str, item_id: str, key: str, route: str = "") -> None:
+    def link(
+        self, recipe: str, item_id: str, key: str, route: str = "", judged: Judged = UNJUDGED
+    ) -> None:
         """Save that an item uses a key under a recipe; nothing is written if it is known.
 
         Args:
@@ -287,11 +342,18 @@ class Store:
             item_id: the item.
             key: key of its text.
             route: how its prompt was chosen, for people.
+            judged: the verdict on its text.
         """
-        if self.key_of(recipe, item_id) != key or self.failed(recipe, item_id):
-            self._write(
-                {"kind": "link", "recipe": recipe, "item": item_id, "key": key, "route": route}
-            )
+        mark, shown, rejected, checks = judged
+        known = self.linked(recipe, item_id)
+        same = known is not None and known.key == key and not self.failed(recipe, item_id)
+        if same and known and (not mark or known[3:] == judged):
+            return
+        record = {"kind": "link", "recipe": recipe, "item": item_id, "key": key, "route": route}
+        if mark:
+            verdict = {"judged": mark, "shown": shown, "rejected": rejected, "checks": checks}
+            record |= {name: value for name, value in verdict.items() if value}
+        self._write(record)
 
     def fail(self, recipe: str, failure: Failure) -> None:
         """Save that an item failed under a recipe, and why."""
@@ -540,6 +602,12 @@ class Store:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def as_link(row: Mapping[str, Any]) -> Link:
+    """The link of a row; columns that an older store lacks are empty."""
+    found = (row.get(name) or "" for name in ("route", "judged", "shown", "rejected", "checks"))
+    return Link(row["key"], row["at"], *found)
 
 
 def _tried(records: Iterable[Mapping[str, Any]]) -> frozenset[str]:

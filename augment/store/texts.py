@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class Texts(Mapping[str, Enrichment]):
     """Item id -> generated text, read on demand. Pickles as the store's path.
 
-    A refused text that a retry mended is the mended one, under the refused one's item.
+    A text comes with the verdict on it as this item's; a refused text that a retry mended is the
+    mended one.
 
     Attributes:
         recipe: how the texts were made.
@@ -29,8 +30,8 @@ class Texts(Mapping[str, Enrichment]):
         self._links = store.rows("link", recipe.id)
 
     def __getitem__(self, item_id: str) -> Enrichment:
-        link = self._links.get(item_id)
-        text = None if link is None else self._store.best(link["key"])
+        link = self._store.linked(self.recipe.id, item_id)
+        text = None if link is None else self._store.shown(link)
         if text is None:
             raise KeyError(item_id)
         return text
