@@ -237,6 +237,8 @@ class Builder:
             "root": setup.enriching.root_digest, "views": views, "split": split,
             "tasks": setup.tasks, "union": experiment.union,
         }  # fmt: skip
+        if arm.test:
+            settings["test"] = arm.test
         if train is None:  # packaged weights: no seed moves them
             settings |= {"config": setup.config_digest, "fit": setup.fit}
         trained = "packaged weights" if arm.train is None else f"trained on {_words(arm.train)}"
@@ -251,7 +253,7 @@ class Builder:
             command(["test", "--config", setup.config, f"--out={folder.resolve()}", *weights,
                      f"--data.test.split={split}",
                      f"--data.test.union={str(experiment.union).lower()}", *shared,
-                     *view_arguments(shown, made)])  # fmt: skip
+                     *view_arguments(shown, made), *(f"--{one}" for one in arm.test)])  # fmt: skip
 
         every = (*needs, train) if train is not None else needs
         return Step("test", title, settings, every, work)

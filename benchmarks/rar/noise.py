@@ -95,6 +95,18 @@ def corrupt(
     return Changed(re.sub(r",(?=[,.?])", "", changed).strip(), *counts)
 
 
+#: Begins a part of a description after a comma, unlike the next colour of a list.
+_PART = re.compile(r",\s+(?=(?:an?|the|one|two|three|four|five|six|all|with)\b)")
+
+
+def clauses(text: str) -> str:
+    """A sentence for every part of a description; a question is left as it is."""
+    if text.rstrip().endswith("?"):
+        return text
+    parts = [part.strip().rstrip(".") for part in _PART.split(text)]
+    return " ".join(f"{part[:1].upper()}{part[1:]}." for part in parts if part)
+
+
 def filler(words: int, start: int = 0) -> str:
     """So many words that say nothing, from a place of :data:`FILLER` on, round and round."""
     return " ".join(FILLER[(start + n) % len(FILLER)] for n in range(max(1, words)))

@@ -135,6 +135,7 @@ def arm_json(reader: Reader, name: str) -> dict[str, Any]:
            for key, one in shown.items()},
         "effort": arm.effort,
         "of": list(arm.of),
+        "test": list(arm.test),
         "tasks": tasks,
         "mean": _over_seeds([_macro(one) for one in seeds]),
         "folders": [str(path.relative_to(reader.out)) for path in reader.folders(name)],

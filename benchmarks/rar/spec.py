@@ -34,11 +34,12 @@ from retrievers.texts import ViewConfig
 
 FOLDER = Path(__file__).parent.parent / "experiments"
 
-TextKind = Literal["vlm", "oracle", "filler", "permuted", "noise", "select"]
+TextKind = Literal["vlm", "oracle", "clauses", "filler", "permuted", "noise", "select"]
 #: Settings of each kind of text, beside ``of`` for those made from another text.
 TEXT_SETTINGS: Mapping[str, Collection[str]] = {
     "vlm": ("modification_prompt",),
     "oracle": (),
+    "clauses": (),
     "filler": (),
     "permuted": ("seed",),
     "noise": ("hallucination", "omission", "seed"),
@@ -106,6 +107,7 @@ class Arm:
         show: text in the test; None for a fusion.
         effort: optimiser steps in units of the ordinary training.
         of: the fused arms.
+        test: further arguments of the test alone, such as ``model.text.windows=3``.
     """
 
     name: str
@@ -114,6 +116,7 @@ class Arm:
     show: Shown | None = None
     effort: float = 1.0
     of: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
 
 
 @final
@@ -258,7 +261,7 @@ def view(value: Any, texts: Collection[str], where: str) -> View:
         )
     options = [tuple(word.split("=", 1)) for word in words[2:]]
     for option in options:
-        if len(option) != 2 or option[0] not in _OPTIONS:
+        if len(option) != 2 or option[0].partition(".")[0] not in _OPTIONS:
             raise DataError(
                 f"the view {value!r} has {option[0]!r}; write OPTION=VALUE with one of "
                 f"{', '.join(sorted(_OPTIONS))}",
@@ -300,7 +303,7 @@ def _arm(
     where: str,
 ) -> Arm:
     where = f"{where}: arms.{name}"
-    _check(value, {"kind", "train", "show", "effort", "of"}, (), where)
+    _check(value, {"kind", "train", "show", "effort", "of", "test"}, (), where)
     kind = value.get("kind", "dense")
     if kind == "fusion":
         of = tuple(value.get("of", ()))
@@ -314,7 +317,8 @@ def _arm(
     show = _shown(value["show"], shown, texts, where)
     trained = value.get("train")
     train = None if trained is None else _shown(trained, shown, texts, where)
-    return Arm(name, kind, train, show, float(value.get("effort", 1)))
+    test = tuple(value.get("test", ()))
+    return Arm(name, kind, train, show, float(value.get("effort", 1)), (), test)
 
 
 def _curve(name: str, value: Any, where: str) -> Curve:

@@ -4,6 +4,8 @@
 vlm       the describing model, or the store that was given; ``modification_prompt`` replaces the
           prompt of requests to change a picture (rar_modification withholds the picture)
 oracle    read off Flagland's scene graphs
+clauses   the same words with a sentence for every part, so that lengths and samples of sentences
+          mean something for texts of one sentence
 filler    as many words as the enrichment adds, none of them about the picture; for appending
 permuted  every item gets the text of another one; drawn with ``seed``
 noise     facts exchanged at the rate ``hallucination``, left out at the rate ``omission``
@@ -245,6 +247,8 @@ def _change(
     settings = text.settings
     if text.kind == "filler":
         return _filler(side)
+    if text.kind == "clauses":
+        return lambda item, one, random: noise.Changed(noise.clauses(one.text), 0, 0, 0)
     if text.kind == "permuted":
         others = _permutation(sorted(given), int(settings.get("seed", 0)))
         return lambda item, one, random: noise.Changed(given[others[item.id]].text, 0, 0, 0)
