@@ -17,6 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from augment.flagland import atlas, language
 from augment.flagland.atlas import Country
 from augment.flagland.instructions import INSTRUCTIONS
@@ -245,17 +247,20 @@ def _asked(
 # -- writing ----------------------------------------------------------------------------------
 
 
+def draw(config: WorldConfig, country: Country, photo: bool) -> Image.Image:
+    """One of a country's two pictures, before it is saved."""
+    rng = _rng(config, "photo" if photo else "flat", country.index)
+    if photo:
+        return draw_photo(country.flag, config.width * 4 // 3, rng)
+    return draw_flat(country.flag, config.width, rng)
+
+
 def _write_pictures(config: WorldConfig, root: Path, countries: list[Country]) -> None:
     for country in countries:
         for path, photo in ((flat_path(country.index), False), (photo_path(country.index), True)):
             file = root / path
             file.parent.mkdir(parents=True, exist_ok=True)
-            rng = _rng(config, "photo" if photo else "flat", country.index)
-            if photo:
-                image = draw_photo(country.flag, config.width * 4 // 3, rng)
-            else:
-                image = draw_flat(country.flag, config.width, rng)
-            image.save(file, "JPEG", quality=_JPEG_QUALITY)
+            draw(config, country, photo).save(file, "JPEG", quality=_JPEG_QUALITY)
 
 
 def _chunks(countries: list[Country], size: int = 500) -> list[list[Country]]:

@@ -21,9 +21,10 @@ from benchmarks.rar.effects import CELLS, CONTRASTS, Cell, TaskScores, crossing,
 from benchmarks.rar.graph import Step, in_order, record
 from benchmarks.rar.spec import Arm, grid_name
 from benchmarks.rar.texts import names_of
+from benchmarks.report.gallery import Gallery, Moved, pick
+from benchmarks.report.runs import first_ranks, open_run, relevant
 from retrievers.compare import Comparison, compare_scores, task_title, tasks_of
 from retrievers.provenance import source_commit, versions
-from retrievers.run import read_table
 from retrievers.stats import scores_from_run
 
 #: Shares of the whole gain that curves look for.
@@ -261,23 +262,30 @@ def changes_json(reader: Reader, first: str, second: str) -> list[list[Any]]:
     folders = [reader.folders(name)[0] for name in (first, second)]
     rows: list[list[Any]] = []
     for name in tasks_of(folders[0], reader.pool):
-        ranks = [first_ranks(folder, name, reader.pool) for folder in folders]
+        wanted = relevant(folders[0], name)
+        ranks = [first_ranks(open_run(folder).hits(name, reader.pool), wanted)
+                 for folder in folders]  # fmt: skip
         rows += [[name, qid, rank, ranks[1].get(qid)] for qid, rank in ranks[0].items()]
     return rows
 
 
-def first_ranks(folder: Path, name: str, pool: str) -> dict[str, int | None]:
-    """Query -> rank of its first relevant candidate in a run, from 1; None if it is not there."""
-    relevant: dict[str, set[str]] = {}
-    for line in (folder / f"{name}.qrels").read_text(encoding="utf-8").splitlines():
-        qid, _, did, grade = line.split()[:4]
-        if int(grade) > 0:
-            relevant.setdefault(qid, set()).add(did)
-    run = read_table(folder / f"{name}.{pool}.trec", empty=True).to_run()
+def examples_json(reader: Reader, first: str, second: str, most: int = 8) -> dict[str, Any]:
+    """Queries that won and lost most, with the texts and pictures that tell why (first seed)."""
+    folders = [reader.folders(name)[0] for name in (first, second)]
+    gallery = Gallery(reader.builder.setup.root, (open_run(folders[0]), open_run(folders[1])), 1)
+    moved = []
+    hits, wanted = {}, {}
+    for name in tasks_of(folders[0], reader.pool):
+        wanted[name] = relevant(folders[0], name)
+        hits[name] = [run.hits(name, reader.pool) for run in gallery.runs]
+        ranks = [first_ranks(one, wanted[name]) for one in hits[name]]
+        moved += [Moved(name, task_title(name, False), qid, ranks[0][qid], ranks[1][qid])
+                  for qid in wanted[name]]  # fmt: skip
     return {
-        qid: next((n for n, hit in enumerate(run.get(qid, ()), 1) if hit.did in wanted), None)
-        for qid, wanted in relevant.items()
-    }
+        kind: [gallery.row(one, hits[one.task], wanted[one.task][one.qid])
+               for one in pick(moved, wins, most)]
+        for kind, wins in (("wins", True), ("losses", False))
+    }  # fmt: skip
 
 
 def collect(reader: Reader) -> dict[str, Any]:
@@ -308,6 +316,7 @@ def collect(reader: Reader) -> dict[str, Any]:
         "texts": texts_json(reader),
         "changes": {"arms": list(pairs[0]), "rows": changes_json(reader, *pairs[0])}
         if pairs else None,
+        "examples": examples_json(reader, *pairs[0]) if pairs else None,
         "commit": source_commit(),
         "versions": versions(),
     }  # fmt: skip

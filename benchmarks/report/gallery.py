@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 from augment.errors import ImageError
 from augment.html import DataUri, thumbnail
@@ -123,11 +123,14 @@ class Gallery:
         root: folder of items and pictures.
         runs: the two runs.
         top: results of each run on a card.
+
+    Attributes:
+        runs: the two runs.
     """
 
     def __init__(self, root: Path, runs: tuple[Opened, Opened], top: int = 3) -> None:
         self._root = root
-        self._runs = runs
+        self.runs = runs
         self._top = top
         self._items: dict[Side, Items] = {
             "query": Items(root, "query"), "corpus": Items(root, "corpus"),
@@ -145,15 +148,15 @@ class Gallery:
             wanted: its relevant candidates.
         """
         item = self._items["query"].find(moved.qid)
-        texts = ["" if item is None else run.text("query", item) for run in self._runs]
+        texts = ["" if item is None else run.text("query", item) for run in self.runs]
         before, after = compare(*texts)
         first, second = (
             [self._result(rank, hit.did, run, wanted)
              for rank, hit in enumerate(found.get(moved.qid, ())[: self._top], 1)]
-            for run, found in zip(self._runs, hits, strict=True)
+            for run, found in zip(self.runs, hits, strict=True)
         )  # fmt: skip
         rank = moved.second or 0
-        target = self._result(rank, wanted[0], self._runs[1], wanted) if wanted else None
+        target = self._result(rank, wanted[0], self.runs[1], wanted) if wanted else None
         return Card(
             moved,
             None if item is None else self._picture("query", item, QUERY_SIDE),
@@ -164,6 +167,36 @@ class Gallery:
             (first, second),
             None if item is None else self._generated("query", item.id),
         )
+
+    def row(
+        self, moved: Moved, hits: Sequence[Mapping[str, Sequence[Hit]]], wanted: Sequence[str]
+    ) -> dict[str, Any]:
+        """The same as plain values, pictures by path.
+
+        Args:
+            moved: the query.
+            hits: query -> hits of its task, in both runs.
+            wanted: its relevant candidates.
+        """
+        query = self._items["query"].find(moved.qid)
+        firsts = [found.get(moved.qid, ())[:1] for found in hits]
+        return {
+            **moved._asdict(),
+            "image": query.image if query else None,
+            "published": query.text if query else None,
+            "read": [run.text("query", query) if query else "" for run in self.runs],
+            "wanted": self._plain(wanted[0], self.runs[1]),
+            "found": [self._plain(hit[0].did, run) if hit else None
+                      for hit, run in zip(firsts, self.runs, strict=True)],
+        }  # fmt: skip
+
+    def _plain(self, did: str, run: Opened) -> dict[str, Any]:
+        item = self._items["corpus"].find(did)
+        return {
+            "id": did,
+            "image": item.image if item else None,
+            "text": run.text("corpus", item) if item else "",
+        }
 
     def _result(self, rank: int, did: str, run: Opened, wanted: Sequence[str]) -> Result:
         item = self._items["corpus"].find(did)
@@ -188,7 +221,7 @@ class Gallery:
 
     def _generated(self, side: Side, item_id: str) -> Enrichment | None:
         """The accepted text about an item, of the second run if it has one."""
-        for run in reversed(self._runs):
+        for run in reversed(self.runs):
             found = run.views[side].enrichment(item_id)
             if found is not None and not found.rejected:
                 return found
