@@ -88,7 +88,7 @@ def _lines(name: str, sides: Mapping[Side, Shown]) -> Iterator[str]:
     )
     for side, shown in sides.items():
         if shown.recipe:
-            yield from _provenance(side, shown)
+            yield from provenance(side, shown)
     yield from ("", "## Checks", "")
     yield from _checks(sides)
     yield from ("", "## Limits and licences", "")
@@ -105,7 +105,8 @@ def _lines(name: str, sides: Mapping[Side, Shown]) -> Iterator[str]:
     )
 
 
-def _provenance(side: Side, shown: Shown) -> Iterator[str]:
+def provenance(side: Side, shown: Shown) -> Iterator[str]:
+    """Lines of Markdown: which model, prompts and settings wrote the texts of one side."""
     recipe = shown.recipe
     yield from ("", f"## How the texts of the {_NAMES[side]} were made", "")
     yield f"- model: `{_plain(recipe['model'])}`, revision `{_plain(recipe['revision'])}`"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,42 @@ def load_clip(
     """
     name = _resolve(name)
     try:
-        model = open_clip.create_model(name, pretrained=pretrained, load_weights=not random_init)
+        config = _model_config(name)
+        model = open_clip.create_model(
+            name,
+            pretrained=None if random_init else pretrained,
+            load_weights=not random_init,
+            force_preprocess_cfg=_tag_preprocessing(name, pretrained),
+        )
         tokenizer = open_clip.get_tokenizer(name)
     except (RuntimeError, ValueError, OSError) as error:
         hint = "see open_clip.list_pretrained() for names and tags"
         raise EngineError(f"cannot load {name!r} ({pretrained}): {error}; {hint}") from error
-    config = PreprocessCfg(**open_clip.get_model_preprocess_cfg(model))
-    return model, Processor(tokenizer, image_transform_v2(config, is_train=False))
+    model.open_clip_config = config
+    preprocessing = PreprocessCfg(**open_clip.get_model_preprocess_cfg(model))
+    return model, Processor(tokenizer, image_transform_v2(preprocessing, is_train=False))
+
+
+def _model_config(name: str) -> dict[str, Any]:
+    """What open_clip builds a model from; kept with the model, for export."""
+    config: dict[str, Any] | None = open_clip.get_model_config(name)
+    if config is None:
+        raise ValueError("open_clip knows no such model")
+    given = config.get("text_cfg", {}).get("tokenizer_kwargs") or {}
+    if given.get("trust_remote_code"):
+        raise DataError(
+            "its open_clip_config.json asks to run the tokenizer's own code; that is never done. "
+            "Take tokenizer_kwargs.trust_remote_code out, if the tokenizer works without",
+            name,
+        )
+    return deepcopy(config)
+
+
+def _tag_preprocessing(name: str, tag: str | None) -> dict[str, Any]:
+    """Size, mean and so on of a tag, which open_clip forgets if it is asked for no weights."""
+    found: dict[str, Any] | None = open_clip.get_pretrained_cfg(name, tag) if tag else None
+    wanted = ("mean", "std", "interpolation", "resize_mode")
+    return {key: found[key] for key in wanted if found.get(key) is not None} if found else {}
 
 
 def _resolve(name: str) -> str:

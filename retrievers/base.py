@@ -26,6 +26,7 @@ from retrievers.inputs import Inputs, Items, Pairs, Processor
 from retrievers.losses import hash_id
 from retrievers.mining import MiningConfig, Tally, mine_plan
 from retrievers.monitor import Throughput
+from retrievers.origin import origin_of_fit
 from retrievers.scoring import Results, score, search_plan, write_results
 from retrievers.texts import check_recipe
 
@@ -49,8 +50,11 @@ class Retriever(lightning.LightningModule, ABC):
         super().__init__()
         self.init_from = init_from
         self.allow_mismatch = allow_mismatch
+        self._settings: dict[str, Any] = {}
         #: Fingerprint of the text that the weights were trained on; None for untrained ones.
         self.trained_on: dict[str, str] | None = None
+        #: Data, command and versions of the fit that made the weights; None for untrained ones.
+        self.origin: dict[str, Any] | None = None
         #: What the latest test measured.
         self.results: Results | None = None
         #: What the latest mining did.
@@ -91,6 +95,41 @@ class Retriever(lightning.LightningModule, ABC):
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
         """A retriever as :meth:`describe` told it, for weights that are loaded next."""
         return cls(**settings)
+
+    def remember(self, settings: Mapping[str, Any]) -> None:
+        """Take the settings of the training for those of :meth:`describe`."""
+        self._settings = dict(settings)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
+        """A retriever from a folder or a repository on the Hub; see :func:`retrievers.hub.load`."""
+        from retrievers import hub
+
+        retriever = hub.load(name, revision, token, cache_dir, local_files_only)
+        if not isinstance(retriever, cls):
+            raise MismatchError(f"{name} holds a {type(retriever).__name__}, not a {cls.__name__}")
+        return retriever
+
+    @final
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the retriever to a folder; see :func:`retrievers.hub.save`."""
+        from retrievers import hub
+
+        hub.save(self, folder)
+
+    @final
+    def push_to_hub(self, repo_id: str, private: bool | None = None, **options: Any) -> str:
+        """Upload the retriever to the Hub; its address. See :func:`retrievers.hub.push`."""
+        from retrievers import hub
+
+        return hub.push(self, repo_id, private=private, **options)
 
     @property
     def data(self) -> MBeirData:
@@ -152,7 +191,7 @@ class Retriever(lightning.LightningModule, ABC):
                 f"{path} does not fit this model: {told}; use the model settings it "
                 f"was trained with: {checkpoint.get('retriever', {}).get('settings')}"
             ) from error
-        self.trained_on = _text_of(checkpoint)
+        self.trained_on, self.origin = _text_of(checkpoint), _origin_of(checkpoint)
 
     @final
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -162,12 +201,18 @@ class Retriever(lightning.LightningModule, ABC):
             "settings": json.loads(json.dumps(self.describe(), default=str)),
             "training": json.loads(json.dumps(self.training_settings(), default=str)),
             "text": dict(self.trained_on or {}),
+            "origin": self.origin,
         }
 
     @final
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Read what :meth:`on_save_checkpoint` stored, and the loader's place in the epoch."""
-        self.trained_on = _text_of(checkpoint)
+        """Read what :meth:`on_save_checkpoint` stored, and the loader's place in the epoch.
+
+        Raises:
+            MismatchError: if the weights are of another architecture.
+        """
+        _check_shapes(self.state_dict(), checkpoint)
+        self.trained_on, self.origin = _text_of(checkpoint), _origin_of(checkpoint)
         loop = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
         self._places = list(loop.get("combined_loader", []))
 
@@ -178,6 +223,8 @@ class Retriever(lightning.LightningModule, ABC):
         if self.trained_on is not None and self.trainer.ckpt_path is not None:
             check_recipe(self.trained_on, shown, self.allow_mismatch, exact=True)
         self.trained_on = shown
+        if self.trainer.is_global_zero:
+            self.origin = origin_of_fit(self.data)
 
     def configure_callbacks(self) -> list[lightning.Callback]:
         """Measures speed and memory of training, unless the trainer has such a callback already."""
@@ -201,8 +248,10 @@ class Retriever(lightning.LightningModule, ABC):
         """
         places, self._places = self._places, []
         if places:
-            loader = self.trainer.train_dataloader
-            loader.load_state_dict(places[0])  # type: ignore[union-attr]
+            loader: Any = self.trainer.train_dataloader
+            if not self.allow_mismatch:
+                loader.check_place(places[0])
+            loader.load_state_dict(places[0])
 
     @final
     def training_step(self, batch: Pairs, batch_idx: int) -> Tensor:
@@ -217,7 +266,12 @@ class Retriever(lightning.LightningModule, ABC):
                 "no pair of a training batch has readable pictures; run `python -m "
                 "augment.validate` on the data root"
             )
-        parts = self.loss(batch)
+        try:
+            parts = self.loss(batch)
+        except ValueError as error:
+            raise DataError(
+                f"{error}; see model.objective, model.chunk and data.negatives"
+            ) from error
         if not torch.isfinite(parts["loss"]):
             raise self._not_finite(batch, parts)
         named = {f"train/{name}": value for name, value in parts.items()}
@@ -373,3 +427,22 @@ class Retriever(lightning.LightningModule, ABC):
 
 def _text_of(checkpoint: Mapping[str, Any]) -> dict[str, str] | None:
     return dict(checkpoint.get("retriever", {}).get("text", {})) or None
+
+
+def _origin_of(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    return dict(checkpoint.get("retriever", {}).get("origin") or {}) or None
+
+
+def _check_shapes(own: Mapping[str, Tensor], checkpoint: Mapping[str, Any]) -> None:
+    """Refuse weights of another architecture before Lightning does, without a word of remedy."""
+    found = checkpoint.get("state_dict", {})
+    for name, value in own.items():
+        # Positions may be stretched while they are loaded.
+        fits = name.endswith("positional_embedding") or name not in found
+        if not fits and found[name].shape != value.shape:
+            raise MismatchError(
+                f"the checkpoint is of another architecture: its {name} is "
+                f"{tuple(found[name].shape)}, this model's is {tuple(value.shape)}; use the model "
+                "settings it was trained with: "
+                f"{checkpoint.get('retriever', {}).get('settings')}"
+            )

@@ -12,15 +12,22 @@ from typing import Any
 import jsonargparse
 import lightning
 import yaml
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    SaveConfigCallback,
+)
 
-from augment.errors import ToolkitError
+from augment.errors import DataError, ToolkitError
 from retrievers import commands
 from retrievers.audit import render_audits
 from retrievers.base import Retriever
 from retrievers.clip import ClipScoreFusion
 from retrievers.clip_ff import ClipFeatureFusion  # noqa: F401 - found by its name
 from retrievers.data import MBeirData
+from retrievers.loading import check_checkpoint
 from retrievers.trainer import Trainer
 
 #: Exit status of a run that a user can mend.
@@ -35,6 +42,10 @@ _NOISE = (
     # The new word does not exist in the oldest jsonargparse that works.
     r"\s*skip_none parameter was deprecated",
 )
+
+
+#: What Lightning takes in place of a checkpoint's path.
+_CHECKPOINT_WORDS = ("best", "last", "hpc", "registry")
 
 
 class SaveSettings(SaveConfigCallback):
@@ -115,6 +126,12 @@ class RetrieverCLI(LightningCLI):
         )
         parser.set_defaults({"model": {"class_path": _path_of(ClipScoreFusion)}})
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, and look at paths before Lightning opens the checkpoint for its settings."""
+        super().parse_arguments(parser, args)
+        if self.config.get("subcommand"):
+            _check_paths(self.config[self.config.subcommand])
+
     def before_instantiate_classes(self) -> None:
         """Keep the settings of fit when test writes into the same folder."""
         self.save_config_kwargs["config_filename"] = f"{self.subcommand}.yaml"
@@ -178,7 +195,37 @@ def main(args: Sequence[str] | None = None) -> int:
     except ToolkitError as error:
         sys.stderr.write(f"error: {_told(error)}\n")
         return USER_ERROR
+    except ValueError as error:
+        # jsonargparse puts what a constructor raises behind one of its own.
+        if not isinstance(error.__cause__, ToolkitError):
+            raise
+        sys.stderr.write(f"error: {_told(error.__cause__)}\n")
+        return USER_ERROR
+    except MisconfigurationException as error:  # Lightning's word for settings that do not go
+        sys.stderr.write(f"error: {error}\n")
+        return USER_ERROR
     return 0
+
+
+def _check_paths(settings: Any) -> None:
+    """Look at ``--out`` and ``--ckpt_path`` before models and data are opened.
+
+    Raises:
+        DataError: if one of them cannot be used.
+    """
+    if Path(settings.out).exists() and not Path(settings.out).is_dir():
+        raise DataError("is a file; name a folder with --out", str(settings.out))
+    path = settings.get("ckpt_path")
+    if path is None or path in _CHECKPOINT_WORDS:
+        return
+    if (Path(path) / "meta.pt").is_file():
+        return  # a folder of shards, written under trainer.strategy=ModelParallelStrategy
+    if not Path(path).is_file():
+        raise DataError(
+            "no such checkpoint; fit writes OUT/checkpoints/latest.ckpt, best.ckpt and last.ckpt",
+            str(path),
+        )
+    check_checkpoint(Path(path))
 
 
 def expand(args: Sequence[str]) -> list[str]:

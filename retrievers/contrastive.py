@@ -102,7 +102,12 @@ class ClipRetriever(Retriever, ABC):
     @classmethod
     def deciding(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments that decide the architecture, out of what :meth:`describe` told."""
-        return {"model_name": settings["model_name"], "text": LongText.of(settings)}
+        # The tag says how pictures are prepared; its weights are left out.
+        return {
+            "model_name": settings["model_name"],
+            "pretrained": settings.get("pretrained"),
+            "text": LongText.of(settings),
+        }
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:

@@ -151,7 +151,12 @@ class MBeirData(lightning.LightningDataModule):
         """Take the tokenizer and image transform of a retriever."""
         if processor is not self._processor:
             self._processor = processor
-            self._images = ImageLoader(self.root.path, processor, self.loader.cache_mib)
+            self._images = ImageLoader(
+                self.root.path,
+                processor,
+                self.loader.cache_mib,
+                Path(self.loader.resized) if self.loader.resized else None,
+            )
 
     def setup(self, stage: str) -> None:
         """Open the files that a stage needs.
@@ -217,9 +222,16 @@ class MBeirData(lightning.LightningDataModule):
         assert self._processor is not None  # noqa: S101 - setup() comes first
         world = self.trainer.world_size if self.trainer else 1
         rank = self.trainer.global_rank if self.trainer else 0
+        size = max(1, min(self.batch_size, len(self._train) // world))
+        if size * world == 1 and self.negatives.open() is None:
+            raise DataError(
+                "a batch of one pair has nothing to tell its positive from; raise data.batch_size, "
+                f"or add data.negatives ({len(self._train)} training queries)",
+                str(self.root.path),
+            )
         batches = PairBatches(
             group_codes(self._train, self.sampling.group_by),
-            max(1, min(self.batch_size, len(self._train) // world)),
+            size,
             self.seed,
             rank,
             world,

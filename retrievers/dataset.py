@@ -19,6 +19,7 @@ from augment.images import open_image
 from augment.records import TASKS, Item, Modality, Query
 from retrievers.inputs import Candidate, Example, PairExample, Processor
 from retrievers.negatives import HardNegatives, Scored
+from retrievers.resized import ResizedPictures
 from retrievers.texts import TextRecipe
 
 OnBadImage = Literal["error", "skip"]
@@ -32,11 +33,16 @@ class ImageLoader:
         root: data root.
         processor: its ``image`` is applied; deterministic, so a cached tensor is the same.
         cache_mib: limit of the cache in MiB, per process; 0 keeps nothing.
+        resized: folder of pictures at the model's size (see
+            :class:`~retrievers.resized.ResizedPictures`); None for none.
     """
 
-    def __init__(self, root: Path, processor: Processor, cache_mib: int = 0) -> None:
+    def __init__(
+        self, root: Path, processor: Processor, cache_mib: int = 0, resized: Path | None = None
+    ) -> None:
         self._root = root
         self._processor = processor
+        self._resized = None if resized is None else ResizedPictures(root, processor.image, resized)
         self._room = cache_mib * 2**20
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
 
@@ -49,7 +55,10 @@ class ImageLoader:
         if path in self._cache:
             self._cache.move_to_end(path)
             return self._cache[path]
-        tensor = self._processor.image(open_image(self._root, path))
+        if self._resized is not None:
+            tensor = self._resized(path)
+        else:
+            tensor = self._processor.image(open_image(self._root, path))
         self._remember(path, tensor)
         return tensor
 

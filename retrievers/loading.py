@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from augment.errors import DataError, MismatchError
 from augment.lengths import LENGTHS
@@ -30,8 +30,8 @@ def load_retriever(checkpoint: str | Path, device: str = "cpu") -> Retriever:
 
     Args:
         checkpoint: a ``.ckpt`` file that ``fit`` wrote, a ``.pth`` file of UniIR's CLIP-SF or
-            CLIP-FF, or an open_clip model to take as it is: ``flagland-clip`` (packaged),
-            ``local-dir:FOLDER`` or ``hf-hub:NAME``.
+            CLIP-FF, a folder that ``export`` wrote, or an open_clip model to take as it is:
+            ``flagland-clip`` (packaged), ``local-dir:FOLDER`` or ``hf-hub:NAME``.
         device: where it runs.
 
     Raises:
@@ -41,6 +41,8 @@ def load_retriever(checkpoint: str | Path, device: str = "cpu") -> Retriever:
     name = str(checkpoint)
     if name in PACKAGED or name.startswith(_MODELS):
         retriever: Retriever = ClipScoreFusion(name)
+    elif Path(checkpoint).is_dir():
+        retriever = Retriever.from_pretrained(checkpoint)
     else:
         retriever = _restored(Path(checkpoint))
     return retriever.eval().requires_grad_(False).to(device)
@@ -53,38 +55,62 @@ def _restored(path: Path) -> Retriever:
             f"a packaged model ({', '.join(PACKAGED)})",
             str(path),
         )
-    try:
-        saved = read_checkpoint(path)["retriever"]
-        kind, settings = str(saved["class"]), dict(saved["settings"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"is no checkpoint of this package ({type(error).__name__}: {str(error)[:200]}); name "
-            "one that `python -m retrievers fit` wrote",
-            str(path),
-        ) from error
+    saved = check_checkpoint(path)
+    kind, settings = str(saved["class"]), dict(saved["settings"])
     if settings.get("model_name", "") is None:
         raise DataError(
             "holds towers of a size that UniIR did not release; take its weights into a model of "
             "that size with --model.init_from",
             str(path),
         )
+    retriever = build(kind, settings, str(path))
+    retriever.load_weights(path)
+    return retriever
+
+
+def check_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint says about itself; its tensors are mapped, not read.
+
+    Raises:
+        DataError: if it is none of this package, or damaged.
+    """
+    try:
+        saved = read_checkpoint(path)["retriever"]
+        return {**saved, "class": str(saved["class"]), "settings": dict(saved["settings"])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"is no checkpoint of this package ({type(error).__name__}: {str(error)[:200]}); name "
+            "one that `python -m retrievers fit` wrote",
+            str(path),
+        ) from error
+
+
+def build(kind: str, settings: Mapping[str, Any], where: str) -> Retriever:
+    """A retriever without weights.
+
+    Args:
+        kind: name of its class.
+        settings: as :meth:`~retrievers.base.Retriever.describe` told them.
+        where: file that says so, for errors.
+
+    Raises:
+        DataError: if there is no such class, or it takes no such settings.
+    """
     known = {found.__qualname__: found for found in _subclasses(Retriever)}  # type: ignore[type-abstract]
     if kind not in known:
         raise DataError(
             f"holds a {kind}; known retrievers: {', '.join(sorted(known))}. Import the module that "
             "defines it first",
-            str(path),
+            where,
         )
     try:
-        retriever = known[kind].from_settings(settings)
+        return known[kind].from_settings(settings)
     except (KeyError, TypeError) as error:
         raise DataError(
             f"a {kind} cannot be built from its settings ({error}); use the version of this "
             "package that wrote it, or fit again",
-            str(path),
+            where,
         ) from error
-    retriever.load_weights(path)
-    return retriever
 
 
 def _subclasses(kind: type[Retriever]) -> Iterator[type[Retriever]]:

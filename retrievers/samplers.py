@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
+
+from augment.errors import MismatchError
 
 #: What forms a group: nothing, the M-BEIR task, data set and task, or the candidates' modality.
 GroupBy = Literal["none", "task", "dataset", "modality"]
@@ -133,7 +135,7 @@ class PairLoader(DataLoader[Any]):
     """A loader whose place in the epoch is saved in checkpoints and found again.
 
     The place is counted in pairs of all processes, so that a run may go on with another number of
-    processes or batch size.
+    processes; with another batch over all of them only if it is asked for.
 
     Args:
         batches: composes the batches.
@@ -162,8 +164,24 @@ class PairLoader(DataLoader[Any]):
     def state_dict(self) -> dict[str, int]:
         """Epoch and the pairs of it that have been given out."""
         if self._given >= len(self):
-            return {"epoch": self._batches.epoch + 1, "pairs": 0}
-        return {"epoch": self._batches.epoch, "pairs": self._given * self._joint}
+            return {"epoch": self._batches.epoch + 1, "pairs": 0, "joint": self._joint}
+        pairs = self._given * self._joint
+        return {"epoch": self._batches.epoch, "pairs": pairs, "joint": self._joint}
+
+    def check_place(self, state: Mapping[str, int]) -> None:
+        """Refuse to go on with other batches than those of :meth:`state_dict`.
+
+        Raises:
+            MismatchError: if a batch over all processes has another number of pairs.
+        """
+        before = int(state.get("joint", self._joint))
+        if before != self._joint:
+            raise MismatchError(
+                f"the checkpoint was trained on {before} pairs per batch over all processes, now "
+                f"it would be {self._joint}, which changes loss and schedule in the middle; choose "
+                f"data.batch_size x processes = {before} (model.chunk saves memory), or pass "
+                "--model.allow_mismatch=true to go on all the same"
+            )
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on where :meth:`state_dict` was taken; called by Lightning before the first batch."""

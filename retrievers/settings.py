@@ -15,11 +15,14 @@ class LoaderConfig:
     Args:
         workers: loader processes; 0 loads in the main process.
         cache_mib: keep so many MiB of preprocessed pictures in memory, per process.
+        resized: keep pictures at the model's size in this folder, which later epochs and runs
+            share; the tensors are the same.
         eval_batch_size: items per batch when embedding.
     """
 
     workers: int = 0
     cache_mib: int = 256
+    resized: str | None = None
     eval_batch_size: int = 128
 
 

@@ -75,7 +75,7 @@ def test_killed_and_resumed_equals_undisturbed(world, tmp_path):
     saved = torch.load(latest, weights_only=True)
     assert saved["global_step"] == 4  # in the middle of an epoch of six
     assert saved["loops"]["fit_loop"]["state_dict"]["combined_loader"] == [
-        {"epoch": 0, "pairs": 24}
+        {"epoch": 0, "pairs": 24, "joint": 6}
     ]
     assert main(["fit", *half, f"--ckpt_path={latest}"]) == 0
     states = []

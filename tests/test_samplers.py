@@ -92,7 +92,7 @@ def test_a_loader_goes_on_in_the_middle_of_an_epoch():
     take(first, batches, 0)
     take(first, batches, 1, count=5)
     state = first.state_dict()
-    assert state == {"epoch": 1, "pairs": 20}
+    assert state == {"epoch": 1, "pairs": 20, "joint": 4}
     second, batches = loader_of()
     second.load_state_dict(state)
     assert take(second, batches, 1) == want[1][5:]

@@ -1,4 +1,4 @@
-"""Commands beside Lightning's: ``python -m retrievers compare | evaluate | bm25 | fuse | mmeb``."""
+"""Commands beside Lightning's: ``python -m retrievers compare | export | ...``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ COMMANDS = {
     "bm25": "retrievers.commands.bm25",
     "fuse": "retrievers.commands.fuse",
     "mmeb": "retrievers.commands.mmeb",
+    "export": "retrievers.commands.export",
 }
 
 

@@ -1,0 +1,1 @@
+"""A trained retriever as files that other libraries load without this package."""
