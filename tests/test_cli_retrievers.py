@@ -276,6 +276,15 @@ def test_embeddings_are_kept_resumed_and_used_by_test(tmp_path, capsys, monkeypa
     approximate = ["--data.test.index=IVF4,Flat", "--data.test.index_parameters=nprobe=4"]
     assert main(["test", *given, *approximate]) == 0
     assert "true recall@" in capsys.readouterr().err
+    told = json.loads((out / "metrics.json").read_text())
+    pools = {row["pool"] for row in told["rows"]}
+    assert len(told["recall"]) > 1
+    assert pools == {"local", "union"}
+    assert "union" in told["recall"]
+    for measured in told["recall"].values():
+        assert measured[0]["name"] == "IVF4,Flat nprobe=4"
+        assert 0 < measured[0]["worst"] <= measured[0]["mean"] <= 1
+    assert json.loads((tmp_path / "fresh" / "metrics.json").read_text())["recall"] == {}
 
 
 def test_pools_alone_can_be_embedded(world, tmp_path, capsys):

@@ -1,15 +1,21 @@
 """MMEB: files as published, ranking of own lists, means; and the command, on coloured squares."""
 
+import contextlib
 import json
+import os
+import signal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from augment.errors import DataError
 from retrievers.cli import main
+from retrievers.clip import ClipScoreFusion
+from retrievers.encoding import encode
 from retrievers.mmeb import (
     CATEGORIES,
     IN_DISTRIBUTION,
@@ -182,5 +188,65 @@ def test_the_command_leaves_runs_and_scores(tmp_path, capsys):
     )
     row = json.loads(out.read_text())["rows"][0]
     assert row["metrics"]["success@1"] == told["rows"][0]["metrics"]["success@1"]
+    assert len(list((folder / "embeddings" / "ImageNet-1K" / "query").glob("*.npy"))) == 1
     assert main([*arguments, "--subsets=[nothing]"]) == 2
     assert "has no data set nothing" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_killed_run_goes_on_and_ends_with_the_same_scores(tmp_path, monkeypatch, capsys):
+    root = make_mmeb(tmp_path / "mmeb")
+    config = make_config(tmp_path)
+
+    def arguments(out):
+        return [
+            "mmeb", f"--root={root}", f"--images={root / 'images'}", f"--out={out}",
+            "--model=retrievers.clip.ClipScoreFusion", f"--model.model_name={config}",
+            "--batch_size=1",
+        ]  # fmt: skip
+
+    torch.manual_seed(0)
+    weights = tmp_path / "weights.ckpt"
+    torch.save({"state_dict": ClipScoreFusion(str(config)).state_dict()}, weights)
+    given = [f"--ckpt_path={weights}"]
+    assert main([*arguments(tmp_path / "whole"), *given]) == 0
+    calls = []
+
+    def dies(*args):
+        calls.append(args)
+        if len(calls) == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return encode(*args)
+
+    monkeypatch.setattr("retrievers.commands.mmeb.encode", dies)
+    monkeypatch.setattr("retrievers.commands.mmeb.SHARD_SECONDS", 0.0)
+    out = tmp_path / "out"
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            main([*arguments(out), *given])
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert not (out / "metrics.json").exists()
+    capsys.readouterr()
+    calls.extend([()] * 9)
+    assert main([*arguments(out), *given]) == 0
+    assert len(calls) == 9 + 12 - 8
+    assert "ImageNet-1K: 3 of 3 query vectors were there" in capsys.readouterr().err
+    both = [json.loads((f / "metrics.json").read_text())["rows"] for f in (tmp_path / "whole", out)]
+    assert both[0] == both[1]
+    for name in ("ImageNet-1K", "MSCOCO_t2i"):
+        runs = [(f / f"{name}.local.trec").read_bytes() for f in (tmp_path / "whole", out)]
+        assert runs[0] == runs[1]
+    # One shard rots: it is named, and its item alone is embedded.
+    shard = min((out / "embeddings" / "MSCOCO_t2i" / "corpus").glob("*.npy"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\xff")
+    del calls[:]
+    calls.extend([()] * 9)
+    assert main([*arguments(out), *given]) == 0
+    assert len(calls) == 9 + 1
+    assert f"shard {shard.stem} of" in capsys.readouterr().err
+    # Other weights never mix with these.
+    torch.save({"state_dict": ClipScoreFusion(str(config)).state_dict()}, weights)
+    assert main([*arguments(out), *given]) == 2
+    assert "holds vectors made by" in capsys.readouterr().err

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jsonargparse
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from augment.errors import DataError
 from augment.images import open_image
@@ -20,6 +21,9 @@ from augment.records import Qrel, Side
 from retrievers.base import Retriever
 from retrievers.clip import ClipScoreFusion  # noqa: F401 - a short name for --model
 from retrievers.clip_ff import ClipFeatureFusion  # noqa: F401 - a short name
+from retrievers.embeddings import Content as Keyed
+from retrievers.embeddings import Embeddings, EmbeddingWriter, item_keys
+from retrievers.embeddings.writer import SHARD_SECONDS
 from retrievers.encoding import Content, encode
 from retrievers.mmeb import (
     Score,
@@ -45,8 +49,12 @@ def evaluate_mmeb(
     batch_size: int = 64,
     device: str = "cpu",
     depth: int = 100,
+    embeddings: Path | None = None,
 ) -> list[Score]:
     """Evaluate a retriever on MMEB's image data sets; runs, judgements, ``metrics.json`` in OUT.
+
+    Kill it at any moment and run it again: finished vectors are kept, at most a minute's are made
+    twice. They are float32, so that scores do not depend on whether a run was stopped.
 
     Args:
         model: a retriever, as for ``test``.
@@ -59,9 +67,12 @@ def evaluate_mmeb(
         batch_size: items encoded at once.
         device: where the model runs.
         depth: hits per query in the run files.
+        embeddings: folder that keeps the vectors; OUT/embeddings if none is named.
 
     Raises:
         DataError: if a data set or picture is missing or cannot be used.
+        MismatchError: if the folder holds vectors of other weights.
+        StoreError: if the folder cannot be read or written.
     """
     started = time.monotonic()
     names = subset_names(root)
@@ -72,12 +83,11 @@ def evaluate_mmeb(
         model.load_weights(ckpt_path)
     model.to(torch.device(device))
     scores = []
+    vectors = _Vectors(model, images, embeddings or out / "embeddings", batch_size)
     for name in subsets or names:
         subset = read_subset(root, name, limit)
-        queries = _vectors(model, subset.queries, "query", images, batch_size, f"{name} query")
-        found = _vectors(
-            model, subset.candidates, "corpus", images, batch_size, f"{name} candidate"
-        )
+        queries = vectors.of(name, "query", subset.queries, subset.qid)
+        found = vectors.of(name, "corpus", subset.candidates, subset.did)
         run = rank_lists(subset, queries, found)
         scores.append(score_subset(subset, run))
         write_run(out / f"{name}.local.trec", run.cut(depth), "mmeb")
@@ -91,17 +101,48 @@ def evaluate_mmeb(
     return scores
 
 
-def _vectors(
-    model: Retriever, targets: Sequence[Target], side: Side, images: Path, size: int, where: str
-) -> np.ndarray:
-    parts = []
-    for start in range(0, len(targets), size):
-        contents = [
-            Content(target.text, open_image(images, target.image) if target.image else None)
-            for target in targets[start : start + size]
-        ]
-        parts.append(encode(model, contents, side, where).numpy())
-    return np.concatenate(parts)
+class _Vectors:
+    """Embeds a side of a data set, but for what an earlier run left in the folder."""
+
+    def __init__(self, model: Retriever, images: Path, folder: Path, batch_size: int) -> None:
+        self._model, self._images, self._folder = model, images, folder
+        self._size = batch_size
+        # The texts are the data's own; they count by item.
+        self._made_by = model.fingerprint_for({})
+        told = {name: json.dumps(value, default=str) for name, value in model.describe().items()}
+        self._made_with = told
+
+    def of(
+        self, name: str, side: Side, targets: Sequence[Target], label: Callable[[int], str]
+    ) -> np.ndarray:
+        folder = self._folder / name / side
+        made = self._made_by, self._made_with
+        writer = EmbeddingWriter(folder, *made, "float32", shard_seconds=SHARD_SECONDS)
+        for shard, problem in writer.damaged.items():
+            sys.stderr.write(f"shard {shard} of {folder} is embedded again: {problem}\n")
+        items = (Keyed(label(row), *target) for row, target in enumerate(targets))
+        room = Embeddings(
+            len(targets),
+            writer,
+            item_keys(items, self._images),
+            lambda rows: [label(row) for row in rows],
+        )
+        missing = room.missing()
+        if len(missing) < len(targets):
+            kept = len(targets) - len(missing)
+            sys.stderr.write(f"{name}: {kept} of {len(targets)} {side} vectors were there\n")
+        starts = range(0, len(missing), self._size)
+        for start in tqdm(starts, desc=f"{name} {side}", leave=False, disable=None):
+            rows = missing[start : start + self._size]
+            contents = [self._content(targets[row]) for row in rows]
+            found = encode(self._model, contents, side, f"{name} {side}")
+            room.put(torch.from_numpy(rows), found)
+        room.finish()
+        return room.vectors.numpy()
+
+    def _content(self, target: Target) -> Content:
+        picture = open_image(self._images, target.image) if target.image else None
+        return Content(target.text, picture)
 
 
 def main(arguments: Sequence[str]) -> None:
