@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install check test demo clean
+.PHONY: help install check test demo results notebooks clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,14 @@ test: check ## check, then all tests (CPU, no network)
 
 demo: $(STAMP) ## enrich, retrain, compare: the table of the README, in ./demo
 	$(BIN)/python -m benchmarks.demo --out demo
+
+results: $(STAMP) ## all experiments, three seeds (over an hour): benchmarks/results/rar
+	$(BIN)/python -m benchmarks.rar --experiment all --out runs/rar
+	mkdir -p benchmarks/results/rar
+	cp runs/rar/results/* benchmarks/results/rar/
+
+notebooks: $(STAMP) ## run the notebooks in place, on benchmarks/results/rar or a small run
+	$(BIN)/python -m benchmarks.rar.execute notebooks/*.ipynb
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) demo runs .pytest_cache .mypy_cache .ruff_cache

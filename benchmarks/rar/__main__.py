@@ -3,6 +3,12 @@
 Without ``--experiment``: training view x query view x corpus view (raw or enriched each) on any
 M-BEIR root, with any store of texts and any retriever config. With one: the named experiment of
 ``benchmarks/experiments``, or ``all`` of them.
+
+``--experiment all`` with three seeds on the Flagland of 600 countries is 57 trainings of 60 steps
+(an arm with twice the steps counts once, as 120), 120 tests and 30 other steps, which the eight
+experiments share. By the rates of :data:`benchmarks.rar.graph.RATES` (two cores: 0.8 s a step of
+128 pairs, 12 s a test) that is 60 x 48 s + 120 x 12 s + 3 min, about 75 minutes; ``--dry-run``
+estimates again from what was measured in ``--out``. Killed, it goes on where it was.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,27 +40,32 @@ def figures(value: Mapping[str, Any], *, most: int = 6) -> dict[str, Figure]:
 def save(value: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write the figures as PNG files; returns them."""
     mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     paths = []
-    for name, figure in figures(value).items():
+    made = figures(value)
+    for name, figure in made.items():
         path = folder / f"{value['experiment']}-{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110)
-        plt.close(figure)
         paths.append(path)
+    close(made.values())
     return paths
+
+
+def close(figures_made: Iterable[Figure]) -> None:
+    """Forget figures that pyplot would keep."""
+    from matplotlib import pyplot as plt
+
+    for figure in figures_made:
+        plt.close(figure)
 
 
 def save_tasks(value: Mapping[str, Any], names: Sequence[str], folder: Path) -> Path:
     """Write the chart of some arms by task alone; returns its file."""
     mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     figure = tasks(value, names)
     path = folder / f"{value['experiment']}-tasks.png"
     figure.savefig(path, dpi=110)
-    plt.close(figure)
+    close([figure])
     return path
 
 

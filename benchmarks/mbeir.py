@@ -1,0 +1,182 @@
+"""What the experiments need on real M-BEIR, what of it is here, and what it would cost.
+
+``python -m benchmarks.mbeir --root data/mbeir [--store S]``: a line for every part with what is
+missing and the command that gets it, then the arithmetic of GPU-hours. Exit status 1 if something
+is missing. Nothing is downloaded or run. See ``docs/m-beir.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+#: Data set, M-BEIR task code -> thousands of queries (train, val, test) and of candidates in the
+#: local pool; UniIR (2311.17136), table 1, as published there (rounded).
+ROWS: dict[tuple[str, int], tuple[float, float, float, float]] = {
+    ("visualnews", 0): (99, 20, 20, 542), ("mscoco", 0): (100, 24.8, 24.8, 5),
+    ("fashion200k", 0): (15, 1.7, 1.7, 201), ("webqa", 1): (16, 1.7, 2.4, 544),
+    ("edis", 2): (26, 3.2, 3.2, 1000), ("webqa", 2): (17, 1.7, 2.5, 403),
+    ("visualnews", 3): (100, 20, 20, 537), ("mscoco", 3): (113, 5, 5, 25),
+    ("fashion200k", 3): (15, 4.8, 4.8, 61), ("nights", 4): (16, 2, 2, 40),
+    ("oven", 6): (150, 50, 50, 676), ("infoseek", 6): (141, 11, 11, 611),
+    ("fashioniq", 7): (16, 2, 6, 74), ("cirr", 7): (26, 2, 4, 21),
+    ("oven", 8): (157, 14.7, 14.7, 335), ("infoseek", 8): (143, 17.6, 17.6, 481),
+}  # fmt: skip
+#: Tasks whose candidates, and whose queries, have a picture.
+_PICTURED_CANDIDATES, _PICTURED_QUERIES = (0, 2, 4, 7, 8), (3, 4, 6, 7, 8)
+#: Training pairs in the upsampled union file (UniIR's issue 6), epochs and pairs a step of its
+#: large recipe.
+UNION_PAIRS, EPOCHS, BATCH = 1_332_790, 20, 840
+
+
+class Part(NamedTuple):
+    """Something that is needed.
+
+    Attributes:
+        name: what.
+        found: where or how much of it; empty if it is missing.
+        remedy: how to get it.
+    """
+
+    name: str
+    found: str
+    remedy: str
+
+
+_DOWNLOAD = (
+    "huggingface-cli download TIGER-Lab/M-BEIR --repo-type dataset --local-dir {root}; then "
+    "`cd {root} && cat mbeir_images.tar.gz.part-* | tar xz`"
+)
+
+
+def _file(root: Path, *names: str) -> Part:
+    there = next((name for name in names if (root / name).is_file()), "")
+    size = f"{(root / there).stat().st_size / 1e6:,.0f} MB" if there else ""
+    return Part(names[0], size, _DOWNLOAD.format(root=root))
+
+
+def data_parts(root: Path) -> Iterator[Part]:
+    """The files of the root, by their published names."""
+    for dataset, task in ROWS:
+        stem = f"mbeir_{dataset}_task{task}"
+        yield _file(root, f"query/test/{stem}_test.jsonl")
+        yield _file(root, f"qrels/test/{stem}_test_qrels.txt")
+        yield _file(root, f"cand_pool/local/{stem}_cand_pool.jsonl",
+                    f"cand_pool/local/{stem}_test_cand_pool.jsonl")  # fmt: skip
+    for dataset in dict.fromkeys(dataset for dataset, _ in ROWS):
+        yield _file(root, f"query/train/mbeir_{dataset}_train.jsonl")
+    yield _file(root, "query/union_train/mbeir_union_up_train.jsonl")
+    yield _file(root, "cand_pool/global/mbeir_union_test_cand_pool.jsonl")
+    yield _file(root, "instructions/query_instructions.tsv")
+    for dataset in dict.fromkeys(dataset for dataset, _ in ROWS if dataset != "edis"):
+        folder = root / "mbeir_images" / f"{dataset}_images"
+        there = folder.is_dir() and any(folder.iterdir())
+        yield Part(
+            f"mbeir_images/{dataset}_images",
+            "there" if there else "",
+            _DOWNLOAD.format(root=root),
+        )
+
+
+def machine_parts(model: str, out: Path) -> Iterator[Part]:
+    """Packages, devices, disk and weights."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+    yield Part("GPU", ", ".join(gpus), "run on a machine with one; CPUs would take years")
+    vllm = "installed" if importlib.util.find_spec("vllm") else ""
+    yield Part("vllm", vllm, "pip install 'reasoning-augmented-retrieval[vllm]' (see setup.cfg)")
+    near = next(parent for parent in (out.resolve(), *out.resolve().parents) if parent.exists())
+    free = shutil.disk_usage(near).free / 1e9
+    yield Part("100 GB of free disk for texts, vectors and checkpoints",
+               f"{free:,.0f} GB" if free >= 100 else "", f"free some beside {near}")  # fmt: skip
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "hub"
+    for name in (model, "timm/vit_large_patch14_clip_quickgelu_224.openai"):
+        folder = home / f"models--{name.replace('/', '--')}"
+        there = "in the cache" if folder.is_dir() or Path(name).is_dir() else ""
+        yield Part(f"weights of {name}", there, f"huggingface-cli download {name}")
+
+
+def pictured() -> tuple[float, float, float]:
+    """Pictures to be described: candidates, training and val queries, test queries."""
+    candidates = sum(row[3] for (_, t), row in ROWS.items() if t in _PICTURED_CANDIDATES)
+    queries = [row for (_, t), row in ROWS.items() if t in _PICTURED_QUERIES]
+    return (1e3 * candidates, 1e3 * sum(row[0] + row[1] for row in queries),
+            1e3 * sum(row[2] for row in queries))  # fmt: skip
+
+
+def arithmetic(captions: float, rewrites: float, pairs: float, items: float) -> str:
+    """GPU-hours of each stage, with the sums.
+
+    Args:
+        captions: descriptions of candidates a second and GPU.
+        rewrites: texts of queries a second and GPU.
+        pairs: training pairs a second and GPU.
+        items: candidates or queries embedded a second and GPU.
+    """
+    candidates, training, test = pictured()
+    steps = UNION_PAIRS // BATCH * EPOCHS
+    embedded = 1e3 * sum(row[3] + row[2] for row in ROWS.values())
+    lines = []
+    for name, count, rate in (
+        ("describe candidates", candidates, captions),
+        ("rewrite train and val queries", training, rewrites),
+        ("rewrite test queries", test, rewrites),
+        (f"one training, {steps:,} steps of {BATCH}", steps * BATCH, pairs),
+        ("one test, pools and queries embedded", embedded, items),
+    ):
+        hours = count / rate / 3600
+        lines.append(f"{name}: {count:,.0f} / {rate:g} a second / 3600 = {hours:,.1f} GPU-hours")
+    once = (candidates / captions + (training + test) / rewrites) / 3600
+    each = steps * BATCH / pairs / 3600
+    tests = embedded / items / 3600
+    lines.append(
+        f"the grid with one seed: {once:,.0f} for the texts + 2 trainings x {each:,.0f} + 8 tests "
+        f"x {tests:,.1f} = {once + 2 * each + 8 * tests:,.0f} GPU-hours"
+    )
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    made = argparse.ArgumentParser(prog="python -m benchmarks.mbeir", description=__doc__)
+    made.add_argument("--root", type=Path, default=Path("data/mbeir"))
+    made.add_argument("--out", type=Path, default=Path("runs"), help="where results will lie")
+    made.add_argument("--model", default="Qwen/Qwen3-VL-8B-Instruct")
+    # Assumed, not measured: replace them by what --dry-run and --preview say on your machine.
+    made.add_argument("--captions", type=float, default=15, help="a second and GPU; assumed")
+    made.add_argument("--rewrites", type=float, default=30, help="a second and GPU; assumed")
+    made.add_argument("--pairs", type=float, default=400, help="trained on a second; assumed")
+    made.add_argument("--items", type=float, default=1000, help="embedded a second; assumed")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 if everything is here, 1 if something is missing."""
+    args = parser().parse_args(arguments)
+    parts = [*data_parts(args.root), *machine_parts(args.model, args.out)]
+    missing = [part for part in parts if not part.found]
+    for part in parts:
+        if part.found:
+            print(f"there    {part.name} ({part.found})")
+    by_remedy: dict[str, list[str]] = {}
+    for part in missing:
+        by_remedy.setdefault(part.remedy, []).append(part.name)
+    for remedy, names in by_remedy.items():
+        for name in names:
+            print(f"MISSING  {name}")
+        print(f"         get {'it' if len(names) == 1 else 'them'}: {remedy}")
+    print(f"\n{len(parts) - len(missing)} of {len(parts)} parts are there\n")
+    print("Cost, by the rates that you gave or that are assumed (--help), of one GPU:")
+    print(arithmetic(args.captions, args.rewrites, args.pairs, args.items))
+    return 1 if missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
