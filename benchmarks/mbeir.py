@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +35,10 @@ _PICTURED_CANDIDATES, _PICTURED_QUERIES = (0, 2, 4, 7, 8), (3, 4, 6, 7, 8)
 #: Training pairs in the upsampled union file (UniIR's issue 6), epochs and pairs a step of its
 #: large recipe.
 UNION_PAIRS, EPOCHS, BATCH = 1_332_790, 20, 840
+
+
+#: Rows of each file whose pictures are looked for.
+SAMPLE = 20
 
 
 class Part(NamedTuple):
@@ -74,14 +80,24 @@ def data_parts(root: Path) -> Iterator[Part]:
     yield _file(root, "query/union_train/mbeir_union_up_train.jsonl")
     yield _file(root, "cand_pool/global/mbeir_union_test_cand_pool.jsonl")
     yield _file(root, "instructions/query_instructions.tsv")
-    for dataset in dict.fromkeys(dataset for dataset, _ in ROWS if dataset != "edis"):
-        folder = root / "mbeir_images" / f"{dataset}_images"
-        there = folder.is_dir() and any(folder.iterdir())
-        yield Part(
-            f"mbeir_images/{dataset}_images",
-            "there" if there else "",
-            _DOWNLOAD.format(root=root),
-        )
+    yield _pictures(root)
+
+
+def _pictures(root: Path) -> Part:
+    """The first pictures that each pool and query file names; the folder, without such files."""
+    remedy = _DOWNLOAD.format(root=root)
+    named: list[str] = []
+    for path in (*root.glob("cand_pool/local/*.jsonl"), *root.glob("query/test/*.jsonl")):
+        with path.open(encoding="utf-8") as lines:
+            rows = [json.loads(line) for line in islice(lines, SAMPLE) if line.strip()]
+        found = (row.get("img_path") or row.get("query_img_path") for row in rows)
+        named += [image for image in found if image]
+    absent = [image for image in named if not (root / image).is_file()]
+    if absent:
+        return Part(f"{len(absent)} of {len(named)} pictures looked for, first {absent[0]}", "",
+                    remedy)  # fmt: skip
+    there = f"{len(named)} of {len(named)} looked for" if named else ""
+    return Part("mbeir_images (pictures)", there, remedy)
 
 
 def machine_parts(model: str, out: Path) -> Iterator[Part]:
@@ -97,7 +113,7 @@ def machine_parts(model: str, out: Path) -> Iterator[Part]:
     yield Part("100 GB of free disk for texts, vectors and checkpoints",
                f"{free:,.0f} GB" if free >= 100 else "", f"free some beside {near}")  # fmt: skip
     home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "hub"
-    for name in (model, "timm/vit_large_patch14_clip_quickgelu_224.openai"):
+    for name in (model, "timm/vit_large_patch14_clip_224.openai"):
         folder = home / f"models--{name.replace('/', '--')}"
         there = "in the cache" if folder.is_dir() or Path(name).is_dir() else ""
         yield Part(f"weights of {name}", there, f"huggingface-cli download {name}")

@@ -10,7 +10,7 @@ def test_an_empty_folder_lacks_everything_by_name(tmp_path, capsys):
     told = capsys.readouterr().out
     for name in ("query/test/mbeir_cirr_task7_test.jsonl", "instructions/query_instructions.tsv",
                  "cand_pool/global/mbeir_union_test_cand_pool.jsonl",
-                 "mbeir_images/oven_images"):  # fmt: skip
+                 "mbeir_images (pictures)"):  # fmt: skip
         assert f"MISSING  {name}" in told
     assert "huggingface-cli download TIGER-Lab/M-BEIR" in told
 
@@ -21,11 +21,12 @@ def test_what_is_there_is_not_missing(tmp_path, capsys):
     file.write_text("x")
     coco = tmp_path / "cand_pool" / "local" / "mbeir_mscoco_task0_test_cand_pool.jsonl"
     coco.parent.mkdir(parents=True)
-    coco.write_text("x")
+    coco.write_text('{"did": "9:1", "img_path": "mbeir_images/a.jpg"}\n')
     mbeir.main(["--root", str(tmp_path)])
     told = capsys.readouterr().out
     assert "there    instructions/query_instructions.tsv" in told
     assert "MISSING  cand_pool/local/mbeir_mscoco_task0" not in told
+    assert "MISSING  1 of 1 pictures looked for, first mbeir_images/a.jpg" in told
 
 
 def test_the_sums():
