@@ -120,7 +120,7 @@ def tasks(value: Mapping[str, Any], names: Sequence[str]) -> Figure:
     axes.set_xticks(range(len(rows)), labels, fontsize=8)
     axes.set_ylabel(f"{value['metric']}, %")
     axes.set_ylim(0, 105)
-    figure.legend(frameon=False, loc="outside upper left", ncols=min(3, len(names)), fontsize=9)
+    figure.legend(frameon=False, loc="outside upper left", ncols=min(4, len(names)), fontsize=9)
     return figure
 
 

@@ -35,6 +35,7 @@ from augment.enrich import Summary
 from augment.errors import DataError
 from augment.keys import Recipe, digest
 from augment.mbeir import DataRoot
+from augment.merge import merge
 from augment.prompts import load_prompt
 from augment.records import Enrichment, Item, Side
 from augment.route import CORPUS_PROMPT, QUERY_PROMPTS, Kind
@@ -156,6 +157,8 @@ def _vlm(using: Enriching, prompts: Mapping[Kind, str | None]) -> Callable[..., 
     def work(folder: Path, needs: Sequence[Path]) -> None:
         # One store for all recipes of one root: what they share is generated once.
         store = folder.parent / f"store-{using.root_digest[:12]}"
+        if using.store is not None:  # of another recipe, but texts of the same request are shared
+            merge(store, [using.store])
         engine = options.engine(using.root)
         _settled(corpus.run(using.root, store, options=options, engine=engine), using.tolerate)
         found = queries.run(using.root, store, prompts=prompts, options=options, engine=engine)
