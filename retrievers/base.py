@@ -55,6 +55,8 @@ class Retriever(lightning.LightningModule, ABC):
         self.trained_on: dict[str, str] | None = None
         #: Data, command and versions of the fit that made the weights; None for untrained ones.
         self.origin: dict[str, Any] | None = None
+        #: Of the command line that runs it; None where Python does.
+        self.arguments: list[str] | None = None
         #: What the latest test measured.
         self.results: Results | None = None
         #: What the latest mining did.
@@ -224,7 +226,7 @@ class Retriever(lightning.LightningModule, ABC):
             check_recipe(self.trained_on, shown, self.allow_mismatch, exact=True)
         self.trained_on = shown
         if self.trainer.is_global_zero:
-            self.origin = origin_of_fit(self.data)
+            self.origin = origin_of_fit(self.data, self.arguments)
 
     def configure_callbacks(self) -> list[lightning.Callback]:
         """Measures speed and memory of training, unless the trainer has such a callback already."""

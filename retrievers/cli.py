@@ -82,6 +82,7 @@ class RetrieverCLI(LightningCLI):
     """Everything that any :class:`retrievers.base.Retriever` can be asked to do."""
 
     def __init__(self, args: Sequence[str] | None) -> None:
+        self._arguments = sys.argv[1:] if args is None else list(args)
         # "omegaconf" resolves before overrides; "omegaconf+" after, and needs relative keys below
         # a subcommand.
         jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -136,6 +137,12 @@ class RetrieverCLI(LightningCLI):
         """Keep the settings of fit when test writes into the same folder."""
         self.save_config_kwargs["config_filename"] = f"{self.subcommand}.yaml"
         settings = self.config[self.subcommand]
+        devices = str(settings.trainer.devices)
+        if self.subcommand in ("test", "embed", "mine") and devices.isdigit() and devices != "1":
+            raise DataError(
+                f"{self.subcommand} embeds in one process; run it with --trainer.devices=1 (the "
+                f"setting is {devices}), or in shares with data.embeddings.parts"
+            )
         folder = settings.embeddings
         if (
             folder is None
@@ -145,6 +152,10 @@ class RetrieverCLI(LightningCLI):
             folder = f"{settings.out}/embeddings"
         if folder is not None:
             settings.data.embeddings.folder = folder
+
+    def before_fit(self) -> None:
+        """Let checkpoints say how they came about."""
+        self.model.arguments = self._arguments
 
     def after_embed(self) -> None:
         """Print what there is now."""

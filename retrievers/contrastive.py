@@ -10,7 +10,6 @@ from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float, Int
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -149,8 +148,10 @@ class ClipRetriever(Retriever, ABC):
             scale,
             self.logit_bias if self.logit_bias is not None else self.clip.logit_bias,
         )
-        if dist.is_available() and dist.is_initialized():
-            # A tower that no item of this process needs must still take part in the all-reduce.
+        if torch.is_grad_enabled():
+            # A tower that no item of this process needs must still take part in the all-reduce; and
+            # in one process its gradient must be nought, not absent, or AdamW would leave the tower
+            # out of a step in which the masked form, or several processes, carry its momentum on.
             idle = 0.0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
             parts = {**parts, "loss": parts["loss"] + idle}
         return {**parts, "logit_scale": scale.detach()}

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
+from collections.abc import Sequence
 from typing import Any
 
 from retrievers.data import MBeirData
 from retrievers.provenance import source_commit, versions
 
 
-def origin_of_fit(data: MBeirData) -> dict[str, Any]:
+def origin_of_fit(data: MBeirData, arguments: Sequence[str] | None) -> dict[str, Any]:
     """What a checkpoint remembers of its training data; plain values.
 
     Reads every byte of pools and training queries once, to hash them.
 
     Args:
         data: the data of a running fit.
+        arguments: of the command line; None if there was none.
     """
     found = {
         "data": data.describe(),
         "sha256": data.digest(),
-        "command": shlex.join(["python", "-m", "retrievers", *sys.argv[1:]]),
+        "command": None
+        if arguments is None
+        else shlex.join(["python", "-m", "retrievers", *arguments]),
         "versions": versions(),
         "commit": source_commit(),
     }

@@ -128,6 +128,7 @@ def test_exported_folders_load_without_this_package(world, run, pictures, tmp_pa
     assert "| squares | text → image | local | 8 |" in card
     saved = torch.load(checkpoint, weights_only=True)["retriever"]
     assert f"`{saved['origin']['sha256']}`" in card
+    assert "- command: `python -m retrievers fit --config" in card
     assert saved["text"]["corpus"].partition(":")[2] in card
     if library == "sentence_transformers":
         prompts = json.loads((out / "config_sentence_transformers.json").read_text())["prompts"]

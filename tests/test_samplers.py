@@ -96,7 +96,7 @@ def test_a_loader_goes_on_in_the_middle_of_an_epoch():
     second, batches = loader_of()
     second.load_state_dict(state)
     assert take(second, batches, 1) == want[1][5:]
-    assert second.state_dict() == {"epoch": 2, "pairs": 0}
+    assert second.state_dict() == {"epoch": 2, "pairs": 0, "joint": 4}
     assert take(second, batches, 2) == want[2]
     assert len(second) == len(want[0])
 

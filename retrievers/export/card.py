@@ -167,7 +167,7 @@ def _training(retriever: Retriever, origin: Mapping[str, Any]) -> Iterator[str]:
         yield f"- data: `{root}`, tasks {data.get('tasks') or 'all'}"
     if "sha256" in origin:
         yield f"- SHA-256 of pools and training queries: `{origin['sha256']}`"
-    if "command" in origin:
+    if origin.get("command"):
         yield f"- command: `{str(origin['command']).replace('`', ' ')}`"
     versions = ", ".join(f"{name} {v}" for name, v in (origin.get("versions") or {}).items())
     if versions:
