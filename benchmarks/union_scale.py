@@ -3,15 +3,14 @@
 ``python -m benchmarks.union_scale`` generates 5.6 million vectors of 768 dimensions and a pool file
 of as many records, and searches 10,000 queries; before that a quarter and a tenth of it, each in a
 process of its own. Needs 14 GB of disk under ``--folder``, which is cleaned up; on two cores some
-15 minutes for the searches and as long to write the data. ``--rows 100000`` tries it.
+15 minutes for the searches and as long to write the data, and some 3 GiB of private memory.
+``--rows 100000`` tries it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ import torch
 
 from augment.columnar import open_candidates
 from benchmarks.data_open import write_pool
+from benchmarks.machine import machine
 from retrievers.embeddings import EmbeddingStore, EmbeddingWriter, open_index
 
 RESULTS = Path(__file__).parent / "results" / "union_scale.md"
@@ -124,8 +124,8 @@ def table(sizes: list[int], found: list[dict[str, float]], queries: int, k: int,
         "Private: memory of this process alone, at its peak. Resident: with the pages of mapped "
         "files, which the system takes back when it needs them. `open store` reads every byte to "
         "compare checksums; the pool's table was built before.",
-        f"Python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} cores, "
-        f"{psutil.virtual_memory().total / GIB:.0f} GiB.",
+        "",
+        machine("union_scale", 1, f"{torch.get_num_threads()} threads of torch"),
     ]
     return "\n".join(lines) + "\n"
 
@@ -158,7 +158,10 @@ def main() -> None:
     if args.measure:
         print(json.dumps(measure(args.measure, args.queries, args.k, args.dim)))
         return
-    found = [one_size(n, args.queries, args.k, args.dim, args.folder) for n in args.rows]
+    found = []
+    for rows in args.rows:
+        found.append(one_size(rows, args.queries, args.k, args.dim, args.folder))
+        sys.stderr.write(f"{rows:,} candidates: {json.dumps(found[-1])}\n")
     text = table(args.rows, found, args.queries, args.k, args.dim)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(text, encoding="utf-8")

@@ -92,7 +92,7 @@ class FaissIndex(VectorIndex):
             raise DataError(
                 f"faiss cannot make {self.factory!r} {self.parameters!r} of {len(self)} vectors of "
                 f"{self.dim} dimensions: {_last_line(error)}; PQ needs a divisor of the dimensions,"
-                " IVF fewer lists than vectors"
+                " IVF fewer lists than vectors; parameters are such as nprobe=32"
             ) from error
         self._index = index
 

@@ -158,7 +158,9 @@ class Index(ABC):
                 "embed them again with the same checkpoint and text recipe"
             )
         if not vectors.is_floating_point():
-            raise MismatchError(f"vectors must be floating point, got {vectors.dtype}")
+            raise MismatchError(
+                f"vectors must be floating point, got {vectors.dtype}; give what the model made"
+            )
         if vectors.ndim != 2 or (self.dim is not None and vectors.shape[1] != self.dim):
             raise MismatchError(
                 f"vectors of shape {tuple(vectors.shape)} in an index of {self.dim} dimensions; "
@@ -202,11 +204,15 @@ class VectorIndex(Index):
         """
         self._check(vectors, made_by)
         if len(ids) != len(vectors):
-            raise DataError(f"{len(ids)} ids for {len(vectors)} vectors")
+            raise DataError(f"{len(ids)} ids for {len(vectors)} vectors; give one id for each")
         vectors = vectors.detach().float().cpu()
         bad = _not_finite(vectors)
         if len(bad):
-            raise DataError(f"vector is not finite; {len(bad)} such vectors", str(ids[bad[0]]))
+            raise DataError(
+                f"vector is not finite; {len(bad)} such vectors; look at the model or at its "
+                "precision",
+                str(ids[bad[0]]),
+            )
         self._append(Ids(ids), _InMemory(np.ascontiguousarray(vectors.numpy())), None, made_by)
 
     @final
@@ -232,7 +238,7 @@ class VectorIndex(Index):
         self._check(torch.empty(0, source.dim), made_by)
         size = len(source) if rows is None else len(rows)
         if len(ids) != size:
-            raise DataError(f"{len(ids)} ids for {size} vectors")
+            raise DataError(f"{len(ids)} ids for {size} vectors; give one id for each")
         self._append(Ids(ids), source, rows, made_by)
 
     def _append(

@@ -41,7 +41,7 @@ class Ids(Sequence[str]):
             else:
                 self._more.append(pa.array(list(ids), pa.large_string()))
         except (pa.ArrowException, UnicodeError, TypeError) as error:
-            raise DataError(f"ids must be strings: {error}") from error
+            raise DataError(f"ids must be strings, as in the pool: {error}") from error
         self._ranks = None
 
     @property
