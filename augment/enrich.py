@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import final
 
+from augment.account import Account
 from augment.checks import DEFAULT_LIMITS, Limits, Verdict
 from augment.engines import Ask, Engine, Pause
 from augment.errors import EngineDied, EngineError, StoreWriteError
@@ -27,8 +28,8 @@ from augment.keys import Recipe
 from augment.planning import AHEAD, Plan, Planned
 from augment.progress import Progress
 from augment.records import Enrichment, Reply, Request
-from augment.store import Failure, Judged, Scope, Store
-from augment.summary import NAMED_FAILURES, Summary, reason_class
+from augment.store import Failure, Scope, Store
+from augment.summary import Summary, reason_class
 
 __all__ = ["Job", "Retry", "Summary", "enrich"]
 
@@ -116,12 +117,12 @@ class _Run:
         limits: Limits,
         retry: Retry | None,
     ) -> None:
-        self.summary = Summary()
+        self._account = Account(store, recipe.id, engine, progress)
+        self.summary = self._account.summary
         self._plan = plan
         self._engine = engine
         self._store = store
         self._recipe = recipe
-        self._progress = progress
         self._stop = stop
         self._judge = Judge(limits, store, recipe.id)
         self._retry = retry
@@ -179,12 +180,12 @@ class _Run:
         """The group to ask for a job; None if it needs none of its own."""
         job, group, failure, picture = planned
         if job.prompt is None:
-            self._skip(job.reason)
+            self._account.skipped(job.reason)
             return None
         if not self._is_new(job):
             return None
         if failure is not None:
-            self._fail(failure)
+            self._account.failed(failure)
         if group is None:
             return None
         if picture and group.image_hash and self._store.picture(picture) is None:
@@ -211,7 +212,7 @@ class _Run:
             again = () if self._retry is None else self._retry.reasons
             if reason_class(found[0].rejected) in again:
                 return True
-            self._share(job, key, found, duplicate=key in self._written)
+            self._account.known(job, key, found, duplicate=key in self._written)
             return False
         failure = self._store.failure(self._recipe.id, job.item.id)
         reason = "" if failure is None else reason_class(failure.reason)
@@ -219,9 +220,9 @@ class _Run:
         if self._retry is not None:
             left = reason not in self._retry.reasons
         if left and failure is not None:
-            self._count_failure(failure)
+            self._account.still_failed(failure)
         elif left:
-            self._skip("not generated yet, nothing to retry")
+            self._account.skipped("not generated yet, nothing to retry")
         return not left
 
     def _is_new(self, job: Job) -> bool:
@@ -232,13 +233,13 @@ class _Run:
             self._seen[item.id] = content
             return True
         if self._seen[item.id] == content:
-            self._skip("listed again")
+            self._account.skipped("listed again")
         else:
             reason = (
                 "duplicate-id: an earlier item with this id has another text or picture;"
                 " give each its own id"
             )
-            self._fail(Failure(item.id, item.image, reason))
+            self._account.failed(Failure(item.id, item.image, reason))
         return False
 
     # Asking
@@ -302,7 +303,7 @@ class _Run:
             f" retry --reason {SET_ASIDE} tries it again"
         )
         for job in self._close(group):
-            self._fail(Failure(job.item.id, job.item.image, reason, group.key))
+            self._account.failed(Failure(job.item.id, job.item.image, reason, group.key))
 
     def _next_rung(self, group: Group) -> Group | None:
         """The group at the next temperature; None if there is none: its first text stays."""
@@ -319,7 +320,9 @@ class _Run:
                 return self._unless_held(one)
         key = group.retry_of or group.key
         for job in self._close(group):
-            self._share(job, key, self._judge.stored(job, group.prompt, key), duplicate=False)
+            self._account.known(
+                job, key, self._judge.stored(job, group.prompt, key), duplicate=False
+            )
         return None
 
     # Replies
@@ -330,31 +333,26 @@ class _Run:
                 self._climb(group)
                 return
             for job in self._close(group):
-                self._fail(Failure(job.item.id, job.item.image, reply.reason, group.key))
+                self._account.failed(Failure(job.item.id, job.item.image, reply.reason, group.key))
             return
         verdicts = [self._judge.reply(job, group.prompt, reply) for job in group.members]
         # The text's own verdict is for those who see it without an item: the first that refuses.
         worst = next((one for one in verdicts if one.rejected), verdicts[0])
         text = self._enrichment(group, reply, worst)
         self._store.append(text)
-        self.summary.prompt_tokens += reply.prompt_tokens
-        self.summary.output_tokens += reply.output_tokens
+        self._account.read(reply, worst.rejected if not group.retry_of else "")
         if group.retry_of and worst.rejected:
             self._climb(group)
             return
-        self._written.add(group.retry_of or group.key)
-        if worst.rejected:
-            self.summary.rejected[reason_class(worst.rejected)] += 1
+        key = group.retry_of or group.key
+        self._written.add(key)
         shown = group.key if group.retry_of else ""
         for number, (job, verdict) in enumerate(zip(self._close(group), verdicts, strict=True)):
             judged = self._judge.judged(group.prompt, verdict, text, shown)
-            self._link(job, group.retry_of or group.key, judged)
-            self.summary.routed[job.reason] += 1
             if number == 0:
-                self.summary.generated += 1
-                self._tell(1, new=1, tokens=reply.output_tokens)
+                self._account.generated(job, key, judged, reply.output_tokens)
             else:
-                self._cached(duplicate=True)
+                self._account.shared(job, key, judged)
 
     def _climb(self, group: Group) -> None:
         raised = self._next_rung(group)
@@ -384,42 +382,3 @@ class _Run:
             lengths=verdict.lengths,
             retry_of=group.retry_of,
         )
-
-    # The account
-
-    def _share(self, job: Job, key: str, found: tuple[Judged, bool], duplicate: bool) -> None:
-        """Settle an item by a text of the store."""
-        judged, new = found
-        if new and not duplicate:
-            self.summary.judged[reason_class(judged.rejected) or "accepted"] += 1
-        if new or self._store.failed(self._recipe.id, job.item.id):
-            self._link(job, key, judged)
-        self.summary.routed[job.reason] += 1
-        self._cached(duplicate)
-
-    def _cached(self, duplicate: bool) -> None:
-        self.summary.cached += 1
-        self.summary.duplicates += duplicate
-        self._tell(1)
-
-    def _link(self, job: Job, key: str, judged: Judged) -> None:
-        self._store.link(self._recipe.id, job.item.id, key, job.reason, judged)
-
-    def _skip(self, reason: str) -> None:
-        self.summary.skipped[reason] += 1
-        self._tell(1)
-
-    def _fail(self, failure: Failure) -> None:
-        self._store.fail(self._recipe.id, failure)
-        self._count_failure(failure)
-
-    def _count_failure(self, failure: Failure) -> None:
-        self.summary.failed[reason_class(failure.reason)] += 1
-        if len(self.summary.failures) < NAMED_FAILURES:
-            self.summary.failures.append(failure)
-        self._tell(1, failed=1)
-
-    def _tell(self, done: int, new: int = 0, failed: int = 0, tokens: int = 0) -> None:
-        if self._progress is not None:
-            self._progress.waited(self._engine.waited)
-            self._progress.add(done, new, failed, tokens)

@@ -38,11 +38,12 @@ def mark(limits: Limits, prompt: Prompt) -> str:
 
 
 def _caps(prompt: Prompt) -> Mapping[str, Any]:
-    return {
+    caps: dict[str, Any] = {
         "max_words": prompt.max_words,
         "max_added_words": prompt.max_added_words,
         "keeps": prompt.keeps,
     }
+    return caps if prompt.max_tokens is None else {**caps, "max_tokens": prompt.max_tokens}
 
 
 @final

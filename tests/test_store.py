@@ -423,8 +423,10 @@ def test_everything_that_changes_the_answer_counts():
         (4, Sampling(max_new_tokens=2)),
         (4, Sampling(temperature=0.1)),
         (4, Sampling(top_p=0.1)),
-        (4, Sampling(seed=1)),
+        (4, Sampling(temperature=0.1, seed=1)),
         (5, {"max_pixels": 9}),
     ]
     keys = [text_key(*base[:at], value, *base[at + 1 :]) for at, value in changed]
     assert len({text_key(*base), *keys}) == len(changed) + 1
+    seeded = text_key(*base[:4], Sampling(seed=1), {})
+    assert seeded == text_key(*base), "greedy decoding draws no numbers"

@@ -16,7 +16,7 @@ from augment.records import Finish, Reply
 from augment.tokens import clip_token_counter
 
 #: Counts changes of the rules; texts judged by older ones are judged again by the next run.
-RULES = 1
+RULES = 2
 
 
 @final

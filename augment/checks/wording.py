@@ -40,7 +40,14 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _DANGLING = re.compile(
-    r"([,;:(\[\u2013\u2014-]|\b(a|an|the|and|or|its|their|his|into|between|than))\s*\Z",
+    r"([,;:(\[\u2013\u2014-]"
+    r"|\b(a|an|the|and|or|but|nor|its|their|his|my|our|your|whose|into|onto|between|among|than|very"
+    r"|because|although|while))\s*\Z",
+    re.IGNORECASE,
+)
+#: Words that a short request may end with ("what it is made of"), and a long text hardly does.
+_STRANDED = re.compile(
+    r"\b(of|with|from|at|by|for|as|to|is|are|was|were|has|have|which|that|this|each|every)\s*\Z",
     re.IGNORECASE,
 )
 _FILLER = re.compile(
@@ -70,7 +77,9 @@ def truncation(text: str, finish: Finish) -> float:
     if _DANGLING.search(text):
         return DANGLING
     ended = text.rstrip("\"')]\u201d\u2019").endswith((".", "!", "?", "\u2026", "\u3002"))
-    return 0.0 if ended or len(words(text)) < _UNENDED_WORDS else UNENDED
+    if ended or len(words(text)) < _UNENDED_WORDS:
+        return 0.0
+    return DANGLING if _STRANDED.search(text) else UNENDED
 
 
 def repetition(text: str) -> float:

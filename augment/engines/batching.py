@@ -8,10 +8,20 @@ depends on the order of the stream alone, never on time, so that a run can be re
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from itertools import islice
 from typing import Generic, Protocol, TypeVar, final
 
+from augment.engines.base import Ask, Asked, Pause
 from augment.records import Sampling
+
+#: Requests whose pictures are ready at a time, in batches: those of similar size share a batch.
+WINDOW_BATCHES = 8
+
+#: Beyond them, batches whose pictures are being decoded while the model works.
+AHEAD_BATCHES = 2
 
 
 class Sized(Protocol):
@@ -30,7 +40,16 @@ class Sized(Protocol):
         """How its reply is decoded; equal within a batch."""
 
 
+class Opened(Sized, Protocol):
+    """A request whose picture was opened."""
+
+    @property
+    def error(self) -> str:
+        """Why it cannot be used; empty if it can."""
+
+
 S = TypeVar("S", bound=Sized)
+R = TypeVar("R", bound=Opened)
 
 
 @final
@@ -95,3 +114,72 @@ class Window(Generic[S]):
 
 def _place(one: Sized) -> tuple[int, int]:
     return one.cost, one.position
+
+
+@final
+class Feed(Generic[R]):
+    """The stream of requests, some way ahead of the model.
+
+    How far is counted in requests, never in time, so that the same stream gives the same batches.
+    The window grows from two batches to its full size, so that the model starts early.
+
+    Args:
+        asked: the stream.
+        opening: starts to open the picture of a request.
+        size: of a batch.
+
+    Attributes:
+        ended: whether there is no further request.
+    """
+
+    def __init__(self, asked: Asked, opening: Callable[[int, Ask], Future[R]], size: int) -> None:
+        self.ended = False
+        self._asked = iter(asked)
+        self._opening = opening
+        self._size = size
+        self._want = 2 * size
+        self._pause: Pause | None = None
+        self._position = 0
+        self._coming: deque[Future[R]] = deque()
+
+    def read(self, ready: int) -> None:
+        """Read the stream as far as the window and what lies ahead of it have room."""
+        self._pause = None
+        while len(self._coming) + ready < self._want + AHEAD_BATCHES * self._size:
+            said = next(self._asked, None)
+            if said is None:
+                self.ended = True
+                return
+            if isinstance(said, Pause):
+                self._pause = said
+                return
+            self._coming.append(self._opening(self._position, said))
+            self._position += 1
+
+    @property
+    def begun(self) -> bool:
+        """Whether there was any request."""
+        return self._position > 0
+
+    def is_ready(self, ready: int) -> bool:
+        """Whether :meth:`fill` would not wait."""
+        return all(one.done() for one in islice(self._coming, max(self._want - ready, 0)))
+
+    def fill(self, window: Window[R]) -> list[R]:
+        """Move what is ready into the window, and return what cannot be used."""
+        failed = []
+        while self._coming and len(window) < self._want:
+            ready = self._coming.popleft().result()
+            if ready.error:
+                failed.append(ready)
+            else:
+                window.add(ready)
+        return failed
+
+    def takes(self, ready: int) -> bool:
+        """Whether a batch is to be made of a window; if so, the next window may be larger."""
+        enough = self._size if self._pause is Pause.BRIEF else self._want
+        if not ready or (ready < enough and not self.ended and self._pause is not Pause.FLUSH):
+            return False
+        self._want = min(self._want + 2 * self._size, WINDOW_BATCHES * self._size)
+        return True

@@ -25,19 +25,28 @@ seconds.
 from __future__ import annotations
 
 import asyncio
-import email.utils
-import json
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
-import anyio
 import httpx
 
+from augment.engines.exchange import (
+    FATAL,
+    Answer,
+    BusyError,
+    HungError,
+    LostError,
+    Payload,
+    RepeatError,
+    UnreachedError,
+    locked,
+    post,
+)
 from augment.errors import EngineError
 
 #: Seconds between the first two tries of a request; doubled each time, up to the second number.
@@ -53,18 +62,7 @@ SUSPECT = 2
 BUDGET_SHARE = 0.2
 BUDGET_FLOOR = 40
 
-_BUSY = frozenset({429, 503, 529})
-_FATAL = frozenset({401, 403})
 _LOG = logging.getLogger(__name__)
-
-Payload = Mapping[str, Any]
-
-
-class Answer(NamedTuple):
-    """What became of a request: the server's JSON, or why there is none."""
-
-    body: dict[str, Any]
-    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,24 +104,6 @@ class _Server:
     trouble: str = ""
     hopeless: bool = False
     probing: asyncio.Task[None] | None = None
-
-
-class _Repeat(Exception):
-    """This try failed; the request may be asked again."""
-
-
-class _Lost(_Repeat):
-    """The connection failed before an answer was complete."""
-
-
-class _Unreached(Exception):
-    """There was no connection, so the request was not even read."""
-
-
-class _Busy(Exception):
-    def __init__(self, status: int, wait: float | None) -> None:
-        super().__init__(f"HTTP {status}")
-        self.wait = wait
 
 
 @final
@@ -192,8 +172,8 @@ class Client:
         for server in self._servers:
             with suppress(httpx.HTTPError, ValueError):
                 reply = await self._http.get(server.url + path, timeout=10.0)
-                if reply.status_code in _FATAL:
-                    raise EngineError(_locked(server.url, reply))
+                if reply.status_code in FATAL:
+                    raise EngineError(locked(server.url, reply))
                 if reply.is_success:
                     return reply.json()
         return None
@@ -258,21 +238,28 @@ class Client:
         self._open[job] = time.monotonic()
         server.in_flight += 1
         try:
-            answer = await self._post(server, job.payload)
-        except _Busy as busy:
+            answer = await post(
+                self._http, server.url, job.payload, self._limits.timeout, self._check
+            )
+        except BusyError as busy:
+            server.hangs = 0
             self._pause(server, busy)
             self._queue.put_nowait(job)
-        except _Unreached as error:
+        except UnreachedError as error:
             self._drop(server, str(error))
             self._queue.put_nowait(job)
-        except _Lost as error:
+        except LostError as error:
             self._lose(server, str(error))
             job.losses += 1
             if job.losses < 2 * SUSPECT:
                 self._later(job, job.losses)
             else:
                 self._fail(job, f"connection-lost: {error} (twice with no other request there)")
-        except _Repeat as error:
+        except HungError as error:
+            self._hang(server)
+            self._again(job, str(error))
+        except RepeatError as error:
+            server.hangs = 0
             self._again(job, str(error))
         except EngineError as error:
             self._die(error)
@@ -284,44 +271,14 @@ class Client:
             server.in_flight -= 1
             self._open.pop(job, None)
 
-    async def _post(self, server: _Server, payload: Payload) -> Answer:
-        limit = self._limits.timeout
-        try:
-            # One deadline for the whole, since httpx's count from byte to byte.
-            with anyio.fail_after(limit):
-                reply = await self._http.post(server.url + "/chat/completions", json=payload)
-        except (TimeoutError, httpx.ReadTimeout, httpx.WriteTimeout):
-            self._hang(server)
-            raise _Repeat(f"timeout: {server.url} gave no answer within {limit:g} s") from None
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise _Unreached(f"{type(error).__name__}: {error}") from error
-        except httpx.TransportError as error:
-            raise _Lost(f"{server.url}: {type(error).__name__}: {error}") from error
-        server.hangs = 0
-        if reply.status_code in _BUSY:
-            raise _Busy(reply.status_code, _retry_after(reply.headers.get("Retry-After")))
-        if reply.status_code in _FATAL:
-            raise EngineError(_locked(server.url, reply))
-        if reply.status_code >= 500:
-            raise _Repeat(f"server-error: {_quote(server.url, reply)}")
-        if not reply.is_success:
-            return Answer({}, f"request-refused: {_quote(server.url, reply)}")
-        try:
-            body = reply.json()
-            self._check(body)
-        except ValueError as error:
-            reason = f"garbage: {server.url} answered {error}: {reply.text[:200]!r}"
-            raise _Repeat(reason) from error
-        return Answer(body)
-
     # What a try did to its server
 
     def _thrive(self, server: _Server) -> None:
-        server.losses = server.pauses = 0
+        server.losses = server.pauses = server.hangs = 0
         server.allowed = min(server.allowed + 1 / server.allowed, self._limits.concurrency)
         self._usable = time.monotonic()
 
-    def _pause(self, server: _Server, busy: _Busy) -> None:
+    def _pause(self, server: _Server, busy: BusyError) -> None:
         now = time.monotonic()
         if now < server.paused_until:
             return  # one of several that were in flight; the first has been heeded
@@ -436,30 +393,3 @@ def _growing(number: int, most: float = BACKOFF[1]) -> float:
     """Pause before the ``number``-th repetition, with jitter so that clients do not march."""
     pause = min(BACKOFF[0] * 2.0 ** (number - 1), most)
     return pause * random.uniform(0.5, 1.0)  # noqa: S311  # not cryptography
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds of a ``Retry-After`` header, which holds seconds or a date (RFC 9110, 10.2.3)."""
-    if value is None:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
-
-
-def _quote(url: str, reply: httpx.Response) -> str:
-    try:
-        error = reply.json()["error"]
-        message = error["message"] if isinstance(error, dict) else str(error)
-    except (json.JSONDecodeError, KeyError, TypeError):
-        message = reply.text
-    return f"{url}: HTTP {reply.status_code}: {message[:300]}".replace("\n", " ")
-
-
-def _locked(url: str, reply: httpx.Response) -> str:
-    return f"{_quote(url, reply)}; set the environment variable OPENAI_API_KEY to a valid key"

@@ -13,12 +13,10 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -31,8 +29,8 @@ from transformers import (
     GenerationConfig,
 )
 
-from augment.engines.base import Ask, Asked, Engine, EngineOptions, Pause, Replies
-from augment.engines.batching import Window
+from augment.engines.base import Ask, Asked, Engine, EngineOptions, Replies
+from augment.engines.batching import Feed, Window
 from augment.engines.encoding import encode, resized, to_messages
 from augment.engines.parallel import ParallelEngine
 from augment.engines.processes import ProcessCrew
@@ -42,12 +40,6 @@ from augment.models import fingerprint, resolve_model
 from augment.records import Reply, Request, Sampling
 
 __all__ = ["HFEngine", "encode", "fingerprint", "resized", "to_messages"]
-
-#: Requests whose pictures are ready at a time, in batches: those of similar size share a batch.
-WINDOW_BATCHES = 8
-
-#: Beyond them, batches whose pictures are being decoded while the model works.
-AHEAD_BATCHES = 2
 
 #: Most tokens of a batch, padding and new tokens included: a bound for the key-value cache. 65,536
 #: tokens take about 9 GiB in Qwen3-VL-8B (36 layers, 8 key-value heads of 128, bf16).
@@ -179,16 +171,14 @@ class HFEngine(Engine):
             ThreadPoolExecutor(self._workers, "decode") as decoders,
             ThreadPoolExecutor(1, "encode") as encoder,
         ):
-            feed = _Feed(
-                asked, lambda n, ask: decoders.submit(self._open, n, ask), self._batch_size
-            )
+            feed = Feed(asked, lambda n, ask: decoders.submit(self._open, n, ask), self._batch_size)
             try:
                 yield from self._answer_all(feed, encoder)
             finally:
                 decoders.shutdown(wait=False, cancel_futures=True)
                 encoder.shutdown(wait=False, cancel_futures=True)
 
-    def _answer_all(self, feed: _Feed, encoder: ThreadPoolExecutor) -> Iterator[Replies]:
+    def _answer_all(self, feed: Feed[_Ready], encoder: ThreadPoolExecutor) -> Iterator[Replies]:
         window: Window[_Ready] = Window(self._batch_size, self._batch_tokens)
         present: tuple[list[_Ready], Future[Any]] | None = None
         while True:
@@ -322,77 +312,6 @@ class HFEngine(Engine):
         pad = tokenizer.pad_token_id
         self._loaded = _Model(model, tuple(sorted(stops)), min(stops) if pad is None else pad)
         return self._loaded
-
-
-@final
-class _Feed:
-    """The stream of requests, some way ahead of the model.
-
-    How far is counted in requests, never in time, so that the same stream gives the same batches.
-    The window grows from two batches to its full size, so that the model starts early.
-
-    Args:
-        asked: the stream.
-        opening: starts to open the picture of a request.
-        size: of a batch.
-
-    Attributes:
-        ended: whether there is no further request.
-    """
-
-    def __init__(
-        self, asked: Asked, opening: Callable[[int, Ask], Future[_Ready]], size: int
-    ) -> None:
-        self.ended = False
-        self._asked = iter(asked)
-        self._opening = opening
-        self._size = size
-        self._want = 2 * size
-        self._pause: Pause | None = None
-        self._position = 0
-        self._coming: deque[Future[_Ready]] = deque()
-
-    def read(self, ready: int) -> None:
-        """Read the stream as far as the window and what lies ahead of it have room."""
-        self._pause = None
-        while len(self._coming) + ready < self._want + AHEAD_BATCHES * self._size:
-            said = next(self._asked, None)
-            if said is None:
-                self.ended = True
-                return
-            if isinstance(said, Pause):
-                self._pause = said
-                return
-            self._coming.append(self._opening(self._position, said))
-            self._position += 1
-
-    @property
-    def begun(self) -> bool:
-        """Whether there was any request."""
-        return self._position > 0
-
-    def is_ready(self, ready: int) -> bool:
-        """Whether :meth:`fill` would not wait."""
-        return all(one.done() for one in islice(self._coming, max(self._want - ready, 0)))
-
-    def fill(self, window: Window[_Ready]) -> list[_Ready]:
-        """Move what is ready into the window, and return what cannot be used."""
-        failed = []
-        while self._coming and len(window) < self._want:
-            ready = self._coming.popleft().result()
-            if ready.error:
-                failed.append(ready)
-            else:
-                window.add(ready)
-        return failed
-
-    def takes(self, ready: int) -> bool:
-        """Whether a batch is to be made of a window; if so, the next window may be larger."""
-        enough = self._size if self._pause is Pause.BRIEF else self._want
-        if not ready or (ready < enough and not self.ended and self._pause is not Pause.FLUSH):
-            return False
-        self._want = min(self._want + 2 * self._size, WINDOW_BATCHES * self._size)
-        return True
 
 
 def make(name: str, root: Path, options: EngineOptions) -> Engine:

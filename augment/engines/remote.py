@@ -22,7 +22,8 @@ from PIL import Image
 
 from augment.engines import canary
 from augment.engines.base import Ask, Asked, Engine, EngineOptions, Pause, Replies
-from augment.engines.client import Answer, Client, Limits, end
+from augment.engines.client import Client, Limits, end
+from augment.engines.exchange import Answer
 from augment.engines.pictures import MAX_PIXELS, Budget, Encoding, data_uri, fit
 from augment.engines.slots import Slots
 from augment.errors import EngineError, ImageError

@@ -58,4 +58,6 @@ def used(store: Store, recipe: str, runs: Sequence[RunRecord]) -> Used:
 def _cap(one: Mapping[str, Any]) -> str:
     added = one.get("max_added_words")
     more = f", of which at most {added} new" if added is not None else ""
-    return f"at most {one['max_words']} words{more}"
+    tokens = one.get("max_tokens")
+    length = f"{one['max_words']} words" if tokens is None else f"{tokens} tokens"
+    return f"at most {length}{more}"

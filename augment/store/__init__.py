@@ -15,8 +15,9 @@ doubles nothing: readers take one row per key, the earliest text and the latest 
 order of the files. So any number of processes and hosts may write and seal at once.
 """
 
+from augment.store.links import Failure, Judged, Link, as_link
 from augment.store.runs import RunRecord, Scope
-from augment.store.store import Failure, Judged, Link, Store, as_link
+from augment.store.store import Store
 from augment.store.texts import Texts
 from augment.store.wal import SYNC_SECONDS
 
