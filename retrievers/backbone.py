@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from importlib import resources
 from pathlib import Path
@@ -70,6 +71,13 @@ def _tag_preprocessing(name: str, tag: str | None) -> dict[str, Any]:
     found: dict[str, Any] | None = open_clip.get_pretrained_cfg(name, tag) if tag else None
     wanted = ("mean", "std", "interpolation", "resize_mode")
     return {key: found[key] for key in wanted if found.get(key) is not None} if found else {}
+
+
+def has_weights(settings: Mapping[str, Any]) -> bool:
+    """Whether the arguments of :func:`load_clip` bring weights, the same each time."""
+    name = str(settings["model_name"])
+    named = name in PACKAGED or name.startswith(("local-dir:", "hf-hub:"))
+    return not settings["random_init"] and (named or settings["pretrained"] is not None)
 
 
 def _resolve(name: str) -> str:

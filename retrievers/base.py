@@ -184,6 +184,7 @@ class Retriever(lightning.LightningModule, ABC):
             MismatchError: if it holds another architecture; names the weights.
         """
         checkpoint = read_checkpoint(path)
+        self.check_checkpoint(checkpoint)
         state = checkpoint.get("state_dict", {})
         try:
             self.load_state_dict(state)
@@ -205,6 +206,13 @@ class Retriever(lightning.LightningModule, ABC):
             "text": dict(self.trained_on or {}),
             "origin": self.origin,
         }
+        self.trim_checkpoint(checkpoint)
+
+    def trim_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take out weights that the settings bring again; by default none."""
+
+    def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint that :meth:`trim_checkpoint` trimmed for other weights."""
 
     @final
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -213,6 +221,7 @@ class Retriever(lightning.LightningModule, ABC):
         Raises:
             MismatchError: if the weights are of another architecture.
         """
+        self.check_checkpoint(checkpoint)
         _check_shapes(self.state_dict(), checkpoint)
         self.trained_on, self.origin = _text_of(checkpoint), _origin_of(checkpoint)
         loop = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})

@@ -63,11 +63,15 @@ class ClipFeatureFusion(ClipRetriever):
             raise DataError(f"model.attention must be masked or uniir, got {attention!r}")
         self._settings |= {"fusion": asdict(fusion), "attention": attention}
         self._attention = attention
-        sizes = prepare(self.clip)
+        sizes = self._sizes
         #: Named as in UniIR's checkpoints.
         self.t5_layers = T5Encoder(sizes.width, fusion)
         self.text_adapter = _adapter(sizes.text, sizes.width)
         self.image_adapter = _adapter(sizes.image, sizes.width)
+
+    def prepare_towers(self) -> None:
+        """Make both towers give their tokens."""
+        self._sizes = prepare(self.clip)
 
     @classmethod
     def deciding(cls, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from typing_extensions import Self
 
-from augment.errors import DataError
-from retrievers.backbone import load_clip
+from augment.errors import DataError, MismatchError
+from retrievers.backbone import has_weights, load_clip
 from retrievers.base import Retriever
 from retrievers.gradcache import encode_in_chunks
 from retrievers.inputs import Pairs, Processor
@@ -24,6 +24,7 @@ from retrievers.long_text import LongText, fit_positions, lengthen
 from retrievers.losses import Objective
 from retrievers.optim import AdamWCosine
 from retrievers.towers import compile_blocks
+from retrievers.tuning import Tuning, complete_state, frozen_digest, merge
 
 
 class ClipRetriever(Retriever, ABC):
@@ -40,6 +41,7 @@ class ClipRetriever(Retriever, ABC):
             encodes the batch at once.
         keep_chunks: the last chunks of each side that keep their activations: memory for time.
         compile: compile each transformer block of both towers with ``torch.compile``.
+        tuning: what is trained of the towers: all, some layers, or low-rank updates (LoRA).
         text: what becomes of text beyond the model's context.
         max_logit_scale: the logit scale is held at or below this; CLIP's 100. UniIR never clamps.
         optimizer: AdamW with warm-up and cosine decay.
@@ -62,6 +64,7 @@ class ClipRetriever(Retriever, ABC):
         chunk: int | None = None,
         keep_chunks: int = 0,
         compile: bool = False,  # noqa: A002 - torch's word
+        tuning: Tuning = Tuning(),  # noqa: B008 - frozen
         text: LongText = LongText(),  # noqa: B008 - frozen
         max_logit_scale: float = 100.0,
         optimizer: AdamWCosine = AdamWCosine(),  # noqa: B008 - frozen
@@ -85,6 +88,8 @@ class ClipRetriever(Retriever, ABC):
         self.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
             lambda _, state, prefix, *__: fit_positions(state, f"{prefix}clip.", text, positions)
         )
+        self.prepare_towers()
+        self._tune(tuning, init_from is None)
         self.optimizer = optimizer
         self.objective = objective
         self._chunk, self._keep = chunk, keep_chunks
@@ -97,6 +102,51 @@ class ClipRetriever(Retriever, ABC):
         if compile:
             compile_blocks(self.clip)
         self._max_log_scale = math.log(max_logit_scale)
+
+    def prepare_towers(self) -> None:
+        """Change the towers before anything is frozen; by default nothing."""
+
+    def _tune(self, tuning: Tuning, from_model: bool) -> None:
+        """Freeze; leave frozen weights out of checkpoints where the model's name brings them."""
+        tuning.apply(self.clip)
+        self._partial, self._frozen = False, ""
+        if tuning == Tuning():
+            return
+        self._partial = from_model and has_weights(self._settings)
+        self._settings |= {"tuning": asdict(tuning), "partial": self._partial}
+        self.register_load_state_dict_pre_hook(complete_state)  # type: ignore[no-untyped-call]
+
+    @property
+    def _digest(self) -> str:
+        self._frozen = self._frozen or frozen_digest(self)
+        return self._frozen
+
+    def trim_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take out what is frozen, if the model's name brings it."""
+        if self._partial:
+            for name, parameter in self.named_parameters():
+                if not parameter.requires_grad:
+                    del checkpoint["state_dict"][name]
+            checkpoint["retriever"]["frozen"] = self._digest
+
+    def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Refuse other frozen weights than those of the training.
+
+        Raises:
+            MismatchError: names the settings of the training.
+        """
+        told = checkpoint.get("retriever", {})
+        if "frozen" in told and told["frozen"] != self._digest:
+            raise MismatchError(
+                "the checkpoint holds what was trained and leaves out what was frozen, and this "
+                f"model is frozen otherwise; it was trained with {told.get('settings')}"
+            )
+
+    def merge_lora(self) -> None:
+        """Write low-rank updates into the weights, for export; it cannot be trained on after."""
+        merge(self.clip)
+        for name in ("tuning", "partial"):
+            self._settings.pop(name, None)
 
     @classmethod
     def deciding(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,13 +162,17 @@ class ClipRetriever(Retriever, ABC):
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
         """Built without weights, so that nothing is fetched that a checkpoint brings.
 
-        Only what decides a vector is taken, so that settings of training may come and go.
+        Frozen weights that it leaves out come with the model's name. Only what decides a vector is
+        taken, so that settings of training may come and go.
         """
         deciding = cls.deciding(settings)
+        partial = bool(settings.get("partial"))
+        if "tuning" in settings:
+            deciding["tuning"] = Tuning(**settings["tuning"])
         # open_clip warns that the model is random, which it is until the weights come.
         logging.disable(logging.WARNING)
         try:
-            retriever = cls(**deciding, random_init=True)
+            retriever = cls(**deciding, random_init=not partial)
         finally:
             logging.disable(logging.NOTSET)
         retriever._settings = dict(settings)

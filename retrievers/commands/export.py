@@ -16,6 +16,7 @@ from augment.mbeir import DataRoot, format_text
 from retrievers import hub
 from retrievers.base import Retriever
 from retrievers.clip import ClipScoreFusion
+from retrievers.contrastive import ClipRetriever
 from retrievers.export.card import Form, model_card
 from retrievers.export.check import (
     agreement,
@@ -62,6 +63,8 @@ def main(arguments: Sequence[str]) -> None:
         raise DataError("is there already; name a new folder with --out", str(args.out))
     retriever = load_retriever(args.checkpoint)
     metrics = _metrics(retriever, args.checkpoint, args.metrics)
+    if isinstance(retriever, ClipRetriever):
+        retriever.merge_lora()
     form: Form = args.to
     card = model_card(retriever, args.name or args.out.resolve().name, metrics, args.license, form)
     partial = args.out.with_name(f".{args.out.name}.partial")
