@@ -111,7 +111,8 @@ def texts_table(texts: Mapping[str, Any]) -> str:
     for name, text in texts.items():
         for side, about in text["sides"].items():
             facts = about.get("facts", {}).get("all")
-            truth = [f"{100 * facts[k]:.1f}" for k in ("precision", "recall")] if facts else ["-"]
+            keys = ("precision", "recall") if facts and facts["stated"] else ()
+            truth = [f"{100 * facts[key]:.1f}" for key in keys] or ["-"]
             rows.append(
                 [name, side, f"{about['items']:,}", f"{about['generations']:,}",
                  f"{about['output_tokens']:,}", f"{about['mean_words']:.1f}",
