@@ -34,8 +34,9 @@ from benchmarks.vlm_pictures import training_flags
 WORLD_SEED = 424_242
 FLAT_WIDTHS = (96, 128, 192, 256, 384, 800)
 PHOTO_WIDTHS = (192, 256, 384, 800)
-#: The training flags of flagland-vlm: (how many, seed, share of plain flags left out).
-TRAINED_ON = ((44_000, 0, 0.0), (46_000, 1, 0.75))
+#: The training flags of flagland-vlm: how many, seed, shares of plain flags and of flags without
+#: small charges that were left out.
+TRAINED_ON = ((44_000, 0, 0.0, 0.0), (46_000, 1, 0.75, 0.0), (44_000, 2, 0.5, 0.7))
 
 
 @dataclass
@@ -75,17 +76,19 @@ class FactCounts:
         return rows
 
 
-def unseen(count: int, streams: Sequence[tuple[int, int, float]] = TRAINED_ON) -> list[Country]:
+def unseen(
+    count: int, streams: Sequence[tuple[int, int, float, float]] = TRAINED_ON
+) -> list[Country]:
     """Countries whose set of facts is not among those of the training flags.
 
     Args:
         count: how many.
-        streams: of training flags: how many, seed, and share of plain flags left out.
+        streams: of training flags: how many, seed, and the shares that were left out.
     """
     known = {
         flag.facts()
-        for flags, seed, charged in streams
-        for flag in islice(training_flags(seed, charged), flags)
+        for flags, seed, charged, small in streams
+        for flag in islice(training_flags(seed, charged, small), flags)
     }
     fresh = (c for c in atlas.countries(WORLD_SEED) if c.flag.facts() not in known)
     return list(islice(fresh, count))

@@ -31,16 +31,25 @@ TOKEN_SIDE = 32
 WIDTHS = (96, 96, 112, 128, 128, 144, 160, 192, 192, 224, 256, 320, 384)
 
 
-def training_flags(seed: int, charged: float = 0.0) -> Iterator[Flag]:
+def _small_charges(flag: Flag) -> bool:
+    return any(charge.count > 1 or charge.size == "small" for charge in flag.charges)
+
+
+def training_flags(seed: int, charged: float = 0.0, small: float = 0.0) -> Iterator[Flag]:
     """The endless stream of training flags; scoring leaves their fact sets out.
 
     Args:
         seed: of the stream.
         charged: share of the flags without charges that is left out. Charges are what a small
             model confuses longest.
+        small: share of the flags without small charges that is left out. Their shape in photos is
+            the last thing it learns.
     """
     rng = random.Random(f"flagland-vlm-train-{seed}")
-    return (flag for flag in families(rng) if flag.charges or rng.random() >= charged)
+    stream = (flag for flag in families(rng) if flag.charges or rng.random() >= charged)
+    if not small:
+        return stream
+    return (flag for flag in stream if _small_charges(flag) or rng.random() >= small)
 
 
 def native(flag: Flag, rng: random.Random, photo: bool) -> Image.Image:
@@ -64,17 +73,21 @@ def main() -> None:
     parser.add_argument("--flags", type=int, default=48_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--charged", type=float, default=0.0, help="share of plain flags left out")
+    parser.add_argument("--small", type=float, default=0.0, help="without small charges: left out")
+    parser.add_argument("--flat", type=float, default=1.0, help="share of flags drawn flat as well")
     parser.add_argument("--shard", default="0/1")
     args = parser.parse_args()
     shard, shards = (int(part) for part in args.shard.split("/"))
     buckets: dict[tuple[int, ...], list[Any]] = defaultdict(list)
     graphs: dict[tuple[int, ...], list[Any]] = defaultdict(list)
-    stream = training_flags(args.seed, args.charged)
+    stream = training_flags(args.seed, args.charged, args.small)
     for i in range(args.flags):
         flag = next(stream)
         if i % shards != shard:
             continue
         for photo in (False, True):
+            if not photo and random.Random(f"flat-{args.seed}-{i}").random() >= args.flat:
+                continue
             rng = random.Random(f"{args.seed}-{i}-{photo}")
             pixels = snapped(native(flag, rng, photo))
             buckets[pixels.shape].append(pixels)
