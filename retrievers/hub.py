@@ -47,8 +47,13 @@ def save(retriever: Retriever, folder: str | Path, card: str | None = None) -> P
         card: text of ``README.md``; None makes one from what the checkpoint remembers.
 
     Raises:
-        MismatchError: if its tokenizer cannot be saved.
+        MismatchError: if its tokenizer cannot be saved, or low-rank updates are not merged.
     """
+    if "tuning" in retriever.describe():
+        raise MismatchError(
+            "its towers are tuned in part or by low-rank updates, which no other library reads; "
+            "call merge_lora() first, after which it is not trained on"
+        )
     target = Path(folder)
     if target.exists() and not target.is_dir():
         raise DataError("is a file; name a folder", str(target))

@@ -24,6 +24,7 @@ from retrievers.export.transformers import refusals, to_transformers
 from retrievers.loading import load_retriever
 from retrievers.losses import Objective
 from retrievers.t5 import FusionLayers
+from retrievers.tuning import Tuning
 from tests.test_cli_retrievers import options
 from tests.test_retriever import CONFIG, make_config, make_root
 
@@ -237,6 +238,18 @@ def test_feature_fusion_comes_back_whole_and_is_refused_elsewhere(world, tmp_pat
         ClipScoreFusion.from_pretrained(tmp_path / "model")
     with pytest.raises(MismatchError, match="only score fusion goes there"):
         write_sentence_transformers(retriever, tmp_path / "out")
+
+
+def test_low_rank_updates_are_merged_first(tmp_path):
+    retriever = retriever_of(tmp_path, tuning=Tuning(lora_rank=2))
+    with pytest.raises(MismatchError, match=r"call merge_lora\(\) first"):
+        retriever.save_pretrained(tmp_path / "model")
+    retriever.merge_lora()
+    retriever.save_pretrained(tmp_path / "model")
+    back = Retriever.from_pretrained(tmp_path / "model")
+    things = [Content("a text"), Content(None, Image.new("RGB", (20, 30), "red"))]
+    ours = encode(retriever, things, "query")
+    torch.testing.assert_close(encode(back, things, "query"), ours, rtol=0, atol=1e-6)
 
 
 def test_siglips_bias_goes_along(tmp_path):
