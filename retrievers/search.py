@@ -74,7 +74,8 @@ def command(args: Sequence[str]) -> int:
         type=str,
         required=True,
         metavar="FILE",
-        help="Written by fit (OUT/checkpoints/last.ckpt), or a model name such as flagland-clip.",
+        help="Written by fit (OUT/checkpoints/last.ckpt), a model name such as flagland-clip, or "
+        "bm25: words instead of vectors.",
     )
     add_opening(parser)
     parser.add_argument("--k", type=PositiveInt, default=10, metavar="N", help="Results.")

@@ -18,6 +18,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, final
 
+import numpy as np
 import torch
 
 from augment.errors import DataError, StoreError
@@ -26,6 +27,7 @@ from augment.records import Item, Modality, View
 from augment.store import Store
 from augment.views import TextView, open_view
 from retrievers.base import Retriever
+from retrievers.bm25 import Bm25Index
 from retrievers.candidates import (
     Candidates,
     datasets,
@@ -34,6 +36,7 @@ from retrievers.candidates import (
     pool_files,
     read_embeddings,
 )
+from retrievers.catalog import Catalog
 from retrievers.dataset import CandidateBook
 from retrievers.embeddings.manifest import read_manifest
 from retrievers.index import VectorIndex
@@ -43,6 +46,9 @@ from retrievers.pictures import QueryPictures
 from retrievers.rewriting import QueryRewriter
 from retrievers.texts import TextRecipe
 
+#: In place of a checkpoint: search by words.
+BM25 = "bm25"
+
 
 @dataclass(frozen=True)
 class Result:
@@ -50,7 +56,7 @@ class Result:
 
     Attributes:
         rank: from 1.
-        score: cosine of query and candidate.
+        score: cosine of query and candidate, or that of BM25.
         id: of the candidate.
         text: as published, or None.
         generated: accepted generated text, or None. Whether the retriever read it is said by
@@ -108,11 +114,11 @@ class Searcher:
 
     def __init__(
         self,
-        retriever: Retriever,
+        retriever: Retriever | None,
         recipe: TextRecipe,
         root: DataRoot,
         pools: Sequence[Path],
-        index: VectorIndex,
+        index: VectorIndex | Bm25Index,
         shown: TextView,
         rewriter: QueryRewriter | None = None,
         pictures: QueryPictures | None = None,
@@ -152,7 +158,8 @@ class Searcher:
 
         Args:
             checkpoint: a ``.ckpt`` file that ``fit`` wrote, or a model to take as it is
-                (``flagland-clip``, ``local-dir:FOLDER``, ``hf-hub:NAME``).
+                (``flagland-clip``, ``local-dir:FOLDER``, ``hf-hub:NAME``), or ``bm25``: words
+                instead of vectors, in published text and, with a store, generated text behind it.
             root: folder in M-BEIR's layout.
             store: folder of generated texts; needed by a checkpoint trained on them, and shown
                 beside the results of others.
@@ -177,6 +184,12 @@ class Searcher:
         texts = None if store is None else Path(store)
         if texts is not None and not texts.is_dir():
             raise StoreError(f"{texts}: no such folder of generated texts")
+        if str(checkpoint) == BM25:
+            if embeddings is not None or vlm is not None:
+                raise DataError("bm25 has no embeddings and no rewritten queries; leave them out")
+            recipe = TextRecipe(open_view("query", "raw"), _words(texts), "plain", None)
+            words = _by_words(files, recipe)
+            return cls(None, recipe, data, files, words, recipe.corpus_view, None, pictures)
         retriever = load_retriever(checkpoint, _device(device))
         recipe = open_recipe(retriever.trained_on, data, texts, allow_mismatch)
         pictures = pictures or QueryPictures()
@@ -302,7 +315,7 @@ class Searcher:
             read = self._recipe.instructed(shown, asked)
             if read is None and picture is None:
                 raise DataError(f"nothing is left of the query {text!r}; type some words")
-            results = self._find(read, picture, k)
+            results = self._find(read, picture, k, notes)
         return Answer(results, read, asked, rewritten, tuple(notes))
 
     def _instruction(self, modality: Modality, given: str | None, notes: list[str]) -> str | None:
@@ -324,7 +337,17 @@ class Searcher:
             )
         return rows[0].prompts[0]
 
-    def _find(self, text: str | None, picture: str | None, k: int) -> tuple[Result, ...]:
+    def _find(
+        self, text: str | None, picture: str | None, k: int, notes: list[str]
+    ) -> tuple[Result, ...]:
+        if isinstance(self._index, Bm25Index):
+            if picture is not None:
+                notes.append("BM25 reads words and does not see the picture")
+            hits = self._index.search(text, k) if text is not None else []
+            return tuple(
+                self._result(rank, hit.score, hit.did) for rank, hit in enumerate(hits, start=1)
+            )
+        assert self._retriever is not None  # noqa: S101 - only bm25 has none
         image = None
         if picture is not None:
             image = self._retriever.processor.image(self.pictures.open(picture))
@@ -343,6 +366,21 @@ class Searcher:
         found = self._shown.enrichment(did)
         generated = found.text if found is not None and not found.rejected else None
         return Result(rank, round(score, 6), did, item.text, generated, item.image)
+
+
+def _words(store: Path | None) -> TextView:
+    """Published text, and generated text behind it where there is some."""
+    if store is None or not Store(store).recipes("corpus"):
+        return open_view("corpus", "raw")
+    return open_view("corpus", "append", store)
+
+
+def _by_words(files: Sequence[Path], recipe: TextRecipe) -> Bm25Index:
+    catalog = Catalog()
+    for path in files:
+        catalog.add(path)
+    ids = catalog.names(np.arange(len(catalog))).to_pylist()
+    return Bm25Index(ids, [recipe.candidate(item) or "" for item in catalog.items()])
 
 
 def _embeddings(checkpoint: str | Path, given: str | Path | None) -> Path | None:

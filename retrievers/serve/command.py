@@ -37,7 +37,7 @@ def command(args: Sequence[str]) -> int:
         nargs="+",
         required=True,
         metavar="[NAME=]FILE",
-        help="One or two, written by fit, or model names such as flagland-clip.",
+        help="One or two, written by fit, or model names such as flagland-clip; or bm25.",
     )
     add_opening(parser)
     parser.add_argument("--host", type=str, default="127.0.0.1", help="Address to listen on.")
