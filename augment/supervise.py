@@ -53,6 +53,9 @@ def draining() -> Iterator[Callable[[], bool]]:
             sys.stderr.write("\nfinishing the running batch; once more to stop at once\n")
         elif time.monotonic() - asked_at[0] > SAME_SIGNAL_SECONDS:
             _restore(before)
+            if before[signal.Signals(number)] == signal.SIG_IGN:  # so shells start jobs with "&"
+                interrupt = number == signal.SIGINT
+                signal.signal(number, signal.default_int_handler if interrupt else signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
     for number in _SIGNALS:

@@ -1,5 +1,6 @@
 """The search page: what it answers, and what it refuses."""
 
+import contextlib
 import http.client
 import io
 import json
@@ -62,7 +63,9 @@ def ask(server, method, target, body=None, **headers):
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
     try:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        connection.request(method, target, body, named)
+        # A refused upload is answered before it was sent to its end.
+        with contextlib.suppress(BrokenPipeError):
+            connection.request(method, target, body, named)
         response = connection.getresponse()
         return response.status, response.headers, response.read()
     finally:
