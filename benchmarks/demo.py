@@ -112,7 +112,7 @@ def run(reader: Reader, started: float) -> None:
     folders = [reader.folders(name)[0] for name in ("raw", "enriched")]
     write_report(
         folders[0], folders[1], out / "report.html", names=("raw", "enriched"),
-        metric=reader.metric, notes=notes,
+        metric=reader.metric, notes=notes, seed=reader.builder.setup.seeds[0],
     )  # fmt: skip
     print(table, *notes, sep="\n")
     print(f"{time.monotonic() - started:.0f} s in all; report: {out / 'report.html'}")
