@@ -41,8 +41,8 @@ class MatrixIndex(VectorIndex):
         self,
         made_by: str | None = None,
         device: str = "cpu",
-        query_block: int = 512,
-        candidate_block: int = 8192,
+        query_block: int = 2048,
+        candidate_block: int = 4096,
     ) -> None:
         super().__init__(made_by)
         self._device = device
@@ -64,11 +64,16 @@ class MatrixIndex(VectorIndex):
         queries = vectors.to(self._device)
         best = torch.full((len(queries), k), -torch.inf, device=self._device)
         rows = torch.zeros(len(queries), k, dtype=torch.int64, device=self._device)
+        # One place for all products: fresh memory for each takes a processor long.
+        wide = min(self._candidate_block, len(self))
+        space = torch.empty(min(self._query_block, len(queries)), wide, device=self._device)
         with full_precision():
             for start, block in self._on_device():
                 for first in range(0, len(queries), self._query_block):
                     part = slice(first, first + self._query_block)
-                    _keep_best(queries[part] @ block.T, start, best[part], rows[part])
+                    product = space[: len(queries[part]), : len(block)]
+                    torch.mm(queries[part], block.T, out=product)
+                    _keep_best(product, start, best[part], rows[part])
         return rows.cpu().numpy(), best.cpu().numpy()
 
     def _on_device(self) -> Iterator[tuple[int, Float32[Tensor, "n dim"]]]:
