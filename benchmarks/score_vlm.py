@@ -36,7 +36,12 @@ FLAT_WIDTHS = (96, 128, 192, 256, 384, 800)
 PHOTO_WIDTHS = (192, 256, 384, 800)
 #: The training flags of flagland-vlm: how many, seed, shares of plain flags and of flags without
 #: small charges that were left out.
-TRAINED_ON = ((44_000, 0, 0.0, 0.0), (46_000, 1, 0.75, 0.0), (44_000, 2, 0.5, 0.7))
+TRAINED_ON = (
+    (44_000, 0, 0.0, 0.0),
+    (46_000, 1, 0.75, 0.0),
+    (44_000, 2, 0.5, 0.7),
+    (60_000, 3, 0.7, 0.85),
+)
 
 
 @dataclass

@@ -29,6 +29,8 @@ MIN_PIXELS, MAX_PIXELS = 128 * 96, 224 * 128
 TOKEN_SIDE = 32
 #: Native widths of training pictures; the processor brings them to 12..28 image tokens.
 WIDTHS = (96, 96, 112, 128, 128, 144, 160, 192, 192, 224, 256, 320, 384)
+#: The same for photo-like ones, which the worlds draw no smaller.
+PHOTO_WIDTHS = (160, 192, 192, 224, 256, 256, 320, 384, 512)
 
 
 def _small_charges(flag: Flag) -> bool:
@@ -54,9 +56,9 @@ def training_flags(seed: int, charged: float = 0.0, small: float = 0.0) -> Itera
 
 def native(flag: Flag, rng: random.Random, photo: bool) -> Image.Image:
     """One picture as it would lie on disk: random width, JPEG of random quality."""
-    width = rng.choice(WIDTHS)
     if photo:
-        return draw_photo(flag, max(width, 160), rng)
+        return draw_photo(flag, rng.choice(PHOTO_WIDTHS), rng)
+    width = rng.choice(WIDTHS)
     return jpeg_round_trip(draw_flat(flag, width, rng), rng.randint(75, 95))
 
 
