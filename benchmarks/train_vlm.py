@@ -21,7 +21,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from augment.models.build import build_qwen3_vl
 from benchmarks.muon import optimisers, scale_of
 from benchmarks.vlm_data import Batches, Pictures, tokenizer_texts
-from benchmarks.vlm_loss import install_shortcuts, shared_prefix_loss
+from benchmarks.vlm_loss import (
+    attention_in_full_precision,
+    install_shortcuts,
+    shared_prefix_loss,
+)
 
 
 def publish(trained: Path, folder: Path) -> None:
@@ -46,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--text", default="192x4", help="width x depth")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--bf16", action="store_true", help="matrix products in bfloat16")
     parser.add_argument("--every", type=int, default=200, help="steps between checkpoints")
     parser.add_argument("--publish", type=Path, help="write the packaged form here at the end")
     return parser
@@ -65,6 +70,7 @@ class Training:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.folder: Path = args.out
+        self.bf16: bool = args.bf16
         self.file = self.folder / "training.pt"
         self.model: Any = AutoModelForImageTextToText.from_pretrained(
             self.folder, dtype=torch.float32
@@ -83,7 +89,8 @@ class Training:
         total = 0.0
         answered = sum(int((part["labels"] != -100).sum()) for part in parts)
         for part in parts:
-            loss = shared_prefix_loss(self.model, part) / answered
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+                loss = shared_prefix_loss(self.model, part) / answered
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -109,6 +116,8 @@ def main() -> None:
     args = _parser().parse_args()
     torch.set_num_threads(args.threads)
     install_shortcuts()
+    if args.bf16:
+        attention_in_full_precision()
     _start(args)
     training = Training(args)
     processor = AutoProcessor.from_pretrained(args.out)  # type: ignore[no-untyped-call]

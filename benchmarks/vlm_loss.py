@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen
@@ -13,6 +14,21 @@ def install_shortcuts() -> None:
     """Use the quick forms of the vision tower's attention and patch embedding from now on."""
     setattr(qwen.Qwen3VLVisionAttention, "forward", batched_vision_attention)  # noqa: B010 - mypy
     setattr(qwen.Qwen3VLVisionPatchEmbed, "forward", linear_patch_embedding)  # noqa: B010 - mypy
+
+
+def attention_in_full_precision() -> None:
+    """Under autocast to bfloat16, leave attention in fp32 from now on.
+
+    Products are 1.5 to 2 times as fast in bfloat16 on a CPU with units for it; the gradient of
+    attention is 3 times slower there than in fp32 (torch 2.15).
+    """
+    attention = nn.functional.scaled_dot_product_attention
+
+    def in_full(q: Tensor, k: Tensor, v: Tensor, *args: Any, **options: Any) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return attention(q.float(), k.float(), v.float(), *args, **options)
+
+    setattr(nn.functional, "scaled_dot_product_attention", in_full)  # noqa: B010 - mypy
 
 
 def batched_vision_attention(

@@ -87,6 +87,30 @@ def test_shortcuts_of_training_change_no_number(
             assert (found[name] - gradient).abs().max() < 2e-3 * scale, name
 
 
+def test_half_precision_training_keeps_attention_whole(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With products in bfloat16 the loss stays near; attention is computed in fp32."""
+    seen = []
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(q: torch.Tensor, *args: object, **options: object) -> torch.Tensor:
+        seen.append(q.dtype)
+        return attention(q, *args, **options)  # type: ignore[arg-type]
+
+    processor = AutoProcessor.from_pretrained(tiny)
+    model = AutoModelForImageTextToText.from_pretrained(tiny, dtype=torch.float32)
+    batch = vlm_data.Batches(FakePictures(), processor, seed=0).draw(0, 16, warm=False)[0]
+    plain = vlm_loss.shared_prefix_loss(model, batch)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    vlm_loss.attention_in_full_precision()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = vlm_loss.shared_prefix_loss(model, batch)
+    half.backward()  # type: ignore[no-untyped-call]
+    assert set(seen) == {torch.float32}
+    torch.testing.assert_close(half, plain, rtol=0.02, atol=0)
+
+
 def test_newton_schulz_brings_singular_values_near_one() -> None:
     matrices = torch.randn(3, 24, 40, generator=torch.Generator().manual_seed(0))
     for shape in (matrices, matrices.mT):
