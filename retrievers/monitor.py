@@ -31,7 +31,7 @@ class Throughput(lightning.Callback):
 
     def __init__(self) -> None:
         self._wait = self._spent = self._began = 0.0
-        self._pairs = self._steps = 0
+        self._pairs = self._steps = self._stepped = 0
         self._ended: float | None = None
         self._event: torch.cuda.Event | None = None
         self._hinted = False
@@ -39,6 +39,7 @@ class Throughput(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Start measuring."""
         self._hinted = False
+        self._stepped = trainer.global_step
         self._forget()
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
@@ -72,8 +73,11 @@ class Throughput(lightning.Callback):
         self._pairs += batch.queries.size
         self._steps += 1
         interval = getattr(trainer, "log_every_n_steps", 0)
+        # Loggers are given what is logged in the batch that completes such a step, no other.
+        due = trainer.global_step != self._stepped and trainer.global_step % max(interval, 1) == 0
+        self._stepped = trainer.global_step
         # The first step pays for compilation and caches.
-        if self._steps > 1 and interval and trainer.fit_loop.total_batch_idx % interval == 0:
+        if self._steps > 1 and interval and due:
             self._log(trainer, pl_module)
             self._forget()
             self._ended = now

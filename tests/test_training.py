@@ -1,5 +1,8 @@
 """Training on the tiny root: chunks under Lightning, hard negatives, readable errors, speed."""
 
+import csv
+from pathlib import Path
+
 import lightning
 import pyarrow as pa
 import pytest
@@ -81,6 +84,21 @@ def test_speed_and_memory_are_logged(config, root):
     assert watch.seen["speed/peak_mib"] > 10
     assert "data.loader.workers" in hint(0.5, torch.device("cpu"))
     assert hint(0.0, torch.device("cpu")) == "the model is the bottleneck"
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_speed_reaches_the_loggers(config, root, tmp_path, accumulate):
+    logger = lightning.pytorch.loggers.CSVLogger(tmp_path, "logs")
+    data = MBeirData(str(root), batch_size=8, validation=ValidationConfig(queries=0))
+    trainer = lightning.Trainer(
+        accelerator="cpu", devices=1, logger=logger, enable_checkpointing=False, max_steps=6,
+        enable_model_summary=False, enable_progress_bar=False, limit_val_batches=0,
+        log_every_n_steps=3, accumulate_grad_batches=accumulate,
+    )  # fmt: skip
+    trainer.fit(make_retriever(config), datamodule=data)
+    with Path(logger.log_dir, "metrics.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["step"] for row in rows if float(row["speed/pairs_per_s"]) > 0] == ["2", "5"]
 
 
 def test_waiting_for_data_is_measured(config, root):

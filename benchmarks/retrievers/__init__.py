@@ -1,0 +1,1 @@
+"""Retrievers and losses side by side on the same data: ``python -m benchmarks.retrievers``."""
