@@ -24,6 +24,7 @@ from augment.errors import DataError, ToolkitError
 from retrievers import commands
 from retrievers.audit import render_audits
 from retrievers.base import Retriever
+from retrievers.blip import BlipFeatureFusion, BlipScoreFusion  # noqa: F401 - found by name
 from retrievers.clip import ClipScoreFusion
 from retrievers.clip_ff import ClipFeatureFusion  # noqa: F401 - found by its name
 from retrievers.data import MBeirData

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from augment.records import Side
-from retrievers.contrastive import ClipRetriever, scatter
+from retrievers.contrastive import ClipRetriever
 from retrievers.inputs import Inputs
 from retrievers.long_text import pool_windows
+from retrievers.pairwise import scatter
 from retrievers.towers import check_size, encode_text
 
 

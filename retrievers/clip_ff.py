@@ -13,8 +13,9 @@ from torch.nn import functional
 
 from augment.errors import DataError
 from augment.records import Side
-from retrievers.contrastive import ClipRetriever, scatter
+from retrievers.contrastive import ClipRetriever
 from retrievers.inputs import Inputs
+from retrievers.pairwise import scatter
 from retrievers.t5 import FusionLayers, T5Encoder
 from retrievers.tokens import TextTokens, image_tokens, prepare, text_tokens
 from retrievers.towers import check_size
@@ -22,7 +23,8 @@ from retrievers.towers import check_size
 #: What the fusion transformer reads of an item.
 Attention = Literal["masked", "uniir"]
 
-_ATTENTIONS = ("masked", "uniir")
+#: All of them.
+ATTENTIONS: tuple[Attention, ...] = ("masked", "uniir")
 
 
 @final
@@ -59,7 +61,7 @@ class ClipFeatureFusion(ClipRetriever):
         **training: Any,
     ) -> None:
         super().__init__(model_name, **training)
-        if attention not in _ATTENTIONS:
+        if attention not in ATTENTIONS:
             raise DataError(f"model.attention must be masked or uniir, got {attention!r}")
         self._settings |= {"fusion": asdict(fusion), "attention": attention}
         self._attention = attention

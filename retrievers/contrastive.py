@@ -1,4 +1,4 @@
-"""What retrievers on an open_clip model share: weights, objective, chunks, optimiser."""
+"""What retrievers on an open_clip model share: weights, tuning, text beyond the context."""
 
 from __future__ import annotations
 
@@ -10,24 +10,22 @@ from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Self
 
 from augment.errors import DataError, MismatchError
 from retrievers.backbone import has_weights, load_clip
-from retrievers.base import Retriever
-from retrievers.gradcache import encode_in_chunks
-from retrievers.inputs import Pairs, Processor
+from retrievers.inputs import Processor
 from retrievers.long_text import LongText, fit_positions, lengthen
 from retrievers.losses import Objective
 from retrievers.optim import AdamWCosine
+from retrievers.pairwise import PairRetriever
 from retrievers.towers import compile_blocks
 from retrievers.tuning import Tuning, complete_state, frozen_digest, merge
 
 
-class ClipRetriever(Retriever, ABC):
+class ClipRetriever(PairRetriever, ABC):
     """Trains towers of an open_clip model towards an objective on pairs.
 
     Args:
@@ -50,8 +48,6 @@ class ClipRetriever(Retriever, ABC):
         allow_mismatch: embed text of another recipe than the one trained on.
     """
 
-    #: Beginnings of the names of parameters that start without trained weights.
-    fresh: ClassVar[tuple[str, ...]] = ()
     #: Whether :meth:`encode` pools the windows of a text; ``text.windows`` is refused where not.
     pools_windows: ClassVar[bool] = False
 
@@ -71,7 +67,7 @@ class ClipRetriever(Retriever, ABC):
         init_from: str | None = None,
         allow_mismatch: bool = False,
     ) -> None:
-        super().__init__(init_from, allow_mismatch)
+        super().__init__(objective, chunk, keep_chunks, optimizer, init_from, allow_mismatch)
         self._settings: dict[str, Any] = {
             "model_name": model_name,
             "pretrained": pretrained,
@@ -90,15 +86,7 @@ class ClipRetriever(Retriever, ABC):
         )
         self.prepare_towers()
         self._tune(tuning, init_from is None)
-        self.optimizer = optimizer
-        self.objective = objective
-        self._chunk, self._keep = chunk, keep_chunks
-        #: SigLIP's bias (2303.15343, section 3.2: -10 at the start), where the model has none.
-        self.logit_bias: Tensor | None = None
-        if objective.kind == "siglip" and getattr(self.clip, "logit_bias", None) is None:
-            self.logit_bias = torch.nn.Parameter(torch.tensor(-10.0))
-        # Weights go from one objective to another, and to an embedder that needs no bias.
-        self.register_load_state_dict_pre_hook(_reconcile_bias)  # type: ignore[no-untyped-call]
+        self.learn_bias()
         if compile:
             compile_blocks(self.clip)
         self._max_log_scale = math.log(max_logit_scale)
@@ -183,58 +171,17 @@ class ClipRetriever(Retriever, ABC):
         """The model's own tokenizer and evaluation transform, in training too (as in UniIR)."""
         return self._processor
 
-    def describe(self) -> dict[str, Any]:
-        """Settings as plain values; those that change no vector of given weights are left out."""
-        return dict(self._settings)
+    def scale(self) -> Float[Tensor, ""]:
+        """The exponential of CLIP's parameter."""
+        scale: Tensor = self.clip.logit_scale.exp()
+        return scale
 
-    def training_settings(self) -> dict[str, Any]:
-        """Objective and optimiser."""
-        return {"objective": asdict(self.objective), "optimizer": asdict(self.optimizer)}
-
-    def loss(self, batch: Pairs) -> Mapping[str, Tensor]:
-        """The objective, its parts and the logit scale."""
-        scale = self.clip.logit_scale.exp()
-        parts = self.objective(
-            encode_in_chunks(self.encode, batch.queries, "query", self._chunk, self._keep),
-            encode_in_chunks(self.encode, batch.candidates, "corpus", self._chunk, self._keep),
-            batch.labels,
-            batch.groups,
-            scale,
-            self.logit_bias if self.logit_bias is not None else self.clip.logit_bias,
-        )
-        if torch.is_grad_enabled():
-            # A tower that no item of this process needs must still take part in the all-reduce; and
-            # in one process its gradient must be nought, not absent, or AdamW would leave the tower
-            # out of a step in which the masked form, or several processes, carry its momentum on.
-            idle = 0.0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
-            parts = {**parts, "loss": parts["loss"] + idle}
-        return {**parts, "logit_scale": scale.detach()}
+    def bias(self) -> Float[Tensor, ""] | None:
+        """The model's own, or the learned one."""
+        own: Tensor | None = getattr(self.clip, "logit_bias", None)
+        return self.logit_bias if own is None else own
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Hold the logit scale (CLIP 2103.00020, section 2.5)."""
         with torch.no_grad():
             self.clip.logit_scale.clamp_(max=self._max_log_scale)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW and its schedule, one step per batch."""
-        steps = int(self.trainer.estimated_stepping_batches)
-        optimizer, schedule = self.optimizer.build(self.named_parameters(), steps, self.fresh)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
-
-
-def scatter(
-    size: int, rows: Int[Tensor, " rows"], features: Float[Tensor, "rows dim"]
-) -> Float[Tensor, "size dim"]:
-    """Features at their rows of a batch, zeros elsewhere."""
-    return features.new_zeros(size, features.shape[1]).index_add(0, rows, features)
-
-
-def _reconcile_bias(module: ClipRetriever, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    name = f"{prefix}logit_bias"
-    if module.logit_bias is None:
-        state.pop(name, None)
-    else:
-        state.setdefault(name, module.logit_bias.detach())

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from augment.atomic import write_text
 from augment.errors import DataError, MismatchError
 from retrievers.base import Retriever
+from retrievers.blip import BlipRetriever
 from retrievers.clip import ClipScoreFusion
 from retrievers.export.card import model_card
 from retrievers.export.open_clip import (
@@ -34,6 +35,8 @@ from retrievers.loading import build
 SETTINGS = "retriever.json"
 #: Weights of retrievers that open_clip does not know.
 OWN_WEIGHTS = "model.safetensors"
+#: Architecture of a BLIP, as transformers writes it.
+BLIP_CONFIG = "config.json"
 #: Nothing else is fetched: no pickle, no code.
 _FETCHED = ("*.json", "*.safetensors", "*.txt", "*.model", "README.md")
 
@@ -61,6 +64,8 @@ def save(retriever: Retriever, folder: str | Path, card: str | None = None) -> P
     clip = getattr(retriever, "clip", None)
     if clip is not None:
         write_architecture(clip, retriever.processor, target)
+    if isinstance(retriever, BlipRetriever):
+        retriever.write_architecture(target)
     if isinstance(retriever, ClipScoreFusion):
         write_weights(retriever.clip, target, retriever.logit_bias)
     else:
@@ -125,6 +130,8 @@ def load(
         # The folder's model has its positions stretched already; windows are read outside it.
         windows = dict(settings.get("text") or {}).get("windows", 1)
         here["text"] = {"windows": windows}
+    elif (folder / BLIP_CONFIG).is_file():
+        here["model_name"] = str(folder)
     retriever = build(str(told["class"]), here, str(folder / SETTINGS))
     _load_weights(retriever, folder)
     # What made a vector is what it was, wherever the folder lies.

@@ -16,6 +16,7 @@ from augment.store import Store
 from augment.views import VIEWS, TextView, open_view
 from retrievers.backbone import PACKAGED
 from retrievers.base import Retriever
+from retrievers.blip import BlipFeatureFusion, BlipScoreFusion  # noqa: F401 - found by name
 from retrievers.checkpoints import read_checkpoint
 from retrievers.clip import ClipScoreFusion
 from retrievers.clip_ff import ClipFeatureFusion  # noqa: F401 - found by its name

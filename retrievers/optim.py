@@ -28,6 +28,7 @@ class AdamWCosine:
         fresh_lr: peak learning rate of layers that start without trained weights, such as the
             fusion's; null takes ``lr``. UniIR's CLIP-FF has 5e-4.
         decay_fresh: decay every tensor of such layers, as UniIR does, norms too.
+        decay_all: decay every tensor of the others, too, as UniIR's BLIP does.
     """
 
     lr: float = 1e-5
@@ -39,6 +40,7 @@ class AdamWCosine:
     fused: bool | None = None
     fresh_lr: float | None = None
     decay_fresh: bool = False
+    decay_all: bool = False
 
     def build(
         self,
@@ -58,10 +60,10 @@ class AdamWCosine:
         for name, parameter in parameters:
             if parameter.requires_grad:
                 (started if name.startswith(tuple(fresh)) else trained).append(parameter)
-        groups = self._groups(trained, self.lr, False)
+        groups = self._groups(trained, self.lr, self.decay_all)
         if started:
             rate = self.lr if self.fresh_lr is None else self.fresh_lr
-            groups += self._groups(started, rate, self.decay_fresh)
+            groups += self._groups(started, rate, self.decay_fresh or self.decay_all)
         optimizer = torch.optim.AdamW(
             groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=self.fused
         )

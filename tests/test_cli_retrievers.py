@@ -192,6 +192,8 @@ def test_names_of_packaged_configs():
 @pytest.mark.parametrize(
     "name",
     [
+        "blip_ff_large",
+        "blip_sf_large",
         "flagland",
         "flagland_ff",
         "clip_ff_base",

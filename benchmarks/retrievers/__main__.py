@@ -93,7 +93,8 @@ def benches(args: argparse.Namespace) -> list[Bench]:
             raise DataError("no such folder; name an M-BEIR root, or flagland", name)
         enriching = Enriching(root, digest_root(root), threads=args.threads, tolerate=True)
         fit = tuple(f"--{one.lstrip('-')}" for one in args.fit)
-        found.append(Bench(title, enriching, args.steps, args.batch_size, args.text, fit))
+        pictures = args.out / "pictures" / enriching.root_digest[:12]
+        found.append(Bench(title, enriching, args.steps, args.batch_size, args.text, fit, pictures))
     return found
 
 

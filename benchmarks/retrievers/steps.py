@@ -33,6 +33,8 @@ class Bench:
         batch: pairs per step.
         text: published text, or generated text with it: queries replaced, candidates appended to.
         fit: further arguments of trainings, minings and tests.
+        pictures: folder that keeps them at the model's size, decoded once for all rows; None
+            decodes them in every run. The tensors are the same.
     """
 
     title: str
@@ -41,6 +43,7 @@ class Bench:
     batch: int
     text: Shows = "raw"
     fit: tuple[str, ...] = ()
+    pictures: Path | None = None
 
     @cached_property
     def shown(self) -> Shown:
@@ -116,10 +119,11 @@ class Bench:
         }  # fmt: skip
 
     def _arguments(self, row: Row, seed: int, made: Sequence[Path]) -> list[str]:
+        kept = [f"--data.loader.resized={self.pictures.resolve()}"] if self.pictures else []
         return [
             "--config", row.config, f"--data.root={self.enriching.root.resolve()}",
             f"--data.batch_size={self.batch}", f"--data.seed={seed}", f"--seed_everything={seed}",
             "--data.on_bad_image=skip", "--trainer.enable_progress_bar=false",
             "--trainer.enable_model_summary=false", *view_arguments(self.shown, made), *row.model,
-            *self.fit,
+            *kept, *self.fit,
         ]  # fmt: skip

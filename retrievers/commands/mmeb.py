@@ -19,6 +19,7 @@ from augment.mbeir import write_qrels
 from augment.mbeir.files import replacing
 from augment.records import Qrel, Side
 from retrievers.base import Retriever
+from retrievers.blip import BlipFeatureFusion, BlipScoreFusion  # noqa: F401 - short names
 from retrievers.clip import ClipScoreFusion  # noqa: F401 - a short name for --model
 from retrievers.clip_ff import ClipFeatureFusion  # noqa: F401 - a short name
 from retrievers.embeddings import Content as Keyed
