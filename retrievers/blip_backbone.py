@@ -92,7 +92,7 @@ def load_blip(
         ) from error
     finally:
         transformers_logging.set_verbosity(told)
-    positions = config.text_config.max_position_embeddings
+    positions = int(model.config.text_config.max_position_embeddings)
     if not 3 <= context <= positions:
         raise DataError(f"model.context must be 3 to {positions} for {name}, got {context}")
     if image_size is not None:
