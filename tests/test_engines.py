@@ -3,6 +3,7 @@
 import json
 import logging
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +16,10 @@ from augment.engines.scripted import ScriptedEngine
 from augment.errors import EngineError
 from augment.prompts import load_prompt
 from augment.records import Item, Request, Sampling
+from tests import tiny_vlms
 
 hf = pytest.importorskip("augment.engines.hf")
+decoding = pytest.importorskip("augment.engines.decoding")
 
 SIZES = [
     (96, 96),
@@ -34,37 +37,12 @@ TEXTS = ["describe the picture", "a flag of three bands " * 5, "", "which countr
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    root = tmp_path_factory.mktemp("pictures")
-    dice = random.Random(0)
-    for number, size in enumerate(SIZES):
-        image = Image.new("RGB", size, tuple(dice.randrange(256) for _ in range(3)))
-        for _ in range(4):
-            spot = [dice.randrange(max(side // 2, 1)) for side in size]
-            patch = Image.new("RGB", (size[0] // 3 + 1, size[1] // 3 + 1), dice.randrange(1 << 24))
-            image.paste(patch, tuple(spot))
-        image.save(root / f"{number}.png")
-    return root
+    return tiny_vlms.pictures(tmp_path_factory.mktemp("pictures"), SIZES)
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    from augment.models.build import build_qwen3_vl
-
-    folder = tmp_path_factory.mktemp("models") / "tiny-vlm"
-    build_qwen3_vl(
-        folder,
-        TEXTS * 3,
-        seed=1,
-        vocab_size=300,
-        vision_width=32,
-        vision_depth=2,
-        text_width=64,
-        text_depth=2,
-        init_std=0.15,
-        min_pixels=32 * 32,
-        max_pixels=128 * 128,
-    )
-    return folder
+    return tiny_vlms.qwen3(tmp_path_factory.mktemp("models") / "tiny-vlm", TEXTS)
 
 
 def requests(pictures):
@@ -138,60 +116,7 @@ def test_batches_give_the_tokens_of_single_calls(tiny, pictures):
 
 @pytest.fixture(scope="module")
 def tiny_25(tiny, tmp_path_factory):
-    """Qwen2.5-VL: another architecture, patch 14 instead of 16, the same path."""
-    import torch
-    import transformers as tf
-
-    folder = tmp_path_factory.mktemp("models") / "tiny-vlm-2.5"
-    qwen3 = tf.AutoProcessor.from_pretrained(tiny)
-    shape = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
-    size = {"shortest_edge": 28 * 28, "longest_edge": 120 * 120}
-    tf.Qwen2_5_VLProcessor(
-        image_processor=tf.Qwen2VLImageProcessor(size=size, **shape),
-        tokenizer=qwen3.tokenizer,
-        video_processor=tf.Qwen2VLVideoProcessor(size=size, **shape),
-        chat_template=qwen3.chat_template,
-    ).save_pretrained(folder)
-    tokenizer = qwen3.tokenizer
-    names = ("image", "video", "vision_start", "vision_end")
-    tokens = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
-    ids = {
-        f"{name}_token_id": tokenizer.convert_tokens_to_ids(token)
-        for name, token in zip(names, tokens, strict=True)
-    }
-    torch.manual_seed(0)
-    config = tf.Qwen2_5_VLConfig(
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "patch_size": 14,
-            "out_hidden_size": 64,
-            "fullatt_block_indexes": [1],
-            "window_size": 56,
-            "initializer_range": 0.15,
-        },
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 2048,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10_000.0,
-                "mrope_section": [6, 5, 5],
-            },
-            "initializer_range": 0.15,
-        },
-        **ids,
-    )
-    model = tf.Qwen2_5_VLForConditionalGeneration(config)
-    model.save_pretrained(folder)
-    return folder
+    return tiny_vlms.qwen2_5(tmp_path_factory.mktemp("models") / "tiny-vlm-2.5", tiny)
 
 
 def test_qwen_2_5_takes_the_same_path_with_its_own_patch(tiny_25, pictures):
@@ -324,15 +249,14 @@ def test_a_failing_batch_is_halved_down_to_the_item_at_fault(tiny, pictures, cap
     ask = [Request(str(n), "s", f"request {n}") for n in range(6)]
     engine = hf.HFEngine(str(tiny), root=pictures, batch_size=8, device="cpu")
     loaded = engine._load()
-    generate = loaded.model.generate
     poison = engine._processor(text=["request 4"])["input_ids"][0][-1]
 
-    def failing(**inputs):
+    def failing(inputs, sampling):
         if (inputs["input_ids"] == poison).any():
             raise RuntimeError("out of memory (pretended)")
-        return generate(**inputs)
+        return loaded.decode(inputs, sampling)
 
-    loaded.model.generate = failing
+    engine._loaded = replace(loaded, decode=failing)
     with caplog.at_level(logging.INFO, "augment.engines.hf"):
         replies = list(engine.generate(ask, Sampling(max_new_tokens=2)))
     assert [reply.finish == "error" for reply in replies] == [n == 4 for n in range(6)]
@@ -349,7 +273,10 @@ def test_finish_tells_a_cut_text_from_a_complete_one(tiny, pictures):
     loaded = engine._load()
     inputs = engine._encode([engine._open(0, Ask(ask[0], Sampling()))])
     first = loaded.model.generate(**inputs, max_new_tokens=1, do_sample=False)[0, -1].item()
-    engine._loaded = hf._Model(loaded.model, (first,), loaded.pad)
+    stops = (first,)
+    engine._loaded = hf._Model(
+        loaded.model, stops, decoding.decode_with(loaded.model, stops, pad=0)
+    )
     stopped = next(engine.generate(ask, Sampling(max_new_tokens=3)))
     assert (stopped.finish, stopped.output_tokens, stopped.text) == ("stop", 1, "")
 

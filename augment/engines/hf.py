@@ -26,11 +26,11 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
-    GenerationConfig,
 )
 
 from augment.engines.base import Ask, Asked, Engine, EngineOptions, Replies
 from augment.engines.batching import Feed, Window
+from augment.engines.decoding import Decode, decode_with
 from augment.engines.encoding import encode, resized, to_messages
 from augment.engines.parallel import ParallelEngine
 from augment.engines.processes import ProcessCrew
@@ -64,7 +64,7 @@ class _Ready(NamedTuple):
 class _Model:
     model: Any
     stops: tuple[int, ...]
-    pad: int
+    decode: Decode
 
 
 @final
@@ -261,25 +261,8 @@ class HFEngine(Engine):
 
     def _generate(self, loaded: _Model, inputs: Any, sampling: Sampling) -> list[Reply]:
         inputs = inputs.to(self._device)
-        sampled: dict[str, Any] = {}
-        if sampling.temperature > 0:
-            sampled = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-        # Our own, so that nothing of the model's defaults (a penalty, a temperature) slips in that
-        # the key of the text does not name.
-        config = GenerationConfig(  # type: ignore[no-untyped-call]
-            max_new_tokens=sampling.max_new_tokens,
-            do_sample=sampling.temperature > 0,
-            eos_token_id=list(loaded.stops),
-            pad_token_id=loaded.pad,
-            **sampled,
-        )
-        with torch.inference_mode(), torch.random.fork_rng(enabled=bool(sampled)):
-            if sampled:
-                torch.manual_seed(sampling.seed)
-            output = loaded.model.generate(**inputs, generation_config=config)
-        width = inputs["input_ids"].shape[1]
+        rows = loaded.decode(inputs, sampling)
         read = inputs["attention_mask"].sum(dim=1).tolist()
-        rows = output[:, width:].tolist()
         return [self._reply(loaded, row, count) for row, count in zip(rows, read, strict=True)]
 
     def _reply(self, loaded: _Model, row: list[int], read: int) -> Reply:
@@ -310,7 +293,9 @@ class HFEngine(Engine):
         if not stops:
             raise EngineError(f"{self._model} names no end token")
         pad = tokenizer.pad_token_id
-        self._loaded = _Model(model, tuple(sorted(stops)), min(stops) if pad is None else pad)
+        ends = tuple(sorted(stops))
+        decode = decode_with(model, ends, min(stops) if pad is None else pad)
+        self._loaded = _Model(model, ends, decode)
         return self._loaded
 
 
