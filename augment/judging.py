@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any, final
 
 from augment.checks import RULES, Limits, Verdict, judge
@@ -29,6 +30,36 @@ def checks_of(limits: Limits, prompts: Iterable[Prompt]) -> dict[str, Any]:
     """
     asked = {one.name: {**_caps(one), "mark": mark(limits, one)} for one in prompts}
     return {"rules": RULES, "limits": asdict(limits), "prompts": asked}
+
+
+#: Checks that go without saying, those of the first checkpoints. They stay what they are, whatever
+#: the defaults become, so that fingerprints do.
+UNSAID: Mapping[str, Any] = MappingProxyType(
+    {
+        "rules": 2,
+        "language": "en",
+        "foreign": 0.5,
+        "repetition": 0.3,
+        "compression": 0.7,
+        "truncation": 0.5,
+        "filler": 0.2,
+        "slack": 1.0,
+        "leak": "names",
+        "keep": True,
+    }
+)
+
+
+def said(checks: Mapping[str, Any]) -> dict[str, Any]:
+    """In what checks differ from those that go without saying.
+
+    Caps of prompts are not among them: they are part of the prompts' hashes, so of the recipe.
+
+    Args:
+        checks: of :func:`checks_of`; empty where an earlier version did not keep them.
+    """
+    made = {"rules": max(checks.get("rules", 0), UNSAID["rules"]), **checks.get("limits", {})}
+    return {name: value for name, value in made.items() if value != UNSAID.get(name)}
 
 
 def mark(limits: Limits, prompt: Prompt) -> str:

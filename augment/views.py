@@ -12,11 +12,12 @@ text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from augment.errors import DataError
+from augment.judging import said
 from augment.keys import digest
 from augment.lengths import LENGTHS, Length, derive
 from augment.records import Enrichment, Item, Side, View
@@ -54,6 +55,9 @@ class TextView:
         view: see the module.
         recipe: how the generated texts were made, JSON-serialisable; empty for raw.
         length: which length of a generated text is shown (see :mod:`augment.lengths`).
+        checks: what generated texts were judged under, where it differs from
+            :data:`augment.judging.UNSAID`: refused texts are not shown. Several, where the texts
+            may have been judged under several.
     """
 
     def __init__(
@@ -63,18 +67,20 @@ class TextView:
         recipe: Mapping[str, object],
         texts: Mapping[str, Enrichment],
         length: Length = "dense",
+        checks: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.side = side
         self.view = view
         self.recipe = recipe
         self.length = length
+        self.checks = checks
         self._texts = texts
 
     def other(self, view: View, length: Length = "dense") -> TextView:
         """The same generated texts in another view; raw forgets them."""
         if view == "raw":
             return TextView(self.side, view, {}, {})
-        return TextView(self.side, view, self.recipe, self._texts, length)
+        return TextView(self.side, view, self.recipe, self._texts, length, self.checks)
 
     @property
     def name(self) -> str:
@@ -83,10 +89,12 @@ class TextView:
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hex digits over view, recipe and length. That of raw depends on no store."""
-        shown = {"view": self.view, "recipe": self.recipe.get("id", "")}
+        """Twelve hex digits over view, recipe, length and checks; that of raw, over no store."""
+        shown: dict[str, object] = {"view": self.view, "recipe": self.recipe.get("id", "")}
         if self.length != "dense":
             shown["length"] = self.length
+        if self.checks:
+            shown["checks"] = self.checks
         return digest(shown)[:12]
 
     def text(self, item: Item) -> str | None:
@@ -105,6 +113,13 @@ class TextView:
     def enrichment(self, item_id: str) -> Enrichment | None:
         """The generated text behind an item with its provenance, rejected ones included."""
         return self._texts.get(item_id)
+
+
+def judged_under(store: Store, side: Side, recipe: str) -> Sequence[Mapping[str, Any]]:
+    """What a view remembers of the checks of its texts: see :class:`TextView`."""
+    found = {digest(one): one for one in map(said, store.checks(side, recipe))}
+    several = [found[name] for name in sorted(found)]
+    return [] if several == [{}] else several
 
 
 def open_view(
@@ -139,4 +154,5 @@ def open_view(
         raise DataError(f"the {side} view {view!r} shows generated text: name the store it is in")
     opened = Store(store)
     found = opened.recipe(side, recipe)
-    return TextView(side, view, found.to_json(), opened.texts(side, found.id), length)
+    checks = judged_under(opened, side, found.id)
+    return TextView(side, view, found.to_json(), opened.texts(side, found.id), length, checks)

@@ -13,7 +13,7 @@ from augment.mbeir import DataRoot, TextRule
 from augment.mixtures import named_views
 from augment.records import Side, View
 from augment.store import Store
-from augment.views import VIEWS, TextView, open_view
+from augment.views import VIEWS, TextView, judged_under, open_view
 from retrievers.backbone import PACKAGED
 from retrievers.base import Retriever
 from retrievers.blip import BlipFeatureFusion, BlipScoreFusion  # noqa: F401 - found by name
@@ -171,9 +171,11 @@ def _view(side: Side, trained: str, store: Path | None, allow_mismatch: bool) ->
         raise DataError(f"the checkpoint was trained on an unknown {side} view {view!r}")
     if view == "raw" or store is None:
         return open_view(side, view, store)
-    names = [recipe.id for recipe in Store(store).recipes(side)]
+    opened = Store(store)
+    names = [recipe.id for recipe in opened.recipes(side)]
     for name, length in product(names, LENGTHS):
-        if TextView(side, view, {"id": name}, {}, length).name == trained:
+        checks = judged_under(opened, side, name)
+        if TextView(side, view, {"id": name}, {}, length, checks).name == trained:
             return open_view(side, view, store, name, length)
     any_other = names[0] if names and not allow_mismatch else None
     return open_view(side, view, store, any_other)

@@ -1,15 +1,22 @@
 """Views: what an encoder sees, and the fingerprint that goes with it."""
 
+import json
+import pickle
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from augment import cli, corpus
+from augment.checks import Limits
 from augment.errors import DataError, StoreError
-from augment.keys import Recipe
+from augment.judging import UNSAID, checks_of
+from augment.keys import Recipe, digest
+from augment.mbeir import write_candidates
 from augment.records import Enrichment, Item, Sampling
-from augment.store import Store
+from augment.store import Scope, Store
 from augment.views import open_view, render
 
 RECIPE = Recipe("corpus", {"p": "p@1"}, "m", "r", {"p": Sampling()}, {"image": "p"})
@@ -76,6 +83,74 @@ def test_fingerprint_follows_view_and_recipe(folder):
     assert old.fingerprint in first
     assert latest.recipe["prompts"] == {"p": "p@2"}
     assert len(first) == 3
+
+
+def run(folder, limits, ends=True, shard="", recipe=RECIPE):
+    """A run under some limits, as the commands note it."""
+    with Store(folder) as store:
+        checks = checks_of(limits, []) if limits else {}
+        record = store.begin(recipe, Scope(shard=shard, checks=checks))
+        if ends:
+            store.finish(record, {})
+
+
+STRICT, LOOSE = Limits(slack=0.5), Limits(keep=False)
+
+
+def prints(folder):
+    return open_view("corpus", "append", folder).fingerprint
+
+
+def test_fingerprint_follows_the_limits_of_the_checks(folder):
+    before = prints(folder)
+    run(folder, None)  # by a version that did not note them
+    run(folder, Limits())
+    assert prints(folder) == before, "what goes without saying changes no checkpoint"
+    run(folder, STRICT)
+    strict = prints(folder)
+    run(folder, LOOSE, ends=False)
+    mixed = prints(folder)
+    run(folder, LOOSE)
+    loose = prints(folder)
+    assert len({before, strict, mixed, loose}) == 4
+    view = open_view("corpus", "append", folder)
+    assert view.checks == [{"keep": False}]
+    assert view.other("append").fingerprint == loose
+    assert pickle.loads(pickle.dumps(view)).fingerprint == loose  # noqa: S301 - our own
+    run(folder, STRICT, shard="0/2")
+    assert prints(folder) == mixed, "the same two, whichever came first"
+    run(folder, STRICT, shard="1/2")
+    assert prints(folder) == strict
+    run(folder, Limits())
+    assert prints(folder) == before
+    run(folder, LOOSE, recipe=replace(RECIPE, prompts={"p": "p@2"}))
+    assert open_view("corpus", "append", folder, RECIPE.id).fingerprint == before
+    assert open_view("corpus", "raw", folder).fingerprint == open_view("corpus").fingerprint
+
+
+def test_fingerprints_of_checkpoints_stay_what_they_are(folder):
+    """Written down here, because checkpoints remember them."""
+    run(folder, Limits(**{name: value for name, value in UNSAID.items() if name != "rules"}))
+    assert prints(folder) == digest({"view": "append", "recipe": RECIPE.id})[:12]
+    assert open_view("corpus").fingerprint == digest({"view": "raw", "recipe": ""})[:12]
+
+
+def test_two_views_that_show_different_text_have_different_fingerprints(tmp_path):
+    """From the command to the view: the same store, judged under other limits."""
+    root = tmp_path / "root"
+    (root / "i").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(root / "i/1.png")
+    one = Item("1:1", "entry", "i/1.png", "image,text")
+    write_candidates(root / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl", [one])
+    (tmp_path / "a.json").write_text(json.dumps(["A flag of two red bands over one green band."]))
+    seen = {}
+    for limits in (Limits(), Limits(slack=0.05), Limits()):
+        options = cli.Options(model=f"scripted:{tmp_path / 'a.json'}", limits=limits)
+        corpus.run(root, tmp_path / "s", options=options)
+        view = open_view("corpus", "append", tmp_path / "s")
+        text = view.text(one)
+        assert seen.setdefault(view.fingerprint, text) == text
+    assert len(seen) == len(set(seen.values())) == 2
 
 
 def test_errors_say_what_to_do(folder, tmp_path):

@@ -170,6 +170,26 @@ def complete_recipes(folder: Path, side: Side) -> set[str]:
     return {name for name, shards in done.items() if _all_shards(shards)}
 
 
+def checks_in_force(folder: Path, side: Side, recipe: str) -> list[Mapping[str, Any]]:
+    """What texts of a recipe may have been judged under, each once; see :attr:`Scope.checks`.
+
+    A run judges what it takes, also texts that were there before: so these are the checks of the
+    latest run to the end of its input (if need be in shards), and of the runs since.
+    """
+    found: list[Mapping[str, Any]] = []
+    done: set[str] = set()
+    for run in reversed(list(load_runs(folder))):
+        if (run.side, run.recipe) != (side, recipe):
+            continue
+        if run.scope.checks not in found:
+            found.append(run.scope.checks)
+        if run.complete:
+            done.add(run.scope.shard)
+        if done and _all_shards(done):
+            break
+    return found
+
+
 def _all_shards(shards: set[str]) -> bool:
     numbers = {shard.partition("/")[2] for shard in shards if shard}
     return "" in shards or any(

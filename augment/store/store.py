@@ -177,6 +177,10 @@ class Store:
         """Ids of the recipes that were run to the end of their input."""
         return runs.complete_recipes(self.folder, side)
 
+    def checks(self, side: Side, recipe: str) -> list[Mapping[str, Any]]:
+        """What the texts of a recipe may have been judged under, as runs remember it."""
+        return runs.checks_in_force(self.folder, side, recipe)
+
     def runs(self) -> list[RunRecord]:
         """All runs, the earliest first."""
         return list(runs.load_runs(self.folder))
