@@ -1,13 +1,15 @@
 """Decoding of batches by models of the Qwen-VL family: the tokens of ``generate``, in less time.
 
 Enrichment asks one long instruction about many pictures and wants short answers of unequal length.
-Three things follow that ``generate`` (transformers 5.23) does not do:
+Four things follow that ``generate`` (transformers 5.23) does not do:
 
 - What all prompts of a batch begin with is read once, alone; its keys and values are kept for the
   next batch and shown to every row (prefix caching, as in SGLang, 2312.07104, section 3).
 - Rows that are finished leave the batch, rather than being decoded until the longest is.
 - Keys and values are written into memory with room to spare, rather than copied whole at every
   token.
+- Patches of pictures, which do not overlap, are embedded by one matrix product, not a convolution
+  (a third of the time on a CPU).
 
 Greedy tokens equal those of ``generate`` but for rounding. All state that depends on rows is the
 cache, the mask and the positions, which is true of the families in :data:`FAMILIES`; other models
@@ -21,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
 import torch
+from torch import nn
 from transformers import GenerationConfig, TemperatureLogitsWarper, TopPLogitsWarper
 from transformers.cache_utils import Cache, DynamicLayer
 
@@ -83,7 +86,7 @@ class _Generate:
         self._ends = {"eos_token_id": list(stops), "pad_token_id": pad}
         # What a model's own defaults hold (a penalty, a temperature) no key of a text names, and
         # ``generate`` takes it up wherever a call says nothing else.
-        model.generation_config = GenerationConfig(**self._ends)
+        model.generation_config = GenerationConfig(**self._ends)  # type: ignore[no-untyped-call]
 
     def __call__(self, inputs: Any, sampling: Sampling) -> list[Row]:
         sampled: dict[str, Any] = {}
@@ -107,12 +110,22 @@ class _Prefix(NamedTuple):
     layers: Sequence[tuple[torch.Tensor, torch.Tensor]]
 
 
-class _Layer(DynamicLayer):  # type: ignore[misc]
-    """Keys and values of a layer in memory with room to grow; ``keys`` and ``values`` are views."""
+@final
+class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """Keys and values of a layer in memory with room to grow; ``keys`` and ``values`` are views.
 
-    def __init__(self) -> None:
-        super().__init__()
+    Args:
+        prefix: keys and values that were read before, of one row, which all rows share.
+    """
+
+    def __init__(self, prefix: Sequence[torch.Tensor] = ()) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         self._memory: list[torch.Tensor] = []
+        self._shown: Sequence[torch.Tensor] = ()
+        self._length = 0
+        if prefix:
+            self.lazy_initialization(prefix[0], prefix[1])
+            self._show(prefix)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
@@ -120,36 +133,49 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
         """Append; all keys and values."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        old = self.get_seq_length()
-        new = old + key_states.shape[-2]
+        old, new = self._length, self._length + key_states.shape[-2]
         if not self._memory or new > self._memory[0].shape[-2]:
-            self._grow(old, new, key_states, value_states)
+            self._grow(new, key_states, value_states)
         for memory, states in zip(self._memory, (key_states, value_states), strict=True):
             memory[:, :, old:new] = states
-        self._show(new)
-        return self.keys, self.values
+        return self._show([memory[:, :, :new] for memory in self._memory])
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep these rows."""
-        length = self.get_seq_length()
         self._memory = [memory[indices.to(memory.device)] for memory in self._memory]
-        self._show(length)
+        self._show([memory[:, :, : self._length] for memory in self._memory])
 
-    def _grow(self, old: int, new: int, *states: torch.Tensor) -> None:
+    def _grow(self, new: int, *states: torch.Tensor) -> None:
         wider = [one.new_empty(*one.shape[:2], new + ROOM, one.shape[-1]) for one in states]
-        if old:
-            for memory, present in zip(wider, (self.keys, self.values), strict=True):
-                memory[:, :, :old] = present  # a prefix has one row, which goes to every row
+        for memory, present in zip(wider, self._shown, strict=False):
+            memory[:, :, : self._length] = present
         self._memory = wider
 
-    def _show(self, length: int) -> None:
-        self.keys, self.values = (memory[:, :, :length] for memory in self._memory)
+    def _show(self, shown: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        self.keys, self.values = keys, values = shown
+        self._shown, self._length = shown, keys.shape[-2]
+        return keys, values
 
-    def begin(self, keys: torch.Tensor, values: torch.Tensor) -> _Layer:
-        """This layer, after a prefix."""
-        self.lazy_initialization(keys, values)
-        self.keys, self.values = keys, values
-        return self
+
+@final
+class _Patches(nn.Module):
+    """A convolution whose stride is its kernel, on input of the kernel's size: one product."""
+
+    def __init__(self, convolution: nn.Conv3d) -> None:
+        super().__init__()
+        self.weight, self.bias = convolution.weight, convolution.bias
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """From (patches, channels, time, height, width) to (patches, features)."""
+        return nn.functional.linear(patches.flatten(1), self.weight.flatten(1), self.bias)
+
+
+def _embed_patches_at_once(model: Any) -> None:
+    embedding = getattr(getattr(model.model, "visual", None), "patch_embed", None)
+    convolution = getattr(embedding, "proj", None)
+    # A module with hooks of accelerate is left alone.
+    if embedding and type(convolution) is nn.Conv3d and not hasattr(convolution, "_hf_hook"):
+        embedding.proj = _Patches(convolution)
 
 
 @dataclass
@@ -188,6 +214,7 @@ class Decoder:
         self._model = model
         self._stops = frozenset(stops)
         self._prefix = _Prefix([], ())
+        _embed_patches_at_once(model)
 
     def __call__(self, inputs: Any, sampling: Sampling) -> list[Row]:
         """The new tokens of each row, end token included.
@@ -239,7 +266,7 @@ class Decoder:
         )
         cache = Cache(layer_class_to_replicate=_Layer)
         if skip:
-            cache = Cache(layers=[_Layer().begin(*layer) for layer in prefix.layers])
+            cache = Cache(layers=[_Layer(layer) for layer in prefix.layers])
         padded = mask if bool((mask == 0).any()) else None
         batch = _Batch(tokens[:, skip:], positions[..., skip:], padded, cache)
         return batch, {name: inputs[name] for name in shown}
@@ -260,7 +287,8 @@ class Decoder:
         read = torch.tensor([tokens], device=self._model.device)
         positions = torch.arange(len(tokens), device=read.device).expand(3, 1, -1)
         self._read(_Batch(read, positions, None, cache))
-        return _Prefix(tokens, [(layer.keys, layer.values) for layer in cache.layers])
+        layers: list[Any] = cache.layers
+        return _Prefix(tokens, [(layer.keys, layer.values) for layer in layers])
 
     def _read(self, batch: _Batch, **pictures: torch.Tensor) -> torch.Tensor:
         """Logits after the last token of every row, (rows, vocabulary) in fp32."""
