@@ -1,0 +1,381 @@
+"""Every stage but the model's own work, at M-BEIR's full size, on generated data.
+
+``python -m benchmarks.full_size --out FOLDER --share 0.01 0.1 1`` writes a root of M-BEIR's sixteen
+rows (sizes of UniIR's table 1: 5.56 million candidates, 193 thousand test queries) and runs the
+stages one after another, each in a process of its own: the commands that a user types where there
+is one. A scripted engine answers in place of a VLM, random vectors stand for a retriever's. Stages
+that are done are not run again. The full share takes some hours and 40 GB of disk; ``--stages``
+takes some of them, a hundredth takes minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+import torch
+from PIL import Image
+
+from augment.columnar import open_candidates
+from augment.mbeir import (
+    DataRoot,
+    InstructionRow,
+    write_candidates,
+    write_instructions,
+    write_qrels,
+    write_queries,
+)
+from augment.records import TASKS, Item, Qrel, Query
+from augment.views import open_view
+from benchmarks import metrics
+from benchmarks.machine import machine
+from benchmarks.mbeir import ROWS
+from retrievers.embeddings import EmbeddingStore, EmbeddingWriter, open_index
+from retrievers.metrics import Judgements, score_run
+from retrievers.run import RunTable, read_table, write_run
+from retrievers.stats import macro_bootstrap
+
+RESULTS = Path(__file__).parent / "results" / "full_size.md"
+GIB = 1 << 30
+#: Picture files, shared by all items: hashing and decoding are measured, a disk full of files not.
+PICTURES = 2_000
+#: Queries searched; UniIR's test has 193 thousand, and the time is in proportion.
+SEARCHED, DIM, DEPTH = 10_000, 768, 50
+
+
+def _sizes(share: float) -> Iterator[tuple[int, str, int, int, int]]:
+    """Data set number, name, task, candidates and test queries of every row."""
+    numbers: dict[str, int] = {}
+    for (name, task), (_, _, test, pool) in ROWS.items():
+        number = numbers.setdefault(name, len(numbers))
+        yield number, name, task, max(int(pool * share * 1e3), 60), max(int(test * share * 1e3), 5)
+
+
+def _items(prefix: int, first: int, count: int, modality: str, words: list[str]) -> Iterator[Item]:
+    random = Random(f"{prefix}-{first}")
+    for number in range(first, first + count):
+        text = None
+        if "text" in modality:
+            text = f"{' '.join(random.choices(words, k=38))} {number}"
+        picture = f"mbeir_images/big_images/{number % PICTURES}.jpg"
+        image = picture if "image" in modality else None
+        yield Item(f"{prefix}:{number}", text, image, modality, None)  # type: ignore[arg-type]
+
+
+def write_world(out: Path, share: float) -> int:
+    """A root in M-BEIR's layout, with pools, test queries, judgements and pictures."""
+    root, random = out / "root", Random(0)
+    words = ["".join(random.choices("abcdefghij", k=random.randint(2, 9))) for _ in range(2_000)]
+    (root / "mbeir_images" / "big_images").mkdir(parents=True, exist_ok=True)
+    parts = ("cand_pool/local", "cand_pool/global", "query/test", "qrels/test", "instructions")
+    for folder in parts:
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for number in range(PICTURES):
+        pixels = np.random.default_rng(number).integers(0, 255, (12, 16, 3), dtype=np.uint8)
+        picture = Image.fromarray(pixels).resize((256, 192))
+        picture.save(root / "mbeir_images" / "big_images" / f"{number}.jpg")
+    following: dict[int, int] = {}
+    pools = []
+    for dataset, name, task, pool, asked in _sizes(share):
+        first = following.get(dataset, 1)
+        following[dataset] = first + pool + asked
+        shown, wanted = TASKS[task]
+        stem = f"mbeir_{name}_task{task}"
+        pools.append(root / "cand_pool" / "local" / f"{stem}_cand_pool.jsonl")
+        write_candidates(pools[-1], _items(dataset, first, pool, wanted, words))
+        queries = [
+            Query(item, task, (f"{dataset}:{random.randrange(first, first + pool)}",))
+            for item in _items(dataset, first + pool, asked, shown, words)
+        ]
+        write_queries(root / "query" / "test" / f"{stem}_test.jsonl", queries)
+        judged = (Qrel(query.item.id, query.positives[0], 1, task) for query in queries)
+        write_qrels(root / "qrels" / "test" / f"{stem}_test_qrels.txt", judged)
+    write_instructions(
+        root / "instructions" / "query_instructions.tsv",
+        [
+            InstructionRow(*TASKS[task], name, str(dataset), ("Find what is asked for.",) * 4)
+            for dataset, name, task, _, _ in _sizes(share)
+        ],
+    )
+    union = root / "cand_pool" / "global" / "mbeir_union_test_cand_pool.jsonl"
+    with union.open("wb") as file:
+        for path in pools:
+            with path.open("rb") as part:
+                shutil.copyfileobj(part, file)
+    return sum(row[3] + row[4] for row in _sizes(share))
+
+
+def _union(out: Path) -> Path:
+    return DataRoot(out / "root").union_pool("test")
+
+
+def _open(out: Path, _: float) -> int:
+    return len(open_candidates(_union(out)))
+
+
+def _view(out: Path, _: float) -> int:
+    """Read every candidate's text as an encoder does: published, then generated."""
+    view = open_view("corpus", "append", out / "store")
+    table = open_candidates(_union(out))
+    shown = sum(1 for item in table if view.text(item))
+    if shown != len(table):
+        raise ValueError(f"{len(table) - shown} candidates show no text")
+    return shown
+
+
+def _vectors(out: Path, _: float) -> int:
+    ids = open_candidates(_union(out)).ids
+    random = np.random.default_rng(0)
+    shutil.rmtree(out / "vectors", ignore_errors=True)
+    with EmbeddingWriter(out / "vectors", "generated", shard_rows=65_536) as writer:
+        for start in range(0, len(ids), 65_536):
+            names = ids.slice(start, 65_536).to_pylist()
+            vectors = random.standard_normal((len(names), DIM), dtype=np.float32)
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+            keys = np.array([b"%015dx" % (start + n) for n in range(len(names))], dtype="S16")
+            writer.append(names, keys, torch.from_numpy(vectors))
+        writer.finish()
+    return len(ids)
+
+
+def _search(out: Path, share: float) -> int:
+    index = open_index(EmbeddingStore.open(out / "vectors", "generated"))
+    asked = min(SEARCHED, sum(row[4] for row in _sizes(share)))
+    random = torch.Generator().manual_seed(1)
+    vectors = torch.nn.functional.normalize(torch.randn(asked, DIM, generator=random), dim=1)
+    run = index.run([str(n) for n in range(asked)], vectors, DEPTH, "generated")
+    if len(run) != asked:
+        raise ValueError("a query is without hits")
+    return asked
+
+
+def _judge(out: Path, share: float) -> int:
+    """Two runs of all test queries: written, read, scored, compared task by task."""
+    sizes = list(_sizes(share))
+    asked = sum(row[4] for row in sizes)
+    scores = []
+    for seed in range(2):
+        pool = max(sum(row[3] for row in sizes), 4 * DEPTH)
+        world = metrics.make(asked, DEPTH, pool, seed)
+        table = RunTable.from_search(world.qids, world.dids, world.rows, world.scores)
+        write_run(out / f"{seed}.trec", table, "generated")
+        judged = Judgements(world.grades)
+        scored = score_run(read_table(out / f"{seed}.trec"), judged, ["success@5", "recall@50"])
+        by_query = scored.of("success@5")
+        scores.append(np.array([by_query[qid] for qid in world.qids]))
+    bounds = np.cumsum([row[4] for row in sizes])[:-1]
+    tasks = list(zip(np.split(scores[0], bounds), np.split(scores[1], bounds), strict=True))
+    interval = macro_bootstrap(tasks)
+    if not interval.low <= 0 <= interval.high:
+        raise ValueError("two random runs differ")
+    return asked
+
+
+class Stage(NamedTuple):
+    """A part of the work.
+
+    Attributes:
+        title: in the table.
+        work: what is done in a process of its own, items handled in return; or
+        command: what a user would type.
+        counts: items of a command: corpus or queries.
+    """
+
+    title: str
+    work: Callable[[Path, float], int] | None = None
+    command: tuple[str, ...] = ()
+    counts: str = ""
+
+
+_ENRICH = ("--model=scripted:", "--batch-size=256")
+STAGES = {
+    "world": Stage("data generated (no part of the toolkit)", write_world),
+    "validate": Stage(
+        "`augment.validate`", None, ("augment.validate", "{root}", "--images", "none"), "all"
+    ),
+    "table": Stage("union pool opened the first time: its table built", _open),
+    "open": Stage("the same again", _open),
+    "corpus": Stage(
+        "`augment.corpus`, a scripted engine", None,
+        ("augment.corpus", "--root={root}", "--store={store}", *_ENRICH), "corpus",
+    ),
+    "again": Stage(
+        "the same again: everything is in the store", None,
+        ("augment.corpus", "--root={root}", "--store={store}", *_ENRICH), "corpus",
+    ),
+    "queries": Stage(
+        "`augment.queries`, a scripted engine", None,
+        ("augment.queries", "--root={root}", "--store={store}", "--split", "test", *_ENRICH),
+        "queries",
+    ),
+    "view": Stage("every candidate's text read in the append view", _view),
+    "vectors": Stage("embedding store written, random vectors", _vectors),
+    "search": Stage(f"union pool searched exactly, k = {DEPTH}", _search),
+    "judge": Stage("two runs of all queries written, read, scored, compared", _judge),
+}  # fmt: skip
+
+
+def _count(stage: Stage, share: float) -> int:
+    candidates = sum(row[3] for row in _sizes(share))
+    queries = sum(row[4] for row in _sizes(share))
+    return {"corpus": candidates, "queries": queries, "all": candidates + queries}[stage.counts]
+
+
+class Watch(threading.Thread):
+    """Samples the private memory of a process and its workers."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0
+        self._root = psutil.Process(pid)
+        self._done = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        """Sample ten times a second."""
+        while not self._done.wait(0.1):
+            with suppress(psutil.NoSuchProcess):
+                family = (self._root, *self._root.children(recursive=True))
+                self.peak = max(self.peak, sum(map(_private, family)))
+
+    def stop(self) -> int:
+        """End sampling; the most that was seen, in bytes."""
+        self._done.set()
+        self.join()
+        return self.peak
+
+
+def _private(process: psutil.Process) -> int:
+    with suppress(psutil.NoSuchProcess):
+        memory = process.memory_info()
+        return int(memory.rss - memory.shared)
+    return 0
+
+
+def run_stage(name: str, out: Path, share: float) -> dict[str, Any]:
+    """One stage in a process of its own: seconds, processor seconds, private memory, items.
+
+    Raises:
+        SystemExit: if it fails; what it said is in a log beside the data.
+    """
+    stage = STAGES[name]
+    places = {"root": str(out / "root"), "store": str(out / "store")}
+    command = [sys.executable, "-m", *(part.format(**places) for part in stage.command)]
+    if stage.work:
+        command += ["benchmarks.full_size", "--stage", name, "--out", str(out), "--share"]
+        command.append(str(share))
+    log = out / f"{name}.log"
+    start, used = time.perf_counter(), _children_seconds()
+    with log.open("w", encoding="utf-8") as file:
+        child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)  # noqa: S603 - ours
+        watch = Watch(child.pid)
+        status = child.wait()
+        peak = watch.stop()
+    if status:
+        tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-20:])
+        raise SystemExit(f"{name} ended with status {status}; see {log}\n{tail}")
+    items = int(log.read_text(encoding="utf-8").split()[-1]) if stage.work else _count(stage, share)
+    return {
+        "seconds": time.perf_counter() - start,
+        "cpu": _children_seconds() - used,
+        "private": peak / GIB,
+        "items": items,
+    }
+
+
+def _children_seconds() -> float:
+    times = psutil.Process().cpu_times()
+    return float(times.children_user + times.children_system)
+
+
+def measure(out: Path, share: float, names: list[str], keep: bool) -> dict[str, Any]:
+    """The stages of one share that are not done yet; all that are done."""
+    folder = out / f"{share:g}"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "stages.json"
+    done: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    for name in names:
+        if name in done:
+            continue
+        done[name] = run_stage(name, folder, share)
+        partial = file.with_suffix(".tmp")
+        partial.write_text(json.dumps(done, indent=1), encoding="utf-8")
+        partial.replace(file)
+        sys.stderr.write(f"{share:g} {name}: {json.dumps(done[name])}\n")
+    if not keep and set(done) == set(STAGES):
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path != file:
+                path.unlink()
+    return done
+
+
+def table(found: dict[float, dict[str, Any]]) -> str:
+    """The outcome as Markdown."""
+    lines = [
+        "# Every stage at M-BEIR's size, on generated data",
+        "",
+        "Sixteen rows of the sizes in UniIR's table 1, or a share of them. No VLM and no encoder "
+        f"ran: a scripted engine answers, vectors are random. {PICTURES:,} picture files are "
+        "shared by all items. Each stage is a process of its own; private is its memory at the "
+        "peak, workers included, without pages of mapped files.",
+    ]
+    for share, stages in sorted(found.items()):
+        candidates = sum(row[3] for row in _sizes(share))
+        queries = sum(row[4] for row in _sizes(share))
+        lines += [
+            "",
+            f"## {candidates:,} candidates, {queries:,} test queries",
+            "",
+            "| stage | items | seconds | CPU s | items/s | private GiB |",
+            "|---|--:|--:|--:|--:|--:|",
+        ]
+        for name, stage in STAGES.items():
+            if name in stages:
+                one = stages[name]
+                rate = one["items"] / one["seconds"]
+                lines.append(
+                    f"| {stage.title} | {one['items']:,} | {one['seconds']:,.1f} | "
+                    f"{one['cpu']:,.1f} | {rate:,.0f} | {one['private']:.2f} |"
+                )
+    lines += ["", machine("full_size", 0)]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run, write, print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.full_size", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/full_size"), help="data, timings")
+    parser.add_argument("--share", type=float, nargs="+", default=[0.01, 0.1, 1.0])
+    parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES))
+    parser.add_argument("--keep", action="store_true", help="leave the data there")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--stage", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.stage:
+        work = STAGES[args.stage].work
+        if work is not None:
+            print(work(args.out, args.share[0]))
+        return
+    found = {share: measure(args.out, share, args.stages, args.keep) for share in args.share}
+    text = table(found)
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    args.results.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
