@@ -6,9 +6,10 @@ order. It is trec_eval's rule (its ``sim`` is a C float), so trec_eval ranks a r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,8 @@ from augment.mbeir.files import replacing
 from augment.records import Hit, Run
 from retrievers.run_lines import run_lines
 from retrievers.run_text import parse_lines, parse_quickly
+
+_Block = TypeVar("_Block")
 
 
 @final
@@ -266,8 +269,18 @@ def _write(path: Path, run: Run | RunTable, tag: str, tasks: Mapping[str, int] |
             raise DataError("no task code is known; write six columns", f"query {lacking[0]}")
         tails = [f" {tag} {tasks[qid]}\n".encode() for qid in table.qids.to_pylist()]
     with replacing(path) as stream:
-        for block in run_lines(table, tails):
+        for block in _ahead(run_lines(table, tails)):
             stream.buffer.write(block)
+
+
+def _ahead(blocks: Iterator[_Block]) -> Iterator[_Block]:
+    """Each block while another thread makes the next one: writing leaves a processor free."""
+    with ThreadPoolExecutor(1) as pool:
+        block = next(blocks, None)
+        while block is not None:
+            following = pool.submit(next, blocks, None)
+            yield block
+            block = following.result()
 
 
 def read_run(path: str | Path) -> dict[str, list[Hit]]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Lines formatted at once; more of them leave the processor's cache, fewer cost calls.
 _BLOCK = 1 << 17
+#: Lines that are looked at to guess how much of a block is padding.
+_SAMPLE = 4096
 #: Ids as columns of fixed width take no more memory than this; larger ones are made per block.
 _MOST_BYTES = 1 << 27
 
@@ -36,7 +38,7 @@ _DIGITS = np.array([b"%03d" % n for n in range(1000)])
 _WHOLE = np.array([b"%d." % n for n in range(1000)])
 
 
-def run_lines(table: RunTable, tails: Sequence[bytes]) -> Iterator[bytes]:
+def run_lines(table: RunTable, tails: Sequence[bytes]) -> Iterator[bytes | bytearray]:
     """Blocks of whole lines.
 
     Args:
@@ -61,19 +63,18 @@ def run_lines(table: RunTable, tails: Sequence[bytes]) -> Iterator[bytes]:
     for first, last in _parts(table.starts):
         counts = np.diff(table.starts[first : last + 1])
         hits = slice(int(table.starts[first]), int(table.starts[last]))
-        own = np.repeat(np.arange(last - first), counts)
-        rank = np.arange(len(own)) - np.repeat(np.cumsum(counts) - counts, counts)
+        rank = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
         rows = place[table.rows[hits]]
+        heads = pc.binary_join_element_wise(table.qids[first:last], "Q0", "", " ")
         yield _joined(
             (
-                _columns(table.qids[first:last]).take(own),
-                np.array([b" Q0 "]),
+                np.repeat(_columns(heads), counts),
                 dids.take(rows) if dids is not None else _columns(found.take(pa.array(rows))),
                 ranks.take(rank),
                 *_scores(table.scores[hits]),
-                ends[first:last].take(own) if len(tails) > 1 else ends,
+                np.repeat(ends[first:last], counts) if len(tails) > 1 else ends,
             ),
-            len(own),
+            len(rank),
         )
 
 
@@ -88,16 +89,15 @@ def _parts(starts: np.ndarray) -> Iterator[tuple[int, int]]:
         first = last
 
 
-def _joined(columns: Sequence[np.ndarray], lines: int) -> bytes:
-    record = np.empty(lines, [(f"f{n}", column.dtype) for n, column in enumerate(columns)])
+def _joined(columns: Sequence[np.ndarray], lines: int) -> bytes | bytearray:
+    kind = np.dtype([(f"f{n}", column.dtype) for n, column in enumerate(columns)])
+    whole = bytearray(lines * kind.itemsize)
+    record = np.frombuffer(whole, kind)
     for n, column in enumerate(columns):
         record[f"f{n}"] = column
-    whole = record.tobytes()
-    padding = len(whole) - np.count_nonzero(record.view(np.uint8))
-    if not padding:
-        return whole
     # The one looks for zeros, the other at every byte.
-    few = padding * 8 < len(whole)
+    some = record[:_SAMPLE].view(np.uint8)
+    few = 8 * (len(some) - np.count_nonzero(some)) < len(some)
     return whole.replace(b"\0", b"") if few else whole.translate(None, b"\0")
 
 

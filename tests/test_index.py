@@ -9,6 +9,7 @@ KINDS = [
     lambda: FaissIndex("m"),
     lambda: MatrixIndex("m"),
     lambda: MatrixIndex("m", query_block=3, candidate_block=7),
+    lambda: MatrixIndex("m", candidate_block=7, product="faiss"),
 ]
 
 

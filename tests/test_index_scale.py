@@ -33,10 +33,43 @@ def test_groups_and_blocks_lose_nothing():
     vectors, queries = clustered(3000), clustered(40, seed=1)
     ids = [f"1:{n}" for n in range(3000)]
     expected = brute_force(ids, vectors, queries, 50)
-    for blocks in ((512, 8192), (7, 100), (64, 64)):
-        index = indexed(MatrixIndex("m", "cpu", *blocks), vectors)
+    for settings in ((512, 8192), (7, 100), (64, 64), (1, 30, "faiss"), (1, None, "faiss")):
+        index = indexed(MatrixIndex("m", "cpu", *settings), vectors)
         run = index.run([str(n) for n in range(40)], queries, 50, "m")
         assert [[hit.did for hit in hits] for hits in run.values()] == expected
+
+
+def test_many_queries_over_half_precision_rank_as_by_sorting():
+    # Enough queries for faiss's product; small whole numbers tie in hundreds.
+    random = torch.Generator().manual_seed(0)
+    vectors = torch.randint(-2, 3, (900, 8), generator=random) / 8
+    queries = torch.randint(-2, 3, (300, 8), generator=random) / 8
+    stored = vectors[:500].half().numpy()
+
+    class Stored:
+        dim = 8
+
+        def __len__(self):
+            return len(stored)
+
+        def take(self, rows):
+            return stored[rows]
+
+    ids = [f"{n % 7}:{n}" for n in range(900)]
+    expected = brute_force(ids, vectors, queries, 40)
+    for product in ("auto", "torch"):
+        index = MatrixIndex("m", "cpu", product=product)
+        index.add_source(ids[:500], Stored(), "m")
+        index.add(ids[500:], vectors[500:], "m")
+        run = index.run([str(n) for n in range(300)], queries, 40, "m")
+        assert [[hit.did for hit in hits] for hits in run.values()] == expected
+
+
+def test_a_product_that_does_not_suit_is_refused():
+    with pytest.raises(ValueError, match="'blas' is none of auto, faiss, torch"):
+        MatrixIndex("m", product="blas")
+    with pytest.raises(ValueError, match="faiss multiplies on the processor, not on cuda"):
+        MatrixIndex("m", "cuda", product="faiss")
 
 
 def test_rows_of_several_sources_keep_their_ids(tmp_path):

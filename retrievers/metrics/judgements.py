@@ -69,10 +69,11 @@ class Judgements:
         if empty == "leave out" and not self.total.all():
             dids = dids.filter(pa.array(self._keep(self.total > 0)))
         self._qids = pa.array(self.qids, pa.string())
+        self._last: tuple[Any, Int64[np.ndarray, " queries"]] | None = None
         encoded = dids.dictionary_encode()
         self._dids = encoded.dictionary
         keys = self._query * max(len(self._dids), 1) + encoded.indices.to_numpy()
-        self._order = np.argsort(keys)
+        self._order = np.argsort(keys, kind="stable")  # mostly sorted, which this one notices
         self._keys = keys[self._order]
 
     def _keep(self, kept: Bool[np.ndarray, " queries"]) -> Bool[np.ndarray, " judged"]:
@@ -91,7 +92,7 @@ class Judgements:
             run: the hits.
             depth: only so many of each query.
         """
-        queries = places(run.qids, self._qids)
+        queries = self._queries(run)
         codes = places(run.ids, self._dids)
         place, rank, rows = run.top(depth)
         query, code = queries[place], codes[rows]
@@ -106,14 +107,20 @@ class Judgements:
 
     def missing(self, run: RunTable) -> list[str]:
         """Judged queries that a run lacks."""
-        seen = places(self._qids, run.qids) >= 0
-        return list(compress(self.qids, (~seen).tolist()))
+        seen = np.zeros(len(self.qids) + 1, dtype=bool)
+        seen[self._queries(run)] = True  # the last one stands for queries that are not judged
+        return list(compress(self.qids, (~seen[:-1]).tolist()))
 
     def unjudged(self, run: RunTable) -> list[str]:
         """Queries of a run that are not judged."""
-        known = places(run.qids, self._qids) >= 0
-        found: list[str] = run.qids.filter(pa.array(~known)).to_pylist()
+        found: list[str] = run.qids.filter(pa.array(self._queries(run) < 0)).to_pylist()
         return found
+
+    def _queries(self, run: RunTable) -> Int64[np.ndarray, " queries"]:
+        """Place of each of a run's queries here, -1 for one that is not judged."""
+        if self._last is None or self._last[0] is not run.qids:
+            self._last = run.qids, places(run.qids, self._qids)
+        return self._last[1]
 
     @cached_property
     def ideal(self) -> Found:
