@@ -219,7 +219,7 @@ class BlipRetriever(PairRetriever, ABC):
         """
         return self._processor
 
-    def encode(self, batch: Inputs, side: Side) -> Float[Tensor, "batch dim"]:
+    def vectors(self, batch: Inputs, side: Side) -> Float[Tensor, "batch dim"]:
         """Unit vectors; both sides share the towers."""
         if not len(batch.text_rows) and not len(batch.image_rows):
             raise ValueError("a batch needs at least one text or picture")

@@ -49,7 +49,7 @@ class ClipScoreFusion(ClipRetriever):
             "normalize_towers": settings["normalize_towers"],
         }
 
-    def encode(self, batch: Inputs, side: Side) -> Float[Tensor, "batch dim"]:
+    def vectors(self, batch: Inputs, side: Side) -> Float[Tensor, "batch dim"]:
         """Unit vectors; both sides share the towers."""
         vectors: Tensor | None = None
         if len(batch.text_rows):

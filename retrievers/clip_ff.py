@@ -84,7 +84,7 @@ class ClipFeatureFusion(ClipRetriever):
             "attention": settings["attention"],
         }
 
-    def encode(self, batch: Inputs, side: Side) -> Float[Tensor, "batch dim"]:
+    def vectors(self, batch: Inputs, side: Side) -> Float[Tensor, "batch dim"]:
         """Unit vectors; both sides share the towers and the fusion."""
         if not len(batch.text_rows) and not len(batch.image_rows):
             raise ValueError("a batch needs at least one text or picture")

@@ -41,6 +41,7 @@ class ClipRetriever(PairRetriever, ABC):
         compile: compile each transformer block of both towers with ``torch.compile``.
         tuning: what is trained of the towers: all, some layers, or low-rank updates (LoRA).
         text: what becomes of text beyond the model's context.
+        truncate_dim: see :class:`retrievers.pairwise.PairRetriever`.
         max_logit_scale: the logit scale is held at or below this; CLIP's 100. UniIR never clamps.
         optimizer: AdamW with warm-up and cosine decay.
         init_from: checkpoint whose weights are taken at the start, nothing else of it; UniIR's
@@ -64,10 +65,13 @@ class ClipRetriever(PairRetriever, ABC):
         text: LongText = LongText(),  # noqa: B008 - frozen
         max_logit_scale: float = 100.0,
         optimizer: AdamWCosine = AdamWCosine(),  # noqa: B008 - frozen
+        truncate_dim: int | None = None,
         init_from: str | None = None,
         allow_mismatch: bool = False,
     ) -> None:
-        super().__init__(objective, chunk, keep_chunks, optimizer, init_from, allow_mismatch)
+        super().__init__(
+            objective, chunk, keep_chunks, optimizer, truncate_dim, init_from, allow_mismatch
+        )
         self._settings: dict[str, Any] = {
             "model_name": model_name,
             "pretrained": pretrained,

@@ -5,16 +5,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float, Int
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.nn import functional
 
+from augment.errors import DataError, MismatchError
+from augment.records import Side
 from retrievers.base import Retriever
 from retrievers.gradcache import encode_in_chunks
-from retrievers.inputs import Pairs
+from retrievers.inputs import Inputs, Pairs
 from retrievers.losses import Objective
 from retrievers.optim import AdamWCosine
 
@@ -29,6 +32,8 @@ class PairRetriever(Retriever, ABC):
             encodes the batch at once.
         keep_chunks: the last chunks of each side that keep their activations: memory for time.
         optimizer: AdamW with warm-up and cosine decay.
+        truncate_dim: test and embed with so many first numbers of a vector, normalised again, after
+            training with ``objective.matryoshka``; null keeps all.
         init_from: checkpoint whose weights are taken at the start, nothing else of it.
         allow_mismatch: embed text of another recipe than the one trained on.
     """
@@ -42,17 +47,40 @@ class PairRetriever(Retriever, ABC):
         chunk: int | None = None,
         keep_chunks: int = 0,
         optimizer: AdamWCosine = AdamWCosine(),  # noqa: B008 - frozen
+        truncate_dim: int | None = None,
         init_from: str | None = None,
         allow_mismatch: bool = False,
     ) -> None:
         super().__init__(init_from, allow_mismatch)
         self.objective = objective
+        self.truncate_dim = truncate_dim
         self.optimizer = optimizer
         self._chunk, self._keep = chunk, keep_chunks
         #: SigLIP's bias, where the model has none.
         self.logit_bias: Tensor | None = None
         # Weights go from one objective to another, and to an embedder that needs no bias.
         self.register_load_state_dict_pre_hook(_reconcile_bias)  # type: ignore[no-untyped-call]
+
+    @abstractmethod
+    def vectors(self, batch: Inputs, side: Side) -> Float[Tensor, "batch dim"]:
+        """Unit vectors of full length; see :meth:`encode`."""
+
+    @final
+    def encode(self, batch: Inputs, side: Side) -> Float[Tensor, "batch dim"]:
+        """Unit vectors, shortened if that is asked for.
+
+        Raises:
+            MismatchError: if there are not so many numbers.
+        """
+        vectors = self.vectors(batch, side)
+        size = self.truncate_dim
+        if size is None:
+            return vectors
+        if not 0 < size <= vectors.shape[1]:
+            raise MismatchError(
+                f"model.truncate_dim is {size}, and vectors have {vectors.shape[1]} numbers"
+            )
+        return functional.normalize(vectors[:, :size], dim=-1)
 
     @abstractmethod
     def scale(self) -> Float[Tensor, ""]:
@@ -69,7 +97,8 @@ class PairRetriever(Retriever, ABC):
 
     def describe(self) -> dict[str, Any]:
         """Settings as plain values; those that change no vector of given weights are left out."""
-        return dict(self._settings)
+        cut = {} if self.truncate_dim is None else {"truncate_dim": self.truncate_dim}
+        return {**self._settings, **cut}
 
     def training_settings(self) -> dict[str, Any]:
         """Objective and optimiser."""
@@ -95,7 +124,16 @@ class PairRetriever(Retriever, ABC):
         return {**parts, "logit_scale": scale.detach()}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW and its schedule, one step per batch."""
+        """AdamW and its schedule, one step per batch.
+
+        Raises:
+            DataError: if vectors are to be shortened; training needs them whole.
+        """
+        if self.truncate_dim is not None:
+            raise DataError(
+                "model.truncate_dim is for test and embed; train prefixes with "
+                f"--model.objective.matryoshka=[{self.truncate_dim}]"
+            )
         steps = int(self.trainer.estimated_stepping_batches)
         optimizer, schedule = self.optimizer.build(self.named_parameters(), steps, self.fresh)
         return {

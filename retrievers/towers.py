@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import open_clip
@@ -14,6 +15,10 @@ from augment.errors import MismatchError
 
 #: Ways to read one position of the text, at or before the end-of-text token.
 _POOLS = ("argmax", "eos")
+
+#: Share of the positions of a batch of texts that parting it must save, and rows that each part
+#: must have: two passes of small products are slower than one of large ones.
+_WORTH, _LEAST = 0.15, 4
 
 
 def text_tower(clip: Any) -> Any:
@@ -59,6 +64,7 @@ def encode_text(clip: Any, texts: Int[Tensor, "rows context"]) -> Float[Tensor, 
     """Text features, computed only up to the longest text of the batch where that is exact.
 
     CLIP's own text tower is causal and reads one position, so later positions change nothing.
+    Short texts go through apart from long ones where that saves much of the padding.
     Other towers (SigLIP must be padded) go through open_clip as they are.
 
     Args:
@@ -70,13 +76,41 @@ def encode_text(clip: Any, texts: Int[Tensor, "rows context"]) -> Float[Tensor, 
         features: Tensor = clip.encode_text(texts)
         return features
     end = ends(tower, texts)
-    states = causal_states(tower, texts, int(end.max()) + 1)
-    pooled = states[torch.arange(len(states), device=states.device), end]
+    groups = [torch.tensor(rows, device=texts.device) for rows in length_groups(end.tolist())]
+    parts = [_pooled(tower, texts[rows], end[rows]) for rows in groups]
+    pooled = parts[0] if len(parts) == 1 else torch.cat(parts)[torch.cat(groups).argsort()]
     if tower.text_projection is None:
         return pooled
     linear = isinstance(tower.text_projection, torch.nn.Linear)
     projected: Tensor = tower.text_projection(pooled) if linear else pooled @ tower.text_projection
     return projected
+
+
+def _pooled(
+    tower: Any, texts: Int[Tensor, "rows context"], end: Int[Tensor, " rows"]
+) -> Float[Tensor, "rows width"]:
+    states = causal_states(tower, texts, int(end.max()) + 1)
+    return states[torch.arange(len(states), device=states.device), end]
+
+
+def length_groups(ends: Sequence[int]) -> list[list[int]]:
+    """Rows of a batch in one group, or the short and the long apart.
+
+    Args:
+        ends: last position that is read of each row, from 0.
+
+    Returns:
+        Rows of each group; all of them in order where parting them saves little.
+    """
+    size = len(ends)
+    order = sorted(range(size), key=ends.__getitem__)
+    lengths = [ends[row] + 1 for row in order]
+    places = range(_LEAST, size - _LEAST + 1)
+    cost = {at: at * lengths[at - 1] + (size - at) * lengths[-1] for at in places}
+    at = min(cost, key=cost.__getitem__, default=0)
+    if not at or cost[at] > (1 - _WORTH) * size * lengths[-1]:
+        return [list(range(size))]
+    return [order[:at], order[at:]]
 
 
 def check_size(clip: Any, images: Float[Tensor, "images 3 height width"]) -> None:

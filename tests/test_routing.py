@@ -16,7 +16,7 @@ from retrievers.clip_ff import ClipFeatureFusion
 from retrievers.inputs import Candidate, Example, PairCollator, PairExample
 from retrievers.losses import Objective
 from retrievers.t5 import FusionLayers
-from retrievers.towers import encode_text
+from retrievers.towers import encode_text, length_groups, text_tower
 from tests.test_feature_fusion import SIGLIP, SPLIT
 from tests.test_retriever import make_config
 
@@ -33,6 +33,41 @@ def test_text_is_cut_only_where_that_is_exact(config, lengths, tmp_path):
         torch.testing.assert_close(encode_text(clip, rows), clip.encode_text(rows))
     assert seen[::2] == lengths  # cut to the longest text of the batch, or given all its padding
     assert seen[1::2] == [16, 16, 16]
+
+
+def test_short_texts_go_through_apart_from_long_ones(tmp_path):
+    clip, processor = load_clip(make_config(tmp_path))
+    random = torch.Generator().manual_seed(0)
+    sizes = [2, 30, 1, 2, 30, 3, 1, 30, 2, 30]
+    tokens = processor.tokenize([" ".join(["red"] * size) for size in sizes])
+    tower, seen = text_tower(clip), []
+    tower.transformer.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[:2]))
+    weights = torch.randn(len(sizes), 16, generator=random)
+    found = []
+    for encode in (lambda: encode_text(clip, tokens), lambda: clip.encode_text(tokens)):
+        clip.zero_grad()
+        vectors = encode()
+        (vectors * weights).sum().backward()
+        gradients = {name: p.grad for name, p in clip.named_parameters() if p.grad is not None}
+        found.append((vectors.detach(), gradients))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+    assert seen == [(6, 5), (4, 16), (10, 16)]
+
+
+def test_groups_are_the_best_two_or_none():
+    assert length_groups([]) == [[]]
+    assert length_groups([5, 1, 9]) == [[0, 1, 2]]
+    assert length_groups([9] * 20) == [list(range(20))]
+    random = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        ends = torch.randint(0, 77, (12,), generator=random).tolist()
+        groups = length_groups(ends)
+        padded = sum(len(rows) * (max(ends[row] for row in rows) + 1) for rows in groups)
+        assert sorted(row for rows in groups for row in rows) == list(range(12))
+        order = sorted(ends)
+        best = min(at * (order[at - 1] + 1) + (12 - at) * (order[-1] + 1) for at in range(4, 9))
+        whole = 12 * (order[-1] + 1)
+        assert padded == (best if best <= 0.85 * whole else whole)
 
 
 class Step(nn.Module):

@@ -266,3 +266,19 @@ def test_homogeneous_batches_by_name(config, root):
         kinds = [len(batch.queries.image_rows) for batch in loader]
         assert set(kinds) <= {0, 4, 8}  # eight from one task; what is left of both makes one more
         assert sum(kind in (0, 8) for kind in kinds) == 4
+
+
+def test_prefixes_of_vectors(config, root, tmp_path):
+    whole, short = make_retriever(config), make_retriever(config, truncate_dim=4)
+    short.load_state_dict(whole.state_dict())
+    inputs = make_inputs([Example(0, "red", None), Example(1, "blue square", None)],
+                         whole.processor)  # fmt: skip
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(whole.encode(inputs, "query")[:, :4], dim=-1)
+        torch.testing.assert_close(short.encode(inputs, "query"), expected)
+    assert "truncate_dim" not in whole.describe()
+    assert short.describe()["truncate_dim"] == 4
+    with pytest.raises(DataError, match=r"--model\.objective\.matryoshka="):
+        fit(short, root)
+    with pytest.raises(MismatchError, match="truncate_dim is 17, and vectors have 16 numbers"):
+        make_retriever(config, truncate_dim=17).encode(inputs, "query")

@@ -4,7 +4,7 @@
 generated Flagland; any other M-BEIR root follows it. Killed, it goes on where it was; trainings and
 tests that rows share are made once.
 
-All 18 rows with three seeds are 51 trainings, 3 minings and 52 tests on each root. On one core a
+All 20 rows with three seeds are 51 trainings, 3 minings and 58 tests on each root. On one core a
 step of 128 pairs takes 2 s and a test 16 s (Flagland of 600 countries), so that 50 steps come to
 about 2 hours and a half a root; two cores take half of it. Parts: ``--rows infonce margin`` and
 ``--seeds 0``; the same ``--out`` without them puts the parts together. ``--dry-run`` says what is

@@ -11,6 +11,8 @@ from typing import NamedTuple, final
 
 from augment.errors import DataError
 
+_PREFIXES = ("--model.objective.matryoshka=[32,64]",)
+_SHORT = ("--model.truncate_dim=32",)
 _MINED = ("--data.negatives.per_query=1",)
 
 
@@ -23,6 +25,7 @@ class Row(NamedTuple):
         title: in the table.
         model: arguments of training and test.
         data: arguments of training alone.
+        shown: arguments of the test alone.
         config: of the retriever.
         mined: whether it reads negatives that the first row's checkpoint of the same seed found,
             with that checkpoint's scores.
@@ -34,6 +37,7 @@ class Row(NamedTuple):
     title: str
     model: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
+    shown: tuple[str, ...] = ()
     config: str = "flagland"
     mined: bool = False
     trained: bool = True
@@ -61,8 +65,9 @@ ROWS = (
          "--model.objective.distillation.temperature=0.05"), _MINED, mined=True, cost=1.4),
     Row("margin-mse", "mined negatives, distillation (margin MSE)",
         ("--model.objective.distillation.kind=margin_mse",), _MINED, mined=True, cost=1.4),
-    Row("matryoshka", "Matryoshka, prefixes of 32 and 64",
-        ("--model.objective.matryoshka=[32,64]",)),
+    Row("matryoshka", "Matryoshka, prefixes of 32 and 64", _PREFIXES),
+    Row("matryoshka-32", "the same, first 32 of 128 numbers", _PREFIXES, shown=_SHORT),
+    Row("infonce-32", "the first row, first 32 of 128 numbers", shown=_SHORT),
     Row("gradcache", "GradCache, 16 items at a time", ("--model.chunk=16",), cost=1.3),
     Row("frozen-image", "image tower frozen", ("--model.tuning.freeze=image",), cost=0.8),
     Row("frozen-text", "text tower frozen", ("--model.tuning.freeze=text",), cost=0.6),

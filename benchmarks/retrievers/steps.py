@@ -106,10 +106,11 @@ class Bench:
             weights = [f"--ckpt_path={made[-1] / 'checkpoints' / 'last.ckpt'}"] if train else []
             command(["test", *self._arguments(row, seed, made), *weights,
                      f"--out={folder.resolve()}", "--data.test.union=false",
-                     "--data.test.depth=10"])  # fmt: skip
+                     "--data.test.depth=10", *row.shown])  # fmt: skip
 
         title = f"{self.title}: test {row.title} (seed {seed})"
-        return Step("test", title, self._settings(row), (*self._texts, *train), work)
+        settings = {**self._settings(row), "shown": row.shown}
+        return Step("test", title, settings, (*self._texts, *train), work)
 
     def _settings(self, row: Row) -> dict[str, Any]:
         config = Setup(self.enriching, row.config).config_digest
