@@ -53,6 +53,8 @@ def test_candidates_come_back(tmp_path, records):
     write_candidates(tmp_path / "p.jsonl", records)
     table = open_candidates(tmp_path / "p.jsonl")
     assert list(table) == [table[row] for row in range(len(table))] == records
+    assert table.take(range(len(table))) == records
+    assert table.find_all([item.id for item in records]) == list(range(len(records)))
     assert [table.row(item.id) for item in records] == list(range(len(records)))
     assert table.ids.to_pylist() == [item.id for item in records]
 
@@ -172,9 +174,10 @@ def test_damaged_or_foreign_caches(tmp_path):
     record.write_text("{")
     assert len(open_candidates(path)) == 1  # rebuilt
     (rows,) = tmp_path.rglob("rows-*.arrow")
-    rows.write_bytes(rows.read_bytes()[:40])
-    with pytest.raises(DataError, match="cached table is damaged"):
-        open_candidates(path)
+    for kept in (40, 0):
+        rows.write_bytes(rows.read_bytes()[:kept])
+        with pytest.raises(DataError, match="cached table is damaged"):
+            open_candidates(path)
     shutil.rmtree(rows.parent)
     assert len(open_candidates(path)) == 1
 
@@ -229,13 +232,22 @@ def _open(path: Path) -> int:
 def test_batched_look_ups_equal_single_ones(tmp_path, monkeypatch):
     monkeypatch.setattr("augment.columnar.build.BATCH", 8)
     monkeypatch.setattr("augment.columnar.tables.BATCH", 8)
+    monkeypatch.setattr("augment.columnar.tables._STEP", 4)
     path = tmp_path / "pool.jsonl"
     random = Random(3)
     numbers = random.sample(range(1, 500), 70)
-    write_candidates(
-        path, [Item(f"{n % 3}:{n}", random.choice(["é", "x", None]), None, "text") for n in numbers]
-    )
+    alike = "0" * 30 + "1"  # ids that differ only beyond what landmarks compare
+
+    def text():
+        return random.choice(["é", "x", "", None, "long " * 99])
+
+    items = [
+        Item(f"{n % 3}:{alike * (n % 2)}{n}", text(), text() or None, "text", text())
+        for n in numbers
+    ]
+    write_candidates(path, items)
     table = open_candidates(path)
+    assert table.take(range(70)) == items
     rows = [random.randrange(70) for _ in range(100)]
     assert table.take(rows) == [table[row] for row in rows]
     assert table.take([]) == []
@@ -245,3 +257,15 @@ def test_batched_look_ups_equal_single_ones(tmp_path, monkeypatch):
     for bad in (-1, 70):
         with pytest.raises(IndexError, match=f"row {bad} of 70"):
             table.take([0, bad])
+
+
+def test_batched_look_ups_give_the_first_of_equal_queries(tmp_path, monkeypatch):
+    monkeypatch.setattr("augment.columnar.tables._STEP", 3)
+    random = Random(4)
+    different = [Query(Item(f"1:{n}", "a", None, "text"), 1, ("2:1",)) for n in range(9)]
+    repeated = random.choices(different, k=80)
+    write_queries(tmp_path / "q.jsonl", repeated)
+    table = open_queries(tmp_path / "q.jsonl")
+    ids = [query.item.id for query in different] + ["0:1", "1:44", "9:9"]
+    first = {query.item.id: row for row, query in reversed(list(enumerate(repeated)))}
+    assert table.find_all(ids) == [first.get(id_) for id_ in ids]

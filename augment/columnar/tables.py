@@ -5,17 +5,27 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from functools import cached_property
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast, final, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from jaxtyping import Int64, Shaped
 
 from augment.columnar.build import BATCH, CANDIDATES, QUERIES, Kind
 from augment.columnar.cache import Entry, locate
+from augment.columnar.strings import MappedStrings
 from augment.errors import DataError
 from augment.records import Item, Query
+
+#: A binary search over all ids starts between every so many of them.
+_STEP = 1024
+#: Bytes of an id that are compared there.
+_PREFIX = 24
 
 _Record = TypeVar("_Record", Item, Query)
 
@@ -41,14 +51,15 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
             self._map(entry)
         except FileNotFoundError:  # replaced by another process between looking and opening
             self._map(locate(self._kind(), path, cache))
-        except pa.ArrowInvalid as error:
+        except ValueError as error:  # Arrow's own, or that of an empty file
             raise DataError(
                 f"its cached table is damaged ({error}); delete {entry.rows.parent}", str(path)
             ) from error
 
     def _map(self, entry: Entry) -> None:
-        rows = pa.ipc.open_file(pa.memory_map(str(entry.rows)))
-        self._table = rows.read_all()
+        with entry.rows.open("rb") as stream:
+            self._mapped = mmap(stream.fileno(), 0, access=ACCESS_READ)
+        self._table = pa.ipc.open_file(pa.py_buffer(self._mapped)).read_all()
         self._batches = self._table.to_batches()
         index = pa.ipc.open_file(pa.memory_map(str(entry.ids))).get_batch(0)
         self._sorted = index.column(0)
@@ -100,6 +111,9 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
         if wanted.min() < 0 or wanted.max() >= len(self):
             bad = wanted.min() if wanted.min() < 0 else wanted.max()
             raise IndexError(f"row {bad} of {len(self)} in {self.path}")
+        return self._taken(wanted)
+
+    def _taken(self, wanted: Int64[np.ndarray, " n"]) -> list[_Record]:
         order = np.argsort(wanted, kind="stable")
         batches, starts = np.unique(wanted[order] // BATCH, return_index=True)
         parts = [
@@ -160,8 +174,11 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
         if not len(ids) or not len(self):
             return [None] * len(ids)
         keys = ids if isinstance(ids, pa.Array) else pa.array(ids, pa.large_string())
-        low, high = np.zeros(len(ids), np.int64), np.full(len(ids), len(self))
-        for _ in range(len(self).bit_length()):
+        known = self._landmarks
+        own = np.array([key.encode() for key in keys.to_pylist()], known.dtype)
+        low = np.maximum(np.searchsorted(known, own, side="left") - 1, 0) * _STEP
+        high = np.minimum(np.searchsorted(known, own, side="right") * _STEP, len(self))
+        for _ in range(int((high - low).max()).bit_length()):
             middle = (low + high) // 2
             before = pc.less(self._sorted.take(pa.array(np.minimum(middle, len(self) - 1))), keys)
             right = before.to_numpy(zero_copy_only=False) & (low < high)
@@ -170,6 +187,16 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
         there = pc.equal(self._sorted.take(place), keys).to_pylist()
         rows = self._rows.take(place).to_pylist()
         return [row if found else None for row, found in zip(rows, there, strict=True)]
+
+    @cached_property
+    def _landmarks(self) -> Shaped[np.ndarray, " landmarks"]:
+        """How every :data:`_STEP`-th id begins, in one place that a cache holds.
+
+        Ids that begin alike count as equal here: a search then looks between the landmarks before
+        and after all of these.
+        """
+        ids = self._sorted.take(pa.array(np.arange(0, len(self), _STEP))).to_pylist()
+        return np.array([id_.encode() for id_ in ids], f"S{_PREFIX}")
 
     def row(self, id: str) -> int:  # noqa: A002 - the word of the format
         """The row with this id.
@@ -203,6 +230,14 @@ class CandidateTable(Table[Item]):
 
     def _record(self, values: Sequence[Any]) -> Item:
         return Item(*values[:5])
+
+    def _taken(self, wanted: Int64[np.ndarray, " n"]) -> list[Item]:
+        columns: list[Any] = self._strings.take(wanted)
+        return list(map(Item, *columns))
+
+    @cached_property
+    def _strings(self) -> MappedStrings:
+        return MappedStrings(self._mapped, self._batches, len(fields(Item)), BATCH)
 
 
 @final
