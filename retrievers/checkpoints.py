@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -9,9 +11,9 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from augment.errors import DataError
+from augment.errors import DataError, MismatchError
 from retrievers.t5 import FusionLayers
 
 #: Width and patch of the image tower of the models that UniIR starts from, with open_clip's names
@@ -139,6 +141,66 @@ def misfit(own: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:
         "of another shape": shapes,
     }
     return "; ".join(f"{kind}: {_some(names)}" for kind, names in kinds.items() if names)
+
+
+def load_state(module: nn.Module, checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Weights of a checkpoint into a module.
+
+    Args:
+        module: takes them.
+        checkpoint: in this package's form.
+        path: of the file, for the error.
+
+    Raises:
+        MismatchError: if it holds another architecture; names the weights.
+    """
+    state = checkpoint.get("state_dict", {})
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        told = misfit(module.state_dict(), state) or str(error)[:300]
+        raise MismatchError(
+            f"{path} does not fit this model: {told}; use the model settings it "
+            f"was trained with: {checkpoint.get('retriever', {}).get('settings')}"
+        ) from error
+
+
+def check_shapes(own: Mapping[str, Tensor], checkpoint: Mapping[str, Any]) -> None:
+    """Refuse weights of another architecture before Lightning does, without a word of remedy.
+
+    Raises:
+        MismatchError: names the first weight that does not fit.
+    """
+    found = checkpoint.get("state_dict", {})
+    for name, value in own.items():
+        # Positions may be stretched while they are loaded.
+        fits = name.endswith("positional_embedding") or name not in found
+        if not fits and found[name].shape != value.shape:
+            raise MismatchError(
+                f"the checkpoint is of another architecture: its {name} is "
+                f"{tuple(found[name].shape)}, this model's is {tuple(value.shape)}; use the model "
+                "settings it was trained with: "
+                f"{checkpoint.get('retriever', {}).get('settings')}"
+            )
+
+
+def text_of(checkpoint: Mapping[str, Any]) -> dict[str, str] | None:
+    """Fingerprint of the text that the weights were trained on; None of untrained ones."""
+    return dict(checkpoint.get("retriever", {}).get("text", {})) or None
+
+
+def origin_of(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What is remembered of the fit that made the weights; None where nothing is."""
+    return dict(checkpoint.get("retriever", {}).get("origin") or {}) or None
+
+
+def digest_of(settings: Mapping[str, Any], state: Mapping[str, Any]) -> str:
+    """Sixteen hex digits over settings and weights."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, tensor in state.items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def _some(names: Iterable[str]) -> str:
