@@ -51,11 +51,7 @@ def run_lines(table: RunTable, tails: Sequence[bytes]) -> Iterator[bytes | bytea
     if not len(table.rows):
         return
     _check(table.qids)
-    used = np.zeros(len(table.ids), dtype=bool)
-    used[table.rows] = True
-    found = table.ids.filter(pa.array(used))
-    _check(found)
-    place = np.cumsum(used, dtype=np.int32) - 1
+    found, place = _used(table)
     fits = _width(found) * len(found) <= _MOST_BYTES
     dids = _columns(found) if fits else None
     ranks = np.array([b" %d " % n for n in range(1, table.depth + 1)])
@@ -64,7 +60,7 @@ def run_lines(table: RunTable, tails: Sequence[bytes]) -> Iterator[bytes | bytea
         counts = np.diff(table.starts[first : last + 1])
         hits = slice(int(table.starts[first]), int(table.starts[last]))
         rank = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-        rows = place[table.rows[hits]]
+        rows = table.rows[hits] if place is None else place[table.rows[hits]]
         heads = pc.binary_join_element_wise(table.qids[first:last], "Q0", "", " ")
         yield _joined(
             (
@@ -76,6 +72,22 @@ def run_lines(table: RunTable, tails: Sequence[bytes]) -> Iterator[bytes | bytea
             ),
             len(rank),
         )
+
+
+def _used(table: RunTable) -> tuple[Any, Shaped[np.ndarray, " ids"] | None]:
+    """Ids that are checked and may be written, and the place of each id among them; None: the same.
+
+    Raises:
+        DataError: if an id that was found is empty or contains white space or a zero byte.
+    """
+    # Where most ids are found, to leave out the others costs more than to keep them.
+    if len(table.ids) <= len(table.rows) and _plain(table.ids):
+        return table.ids, None
+    used = np.zeros(len(table.ids), dtype=bool)
+    used[table.rows] = True
+    found = table.ids.filter(pa.array(used))
+    _check(found)
+    return found, np.cumsum(used, dtype=np.int32) - 1
 
 
 def _parts(starts: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -101,10 +113,15 @@ def _joined(columns: Sequence[np.ndarray], lines: int) -> bytes | bytearray:
     return whole.replace(b"\0", b"") if few else whole.translate(None, b"\0")
 
 
-def _check(words: Any) -> None:
+def _plain(words: Any) -> bool:
+    """Whether no word is empty or has a blank or control character: they are at most 32."""
     data = np.frombuffer(words.buffers()[2] or b"", dtype=np.uint8)
-    # Blanks and control characters are at most 32; most runs need no closer look.
-    if (data > 32).all() and pc.all(pc.greater(pc.binary_length(words), 0)).as_py():
+    whole: bool = pc.all(pc.greater(pc.binary_length(words), 0)).as_py()
+    return whole and bool((data > 32).all())
+
+
+def _check(words: Any) -> None:
+    if _plain(words):  # most runs need no closer look
         return
     bad = pc.filter(words, pc.match_substring_regex(words, r"^$|[\s\x00]"))
     if len(bad):
