@@ -28,6 +28,7 @@ from augment.keys import Recipe
 from augment.planning import AHEAD, Plan, Planned
 from augment.progress import Progress
 from augment.records import Enrichment, Reply, Request
+from augment.seen import Seen
 from augment.store import Failure, Scope, Store
 from augment.summary import Summary, reason_class
 
@@ -128,8 +129,8 @@ class _Run:
         self._retry = retry
         self._suspects = store.suspects(recipe.id)
         self._suspected = frozenset().union(self._suspects.aside, *self._suspects.groups)
-        self._seen: dict[str, int] = {}
-        self._written: set[str] = set()
+        #: Ids with a hash of what they stand for, and keys of the texts of this run.
+        self._seen, self._written = Seen(), Seen()
         self._keys: dict[str, str] = {}
         #: Key -> group that is not settled; a group on the ladder under its first text's key.
         self._open: dict[str, Group] = {}
@@ -229,10 +230,10 @@ class _Run:
         """Settle an id that comes again, in a second pool or by mistake."""
         item = job.item
         content = hash((item.text, item.image))
-        if item.id not in self._seen:
-            self._seen[item.id] = content
+        earlier = self._seen.add(item.id, content)
+        if earlier is None:
             return True
-        if self._seen[item.id] == content:
+        if earlier == content:
             self._account.skipped("listed again")
         else:
             reason = (
