@@ -1,7 +1,8 @@
 """Names that came by, with a number each: every id and every key of a run.
 
-They take 24 bytes a name (30 to 34 MiB a million, measured), where a dict or a set of strings takes
-135 to 170. Names are kept as hashes of 128 bits: among 10 million, two agree with a chance of 1e-25.
+They take 24 bytes a name (30 to 34 MiB a million, measured), where a dict or a set of strings
+takes 135 to 170. Names are kept as hashes of 128 bits: among 10 million, two agree with a chance of
+1e-25.
 """
 
 from __future__ import annotations
