@@ -61,7 +61,16 @@ class Faithful:
     @property
     def word(self) -> float:
         """The probability of the word that fits worst; 1 where no word has rivals."""
-        return min((probability for _, probability in self.words), default=1.0)
+        return self._doubted[1]
+
+    @property
+    def doubted(self) -> str:
+        """The word that fits worst; empty where no word has rivals."""
+        return self._doubted[0]
+
+    @property
+    def _doubted(self) -> tuple[str, float]:
+        return min(self.words, key=lambda pair: pair[1], default=("", 1.0))
 
 
 @final
@@ -148,10 +157,11 @@ class Faithfulness:
         return self._model.encode_text(tokens, normalize=True)
 
 
-def columns(found: Faithful) -> Mapping[str, float]:
+def columns(found: Faithful) -> Mapping[str, float | str]:
     """Scores as columns, beside those of :mod:`augment.checks`."""
     return {
         "clip_cosine": round(found.cosine, 4),
         "clip_rank": round(found.rank, 4),
         "clip_word": round(found.word, 4),
+        "clip_doubted": found.doubted,
     }

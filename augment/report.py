@@ -32,6 +32,10 @@ MOST_SAMPLES = 200
 #: Share of the generations that may share their words with another picture's, before it is said.
 REPEATED = 0.05
 
+#: Share of the scored texts that a CLIP model may doubt before the page warns; of true ones it
+#: doubts about 5 % (see :data:`augment.reporting.faithful.DOUBTFUL`).
+DOUBTED = 0.2
+
 #: Takes the recipes that the store means.
 NO_RECIPES: Mapping[Side, str | None] = {}
 
@@ -155,8 +159,16 @@ def verdict(one: SideReport) -> Verdict:
             f" {one.used.others:,} verdicts are not from the limits of the latest run; run the"
             " command again over all items, which judges them and generates nothing."
         )
+    doubted = 0.0
+    if one.faithful and one.faithful.doubtful:
+        doubted = one.faithful.doubtful / one.faithful.scored
+        text += (
+            f" The CLIP model doubts a word or a sentence of {one.faithful.doubtful:,} of the"
+            f" {one.faithful.scored:,} that it scored."
+        )
     lost = 1 - tally.accepted / asked
-    tone = "good" if lost < 0.02 and same <= REPEATED else "warn" if lost < 0.2 else "bad"
+    good = lost < 0.02 and same <= REPEATED and doubted <= DOUBTED
+    tone = "good" if good else "warn" if lost < 0.2 else "bad"
     return Verdict(tone, text)
 
 

@@ -70,7 +70,7 @@ def faithfulness_table(
 
     from augment.faithfulness import columns
 
-    rows: dict[str, Mapping[str, float]] = {}
+    rows: dict[str, Mapping[str, float | str]] = {}
     pairs = ((item, texts[item.id].text) for item in items if item.id in texts and item.image)
     waiting = iter([(item, text) for item, text in pairs if text])
     with tqdm(total=len(items), desc="faithfulness", disable=None, leave=False) as bar:

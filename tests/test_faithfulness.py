@@ -75,6 +75,7 @@ def test_the_table_has_every_score_as_a_column(tmp_path, world, capsys):
         pictures[n].save(root / item.image)
     write_candidates(root / "cand_pool/local/mbeir_x_task0_cand_pool.jsonl", items)
     answers = {item.id: text for item, text in zip(items, true, strict=False)}
+    answers["1:2"] = "A flag with horizontal bands of purple and maroon, five pink crescents."
     answers["1:3"] = "I'm sorry, I can't help with that."
     (tmp_path / "a.json").write_text(json.dumps(answers))
     store = tmp_path / "s"
@@ -86,17 +87,21 @@ def test_the_table_has_every_score_as_a_column(tmp_path, world, capsys):
     table = pd.read_parquet(out)
     assert table["rejected"].to_dict()["1:3"] == "refusal"
     assert {"refusal", "length", "repetition", "clip_cosine", "clip_rank"} <= set(table.columns)
-    assert table["clip_cosine"].idxmin() == "1:3"
+    assert set(table["clip_cosine"].nsmallest(2).index) == {"1:2", "1:3"}
     in_store = ["--store", str(store), "--root", str(root), "--clip", str(CLIP)]
     assert scores.command(in_store) == 0
+    texts = Store(store).texts("corpus")
     found = collect(Store(store), root, "corpus").faithful
     assert found.scored == 4
-    low = (table["clip_rank"] < 0.5) | (table["clip_word"] < 0.5)
-    assert found.doubtful == low.sum()
+    low = (table["clip_rank"] < 0.5) | (table["clip_word"] < 0.05)
+    assert 0 < found.doubtful == low.sum() < 4
     assert {one.item_id for one in found.worst} <= set(table.index[low])
     page = report.report(store, root, tmp_path / "page").read_text(encoding="utf-8")
     assert "doubted by CLIP" in page
-    assert "flagland-clip" in page
+    assert f"a sentence of {low.sum()} of the 4 that it scored" in page
+    word = table.loc["1:2"]
+    assert word["clip_doubted"] in texts["1:2"].text
+    assert f"CLIP doubts “{word['clip_doubted']}” ({word['clip_word']:.2g})" in page
     with pytest.raises(DataError, match="--root"):
         scores.command([*arguments, "--clip", str(CLIP)])
     with pytest.raises(DataError, match="parquet"):
