@@ -66,6 +66,8 @@ def test_unknown_rows_and_roots_are_named(tmp_path, capsys):
     assert [row.key for row in choose(["siglip"])] == ["infonce", "siglip"]
     assert main(["--root", str(tmp_path / "none"), "--out", str(tmp_path)]) == 2
     assert "none: no such folder; name an M-BEIR root, or flagland" in capsys.readouterr().err
+    assert main(["--countries", "30", "--out", str(tmp_path)]) == 2
+    assert "no Flagland: countries is 30" in capsys.readouterr().err
     assert main(["--root", "x", "--steps", "0"]) == 2
     assert "--steps is at least 1" in capsys.readouterr().err
 

@@ -89,13 +89,21 @@ def digest_root(root: Path) -> str:
 
 
 def make_world(root: Path, countries: int, seed: int, workers: int) -> None:
-    """Write a Flagland unless it is there; one that was cut short is begun anew."""
+    """Write a Flagland unless it is there; one that was cut short is begun anew.
+
+    Raises:
+        DataError: if there can be no such world.
+    """
     if root.exists():
         return
+    try:
+        config = WorldConfig(countries, seed)
+    except ValueError as error:
+        raise DataError(f"no Flagland: {error}") from error
     partial = root.with_name(f"{root.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.parent.mkdir(parents=True, exist_ok=True)
-    write_world(partial, WorldConfig(countries, seed), workers=workers)
+    write_world(partial, config, workers=workers)
     partial.rename(root)
 
 

@@ -66,7 +66,7 @@ ROWS = (
     Row("margin-mse", "mined negatives, distillation (margin MSE)",
         ("--model.objective.distillation.kind=margin_mse",), _MINED, mined=True, cost=1.4),
     Row("matryoshka", "Matryoshka, prefixes of 32 and 64", _PREFIXES),
-    Row("matryoshka-32", "the same, first 32 of 128 numbers", _PREFIXES, shown=_SHORT),
+    Row("matryoshka-32", "Matryoshka, first 32 of 128 numbers", _PREFIXES, shown=_SHORT),
     Row("infonce-32", "the first row, first 32 of 128 numbers", shown=_SHORT),
     Row("gradcache", "GradCache, 16 items at a time", ("--model.chunk=16",), cost=1.3),
     Row("frozen-image", "image tower frozen", ("--model.tuning.freeze=image",), cost=0.8),
