@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from retrievers.searcher import Answer, Result, Searcher
+    from retrievers.answers import Answer, Result
+    from retrievers.searcher import Searcher
 
 __all__ = ["Answer", "Result", "Searcher"]
 

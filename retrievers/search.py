@@ -13,7 +13,8 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 from augment.errors import ToolkitError
-from retrievers.searcher import Answer, Searcher
+from retrievers.answers import Answer
+from retrievers.searcher import Searcher
 
 #: Exit status of a command that a user can mend.
 USER_ERROR = 2
@@ -116,7 +117,7 @@ def render(answer: Answer, root: Path) -> str:
     lines = []
     if answer.rewritten:
         lines.append(f"rewritten  {_printable(answer.rewritten)}")
-    lines += [f"read as    {_printable(answer.read or 'the picture alone')}", ""]
+    lines += [f"read as    {_printable(answer.described())}", ""]
     for result in answer:
         lines.append(f"{result.rank:>3}  {result.score:.4f}  {result.id}")
         fields = {

@@ -12,97 +12,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any, final
-
-import numpy as np
-import torch
+from typing import final
 
 from augment.errors import DataError, StoreError
 from augment.mbeir import DataRoot, InstructionRow
 from augment.records import Item, Modality, View
-from augment.store import Store
 from augment.views import TextView, open_view
+from retrievers.answers import Answer, Result
 from retrievers.base import Retriever
 from retrievers.bm25 import Bm25Index
-from retrievers.candidates import (
-    Candidates,
-    datasets,
-    embed,
-    encode,
-    pool_files,
-    read_embeddings,
-)
-from retrievers.catalog import Catalog
+from retrievers.candidates import datasets, encode, pool_files
 from retrievers.dataset import CandidateBook
-from retrievers.embeddings.manifest import read_manifest
 from retrievers.index import VectorIndex
 from retrievers.inputs import Example, make_inputs
 from retrievers.loading import load_retriever, open_recipe
+from retrievers.opening import device_named, index_words, open_vectors, shown_view, words_view
 from retrievers.pictures import QueryPictures
 from retrievers.rewriting import QueryRewriter
 from retrievers.texts import TextRecipe
 
 #: In place of a checkpoint: search by words.
 BM25 = "bm25"
-
-
-@dataclass(frozen=True)
-class Result:
-    """One candidate of an answer.
-
-    Attributes:
-        rank: from 1.
-        score: cosine of query and candidate, or that of BM25.
-        id: of the candidate.
-        text: as published, or None.
-        generated: accepted generated text, or None. Whether the retriever read it is said by
-            :attr:`Searcher.corpus_view`.
-        image: path relative to the data root, or None.
-    """
-
-    rank: int
-    score: float
-    id: str
-    text: str | None
-    generated: str | None
-    image: str | None
-
-
-@dataclass(frozen=True)
-class Answer(Sequence[Result]):
-    """The candidates found, best first, and what became of the query.
-
-    Attributes:
-        results: the candidates.
-        read: the text that the retriever read as the query; None if it read a picture alone.
-        instruction: the instruction in front of it, or None.
-        rewritten: what the VLM made of the typed query; None if it was not asked, left this kind
-            of query alone, or its text was refused.
-        notes: what a user should know about this search.
-    """
-
-    results: tuple[Result, ...]
-    read: str | None
-    instruction: str | None
-    rewritten: str | None
-    notes: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.results)
-
-    def __getitem__(self, place: Any) -> Any:
-        return self.results[place]
-
-    def __iter__(self) -> Iterator[Result]:
-        return iter(self.results)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
 
 @final
@@ -187,23 +120,17 @@ class Searcher:
         if str(checkpoint) == BM25:
             if embeddings is not None or vlm is not None:
                 raise DataError("bm25 has no embeddings and no rewritten queries; leave them out")
-            recipe = TextRecipe(open_view("query", "raw"), _words(texts), "plain", None)
-            words = _by_words(files, recipe)
+            recipe = TextRecipe(open_view("query", "raw"), words_view(texts), "plain", None)
+            words = index_words(files, recipe)
             return cls(None, recipe, data, files, words, recipe.corpus_view, None, pictures)
-        retriever = load_retriever(checkpoint, _device(device))
+        retriever = load_retriever(checkpoint, device_named(device))
         recipe = open_recipe(retriever.trained_on, data, texts, allow_mismatch)
         pictures = pictures or QueryPictures()
         rewriter = (
             QueryRewriter(vlm, pictures.folder, recipe.query_view, allow_mismatch) if vlm else None
         )
-        folder = _embeddings(checkpoint, embeddings)
-        made_by = retriever.fingerprint_for(recipe.fingerprint)
-        found: Candidates | None = None
-        if folder is not None and (embeddings is not None or _is_of(folder, made_by)):
-            found = read_embeddings(folder, made_by, files, device)
-        if found is None:
-            found = embed(retriever, recipe, data, files, device)
-        shown = _shown(recipe.corpus_view, texts)
+        found = open_vectors(retriever, recipe, data, files, device, checkpoint, embeddings)
+        shown = shown_view(recipe.corpus_view, texts)
         return cls(
             retriever, recipe, data, files, found.index, shown, rewriter, pictures, found.notes
         )
@@ -220,6 +147,11 @@ class Searcher:
     def query_view(self) -> View:
         """Which text of queries the retriever was trained on."""
         return self._recipe.query_view.view
+
+    @property
+    def score(self) -> str:
+        """What the scores are."""
+        return "BM25 score" if self._retriever is None else "Cosine similarity"
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -316,7 +248,8 @@ class Searcher:
             if read is None and picture is None:
                 raise DataError(f"nothing is left of the query {text!r}; type some words")
             results = self._find(read, picture, k, notes)
-        return Answer(results, read, asked, rewritten, tuple(notes))
+        seen = picture is not None and self._retriever is not None
+        return Answer(results, read, seen, asked, rewritten, tuple(notes))
 
     def _instruction(self, modality: Modality, given: str | None, notes: list[str]) -> str | None:
         if self._recipe.instructions is None:
@@ -366,49 +299,3 @@ class Searcher:
         found = self._shown.enrichment(did)
         generated = found.text if found is not None and not found.rejected else None
         return Result(rank, round(score, 6), did, item.text, generated, item.image)
-
-
-def _words(store: Path | None) -> TextView:
-    """Published text, and generated text behind it where there is some."""
-    if store is None or not Store(store).recipes("corpus"):
-        return open_view("corpus", "raw")
-    return open_view("corpus", "append", store)
-
-
-def _by_words(files: Sequence[Path], recipe: TextRecipe) -> Bm25Index:
-    catalog = Catalog()
-    for path in files:
-        catalog.add(path)
-    ids = catalog.names(np.arange(len(catalog))).to_pylist()
-    return Bm25Index(ids, [recipe.candidate(item) or "" for item in catalog.items()])
-
-
-def _embeddings(checkpoint: str | Path, given: str | Path | None) -> Path | None:
-    """The folder that ``embed`` fills unless told otherwise: beside that of the checkpoints."""
-    if given is not None:
-        return Path(given)
-    beside = Path(checkpoint).parent.parent / "embeddings"
-    return beside if (beside / "corpus").is_dir() else None
-
-
-def _is_of(folder: Path, made_by: str) -> bool:
-    """Whether there are finished embeddings of this checkpoint and text."""
-    manifest = read_manifest(folder / "corpus")
-    return manifest is not None and manifest.complete and manifest.made_by == made_by
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise DataError(f"no device {name!r} here; use auto, cpu, cuda or cuda:N") from error
-    return name
-
-
-def _shown(read: TextView, store: Path | None) -> TextView:
-    """The view that generated texts are shown from: the retriever's, else whatever is there."""
-    if read.view != "raw" or store is None or not Store(store).recipes("corpus"):
-        return read
-    return open_view("corpus", "append", store)

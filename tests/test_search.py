@@ -145,7 +145,7 @@ def test_embeddings_are_searched_where_they_lie(world, raw, tmp_path, monkeypatc
     trainer = Trainer(accelerator="cpu", enable_checkpointing=False, **quiet)
     trainer.embed(load_retriever(world.raw), data)
     # Found beside the checkpoint, or named; nothing is embedded again.
-    monkeypatch.setattr("retrievers.searcher.embed", None)
+    monkeypatch.setattr("retrievers.opening.embed", None)
     checkpoint = run / "checkpoints" / "last.ckpt"
     image = world.root / "mbeir_images/squares_images/3.png"
     for given in ({}, {"embeddings": run / "embeddings"}, {"embeddings": kept.folder + "/corpus"}):

@@ -9,6 +9,7 @@ from augment.store import Store
 from retrievers import Searcher
 from retrievers.bm25 import Bm25Index
 from retrievers.serve.command import names
+from retrievers.serve.page import Asked, render_page
 from tests.search_world import World
 
 
@@ -31,10 +32,37 @@ def test_bm25_answers_as_its_index_and_says_what_it_does_not_see(world):
     both = searcher.search("number word", picture, k=5)
     assert [r.id for r in both] == [r.id for r in answer]
     assert "does not see the picture" in both.notes[-1]
-    assert len(searcher.search("", picture)) == 0
+    assert not both.seen
+    alone = searcher.search("", picture)
+    assert (len(alone), alone.described()) == (0, "nothing")
+    assert searcher.score == "BM25 score"
     assert len(searcher.search("zzz unheard")) == 0
     with pytest.raises(DataError, match="the query is empty"):
         searcher.search("  ")
+
+
+def test_the_page_says_what_bm25_did_not_see_and_did_not_find(world):
+    words, dense = Searcher.open("bm25", world.root), Searcher.open(world.raw, world.root)
+    picture = next((world.root / "mbeir_images").rglob("*.png"))
+    answers = {
+        "words": words.search("", picture),
+        "dense": dense.search("", picture, instruction=""),
+    }
+    page = render_page({"words": words, "dense": dense}, Asked(), answers, "", 1)
+    assert page.count("No candidate was found.") == 1
+    assert page.count("the picture alone") == 1
+    assert "words: found nothing" in page
+    both = words.search("number word"), dense.search("number word")
+    page = render_page(
+        {"words": words, "dense": dense},
+        Asked(),
+        dict(zip(("words", "dense"), both, strict=True)),
+        "",
+        1,
+    )
+    assert page.count('title="BM25 score"') == len(both[0])
+    assert page.count('title="Cosine similarity"') == len(both[1])
+    assert "No candidate was found." not in page
 
 
 def test_generated_text_is_found_and_what_words_cannot_do_is_refused(world):

@@ -11,7 +11,8 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from augment.mbeir import InstructionRow
-from retrievers.searcher import Answer, Result, Searcher
+from retrievers.answers import Answer, Result
+from retrievers.searcher import Searcher
 
 #: Longer texts are folded, in characters.
 _SHORT = 200
@@ -84,6 +85,7 @@ def render_page(
                 "view": searcher.corpus_view,
                 "reads": _READS[searcher.corpus_view],
                 "vlm": searcher.vlm,
+                "score": searcher.score,
                 "notes": searcher.notes,
             }
             for name, searcher in searchers.items()
@@ -135,7 +137,7 @@ def _cards(name: str, answers: Mapping[str, Answer]) -> list[Card]:
         also = "; ".join(
             f"{other}: rank {known[result.id]}"
             if result.id in known
-            else f"{other}: not in the first {len(known)}"
+            else (f"{other}: not in the first {len(known)}" if known else f"{other}: found nothing")
             for other, known in ranks.items()
         )
         told = result.text or result.generated or "no text"

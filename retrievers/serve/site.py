@@ -15,8 +15,9 @@ from PIL import Image
 
 from augment.errors import DataError, EngineError, ImageError, ToolkitError
 from augment.images import open_image
+from retrievers.answers import Answer
 from retrievers.pictures import QueryPictures
-from retrievers.searcher import Answer, Searcher
+from retrievers.searcher import Searcher
 from retrievers.serve.guard import HEADERS
 from retrievers.serve.page import Asked, render_page
 
