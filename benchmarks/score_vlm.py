@@ -34,6 +34,8 @@ from benchmarks.vlm_pictures import training_flags
 WORLD_SEED = 424_242
 FLAT_WIDTHS = (96, 128, 192, 256, 384, 800)
 PHOTO_WIDTHS = (192, 256, 384, 800)
+#: Pictures that questions and modifications are asked about: photo-like or not, width.
+REWRITTEN = ((False, 96), (False, 192), (False, 800), *((True, width) for width in PHOTO_WIDTHS))
 #: The training flags of flagland-vlm: how many, seed, shares of plain flags and of flags without
 #: small charges that were left out.
 TRAINED_ON = (
@@ -82,20 +84,23 @@ class FactCounts:
 
 
 def unseen(
-    count: int, streams: Sequence[tuple[int, int, float, float]] = TRAINED_ON
+    count: int,
+    streams: Sequence[tuple[int, int, float, float]] = TRAINED_ON,
+    seed: int = WORLD_SEED,
 ) -> list[Country]:
     """Countries whose set of facts is not among those of the training flags.
 
     Args:
         count: how many.
         streams: of training flags: how many, seed, and the shares that were left out.
+        seed: of the world.
     """
     known = {
         flag.facts()
         for flags, seed, charged, small in streams
         for flag in islice(training_flags(seed, charged, small), flags)
     }
-    fresh = (c for c in atlas.countries(WORLD_SEED) if c.flag.facts() not in known)
+    fresh = (c for c in atlas.countries(seed) if c.flag.facts() not in known)
     return list(islice(fresh, count))
 
 
@@ -213,7 +218,7 @@ def score(model: str, countries: Sequence[Country], batch_size: int) -> dict[str
         }
         entries = scorer.descriptions(countries, 192, photo=False, entries=True).table()
         rewrites: dict[str, Any] = {}
-        for photo, width in ((False, 192), (True, 256)):
+        for photo, width in REWRITTEN:
             seen = f"{'photo' if photo else 'flat'} {width}"
             rewrites[f"question, {seen}"] = score_questions(scorer, countries, width, photo)
             rewrites[f"modification, picture shown, {seen}"] = score_modifications(
@@ -264,10 +269,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="flagland-vlm")
     parser.add_argument("--countries", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=WORLD_SEED, help="of the world")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    result = score(args.model, unseen(args.countries), args.batch_size)
+    result = score(args.model, unseen(args.countries, seed=args.seed), args.batch_size)
     print(markdown(result))
     if args.out:
         args.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
