@@ -88,11 +88,13 @@ def arms(value: Mapping[str, Any]) -> Figure:
     figure, axes = _axes(7.5, 0.9 + 0.42 * len(shown))
     places = range(len(shown))
     scores = [100 * arm["mean"]["score"] for arm in shown.values()]
-    bars = axes.barh(places, scores, color="#c9d6e2", height=0.7)
-    axes.bar_label(bars, fmt="%.1f", padding=8, fontsize=9)
-    for place, arm in zip(places, shown.values(), strict=True):
+    axes.barh(places, scores, color="#c9d6e2", height=0.7)
+    for place, score, arm in zip(places, scores, shown.values(), strict=True):
         seeds = [100 * score for score in arm["mean"]["seeds"]]
         axes.plot(seeds, [place] * len(seeds), "o", color=COLOURS[1], markersize=4, alpha=0.8)
+        # Behind the last dot, which it would hide at the end of the bar.
+        axes.annotate(f"{score:.1f}", (max(seeds), place), (6, 0), textcoords="offset points",
+                      va="center", fontsize=9)  # fmt: skip
     axes.set_yticks(places, _wrapped(list(shown)), fontsize=9)
     axes.invert_yaxis()
     axes.set_xlim(0, max(scores) * 1.12 + 1)

@@ -147,5 +147,16 @@ def notes(value: Mapping[str, Any]) -> str:
         f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''} of training; the mean weighs each task "
         "the same. sd: over seeds. Holm: corrected for the tasks of a table.",
         *_left_out(value),
+        _made_from(value),
     ]
     return "\n".join(told)
+
+
+def _made_from(value: Mapping[str, Any]) -> str:
+    setup = value["setup"]
+    versions = ", ".join(f"{name} {version}" for name, version in value["versions"].items())
+    return (
+        f"\nData: {setup['root']} ({setup['root_digest']}), split {setup['split']}; texts of "
+        f"{setup['model']}; config {setup['config']}, {setup['steps']} steps; seeds "
+        f"{', '.join(map(str, value['seeds']))}; commit {value['commit'] or 'unknown'}; {versions}."
+    )
