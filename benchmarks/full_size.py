@@ -42,7 +42,8 @@ from augment.views import open_view
 from benchmarks import metrics
 from benchmarks.machine import machine
 from benchmarks.mbeir import ROWS
-from retrievers.embeddings import EmbeddingStore, EmbeddingWriter, open_index
+from benchmarks.union_scale import write_store
+from retrievers.embeddings import EmbeddingStore, open_index
 from retrievers.metrics import Judgements, score_run
 from retrievers.run import RunTable, read_table, write_run
 from retrievers.stats import macro_bootstrap
@@ -136,18 +137,9 @@ def _view(out: Path, _: float) -> int:
 
 
 def _vectors(out: Path, _: float) -> int:
-    ids = open_candidates(_union(out)).ids
-    random = np.random.default_rng(0)
     shutil.rmtree(out / "vectors", ignore_errors=True)
-    with EmbeddingWriter(out / "vectors", "generated", shard_rows=65_536) as writer:
-        for start in range(0, len(ids), 65_536):
-            names = ids.slice(start, 65_536).to_pylist()
-            vectors = random.standard_normal((len(names), DIM), dtype=np.float32)
-            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-            keys = np.array([b"%015dx" % (start + n) for n in range(len(names))], dtype="S16")
-            writer.append(names, keys, torch.from_numpy(vectors))
-        writer.finish()
-    return len(ids)
+    write_store(out / "vectors", _union(out), DIM)
+    return _open(out, 0)
 
 
 def _search(out: Path, share: float) -> int:
