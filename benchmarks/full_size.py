@@ -161,7 +161,7 @@ def _judge(out: Path, share: float) -> int:
     for seed in range(2):
         pool = max(sum(row[3] for row in sizes), 4 * DEPTH)
         world = metrics.make(asked, DEPTH, pool, seed)
-        table = RunTable.from_search(world.qids, world.dids, world.rows, world.scores)
+        table = RunTable.from_search(world.qids, world.column, world.rows, world.scores)
         write_run(out / f"{seed}.trec", table, "generated")
         judged = Judgements(world.grades)
         scored = score_run(read_table(out / f"{seed}.trec"), judged, ["success@5", "recall@50"])
