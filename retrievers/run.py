@@ -7,7 +7,7 @@ order. It is trec_eval's rule (its ``sim`` is a C float), so trec_eval ranks a r
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, final
