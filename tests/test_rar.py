@@ -19,6 +19,7 @@ from benchmarks.rar.__main__ import main
 from benchmarks.rar.build import Builder, Setup, digest_root
 from benchmarks.rar.effects import CELLS, CONTRASTS, crossing, effect
 from benchmarks.rar.graph import Step
+from benchmarks.rar.parts import make_part
 from benchmarks.rar.texts import Enriching, derived, made_anew, read_source
 from tests.test_retriever import make_config, make_root
 
@@ -121,6 +122,42 @@ def test_arms_share_what_is_the_same(tmp_path):
     kinds = [step.kind for step in graph.in_order(steps)]
     # Three arms and eight cells, of which three are the same: two trainings and eight tests a seed.
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {"texts": 1, "train": 4, "test": 16}
+
+
+def test_other_data_is_asked_about_with_the_same_trainings(tmp_path, capsys):
+    home = Enriching(root := make_root(tmp_path / "root"), digest_root(root), tolerate=True)
+    other = Enriching(away := make_root(tmp_path / "away", 12), digest_root(away))
+    plans = {}
+    for asked in (None, other):
+        builder = Builder(spec.load("alignment"), Setup(home, steps=2, asked=asked))
+        steps = [builder.arm(arm, 0) for name, arm in builder.experiment.arms.items()
+                 if name != "oracle"]  # fmt: skip
+        plans[asked] = {kind: {one.fingerprint for one in graph.in_order(steps) if one.kind == kind}
+                        for kind in ("texts", "train", "test")}  # fmt: skip
+    assert plans[other]["train"] == plans[None]["train"]
+    assert plans[other]["texts"] > plans[None]["texts"], "those of both"
+    assert not plans[other]["test"] & plans[None]["test"]
+    given = ["--root", str(root), "--model", "scripted:", "--steps", "2", "--seeds", "0",
+             "--out", str(tmp_path / "out"), "--test-root", str(away), "--dry-run"]  # fmt: skip
+    assert main([*given, "--test-datasets", "squares"]) == 0
+    assert "asked about squares-test" in capsys.readouterr().out
+    assert main([*given, "--test-datasets", "circles"]) == 2
+    assert "no test queries of 'circles'; there are squares" in capsys.readouterr().err
+
+
+def test_a_part_of_a_root_has_its_lists_and_pictures(tmp_path):
+    root = make_root(tmp_path / "root")
+    lists = root / "cand_pool" / "local"
+    (lists / "mbeir_circles_task0_cand_pool.jsonl").write_text('{"did": "8:1"}\n')
+    make_part(root, ["squares"], "test", tmp_path / "part")
+    part = tmp_path / "part"
+    kept, whole = ({path.relative_to(one) for path in one.rglob("*.*") if path.is_file()
+                    and ".cache" not in path.parts} for one in (part, root))  # fmt: skip
+    assert {path.parts[:2] for path in whole - kept} == {
+        ("cand_pool", "local"), ("query", "train"), ("query", "val"), ("qrels", "val"),
+    }  # fmt: skip
+    assert kept < whole
+    assert all((part / path).read_bytes() == (root / path).read_bytes() for path in kept)
 
 
 def test_a_root_is_known_by_its_contents(tmp_path):

@@ -10,6 +10,8 @@ experiments share. One core took 2.0 s for a step of 128 pairs and 16 s for a te
 :data:`benchmarks.rar.graph.RATES` (two cores: 1.05 s and 9 s) that is 60 x 52 s + 120 x 9 s +
 3 min, about 75 minutes. ``--dry-run`` estimates again from what was measured in ``--out``. Killed,
 it goes on where it was.
+
+With ``--test-root`` the retrievers are trained on the one root and tested on the other: transfer.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from augment.errors import ToolkitError
 from benchmarks.rar import run as runs
 from benchmarks.rar import spec, tables
 from benchmarks.rar.build import Setup, digest_root, make_world
+from benchmarks.rar.parts import make_part
 from benchmarks.rar.texts import Enriching
 
 #: Exit status of a run that a user can mend.
@@ -42,6 +45,10 @@ def parser() -> argparse.ArgumentParser:
                       help="names, YAML files, or all; none: the grid")  # fmt: skip
     made.add_argument("--out", type=Path, default=Path("runs/rar"), help="steps and results")
     made.add_argument("--root", type=Path, help="M-BEIR root; none: a Flagland is made")
+    made.add_argument("--test-root", type=Path,
+                      help="test on this root instead, also described by the model")  # fmt: skip
+    made.add_argument("--test-datasets", nargs="+", default=[], metavar="NAME",
+                      help="only these data sets of it; none: all")  # fmt: skip
     made.add_argument("--countries", type=int, default=600, help="of that Flagland")
     made.add_argument("--world-seed", type=int, default=1, help="of that Flagland")
     made.add_argument("--store", type=Path, help="texts that exist; none: they are generated")
@@ -111,8 +118,23 @@ def setup_of(args: argparse.Namespace) -> Setup:
     steps = args.steps or (50 if args.config == "flagland" else None)
     return Setup(
         enriching, args.config, steps, args.batch_size, tuple(args.seeds), args.split,
-        tuple(args.tasks), tuple(f"--{one.lstrip('-')}" for one in args.fit),
+        tuple(args.tasks), tuple(f"--{one.lstrip('-')}" for one in args.fit), asked_of(args),
     )  # fmt: skip
+
+
+def asked_of(args: argparse.Namespace) -> Enriching | None:
+    """The other data that retrievers are tested on; makes the part of it that is asked for.
+
+    Raises:
+        DataError: if the root cannot be used.
+    """
+    root = args.test_root
+    if root is None:
+        return None
+    if args.test_datasets:
+        root = args.out / "-".join([*args.test_datasets, args.split])
+        make_part(args.test_root, args.test_datasets, args.split, root)
+    return Enriching(root, digest_root(root), None, args.model, args.threads, args.tolerate)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -45,6 +45,7 @@ class Setup:
         split: of the queries that are asked.
         tasks: only queries of these M-BEIR codes; empty takes all.
         fit: further arguments of ``python -m retrievers fit`` and ``test``.
+        asked: other data that the trained retrievers are tested on; None: the same.
     """
 
     enriching: Enriching
@@ -55,11 +56,17 @@ class Setup:
     split: str = "test"
     tasks: tuple[int, ...] = ()
     fit: tuple[str, ...] = field(default_factory=tuple)
+    asked: Enriching | None = None
+
+    @property
+    def tested(self) -> Enriching:
+        """The data that retrievers are tested on, and its describing model."""
+        return self.asked or self.enriching
 
     @property
     def root(self) -> Path:
-        """The data."""
-        return self.enriching.root
+        """The data that retrievers are tested on."""
+        return self.tested.root
 
     @cached_property
     def config_digest(self) -> str:
@@ -107,14 +114,14 @@ def make_world(root: Path, countries: int, seed: int, workers: int) -> None:
     partial.rename(root)
 
 
-def available(arm: Arm, experiment: Experiment, root: Path) -> str:
-    """Why an arm cannot be run on this root; empty if it can."""
-    used = [name for shown in (arm.train, arm.show) if shown for name in shown.texts]
-    for name in texts.names_of(used, experiment.texts):
-        if experiment.texts[name].kind == "oracle" and not has_truth(root):
-            return "the truth of the pictures is not known here"
-    lacking = [one for one in arm.of if available(experiment.arms[one], experiment, root)]
-    return available(experiment.arms[lacking[0]], experiment, root) if lacking else ""
+def available(arm: Arm, experiment: Experiment, setup: Setup) -> str:
+    """Why an arm cannot be run on this data; empty if it can."""
+    for shown, root in ((arm.train, setup.enriching.root), (arm.show, setup.root)):
+        for name in texts.names_of(shown.texts if shown else (), experiment.texts):
+            if experiment.texts[name].kind == "oracle" and not has_truth(root):
+                return "the truth of the pictures is not known here"
+    lacking = [one for one in arm.of if available(experiment.arms[one], experiment, setup)]
+    return available(experiment.arms[lacking[0]], experiment, setup) if lacking else ""
 
 
 @final
@@ -129,43 +136,59 @@ class Builder:
     def __init__(self, experiment: Experiment, setup: Setup) -> None:
         self.experiment = experiment
         self.setup = setup
-        self._texts: dict[str, Step] = {}
+        self._texts: dict[tuple[str, str], Step] = {}
 
-    def text(self, name: str) -> Step:
-        """The step of a text."""
-        if name not in self._texts:
+    def text(self, name: str, where: Enriching | None = None) -> Step:
+        """The step of a text.
+
+        Args:
+            name: in the experiment.
+            where: the data it is about; None: that which retrievers are tested on.
+        """
+        using = where or self.setup.tested
+        key = name, using.root_digest
+        if key not in self._texts:
             text = self.experiment.texts[name]
-            using = self.setup.enriching
             if text.of:
-                asked = self._asked(text)
-                self._texts[name] = texts.derived(text, self.text(text.of), using, asked)
+                ranked = self._ranked(text, using)
+                self._texts[key] = texts.derived(text, self.text(text.of, using), using, ranked)
             else:
-                self._texts[name] = texts.made_anew(text, using)
-        return self._texts[name]
+                self._texts[key] = texts.made_anew(text, using)
+        return self._texts[key]
 
-    def _asked(self, text: Text) -> Step | None:
+    def _ranked(self, text: Text, using: Enriching) -> Step | None:
         if text.kind != "select" or not ROUTERS.get(str(text.settings.get("router"))):
             return None
         name = str(text.settings.get("contested_by"))
         if name not in self.experiment.arms:
             raise DataError(f"contested_by names no arm: {name!r}", f"texts.{text.name}")
-        return self.arm(self.experiment.arms[name], self.setup.seeds[0])
+        return self.arm(self.experiment.arms[name], self.setup.seeds[0], where=using)
 
-    def arm(self, arm: Arm, seed: int, split: str = "") -> Step:
-        """The step that tests an arm with one seed."""
-        split = split or self.setup.split
+    def arm(self, arm: Arm, seed: int, split: str = "", where: Enriching | None = None) -> Step:
+        """The step that tests an arm with one seed.
+
+        Args:
+            arm: what is trained and shown.
+            seed: of the training.
+            split: of the queries; empty: the setup's.
+            where: the data it is tested on; None: the setup's.
+        """
+        split, where = split or self.setup.split, where or self.setup.tested
         if arm.kind == "fusion":
-            return self._fusion(arm, seed, split)
+            return self._fusion(arm, seed, split, where)
         if arm.show is None:
             raise DataError("shows nothing", f"arms.{arm.name}")
         if arm.kind == "bm25":
-            return self._bm25(arm.show, split)
-        return self._test(arm, seed, split)
+            return self._bm25(arm.show, split, where)
+        return self._test(arm, seed, split, where)
 
-    def _fusion(self, arm: Arm, seed: int, split: str) -> Step:
+    def _fusion(self, arm: Arm, seed: int, split: str, where: Enriching) -> Step:
         arms = [self.experiment.arms[name] for name in arm.of]
-        runs = tuple(self.arm(one, seed, split) for one in arms)
-        dev = tuple(self.arm(one, seed, "val") for one in arms) if self._has_dev else ()
+        runs = tuple(self.arm(one, seed, split, where) for one in arms)
+        # Weights are tuned on queries of the data that was trained on.
+        home = self.setup.enriching
+        has_dev = self.setup.split != "val" and bool(DataRoot(home.root).query_files("val"))
+        dev = tuple(self.arm(one, seed, "val", home) for one in arms) if has_dev else ()
         title = f"fuse {' and '.join(arm.of)} (seed {seed})"
         settings = {"arms": len(arms), "tuned": bool(dev)}
 
@@ -176,13 +199,9 @@ class Builder:
 
         return Step("fused", title, settings, (*runs, *dev), work)
 
-    @property
-    def _has_dev(self) -> bool:
-        return self.setup.split != "val" and bool(DataRoot(self.setup.root).query_files("val"))
-
-    def _shown(self, shown: Shown) -> tuple[tuple[Step, ...], dict[str, Any]]:
+    def _shown(self, shown: Shown, where: Enriching) -> tuple[tuple[Step, ...], dict[str, Any]]:
         """Steps of the texts, and what stands for the views in a fingerprint."""
-        steps = tuple(self.text(name) for name in shown.texts)
+        steps = tuple(self.text(name, where) for name in shown.texts)
         places = {name: place for place, name in enumerate(shown.texts)}
         views: dict[str, Any] = {
             side: [places.get(view.text), view.view, *view.options]
@@ -190,15 +209,15 @@ class Builder:
         }
         return steps, views
 
-    def _bm25(self, shown: Shown, split: str) -> Step:
-        setup, (needs, views) = self.setup, self._shown(shown)
-        settings = {"root": setup.enriching.root_digest, "views": views, "split": split,
+    def _bm25(self, shown: Shown, split: str, where: Enriching) -> Step:
+        setup, (needs, views) = self.setup, self._shown(shown, where)
+        settings = {"root": where.root_digest, "views": views, "split": split,
                     "tasks": setup.tasks, "union": self.experiment.union}  # fmt: skip
 
         def work(folder: Path, made: Sequence[Path]) -> None:
             configs = view_configs(shown, made)
             bm25(
-                setup.root.resolve(), folder, configs["query"], configs["corpus"], split=split,
+                where.root.resolve(), folder, configs["query"], configs["corpus"], split=split,
                 union=self.experiment.union, tasks=list(setup.tasks) or None,
                 positives=PositiveConfig(),
             )  # fmt: skip
@@ -206,7 +225,7 @@ class Builder:
         return Step("lexical", f"BM25, {_words(shown)}, {split}", settings, needs, work)
 
     def _train(self, train: Shown, seed: int, effort: float) -> Step:
-        setup, (needs, views) = self.setup, self._shown(train)
+        setup, (needs, views) = self.setup, self._shown(train, self.setup.enriching)
         steps = None if setup.steps is None else round(setup.steps * effort)
         settings = {
             "root": setup.enriching.root_digest, "views": views, "seed": seed, "steps": steps,
@@ -215,7 +234,7 @@ class Builder:
         }  # fmt: skip
         if steps is None and effort != 1:
             raise DataError("an arm wants more steps than the config's: say how many with --steps")
-        shared = self._arguments(seed)
+        shared = self._arguments(seed, setup.enriching)
         title = f"train on {_words(train)} (seed {seed}{'' if effort == 1 else f', x{effort:g}'})"
 
         def work(folder: Path, made: Sequence[Path]) -> None:
@@ -234,15 +253,15 @@ class Builder:
 
         return Step("train", title, settings, needs, work, float(steps or 1))
 
-    def _test(self, arm: Arm, seed: int, split: str) -> Step:
+    def _test(self, arm: Arm, seed: int, split: str, where: Enriching) -> Step:
         setup, experiment = self.setup, self.experiment
         shown = arm.show
         if shown is None:
             raise DataError("shows nothing", f"arms.{arm.name}")
-        needs, views = self._shown(shown)
+        needs, views = self._shown(shown, where)
         train = None if arm.train is None else self._train(arm.train, seed, arm.effort)
         settings: dict[str, Any] = {
-            "root": setup.enriching.root_digest, "views": views, "split": split,
+            "root": where.root_digest, "views": views, "split": split,
             "tasks": setup.tasks, "union": experiment.union,
         }  # fmt: skip
         if arm.test:
@@ -251,7 +270,9 @@ class Builder:
             settings |= {"config": setup.config_digest, "fit": setup.fit}
         trained = "packaged weights" if arm.train is None else f"trained on {_words(arm.train)}"
         title = f"test: {trained}, shown {_words(shown)}, {split} (seed {seed})"
-        shared = self._arguments(seed)
+        if where.root_digest != setup.enriching.root_digest:
+            title += f", asked about {where.root.name}"
+        shared = self._arguments(seed, where)
 
         def work(folder: Path, made: Sequence[Path]) -> None:
             weights = []
@@ -266,12 +287,12 @@ class Builder:
         every = (*needs, train) if train is not None else needs
         return Step("test", title, settings, every, work)
 
-    def _arguments(self, seed: int) -> list[str]:
+    def _arguments(self, seed: int, where: Enriching) -> list[str]:
         setup = self.setup
         batch = [] if setup.batch_size is None else [f"--data.batch_size={setup.batch_size}"]
         tasks = [f"--data.tasks={json.dumps(list(setup.tasks))}"] if setup.tasks else []
         return [
-            f"--data.root={setup.root.resolve()}", f"--seed_everything={seed}",
+            f"--data.root={where.root.resolve()}", f"--seed_everything={seed}",
             f"--data.seed={seed}", "--trainer.enable_progress_bar=false", *batch, *tasks,
             *setup.fit,
         ]  # fmt: skip
@@ -330,8 +351,10 @@ def command(arguments: Sequence[str]) -> None:
 def describe(setup: Setup) -> dict[str, Any]:
     """The setup for the record, without paths of this machine."""
     value = asdict(setup)
-    enriching = value.pop("enriching")
-    value["root"] = setup.root.resolve().name
+    enriching, asked = value.pop("enriching"), value.pop("asked")
+    value["root"] = setup.enriching.root.resolve().name
+    if asked is not None:
+        value["asked"] = {"root": setup.root.resolve().name, "digest": asked["root_digest"][:16]}
     value["config"] = Path(setup.config).name
     value["root_digest"] = enriching["root_digest"][:16]
     value["model"] = enriching["model"] if enriching["store"] is None else "given store"

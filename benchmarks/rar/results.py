@@ -51,9 +51,9 @@ class Reader:
     @cached_property
     def arms(self) -> dict[str, Arm]:
         """Arms that can be run on this root."""
-        experiment, root = self.builder.experiment, self.builder.setup.root
+        experiment, setup = self.builder.experiment, self.builder.setup
         return {name: arm for name, arm in experiment.arms.items()
-                if not available(arm, experiment, root)}  # fmt: skip
+                if not available(arm, experiment, setup)}  # fmt: skip
 
     def steps(self) -> list[Step]:
         """The tests of all arms with all seeds; a seed that moves nothing counts once."""
@@ -237,8 +237,9 @@ def curves_json(reader: Reader) -> list[dict[str, Any]]:
 def texts_json(reader: Reader) -> dict[str, Any]:
     """Tokens, lengths and truth of every text in use."""
     builder = reader.builder
-    used = [name for arm in reader.arms.values() for shown in (arm.train, arm.show) if shown
-            for name in shown.texts]  # fmt: skip
+    here = builder.setup.asked is None  # or the texts of the trainings are about other data
+    used = [name for arm in reader.arms.values() for shown in (here and arm.train, arm.show)
+            if shown for name in shown.texts]  # fmt: skip
     found = {}
     for name in names_of(used, builder.experiment.texts):
         step = builder.text(name)
@@ -298,7 +299,7 @@ def collect(reader: Reader) -> dict[str, Any]:
     pairs = [pair for pair in experiment.compare if all(name in reader.arms for name in pair)]
     left_out = {
         name: why for name, arm in experiment.arms.items()
-        if (why := available(arm, experiment, setup.root))
+        if (why := available(arm, experiment, setup))
     }  # fmt: skip
     return {
         "experiment": experiment.name,

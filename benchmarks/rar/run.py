@@ -32,15 +32,22 @@ def readers(
 def run(found: Sequence[Reader]) -> list[dict[str, Any]]:
     """Do what is not done and write ``OUT/results/NAME.json``, ``.md`` and figures.
 
-    Results of an experiment are written as soon as its own steps are done.
+    The folder is ``results-ROOT`` where other data is asked about. Results of an experiment are
+    written as soon as its own steps are done.
     """
     values = []
     for reader in found:
         graph.run(reader.steps(), reader.out)
         value = results.collect(reader)
-        write(value, reader.out / "results")
+        write(value, folder(reader))
         values.append(value)
     return values
+
+
+def folder(reader: Reader) -> Path:
+    """Where results go."""
+    setup = reader.builder.setup
+    return reader.out / ("results" if setup.asked is None else f"results-{setup.root.name}")
 
 
 def write(value: dict[str, Any], folder: Path) -> None:
