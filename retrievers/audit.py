@@ -13,6 +13,7 @@ from typing import Any, final
 from augment.records import Item, Modality, Query, Side
 from retrievers.dataset import PairDataset, target_modality
 from retrievers.inputs import Processor
+from retrievers.plain import aligned
 from retrievers.plan import Plan
 from retrievers.texts import TextRecipe
 from retrievers.windows import Windows, context_of, count_tokens
@@ -119,14 +120,7 @@ class Audit:
             ]
             for row in self.rows
         ]  # fmt: skip
-        widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
-        return "\n".join(
-            "  ".join(
-                cell.ljust(width) if column < 2 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in [head, *lines]
-        )
+        return aligned([head, *lines], 2)
 
     def to_json(self) -> dict[str, Any]:
         """Everything, JSON-serialisable."""

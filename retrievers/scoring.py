@@ -18,6 +18,7 @@ from augment.records import Qrel, Run
 from retrievers.embeddings import Embeddings
 from retrievers.index import FaissIndex, Recall, make_index
 from retrievers.metrics import means, score_run, standard_measures
+from retrievers.plain import aligned
 from retrievers.plan import EvalTask, Plan
 from retrievers.protocol import REPORTED, missing_rows, reported_k
 from retrievers.provenance import source_commit, versions
@@ -122,14 +123,7 @@ class Results:
         ]
         for pool, mean in self.mean.items():
             lines.append(["mean", "", pool, "", "", *(f"{100 * mean[name]:.1f}" for name in names)])
-        widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
-        return "\n".join(
-            "  ".join(
-                cell.ljust(width) if column < 3 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in [head, *lines]
-        )
+        return aligned([head, *lines], 3)
 
     def notes(self) -> str:
         """One line for every kind of loss behind the numbers; empty if there is none."""
