@@ -26,6 +26,7 @@ from benchmarks.vlm_loss import (
     install_shortcuts,
     shared_prefix_loss,
 )
+from benchmarks.vlm_pictures import TOKEN_SIDE, TOKENS
 
 
 def publish(trained: Path, folder: Path) -> None:
@@ -45,6 +46,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--muon-lr", type=float, default=2e-3)
     parser.add_argument("--decay", type=float, default=0.3, help="last share of steps")
+    parser.add_argument("--tokens", type=int, nargs=2, default=TOKENS,
+                        help="of a picture, least and most; as the pictures were made")  # fmt: skip
     parser.add_argument("--vocab", type=int, default=1024)
     parser.add_argument("--vision", default="160x4", help="width x depth")
     parser.add_argument("--text", default="192x4", help="width x depth")
@@ -63,6 +66,13 @@ def _start(args: argparse.Namespace) -> None:
             args.out, tokenizer_texts(args.seed), seed=args.seed, vocab_size=args.vocab,
             vision_width=vw, vision_depth=vd, text_width=tw, text_depth=td,
         )  # fmt: skip
+
+
+def _limit(processor: Any, tokens: Sequence[int]) -> None:
+    """Let the processor bring pictures to so many tokens."""
+    least, most = (count * TOKEN_SIDE**2 for count in tokens)
+    for part in (processor.image_processor, processor.video_processor):
+        part.size = {"shortest_edge": least, "longest_edge": most}
 
 
 class Training:
@@ -121,6 +131,8 @@ def main() -> None:
     _start(args)
     training = Training(args)
     processor = AutoProcessor.from_pretrained(args.out)  # type: ignore[no-untyped-call]
+    _limit(processor, args.tokens)
+    processor.save_pretrained(args.out)
     batches = Batches(Pictures(args.pictures), processor, args.seed)
     parameters = sum(p.numel() for p in training.model.parameters())
     print(f"{parameters:,} parameters, from step {training.done}", flush=True)

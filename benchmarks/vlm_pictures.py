@@ -10,7 +10,7 @@ import argparse
 import json
 import random
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,11 @@ from augment.flagland.edits import families
 from augment.flagland.grammar import Flag
 from augment.flagland.render import draw_flat, draw_photo, jpeg_round_trip
 
-#: Pixel limits of the small VLM's image processor, in pixels of the whole picture.
-MIN_PIXELS, MAX_PIXELS = 128 * 96, 224 * 128
+#: Image tokens that the small VLM's image processor brings every picture to, least and most.
+TOKENS = (40, 56)
 #: Side of one image token: patches of 16 pixels, merged two by two.
 TOKEN_SIDE = 32
-#: Native widths of training pictures; the processor brings them to 12..28 image tokens.
+#: Native widths of training pictures.
 WIDTHS = (96, 96, 112, 128, 128, 144, 160, 192, 192, 224, 256, 320, 384)
 #: The same for photo-like ones, which the worlds draw no smaller.
 PHOTO_WIDTHS = (160, 192, 192, 224, 256, 256, 320, 384, 512)
@@ -62,9 +62,10 @@ def native(flag: Flag, rng: random.Random, photo: bool) -> Image.Image:
     return jpeg_round_trip(draw_flat(flag, width, rng), rng.randint(75, 95))
 
 
-def snapped(image: Image.Image) -> NDArray[np.uint8]:
+def snapped(image: Image.Image, tokens: Sequence[int] = TOKENS) -> NDArray[np.uint8]:
     """Resized as Qwen's image processor does (bicubic, sides multiples of 32): [h, w, 3]."""
-    height, width = smart_resize(image.height, image.width, TOKEN_SIDE, MIN_PIXELS, MAX_PIXELS)
+    least, most = (count * TOKEN_SIDE**2 for count in tokens)
+    height, width = smart_resize(image.height, image.width, TOKEN_SIDE, least, most)
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 
 
@@ -77,6 +78,7 @@ def main() -> None:
     parser.add_argument("--charged", type=float, default=0.0, help="share of plain flags left out")
     parser.add_argument("--small", type=float, default=0.0, help="without small charges: left out")
     parser.add_argument("--flat", type=float, default=1.0, help="share of flags drawn flat as well")
+    parser.add_argument("--tokens", type=int, nargs=2, default=TOKENS, help="least and most")
     parser.add_argument("--shard", default="0/1")
     args = parser.parse_args()
     shard, shards = (int(part) for part in args.shard.split("/"))
@@ -91,7 +93,7 @@ def main() -> None:
             if not photo and random.Random(f"flat-{args.seed}-{i}").random() >= args.flat:
                 continue
             rng = random.Random(f"{args.seed}-{i}-{photo}")
-            pixels = snapped(native(flag, rng, photo))
+            pixels = snapped(native(flag, rng, photo), args.tokens)
             buckets[pixels.shape].append(pixels)
             graphs[pixels.shape].append({"flag": flag.to_dict(), "photo": photo})
         if i % 2000 == shard:
