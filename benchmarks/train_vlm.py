@@ -8,6 +8,7 @@ resume from the last checkpoint.
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -34,6 +36,21 @@ def publish(trained: Path, folder: Path) -> None:
     model = AutoModelForImageTextToText.from_pretrained(trained, dtype=torch.float16)
     model.save_pretrained(folder)
     AutoProcessor.from_pretrained(trained).save_pretrained(folder)  # type: ignore[no-untyped-call]
+
+
+def average(trained: Sequence[Path], out: Path) -> None:
+    """Write the mean of several trainings' weights; the rest is the first's.
+
+    Weights along one path of training average to better ones than either end (Model soups,
+    2203.05482; Izmailov et al., 1803.05407).
+    """
+    states = [load_file(folder / "model.safetensors") for folder in trained]
+    mean = {
+        name: torch.stack([state[name].float() for state in states]).mean(0).to(value.dtype)
+        for name, value in states[0].items()
+    }
+    shutil.copytree(trained[0], out, ignore=shutil.ignore_patterns("training.pt"))
+    save_file(mean, out / "model.safetensors", metadata={"format": "pt"})
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from PIL import Image
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from augment.engines import make_engine, vllm
 from augment.errors import EngineError
@@ -70,10 +71,9 @@ def test_the_server_is_killed_in_the_middle_and_nothing_is_lost(stand_in, tmp_pa
             (server,) = serving(engine)
             server.kill()
     assert [reply.finish for reply in replies] == ["stop"] * 60
-    # Resized by the model's own rule (sides of 32, 12,288 to 28,672 pixels), as computed by the
-    # processor in transformers.
-    sizes = [(192, 128), (224, 96), (224, 96), (256, 96), (256, 96)]
-    for (width, height), reply in zip(sizes, replies, strict=False):
+    # Resized by the model's own rule, as the processor in transformers does.
+    sizes = [smart_resize(130, 200 + 40 * n, 32, 40_960, 57_344) for n in range(5)]
+    for (height, width), reply in zip(sizes, replies, strict=False):
         assert reply.text.endswith(f" of {width} by {height} pixels")
     (server,) = serving(engine)
     engine.close()
@@ -83,9 +83,9 @@ def test_the_server_is_killed_in_the_middle_and_nothing_is_lost(stand_in, tmp_pa
 def test_one_server_for_each_gpu(stand_in, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     engine = make_engine(
-        "vllm:flagland-vlm", root=tmp_path, server_python=stand_in, max_pixels=20_000
+        "vllm:flagland-vlm", root=tmp_path, server_python=stand_in, max_pixels=50_000
     )
-    assert engine.settings == {"min_pixels": 12_288, "max_pixels": 20_000}
+    assert engine.settings == {"min_pixels": 40_960, "max_pixels": 50_000}
     assert all(r.finish == "stop" for r in engine.generate(ask(40), Sampling(64)))
     gpus = [server.environ()["CUDA_VISIBLE_DEVICES"] for server in serving(engine)]
     engine.close()
