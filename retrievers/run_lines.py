@@ -56,7 +56,7 @@ class _Field(NamedTuple):
         return [max(0, min(8 * n, self.width - 8)) for n in range(self.words.shape[-1])]
 
 
-def _field(texts: Sequence[bytes] | np.ndarray) -> _Field:
+def _field(texts: Sequence[bytes]) -> _Field:
     """Texts as a field."""
     cells = np.asarray(texts, dtype=np.bytes_)
     width = cells.dtype.itemsize
