@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, final
 
 from augment.records import Request, Sampling, Side
@@ -27,6 +27,11 @@ def digest(value: object) -> str:
 def greedy(sampling: Sampling) -> Sampling:
     """The parameters without a seed where it changes nothing: greedy decoding draws no numbers."""
     return replace(sampling, seed=0) if sampling.temperature == 0 else sampling
+
+
+@lru_cache(maxsize=64)
+def _plain(sampling: Sampling) -> dict[str, Any]:
+    return asdict(sampling)
 
 
 def text_key(
@@ -56,7 +61,7 @@ def text_key(
         "image": image_hash,
         "model": model,
         "revision": revision,
-        "sampling": asdict(sampling if as_before else greedy(sampling)),
+        "sampling": _plain(sampling if as_before else greedy(sampling)),
     }
     if settings:
         sent["settings"] = dict(settings)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, final
 
 from augment.engines import Engine
-from augment.errors import ImageError
+from augment.errors import DataError, ImageError
 from augment.jobs import Group, Job
 from augment.keys import Recipe, greedy, text_key
 from augment.pictures import PictureHashes
@@ -20,6 +21,9 @@ from augment.store import Failure, Store
 
 #: Items whose keys are computed before they are needed; bounds memory, not batches.
 AHEAD = 2048
+
+#: Jobs that a thread takes at once: handing one over costs as much as planning it.
+TAKEN = 32
 
 
 class Planned(NamedTuple):
@@ -80,11 +84,13 @@ class Plan(Iterator[Planned]):
         )
         self._ahead = ahead
         self._pool = ThreadPoolExecutor(thread_name_prefix="hash")
-        self._coming: deque[Planned | Future[Planned]] = deque()
+        self._coming: deque[Future[list[Planned | DataError]]] = deque()
+        self._ready: deque[Planned | DataError] = deque()
+        self._returned = 0
 
     def __len__(self) -> int:
         """Jobs that are read and not returned yet."""
-        return len(self._coming)
+        return self.read - self._returned
 
     def __next__(self) -> Planned:
         """The next job.
@@ -92,25 +98,37 @@ class Plan(Iterator[Planned]):
         Raises:
             DataError: if its prompt does not render.
         """
-        while len(self._coming) < self._ahead and (job := next(self._jobs, None)) is not None:
-            self.read += 1
-            if job.prompt is None:
-                self._coming.append(Planned(job))
-            else:
-                self._coming.append(self._pool.submit(self._plan, job, job.prompt))
-        if not self._coming:
-            raise StopIteration
-        first = self._coming[0]
-        planned = first.result() if isinstance(first, Future) else first
-        self._coming.popleft()
-        return planned
+        take = max(1, min(TAKEN, self._ahead // 64))
+        while len(self) + take <= self._ahead and (jobs := list(islice(self._jobs, take))):
+            self.read += len(jobs)
+            self._coming.append(self._pool.submit(self._plan_all, jobs))
+        if not self._ready:
+            if not self._coming:
+                raise StopIteration
+            self._ready.extend(self._coming.popleft().result())
+        if isinstance(first := self._ready[0], DataError):
+            raise first
+        self._returned += 1
+        self._ready.popleft()
+        return first
 
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
+    def _plan_all(self, jobs: Sequence[Job]) -> list[Planned | DataError]:
+        """Plan some jobs; runs in a thread."""
+        return [self._plan_one(job) for job in jobs]
+
+    def _plan_one(self, job: Job) -> Planned | DataError:
+        """A job, or the error that is to be raised at its turn."""
+        try:
+            return Planned(job) if job.prompt is None else self._plan(job, job.prompt)
+        except DataError as error:
+            return error
+
     def _plan(self, job: Job, prompt: Prompt) -> Planned:
-        """Render, and hash the picture; runs in a thread."""
+        """Render, and hash the picture."""
         request = prompt.render(job.item)
         image_hash, picture = None, ""
         if request.image is not None:

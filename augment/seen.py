@@ -13,7 +13,7 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
-from augment.store.segments import code
+from augment.store.segments import code, place
 
 #: Latest names, in a dict until they are this many.
 LATEST = 1 << 16
@@ -26,6 +26,7 @@ class Seen:
     def __init__(self) -> None:
         self._latest: dict[bytes, int] = {}
         self._high: npt.NDArray[np.uint64] = np.empty(0, np.uint64)
+        self._highs = self._high.data
         self._low: npt.NDArray[np.uint64] = np.empty(0, np.uint64)
         self._numbers: npt.NDArray[np.int64] = np.empty(0, np.int64)
 
@@ -49,11 +50,11 @@ class Seen:
         if one in self._latest:
             return self._latest[one]
         high, low = struct.unpack("=QQ", one)
-        place = int(np.searchsorted(self._high, np.uint64(high)))
-        while place < len(self._high) and self._high[place] == high:
-            if self._low[place] == low:
-                return int(self._numbers[place])
-            place += 1
+        at = place(self._highs, high)
+        while at < len(self._highs) and self._highs[at] == high:
+            if self._low[at] == low:
+                return int(self._numbers[at])
+            at += 1
         return None
 
     def _sort_in(self) -> None:
@@ -68,4 +69,5 @@ class Seen:
         self._high, self._low, self._numbers = (
             np.insert(old, at, new[order]) for old, new in columns
         )
+        self._highs = self._high.data
         self._latest = {}

@@ -116,7 +116,7 @@ def test_a_changed_prompt_regenerates_only_its_own(root):
     def jobs(corpus):
         return [job(1, prompt=corpus), job(2, text="longer", prompt=HIDDEN)]
 
-    changed = CORPUS.__class__(**{**vars(CORPUS), "user": CORPUS.user + " Be brief."})
+    changed = replace(CORPUS, user=CORPUS.user + " Be brief.")
     run(jobs(CORPUS), root)
     before = texts(root)
     assert counts(run(jobs(changed), root))[1:3] == (1, 1)

@@ -1,5 +1,7 @@
 """Text of the data cannot steer the prompt: fences hold, control tokens stay text."""
 
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +10,7 @@ from augment.checks import check
 from augment.engines import make_engine
 from augment.flagland import atlas, language
 from augment.flagland.render import draw_flat
-from augment.prompts import load_prompt
+from augment.prompts import fence, load_prompt
 from augment.prompts.fence import LONGEST, fenced
 from augment.records import Item, Request, Sampling
 
@@ -54,6 +56,13 @@ def test_no_mixture_breaks_out(parts):
 )
 def test_ordinary_text_is_left_as_it_is(text):
     assert fenced(text) == text
+
+
+def test_one_look_tells_whether_a_text_needs_more():
+    for number in range(sys.maxunicode + 1):
+        character = chr(number)
+        if character in "<>[\uff1c\uff1e" or fence._INVISIBLE.search(f"a{character}a"):
+            assert fence._NOTEWORTHY.search(character), hex(number)
 
 
 def test_a_text_of_ten_megabytes_is_cut_at_a_word():

@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import cast, final
 from urllib.parse import parse_qsl
@@ -69,6 +70,7 @@ class ScriptedEngine(Engine):
         script = json.dumps(data, sort_keys=True)
         self._revision = revision or hashlib.sha256(script.encode()).hexdigest()[:12]
         self.calls: list[Request] = []
+        self._seen = lru_cache(maxsize=4096)(self._look)
 
     @property
     def model(self) -> str:
@@ -113,12 +115,15 @@ class ScriptedEngine(Engine):
     def _answer(self, request: Request) -> Reply:
         seen = ""
         if request.image is not None:
-            width, height = open_image(self._root, request.image).size
-            seen = f"{content_hash(self._root, request.image)[:12]} of {width} by {height} pixels"
+            seen = self._seen(request.image)
         text = self._text(request, seen)
         if text is None:
             return Reply("", "error", reason="scripted: no answer for this item")
         return Reply(text, "stop", len(request.text.split()), len(text.split()))
+
+    def _look(self, path: str) -> str:
+        width, height = open_image(self._root, path).size
+        return f"{content_hash(self._root, path)[:12]} of {width} by {height} pixels"
 
     def _text(self, request: Request, seen: str) -> str | None:
         if self._answers is None:

@@ -33,10 +33,17 @@ _TOKEN = re.compile(
 )
 
 
+#: Most texts hold nothing that any of the three looks for; one look at the characters tells.
+_NOTEWORTHY = re.compile(
+    r"[<>\[\uff1c\uff1e\x00-\x08\x0b-\x1f\x7f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064"
+    r"\u2066-\u2069\ufeff\U000e0000-\U000e007f]"
+)
+
+
 def fenced(text: str | None) -> str:
     """A text fit to stand between the marks; None becomes the empty string."""
     shown = text or ""
-    while True:
+    while _NOTEWORTHY.search(shown):
         before = shown
         shown = _INVISIBLE.sub("", shown)
         shown = _TOKEN.sub(lambda token: f"({next(filter(None, token.groups()))})", shown)

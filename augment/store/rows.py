@@ -7,6 +7,7 @@ logs that are not sealed yet are held whole; a log is sealed before they become 
 from __future__ import annotations
 
 import struct
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,7 @@ from augment.store.segments import (
     code,
     column,
     name_of,
+    place,
     rows_of,
 )
 
@@ -57,17 +59,18 @@ class Index:
         self.at = at
         self._high = np.ascontiguousarray(high[order])
         self._low = np.ascontiguousarray(codes[order, 1])
+        self._highs, self._lows = self._high.data, self._low.data
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def find(self, codes: Codes) -> Places:
         """Row of each code, -1 where there is none."""
-        place = np.searchsorted(self._high, codes[:, 0])
+        places = np.searchsorted(self._high, codes[:, 0])
         found = np.full(len(codes), -1, np.int64)
         open_ = np.arange(len(codes))
         while len(open_):  # more than once only where 64 bits of two codes agree
-            at = place[open_]
+            at = places[open_]
             inside = at < len(self)
             open_, at = open_[inside], at[inside]
             same = self._high[at] == codes[open_, 0]
@@ -75,17 +78,17 @@ class Index:
             hit = self._low[at] == codes[open_, 1]
             found[open_[hit]] = self.rows[at[hit]]
             open_ = open_[~hit]
-            place[open_] += 1
+            places[open_] += 1
         return found
 
     def find_one(self, one: bytes) -> int:
         """Row of a code, -1 if there is none."""
         high, low = struct.unpack("=QQ", one)
-        place = int(np.searchsorted(self._high, np.uint64(high)))
-        while place < len(self) and self._high[place] == high:
-            if self._low[place] == low:
-                return int(self.rows[place])
-            place += 1
+        at = place(self._highs, high)
+        while at < len(self) and self._highs[at] == high:
+            if self._lows[at] == low:
+                return int(self.rows[at])
+            at += 1
         return -1
 
 
@@ -114,6 +117,10 @@ class Rows:
         return np.cumsum([0, *(rows_of(path) for path in self.segments)])
 
     @cached_property
+    def _bounds(self) -> list[int]:
+        return [int(start) for start in self._starts]
+
+    @cached_property
     def index(self) -> Index:
         """Of the sealed rows; read when first needed."""
         tables = [column(path, "code", "at") for path in self.segments]
@@ -132,7 +139,7 @@ class Rows:
             name = name_of(self.kind, record)
             if self.tail.get(name, {}).get("at") == record["at"]:
                 del self.tail[name]
-        for part in ("index", "_starts"):
+        for part in ("index", "_starts", "_bounds"):
             self.__dict__.pop(part, None)
 
     def put(self, record: dict[str, Any]) -> None:
@@ -171,11 +178,11 @@ class Rows:
 
     def read(self, row: int) -> dict[str, Any]:
         """A sealed row."""
-        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        number = bisect_right(self._bounds, row) - 1
         mapped = self._mapped.get(number)
         if mapped is None:
             mapped = self._mapped[number] = Mapped(self.segments[number], self._cache)
-        return mapped.row(row - int(self._starts[number]))
+        return mapped.row(row - self._bounds[number])
 
     def counting(self) -> npt.NDArray[np.bool_]:
         """Which sealed rows count: one per name, and none that a record of the tail replaces."""
