@@ -30,7 +30,7 @@ import pytrec_eval
 
 from benchmarks.machine import machine
 from retrievers.metrics import Judgements, score_run
-from retrievers.run import RunTable, read_run, read_table, write_run
+from retrievers.run import RunTable, read_run, read_table, writing_run
 from retrievers.uniir import unhash_did
 
 KS = (1, 5, 10)
@@ -73,9 +73,9 @@ def make(queries: int, k: int, pool: int, seed: int = 0) -> World:
 def by_columns(world: World, path: Path) -> Means:
     """This package."""
     table = RunTable.from_search(world.qids, world.column, world.rows, world.scores)
-    write_run(path, table, "columns")
     measures = [f"{name}@{k}" for name in ("success", "recall") for k in KS]
-    return score_run(table, Judgements(world.grades), measures).means()
+    with writing_run(path, table, "columns"):
+        return score_run(table, Judgements(world.grades), measures).means()
 
 
 def by_loop(world: World, path: Path) -> Means:

@@ -21,7 +21,7 @@ from retrievers.losses import hash_id
 from retrievers.mining import Tally
 from retrievers.monitor import Throughput
 from retrievers.origin import origin_of_fit
-from retrievers.scoring import Results, write_results
+from retrievers.scoring import Results, write_results, writing_runs
 from retrievers.settings import SearchConfig
 from retrievers.stored import StoredRetriever
 from retrievers.texts import check_recipe
@@ -147,7 +147,8 @@ class Retriever(StoredRetriever, ABC):
         running, self._evaluation = self._running, None
         if not self.data.plan.tasks:
             return
-        _, results = running.search(self.data.plan, "validation", SearchConfig(depth=10))
+        found = running.search(self.data.plan, "validation", SearchConfig(depth=10))
+        results = running.score(self.data.plan, found, "validation")
         names = [name for name in results.mean["local"] if "@" in name]
         self.log_dict({f"val/{name}": results.mean["local"][name] for name in names})
         self.log("R@5", results.mean["local"]["recall@5"], prog_bar=True, logger=False)
@@ -181,11 +182,14 @@ class Retriever(StoredRetriever, ABC):
         if self.data.mining is not None:
             self.tally = running.mine(self.data, self.data.mining, self.fingerprint(), folder)
             return
-        runs, results = running.search(self.data.plan, self.fingerprint(), self.data.test)
+        made_by = self.fingerprint()
+        found = running.search(self.data.plan, made_by, self.data.test)
+        with writing_runs(folder, found.runs, made_by):
+            results = running.score(self.data.plan, found, made_by)
         settings = {"model": self.describe(), "data": self.data.describe()}
         results.settings.update(settings, trained_on=self.trained_on)
         results.cost = running.cost()
-        write_results(folder, self.data.plan, runs, results)
+        write_results(folder, self.data.plan, results)
         self.results = results
 
     @property

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from retrievers.embeddings import Embeddings
 from retrievers.inputs import Inputs, Items
 from retrievers.mining import MiningConfig, Tally, mine_plan
 from retrievers.plan import Plan
-from retrievers.scoring import Results, score, search_plan
+from retrievers.scoring import Results, Searched, score, search_plan
 from retrievers.settings import SearchConfig
 
 #: The loaders of a pass, in order.
@@ -52,8 +52,8 @@ class Evaluation:
         self._embedded = time.monotonic()
         return [_told(side, room) for side, room in zip(SIDES, self._rooms, strict=True)]
 
-    def search(self, plan: Plan, made_by: str, search: SearchConfig) -> tuple[Any, Results]:
-        """Runs of all pools, and their metrics.
+    def search(self, plan: Plan, made_by: str, search: SearchConfig) -> Searched:
+        """Runs of all pools.
 
         Args:
             plan: what is asked, and where.
@@ -61,15 +61,19 @@ class Evaluation:
             search: depth and index.
         """
         candidates, queries = self._rooms
-        found = search_plan(
+        return search_plan(
             plan, candidates, queries, made_by, search.depth, self._device, search.index,
             search.index_parameters,
         )  # fmt: skip
+
+    def score(self, plan: Plan, found: Searched, made_by: str) -> Results:
+        """Metrics of what was found."""
+        candidates, queries = self._rooms
         results = score(plan, found.runs, candidates, queries, made_by)
         results.recall = {
             pool: [measured._asdict() for measured in own] for pool, own in found.recall.items()
         }
-        return found.runs, results
+        return results
 
     def mine(self, data: MBeirData, config: MiningConfig, made_by: str, folder: Path) -> Tally:
         """Hard negatives, written to a folder; what became of the candidates."""

@@ -7,8 +7,9 @@ order. It is trec_eval's rule (its ``sim`` is a C float), so trec_eval ranks a r
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, final
 
@@ -239,6 +240,18 @@ def write_run(path: str | Path, run: Run | RunTable, tag: str = "run") -> None:
         DataError: if an id is empty or contains white space.
     """
     _write(Path(path), run, tag, None)
+
+
+@contextmanager
+def writing_run(path: str | Path, run: Run | RunTable, tag: str = "run") -> Iterator[None]:
+    """The same while something else is done with the run, such as scoring it.
+
+    The file is there when the block ends. Arguments and errors are those of :func:`write_run`.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit(write_run, path, run, tag)
+        yield
+        written.result()
 
 
 def write_uniir_run(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -269,11 +271,22 @@ def _spans(plan: Plan) -> list[tuple[EvalTask, range]]:
     return spans
 
 
-def write_results(folder: Path, plan: Plan, runs: Runs, results: Results) -> None:
-    """Write ``<task>.<pool>.trec``, ``<task>.qrels`` (four columns) and ``metrics.json``."""
+@contextmanager
+def writing_runs(folder: Path, runs: Runs, made_by: str) -> Iterator[None]:
+    """Write ``<task>.<pool>.trec`` while the runs are scored; the files are there afterwards."""
+    with ThreadPoolExecutor(1) as thread:
+        written = [
+            thread.submit(write_run, folder / f"{name}.{pool}.trec", run, made_by)
+            for (name, pool), run in runs.items()
+        ]
+        yield
+        for one in written:
+            one.result()
+
+
+def write_results(folder: Path, plan: Plan, results: Results) -> None:
+    """Write ``<task>.qrels`` (four columns) and, when all else is there, ``metrics.json``."""
     folder.mkdir(parents=True, exist_ok=True)
-    for (name, pool), run in runs.items():
-        write_run(folder / f"{name}.{pool}.trec", run, results.made_by)
     for task in plan.tasks:
         qrels = [
             Qrel(q, d, grade) for q, judged in task.grades.items() for d, grade in judged.items()

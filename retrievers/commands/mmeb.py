@@ -36,7 +36,7 @@ from retrievers.mmeb import (
     subset_names,
     table,
 )
-from retrievers.run import write_run
+from retrievers.run import writing_run
 
 
 def evaluate_mmeb(
@@ -90,8 +90,8 @@ def evaluate_mmeb(
         queries = vectors.of(name, "query", subset.queries, subset.qid)
         found = vectors.of(name, "corpus", subset.candidates, subset.did)
         run = rank_lists(subset, queries, found)
-        scores.append(score_subset(subset, run))
-        write_run(out / f"{name}.local.trec", run.cut(depth), "mmeb")
+        with writing_run(out / f"{name}.local.trec", run.cut(depth), "mmeb"):
+            scores.append(score_subset(subset, run))
         qrels = [Qrel(q, d, g) for q, own in subset.grades.items() for d, g in own.items()]
         write_qrels(out / f"{name}.qrels", qrels, columns=4)
         sys.stdout.write(f"{name}: hit@1 {100 * scores[-1].metrics['success@1']:.1f}\n")
