@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from augment.errors import DataError
+from augment.flagland.world import WorldConfig, write_world
 from augment.mbeir import (
     InstructionRow,
     write_candidates,
@@ -120,6 +121,18 @@ def test_dangling_links(root):
     assert example(report, "dangling-positive") == f"{TEST}:1: query 5:7, positive 5:999"
     named = {found.file for found in report.findings if found.kind == "dangling-positive"}
     assert named == {f"{TEST} -> {Path(POOL).name}"}
+
+
+def test_a_world_of_our_own_is_clean_and_so_are_mixed_tasks(tmp_path):
+    # Its training queries are one file of all tasks, their judgements a file for each.
+    write_world(tmp_path / "world", WorldConfig(countries=200, width=64), workers=1)
+    assert kinds(validate_root(tmp_path / "world", QUIET)) == {}
+    qrels = tmp_path / "world" / "qrels" / "train" / "mbeir_flagland_task1_train_qrels.txt"
+    first, *rest = qrels.read_text().splitlines(keepends=True)
+    qrels.write_text("".join(rest))
+    report = validate_root(tmp_path / "world", QUIET)
+    assert kinds(report) == {"qrel-mismatch": 1}
+    assert example(report, "qrel-mismatch") == f"query {first.split()[0]}: has no judgement"
 
 
 def test_duplicates(root):

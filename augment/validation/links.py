@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from augment.errors import DataError
@@ -121,7 +121,11 @@ def _no_instruction(instructions: Instructions, dataset: str, task: int) -> str:
 def check_qrels(
     root: DataRoot, split: str, links: Mapping[Path, list[Link]], report: Report
 ) -> None:
-    """The judgements of a split against the positives in its queries, as sets per query."""
+    """The judgements of a split against the positives in its queries, as sets per query.
+
+    A training file mixes tasks, where judgements may come task by task: such a file of judgements
+    is compared with the queries of its task.
+    """
     for file in root.qrels(split):
         name = _relative(root, file.path)
         try:
@@ -133,11 +137,22 @@ def check_qrels(
         except (DataError, KeyError) as error:
             report.add("unreadable", name, str(error))
             continue
-        asked = {link.qid: set(link.positives) for link in queries}
+        asked = {
+            link.qid: set(link.positives)
+            for link in queries
+            if split in EVALUATED or _belongs(link, file.task, judged)
+        }
         for qid in sorted(asked.keys() | judged.keys()):
             ours, theirs = asked.get(qid), judged.get(qid)
             if ours != theirs:
                 report.add("qrel-mismatch", name, f"query {qid}: {_differ(ours, theirs)}")
+
+
+def _belongs(link: Link, task: int | None, judged: Collection[str]) -> bool:
+    """Whether judgements of a task, None for all, should have a query of a file of mixed tasks."""
+    if task is None or link.task == task:
+        return True
+    return link.task is None and link.qid in judged  # else another file may have it
 
 
 def _differ(positives: set[str] | None, judged: set[str] | None) -> str:
