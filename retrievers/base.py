@@ -186,9 +186,9 @@ class Retriever(StoredRetriever, ABC):
         found = running.search(self.data.plan, made_by, self.data.test)
         with writing_runs(folder, found.runs, made_by):
             results = running.score(self.data.plan, found, made_by)
+            results.cost = running.cost()
         settings = {"model": self.describe(), "data": self.data.describe()}
         results.settings.update(settings, trained_on=self.trained_on)
-        results.cost = running.cost()
         write_results(folder, self.data.plan, results)
         self.results = results
 
