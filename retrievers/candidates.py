@@ -125,8 +125,8 @@ def read_embeddings(
         DataError: if they hold no candidate of these pools.
     """
     inner = folder / "corpus"
-    # Sizes are compared, checksums are not: they would read every vector before the first search.
-    store = EmbeddingStore.open(inner if inner.is_dir() else folder, made_by, verify=False)
+    # Checksums are compared, a second or two per GB: exact search reads every vector anyway.
+    store = EmbeddingStore.open(inner if inner.is_dir() else folder, made_by)
     live = store.live
     wanted = pc.unique(pa.chunked_array([c for path in files for c in _ids(path).chunks]))
     found = pc.index_in(wanted, value_set=store.ids(live))

@@ -159,6 +159,12 @@ def test_embeddings_are_searched_where_they_lie(world, raw, tmp_path, monkeypatc
         Searcher.open(world.enriched, world.root, store=world.store, embeddings=run / "embeddings")
     with pytest.raises(StoreError, match="no embeddings here"):
         Searcher.open(checkpoint, world.root, embeddings=tmp_path)
+    shard = next((run / "embeddings" / "corpus").glob("*.npy"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + b"?")
+    with pytest.raises(StoreError, match="wrong checksum"):
+        Searcher.open(checkpoint, world.root, embeddings=run / "embeddings")
+    shard.write_bytes(whole)
     other = make_root(tmp_path / "other")
     for path in (other / "cand_pool" / "local").iterdir():
         path.write_text(path.read_text().replace('"7:', '"8:'))
