@@ -7,13 +7,12 @@ takes 135 to 170. Names are kept as hashes of 128 bits: among 10 million, two ag
 
 from __future__ import annotations
 
-import struct
 from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
 
-from augment.store.segments import code, place
+from augment.store.segments import code, find
 
 #: Latest names, in a dict until they are this many.
 LATEST = 1 << 16
@@ -26,7 +25,6 @@ class Seen:
     def __init__(self) -> None:
         self._latest: dict[bytes, int] = {}
         self._high: npt.NDArray[np.uint64] = np.empty(0, np.uint64)
-        self._highs = self._high.data
         self._low: npt.NDArray[np.uint64] = np.empty(0, np.uint64)
         self._numbers: npt.NDArray[np.int64] = np.empty(0, np.int64)
 
@@ -49,13 +47,8 @@ class Seen:
     def _find(self, one: bytes) -> int | None:
         if one in self._latest:
             return self._latest[one]
-        high, low = struct.unpack("=QQ", one)
-        at = place(self._highs, high)
-        while at < len(self._highs) and self._highs[at] == high:
-            if self._low[at] == low:
-                return int(self._numbers[at])
-            at += 1
-        return None
+        at = find(self._high.data, self._low.data, one)
+        return None if at < 0 else int(self._numbers[at])
 
     def _sort_in(self) -> None:
         codes = np.frombuffer(b"".join(self._latest), np.uint64).reshape(-1, 2)
@@ -69,5 +62,4 @@ class Seen:
         self._high, self._low, self._numbers = (
             np.insert(old, at, new[order]) for old, new in columns
         )
-        self._highs = self._high.data
         self._latest = {}

@@ -21,7 +21,8 @@ from retrievers.losses import hash_id
 from retrievers.mining import Tally
 from retrievers.monitor import Throughput
 from retrievers.origin import origin_of_fit
-from retrievers.scoring import Results, write_results, writing_runs
+from retrievers.run import writing_runs
+from retrievers.scoring import Results, run_files, write_results
 from retrievers.settings import SearchConfig
 from retrievers.stored import StoredRetriever
 from retrievers.texts import check_recipe
@@ -184,7 +185,7 @@ class Retriever(StoredRetriever, ABC):
             return
         made_by = self.fingerprint()
         found = running.search(self.data.plan, made_by, self.data.test)
-        with writing_runs(folder, found.runs, made_by):
+        with writing_runs(run_files(folder, found.runs), made_by):
             results = running.score(self.data.plan, found, made_by)
             results.cost = running.cost()
         settings = {"model": self.describe(), "data": self.data.describe()}

@@ -23,7 +23,8 @@ from augment.records import Hit, Run
 from retrievers.embeddings import Embeddings
 from retrievers.plan import EvalTask, Plan, plan_test
 from retrievers.protocol import PositiveConfig
-from retrievers.scoring import Results, score, write_results, writing_runs
+from retrievers.run import writing_runs
+from retrievers.scoring import Results, run_files, score, write_results
 from retrievers.texts import TextRecipe, ViewConfig, check_untrained
 
 #: Scores are rounded so, as those of the vector indexes, before ties are settled by id.
@@ -223,7 +224,7 @@ def bm25(
     made_by = digest({"model": settings["model"], "text": recipe.fingerprint})[:16]
     runs, candidates, queries = bm25_plan(plan, recipe, depth, model)
     seconds = time.monotonic() - started
-    with writing_runs(out, runs, made_by):
+    with writing_runs(run_files(out, runs), made_by):
         results = score(plan, runs, candidates, queries, made_by)
     results.settings.update(settings)
     results.cost = {

@@ -248,10 +248,18 @@ def writing_run(path: str | Path, run: Run | RunTable, tag: str = "run") -> Iter
 
     The file is there when the block ends. Arguments and errors are those of :func:`write_run`.
     """
-    with ThreadPoolExecutor(1) as pool:
-        written = pool.submit(write_run, path, run, tag)
+    with writing_runs({Path(path): run}, tag):
         yield
-        written.result()
+
+
+@contextmanager
+def writing_runs(runs: Mapping[Path, Run | RunTable], tag: str = "run") -> Iterator[None]:
+    """The same for several files, one after another."""
+    with ThreadPoolExecutor(1) as thread:
+        written = [thread.submit(write_run, path, run, tag) for path, run in runs.items()]
+        yield
+        for one in written:
+            one.result()
 
 
 def write_uniir_run(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +22,7 @@ from retrievers.plain import aligned
 from retrievers.plan import EvalTask, Plan
 from retrievers.protocol import REPORTED, missing_rows, reported_k
 from retrievers.provenance import source_commit, versions
-from retrievers.run import RunTable, write_run
+from retrievers.run import RunTable
 
 #: (task name, "local" or "union") -> run.
 Runs = Mapping[tuple[str, str], Run | RunTable]
@@ -271,17 +269,9 @@ def _spans(plan: Plan) -> list[tuple[EvalTask, range]]:
     return spans
 
 
-@contextmanager
-def writing_runs(folder: Path, runs: Runs, made_by: str) -> Iterator[None]:
-    """Write ``<task>.<pool>.trec`` while the runs are scored; the files are there afterwards."""
-    with ThreadPoolExecutor(1) as thread:
-        written = [
-            thread.submit(write_run, folder / f"{name}.{pool}.trec", run, made_by)
-            for (name, pool), run in runs.items()
-        ]
-        yield
-        for one in written:
-            one.result()
+def run_files(folder: Path, runs: Runs) -> dict[Path, Run | RunTable]:
+    """``<task>.<pool>.trec`` -> run."""
+    return {folder / f"{name}.{pool}.trec": run for (name, pool), run in runs.items()}
 
 
 def write_results(folder: Path, plan: Plan, results: Results) -> None:

@@ -6,7 +6,6 @@ logs that are not sealed yet are held whole; a log is sealed before they become 
 
 from __future__ import annotations
 
-import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -27,8 +26,8 @@ from augment.store.segments import (
     as_times,
     code,
     column,
+    find,
     name_of,
-    place,
     rows_of,
 )
 
@@ -59,7 +58,6 @@ class Index:
         self.at = at
         self._high = np.ascontiguousarray(high[order])
         self._low = np.ascontiguousarray(codes[order, 1])
-        self._highs, self._lows = self._high.data, self._low.data
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -83,13 +81,8 @@ class Index:
 
     def find_one(self, one: bytes) -> int:
         """Row of a code, -1 if there is none."""
-        high, low = struct.unpack("=QQ", one)
-        at = place(self._highs, high)
-        while at < len(self) and self._highs[at] == high:
-            if self._lows[at] == low:
-                return int(self.rows[at])
-            at += 1
-        return -1
+        at = find(self._high.data, self._low.data, one)
+        return -1 if at < 0 else int(self.rows[at])
 
 
 @final

@@ -22,6 +22,7 @@ import json
 import logging
 import os
 import secrets
+import struct
 import tempfile
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -97,6 +98,17 @@ def place(high: memoryview, wanted: int) -> int:
     a hundred times as long as a search.
     """
     return bisect_left(high, wanted)
+
+
+def find(highs: memoryview, lows: memoryview, one: bytes) -> int:
+    """Where a code stands in two columns sorted by the first, -1 where it does not."""
+    high, low = struct.unpack("=QQ", one)
+    at = place(highs, high)
+    while at < len(highs) and highs[at] == high:
+        if lows[at] == low:
+            return at
+        at += 1
+    return -1
 
 
 def name_of(kind: Kind, record: Mapping[str, Any]) -> str:
