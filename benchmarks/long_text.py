@@ -127,7 +127,7 @@ class Bench:
     def fit(self, trained: str, seed: int) -> Path:
         """Train unless that is done; the checkpoint."""
         out = self.out / f"{trained}-{seed}"
-        checkpoint = out / "checkpoints" / "latest.ckpt"
+        checkpoint = out / "checkpoints" / "last.ckpt"
         if not (out / "done").exists():
             sampled = ["--data.corpus.sentences.share=0.5"] if trained == "sample" else []
             _command(
