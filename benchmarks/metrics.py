@@ -6,8 +6,9 @@ every query and a run file. The loop is the plain way, UniIR's: ids made from ha
 one, a formatted line a hit, sets per query. The tidy loop is the least that Python can do a hit:
 ids at hand as strings, plain numbers, one pass. pytrec_eval has no writer: it gets the tidy one's.
 Only this package checks what it writes (repeated candidates, scores that are no numbers, ties by
-id); its pool has ids in a column, as the evaluation's. All wait until the file is on the disk.
-Numbers must agree before any is printed. The ways take turns; the median of the rounds is shown.
+id); its pool has ids in a column, told unique by the index, as the evaluation's. All wait until the
+file is on the disk. Numbers must agree before any is printed. The ways take turns; the median of
+the rounds is shown.
 
 At full size some two minutes and 2 GB of memory.
 """
@@ -72,7 +73,7 @@ def make(queries: int, k: int, pool: int, seed: int = 0) -> World:
 
 def by_columns(world: World, path: Path) -> Means:
     """This package."""
-    table = RunTable.from_search(world.qids, world.column, world.rows, world.scores)
+    table = RunTable.from_search(world.qids, world.column, world.rows, world.scores, unique=True)
     measures = [f"{name}@{k}" for name in ("success", "recall") for k in KS]
     with writing_run(path, table, "columns"):
         return score_run(table, Judgements(world.grades), measures).means()

@@ -204,7 +204,7 @@ def search_plan(
             if len(own):
                 qids = [plan.queries[row][0].item.id for row in own.tolist()]
                 hits = index.search(queries.take(own), min(depth, len(index)), made_by)
-                run = RunTable.from_search(qids, ids, hits.rows, hits.scores)
+                run = RunTable.from_search(qids, ids, hits.rows, hits.scores, unique=True)
             found.runs[task.name, "union" if pool == "union" else "local"] = run
         if isinstance(index, FaissIndex) and index.recall:
             found.recall[pool] = list(index.recall.values())

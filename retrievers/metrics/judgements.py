@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int64
 
 from augment.errors import DataError
 from augment.records import Qrel
-from retrievers.run import RunTable
+from retrievers.run import RunTable, strings
 
 #: query id -> candidate id -> grade; only grades of at least the level (1) are relevant.
 Grades = Mapping[str, Mapping[str, int]]
@@ -64,11 +64,11 @@ class Judgements:
         self._grade = np.fromiter(grade, np.int64, size)
         self._query = np.repeat(np.arange(len(lists)), sizes)
         self.total = np.bincount(self._query[self._grade >= level], minlength=len(lists))
-        dids = pa.array(list(chain.from_iterable(lists)), pa.string())
+        dids = strings(list(chain.from_iterable(lists)))
         self.qids = list(grades)
         if empty == "leave out" and not self.total.all():
             dids = dids.filter(pa.array(self._keep(self.total > 0)))
-        self._qids = pa.array(self.qids, pa.string())
+        self._qids = strings(self.qids)
         self._last: tuple[Any, Int64[np.ndarray, " queries"]] | None = None
         encoded = dids.dictionary_encode()
         self._dids = encoded.dictionary
