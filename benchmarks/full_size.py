@@ -297,9 +297,9 @@ def table(found: dict[float, dict[str, Any]]) -> str:
         "",
         "Sixteen rows of the sizes in UniIR's table 1, or a share of them. No VLM ran: a scripted "
         "engine answers; the encoder is an open_clip model of a layer in each tower and 32 numbers "
-        f"a vector. {PICTURES:,} small picture files are shared by all items. Each stage is a process of "
-        "its own; private is its memory at the "
-        "peak, workers included, without pages of mapped files.",
+        f"a vector. {PICTURES:,} small picture files are shared by all items. Each stage is a "
+        "process of its own; private is its memory at the peak, workers included, without pages of "
+        "mapped files.",
     ]
     for share, stages in sorted(found.items()):
         lines += [
