@@ -124,13 +124,8 @@ class Catalog:
         rows = np.full(len(dids), -1)
         keys = pa.array(dids, pa.large_string())
         for pool in self._pools:
-            if not len(pool.table):
-                continue
-            ids = pool.table.by_id[0]
-            between = pc.and_(pc.greater_equal(keys, ids[0]), pc.less_equal(keys, ids[-1]))
-            asked = np.flatnonzero((rows < 0) & np.asarray(between))
-            found = pool.table.find_all(keys.take(pa.array(asked)))
-            places = np.array([-1 if place is None else place for place in found], np.int64)
+            asked = np.flatnonzero(rows < 0)
+            places = pool.table.rows_of(keys.take(pa.array(asked)))
             there = places >= 0
             rows[asked[there]] = pool.rows_of(places[there])
         return rows

@@ -10,6 +10,9 @@ from pathlib import Path
 from random import Random
 from typing import Literal, NamedTuple, final
 
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -89,6 +92,15 @@ class CandidateBook:
             if row is not None:
                 return pool[row]
         return None
+
+    def known(self, dids: Sequence[str]) -> Bool[np.ndarray, " dids"]:
+        """Whether there is a candidate with each id."""
+        there = np.zeros(len(dids), dtype=bool)
+        keys = pa.array(dids, pa.large_string())
+        for pool in self._pools:
+            asked = np.flatnonzero(~there)
+            there[asked] = pool.rows_of(keys.take(pa.array(asked))) >= 0
+        return there
 
 
 class Reader(NamedTuple):

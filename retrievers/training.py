@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 from jaxtyping import Int64
@@ -16,6 +17,9 @@ from augment.records import Item, Query
 from retrievers.dataset import CandidateBook, PairDataset, target_modality
 from retrievers.negatives import HardNegatives, NegativesConfig
 from retrievers.samplers import GroupBy
+
+#: Queries whose positives are looked up at once.
+_BLOCK = 1 << 16
 
 
 def training_queries(
@@ -41,8 +45,8 @@ def training_queries(
     book = CandidateBook([*union, *(file.path for file in root.pools())])
     kept: list[Query] = []
     lost = 0
-    for query in _queries(root, tasks):
-        if not any(book.find(did) is not None for did in query.positives):
+    for query, found in _found(_queries(root, tasks), book):
+        if not found:
             lost += 1
         elif held_out is not None and _held_out(query.item.id, holdout):
             held_out.append(query)
@@ -68,6 +72,16 @@ def _queries(root: DataRoot, tasks: Collection[int] | None) -> Iterator[Query]:
         for query in open_queries(file.path):
             if tasks is None or query.task in tasks:
                 yield query
+
+
+def _found(queries: Iterable[Query], book: CandidateBook) -> Iterator[tuple[Query, bool]]:
+    """Queries, and whether a positive of each is in a pool; looked up many at a time."""
+    left = iter(queries)
+    while block := list(islice(left, _BLOCK)):
+        known = book.known([did for query in block for did in query.positives])
+        owner = np.repeat(np.arange(len(block)), [len(query.positives) for query in block])
+        counts = np.bincount(owner[known], minlength=len(block))
+        yield from zip(block, (counts > 0).tolist(), strict=True)
 
 
 def open_negatives(config: NegativesConfig, queries: Sequence[Query]) -> HardNegatives | None:

@@ -10,6 +10,7 @@ from augment.errors import DataError
 from augment.mbeir import write_candidates
 from augment.records import Item
 from retrievers.catalog import Catalog
+from retrievers.dataset import CandidateBook
 
 
 class Slow:
@@ -70,6 +71,10 @@ def test_equal_to_a_dict_of_records(tmp_path, seed):
     assert catalog.find("9:9") is None
     assert catalog.find(known[7].id) == known[7]
     assert catalog.find_all([]).tolist() == []
+    book = CandidateBook([tmp_path / f"{number}.jsonl" for number in range(4)])
+    asked += list(slow.items)
+    assert book.known(asked).tolist() == [book.find(did) is not None for did in asked]
+    assert book.known([]).tolist() == []
 
 
 @pytest.mark.parametrize("field", ["text", "image", "source"])

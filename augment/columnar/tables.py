@@ -171,9 +171,23 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
         Args:
             ids: strings, or an Arrow array of large strings.
         """
+        return [None if row < 0 else row for row in self.rows_of(ids).tolist()]
+
+    def rows_of(self, ids: Sequence[str]) -> Int64[np.ndarray, " ids"]:
+        """What :meth:`find_all` gives, -1 where there is no such row."""
+        found = np.full(len(ids), -1)
         if not len(ids) or not len(self):
-            return [None] * len(ids)
-        keys = ids if isinstance(ids, pa.Array) else pa.array(ids, pa.large_string())
+            return found
+        asked = ids if isinstance(ids, pa.Array) else pa.array(ids, pa.large_string())
+        first, last = self._sorted[0], self._sorted[-1]
+        between = np.asarray(pc.and_(pc.greater_equal(asked, first), pc.less_equal(asked, last)))
+        keys = asked.filter(pa.array(between))
+        if len(keys):
+            found[between] = self._rows_within(keys)
+        return found
+
+    def _rows_within(self, keys: Any) -> Int64[np.ndarray, " keys"]:
+        """Rows of ids none of which stands before the first or behind the last."""
         known = self._landmarks
         own = np.array([key.encode() for key in keys.to_pylist()], known.dtype)
         low = np.maximum(np.searchsorted(known, own, side="left") - 1, 0) * _STEP
@@ -184,9 +198,8 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
             right = before.to_numpy(zero_copy_only=False) & (low < high)
             low, high = np.where(right, middle + 1, low), np.where(right, high, middle)
         place = pa.array(np.minimum(low, len(self) - 1))
-        there = pc.equal(self._sorted.take(place), keys).to_pylist()
-        rows = self._rows.take(place).to_pylist()
-        return [row if found else None for row, found in zip(rows, there, strict=True)]
+        there = pc.equal(self._sorted.take(place), keys).to_numpy(zero_copy_only=False)
+        return np.where(there, self._rows.take(place).to_numpy(zero_copy_only=False), -1)
 
     @cached_property
     def _landmarks(self) -> Shaped[np.ndarray, " landmarks"]:
