@@ -37,5 +37,16 @@ def test_the_sums():
     # 542 + 5 + 201 + 1000 + 403 + 40 + 74 + 21 + 335 + 481 thousand
     assert candidates == pytest.approx(3_102_000)
     assert test == pytest.approx(135_100)
-    told = mbeir.arithmetic(3_102_000 / 3600, 1, 1, 1)
+    told = mbeir.arithmetic(mbeir.Rates(3_102_000 / 3600, 1, 1, 1))
     assert "describe candidates: 3,102,000 / 861.667 a second / 3600 = 1.0 GPU-hours" in told
+
+
+def test_published_and_assumed_rates_unless_there_are_your_own(tmp_path, capsys):
+    mbeir.main(["--root", str(tmp_path)])
+    told = capsys.readouterr().out
+    assert "3,102,000 / 3.3 a second / 3600 = 261.1" in told
+    assert "3,102,000 / 15 a second / 3600 = 57.4" in told
+    mbeir.main(["--root", str(tmp_path), "--captions", "6.6"])
+    told = capsys.readouterr().out
+    assert "3,102,000 / 6.6 a second / 3600 = 130.6" in told
+    assert told.count("describe candidates") == 1
