@@ -35,3 +35,18 @@ def test_stages_run_once_and_a_failure_names_its_log(
     with pytest.raises(SystemExit, match=r"lost\.log"):
         full_size.measure(tmp_path, 0.0, ["lost"], keep=True)
     assert "lost" not in json.loads((tmp_path / "0" / "stages.json").read_text())
+
+
+def test_a_small_encoder_goes_through_the_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = full_size.STAGES["fit"]
+    few = (*fit.command, "--trainer.max_steps=2", "--data.batch_size=8")
+    monkeypatch.setitem(full_size.STAGES, "fit", fit._replace(command=few))
+    names = ["world", "training", "fit", "embed", "test"]
+    done = full_size.measure(tmp_path, 0.0, names, keep=True)
+    assert done["training"]["items"] == 16 * 16
+    assert done["embed"]["items"] == 16 * (60 + 5)
+    found = json.loads((tmp_path / "0" / "test" / "metrics.json").read_text())
+    assert len(found["rows"]) == 32  # sixteen rows, each in its pool and in the union
+    assert sum(row["queries"] for row in found["rows"]) == 2 * 16 * 5
