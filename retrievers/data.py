@@ -32,6 +32,7 @@ from retrievers.negatives import NegativesConfig
 from retrievers.plan import Embedder, Plan, plan_pools, plan_test, plan_validation
 from retrievers.samplers import PairBatches, PairLoader, SamplingConfig
 from retrievers.settings import EmbeddingConfig, LoaderConfig, SearchConfig, ValidationConfig
+from retrievers.stored_queries import StoredQueries
 from retrievers.texts import TextRecipe, ViewConfig
 from retrievers.training import group_codes, open_negatives, training_digest, training_queries
 
@@ -325,7 +326,9 @@ class MBeirData(lightning.LightningDataModule):
         negatives = open_negatives(self.negatives, kept)
         return PairDataset(kept, book, self._reader(), self.seed, self._positives, negatives)
 
-    def _training_queries(self, held_out: list[Query] | None) -> tuple[CandidateBook, list[Query]]:
+    def _training_queries(
+        self, held_out: list[Query] | None
+    ) -> tuple[CandidateBook, StoredQueries]:
         return training_queries(
             self.root, self._tasks, self._limit, held_out, self.validation.holdout
         )

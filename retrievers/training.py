@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 from jaxtyping import Int64
@@ -17,6 +17,7 @@ from augment.records import Item, Query
 from retrievers.dataset import CandidateBook, PairDataset, target_modality
 from retrievers.negatives import HardNegatives, NegativesConfig
 from retrievers.samplers import GroupBy
+from retrievers.stored_queries import StoredQueries
 
 #: Queries whose positives are looked up at once.
 _BLOCK = 1 << 16
@@ -28,7 +29,7 @@ def training_queries(
     limit: int | None,
     held_out: list[Query] | None,
     holdout: float,
-) -> tuple[CandidateBook, list[Query]]:
+) -> tuple[CandidateBook, StoredQueries]:
     """Training queries with a positive in a pool, and the pools.
 
     Args:
@@ -41,37 +42,37 @@ def training_queries(
     Raises:
         DataError: if nothing is left to train on.
     """
+    files = root.query_files("train")
+    if not files:
+        raise DataError("no query files in query/train", str(root.path))
     union = [file.path for file in root.union_pools() if file.dataset == "union_train"]
     book = CandidateBook([*union, *(file.path for file in root.pools())])
-    kept: list[Query] = []
+    tables = [open_queries(file.path) for file in files]
+    kept: list[list[int]] = []
     lost = 0
-    for query, found in _found(_queries(root, tasks), book):
-        if not found:
-            lost += 1
-        elif held_out is not None and _held_out(query.item.id, holdout):
-            held_out.append(query)
-        else:
-            kept.append(query)
+    for table in tables:
+        kept.append([])
+        for row, (query, found) in enumerate(_found(table, book)):
+            if tasks is not None and query.task not in tasks:
+                continue
+            if not found:
+                lost += 1
+            elif held_out is not None and _held_out(query.item.id, holdout):
+                held_out.append(query)
+            else:
+                kept[-1].append(row)
+    source = np.repeat(np.arange(len(tables)), [len(own) for own in kept]).astype(np.uint16)
+    queries = StoredQueries(tables, source, np.array(list(chain(*kept)), dtype=np.int32))
     if limit:
-        kept = kept[:: max(1, len(kept) // limit)][:limit]
-    if not kept:
+        queries = queries[:: max(1, len(queries) // limit)][:limit]
+    if not queries:
         raise DataError(
             f"no training query with a positive in a pool ({lost} without); check data.tasks "
             "and run `python -m augment.validate`",
             str(root.path),
         )
-    rank_zero_info(f"{len(kept)} training queries, {lost} left out without a positive in a pool")
-    return book, kept
-
-
-def _queries(root: DataRoot, tasks: Collection[int] | None) -> Iterator[Query]:
-    files = root.query_files("train")
-    if not files:
-        raise DataError("no query files in query/train", str(root.path))
-    for file in files:
-        for query in open_queries(file.path):
-            if tasks is None or query.task in tasks:
-                yield query
+    rank_zero_info(f"{len(queries)} training queries, {lost} left out without a positive in a pool")
+    return book, queries
 
 
 def _found(queries: Iterable[Query], book: CandidateBook) -> Iterator[tuple[Query, bool]]:
