@@ -40,6 +40,7 @@ from retrievers.optim import AdamWCosine
 
 RESULTS = Path(__file__).parent / "results" / "training_speed.md"
 
+PARTS = ("towers", "chunks", "peer", "loader", "growth")
 #: Training queries of M-BEIR by task code, in thousands (UniIR 2311.17136, Table 1).
 TRAINING = {0: 214, 1: 16, 2: 43, 3: 228, 4: 16, 6: 291, 7: 42, 8: 300}
 #: Union pool of M-BEIR by modality, in per cent.
@@ -319,15 +320,15 @@ def report(args: argparse.Namespace) -> str:
         f"| matrix product of {args.matrix} | {matrix_rate(args.matrix, 5):.1f} GFLOP/s | |",
     ]  # fmt: skip
     print("\n".join(lines), flush=True)
-    parts = [
-        routed(retriever, args.batch, args.rounds),
-        _chunks(args),
-        against_sentence_transformers(retriever, args.batch, args.rounds),
-        _loading(retriever, args),
-        growth(retriever, args.batch, args.corpus, args.rounds),
-    ]
-    for part in parts:
-        for line in part:
+    parts = {
+        "towers": routed(retriever, args.batch, args.rounds),
+        "chunks": _chunks(args),
+        "peer": against_sentence_transformers(retriever, args.batch, args.rounds),
+        "loader": _loading(retriever, args),
+        "growth": growth(retriever, args.batch, args.corpus, args.rounds),
+    }
+    for name in args.parts:
+        for line in parts[name]:
             print(line, flush=True)
             lines.append(line)
     lines += ["", f"torch {torch.__version__}, {os.cpu_count()} cores."]
@@ -371,6 +372,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=int, default=100_000, help="largest one searched")
     parser.add_argument("--matrix", type=int, default=2048)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--tiny", action="store_true", help="see that every part runs")
     parser.add_argument("--out", type=Path, help=f"default: {RESULTS.name}; none with --tiny")
     args = parser.parse_args()
