@@ -26,6 +26,15 @@ class KillInValidation(lightning.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Sums differ in the last bit between numbers of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saving")
