@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen
 
+from augment.engines.decoding import cache_argument
+
 
 def install_shortcuts() -> None:
     """Use the quick forms of the vision tower's attention and patch embedding from now on."""
@@ -84,15 +86,16 @@ def shared_prefix_loss(model: Any, batch: dict[str, Any]) -> Tensor:
     )  # fmt: skip
     cache: Any = DynamicCache(config=model.config.text_config)
     model.model(
-        input_ids=ids[:1, :shared], position_ids=positions[:, :1, :shared], past_key_values=cache,
-        use_cache=True,
+        input_ids=ids[:1, :shared], position_ids=positions[:, :1, :shared],
+        use_cache=True, **cache_argument(model.model, cache),
     )  # fmt: skip
     for layer in cache.layers:
         layer.keys = layer.keys.expand(len(ids), -1, -1, -1)
         layer.values = layer.values.expand(len(ids), -1, -1, -1)
     pictures = {k: inputs[k] for k in ("pixel_values", "image_grid_thw") if k in inputs}
     hidden = model.model(
-        input_ids=ids[:, shared:], position_ids=positions[:, :, shared:], past_key_values=cache,
-        attention_mask=inputs["attention_mask"], use_cache=True, **pictures,
+        input_ids=ids[:, shared:], position_ids=positions[:, :, shared:],
+        attention_mask=inputs["attention_mask"], use_cache=True,
+        **cache_argument(model.model, cache), **pictures,
     ).last_hidden_state  # fmt: skip
     return _answers_loss(model, hidden[:, :-1], batch["labels"][:, shared + 1 :])

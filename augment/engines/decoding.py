@@ -18,6 +18,7 @@ go through ``generate``.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
@@ -296,13 +297,22 @@ class Decoder:
             input_ids=batch.tokens,
             position_ids=batch.positions,
             attention_mask=batch.mask,
-            past_key_values=batch.cache,
             use_cache=True,
             logits_to_keep=1,
+            **cache_argument(self._model, batch.cache),
             **pictures,
         )
         logits: torch.Tensor = output.logits[:, -1].float()
         return logits
+
+
+def cache_argument(model: Any, cache: Any) -> dict[str, Any]:
+    """The keyword under which a model takes its cache.
+
+    ``past_key_values`` became ``cache`` in transformers 5.24.
+    """
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    return {name: cache}
 
 
 def _choose(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
