@@ -27,18 +27,19 @@ class LatestCheckpoint(Checkpoint):
     def __init__(self, dirpath: str, every_n_train_steps: int = 100) -> None:
         self._folder = Path(dirpath)
         self._every = every_n_train_steps
-        self._latest = self._last = 0
+        #: Name of a file -> the step that it holds.
+        self._written: dict[str, int] = {}
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """What a fit goes on from is not written again."""
-        self._latest, self._last = trainer.global_step, -1
+        self._written = {"latest": trainer.global_step}
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Every few steps, but not at the last."""
         step = trainer.global_step
-        if step % self._every == 0 and step not in (self._latest, trainer.max_steps):
+        if step % self._every == 0 and step not in (self._written["latest"], trainer.max_steps):
             self._save(trainer, "latest")
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
@@ -50,12 +51,12 @@ class LatestCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """The end, if no validation was there to see it."""
-        for name, step in (("last", self._last), ("latest", self._latest)):
-            if step != trainer.global_step:
+        for name in ("last", "latest"):
+            if self._written.get(name) != trainer.global_step:
                 self._save(trainer, name)
 
     def _save(self, trainer: lightning.Trainer, name: str) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined] # set by a connector
             return
         trainer.save_checkpoint(self._folder / f"{name}.ckpt")
-        setattr(self, f"_{name}", trainer.global_step)
+        self._written[name] = trainer.global_step

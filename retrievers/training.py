@@ -52,9 +52,10 @@ def training_queries(
     lost = 0
     for table in tables:
         kept.append([])
-        for row, (query, found) in enumerate(_found(table, book)):
-            if tasks is not None and query.task not in tasks:
-                continue
+        wanted = (
+            (row, query) for row, query in enumerate(table) if tasks is None or query.task in tasks
+        )
+        for row, query, found in _found(wanted, book):
             if not found:
                 lost += 1
             elif held_out is not None and _held_out(query.item.id, holdout):
@@ -75,14 +76,17 @@ def training_queries(
     return book, queries
 
 
-def _found(queries: Iterable[Query], book: CandidateBook) -> Iterator[tuple[Query, bool]]:
-    """Queries, and whether a positive of each is in a pool; looked up many at a time."""
+def _found(
+    queries: Iterable[tuple[int, Query]], book: CandidateBook
+) -> Iterator[tuple[int, Query, bool]]:
+    """Rows and queries, and whether a positive of each is in a pool; looked up many at a time."""
     left = iter(queries)
     while block := list(islice(left, _BLOCK)):
-        known = book.known([did for query in block for did in query.positives])
-        owner = np.repeat(np.arange(len(block)), [len(query.positives) for query in block])
+        known = book.known([did for _, query in block for did in query.positives])
+        owner = np.repeat(np.arange(len(block)), [len(query.positives) for _, query in block])
         counts = np.bincount(owner[known], minlength=len(block))
-        yield from zip(block, (counts > 0).tolist(), strict=True)
+        for (row, query), count in zip(block, counts.tolist(), strict=True):
+            yield row, query, count > 0
 
 
 def open_negatives(config: NegativesConfig, queries: Sequence[Query]) -> HardNegatives | None:
