@@ -33,12 +33,12 @@ demo: $(STAMP) ## enrich, retrain, compare: the table of the README, in ./demo
 	$(BIN)/python -m benchmarks.demo --out demo
 
 results: $(STAMP) ## all experiments, three seeds (over an hour): benchmarks/results/rar
-	$(BIN)/python -m benchmarks.rar --experiment all --out runs/rar
+	$(BIN)/python -m benchmarks.experiments --experiment all --out runs/rar
 	mkdir -p benchmarks/results/rar
 	cp runs/rar/results/* benchmarks/results/rar/
 
 notebooks: $(STAMP) ## run the notebooks in place, on benchmarks/results/rar or a small run
-	$(BIN)/python -m benchmarks.rar.execute notebooks/*.ipynb
+	$(BIN)/python -m benchmarks.experiments.execute notebooks/*.ipynb
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) demo runs .pytest_cache .mypy_cache .ruff_cache

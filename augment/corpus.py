@@ -12,15 +12,16 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from augment import cli, trial
-from augment.budget import within
-from augment.columnar import open_candidates
+from augment.data import DataRoot
+from augment.data.columnar import open_candidates
 from augment.engines import Engine
-from augment.enrich import Job, Summary
-from augment.mbeir import DataRoot
+from augment.enrichment import pipeline as cli
+from augment.enrichment import trial
+from augment.enrichment.enrich import Job, Summary
 from augment.prompts import Prompt, load_prompt
+from augment.prompts.budget import within
+from augment.prompts.route import CORPUS_PROMPT
 from augment.records import Item
-from augment.route import CORPUS_PROMPT
 
 
 def run(
@@ -105,7 +106,7 @@ def plan_of(parsed: Namespace) -> cli.Plan:
 
 
 def command(arguments: Sequence[str] | None, supervised: bool = False) -> int:
-    """Parse, run, print; the exit code. See :func:`augment.trial.execute`."""
+    """Parse, run, print; the exit code. See :func:`augment.enrichment.trial.execute`."""
     made = parser("python -m augment.corpus", "Describe every candidate that has a picture.")
     return trial.execute(made, plan_of, arguments, supervised)
 

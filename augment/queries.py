@@ -2,7 +2,7 @@
 
 A picture alone is described; in a question about a picture the reference is resolved, without an
 answer; a modification becomes a description of what is wanted; text alone is left as it is. See
-:mod:`augment.route` for how kinds are told apart.
+:mod:`augment.prompts.route` for how kinds are told apart.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from augment import cli, trial
-from augment.columnar import open_candidates, open_queries
+from augment.checks.positives import Positives
+from augment.data import DataRoot
+from augment.data.columnar import open_candidates, open_queries
 from augment.engines import Engine
-from augment.enrich import Job, Summary
-from augment.mbeir import DataRoot
-from augment.positives import Positives
+from augment.enrichment import pipeline as cli
+from augment.enrichment import trial
+from augment.enrichment.enrich import Job, Summary
 from augment.prompts import Prompt, load_prompt
+from augment.prompts.route import QUERY_PROMPTS, Kind, classify
 from augment.records import Query
-from augment.route import QUERY_PROMPTS, Kind, classify
 
 SPLITS = ("train", "val", "test")
 
@@ -135,7 +136,7 @@ def plan_of(parsed: Namespace) -> cli.Plan:
 
 
 def command(arguments: Sequence[str] | None, supervised: bool = False) -> int:
-    """Parse, run, print; the exit code. See :func:`augment.trial.execute`."""
+    """Parse, run, print; the exit code. See :func:`augment.enrichment.trial.execute`."""
     made = parser("python -m augment.queries", "Refine queries, each kind in its own way.")
     return trial.execute(made, plan_of, arguments, supervised)
 

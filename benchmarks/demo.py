@@ -1,7 +1,7 @@
 """The main job end to end on a small Flagland; at most ten minutes on two CPU cores.
 
 ``python -m benchmarks.demo --out demo`` (or ``make demo``): the arms of ``DEMO``, run by
-:mod:`benchmarks.rar`. ``--root`` takes any other M-BEIR root instead.
+:mod:`benchmarks.experiments`. ``--root`` takes any other M-BEIR root instead.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from augment.atomic import write_text
 from augment.errors import ToolkitError
-from benchmarks.rar import graph, plots, results, spec
-from benchmarks.rar.build import Builder, Setup, digest_root, make_world
-from benchmarks.rar.results import Reader
-from benchmarks.rar.texts import Enriching
+from augment.files import write_text
+from benchmarks.experiments import graph, plots, results, spec
+from benchmarks.experiments.build import Builder, Setup, digest_root, make_world
+from benchmarks.experiments.results import Reader
+from benchmarks.experiments.texts import Enriching
 from benchmarks.report import write_report
 
 #: Two retrievers, each trained on what it is shown, and between them the distribution shift that

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from retrievers.answers import Answer, Result
-    from retrievers.searcher import Searcher
+    from retrievers.search.answers import Answer, Result
+    from retrievers.search.searcher import Searcher
 
 __all__ = ["Answer", "Result", "Searcher"]
 
@@ -14,7 +14,7 @@ __all__ = ["Answer", "Result", "Searcher"]
 def __getattr__(name: str) -> Any:
     """Load what a search needs when it is asked for, so that the import itself stays light."""
     if name in __all__:
-        from retrievers import searcher
+        from retrievers.search import searcher
 
         return getattr(searcher, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

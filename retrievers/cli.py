@@ -22,14 +22,14 @@ from lightning.pytorch.cli import (
 
 from augment.errors import DataError, ToolkitError
 from retrievers import commands
-from retrievers.audit import render_audits
-from retrievers.base import Retriever
-from retrievers.blip import BlipFeatureFusion, BlipScoreFusion  # noqa: F401 - found by name
-from retrievers.clip import ClipScoreFusion
-from retrievers.clip_ff import ClipFeatureFusion  # noqa: F401 - found by its name
-from retrievers.data import MBeirData
-from retrievers.loading import check_checkpoint
-from retrievers.trainer import Trainer
+from retrievers.data.module import MBeirData
+from retrievers.models.audit import render_audits
+from retrievers.models.blip import BlipFeatureFusion, BlipScoreFusion  # noqa: F401 - found by name
+from retrievers.models.clip import ClipScoreFusion
+from retrievers.models.clip_ff import ClipFeatureFusion  # noqa: F401 - found by its name
+from retrievers.models.loading import check_checkpoint
+from retrievers.training.base import Retriever
+from retrievers.training.trainer import Trainer
 
 #: Exit status of a run that a user can mend.
 USER_ERROR = 2
@@ -80,7 +80,7 @@ def _relocatable(value: Any, out: str) -> Any:
 
 
 class RetrieverCLI(LightningCLI):
-    """Everything that any :class:`retrievers.base.Retriever` can be asked to do."""
+    """Everything that any :class:`retrievers.training.base.Retriever` can be asked to do."""
 
     def __init__(self, args: Sequence[str] | None) -> None:
         self._arguments = sys.argv[1:] if args is None else list(args)

@@ -5,9 +5,9 @@ took away can be read in ``Enrichment.raw``, and every view falls back to the pu
 ``benchmarks/results/checks.md`` has the precision and recall of every check.
 """
 
+from augment.checks.clean import clean, clean_steps
 from augment.checks.judge import DEFAULT_LIMITS, RULES, Limits, Verdict, check, judge
 from augment.checks.leak import Forbidden, LeakRule
-from augment.cleaning import clean, clean_steps
 
 __all__ = [
     "DEFAULT_LIMITS",

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, final
 
 from augment.checks import keeping, wording
+from augment.checks.clean import clean_steps
 from augment.checks.language import foreign
 from augment.checks.leak import Forbidden, LeakRule, leaks
-from augment.cleaning import clean_steps
-from augment.lengths import derive, parse_lengths
+from augment.checks.lengths import derive, parse_lengths
+from augment.checks.tokens import clip_token_counter
 from augment.prompts import Prompt
 from augment.records import Finish, Reply
-from augment.tokens import clip_token_counter
 
 #: Counts changes of the rules; texts judged by older ones are judged again by the next run.
 RULES = 2

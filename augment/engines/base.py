@@ -124,7 +124,7 @@ class EngineOptions:
         min_pixels: pictures with fewer pixels are enlarged; None takes the model's own limit.
         max_pixels: pictures with more pixels are shrunk; None takes the model's own limit, and
             behind a URL :data:`~augment.engines.pictures.MAX_PIXELS`.
-        device: of transformers, see :class:`augment.engines.hf.HFEngine`; several with commas
+        device: of transformers, see :class:`augment.engines.transformers.HFEngine`; several with commas
             between them, or ``all`` GPUs, get a copy of the model each.
         threads: of the CPU in torch; None leaves the choice to torch.
         workers: threads that decode and resize pictures.
@@ -166,7 +166,7 @@ _MODULES = {
     "vllm": "augment.engines.vllm",
     "ray": "augment.engines.ray",
     "url": "augment.engines.remote",
-    "hf": "augment.engines.hf",
+    "hf": "augment.engines.transformers",
 }
 
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, final
 
 from PIL import Image
 
+from augment.data.images import open_image
 from augment.engines import canary
 from augment.engines.base import Ask, Asked, Engine, EngineOptions, Pause, Replies
 from augment.engines.client import Client, Limits, end
@@ -27,7 +28,6 @@ from augment.engines.exchange import Answer
 from augment.engines.pictures import MAX_PIXELS, Budget, Encoding, data_uri, fit
 from augment.engines.slots import Slots
 from augment.errors import EngineError, ImageError
-from augment.images import open_image
 from augment.records import Reply, Request, Sampling
 
 #: Tokens of an answer to a canary.

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import cast, final
 from urllib.parse import parse_qsl
 
+from augment.data.images import content_hash, open_image
 from augment.engines.base import Ask, Asked, Engine, EngineOptions, Pause, Replies
 from augment.errors import EngineError, ImageError
-from augment.images import content_hash, open_image
 from augment.records import Reply, Request
 
 Answers = Callable[[Request], str] | Sequence[str] | Mapping[str, str]

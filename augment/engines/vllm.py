@@ -28,10 +28,10 @@ from typing import IO, Any, final
 
 from augment.engines.base import Asked, Engine, EngineOptions, Replies
 from augment.engines.client import Limits
+from augment.engines.models import fingerprint, resolve_model
 from augment.engines.pictures import MAX_PIXELS, Budget
 from augment.engines.remote import RemoteEngine
 from augment.errors import EngineError
-from augment.models import fingerprint, resolve_model
 
 #: Seconds within which a server must be up: loading and compiling a large model takes minutes.
 START_SECONDS = 1800.0

@@ -2,7 +2,7 @@
 
 Before requests enter the engine, a writer logs their keys (a ``try`` record). Keys of a dead writer
 that got neither a text nor a failure were in flight: one of them may have killed it. If the
-supervising process saw the death (see :mod:`augment.supervise`), that is strong evidence. If nobody
+supervising process saw the death (see :mod:`augment.enrichment.supervise`), that is strong evidence. If nobody
 saw it, a power cut or a user's kill is more likely, so it counts only when it happens again.
 """
 

@@ -21,11 +21,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
-from augment.atomic import write_text
 from augment.errors import StoreError
-from augment.keys import Recipe
+from augment.files import write_text
 from augment.records import Side
 from augment.store import wal
+from augment.store.keys import Recipe
 
 
 @final
@@ -38,7 +38,7 @@ class Scope:
         shard: ``i/n``, counted from 0; empty takes all.
         retry: reasons of the failures and refusals that were tried again; empty otherwise.
         root: the data.
-        checks: what was refused; see :func:`augment.judging.checks_of`. Empty where older versions
+        checks: what was refused; see :func:`augment.checks.judging.checks_of`. Empty where older versions
             ran.
     """
 
@@ -61,7 +61,7 @@ class RunRecord:
         scope: how much was asked for.
         started: seconds since 1970.
         ended: seconds since 1970; None while it runs, and for ever if it was killed.
-        counts: what became of the items; see :class:`augment.enrich.Summary`.
+        counts: what became of the items; see :class:`augment.enrichment.enrich.Summary`.
         host: where it ran.
         pid: its process there.
     """
@@ -241,7 +241,7 @@ def meant(folder: Path, side: Side) -> str:
     listing = "".join(f"\n  {_line(folder, side, name, name in complete)}" for name in ids)
     raise StoreError(
         f"{folder}: {len(ids)} {side} recipes, and it is not clear which is meant; name one, or"
-        f" choose one for good with python -m augment.status --store {folder} --choose ID:{listing}"
+        f" choose one for good with python -m augment status --store {folder} --choose ID:{listing}"
     )
 
 

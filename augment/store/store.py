@@ -10,11 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, final
 
-from augment.keys import Recipe
 from augment.records import Enrichment, Side
 from augment.store import runs, wal
 from augment.store.contents import Contents
 from augment.store.evidence import Suspects, suspects
+from augment.store.keys import Recipe
 from augment.store.links import UNJUDGED, Failure, Judged, Link, Mended, as_link
 from augment.store.rows import Rows
 from augment.store.runs import RunRecord, Scope
@@ -236,7 +236,7 @@ class Store:
         """Remember a picture's hash.
 
         Args:
-            name: stands for the file and its state (see :mod:`augment.pictures`).
+            name: stands for the file and its state (see :mod:`augment.data.pictures`).
             sha256: in hex.
         """
         self._writer.write({"kind": "picture", "picture": name, "sha256": sha256})

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, final
 
-from augment.keys import Recipe
 from augment.records import Enrichment
+from augment.store.keys import Recipe
 from augment.store.segments import code
 
 if TYPE_CHECKING:

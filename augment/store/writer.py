@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
-from augment.atomic import write_text
 from augment.errors import StoreWriteError
+from augment.files import write_text
 from augment.store import wal
 from augment.store.contents import FORMAT, Contents
 from augment.store.evidence import Death

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, final
 
-from retrievers.compare import Comparison, Pair
+from retrievers.evaluation.compare import Comparison, Pair
 
 #: Ranks are drawn exactly up to here, and behind it in classes of half an octave.
 EXACT = 10

@@ -10,12 +10,12 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
+from augment.data.images import open_image
 from augment.errors import ImageError
-from augment.html import DataUri, thumbnail
-from augment.images import open_image
 from augment.records import Enrichment, Hit, Item, Side
-from augment.reporting.items import Items
-from augment.reporting.wording import Piece, compare
+from augment.store.page import DataUri, thumbnail
+from augment.store.reporting.items import Items
+from augment.store.reporting.wording import Piece, compare
 from benchmarks.report.runs import Opened
 
 #: Longest side of a query's picture and of a result's, in pixels.

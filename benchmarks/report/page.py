@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, final
 
 from augment.errors import DataError
-from augment.html import environment, save_page
-from augment.keys import Recipe
 from augment.records import Side
+from augment.store.keys import Recipe
+from augment.store.page import environment, save_page
 from benchmarks.report.charts import bars, scatter
 from benchmarks.report.gallery import Card, Gallery, Moved, pick
 from benchmarks.report.runs import SIDES, Opened, first_ranks, open_run, relevant
-from retrievers.compare import compare, task_title, tasks_of
+from retrievers.evaluation.compare import compare, task_title, tasks_of
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -69,7 +69,7 @@ def write_report(
         second: the same of the other run.
         page: HTML file to write.
         names: of the two runs; None takes the folders' names.
-        metric: per-query score, see :class:`retrievers.metrics.Measure`.
+        metric: per-query score, see :class:`retrievers.evaluation.metrics.Measure`.
         pool: local or union.
         root: data root; None takes the one that the runs name.
         examples: cards in each gallery.

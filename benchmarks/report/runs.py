@@ -9,12 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
+from augment.data import read_qrels
 from augment.errors import DataError, StoreError
-from augment.mbeir import read_qrels
 from augment.records import Hit, Item, Side
 from augment.views import TextView, open_view
-from retrievers.run import read_table
-from retrievers.texts import ViewConfig
+from retrievers.data.texts import ViewConfig
+from retrievers.evaluation.run import read_table
 
 SIDES: tuple[Side, Side] = ("query", "corpus")
 

@@ -22,15 +22,15 @@ from pathlib import Path
 
 import torch
 
-from augment.atomic import write_text
 from augment.errors import DataError, ToolkitError
-from benchmarks.machine import machine
-from benchmarks.rar import graph
-from benchmarks.rar.build import digest_root, make_world
-from benchmarks.rar.texts import Enriching
+from augment.files import write_text
+from benchmarks.experiments import graph
+from benchmarks.experiments.build import digest_root, make_world
+from benchmarks.experiments.texts import Enriching
 from benchmarks.retrievers.rows import ROWS, choose
 from benchmarks.retrievers.steps import Bench
 from benchmarks.retrievers.table import Results
+from benchmarks.speed.machine import machine
 
 RESULTS = Path("benchmarks/results/retrievers.md")
 _NOTE = (

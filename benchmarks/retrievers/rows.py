@@ -1,7 +1,7 @@
 """The rows of the table: what differs from the first one, as arguments of ``fit``.
 
 Losses and batches change ``flagland``, fusions bring the config of their own. Constants that a
-paper gives are the paper's; see :mod:`retrievers.losses` for the others.
+paper gives are the paper's; see :mod:`retrievers.training.losses` for the others.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From rows to steps: trainings, mined negatives, tests; see :mod:`benchmarks.rar.graph`."""
+"""From rows to steps: trainings, mined negatives, tests; see :mod:`benchmarks.experiments.graph`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from augment.errors import DataError
-from benchmarks.rar.build import Setup, command, view_arguments
-from benchmarks.rar.graph import Step
-from benchmarks.rar.spec import Shown, Text, View
-from benchmarks.rar.texts import Enriching, made_anew
+from benchmarks.experiments.build import Setup, command, view_arguments
+from benchmarks.experiments.graph import Step
+from benchmarks.experiments.spec import Shown, Text, View
+from benchmarks.experiments.texts import Enriching, made_anew
 from benchmarks.retrievers.rows import FIRST, Row
 
 Shows = Literal["raw", "vlm", "oracle"]

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, final
 
 from augment.errors import DataError
-from benchmarks.long_text import compared
-from benchmarks.rar.graph import record
+from benchmarks.experiments.graph import record
+from benchmarks.experiments.long_text import compared
 from benchmarks.retrievers.rows import FIRST, Row
 from benchmarks.retrievers.steps import Bench
-from retrievers.compare import Pair
-from retrievers.stats import holm
+from retrievers.evaluation.compare import Pair
+from retrievers.evaluation.stats import holm
 
 METRICS = ("success@1", "success@5")
 

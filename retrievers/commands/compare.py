@@ -8,14 +8,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from augment.columnar import open_queries
+from augment.data import DataRoot
+from augment.data.columnar import open_queries
+from augment.data.files import replacing
 from augment.errors import DataError
-from augment.mbeir import DataRoot
-from augment.mbeir.files import replacing
 from augment.records import Query
-from retrievers.compare import Comparison, compare, compare_scores
-from retrievers.provenance import source_commit, versions
-from retrievers.stats import scores_from_run
+from retrievers.evaluation.compare import Comparison, compare, compare_scores
+from retrievers.evaluation.stats import scores_from_run
+from retrievers.training.provenance import source_commit, versions
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import pyarrow.compute as pc
 
-from augment.columnar import open_candidates
+from augment.data import DataRoot, read_qrels
+from augment.data.columnar import open_candidates
+from augment.data.files import replacing
 from augment.errors import DataError
-from augment.mbeir import DataRoot, read_qrels
-from augment.mbeir.files import replacing
-from retrievers.compare import tasks_of
-from retrievers.metrics import (
+from retrievers.evaluation.compare import tasks_of
+from retrievers.evaluation.metrics import (
     Judgements,
     Measure,
     QueryScores,
@@ -27,10 +27,10 @@ from retrievers.metrics import (
     score_run,
     standard_measures,
 )
-from retrievers.protocol import REPORTED, missing_rows, reported_k, row_order
-from retrievers.provenance import source_commit, versions
-from retrievers.run import RunTable, check_candidates, check_depth, read_table
-from retrievers.stats import check_queries
+from retrievers.evaluation.protocol import REPORTED, missing_rows, reported_k, row_order
+from retrievers.evaluation.run import RunTable, check_candidates, check_depth, read_table
+from retrievers.evaluation.stats import check_queries
+from retrievers.training.provenance import source_commit, versions
 
 #: UniIR's names of run files.
 _UNIIR = re.compile(r"mbeir_(.+?)_task([0-8])_(single|union)_pool_(\w+?)_k\d+_run\.txt")

@@ -10,13 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from augment.atomic import write_text
+from augment.data import DataRoot, format_text
 from augment.errors import DataError, MismatchError
-from augment.mbeir import DataRoot, format_text
-from retrievers import hub
-from retrievers.base import Retriever
-from retrievers.clip import ClipScoreFusion
-from retrievers.contrastive import ClipRetriever
+from augment.files import write_text
+from retrievers.export import folder as hub
 from retrievers.export.card import Form, model_card
 from retrievers.export.check import (
     agreement,
@@ -24,7 +21,10 @@ from retrievers.export.check import (
     sentence_transformers_encoders,
 )
 from retrievers.export.sentence_transformers import write_sentence_transformers
-from retrievers.loading import load_retriever
+from retrievers.models.clip import ClipScoreFusion
+from retrievers.models.contrastive import ClipRetriever
+from retrievers.models.loading import load_retriever
+from retrievers.training.base import Retriever
 
 
 def _parser() -> argparse.ArgumentParser:

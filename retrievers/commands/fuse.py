@@ -9,14 +9,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from augment.data import read_qrels
+from augment.data.files import replacing
 from augment.errors import DataError
-from augment.mbeir import read_qrels
-from augment.mbeir.files import replacing
 from retrievers.commands.evaluate import main as evaluate
-from retrievers.compare import tasks_of
-from retrievers.fusion import Tuned, reciprocal_rank_fusion, tune_weights, weighted_fusion
-from retrievers.metrics import grades_of
-from retrievers.run import read_table, write_run
+from retrievers.evaluation.compare import tasks_of
+from retrievers.evaluation.fusion import (
+    Tuned,
+    reciprocal_rank_fusion,
+    tune_weights,
+    weighted_fusion,
+)
+from retrievers.evaluation.metrics import grades_of
+from retrievers.evaluation.run import read_table, write_run
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,20 +13,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from augment.data import write_qrels
+from augment.data.files import replacing
+from augment.data.images import open_image
 from augment.errors import DataError
-from augment.images import open_image
-from augment.mbeir import write_qrels
-from augment.mbeir.files import replacing
 from augment.records import Qrel, Side
-from retrievers.base import Retriever
-from retrievers.blip import BlipFeatureFusion, BlipScoreFusion  # noqa: F401 - short names
-from retrievers.clip import ClipScoreFusion  # noqa: F401 - a short name for --model
-from retrievers.clip_ff import ClipFeatureFusion  # noqa: F401 - a short name
-from retrievers.embeddings import Content as Keyed
-from retrievers.embeddings import Embeddings, EmbeddingWriter, item_keys
-from retrievers.embeddings.writer import SHARD_SECONDS
-from retrievers.encoding import Content, encode
-from retrievers.mmeb import (
+from retrievers.evaluation.mmeb import (
     Score,
     Target,
     rank_lists,
@@ -36,7 +28,15 @@ from retrievers.mmeb import (
     subset_names,
     table,
 )
-from retrievers.run import writing_run
+from retrievers.evaluation.run import writing_run
+from retrievers.models.blip import BlipFeatureFusion, BlipScoreFusion  # noqa: F401 - short names
+from retrievers.models.clip import ClipScoreFusion  # noqa: F401 - a short name for --model
+from retrievers.models.clip_ff import ClipFeatureFusion  # noqa: F401 - a short name
+from retrievers.training.base import Retriever
+from retrievers.vectors.embeddings import Content as Keyed
+from retrievers.vectors.embeddings import Embeddings, EmbeddingWriter, item_keys
+from retrievers.vectors.embeddings.writer import SHARD_SECONDS
+from retrievers.vectors.encoding import Content, encode
 
 
 def evaluate_mmeb(

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from augment.card import Shown, provenance
+from augment.enrichment.card import Shown, provenance
 from augment.records import Side
-from retrievers.base import Retriever
-from retrievers.compare import TASK_NAMES
+from retrievers.evaluation.compare import TASK_NAMES
+from retrievers.training.base import Retriever
 
 #: The libraries that a folder is written for.
 Form = Literal["open_clip", "sentence_transformers"]
@@ -35,7 +35,7 @@ _OURS = """\
 With the toolkit that trained it, instructions and views included:
 
 ```python
-from retrievers.base import Retriever
+from retrievers.training.base import Retriever
 retriever = Retriever.from_pretrained("FOLDER")
 ```
 """

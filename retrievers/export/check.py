@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from augment.errors import MismatchError
-from retrievers.base import Retriever
-from retrievers.encoding import Content, encode
 from retrievers.export.sentence_transformers import import_sentence_transformers
+from retrievers.training.base import Retriever
+from retrievers.vectors.encoding import Content, encode
 
 #: Cosine between our vector and that of the exported folder, at least.
 AGREEMENT = 0.9999

@@ -13,9 +13,9 @@ from open_clip.tokenizer import HFTokenizer, SigLipTokenizer, SimpleTokenizer
 from safetensors.torch import save_file
 from torch import Tensor
 
-from augment.atomic import write_text
 from augment.errors import MismatchError
-from retrievers.inputs import Processor
+from augment.files import write_text
+from retrievers.data.examples import Processor
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
@@ -28,7 +28,7 @@ def write_architecture(clip: Any, processor: Processor, folder: Path) -> None:
     CLIP's own tokenizer is part of open_clip and takes no file.
 
     Args:
-        clip: a model that :func:`retrievers.backbone.load_clip` made, perhaps changed since.
+        clip: a model that :func:`retrievers.models.backbone.load_clip` made, perhaps changed since.
         processor: its processor.
         folder: is made.
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from augment.errors import DataError, EngineError, MismatchError
-from retrievers.base import Retriever
-from retrievers.clip import ClipScoreFusion
 from retrievers.export.transformers import to_transformers
+from retrievers.models.clip import ClipScoreFusion
+from retrievers.training.base import Retriever
 
 
 def import_sentence_transformers() -> Any:

@@ -1,0 +1,274 @@
+"""Queries and candidates, one JSON object per line, to and from records.
+
+``pos_cand_list`` may hold ids (the published files) or objects with a ``did`` (the dataset card).
+A missing ``task_id`` is taken from ``candidate_modality`` where the record has it, else from
+``_task{t}_`` in the file's name, else it is None (see ``derive_task``).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from augment.data.files import numbered_lines, opened, replacing
+from augment.data.modality import MODALITIES, derive_task
+from augment.errors import DataError
+from augment.records import TASKS, Item, Modality, Query
+
+_ID = re.compile(r"[0-9]+:[0-9]+")
+#: First bytes of files that are something else -> what they are and what to do.
+_OTHER_FILES = {
+    b"\x1f\x8b": "it is compressed with gzip; unpack it",
+    b"(\xb5/\xfd": "it is compressed with Zstandard; unpack it",
+    b"PK\x03\x04": "it is a zip archive; unpack it",
+    b"PAR1": "it is a Parquet file; convert it to JSON lines",
+    b"\xff\xfe": "it is in UTF-16; convert it to UTF-8",
+    b"\xfe\xff": "it is in UTF-16; convert it to UTF-8",
+    b"version https://git-lfs": "it is a Git-LFS pointer; run 'git lfs pull' where it came from",
+}
+_TASK_IN_NAME = re.compile(r"_task([0-8])_")
+_Record = TypeVar("_Record", Item, Query)
+
+
+def read_candidates(path: str | Path, *, unique: bool = False) -> Iterator[Item]:
+    """Candidates of a pool, in file order.
+
+    Args:
+        path: a ``cand_pool`` file.
+        unique: refuse a second record with the same id; costs memory for all ids.
+
+    Raises:
+        DataError: with ``file:line``, at the first line that cannot be used.
+    """
+    with opened(Path(path)) as stream:
+        records = numbered_candidates(stream, Path(path))
+        for _, item in _unique(records, Path(path)) if unique else records:
+            yield item
+
+
+def read_queries(path: str | Path, *, unique: bool = False) -> Iterator[Query]:
+    """Queries, in file order. Upsampled training files repeat ids on purpose.
+
+    Args:
+        path: a ``query`` file.
+        unique: refuse a second record with the same id; costs memory for all ids.
+
+    Raises:
+        DataError: with ``file:line``, at the first line that cannot be used.
+    """
+    with opened(Path(path)) as stream:
+        records = numbered_queries(stream, Path(path))
+        for _, query in _unique(records, Path(path)) if unique else records:
+            yield query
+
+
+def write_candidates(path: str | Path, items: Iterable[Item]) -> int:
+    """Write a pool in M-BEIR's format; the file appears when it is complete.
+
+    Returns:
+        How many records were written.
+    """
+    return _write(Path(path), (candidate_record(item) for item in items))
+
+
+def write_queries(path: str | Path, queries: Iterable[Query]) -> int:
+    """Write queries in M-BEIR's format; the file appears when it is complete.
+
+    Returns:
+        How many records were written.
+    """
+    return _write(Path(path), (query_record(query) for query in queries))
+
+
+def numbered_candidates(stream: BinaryIO, path: Path) -> Iterator[tuple[int, Item]]:
+    """Candidates with their line numbers; ``path`` is only named in errors."""
+    for number, line in numbered_lines(stream):
+        yield number, parse_candidate(line, f"{path}:{number}")
+
+
+def numbered_queries(stream: BinaryIO, path: Path) -> Iterator[tuple[int, Query]]:
+    """Queries with their line numbers; ``path`` is named in errors and may tell the task."""
+    hint = task_in_name(path)
+    for number, line in numbered_lines(stream):
+        yield number, parse_query(line, f"{path}:{number}", hint)
+
+
+def task_in_name(path: Path) -> int | None:
+    """The task code in a file name such as ``mbeir_cirr_task7_test.jsonl``."""
+    named = _TASK_IN_NAME.search(path.name)
+    return int(named[1]) if named else None
+
+
+def parse_candidate(line: bytes, where: str) -> Item:
+    """One candidate from its line.
+
+    Raises:
+        DataError: in front of which ``where`` stands.
+    """
+    return _item(_record(line, where), where, "did", "", "modality")
+
+
+def parse_query(line: bytes, where: str, hint: int | None = None) -> Query:
+    """One query from its line; ``hint`` is the task to assume where the record has none.
+
+    Raises:
+        DataError: in front of which ``where`` stands.
+    """
+    record = _record(line, where)
+    item = _item(record, where, "qid", "query_", "query_modality")
+    return Query(
+        item,
+        _task(record, item.modality, hint, where),
+        _ids(record, "pos_cand_list", where),
+        _ids(record, "neg_cand_list", where),
+    )
+
+
+def _record(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        record = _DECODER.decode(line.decode("utf-8"))
+        if b"\\ud" in line or b"\\uD" in line:
+            json.dumps(record, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"holds half of a surrogate pair: {error}", where) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"is not a line of JSON in UTF-8: {_what_else(line) or error}", where
+        ) from error
+    if not isinstance(record, dict):
+        raise DataError(f"expected a JSON object, found {_kind(record)}", where)
+    return record
+
+
+def _what_else(line: bytes) -> str:
+    """What a line is that is no JSON, where its first bytes tell."""
+    return next((what for head, what in _OTHER_FILES.items() if line.startswith(head)), "")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a key given twice, readers keep one value or the other."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for at, (key, _) in enumerate(pairs) if key in dict(pairs[:at]))
+        raise ValueError(f"the key {twice!r} is given twice")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _item(record: dict[str, Any], where: str, id_key: str, prefix: str, modality: str) -> Item:
+    text = _string(record, f"{prefix}txt", where)
+    image = _string(record, f"{prefix}img_path", where) or None
+    return Item(
+        _id(record.get(id_key), id_key, where),
+        text,
+        image,
+        _modality(record, modality, text, image, where),
+        _string(record, f"{prefix}src_content", where),
+    )
+
+
+def _modality(
+    record: dict[str, Any], key: str, text: str | None, image: str | None, where: str
+) -> Modality:
+    value = record.get(key)
+    if value is None:  # absent: what the record holds
+        return "text" if not image else "image,text" if text else "image"
+    known = MODALITIES.get(value.replace(" ", "")) if isinstance(value, str) else None
+    if known is None:
+        raise DataError(f"{key} is {value!r}; expected text, image or image,text", where)
+    return known
+
+
+def _string(record: dict[str, Any], key: str, where: str) -> str | None:
+    value = record.get(key)
+    if value is not None and not isinstance(value, str):
+        raise DataError(f"{key} is {_kind(value)}; expected a string or null", where)
+    return value
+
+
+def _id(value: object, key: str, where: str) -> str:
+    if not isinstance(value, str) or not _ID.fullmatch(value):
+        raise DataError(
+            f"{key} is {value!r}; expected a string 'dataset:number' such as '9:41'", where
+        )
+    return value
+
+
+def _ids(record: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
+    value = record.get(key)
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise DataError(f"{key} is {_kind(value)}; expected a list of ids", where)
+    return tuple(
+        _id(entry.get("did") if isinstance(entry, dict) else entry, key, where) for entry in value
+    )
+
+
+def _task(record: dict[str, Any], modality: Modality, hint: int | None, where: str) -> int | None:
+    value = record.get("task_id")
+    if value is not None:
+        if isinstance(value, bool) or not isinstance(value, int) or value not in TASKS:
+            raise DataError(f"task_id is {value!r}; expected a code from 0 to 8", where)
+        return value
+    if record.get("candidate_modality") is not None:
+        return derive_task(modality, _modality(record, "candidate_modality", None, None, where))
+    return hint if hint is not None and TASKS[hint][0] == modality else None
+
+
+def _kind(value: object) -> str:
+    return "null" if value is None else f"a {type(value).__name__}"
+
+
+def _unique(records: Iterable[tuple[int, _Record]], path: Path) -> Iterator[tuple[int, _Record]]:
+    seen: dict[str, int] = {}
+    for number, record in records:
+        key = record.id if isinstance(record, Item) else record.item.id
+        if key in seen:
+            raise DataError(
+                f"id {key} was used before in line {seen[key]}; ids must be unique in a file",
+                f"{path}:{number}",
+            )
+        seen[key] = number
+        yield number, record
+
+
+def candidate_record(item: Item) -> dict[str, Any]:
+    """A candidate as a JSON object with the published keys."""
+    return {
+        "did": item.id,
+        "txt": item.text,
+        "img_path": item.image,
+        "modality": item.modality,
+        "src_content": item.source,
+    }
+
+
+def query_record(query: Query) -> dict[str, Any]:
+    """A query as a JSON object with the published keys."""
+    record: dict[str, Any] = {
+        "qid": query.item.id,
+        "query_txt": query.item.text,
+        "query_img_path": query.item.image,
+        "query_modality": query.item.modality,
+        "query_src_content": query.item.source,
+        "pos_cand_list": list(query.positives),
+        "neg_cand_list": list(query.negatives),
+    }
+    if query.task is not None:
+        record["task_id"] = query.task
+    return record
+
+
+def _write(path: Path, records: Iterable[dict[str, Any]]) -> int:
+    count = 0
+    with replacing(path) as stream:
+        for record in records:
+            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+            count += 1
+    return count

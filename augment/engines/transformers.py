@@ -1,0 +1,356 @@
+"""Vision-language models of transformers, from a folder or the Hugging Face Hub.
+
+The path of a request up to the model is :mod:`augment.engines.inputs`, shared with training.
+
+Pictures are decoded and resized in threads, and the next batch is encoded while the model writes
+the present one. Batches are chosen from a window that slides over the stream of requests
+(:mod:`augment.engines.batching`), so the model works from the first request to the last without a
+break.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+import torch
+from PIL import Image
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+)
+
+from augment.data.images import open_image
+from augment.engines.base import Ask, Asked, Engine, EngineOptions, Replies
+from augment.engines.batching import Feed, Window
+from augment.engines.decoding import Decode, decode_with
+from augment.engines.inputs import encode, resized, to_messages
+from augment.engines.models import fingerprint, resolve_model
+from augment.engines.parallel import ParallelEngine
+from augment.engines.processes import ProcessCrew
+from augment.errors import EngineDied, EngineError, ImageError
+from augment.records import Reply, Request, Sampling
+
+__all__ = ["HFEngine", "encode", "fingerprint", "resized", "to_messages"]
+
+#: Most tokens of a batch, padding and new tokens included: a bound for the key-value cache. 65,536
+#: tokens take about 9 GiB in Qwen3-VL-8B (36 layers, 8 key-value heads of 128, bf16).
+BATCH_TOKENS = 65_536
+
+_FAILURES = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, OSError)
+_LOG = logging.getLogger(__name__)
+
+
+class _Ready(NamedTuple):
+    """A request whose picture is in memory, or the reason why it cannot be."""
+
+    position: int
+    request: Request
+    sampling: Sampling
+    image: Image.Image | None
+    cost: int
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class _Model:
+    model: Any
+    stops: tuple[int, ...]
+    decode: Decode
+
+
+@final
+class HFEngine(Engine):
+    """A vision-language model through ``AutoModelForImageTextToText``. Weights load on first use.
+
+    Args:
+        name: packaged model, folder, or name on the Hub.
+        root: folder that image paths are relative to.
+        batch_size: most requests in a batch.
+        batch_tokens: most tokens in a batch; see :data:`BATCH_TOKENS`.
+        min_pixels: smaller pictures are enlarged; None keeps the model's own limit.
+        max_pixels: larger pictures are shrunk; None keeps the model's own limit.
+        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``; ``split``
+            spreads one model over all GPUs by accelerate's ``device_map="auto"``.
+        threads: CPU threads of torch; None leaves torch's choice.
+        workers: threads that decode and resize pictures.
+        revision: commit, branch or tag on the Hub; None is the newest. Folders have none.
+
+    Raises:
+        EngineError: if the model's configuration or processor cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        root: Path,
+        batch_size: int = 16,
+        batch_tokens: int = BATCH_TOKENS,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        device: str = "auto",
+        threads: int | None = None,
+        workers: int = 4,
+        revision: str | None = None,
+    ) -> None:
+        self._source = resolve_model(name)
+        folder = Path(self._source)
+        self._model = folder.resolve().name if folder.is_dir() else name
+        self._root = root
+        self._batch_size = batch_size
+        self._batch_tokens = batch_tokens
+        self._workers = workers
+        self._split = device == "split"
+        self._device = _device("auto" if self._split else device)
+        self._loaded: _Model | None = None
+        self._wanted = revision
+        if threads is not None:
+            torch.set_num_threads(threads)
+        try:
+            config = AutoConfig.from_pretrained(
+                self._source, revision=revision, trust_remote_code=False
+            )
+            self._processor: Any = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+                self._source, revision=revision, trust_remote_code=False
+            )
+        except _FAILURES as error:
+            raise EngineError(_no_model(name, error)) from error
+        self._revision = (
+            fingerprint(folder) if folder.is_dir() else str(getattr(config, "_commit_hash", None))
+        )
+        # A fast tokenizer must not decode in one thread while it encodes in another.
+        self._decoder = copy.deepcopy(self._processor.tokenizer)
+        self._settings = self._limit(min_pixels, max_pixels)
+
+    @property
+    def model(self) -> str:
+        """See :class:`Engine`: the name, or of a folder its last part."""
+        return self._model
+
+    @property
+    def revision(self) -> str:
+        """See :class:`Engine`: the Hub's commit, or the :func:`fingerprint` of a folder."""
+        return self._revision
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """See :class:`Engine`: the pixel limits, where they are not the model's own."""
+        return self._settings
+
+    def _limit(self, min_pixels: int | None, max_pixels: int | None) -> dict[str, object]:
+        if min_pixels is None and max_pixels is None:
+            return {}
+        images = self._processor.image_processor
+        size = dict(images.size or {})
+        if not {"shortest_edge", "longest_edge"} <= set(size):
+            raise EngineError(f"{self._model} does not take limits in pixels")
+        low = size["shortest_edge"] if min_pixels is None else min_pixels
+        high = size["longest_edge"] if max_pixels is None else max_pixels
+        if min_pixels is None:
+            low = min(low, high)
+        if max_pixels is None:
+            high = max(low, high)
+        if low > high:
+            raise EngineError(f"min_pixels {low} is above max_pixels {high}")
+        images.size = {"shortest_edge": low, "longest_edge": high}
+        return {"min_pixels": low, "max_pixels": high}
+
+    def batches(self, asked: Asked) -> Iterator[Replies]:
+        """See :class:`Engine`."""
+        # A pool for decoding and one thread for encoding: a batch waits for no later picture.
+        with (
+            ThreadPoolExecutor(self._workers, "decode") as decoders,
+            ThreadPoolExecutor(1, "encode") as encoder,
+        ):
+            feed = Feed(asked, lambda n, ask: decoders.submit(self._open, n, ask), self._batch_size)
+            try:
+                yield from self._answer_all(feed, encoder)
+            finally:
+                decoders.shutdown(wait=False, cancel_futures=True)
+                encoder.shutdown(wait=False, cancel_futures=True)
+
+    def _answer_all(self, feed: Feed[_Ready], encoder: ThreadPoolExecutor) -> Iterator[Replies]:
+        window: Window[_Ready] = Window(self._batch_size, self._batch_tokens)
+        present: tuple[list[_Ready], Future[Any]] | None = None
+        while True:
+            feed.read(len(window))
+            loaded = self._load() if feed.begun else None
+            coming = None
+            # Rather than wait for a picture, answer what is encoded.
+            if present is None or feed.is_ready(len(window)):
+                with self._waiting():
+                    failed = feed.fill(window)
+                if failed:
+                    yield [(one.position, Reply("", "error", reason=one.error)) for one in failed]
+                if feed.takes(len(window)):
+                    batch = window.take()
+                    coming = batch, encoder.submit(self._encode, batch)
+            if present is not None and loaded is not None:
+                batch, encoded = present
+                replies = self._answer(loaded, batch, encoded)
+                yield [(one.position, reply) for one, reply in zip(batch, replies, strict=True)]
+            elif coming is None:
+                if feed.ended:
+                    return
+                yield []
+            present = coming
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Count the time for which the model stands still."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.waited += time.monotonic() - start
+
+    def _open(self, position: int, ask: Ask) -> _Ready:
+        """Decode and resize; runs in a thread."""
+        request, sampling = ask
+        # About four characters a token; only the order and the bound of batches depend on it.
+        cost = (len(request.system) + len(request.text)) // 4
+        ready = _Ready(position, request, sampling, None, cost)
+        if request.image is None:
+            return ready
+        try:
+            image = resized(self._processor, request, open_image(self._root, request.image))
+        except ImageError as error:
+            return ready._replace(error=f"{error.reason}: {error}")
+        except _FAILURES as error:  # e.g. an aspect ratio above 200
+            return ready._replace(error=f"unusable: {request.image}: {error}")
+        side = 2 * (getattr(self._processor.image_processor, "patch_size", None) or 16)
+        return ready._replace(image=image, cost=cost + image.width * image.height // side**2)
+
+    def _encode(self, batch: Sequence[_Ready]) -> Any:
+        return encode(self._processor, [one.request for one in batch], [one.image for one in batch])
+
+    def _answer(
+        self,
+        loaded: _Model,
+        batch: Sequence[_Ready],
+        encoded: Future[Any] | None = None,
+    ) -> list[Reply]:
+        """Replies of a batch; one that fails is halved until the item at fault stands alone."""
+        self.starting([one.request for one in batch])
+        try:
+            with self._waiting():
+                inputs = encoded.result() if encoded else self._encode(batch)
+            return self._generate(loaded, inputs, batch[0].sampling)
+        except _FAILURES as error:
+            if "CUDA error" in str(error):
+                raise EngineDied(f"{self._model}: {error}") from error
+            reason = f"{_reason(error)}: {error}".replace("\n", " ")
+        # Out of the except block, so that the failed batch's memory is no longer held.
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(batch) == 1:
+            return [Reply("", "error", reason=reason)]
+        _LOG.info("batch of %d failed (%s), halving it", len(batch), reason)
+        half = len(batch) // 2
+        first = self._answer(loaded, batch[:half])
+        return first + self._answer(loaded, batch[half:])
+
+    def _generate(self, loaded: _Model, inputs: Any, sampling: Sampling) -> list[Reply]:
+        inputs = inputs.to(self._device)
+        rows = loaded.decode(inputs, sampling)
+        read = inputs["attention_mask"].sum(dim=1).tolist()
+        return [self._reply(loaded, row, count) for row, count in zip(rows, read, strict=True)]
+
+    def _reply(self, loaded: _Model, row: list[int], read: int) -> Reply:
+        end = next((n for n, token in enumerate(row) if token in loaded.stops), None)
+        kept = row if end is None else row[:end]
+        text = self._decoder.decode(kept, skip_special_tokens=True).strip()
+        written = len(row) if end is None else end + 1
+        return Reply(text, "length" if end is None else "stop", int(read), written)
+
+    def _load(self) -> _Model:
+        if self._loaded is not None:
+            return self._loaded
+        dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
+        try:
+            model: Any = AutoModelForImageTextToText.from_pretrained(
+                self._source,
+                revision=self._wanted,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                device_map="auto" if self._split else None,
+            )
+            model = (model if self._split else model.to(self._device)).eval()
+        except _FAILURES as error:
+            raise EngineError(_no_model(self._source, error)) from error
+        tokenizer = self._decoder
+        stops = _ids(model.generation_config.eos_token_id) | _ids(tokenizer.eos_token_id)
+        if not stops:
+            raise EngineError(f"{self._model} names no end token")
+        pad = tokenizer.pad_token_id
+        ends = tuple(sorted(stops))
+        decode = decode_with(model, ends, min(stops) if pad is None else pad)
+        self._loaded = _Model(model, ends, decode)
+        return self._loaded
+
+
+def make(name: str, root: Path, options: EngineOptions) -> Engine:
+    """The engine that some options describe.
+
+    Raises:
+        EngineError: if there is no such model or device.
+    """
+    devices = options.device.split(",")
+    if options.device == "all":
+        devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
+    if len(devices) > 1:
+        for device in devices:
+            _device(device)
+        inner = make(name, root, replace(options, device=devices[0]))
+        crew = ProcessCrew(name, root, options, devices)
+        return ParallelEngine(inner, crew, size=len(devices), batch_size=options.batch_size)
+    return HFEngine(
+        name,
+        root=root,
+        batch_size=options.batch_size,
+        min_pixels=options.min_pixels,
+        max_pixels=options.max_pixels,
+        device=devices[0],
+        threads=options.threads,
+        workers=options.workers,
+        revision=options.revision,
+    )
+
+
+def _ids(value: int | Sequence[int] | None) -> set[int]:
+    if value is None:
+        return set()
+    return {value} if isinstance(value, int) else set(value)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise EngineError(
+            f"no device {name!r}; say auto, cpu, cuda, cuda:N, several of them with"
+            " commas between, all, or split"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    return "out-of-memory" if isinstance(error, torch.OutOfMemoryError) else "engine"
+
+
+def _no_model(name: str, error: BaseException) -> str:
+    return (
+        f"cannot load the model {name!r}: {error}; name a folder written by save_pretrained,"
+        " a model on the Hugging Face Hub, or flagland-vlm"
+    )

@@ -1,0 +1,385 @@
+"""Enrichment: look up, ask, check, save. Every item ends up counted exactly once.
+
+Jobs are a stream, read some way ahead (:mod:`augment.enrichment.plan`). What the store has is linked;
+equal requests that are under way are grouped, so that one picture with one text is described once
+however often it occurs; the rest goes to the engine, which reads the stream as fast as it answers.
+Replies are saved as their batch arrives; a killed process loses its running batch and nothing else.
+
+If a process died over what was in its engine, the next one asks the same requests in halves, after
+all others, until the item at fault stands alone; that is set aside as a failure, and asked again
+only by a retry.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import final
+
+from augment.checks import DEFAULT_LIMITS, Limits, Verdict
+from augment.checks.judging import Judge
+from augment.engines import Ask, Engine, Pause
+from augment.enrichment.account import Account
+from augment.enrichment.jobs import SET_ASIDE, Group, Job, Retry
+from augment.enrichment.plan import AHEAD, Plan, Planned
+from augment.enrichment.progress import Progress
+from augment.enrichment.summary import Summary, reason_class
+from augment.errors import EngineDied, EngineError, StoreWriteError
+from augment.records import Enrichment, Reply, Request
+from augment.store import Failure, Scope, Store
+from augment.store.keys import Recipe
+from augment.store.seen import Seen
+
+__all__ = ["Job", "Retry", "Summary", "enrich"]
+
+#: Items settled without asking after which the engine may hand over what it has meanwhile done.
+QUIET = 64
+
+
+def enrich(
+    jobs: Iterable[Job],
+    engine: Engine,
+    store: Store,
+    recipe: Recipe,
+    root: Path,
+    *,
+    progress: Progress | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    ahead: int = AHEAD,
+    limits: Limits = DEFAULT_LIMITS,
+    scope: Scope | None = None,
+    retry: Retry | None = None,
+    seen_dead: Collection[int] = (),
+) -> Summary:
+    """Give every job's item a text, from the store or from the engine.
+
+    Args:
+        jobs: items with their prompts; an id that comes again is left alone.
+        engine: answers the requests.
+        store: where texts are looked up and saved. The recipe is saved in it.
+        recipe: how this side is made; holds the sampling of every prompt.
+        root: folder that image paths are relative to.
+        progress: told about every settled item.
+        stop: asked after every batch; true ends the run with all finished batches saved.
+        ahead: most jobs that are read before the engine takes them; see
+            :data:`augment.enrichment.plan.AHEAD`.
+        limits: what checks refuse. Stored texts that were judged under others are judged again.
+        scope: how much of the input the jobs are; saved with the run. None saves no run.
+        retry: try this again, and generate nothing else.
+        seen_dead: processes that were seen to die in this job.
+
+    Returns:
+        What became of every item. Items that failed are retried by the next run.
+
+    Raises:
+        StoreError: if the store cannot be read.
+        StoreWriteError: if it cannot be written.
+        DataError: if a prompt does not render.
+    """
+    store.save_recipe(recipe)
+    record = None
+    if scope is not None:
+        record = store.begin(recipe, scope)
+        store.adopt(seen_dead)
+    plan = Plan(jobs, engine, recipe, root, store, ahead)
+    run = _Run(plan, engine, store, recipe, progress, stop, limits, retry)
+    engine.on_start = run.starting
+    try:
+        run.all()
+    except StoreWriteError as error:
+        run.count()
+        raise StoreWriteError(f"{error}\nup to then:\n{run.summary}") from error
+    finally:
+        engine.on_start = None
+        plan.close()
+    run.count()
+    if not run.summary.died:
+        store.calm()
+    run.summary.verify()
+    if record is not None:
+        store.finish(record, run.summary.counts())
+    return run.summary
+
+
+@final
+class _Run:
+    """The state of one call of :func:`enrich`."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        engine: Engine,
+        store: Store,
+        recipe: Recipe,
+        progress: Progress | None,
+        stop: Callable[[], bool],
+        limits: Limits,
+        retry: Retry | None,
+    ) -> None:
+        self._account = Account(store, recipe.id, engine, progress)
+        self.summary = self._account.summary
+        self._plan = plan
+        self._engine = engine
+        self._store = store
+        self._recipe = recipe
+        self._stop = stop
+        self._judge = Judge(limits, store, recipe.id)
+        self._retry = retry
+        self._suspects = store.suspects(recipe.id)
+        self._suspected = frozenset().union(self._suspects.aside, *self._suspects.groups)
+        #: Ids with a hash of what they stand for, and keys of the texts of this run.
+        self._seen, self._written = Seen(), Seen()
+        self._keys: dict[str, str] = {}
+        #: Key -> group that is not settled; a group on the ladder under its first text's key.
+        self._open: dict[str, Group] = {}
+        #: Of these, those that wait to be asked in halves.
+        self._held: dict[str, Group] = {}
+        #: Of these, those that wait for the next rung of the ladder.
+        self._again: deque[Group] = deque()
+
+    def starting(self, requests: Sequence[Request]) -> None:
+        """Save what enters the engine now; may be called from any thread."""
+        self._store.starting([self._keys[request.item_id] for request in requests])
+
+    def all(self) -> None:
+        """Settle all jobs, or leave some pending if the run is cut short."""
+        self._ask(self._stream())
+        for keys in self._suspects.groups:
+            part = [self._held.pop(key) for key in sorted(keys) if key in self._held]
+            half = len(part) // 2
+            self._ask(part[:half])
+            self._ask(part[half:])
+        for key in sorted(self._held):
+            group = self._held.pop(key)
+            if key in self._suspects.aside and self._works():
+                self._set_aside(group)
+            else:
+                self._ask([group])
+
+    def count(self) -> None:
+        """Complete the account: what was read, and what of it is not settled."""
+        self.summary.total = self._plan.read
+        waiting = sum(len(group.members) for group in self._open.values())
+        self.summary.pending = len(self._plan) + waiting
+
+    # Jobs
+
+    def _stream(self) -> Iterator[Group | Pause]:
+        """What must be asked; what the store has is settled on the way."""
+        quiet = 0
+        for planned in self._plan:
+            group = self._admit(planned)
+            if group is not None:
+                quiet = 0
+                yield group
+            elif (quiet := quiet + 1) % QUIET == 0:
+                yield Pause.BRIEF
+
+    def _admit(self, planned: Planned) -> Group | None:
+        """The group to ask for a job; None if it needs none of its own."""
+        job, group, failure, picture = planned
+        if job.prompt is None:
+            self._account.skipped(job.reason)
+            return None
+        if not self._is_new(job):
+            return None
+        if failure is not None:
+            self._account.failed(failure)
+        if group is None:
+            return None
+        if picture and group.image_hash and self._store.picture(picture) is None:
+            self._store.save_picture(picture, group.image_hash)
+        if not self._wanted(job, group):
+            return None
+        known = self._open.setdefault(group.key, group)
+        known.members.append(job)
+        if known is not group:
+            return None
+        return self._next_rung(group) if group.key in self._store else self._unless_held(group)
+
+    def _unless_held(self, group: Group) -> Group | None:
+        if group.key not in self._suspected:
+            return group
+        self._held[group.key] = group
+        return None
+
+    def _wanted(self, job: Job, group: Group) -> bool:
+        """Whether to ask about an item; if not, it is settled here."""
+        key = group.key
+        if key in self._store:
+            found = self._judge.stored(job, group.prompt, key)
+            again = () if self._retry is None else self._retry.reasons
+            if reason_class(found[0].rejected) in again:
+                return True
+            self._account.known(job, key, found, duplicate=key in self._written)
+            return False
+        failure = self._store.failure(self._recipe.id, job.item.id)
+        reason = "" if failure is None else reason_class(failure.reason)
+        left = reason == SET_ASIDE and failure is not None and failure.key == key
+        if self._retry is not None:
+            left = reason not in self._retry.reasons
+        if left and failure is not None:
+            self._account.still_failed(failure)
+        elif left:
+            self._account.skipped("not generated yet, nothing to retry")
+        return not left
+
+    def _is_new(self, job: Job) -> bool:
+        """Settle an id that comes again, in a second pool or by mistake."""
+        item = job.item
+        content = hash((item.text, item.image))
+        earlier = self._seen.add(item.id, content)
+        if earlier is None:
+            return True
+        if earlier == content:
+            self._account.skipped("listed again")
+        else:
+            reason = (
+                "duplicate-id: an earlier item with this id has another text or picture;"
+                " give each its own id"
+            )
+            self._account.failed(Failure(item.id, item.image, reason))
+        return False
+
+    # Asking
+
+    def _ask(self, groups: Iterable[Group | Pause]) -> None:
+        """Ask about groups, and about what their replies make necessary."""
+        while not self.summary.incomplete:
+            under_way: dict[int, Group] = {}
+            batches = self._engine.batches(self._numbered(groups, under_way))
+            self._take(batches, under_way)
+            if under_way and not self.summary.incomplete:
+                self.summary.incomplete = f"the engine left {len(under_way):,} requests unanswered"
+            if not self._again:
+                return
+            groups = ()
+
+    def _numbered(
+        self, groups: Iterable[Group | Pause], under_way: dict[int, Group]
+    ) -> Iterator[Ask | Pause]:
+        """The engine's stream; notes under which position a group goes out."""
+        source, position = iter(groups), 0
+        while True:
+            one = self._again.popleft() if self._again else next(source, None)
+            if isinstance(one, Group):
+                under_way[position] = one
+                position += 1
+                self._keys[one.request.item_id] = one.key
+                yield Ask(one.request, one.sampling)
+            elif one is None:
+                return
+            else:
+                yield one
+
+    def _take(
+        self, batches: Iterator[Sequence[tuple[int, Reply]]], under_way: dict[int, Group]
+    ) -> None:
+        try:
+            for batch in batches:
+                for position, reply in batch:
+                    group = under_way.pop(position)
+                    self._keys.pop(group.request.item_id, None)
+                    self._settle(group, reply)
+                if self._stop():
+                    self.summary.incomplete = "stopped; run the same command again to go on"
+                    break
+        except EngineError as error:
+            self.summary.incomplete = f"{error}; everything before is saved"
+            self.summary.died = isinstance(error, EngineDied)
+        finally:
+            if isinstance(batches, Generator):
+                batches.close()
+
+    def _works(self) -> bool:
+        """Whether the engine has answered anything under this recipe."""
+        links = self._store.rows("link", self._recipe.id)
+        return bool(links.segments or links.tail)
+
+    def _set_aside(self, group: Group) -> None:
+        reason = (
+            f"{SET_ASIDE}: the process died repeatedly with this item alone in the engine;"
+            f" retry --reason {SET_ASIDE} tries it again"
+        )
+        for job in self._close(group):
+            self._account.failed(Failure(job.item.id, job.item.image, reason, group.key))
+
+    def _next_rung(self, group: Group) -> Group | None:
+        """The group at the next temperature; None if there is none: its first text stays."""
+        temperatures = self._retry.temperatures if self._retry else ()
+        first = self._recipe.sampling[group.prompt.name]
+        for rung in range(group.rung + 1, len(temperatures) + 1):
+            seed = rung + (self._retry.seed if self._retry else 0)
+            sampling = replace(first, temperature=temperatures[rung - 1], seed=seed)
+            base = group.retry_of or group.key
+            one = replace(group, sampling=sampling, retry_of=base, rung=rung)
+            one.key = self._plan.key(one)
+            if one.key not in self._store:
+                self._open[base] = one
+                return self._unless_held(one)
+        key = group.retry_of or group.key
+        for job in self._close(group):
+            self._account.known(
+                job, key, self._judge.stored(job, group.prompt, key), duplicate=False
+            )
+        return None
+
+    # Replies
+
+    def _settle(self, group: Group, reply: Reply) -> None:
+        if reply.finish == "error":
+            if group.retry_of:
+                self._climb(group)
+                return
+            for job in self._close(group):
+                self._account.failed(Failure(job.item.id, job.item.image, reply.reason, group.key))
+            return
+        verdicts = [self._judge.reply(job, group.prompt, reply) for job in group.members]
+        # The text's own verdict is for those who see it without an item: the first that refuses.
+        worst = next((one for one in verdicts if one.rejected), verdicts[0])
+        text = self._enrichment(group, reply, worst)
+        self._store.append(text)
+        self._account.read(reply, worst.rejected if not group.retry_of else "")
+        if group.retry_of and worst.rejected:
+            self._climb(group)
+            return
+        key = group.retry_of or group.key
+        self._written.add(key)
+        shown = group.key if group.retry_of else ""
+        for number, (job, verdict) in enumerate(zip(self._close(group), verdicts, strict=True)):
+            judged = self._judge.judged(group.prompt, verdict, text, shown)
+            if number == 0:
+                self._account.generated(job, key, judged, reply.output_tokens)
+            else:
+                self._account.shared(job, key, judged)
+
+    def _climb(self, group: Group) -> None:
+        raised = self._next_rung(group)
+        if raised is not None:
+            self._again.append(raised)
+
+    def _close(self, group: Group) -> list[Job]:
+        """The members of a group, which is settled now."""
+        del self._open[group.retry_of or group.key]
+        return group.members
+
+    def _enrichment(self, group: Group, reply: Reply, verdict: Verdict) -> Enrichment:
+        return Enrichment(
+            key=group.key,
+            item_id=group.members[0].item.id,
+            text=verdict.text,
+            prompt=group.prompt.id,
+            model=self._engine.model,
+            revision=self._engine.revision,
+            sampling=group.sampling,
+            finish=reply.finish,
+            prompt_tokens=reply.prompt_tokens,
+            output_tokens=reply.output_tokens,
+            rejected=verdict.rejected,
+            raw=verdict.raw,
+            checks=verdict.scores,
+            lengths=verdict.lengths,
+            retry_of=group.retry_of,
+        )

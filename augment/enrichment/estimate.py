@@ -1,0 +1,223 @@
+"""What a run would do and take, before it is started: counts, then a timed sample.
+
+Every item is looked at as a run would look at it, pictures included, so that what is counted here
+is what will happen. Nothing is written. The sample's texts are thrown away; ``--preview`` keeps
+what it generates.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import sqrt
+from pathlib import Path
+from typing import NamedTuple, final
+
+import numpy as np
+
+from augment.engines import Engine
+from augment.enrichment.jobs import Job
+from augment.enrichment.plan import Plan
+from augment.enrichment.prices import NO_PRICES, Prices
+from augment.enrichment.progress import duration
+from augment.enrichment.summary import reason_class
+from augment.records import Reply, Request, Sampling
+from augment.store import Store
+from augment.store.keys import Recipe
+
+#: Batches that the sample fills: the first ones of a run are no slower than the later ones.
+SAMPLE_BATCHES = 2
+
+#: 0.975 quantile of the normal distribution: the interval of a mean holds it 95 times in 100.
+_NORMAL = 1.96
+
+
+class Planned(NamedTuple):
+    """A request that a run would send."""
+
+    key: str
+    request: Request
+    sampling: Sampling
+
+
+@final
+@dataclass
+class Survey:
+    """What a run would find.
+
+    Attributes:
+        items: items read.
+        skipped: reason -> items left alone.
+        cached: items whose text is known.
+        failing: reason -> items that would fail before a model is asked.
+        asked: items that need a text.
+        requests: requests that this takes; items that send the very same share one.
+        pictures: different pictures among these.
+        sample: a uniform sample of the requests.
+    """
+
+    items: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    cached: int = 0
+    failing: Counter[str] = field(default_factory=Counter)
+    asked: int = 0
+    requests: int = 0
+    pictures: int = 0
+    sample: list[Planned] = field(default_factory=list)
+
+
+@final
+@dataclass(frozen=True)
+class Timing:
+    """A timed sample.
+
+    Attributes:
+        loading: seconds until the first answer, which loads the model.
+        seconds: that all replies of the sample took together.
+        replies: of the model, failed ones included.
+    """
+
+    loading: float
+    seconds: float
+    replies: Sequence[Reply]
+
+
+def survey(
+    jobs: Iterable[Job],
+    engine: Engine,
+    store: Store,
+    recipe: Recipe,
+    root: Path,
+    *,
+    sample: int,
+    seed: int = 0,
+) -> Survey:
+    """Look at every job as a run would, asking no model.
+
+    Args:
+        jobs: items with their prompts.
+        engine: names the model.
+        store: where texts are looked up.
+        recipe: holds the sampling of every prompt.
+        root: folder that image paths are relative to.
+        sample: size of the sample of requests.
+        seed: of the sample.
+
+    Raises:
+        DataError: if a prompt does not render.
+        StoreError: if the store cannot be read.
+    """
+    found = Survey()
+    dice = random.Random(seed)  # noqa: S311 - a sample, not a secret
+    keys, pictures = array("q"), array("q")
+    seen: set[int] = set()
+    plan = Plan(jobs, engine, recipe, root, store)
+
+    try:
+        for job, group, failure, _ in plan:
+            found.items += 1
+            mark = hash(job.item.id)
+            if job.prompt is None:
+                found.skipped[job.reason] += 1
+                continue
+            if mark in seen:
+                found.skipped["listed again"] += 1
+                continue
+            seen.add(mark)
+            if failure is not None:
+                found.failing[reason_class(failure.reason)] += 1
+            if group is None:
+                continue
+            if group.key in store:
+                found.cached += 1
+                continue
+            found.asked += 1
+            keys.append(hash(group.key))
+            if group.image_hash is not None:
+                pictures.append(hash(group.image_hash))
+            one = Planned(group.key, group.request, group.sampling)
+            if len(found.sample) < sample:
+                found.sample.append(one)
+            elif (place := dice.randrange(found.asked)) < sample:
+                found.sample[place] = one
+    finally:
+        plan.close()
+    found.requests = len(np.unique(np.asarray(keys)))
+    found.pictures = len(np.unique(np.asarray(pictures)))
+    found.sample = list({one.key: one for one in found.sample}.values())
+    return found
+
+
+def measure(engine: Engine, sample: Sequence[Planned]) -> Timing:
+    """Answer a sample of requests by the clock.
+
+    Raises:
+        EngineError: if the model cannot be loaded, or dies.
+    """
+    if not sample:
+        return Timing(0.0, 0.0, ())
+    by_sampling: dict[Sampling, list[Request]] = {}
+    for _, request, sampling in sample:
+        by_sampling.setdefault(sampling, []).append(request)
+    start = time.monotonic()
+    list(engine.generate([sample[0].request], sample[0].sampling))
+    loaded = time.monotonic()
+    replies = [
+        reply
+        for sampling, requests in by_sampling.items()
+        for reply in engine.generate(requests, sampling)
+    ]
+    return Timing(loaded - start, time.monotonic() - loaded, replies)
+
+
+def describe(found: Survey, timing: Timing, prices: Prices = NO_PRICES) -> str:
+    """The estimate for people."""
+    rows = [
+        "dry run: nothing was written",
+        f"{found.items:>11,} items",
+        f"{found.cached:>11,} cached",
+        f"{found.skipped.total():>11,} left alone{_listing(found.skipped)}",
+        f"{found.failing.total():>11,} would fail{_listing(found.failing)}",
+        f"{found.asked:>11,} need a text: {found.requests:,} requests,"
+        f" {found.pictures:,} different pictures",
+    ]
+    if not timing.replies:
+        return "\n".join([*rows, "nothing to generate"])
+    return "\n".join([*rows, *_cost(found.requests, timing, prices)])
+
+
+def _listing(counts: Counter[str]) -> str:
+    named = ", ".join(f"{number:,} {reason}" for reason, number in counts.most_common())
+    return f": {named}" if named else ""
+
+
+def _cost(requests: int, timing: Timing, prices: Prices) -> Iterator[str]:
+    number = len(timing.replies)
+    failed = sum(reply.finish == "error" for reply in timing.replies)
+    cut = sum(reply.finish == "length" for reply in timing.replies)
+    yield (
+        f"sample: {number:,} requests in {timing.seconds:.1f} s ({number / timing.seconds:.3g}/s)"
+        f" after {timing.loading:.1f} s of loading; {failed} failed, {cut} reached the token limit"
+    )
+    read, _ = _total([reply.prompt_tokens for reply in timing.replies], requests)
+    written, spread = _total([reply.output_tokens for reply in timing.replies], requests)
+    yield f"tokens: {read:,.0f} read, {written:,.0f} written (95 %: ± {spread:,.0f})"
+    hours = requests * timing.seconds / number / 3600
+    yield f"time:   {duration(3600 * hours)} on this machine, {hours:.3g} hours of its device"
+    costs = {"tokens": prices.tokens(read, written), "device": prices.hours(hours)}
+    named = [f"{cost:,.2f} for {name}" for name, cost in costs.items() if cost is not None]
+    if named:
+        yield f"cost:   {', '.join(named)}, at the prices given"
+
+
+def _total(values: Sequence[int], requests: int) -> tuple[float, float]:
+    """All requests together, and half of the 95 % interval that the sample leaves."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return requests * mean, 0.0
+    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return requests * mean, requests * _NORMAL * sqrt(variance / len(values))

@@ -1,0 +1,165 @@
+"""From jobs to requests with their keys, some way ahead of whoever asks for them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple, final
+
+from augment.data.pictures import PictureHashes
+from augment.engines import Engine
+from augment.enrichment.jobs import Group, Job
+from augment.errors import DataError, ImageError
+from augment.prompts import Prompt
+from augment.records import Sampling
+from augment.store import Failure, Store
+from augment.store.keys import Recipe, greedy, text_key
+
+#: Items whose keys are computed before they are needed; bounds memory, not batches.
+AHEAD = 2048
+
+#: Jobs that a thread takes at once: handing one over costs as much as planning it.
+TAKEN = 32
+
+
+class Planned(NamedTuple):
+    """A job, and what to ask for it.
+
+    Attributes:
+        job: the job.
+        group: a group without members; None for a job without a prompt.
+        failure: why there is no group for a job with a prompt.
+        picture: name under which the hash of its picture is to be remembered; empty for none.
+    """
+
+    job: Job
+    group: Group | None = None
+    failure: Failure | None = None
+    picture: str = ""
+
+
+@final
+class Plan(Iterator[Planned]):
+    """Jobs in their order, planned in threads.
+
+    Args:
+        jobs: read no further than ``ahead`` jobs before the one that is returned.
+        engine: names the model.
+        recipe: holds the sampling of every prompt.
+        root: folder that image paths are relative to.
+        store: remembers hashes of pictures.
+        ahead: see :data:`AHEAD`.
+
+    Attributes:
+        read: jobs read so far.
+    """
+
+    def __init__(
+        self,
+        jobs: Iterable[Job],
+        engine: Engine,
+        recipe: Recipe,
+        root: Path,
+        store: Store,
+        ahead: int = AHEAD,
+    ) -> None:
+        self.read = 0
+        self._jobs = iter(jobs)
+        self._engine = engine
+        self._recipe = recipe
+        self._store = store
+        self._pictures = PictureHashes(root, store)
+        #: Seeds of greedy decoding that earlier versions made part of the keys of this store.
+        self._seeds = sorted(
+            {
+                sampling.seed
+                for known in store.recipes(recipe.side)
+                for sampling in known.sampling.values()
+                if sampling != greedy(sampling)
+            }
+        )
+        self._ahead = ahead
+        self._pool = ThreadPoolExecutor(thread_name_prefix="hash")
+        self._coming: deque[Future[list[Planned | DataError]]] = deque()
+        self._ready: deque[Planned | DataError] = deque()
+        self._returned = 0
+
+    def __len__(self) -> int:
+        """Jobs that are read and not returned yet."""
+        return self.read - self._returned
+
+    def __next__(self) -> Planned:
+        """The next job.
+
+        Raises:
+            DataError: if its prompt does not render.
+        """
+        take = max(1, min(TAKEN, self._ahead // 64))
+        while len(self) + take <= self._ahead and (jobs := list(islice(self._jobs, take))):
+            self.read += len(jobs)
+            self._coming.append(self._pool.submit(self._plan_all, jobs))
+        if not self._ready:
+            if not self._coming:
+                raise StopIteration
+            self._ready.extend(self._coming.popleft().result())
+        if isinstance(first := self._ready[0], DataError):
+            raise first
+        self._returned += 1
+        self._ready.popleft()
+        return first
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _plan_all(self, jobs: Sequence[Job]) -> list[Planned | DataError]:
+        """Plan some jobs; runs in a thread."""
+        return [self._plan_one(job) for job in jobs]
+
+    def _plan_one(self, job: Job) -> Planned | DataError:
+        """A job, or the error that is to be raised at its turn."""
+        try:
+            return Planned(job) if job.prompt is None else self._plan(job, job.prompt)
+        except DataError as error:
+            return error
+
+    def _plan(self, job: Job, prompt: Prompt) -> Planned:
+        """Render, and hash the picture."""
+        request = prompt.render(job.item)
+        image_hash, picture = None, ""
+        if request.image is not None:
+            try:
+                image_hash, picture = self._pictures.hash(request.image)
+            except ImageError as error:
+                failure = Failure(job.item.id, job.item.image, f"{error.reason}: {error}")
+                return Planned(job, failure=failure)
+        sampling = self._recipe.sampling[prompt.name]
+        group = Group("", request, image_hash, prompt, sampling, [])
+        group.key = self.key(group)
+        return Planned(job, group, picture=picture)
+
+    def key(self, group: Group) -> str:
+        """The key of what a group asks for; that of an earlier version if the store has it."""
+        key = self._key(group, group.sampling)
+        if self._seeds and group.sampling.temperature == 0 and key not in self._store:
+            for seed in self._seeds:
+                older = self._key(group, replace(group.sampling, seed=seed), as_before=True)
+                if older in self._store:
+                    return older
+        return key
+
+    def _key(self, group: Group, sampling: Sampling, as_before: bool = False) -> str:
+        engine = self._engine
+        return text_key(
+            group.request,
+            group.image_hash,
+            engine.model,
+            engine.revision,
+            sampling,
+            engine.settings,
+            as_before=as_before,
+        )

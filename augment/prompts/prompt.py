@@ -1,0 +1,159 @@
+"""Prompts: versioned template files, rendered into requests.
+
+A template is a Markdown file with YAML front matter and two bodies, system and user, separated
+by ``---`` lines. The body is Jinja (sandboxed, undefined names are errors) over ``text``,
+``max_words`` and ``max_added_words``. The file declares whether the model may see the picture
+(``shows_image``); a prompt that does not show it leaves the picture out by construction.
+
+Text of the data stands between ``<<<`` and ``>>>``; :mod:`augment.prompts.fence` sees to it that a
+passage can neither close its own fence nor speak in the name of the template.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from jinja2 import StrictUndefined, Template, TemplateError
+from jinja2.sandbox import SandboxedEnvironment
+
+from augment.errors import DataError
+from augment.prompts.fence import fenced
+from augment.records import Item, Request, Side
+
+PromptKind = Literal["caption", "rewrite"]
+PromptForm = Literal["plain", "lengths"]
+
+_ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+_REQUIRED = ("name", "version", "kind", "side", "shows_image", "max_words", "max_new_tokens")
+_OPTIONAL = ("source", "keeps", "max_added_words", "form", "max_tokens")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt template.
+
+    Attributes:
+        name: how commands and configs call it.
+        version: for people; the hash is what counts.
+        kind: ``caption`` or ``rewrite``.
+        side: the side it is meant for.
+        shows_image: whether the model sees the item's picture.
+        max_words: limit named in the text, and checked afterwards.
+        max_new_tokens: decoding limit that goes with it.
+        system: system message.
+        user: Jinja source of the user message.
+        source: paper and section, and what deviates.
+        keeps: whether the answer must keep the negations and numbers of the item's text, and
+            stay a question if that is one; for rewrites the default is that it must.
+        max_added_words: most words that a rewrite may add to the item's text; None for any.
+        form: ``plain`` text, or ``lengths``: several lengths in one answer, see
+            :mod:`augment.checks.lengths`.
+        max_tokens: most tokens of CLIP, start and end marks included; checked, and not told to the
+            model, which cannot count them. None for any.
+    """
+
+    name: str
+    version: int
+    kind: PromptKind
+    side: Side
+    shows_image: bool
+    max_words: int
+    max_new_tokens: int
+    system: str
+    user: str
+    source: str = ""
+    keeps: bool = False
+    max_added_words: int | None = None
+    form: PromptForm = "plain"
+    max_tokens: int | None = None
+
+    @cached_property
+    def hash(self) -> str:
+        """Twelve hex digits over what is sent: bodies, word limit and whether the picture shows."""
+        parts = [self.system, self.user, str(self.max_words), str(self.shows_image)]
+        # Later fields count only where they are used, so that older prompts keep their hashes.
+        if self.max_added_words is not None:
+            parts.append(f"adds {self.max_added_words}")
+        if self.form != "plain":
+            parts.append(self.form)
+        if self.max_tokens is not None:
+            parts.append(f"tokens {self.max_tokens}")
+        return hashlib.sha256("\x00".join(parts).encode()).hexdigest()[:12]
+
+    @cached_property
+    def id(self) -> str:
+        """``name@hash``, the form stored with every generated text."""
+        return f"{self.name}@{self.hash}"
+
+    def render(self, item: Item) -> Request:
+        """The request for one item; the picture is left out unless ``shows_image``.
+
+        Raises:
+            DataError: if the template does not render for this item.
+        """
+        text = fenced(item.text)
+        try:
+            user = _template(self.user).render(
+                text=text, max_words=self.max_words, max_added_words=self.max_added_words
+            )
+        except TemplateError as error:
+            raise DataError(f"prompt {self.id} does not render: {error}", item.id) from error
+        image = item.image if self.shows_image else None
+        return Request(item.id, self.system, user.strip(), image)
+
+
+@lru_cache(maxsize=64)
+def _template(source: str) -> Template:
+    """Compiled once: that takes a hundred times as long as to render it."""
+    return _ENVIRONMENT.from_string(source)
+
+
+def parse_prompt(source: str, where: str) -> Prompt:
+    """Read a template from its file's text.
+
+    Raises:
+        DataError: if the front matter or one of the two bodies is missing or malformed.
+    """
+    parts = re.split(r"^---[ \t]*$", source, maxsplit=3, flags=re.MULTILINE)
+    if len(parts) != 4 or parts[0].strip():
+        raise DataError(
+            "expected '---', front matter, '---', system message, '---', user message", where
+        )
+    try:
+        head = yaml.safe_load(parts[1])
+    except yaml.YAMLError as error:
+        raise DataError(f"front matter is not YAML: {error}", where) from error
+    missing = [key for key in _REQUIRED if not isinstance(head, dict) or key not in head]
+    if missing:
+        raise DataError(f"front matter lacks {', '.join(missing)}", where)
+    unknown = set(head) - {*_REQUIRED, *_OPTIONAL}
+    if unknown:
+        raise DataError(f"front matter has unknown keys: {', '.join(sorted(unknown))}", where)
+    head.setdefault("keeps", head["kind"] == "rewrite")
+    return Prompt(system=parts[2].strip(), user=parts[3].strip(), **head)
+
+
+def load_prompt(name: str) -> Prompt:
+    """A packaged prompt by name, or a template file by path (anything ending in ``.md``).
+
+    Raises:
+        DataError: if there is no such prompt; lists the packaged ones.
+    """
+    if name.endswith(".md"):
+        path = Path(name)
+        if not path.is_file():
+            raise DataError("no such prompt file", name)
+        return parse_prompt(path.read_text(encoding="utf-8"), name)
+    folder = resources.files("augment.prompts") / "rar"
+    resource = folder / f"{name}.md"
+    if not resource.is_file():
+        known = sorted(entry.name[:-3] for entry in folder.iterdir() if entry.name.endswith(".md"))
+        raise DataError(f"no prompt named {name!r}; packaged prompts: {', '.join(known)}")
+    return parse_prompt(resource.read_text(encoding="utf-8"), f"{name}.md")

@@ -1,0 +1,107 @@
+"""Static pages: one file, no network, no script; whatever is shown is escaped.
+
+Templates live in ``augment/store/templates``. ``base.html`` has the style, light and dark, and a content
+security policy that forbids scripts and requests, should escaping ever fail.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from pathlib import Path
+from typing import Any, final
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from augment.errors import DataError
+from augment.files import write_text
+
+#: Longest side of a thumbnail in pixels, and its JPEG quality: about 12 kB each.
+THUMBNAIL_SIDE = 360
+THUMBNAIL_QUALITY = 78
+
+#: Longer texts are cut on the page, with a note. Generated text is far shorter.
+SHOWN_CHARACTERS = 8000
+
+# Control characters, lone surrogates and marks that turn the direction of what follows.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+
+
+def visible(text: str) -> str:
+    """A text that can stand on a page: unprintable characters replaced, cut if very long."""
+    surplus = len(text) - SHOWN_CHARACTERS
+    shown = _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text[:SHOWN_CHARACTERS])
+    return f"{shown} … and {surplus:,} more characters" if surplus > 0 else shown
+
+
+def environment() -> Environment:
+    """The Jinja environment of all pages: autoescape on, undefined names are errors."""
+    made = Environment(
+        loader=PackageLoader("augment.store", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,
+    )
+    made.filters["number"] = "{:,}".format
+    made.filters["percent"] = percent
+    return made
+
+
+def percent(part: int, whole: int) -> str:
+    """A share for people: neither 0 nor 100 % unless it is exactly that."""
+    if whole == 0:
+        return "-"
+    if part in (0, whole):
+        return "100 %" if part else "0 %"
+    share = 100 * part / whole
+    if share < 0.1:
+        return "< 0.1 %"
+    return "> 99.9 %" if share > 99.9 else f"{share:.1f} %"
+
+
+@final
+class DataUri(str):
+    """Content of a file within the page; never cut, unlike other text."""
+
+    __slots__ = ()
+
+
+def thumbnail(image: Image.Image, side: int = THUMBNAIL_SIDE) -> DataUri:
+    """A small JPEG as a data URI; the picture itself is not changed.
+
+    Args:
+        image: RGB.
+        side: longest side of the JPEG in pixels.
+    """
+    small = image.copy()
+    small.thumbnail((side, side))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=THUMBNAIL_QUALITY, optimize=True)
+    return DataUri("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode())
+
+
+def write_page(path: Path, template: str, **values: Any) -> None:
+    """Render a template of ``augment/store/templates`` to a file, which appears when it is complete.
+
+    Raises:
+        DataError: if the file cannot be written.
+    """
+    save_page(path, environment().get_template(template).render(values))
+
+
+def save_page(path: Path, page: str) -> None:
+    """Write a page so that a reader sees the old or the new one, never half of it.
+
+    Raises:
+        DataError: if the file cannot be written.
+    """
+    try:
+        write_text(path, page)
+    except OSError as error:
+        raise DataError(f"cannot write the page: {error}", str(path)) from error

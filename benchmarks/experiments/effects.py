@@ -1,0 +1,151 @@
+"""What a grid of eight cells says, and where a curve crosses a line; all on paired queries.
+
+A cell S(t, q, c) is the score of the retriever trained on text ``t`` and shown text ``q`` of
+queries and ``c`` of candidates, 0 for raw and 1 for enriched. :data:`CONTRASTS` are weighted sums
+of cells; each is computed for every query, so that its interval is a paired bootstrap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, final
+
+import numpy as np
+from jaxtyping import Float64
+
+from retrievers.evaluation.stats import Interval, macro_bootstrap
+
+Cell = tuple[int, int, int]
+CELLS: tuple[Cell, ...] = tuple((t, q, c) for t in (0, 1) for q in (0, 1) for c in (0, 1))
+#: Task -> query -> score.
+TaskScores = Mapping[str, Mapping[str, float]]
+
+
+@final
+class Contrast(NamedTuple):
+    """A weighted sum of cells.
+
+    Attributes:
+        name: of the effect.
+        formula: for people.
+        weights: of the cells that count.
+    """
+
+    name: str
+    formula: str
+    weights: Mapping[Cell, float]
+
+
+def _main(place: int) -> dict[Cell, float]:
+    return {cell: 0.25 if cell[place] else -0.25 for cell in CELLS}
+
+
+CONTRASTS: tuple[Contrast, ...] = (
+    Contrast("total", "S(1,1,1) - S(0,0,0)", {(1, 1, 1): 1, (0, 0, 0): -1}),
+    Contrast("inference only", "S(0,1,1) - S(0,0,0)", {(0, 1, 1): 1, (0, 0, 0): -1}),
+    Contrast("retraining", "S(1,1,1) - S(0,1,1)", {(1, 1, 1): 1, (0, 1, 1): -1}),
+    Contrast("corpus effect", "mean over t, q of S(t,q,1) - S(t,q,0)", _main(2)),
+    Contrast("query effect", "mean over t, c of S(t,1,c) - S(t,0,c)", _main(1)),
+    Contrast(
+        "query x corpus",
+        "mean over t of S(t,1,1) - S(t,1,0) - S(t,0,1) + S(t,0,0)",
+        {cell: 0.5 if cell[1] == cell[2] else -0.5 for cell in CELLS},
+    ),
+    Contrast(
+        "alignment effect",
+        "(S(1,1,1) + S(0,0,0) - S(0,1,1) - S(1,0,0)) / 2",
+        {(1, 1, 1): 0.5, (0, 0, 0): 0.5, (0, 1, 1): -0.5, (1, 0, 0): -0.5},
+    ),
+)
+
+
+def effect(
+    contrast: Contrast, cells: Mapping[Cell, TaskScores], seed: int = 0
+) -> dict[str, Interval]:
+    """A contrast for each task and, under ``mean``, for their plain mean.
+
+    Args:
+        contrast: which.
+        cells: scores of the same queries in every cell.
+        seed: of the resampling.
+    """
+    tasks = next(iter(cells.values())).keys()
+    values = {
+        task: np.sum(
+            [
+                weight * np.array(list(_same(cells[cell][task], cells[CELLS[0]][task])))
+                for cell, weight in contrast.weights.items()
+            ],
+            axis=0,
+        )
+        for task in tasks
+    }
+    pairs = {task: (np.zeros(len(each)), each) for task, each in values.items()}
+    found = {task: macro_bootstrap([pair], seed=seed) for task, pair in pairs.items()}
+    return {**found, "mean": macro_bootstrap(list(pairs.values()), seed=seed)}
+
+
+def _same(scores: Mapping[str, float], like: Mapping[str, float]) -> list[float]:
+    if scores.keys() != like.keys():
+        raise ValueError("the cells judge different queries")
+    return [scores[qid] for qid in like]
+
+
+class Crossing(NamedTuple):
+    """Where a curve meets a line; infinite where it does not within the measured range."""
+
+    at: float
+    low: float
+    high: float
+
+
+def crossing(
+    x: Sequence[float],
+    arms: Sequence[TaskScores],
+    base: TaskScores,
+    full: TaskScores,
+    share: float,
+    *,
+    seed: int = 0,
+    n: int = 2000,
+) -> Crossing:
+    """Where the gain over ``base`` passes a share of the gain of ``full``.
+
+    Linear between the measured places; the first passing counts, in either direction. The 95 %
+    interval resamples queries within tasks, the same ones in every arm.
+
+    Args:
+        x: places, rising.
+        arms: scores at these places.
+        base: scores without text.
+        full: scores with all of it.
+        share: of the full gain; 0 is where the gain is gone.
+        seed: of the resampling.
+        n: resamples.
+    """
+    random = np.random.default_rng(seed)
+    tasks = [
+        np.array([_same(scores[task], base[task]) for scores in (base, full, *arms)])
+        for task in base
+    ]
+    observed = np.mean([task.mean(1) for task in tasks], axis=0)
+    draws = []
+    for _ in range(n):
+        means = [task[:, random.integers(0, task.shape[1], task.shape[1])].mean(1)
+                 for task in tasks]  # fmt: skip
+        draws.append(_passing(x, np.mean(means, axis=0), share))
+    low, high = np.quantile(draws, [0.025, 0.975], method="nearest")
+    return Crossing(_passing(x, observed, share), float(low), float(high))
+
+
+def _passing(x: Sequence[float], means: Float64[np.ndarray, " arms"], share: float) -> float:
+    base, full, points = means[0], means[1], means[2:]
+    above = points - base - share * (full - base)
+    for place in range(1, len(x)):
+        a, b = above[place - 1], above[place]
+        if a == 0 and place == 1:
+            return float(x[0])
+        if (a < 0 <= b) or (a > 0 >= b):
+            return float(x[place - 1] + (x[place] - x[place - 1]) * a / (a - b))
+    return math.inf

@@ -1,0 +1,183 @@
+"""Figures of an experiment: arms by task, comparisons, effects, curves."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Tells arms apart in print and to colour-blind eyes (Okabe and Ito's palette, without yellow).
+COLOURS = ("#8a939c", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#1d1f21")
+
+
+def figures(value: Mapping[str, Any], *, most: int = 6) -> dict[str, Figure]:
+    """Name -> figure.
+
+    Args:
+        value: as :func:`benchmarks.experiments.results.collect` makes it.
+        most: arms beside each other in one chart of tasks.
+    """
+    found: dict[str, Figure] = {"arms": arms(value)}
+    pairs = value["comparisons"]
+    if pairs:
+        names = list(dict.fromkeys(name for pair in pairs for name in pair["names"]))[:most]
+        found["tasks"] = tasks(value, names)
+        found["differences"] = differences(pairs)
+    if value["effects"]:
+        found["effects"] = effects(value["effects"])
+    if value["curves"]:
+        found["curves"] = curves(value["curves"])
+    return found
+
+
+def save(value: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write the figures as PNG files; returns them."""
+    mpl.use("Agg")
+    paths = []
+    made = figures(value)
+    for name, figure in made.items():
+        path = folder / f"{value['experiment']}-{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
+        paths.append(path)
+    close(made.values())
+    return paths
+
+
+def close(figures_made: Iterable[Figure]) -> None:
+    """Forget figures that pyplot would keep."""
+    from matplotlib import pyplot as plt
+
+    for figure in figures_made:
+        plt.close(figure)
+
+
+def save_tasks(value: Mapping[str, Any], names: Sequence[str], folder: Path) -> Path:
+    """Write the chart of some arms by task alone; returns its file."""
+    mpl.use("Agg")
+    figure = tasks(value, names)
+    path = folder / f"{value['experiment']}-tasks.png"
+    figure.savefig(path, dpi=110)
+    close([figure])
+    return path
+
+
+def _axes(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, columns, figsize=(width, height), layout="constrained")
+    for one in axes if columns > 1 else [axes]:
+        one.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _wrapped(names: Sequence[str], width: int = 34) -> list[str]:
+    return ["\n".join(textwrap.wrap(name, width)) for name in names]
+
+
+def arms(value: Mapping[str, Any]) -> Figure:
+    """The mean of every arm, a dot for every seed."""
+    shown = value["arms"]
+    figure, axes = _axes(7.5, 0.9 + 0.42 * len(shown))
+    places = range(len(shown))
+    scores = [100 * arm["mean"]["score"] for arm in shown.values()]
+    axes.barh(places, scores, color="#c9d6e2", height=0.7)
+    for place, score, arm in zip(places, scores, shown.values(), strict=True):
+        seeds = [100 * score for score in arm["mean"]["seeds"]]
+        axes.plot(seeds, [place] * len(seeds), "o", color=COLOURS[1], markersize=4, alpha=0.8)
+        # Behind the last dot, which it would hide at the end of the bar.
+        axes.annotate(f"{score:.1f}", (max(seeds), place), (6, 0), textcoords="offset points",
+                      va="center", fontsize=9)  # fmt: skip
+    axes.set_yticks(places, _wrapped(list(shown)), fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlim(0, max(scores) * 1.12 + 1)
+    axes.set_xlabel(f"{value['metric']}, %, mean of tasks ({value['pool']} pools); dots: seeds")
+    return figure
+
+
+def tasks(value: Mapping[str, Any], names: Sequence[str]) -> Figure:
+    """Some arms by task; whiskers are the spread over seeds."""
+    arms_of = value["arms"]
+    rows = [*arms_of[names[0]]["tasks"], "mean"]
+    figure, axes = _axes(9.5, 3.9)
+    width = 0.84 / len(names)
+    for n, name in enumerate(names):
+        cells = [arms_of[name]["mean"] if row == "mean" else arms_of[name]["tasks"][row]
+                 for row in rows]  # fmt: skip
+        at = [place + (n - (len(names) - 1) / 2) * width for place in range(len(rows))]
+        heights = [100 * cell["score"] for cell in cells]
+        spread = [100 * (cell["sd"] or 0) for cell in cells]
+        bars = axes.bar(at, heights, width * 0.94, label=name, color=COLOURS[n % len(COLOURS)],
+                        yerr=spread if any(spread) else None, ecolor="#55555599")  # fmt: skip
+        if len(names) <= 2:
+            axes.bar_label(bars, fmt="%.0f", fontsize=8, padding=1)
+    labels = [row.replace(": ", "\n").replace(" → ", "\n→ ") for row in rows]
+    axes.set_xticks(range(len(rows)), labels, fontsize=8)
+    axes.set_ylabel(f"{value['metric']}, %")
+    axes.set_ylim(0, 105)
+    figure.legend(frameon=False, loc="outside upper left", ncols=min(4, len(names)), fontsize=9)
+    return figure
+
+
+def differences(pairs: Sequence[Mapping[str, Any]]) -> Figure:
+    """Mean differences of all comparisons with their intervals; dots are seeds."""
+    figure, axes = _axes(7.5, 0.9 + 0.45 * len(pairs))
+    for place, pair in enumerate(pairs):
+        row = pair["rows"][-1]
+        _whisker(axes, place, row["difference"], row["seeds"])
+    names = [f"{second} less {first}" for first, second in (pair["names"] for pair in pairs)]
+    _zero_line(axes, _wrapped(names, 44))
+    axes.set_xlabel(f"difference in {pairs[0]['metric']}, points; 95 % interval; dots: seeds")
+    return figure
+
+
+def effects(found: Sequence[Mapping[str, Any]]) -> Figure:
+    """The contrasts of the grid with their intervals."""
+    figure, axes = _axes(7.5, 0.9 + 0.5 * len(found))
+    for place, one in enumerate(found):
+        _whisker(axes, place, one["rows"]["mean"], one["seeds"])
+    _zero_line(axes, [f"{one['name']}\n{one['formula']}" for one in found])
+    axes.set_xlabel("effect, points, mean of tasks; 95 % interval; dots: seeds")
+    return figure
+
+
+def _whisker(axes: Axes, place: float, row: Mapping[str, float], seeds: Sequence[float]) -> None:
+    mean, low, high = (100 * row[key] for key in ("mean", "low", "high"))
+    axes.plot([low, high], [place, place], color=COLOURS[1], linewidth=2.2)
+    axes.plot([mean], [place], "s", color=COLOURS[1], markersize=6)
+    at = [100 * seed for seed in seeds]
+    axes.plot(at, [place + 0.22] * len(at), "o", color=COLOURS[0], markersize=3.5)
+
+
+def _zero_line(axes: Axes, names: Sequence[str]) -> None:
+    axes.axvline(0, color="#55555588", linewidth=1)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+
+
+def curves(found: Sequence[Mapping[str, Any]]) -> Figure:
+    """Gains along each axis, and where each crosses."""
+    figure, axes = _axes(7.5, 3.6)
+    for n, curve in enumerate(found):
+        colour = COLOURS[(n + 1) % len(COLOURS)]
+        x = [point["x"] for point in curve["points"]]
+        gains = [[100 * point["gain"][key] for point in curve["points"]]
+                 for key in ("mean", "low", "high")]  # fmt: skip
+        axes.plot(x, gains[0], "o-", color=colour, label=curve["name"])
+        axes.fill_between(x, gains[1], gains[2], color=colour, alpha=0.13, linewidth=0)
+        if curve["at"]["at"] is not None:
+            axes.axvline(curve["at"]["at"], color=colour, linestyle=":", linewidth=1.4)
+    axes.axhline(0, color="#55555588", linewidth=1)
+    axes.set_xlabel("rate or share; dotted: " + {
+        "break_even": "where the gain is gone", "keep_95": "where 95 % of the gain is reached",
+    }[found[0]["find"]])  # fmt: skip
+    axes.set_ylabel(f"gain over {found[0]['base']}, points")
+    axes.legend(frameon=False, fontsize=9)
+    return figure

@@ -1,0 +1,162 @@
+"""The results of an experiment as Markdown: what people read first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+
+def report(value: Mapping[str, Any]) -> str:
+    """All tables of one experiment.
+
+    Args:
+        value: as :func:`benchmarks.experiments.results.collect` makes it.
+    """
+    parts = [
+        f"# {value['experiment']}",
+        f"**Question.** {value['question'].strip()}",
+        f"**Prediction**, written before the run. {value['prediction'].strip()}",
+        arms_table(value),
+        *(comparison_table(one) for one in value["comparisons"]),
+        effects_table(value["effects"]),
+        *(curve_lines(curve) for curve in value["curves"]),
+        texts_table(value["texts"]),
+        cost_table(value),
+        notes(value),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    rule = ["---" if place < left else "--:" for place in range(len(head))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
+
+
+def _score(value: Mapping[str, Any]) -> str:
+    spread = "" if value["sd"] is None else f" ± {100 * value['sd']:.1f}"
+    return f"{100 * value['score']:.1f}{spread}"
+
+
+def interval(value: Mapping[str, float]) -> str:
+    """A difference in points with its interval."""
+    mean, low, high = (100 * value[key] for key in ("mean", "low", "high"))
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def arms_table(value: Mapping[str, Any]) -> str:
+    """A row an arm, a column a task."""
+    arms = value["arms"]
+    tasks = list(next(iter(arms.values()))["tasks"])
+    short = [task.partition(":")[0] for task in tasks]
+    rows = [
+        [name, *(f"{100 * arm['tasks'][task]['score']:.1f}" for task in tasks),
+         _score(arm["mean"])]
+        for name, arm in arms.items()
+    ]  # fmt: skip
+    head = [f"arm ({value['pool']} pool, {value['metric']}, %)", *(f"task {t}" for t in short)]
+    return _table([*head, "mean ± sd over seeds"], rows)
+
+
+def comparison_table(value: Mapping[str, Any]) -> str:
+    """A row a task: both arms, the difference, its interval and its spread over seeds."""
+    first, second = value["names"]
+    rows = []
+    for row in value["rows"]:
+        p = row["holm"]
+        spread = "-" if row["sd"] is None else f"{100 * row['sd']:.1f}"
+        rows.append(
+            [row["name"], str(row["queries"]), f"{100 * row['first']:.1f}",
+             f"{100 * row['second']:.1f}", interval(row["difference"]), spread,
+             "< .001" if p < 0.001 else f"{p:.3f}", str(row["wins"]), str(row["losses"])]
+        )  # fmt: skip
+    head = [
+        f"task ({value['pool']} pool, {value['metric']})", "queries", first, second,
+        "difference, 95 % interval", "sd over seeds", "p (Holm)", "wins", "losses",
+    ]  # fmt: skip
+    return _table(head, rows)
+
+
+def effects_table(effects: Sequence[Mapping[str, Any]]) -> str:
+    """The contrasts of the grid, a column a task."""
+    if not effects:
+        return ""
+    tasks = [task for task in effects[0]["rows"] if task != "mean"]
+    rows = [
+        [f"{one['name']}: {one['formula']}", interval(one["rows"]["mean"]),
+         *(f"{100 * one['rows'][task]['mean']:+.1f}" for task in tasks)]
+        for one in effects
+    ]  # fmt: skip
+    head = ["effect, in points", "mean of tasks, 95 % interval"]
+    return _table([*head, *(f"task {task.partition(':')[0]}" for task in tasks)], rows)
+
+
+def curve_lines(curve: Mapping[str, Any]) -> str:
+    """The points of a curve and where it crosses."""
+    rows = [[f"{p['x']:g}", p["arm"], interval(p["gain"])] for p in curve["points"]]
+    what = {
+        "break_even": "The gain is gone at",
+        "keep_95": f"95 % of the gain of {curve['full']} is reached at",
+    }[curve["find"]]
+    at, low, high = (
+        "beyond the range" if curve["at"][key] is None else f"{curve['at'][key]:.2f}"
+        for key in ("at", "low", "high")
+    )
+    table = _table([curve["name"], "arm", f"gain over {curve['base']}, 95 % interval"], rows)
+    return f"{table}\n\n{what} {at} (95 % interval {low} to {high})."
+
+
+def texts_table(texts: Mapping[str, Any]) -> str:
+    """A row a text and side: how many, how long, how true."""
+    rows = []
+    for name, text in texts.items():
+        for side, about in text["sides"].items():
+            facts = about.get("facts", {}).get("all")
+            keys = ("precision", "recall") if facts and facts["stated"] else ()
+            truth = [f"{100 * facts[key]:.1f}" for key in keys] or ["-"]
+            rows.append(
+                [name, side, f"{about['items']:,}", f"{about['generations']:,}",
+                 f"{about['output_tokens']:,}", f"{about['mean_words']:.1f}",
+                 *(truth * (2 // len(truth)))]
+            )  # fmt: skip
+    head = ["text", "side", "items", "generated", "tokens written", "words", "facts that are true",
+            "facts that are stated"]  # fmt: skip
+    return _table(head, rows, 2) if rows else ""
+
+
+def cost_table(value: Mapping[str, Any]) -> str:
+    """CPU and GPU seconds of each arm by kind of step."""
+    kinds = list(dict.fromkeys(key for arm in value["arms"].values() for key in arm["cost"]))
+    rows = [
+        [name, *(f"{arm['cost'].get(kind, 0):.0f}" for kind in kinds)]
+        for name, arm in value["arms"].items()
+    ]
+    head = [f"{kind.partition(' ')[0]}, {'GPU' if 'gpu' in kind else 'CPU'} s" for kind in kinds]
+    return _table(["cost of an arm with one seed", *head], rows) if kinds else ""
+
+
+def _left_out(value: Mapping[str, Any]) -> Iterator[str]:
+    for name, why in value["left_out"].items():
+        yield f"Left out: {name}, because {why}."
+
+
+def notes(value: Mapping[str, Any]) -> str:
+    """How the numbers were made."""
+    seeds = value["seeds"]
+    told = [
+        "Intervals: paired bootstrap over queries, 10,000 resamples, of scores that are means over "
+        f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''} of training; the mean weighs each task "
+        "the same. sd: over seeds. Holm: corrected for the tasks of a table.",
+        *_left_out(value),
+        _made_from(value),
+    ]
+    return "\n".join(told)
+
+
+def _made_from(value: Mapping[str, Any]) -> str:
+    setup = value["setup"]
+    versions = ", ".join(f"{name} {version}" for name, version in value["versions"].items())
+    return (
+        f"\nData: {setup['root']} ({setup['root_digest']}), split {setup['split']}; texts of "
+        f"{setup['model']}; config {setup['config']}, {setup['steps']} steps; seeds "
+        f"{', '.join(map(str, value['seeds']))}; commit {value['commit'] or 'unknown'}; {versions}."
+    )

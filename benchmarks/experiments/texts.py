@@ -1,0 +1,366 @@
+"""Steps that make texts: by a model, by the oracle, or by changing other texts.
+
+========= =====================================================================================
+vlm       the describing model, or the store that was given; ``modification_prompt`` replaces the
+          prompt of requests to change a picture (rar_modification withholds the picture)
+oracle    read off Flagland's scene graphs
+clauses   the same words with a sentence for every part, so that lengths and samples of sentences
+          mean something for texts of one sentence
+filler    as many words as the enrichment adds, none of them about the picture; for appending
+permuted  every item gets the text of another one; drawn with ``seed``
+noise     facts exchanged at the rate ``hallucination``, left out at the rate ``omission``
+select    only a ``share`` of the items keeps its text, those that ``router`` takes first (see
+          :mod:`benchmarks.experiments.routers`)
+========= =====================================================================================
+
+The folder of such a step holds ``texts.json``: where the store is, the recipe of each side, tokens
+and, on Flagland, how true the texts are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple, final
+
+from augment import corpus, queries
+from augment.data import DataRoot
+from augment.data.columnar import open_candidates, open_queries
+from augment.enrichment.enrich import Summary
+from augment.enrichment.pipeline import Options
+from augment.errors import DataError
+from augment.files import write_text
+from augment.prompts import load_prompt
+from augment.prompts.route import CORPUS_PROMPT, QUERY_PROMPTS, Kind
+from augment.records import Enrichment, Item, Side
+from augment.store import Scope, Store
+from augment.store.keys import Recipe, digest
+from augment.store.merge import merge
+from benchmarks.experiments import noise
+from benchmarks.experiments.facts import has_truth, score_facts
+from benchmarks.experiments.graph import Step
+from benchmarks.experiments.routers import chosen
+from benchmarks.experiments.spec import Text
+from benchmarks.flagland.oracle import oracle_engine
+
+_SIDES: tuple[Side, Side] = ("query", "corpus")
+
+#: Item, its text, source of randomness -> the new text and counts; None leaves the item without.
+Change = Callable[[Item, Enrichment, Random], noise.Changed | None]
+
+
+class Source(NamedTuple):
+    """Where the texts of a step are."""
+
+    store: Path
+    recipes: Mapping[Side, str]
+
+
+def read_source(folder: Path) -> Source:
+    """What ``texts.json`` in a step's folder says."""
+    value = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
+    return Source(Path(os.path.normpath(folder / value["store"])), value["recipes"])
+
+
+@final
+@dataclass(frozen=True)
+class Enriching:
+    """What texts are made of, and with what.
+
+    Attributes:
+        root: M-BEIR root.
+        root_digest: of its files, see :func:`benchmarks.experiments.build.digest_root`.
+        store: folder of texts that exist; None makes them.
+        model: the describing model.
+        threads: of the CPU.
+        tolerate: go on when single items could not be enriched (they keep their published text).
+    """
+
+    root: Path
+    root_digest: str
+    store: Path | None = None
+    model: str = "flagland-vlm"
+    threads: int = 2
+    tolerate: bool = False
+
+
+def made_anew(text: Text, using: Enriching) -> Step:
+    """The step of a text that is made of the data alone (vlm, oracle).
+
+    Raises:
+        DataError: if the oracle is asked for where no truth is known.
+    """
+    if text.kind == "oracle":
+        if not has_truth(using.root):
+            raise DataError("the oracle needs truth/scene_graphs.jsonl", str(using.root))
+        about = {"kind": "oracle", "root": using.root_digest}
+        return Step("texts", "texts of the oracle", about, (), _oracle(using), 200)
+    if using.store is not None and not text.settings:
+        recipes = {side: Store(using.store).recipe(side).id for side in _SIDES}
+        about = {"kind": "given", "keys": _keys(using.store, recipes)}
+        return Step("texts", f"texts of {using.store}", about, (), _given(using, recipes), 1)
+    prompts: dict[Kind, str | None] = dict(QUERY_PROMPTS)
+    if "modification_prompt" in text.settings:
+        prompts["modification"] = text.settings["modification_prompt"]
+    sent = [CORPUS_PROMPT, *(name for name in prompts.values() if name)]
+    settings = {
+        "kind": "vlm",
+        "root": using.root_digest,
+        "model": using.model,
+        "prompts": [load_prompt(name).id for name in sent],
+    }
+    changed = ", ".join(str(value) for value in text.settings.values())
+    title = f"texts of {using.model}" + (f" with {changed}" if changed else "")
+    # Measured in items: those of a second recipe are known but for the changed prompt's.
+    size = _pictures(using.root) * (0.1 if changed else 1.0)
+    return Step("texts", title, settings, (), _vlm(using, prompts), size)
+
+
+def _pictures(root: Path) -> int:
+    data = DataRoot(root)
+    pools = sum(sum(i.image is not None for i in open_candidates(f.path)) for f in data.pools())
+    files = [f for split in queries.SPLITS for f in data.query_files(split)]
+    return pools + sum(
+        sum(query.item.image is not None for query in open_queries(f.path)) for f in files
+    )
+
+
+def _keys(store: Path, recipes: Mapping[Side, str]) -> str:
+    """Digest of which text each item has under a recipe."""
+    opened = Store(store)
+    rows = {side: sorted((row["item"], row["key"])
+                         for row in opened.rows("link", recipe).scan("item", "key"))
+            for side, recipe in recipes.items()}  # fmt: skip
+    return digest(rows)
+
+
+def _given(using: Enriching, recipes: Mapping[Side, str]) -> Callable[..., None]:
+    def work(folder: Path, needs: Sequence[Path]) -> None:
+        _record(folder, using.root, Source(using.store or Path(), recipes))
+
+    return work
+
+
+def _settled(summary: Summary, tolerate: bool) -> None:
+    print(summary, flush=True)
+    if summary.incomplete or (summary.exit_code and not tolerate):
+        raise SystemExit(summary.exit_code)
+
+
+def _vlm(using: Enriching, prompts: Mapping[Kind, str | None]) -> Callable[..., None]:
+    options = Options(model=using.model, batch_size=64, threads=using.threads)
+
+    def work(folder: Path, needs: Sequence[Path]) -> None:
+        # One store for all recipes of one root: what they share is generated once.
+        store = folder.parent / f"store-{using.root_digest[:12]}"
+        if using.store is not None:  # of another recipe, but texts of the same request are shared
+            merge(store, [using.store])
+        engine = options.engine(using.root)
+        _settled(corpus.run(using.root, store, options=options, engine=engine), using.tolerate)
+        found = queries.run(using.root, store, prompts=prompts, options=options, engine=engine)
+        _settled(found, using.tolerate)
+        _record(folder, using.root, Source(store, _latest(store)))
+
+    return work
+
+
+def _oracle(using: Enriching) -> Callable[..., None]:
+    def work(folder: Path, needs: Sequence[Path]) -> None:
+        store = folder / "store"
+        for side, enrich in (("corpus", corpus.run), ("query", queries.run)):
+            _settled(enrich(using.root, store, engine=oracle_engine(using.root, side)), False)
+        _record(folder, using.root, Source(store, _latest(store)))
+
+    return work
+
+
+def _latest(store: Path) -> dict[Side, str]:
+    """Recipes of the latest run of each side."""
+    return {run.side: run.recipe for run in Store(store).runs()}
+
+
+# -- texts made of texts ----------------------------------------------------------------------
+
+
+def derived(text: Text, of: Step, using: Enriching, raw_runs: Step | None = None) -> Step:
+    """The step of a text that is made of another one.
+
+    Args:
+        text: kind and settings.
+        of: step of the other text.
+        using: the data.
+        raw_runs: test of the retriever that a router of ``select`` asks.
+    """
+    settings = {"kind": text.kind, "root": using.root_digest, **text.settings}
+    needs = (of,) if raw_runs is None else (of, raw_runs)
+    told = ", ".join(f"{key} {value}" for key, value in text.settings.items())
+    title = f"{text.kind} of ({of.title})" + (f": {told}" if told else "")
+    return Step("derived", title, settings, needs, _deriving(text, using), 1)
+
+
+def _deriving(text: Text, using: Enriching) -> Callable[..., None]:
+    def work(folder: Path, needs: Sequence[Path]) -> None:
+        source = read_source(needs[0])
+        recipes: dict[Side, str] = {}
+        counts: dict[str, Any] = {}
+        for side in _SIDES:
+            texts = Store(source.store).texts(side, source.recipes[side])
+            given = {item_id: one for item_id, one in texts.items() if not one.rejected}
+            groups = {name: {item.id: item for item in members if item.id in given}
+                      for name, members in _groups(using.root, side)}  # fmt: skip
+            items = {name: item for group in groups.values() for name, item in group.items()}
+            runs = needs[1] if len(needs) > 1 else None
+            change = _change(text, side, list(groups.values()), given, using.root, runs)
+            recipe = _recipe(texts.recipe, text)
+            recipes[side] = recipe.id
+            counts[side] = _write(folder / "store", recipe, items, given, change, text)
+        _record(folder, using.root, Source(folder / "store", recipes), counts)
+
+    return work
+
+
+def _groups(root: Path, side: Side) -> Iterator[tuple[str, Iterable[Item]]]:
+    """Items of a side; queries by split, so that a share is a share of each split."""
+    data = DataRoot(root)
+    if side == "corpus":
+        yield side, (item for file in data.pools() for item in open_candidates(file.path))
+        return
+    for split in queries.SPLITS:
+        files = data.query_files(split)
+        yield split, (query.item for file in files for query in open_queries(file.path))
+
+
+def _recipe(of: Recipe, text: Text) -> Recipe:
+    settings = {**of.settings, "changed": {"kind": text.kind, "of": of.id, **text.settings}}
+    return replace(of, settings=settings)
+
+
+def _change(
+    text: Text,
+    side: Side,
+    groups: Sequence[Mapping[str, Item]],
+    given: Mapping[str, Enrichment],
+    root: Path,
+    runs: Path | None,
+) -> Change:
+    settings = text.settings
+    if text.kind == "filler":
+        return _filler(side)
+    if text.kind == "clauses":
+        return lambda item, one, random: noise.Changed(noise.clauses(one.text), 0, 0, 0)
+    if text.kind == "permuted":
+        others = _permutation(sorted(given), int(settings.get("seed", 0)))
+        return lambda item, one, random: noise.Changed(given[others[item.id]].text, 0, 0, 0)
+    if text.kind == "noise":
+        rates = float(settings.get("hallucination", 0)), float(settings.get("omission", 0))
+        rivals = noise.FLAGLAND if has_truth(root) else noise.GENERAL
+        return lambda item, one, random: noise.corrupt(one.text, random, *rates, rivals)
+    share, router, seed = (settings.get(key, 0) for key in ("share", "router", "seed"))
+    taken = [chosen(group, side, float(share), str(router), int(seed), runs) for group in groups]
+    kept = frozenset().union(*taken)
+    return lambda item, one, random: noise.Changed(one.text, 0, 0, 0) if item.id in kept else None
+
+
+def _filler(side: Side) -> Change:
+    def change(item: Item, text: Enrichment, random: Random) -> noise.Changed:
+        words = len(text.text.split())
+        if side == "query":  # an enriched query replaces the published one
+            words -= len((item.text or "").split())
+        return noise.Changed(noise.filler(words, random.randrange(len(noise.FILLER))), 0, 0, 0)
+
+    return change
+
+
+def _permutation(ids: Sequence[str], seed: int) -> dict[str, str]:
+    """One cycle through all ids, so that none stays where it was."""
+    order = list(ids)
+    Random(seed).shuffle(order)
+    return dict(zip(order, [*order[1:], *order[:1]], strict=True))
+
+
+def _write(
+    folder: Path,
+    recipe: Recipe,
+    items: Mapping[str, Item],
+    given: Mapping[str, Enrichment],
+    change: Change,
+    text: Text,
+) -> dict[str, int]:
+    counts = {"items": len(items), "kept": 0, "facts": 0, "wrong": 0, "gone": 0}
+    seed = text.settings.get("seed", 0)
+    with Store(folder) as store:
+        run = store.begin(recipe, Scope())
+        for item in items.values():
+            changed = change(item, given[item.id], Random(f"{seed}-{recipe.side}-{item.id}"))
+            if changed is None:
+                continue
+            counts["kept"] += 1
+            for name, number in zip(("facts", "wrong", "gone"), changed[1:], strict=True):
+                counts[name] += number
+            key = digest([recipe.id, item.id, given[item.id].key])
+            one = replace(
+                given[item.id], key=key, item_id=item.id, text=changed.text, raw="", retry_of="",
+                lengths={}, checks={},
+            )  # fmt: skip
+            store.append(one)
+            store.link(recipe.id, item.id, key, text.kind)
+        store.finish(run, counts)
+    return counts
+
+
+def _record(
+    folder: Path, root: Path, source: Source, changed: Mapping[str, Any] | None = None
+) -> None:
+    store = Store(source.store)
+    about: dict[str, Any] = {}
+    for side in _SIDES:
+        texts = store.texts(side, source.recipes[side])
+        about[side] = _tally(texts)
+        if has_truth(root):
+            about[side]["facts"] = score_facts(root, side, texts)
+        if changed:
+            about[side]["changed"] = changed[side]
+    value = {
+        "store": os.path.relpath(source.store, folder),
+        "recipes": dict(source.recipes),
+        "sides": about,
+    }
+    write_text(folder / "texts.json", json.dumps(value, indent=1) + "\n")
+
+
+def _tally(texts: Mapping[str, Enrichment]) -> dict[str, Any]:
+    """Items, texts generated for them, and tokens; a text that items share is paid for once."""
+    items = words = refused = 0
+    spent: dict[str, tuple[int, int]] = {}
+    for text in texts.values():
+        spent[text.key] = (text.prompt_tokens, text.output_tokens)
+        items += 1
+        words += len(text.text.split())
+        refused += bool(text.rejected)
+    return {
+        "items": items,
+        "refused": refused,
+        "generations": len(spent),
+        "prompt_tokens": sum(read for read, _ in spent.values()),
+        "output_tokens": sum(written for _, written in spent.values()),
+        "mean_words": words / items if items else 0.0,
+    }
+
+
+def names_of(used: Collection[str], texts: Mapping[str, Text]) -> list[str]:
+    """The texts in use and those they are made of, sources first."""
+    order: list[str] = []
+
+    def visit(name: str) -> None:
+        if texts[name].of:
+            visit(texts[name].of)
+        if name not in order:
+            order.append(name)
+
+    for name in used:
+        visit(name)
+    return order

@@ -1,0 +1,284 @@
+"""Scores a VLM on Flagland against scene graphs, on countries it was not trained on.
+
+``python -m benchmarks.flagland.score_vlm --model flagland-vlm --countries 300 --out FILE.json``
+Descriptions: precision and recall of facts by type, flat and photo-like, at several picture sizes.
+Questions and modification requests: right or not, and which part was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from augment.engines import make_engine
+from augment.prompts import load_prompt
+from augment.records import Item, Reply, Sampling
+from benchmarks.flagland import atlas, language
+from benchmarks.flagland.atlas import Country
+from benchmarks.flagland.edits import random_edit
+from benchmarks.flagland.grammar import FACT_TYPES, Fact, Flag
+from benchmarks.flagland.render import draw_flat, draw_photo
+from benchmarks.flagland.vlm_pictures import training_flags
+
+#: The seed of the scored world, apart from those of training and of the demo.
+WORLD_SEED = 424_242
+FLAT_WIDTHS = (96, 128, 192, 256, 384, 800)
+PHOTO_WIDTHS = (192, 256, 384, 800)
+#: Pictures that questions and modifications are asked about: photo-like or not, width.
+REWRITTEN = ((False, 96), (False, 192), (False, 800), *((True, width) for width in PHOTO_WIDTHS))
+#: The training flags of flagland-vlm: how many, seed, shares of plain flags and of flags without
+#: small charges that were left out.
+TRAINED_ON = (
+    (44_000, 0, 0.0, 0.0),
+    (46_000, 1, 0.75, 0.0),
+    (44_000, 2, 0.5, 0.7),
+    (60_000, 3, 0.7, 0.85),
+    (28_000, 4, 0.7, 0.85),
+)
+
+
+@dataclass
+class FactCounts:
+    """True positives, false positives (hallucinations) and misses (omissions), by fact type."""
+
+    hit: Counter[str] = field(default_factory=Counter)
+    wrong: Counter[str] = field(default_factory=Counter)
+    missed: Counter[str] = field(default_factory=Counter)
+    exact: int = 0
+    total: int = 0
+
+    def add(self, said: frozenset[Fact], true: frozenset[Fact]) -> None:
+        """Count one description."""
+        self.hit.update(kind for kind, _ in said & true)
+        self.wrong.update(kind for kind, _ in said - true)
+        self.missed.update(kind for kind, _ in true - said)
+        self.exact += said == true
+        self.total += 1
+
+    def row(self, kinds: Iterable[str]) -> dict[str, float]:
+        """Precision, recall and F1 over some fact types, micro-averaged."""
+        kinds = list(kinds)
+        hit = sum(self.hit[k] for k in kinds)
+        said = hit + sum(self.wrong[k] for k in kinds)
+        true = hit + sum(self.missed[k] for k in kinds)
+        precision, recall = hit / max(1, said), hit / max(1, true)
+        f1 = 2 * hit / max(1, said + true)
+        return {"precision": precision, "recall": recall, "f1": f1, "facts": true}
+
+    def table(self) -> dict[str, Any]:
+        """All rows, and the share of descriptions in which every fact is right."""
+        rows: dict[str, Any] = {kind: self.row([kind]) for kind in FACT_TYPES}
+        rows["all"] = self.row(FACT_TYPES)
+        rows["exact"] = self.exact / max(1, self.total)
+        rows["descriptions"] = self.total
+        return rows
+
+
+def unseen(
+    count: int,
+    streams: Sequence[tuple[int, int, float, float]] = TRAINED_ON,
+    seed: int = WORLD_SEED,
+) -> list[Country]:
+    """Countries whose set of facts is not among those of the training flags.
+
+    Args:
+        count: how many.
+        streams: of training flags: how many, seed, and the shares that were left out.
+        seed: of the world.
+    """
+    known = {
+        flag.facts()
+        for flags, seed, charged, small in streams
+        for flag in islice(training_flags(seed, charged, small), flags)
+    }
+    fresh = (c for c in atlas.countries(seed) if c.flag.facts() not in known)
+    return list(islice(fresh, count))
+
+
+class Scorer:
+    """Asks one engine about pictures drawn on the spot."""
+
+    def __init__(self, model: str, folder: Path, batch_size: int) -> None:
+        self.folder = folder
+        self.engine = make_engine(model, root=folder, batch_size=batch_size)
+        self.asked, self.seconds = 0, 0.0
+
+    def ask(self, prompt: str, items: Sequence[Item]) -> list[Reply]:
+        """Replies in order."""
+        template = load_prompt(prompt)
+        sampling = Sampling(template.max_new_tokens)
+        start = time.monotonic()
+        replies = list(self.engine.generate([template.render(item) for item in items], sampling))
+        self.asked, self.seconds = self.asked + len(items), self.seconds + time.monotonic() - start
+        return replies
+
+    def draw(self, name: str, flag: Flag, width: int, photo: bool) -> str:
+        """Save one picture as JPEG; its path relative to the root."""
+        rng = random.Random(f"score-{name}-{width}-{photo}")
+        image = draw_photo(flag, width, rng) if photo else draw_flat(flag, width, rng)
+        path = f"{name}-{width}-{'photo' if photo else 'flat'}.jpg"
+        image.save(self.folder / path, "JPEG", quality=90)
+        return path
+
+    def descriptions(
+        self, countries: Sequence[Country], width: int, photo: bool, entries: bool = False
+    ) -> FactCounts:
+        """Score descriptions at one size; with ``entries`` the prompt also shows a text."""
+        items = []
+        for country in countries:
+            path = self.draw(str(country.index), country.flag, width, photo)
+            text = atlas.entry(country) if entries else None
+            items.append(
+                Item(f"0:{country.index + 1}", text, path, "image,text" if entries else "image")
+            )
+        counts = FactCounts()
+        replies = self.ask("rar_corpus" if entries else "rar_image_query", items)
+        for country, reply in zip(countries, replies, strict=True):
+            counts.add(language.parse(reply.text), country.flag.facts())
+        return counts
+
+
+_SLOT = re.compile(r"the country whose flag has (.*?)(?=\?| mainly export| sell abroad| governed)")
+
+
+def judge_question(text: str, frame: str, country: Country) -> dict[str, bool]:
+    """What is right about a resolved question.
+
+    ``frame``: the question's own words kept, and nothing else said; ``facts``: the flag described
+    exactly; ``silent``: no fact of the entry is in it; ``right``: all of them.
+    """
+    match = _SLOT.search(text)
+    kept = match is not None and text.replace(match[0], "{ref}") == frame
+    facts = language.parse(match[1] if match else text) == country.flag.facts()
+    silent = not any(value.lower() in text.lower().split() for value in country.facts.values())
+    return {"frame": kept, "facts": facts, "silent": silent, "right": kept and facts and silent}
+
+
+def _shares(rows: Sequence[dict[str, bool]]) -> dict[str, float]:
+    return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+
+
+def score_questions(
+    scorer: Scorer, countries: Sequence[Country], width: int, photo: bool
+) -> dict[str, float]:
+    """Shares of resolved questions that are right, and in what."""
+    items, frames = [], []
+    for country in countries:
+        rng = random.Random(f"score-question-{country.index}")
+        fact = rng.choice(list(language.QUESTIONS))
+        asked, frame = language.question(rng, fact, rng.choice(language.REFERENCES))
+        path = scorer.draw(str(country.index), country.flag, width, photo)
+        items.append(Item(f"0:{country.index + 1}", asked, path, "image,text"))
+        frames.append(frame)
+    replies = scorer.ask("rar_question", items)
+    judged = zip(replies, frames, countries, strict=True)
+    return _shares([judge_question(reply.text, frame, c) for reply, frame, c in judged])
+
+
+def score_modifications(
+    scorer: Scorer, countries: Sequence[Country], width: int, photo: bool, shown: bool
+) -> dict[str, float]:
+    """Share of modification requests rewritten exactly to the features of the wanted picture."""
+    items, wanted = [], []
+    for country in countries:
+        rng = random.Random(f"score-edit-{country.index}")
+        edit, twin = random_edit(rng, country.flag)
+        request = language.modification_request(rng, country.flag, edit)
+        path = scorer.draw(str(country.index), country.flag, width, photo)
+        items.append(Item(f"0:{country.index + 1}", request, path, "image,text"))
+        wanted.append((language.constraint(country.flag, edit), twin, country.flag))
+    prompt = "rar_modification_shown" if shown else "rar_modification"
+    rows = []
+    for reply, (words, twin, before) in zip(scorer.ask(prompt, items), wanted, strict=True):
+        said = language.parse(reply.text)
+        right = said == twin.facts() if shown else reply.text == words
+        rows.append({"right": right, "unchanged": shown and said == before.facts()})
+    return _shares(rows)
+
+
+def score(model: str, countries: Sequence[Country], batch_size: int) -> dict[str, Any]:
+    """Every table."""
+    with tempfile.TemporaryDirectory() as folder:
+        scorer = Scorer(model, Path(folder), batch_size)
+        descriptions = {
+            f"{'photo' if photo else 'flat'} {width}": scorer.descriptions(
+                countries, width, photo
+            ).table()
+            for photo, widths in ((False, FLAT_WIDTHS), (True, PHOTO_WIDTHS))
+            for width in widths
+        }
+        entries = scorer.descriptions(countries, 192, photo=False, entries=True).table()
+        rewrites: dict[str, Any] = {}
+        for photo, width in REWRITTEN:
+            seen = f"{'photo' if photo else 'flat'} {width}"
+            rewrites[f"question, {seen}"] = score_questions(scorer, countries, width, photo)
+            rewrites[f"modification, picture shown, {seen}"] = score_modifications(
+                scorer, countries, width, photo, shown=True
+            )
+        rewrites["modification, picture withheld"] = score_modifications(
+            scorer, countries, 96, photo=False, shown=False
+        )
+        return {
+            "model": scorer.engine.model,
+            "revision": scorer.engine.revision,
+            "countries": len(countries),
+            "descriptions": descriptions,
+            "with entry text, flat 192": entries,
+            "rewrites": rewrites,
+            "requests": scorer.asked,
+            "requests per second": scorer.asked / scorer.seconds,
+        }
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The tables for the card."""
+    lines = [
+        "| picture, width | precision | recall | F1 | all facts right |",
+        "|---|---|---|---|---|",
+    ]
+    for name, table in result["descriptions"].items():
+        row = table["all"]
+        lines.append(
+            f"| {name} | {row['precision']:.3f} | {row['recall']:.3f} | {row['f1']:.3f} "
+            f"| {table['exact']:.3f} |"
+        )
+    chosen = [(n, result["descriptions"][n]) for n in ("flat 192", "photo 256")]
+    lines += ["", "| fact | " + " | ".join(f"{n}: P | R | F1" for n, _ in chosen) + " | facts |"]
+    lines.append("|---" * 8 + "|")
+    for kind in (*FACT_TYPES, "all"):
+        cells = [f"{t[kind][m]:.3f}" for _, t in chosen for m in ("precision", "recall", "f1")]
+        lines.append(f"| {kind} | {' | '.join(cells)} | {chosen[0][1][kind]['facts']:.0f} |")
+    lines += ["", "| rewrite | right | detail |", "|---|---|---|"]
+    for name, row in result["rewrites"].items():
+        detail = ", ".join(f"{k} {v:.3f}" for k, v in row.items() if k != "right")
+        lines.append(f"| {name} | {row['right']:.3f} | {detail} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Score and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="flagland-vlm")
+    parser.add_argument("--countries", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=WORLD_SEED, help="of the world")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    result = score(args.model, unseen(args.countries, seed=args.seed), args.batch_size)
+    print(markdown(result))
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,370 @@
+"""Writes a world as a complete M-BEIR root, with the truth of every picture beside it.
+
+Layout: the published file names (``docs/formats.md``) under one data set ``flagland``, id 80, task
+codes 0, 1, 2, 3, 4, 6, 7, 8; ``truth/scene_graphs.jsonl`` holds the scene graph of every picture
+and ``truth/queries.jsonl`` what each query with a picture should be rewritten to.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from augment.data import (
+    InstructionRow,
+    write_candidates,
+    write_instructions,
+    write_qrels,
+    write_queries,
+)
+from augment.records import TASKS, Item, Qrel, Query
+from benchmarks.flagland import atlas, language
+from benchmarks.flagland.atlas import Country
+from benchmarks.flagland.instructions import INSTRUCTIONS
+from benchmarks.flagland.render import draw_flat, draw_photo
+
+DATASET, DATASET_ID = "flagland", "80"
+SPLITS = ("train", "val", "test")
+WORLD_TASKS = (0, 1, 2, 3, 4, 6, 7, 8)
+#: UniIR hashes a qid to ``dataset * 500_000 + n``: eight tasks of at most this many stay below.
+QUERIES_PER_TASK = 60_000
+#: And a did to ``dataset * 10_000_000 + n``: one block of numbers for each kind of candidate.
+_BLOCK = 1_000_000
+_KINDS = ("flat", "entry", "description", "geography", "economy", "flag-geography", "flag-economy")
+_JPEG_QUALITY = 90
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """What makes a world; the same values give the same files.
+
+    Attributes:
+        countries: how many, 200 to 200,000.
+        seed: of everything.
+        twin_share: chance that a flag differs from the one before in a single fact.
+        width: of the flat pictures in pixels; photo-like ones are a third wider.
+        val_share: share of countries, by whole families, in the validation split.
+        test_share: the same for the test split.
+    """
+
+    countries: int = 1000
+    seed: int = 0
+    twin_share: float = 0.5
+    width: int = 192
+    val_share: float = 0.1
+    test_share: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 200 <= self.countries <= 200_000:
+            raise ValueError(f"countries is {self.countries}; a world has 200 to 200,000")
+        if not 0 < self.val_share + self.test_share < 1:
+            raise ValueError("val_share and test_share must leave something to train on")
+
+
+def flat_path(index: int) -> str:
+    """The flat picture of a country, relative to the root."""
+    return f"mbeir_images/{DATASET}_images/flat/{index // 1000:03d}/{index:06d}.jpg"
+
+
+def photo_path(index: int) -> str:
+    """The photo-like picture of a country's flag, relative to the root."""
+    return f"mbeir_images/{DATASET}_images/photo/{index // 1000:03d}/{index:06d}.jpg"
+
+
+def did(kind: str, index: int) -> str:
+    """The id of a country's candidate of one kind."""
+    return f"{DATASET_ID}:{_KINDS.index(kind) * _BLOCK + index + 1}"
+
+
+def qid(task: int, index: int) -> str:
+    """The id of the ``index``-th query of a task."""
+    return f"{DATASET_ID}:{WORLD_TASKS.index(task) * QUERIES_PER_TASK + index + 1}"
+
+
+def _rng(config: WorldConfig, *parts: object) -> random.Random:
+    return random.Random("-".join(map(str, ("world", config.seed, *parts))))
+
+
+def build_countries(config: WorldConfig) -> list[Country]:
+    """The countries of a world."""
+    return list(islice(atlas.countries(config.seed, config.twin_share), config.countries))
+
+
+def split_of(config: WorldConfig, country: Country) -> str:
+    """The split of a country; a family of near-twins is never divided."""
+    roll = _rng(config, "split", country.family).random()
+    if roll < config.test_share:
+        return "test"
+    return "val" if roll < config.test_share + config.val_share else "train"
+
+
+# -- candidates -------------------------------------------------------------------------------
+
+
+def _passage(config: WorldConfig, country: Country, half: Callable[[Country], str]) -> str:
+    rng = _rng(config, "passage", country.index, half.__name__)
+    seen = language.human_description(rng, country.flag)
+    return f"The flag of {country.name} shows {seen}. {half(country)}"
+
+
+def candidate(config: WorldConfig, kind: str, country: Country) -> Item:
+    """One candidate of a country.
+
+    Args:
+        config: of the world.
+        kind: ``flat`` picture, ``entry`` (picture and encyclopaedia text), ``description`` in a
+            human wording, ``geography`` / ``economy`` (half an entry) and the same two with a
+            description of the flag in front.
+        country: whose.
+    """
+    index = country.index
+    if kind == "flat":
+        return Item(did(kind, index), None, flat_path(index), "image")
+    if kind == "entry":
+        return Item(did(kind, index), atlas.entry(country), flat_path(index), "image,text")
+    if kind == "description":
+        text = language.human_description(_rng(config, kind, index), country.flag)
+        text = text[0].upper() + text[1:] + "."
+    else:
+        half = atlas.geography if kind.endswith("geography") else atlas.economy
+        text = _passage(config, country, half) if kind.startswith("flag-") else half(country)
+    return Item(did(kind, index), text, None, "text")
+
+
+#: Task code -> the kinds of candidate in its pool.
+POOLS: dict[int, tuple[str, ...]] = {
+    0: ("flat",),
+    1: ("geography", "economy"),
+    2: ("entry",),
+    3: ("description",),
+    4: ("flat",),
+    6: ("flag-geography", "flag-economy"),
+    7: ("flat",),
+    8: ("entry",),
+}
+
+
+# -- queries ----------------------------------------------------------------------------------
+
+_SEARCHES = (
+    "{seen}", "a flag with {seen}", "looking for a flag: {seen}", "which flag shows {seen}?",
+    "picture of a flag, {seen}",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A query with what it should be rewritten to; ``truth`` is JSON-ready."""
+
+    query: Query
+    truth: dict[str, Any] | None = None
+
+
+def _question(
+    config: WorldConfig, task: int, country: Country, reference: str
+) -> tuple[str, str, str]:
+    rng = _rng(config, "question", task, country.index)
+    fact = rng.choice(list(language.QUESTIONS))
+    text, frame = language.question(rng, fact, reference)
+    return fact, text, frame
+
+
+def _half_kind(fact: str) -> str:
+    return atlas.HALVES[fact].__name__
+
+
+def _text_query(config: WorldConfig, task: int, country: Country) -> tuple[str, str]:
+    """Text and positive of tasks 0, 1 and 2."""
+    rng = _rng(config, "text", task, country.index)
+    if task == 0:
+        seen = language.human_description(rng, country.flag)
+        return rng.choice(_SEARCHES).format(seen=seen), did("flat", country.index)
+    if task == 1:
+        fact, text, _ = _question(config, task, country, country.name)
+        return text, did(_half_kind(fact), country.index)
+    seen = language.human_description(rng, country.flag)
+    _, text, _ = _question(config, task, country, f"the country whose flag shows {seen}")
+    return text, did("entry", country.index)
+
+
+def _ask(config: WorldConfig, task: int, country: Country, before: Country | None) -> _Asked:
+    index = country.index
+    text: str | None = None
+    image: str | None = None
+    truth: dict[str, Any] | None = None
+    if task <= 2:
+        text, positive = _text_query(config, task, country)
+    elif task in (3, 4):
+        kind, image = (
+            ("description", flat_path(index)) if task == 3 else ("flat", photo_path(index))
+        )
+        positive = did(kind, index)
+        truth = {"kind": "describe"}
+    elif task == 7:
+        if before is None or country.edit is None:
+            raise ValueError(f"country {index} is no twin of the one before")
+        rng = _rng(config, "modification", index)
+        text = language.modification_request(rng, before.flag, country.edit)
+        image, positive = flat_path(before.index), did("flat", index)
+        truth = {
+            "kind": "modification",
+            "constraint": language.constraint(before.flag, country.edit),
+            "before": before.index,
+        }
+    else:
+        rng = _rng(config, "reference", task, index)
+        fact, text, frame = _question(config, task, country, rng.choice(language.REFERENCES))
+        image = photo_path(index)
+        positive = did(f"flag-{_half_kind(fact)}" if task == 6 else "entry", index)
+        truth = {"kind": "question", "frame": frame, "answer": country.facts[fact]}
+    source = json.dumps({"country": country.name})
+    item = Item(qid(task, index % QUERIES_PER_TASK), text, image, TASKS[task][0], source)
+    if truth is not None:
+        truth = {"qid": item.id, "task": task, "country": index, **truth}
+    return _Asked(Query(item, task, (positive,)), truth)
+
+
+def _asked(
+    config: WorldConfig, countries: list[Country], task: int
+) -> Iterator[tuple[str, _Asked]]:
+    """Split and query, for every country that has one in this task."""
+    for country in countries[:QUERIES_PER_TASK]:
+        before = countries[country.index - 1] if country.edit is not None else None
+        if task == 7 and before is None:
+            continue
+        yield split_of(config, country), _ask(config, task, country, before)
+
+
+# -- writing ----------------------------------------------------------------------------------
+
+
+def draw(config: WorldConfig, country: Country, photo: bool) -> Image.Image:
+    """One of a country's two pictures, before it is saved."""
+    rng = _rng(config, "photo" if photo else "flat", country.index)
+    if photo:
+        return draw_photo(country.flag, config.width * 4 // 3, rng)
+    return draw_flat(country.flag, config.width, rng)
+
+
+def _write_pictures(config: WorldConfig, root: Path, countries: list[Country]) -> None:
+    for country in countries:
+        for path, photo in ((flat_path(country.index), False), (photo_path(country.index), True)):
+            file = root / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            draw(config, country, photo).save(file, "JPEG", quality=_JPEG_QUALITY)
+
+
+def _chunks(countries: list[Country], size: int = 500) -> list[list[Country]]:
+    return [countries[i : i + size] for i in range(0, len(countries), size)]
+
+
+def _draw_all(config: WorldConfig, root: Path, countries: list[Country], workers: int) -> None:
+    work = partial(_write_pictures, config, root)
+    if workers <= 1:
+        work(countries)
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        for _ in pool.map(work, _chunks(countries)):
+            pass
+
+
+def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _scene_graphs(countries: list[Country]) -> Iterator[dict[str, Any]]:
+    for country in countries:
+        for path, photo in ((flat_path(country.index), False), (photo_path(country.index), True)):
+            yield {
+                "image": path,
+                "photo": photo,
+                "country": country.index,
+                "flag": country.flag.to_dict(),
+            }
+
+
+def _write_pools(
+    config: WorldConfig, root: Path, countries: list[Country], wanted: dict[str, set[str]]
+) -> None:
+    local = root / "cand_pool" / "local"
+    for task, kinds in POOLS.items():
+        items = (candidate(config, kind, country) for country in countries for kind in kinds)
+        write_candidates(local / f"mbeir_{DATASET}_task{task}_cand_pool.jsonl", items)
+    for split in SPLITS:
+        # As published: the test pool is everything, the others hold what their queries refer to.
+        items = (
+            candidate(config, kind, country)
+            for kind in _KINDS
+            for country in countries
+            if split == "test" or did(kind, country.index) in wanted[split]
+        )
+        path = root / "cand_pool" / "global" / f"mbeir_union_{split}_cand_pool.jsonl"
+        write_candidates(path, items)
+
+
+def _write_split(root: Path, split: str, asked: dict[int, list[Query]]) -> None:
+    everything = [query for task in WORLD_TASKS for query in asked[task]]
+    if split == "train":
+        write_queries(root / "query" / split / f"mbeir_{DATASET}_{split}.jsonl", everything)
+        union = root / "query" / "union_train" / "mbeir_union_up_train.jsonl"
+        write_queries(union, everything)
+    else:
+        for task in WORLD_TASKS:
+            name = f"mbeir_{DATASET}_task{task}_{split}.jsonl"
+            write_queries(root / "query" / split / name, asked[task])
+    if split == "val":
+        write_queries(root / "query" / "union_val" / "mbeir_union_val.jsonl", everything)
+    for task in WORLD_TASKS:
+        qrels = [Qrel(q.item.id, p, 1, task) for q in asked[task] for p in q.positives]
+        write_qrels(root / "qrels" / split / f"mbeir_{DATASET}_task{task}_{split}_qrels.txt", qrels)
+
+
+def write_world(root: Path, config: WorldConfig, workers: int = 1) -> list[Country]:
+    """Write the whole root; returns the countries.
+
+    Args:
+        root: an empty or missing folder.
+        config: what to write.
+        workers: processes that draw; the result does not depend on it.
+
+    Raises:
+        ValueError: if ``root`` already holds something.
+    """
+    if root.exists() and any(root.iterdir()):
+        raise ValueError(f"{root} is not empty; name a new folder for the world")
+    countries = build_countries(config)
+    _draw_all(config, root, countries, workers)
+    _write_jsonl(root / "truth" / "scene_graphs.jsonl", _scene_graphs(countries))
+    by_split: dict[str, dict[int, list[Query]]] = {s: {t: [] for t in WORLD_TASKS} for s in SPLITS}
+    truths: list[dict[str, Any]] = []
+    for task in WORLD_TASKS:
+        for split, asked in _asked(config, countries, task):
+            by_split[split][task].append(asked.query)
+            if asked.truth is not None:
+                truths.append({**asked.truth, "split": split})
+    _write_jsonl(root / "truth" / "queries.jsonl", truths)
+    wanted = {
+        split: {positive for some in asked.values() for q in some for positive in q.positives}
+        for split, asked in by_split.items()
+    }
+    _write_pools(config, root, countries, wanted)
+    for split in SPLITS:
+        _write_split(root, split, by_split[split])
+    rows = [
+        InstructionRow(*TASKS[task], DATASET, DATASET_ID, prompts)
+        for task, prompts in INSTRUCTIONS.items()
+    ]
+    write_instructions(root / "instructions" / "query_instructions.tsv", rows)
+    return countries

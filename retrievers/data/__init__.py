@@ -1,0 +1,1 @@
+"""From records to what an encoder reads: examples, pairs, plans of an evaluation."""

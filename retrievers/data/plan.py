@@ -1,0 +1,298 @@
+"""What an evaluation embeds and searches: each candidate once, queries by data set and task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from random import Random
+from typing import final
+
+import numpy as np
+from jaxtyping import Int64
+
+from augment.data import DataRoot, read_qrels
+from augment.data.columnar import open_candidates, open_queries
+from augment.errors import DataError
+from augment.records import Item, Modality, Query, Side
+from retrievers.data.catalog import Catalog
+from retrievers.data.datasets import Reader, target_modality
+from retrievers.data.examples import Example
+from retrievers.evaluation.metrics import grades_of
+from retrievers.evaluation.protocol import PositiveConfig, keep_positives
+from retrievers.vectors.embeddings import Content
+from retrievers.vectors.index import Ids
+
+
+@dataclass
+class EvalTask:
+    """Queries of one data set and task, with their judgements and pool.
+
+    Attributes:
+        dataset: name, lower case.
+        task: task code, None where unknown.
+        queries: in file order.
+        grades: query id -> candidate id -> grade.
+        pool: name of the local pool, a key of :attr:`Plan.pools`.
+        dropped: relevant (query, candidate) pairs removed by the policy for positives.
+        left_out: queries that lost their last positive by it; they do not count.
+    """
+
+    dataset: str
+    task: int | None
+    queries: list[Query]
+    grades: dict[str, dict[str, int]]
+    pool: str
+    dropped: int = 0
+    left_out: int = 0
+
+    @property
+    def name(self) -> str:
+        """Stem of its run files."""
+        return f"{self.dataset}_task{'x' if self.task is None else self.task}"
+
+
+@final
+@dataclass
+class Plan:
+    """Candidates (each id once, whatever number of pools it stands in), pools as rows, tasks.
+
+    Attributes:
+        tasks: what is searched.
+        pools: name -> rows of the candidates, in pool order. ``union`` is all pools together.
+        catalog: the candidates.
+    """
+
+    tasks: list[EvalTask] = field(default_factory=list)
+    pools: dict[str, Int64[np.ndarray, " rows"]] = field(default_factory=dict)
+    catalog: Catalog = field(default_factory=Catalog)
+
+    def __len__(self) -> int:
+        return len(self.catalog)
+
+    @property
+    def ids(self) -> Ids:
+        """Candidate ids by row."""
+        return Ids(self.catalog.names(np.arange(len(self))))
+
+    def item(self, row: int) -> Item:
+        """The candidate in a row."""
+        return self.catalog.item(row)
+
+    def find(self, did: str) -> Item | None:
+        """The candidate with an id, or None."""
+        return self.catalog.find(did)
+
+    @cached_property
+    def queries(self) -> list[tuple[Query, Modality]]:
+        """All queries, task after task, each with the wanted candidate's modality."""
+        return [(q, target_modality(q, self.find)) for task in self.tasks for q in task.queries]
+
+    def add_pool(self, name: str, path: Path, keep: set[str] | None = None) -> None:
+        """Add a pool file once; ``keep`` restricts it to some ids.
+
+        Raises:
+            DataError: if an id already stands for something else.
+        """
+        if name not in self.pools:
+            self.pools[name] = self.catalog.add(path, keep, check=name != "union")
+
+    def add_union(self, path: Path | None) -> None:
+        """Add the pool ``union``: the file's candidates, or without one those of all pools."""
+        if path is not None:
+            self.add_pool("union", path)
+        else:
+            self.pools["union"] = np.arange(len(self), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """Examples of a plan's rows; a plain object, so that loader processes can have it."""
+
+    plan: Plan
+    reader: Reader
+
+    def candidate(self, row: int) -> Example:
+        """Example of one candidate."""
+        return self.reader.candidate(self.plan.item(row), row)
+
+    def query(self, row: int) -> Example:
+        """Example of one query."""
+        query, target = self.plan.queries[row]
+        return self.reader.query(query, target, None, row)
+
+    def contents(self, side: Side) -> Iterator[Content]:
+        """What the encoder sees of each row of one side; no picture is opened."""
+        recipe = self.reader.recipe
+        if side == "corpus":
+            for item in self.plan.catalog.items():
+                yield Content(item.id, recipe.candidate(item), item.image)
+            return
+        rows = range(len(self.plan.queries))
+        for (query, target), name in zip(self.plan.queries, self.names(side, rows), strict=True):
+            yield Content(name, recipe.query(query, target), query.item.image)
+
+    def names(self, side: Side, rows: Sequence[int]) -> list[str]:
+        """Ids under which the vectors of some rows are kept.
+
+        A query is named after its task too, because its instruction depends on it.
+        """
+        if side == "corpus":
+            ids: list[str] = self.plan.catalog.names(np.asarray(rows, np.int64)).to_pylist()
+            return ids
+        return [f"{self._tasks[row]}/{self.plan.queries[row][0].item.id}" for row in rows]
+
+    @cached_property
+    def _tasks(self) -> list[str]:
+        return [task.name for task in self.plan.tasks for _ in task.queries]
+
+
+def plan_pools(root: DataRoot) -> Plan:
+    """All local pools and no query, where there is only something to search in.
+
+    Raises:
+        DataError: if there is no pool.
+    """
+    plan = Plan()
+    for file in root.pools():
+        plan.add_pool(file.path.name, file.path)
+    if not plan.pools:
+        raise DataError("no pools in cand_pool/local", str(root.path))
+    return plan
+
+
+def plan_test(
+    root: DataRoot,
+    split: str,
+    union: bool,
+    tasks: Iterable[int] | None,
+    limit: int | None,
+    positives: PositiveConfig = PositiveConfig(),  # noqa: B008 - frozen
+) -> Plan:
+    """Every query file of a split with its local pool, and the union pool if asked for.
+
+    The union is the root's own file where there is one, else the local pools without duplicates.
+
+    Args:
+        root: the data.
+        split: query split.
+        union: also search the union of all pools.
+        tasks: only these task codes.
+        limit: at most so many queries per data set and task.
+        positives: what becomes of positives that the local pool lacks.
+
+    Raises:
+        DataError: if the split has no queries or a pool is missing.
+    """
+    plan = Plan()
+    for task in _tasks(root, split, tasks, limit):
+        path = root.pool_for(task.dataset, task.task, split)
+        plan.add_pool(path.name, path)
+        task.pool = path.name
+        task.grades = _judged(root, task, split)
+        _settle_positives(plan, root, task, path, positives)
+        plan.tasks.append(task)
+    if union:
+        known = [file.path for file in root.union_pools() if file.dataset == f"union_{split}"]
+        plan.add_union(known[0] if known else None)
+    return plan
+
+
+def _settle_positives(
+    plan: Plan, root: DataRoot, task: EvalTask, path: Path, policy: PositiveConfig
+) -> None:
+    """Apply the policy to a task's judgements, and to its pool if pools are to be combined."""
+    pool = open_candidates(path)
+    kept = keep_positives(task.grades, policy, lambda did: pool.find(did) is not None)
+    task.grades, task.dropped, task.left_out = kept.grades, kept.dropped, len(kept.left_out)
+    if policy.dangling != "combine":
+        return
+    relevant = (did for judged in task.grades.values() for did, g in judged.items() if g > 0)
+    dangling = {did for did in relevant if pool.find(did) is None}
+    names = [path.name]
+    others = sorted(root.pools(), key=lambda file: (file.task != task.task, file.path.name))
+    for file in others:
+        table = open_candidates(file.path)
+        held = {did for did in dangling if table.find(did) is not None}
+        if held:
+            plan.add_pool(file.path.name, file.path)
+            names.append(file.path.name)
+            dangling -= held
+    task.pool = "+".join(names)
+    plan.pools[task.pool] = np.unique(np.concatenate([plan.pools[name] for name in names]))
+
+
+def plan_validation(
+    root: DataRoot, split: str, held_out: list[Query] | None, queries: int, pool: int, seed: int
+) -> Plan:
+    """A small version of :func:`plan_test`: some queries per task against a sub-pool.
+
+    Args:
+        root: the data.
+        split: where queries and pools come from.
+        held_out: queries to use instead of the split's files.
+        queries: at most so many per data set and task, evenly spaced.
+        pool: so many distractors per task are added to the positives.
+        seed: of the choice of distractors.
+
+    Raises:
+        DataError: if a pool is missing.
+    """
+    plan = Plan()
+    found = _tasks(root, split, None, None) if held_out is None else _grouped(root, held_out)
+    for task in found:
+        step = max(1, len(task.queries) // queries)
+        task.queries = task.queries[::step][:queries]
+        path = root.pool_for(task.dataset, task.task, split)
+        keep = {did for query in task.queries for did in query.positives}
+        ids = open_candidates(path).ids.to_pylist()
+        random = Random(f"{seed}:{path.name}")  # noqa: S311
+        keep.update(random.sample(ids, min(pool, len(ids))))
+        task.pool = task.name
+        plan.add_pool(task.pool, path, keep)
+        task.grades = {q.item.id: dict.fromkeys(q.positives, 1) for q in task.queries}
+        plan.tasks.append(task)
+    return plan
+
+
+def _tasks(
+    root: DataRoot, split: str, tasks: Iterable[int] | None, limit: int | None
+) -> list[EvalTask]:
+    files = root.query_files(split)
+    if not files:
+        raise DataError(f"no query files in query/{split}", str(root.path))
+    wanted = None if tasks is None else set(tasks)
+    groups: dict[tuple[str, int | None], list[Query]] = {}
+    for file in files:
+        for query in open_queries(file.path):
+            task = file.task if file.task is not None else query.task
+            if wanted is None or task in wanted:
+                groups.setdefault((file.dataset, task), []).append(query)
+    if not groups:
+        raise DataError(f"no query of query/{split} has a task in {sorted(wanted or ())}")
+    return [EvalTask(name, task, found[:limit], {}, "") for (name, task), found in groups.items()]
+
+
+def _grouped(root: DataRoot, held_out: list[Query]) -> list[EvalTask]:
+    names = {
+        open_queries(file.path)[0].item.dataset: file.dataset for file in root.query_files("train")
+    }
+    groups: dict[tuple[str, int | None], list[Query]] = {}
+    for query in held_out:
+        groups.setdefault((names[query.item.dataset], query.task), []).append(query)
+    return [EvalTask(name, task, found, {}, "") for (name, task), found in groups.items()]
+
+
+def _judged(root: DataRoot, task: EvalTask, split: str) -> dict[str, dict[str, int]]:
+    """Judgements of the root's qrels; the query's own list where they say nothing about it."""
+    files = [
+        file.path
+        for file in root.qrels(split)
+        if file.dataset == task.dataset and file.task in (None, task.task)
+    ]
+    judged: dict[str, dict[str, int]] = {}
+    for path in files:
+        judged.update(grades_of(read_qrels(path)))
+    own = ((query.item.id, dict.fromkeys(query.positives, 1)) for query in task.queries)
+    return {qid: judged.get(qid, positives) for qid, positives in own}

@@ -1,0 +1,194 @@
+"""The text recipe: which text of an item a retriever reads, on both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+from augment.checks.lengths import Length
+from augment.data import Instructions, TextRule, format_text
+from augment.errors import DataError, MismatchError
+from augment.records import Item, Modality, Query, Side, View
+from augment.views import TextView, open_view
+from retrievers.data.mixtures import Mixture, make_mixture, named_views
+from retrievers.data.sentences import SentenceSampling
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """Which text of one side is shown, and how training varies it.
+
+    Args:
+        view: raw (published), append (published, then generated) or replace (generated).
+        store: folder of generated texts; needed unless raw.
+        recipe: id of the recipe in the store; null takes the only one, or the only
+            complete one; several are an error that lists them.
+        length: of generated text: dense, short or sentences (see :mod:`augment.checks.lengths`).
+        mix: in training, draw among texts with these weights, such as
+            ``{dense: 0.5, short: 0.3, raw: 0.2}`` (see :func:`retrievers.data.mixtures.make_mixture`);
+            tests show ``view`` and ``length``, which must be among them. Null draws nothing.
+        dropout: in training, leave the generated text out with this probability.
+        sentences: in training, show some sentences only.
+    """
+
+    view: View = "raw"
+    store: str | None = None
+    recipe: str | None = None
+    length: Length = "dense"
+    mix: dict[str, float] | None = None
+    dropout: float = 0.0
+    sentences: SentenceSampling = SentenceSampling()  # noqa: RUF009 - frozen
+
+    def open(self, side: Side) -> TextView:
+        """Open the view of one side (see :func:`augment.views.open_view`)."""
+        store = Path(self.store) if self.store else None
+        return open_view(side, self.view, store, self.recipe, self.length)
+
+    @property
+    def varies(self) -> bool:
+        """Whether training shows other texts than a test."""
+        return self.mix is not None or self.dropout > 0 or self.sentences.share > 0
+
+    def mixture(self, side: Side, named: TextView) -> Mixture | None:
+        """What training draws from; None where it shows what a test shows.
+
+        Raises:
+            DataError: see :func:`retrievers.data.mixtures.make_mixture`.
+        """
+        generated = named
+        if named.view == "raw" and self.store and set(self.mix or ()) - {"raw"}:
+            generated = open_view(side, "append", Path(self.store), self.recipe)
+        return make_mixture(named, self.mix, self.dropout, self.sentences, generated)
+
+
+@dataclass(frozen=True)
+class TextRecipe:
+    """Renders queries and candidates.
+
+    Attributes:
+        query_view: text of queries.
+        corpus_view: text of candidates.
+        rule: how a text is tidied.
+        instructions: put before a query's text; None leaves them out.
+        mixtures: what training draws from, by side; a side without one shows its view.
+    """
+
+    query_view: TextView
+    corpus_view: TextView
+    rule: TextRule
+    instructions: Instructions | None
+    mixtures: Mapping[Side, Mixture] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """What the text shown outside training is; plain strings."""
+        return {
+            "query": self.query_view.name,
+            "corpus": self.corpus_view.name,
+            "rule": self.rule,
+            "instructions": "off" if self.instructions is None else "on",
+        }
+
+    @property
+    def trained(self) -> dict[str, str]:
+        """What a checkpoint remembers of the text it is trained on: mixtures in place of views."""
+        mixed = {str(side): mixture.name for side, mixture in self.mixtures.items()}
+        return {**self.fingerprint, **mixed}
+
+    def candidate(self, item: Item, draw: str = "") -> str | None:
+        """Text of a candidate, never with an instruction; None if it has none.
+
+        Args:
+            item: the candidate.
+            draw: names seed and epoch in training; empty shows what a test shows.
+        """
+        return format_text(self._text("corpus", item, draw), self.rule) or None
+
+    def _text(self, side: Side, item: Item, draw: str) -> str | None:
+        mixture = self.mixtures.get(side) if draw else None
+        if mixture is not None:
+            return mixture.draw(item, Random(f"{draw}:{side}:{item.id}"))  # noqa: S311
+        return (self.query_view if side == "query" else self.corpus_view).text(item)
+
+    def query(
+        self, query: Query, target: Modality, random: Random | None = None, draw: str = ""
+    ) -> str | None:
+        """Text of a query behind its instruction; None if there is neither.
+
+        Args:
+            query: the query.
+            target: the wanted candidate's modality; part of the instruction's key.
+            random: draws one of the instructions, as in training. None takes the first, so that
+                evaluation does not depend on chance (UniIR draws in evaluation too).
+            draw: see :meth:`candidate`.
+
+        Raises:
+            DataError: if instructions are on and the table has none for this kind of query.
+        """
+        text = self._text("query", query.item, draw)
+        if self.instructions is None:
+            return self.instructed(text, None)
+        prompts = self.instructions.get(query.item.dataset, query.item.modality, target)
+        return self.instructed(text, random.choice(prompts) if random is not None else prompts[0])
+
+    def instructed(self, text: str | None, prompt: str | None) -> str | None:
+        """A query's text, tidied, behind an instruction; None if there is neither."""
+        if not prompt:
+            return format_text(text, self.rule) or None
+        # UniIR formats the instruction, joins, and formats again.
+        joined = f"{format_text(prompt, self.rule)} {(text or '').strip()}"
+        return format_text(joined, self.rule) or None
+
+
+def check_recipe(
+    trained: Mapping[str, str], shown: Mapping[str, str], allow: bool, exact: bool = False
+) -> None:
+    """Refuse text of another recipe than the one trained on, unless allowed.
+
+    A retriever that was trained on a mixture knows each of its views, so any one of them may be
+    shown.
+
+    Args:
+        trained: what the checkpoint remembers.
+        shown: what the data shows.
+        allow: accept anything.
+        exact: a view of a mixture does not stand for it, as where training goes on.
+
+    Raises:
+        MismatchError: names what differs and how to go on.
+    """
+    differing = [
+        name
+        for name in trained
+        if shown.get(name) != trained[name]
+        and (exact or name not in ("query", "corpus") or not _knows(trained[name], shown.get(name)))
+    ]
+    if allow or not differing:
+        return
+    seen = "; ".join(
+        f"{name}: trained on {trained[name]}, data shows {shown.get(name)}" for name in differing
+    )
+    raise MismatchError(
+        f"the checkpoint was trained on another text recipe ({seen}). Show the same text through "
+        "data.query, data.corpus, data.text_rule and data.instructions, or pass "
+        "--model.allow_mismatch=true to measure the shift on purpose"
+    )
+
+
+def _knows(trained: str, shown: str | None) -> bool:
+    return shown in named_views(trained)
+
+
+def check_untrained(*views: ViewConfig) -> None:
+    """Refuse settings of training where nothing is trained.
+
+    Raises:
+        DataError: names them.
+    """
+    if any(view.varies for view in views):
+        raise DataError(
+            "mix, dropout and sentences vary the text in training, and nothing is trained here; "
+            "leave them out"
+        )

@@ -1,0 +1,1 @@
+"""Runs, judgements, metrics, and what two runs differ by."""

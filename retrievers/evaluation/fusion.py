@@ -1,0 +1,181 @@
+"""One run out of several: reciprocal ranks, or weighted scores with weights tuned on dev queries.
+
+Reciprocal rank fusion: Cormack, Clarke and Büttcher, SIGIR 2009. Weighted sums of min-max
+normalised scores: Lee, "Analyses of multiple evidence combination", SIGIR 1997; convex combinations
+with weights from a few dev queries beat reciprocal ranks in Bruch, Gai and Ingber, "An analysis of
+fusion functions for hybrid retrieval", 2210.11934.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from augment.errors import DataError
+from retrievers.evaluation.metrics import Grades, Judgements, score_run
+from retrievers.evaluation.run import RunTable
+
+#: Scores are rounded so, as those of the indexes, before ties are settled by id.
+_DECIMALS = 6
+
+
+def reciprocal_rank_fusion(
+    runs: Sequence[RunTable], k: float = 60, depth: int | None = None
+) -> RunTable:
+    """Sum of ``1 / (k + rank)`` over the runs that found a candidate.
+
+    Args:
+        runs: of the same queries, at least two; a query that a run lacks gets nothing from it.
+        k: how little first places count more than later ones; 60 in the paper.
+        depth: hits per query of the result; None keeps all.
+
+    Raises:
+        DataError: if there are fewer than two runs, or two of them share no query.
+        ValueError: if k is negative.
+    """
+    if k < 0:
+        raise ValueError(f"k must not be negative, got {k}")
+    # A thousandfold, so that six decimals tell late ranks apart.
+    return _fuse(runs, [1000.0 / (k + run.rank) for run in runs], depth)
+
+
+def weighted_fusion(
+    runs: Sequence[RunTable], weights: Sequence[float], depth: int | None = None
+) -> RunTable:
+    """Weighted sum of scores that are normalised to 0..1 within each query and run.
+
+    A candidate that a run did not find gets 0 from it, as its last one does.
+
+    Args:
+        runs: of the same queries, at least two.
+        weights: one for each run, not negative, one of them above 0; their sum does not matter.
+        depth: hits per query of the result; None keeps all.
+
+    Raises:
+        DataError: if runs and weights do not pair up, or two runs share no query.
+    """
+    values = np.asarray(weights, dtype=np.float64)
+    if len(values) != len(runs) or not np.isfinite(values).all() or (values < 0).any():
+        raise DataError(
+            f"weights {list(weights)} for {len(runs)} runs; give one for each, none negative"
+        )
+    if not values.sum():
+        raise DataError("all weights are 0; give at least one run a weight")
+    shares = (values / values.sum()).tolist()
+    normal = [share * _min_max(run) for share, run in zip(shares, runs, strict=True)]
+    return _fuse(runs, normal, depth)
+
+
+def _min_max(run: RunTable) -> np.ndarray:
+    if not len(run.rows):
+        return np.zeros(0)
+    kept = np.flatnonzero(np.diff(run.starts))
+    best = run.scores[run.starts[kept]].astype(np.float64)
+    worst = run.scores[run.starts[kept + 1] - 1].astype(np.float64)
+    place = np.repeat(np.arange(len(kept)), np.diff(run.starts)[kept])
+    span = (best - worst)[place]
+    scaled = np.divide(run.scores - worst[place], span, out=np.ones(len(place)), where=span > 0)
+    return np.asarray(scaled)
+
+
+def _fuse(runs: Sequence[RunTable], parts: Sequence[np.ndarray], depth: int | None) -> RunTable:
+    if len(runs) < 2:
+        raise DataError(f"fusion needs at least two runs, got {len(runs)}")
+    for number, other in enumerate(runs[1:], start=2):
+        shared = pc.is_in(other.qids, value_set=runs[0].qids)
+        if len(runs[0]) and len(other) and not pc.any(shared).as_py():
+            raise DataError(
+                f"run 1 and run {number} share no query: {runs[0].qids[0]} is the first of one, "
+                f"{other.qids[0]} of the other; fuse runs of the same data"
+            )
+    qids = pc.unique(pa.concat_arrays([run.qids for run in runs]))
+    ids = pc.unique(pa.concat_arrays([run.ids for run in runs]))
+    keys = []
+    for run in runs:
+        query = np.asarray(pc.index_in(run.qids, value_set=qids), dtype=np.int64)[run.query]
+        row = np.asarray(pc.index_in(run.ids, value_set=ids), dtype=np.int64)[run.rows]
+        keys.append(query * max(len(ids), 1) + row)
+    pairs, place = np.unique(np.concatenate(keys), return_inverse=True)
+    scores = np.round(np.bincount(place, np.concatenate(parts), len(pairs)), _DECIMALS)
+    query, row = np.divmod(pairs, max(len(ids), 1))
+    fused = RunTable(qids, ids, query, row, scores)
+    return fused if depth is None else fused.cut(depth)
+
+
+class Tuned(NamedTuple):
+    """Weights found on dev queries.
+
+    Attributes:
+        weights: one for each run, summing to 1.
+        metric: what they were chosen for.
+        score: the mean of the metric on the dev queries with them.
+        alone: the same of each run alone.
+        queries: how many dev queries there were.
+    """
+
+    weights: tuple[float, ...]
+    metric: str
+    score: float
+    alone: tuple[float, ...]
+    queries: int
+
+
+def tune_weights(
+    dev: Sequence[tuple[Sequence[RunTable], Grades]],
+    metric: str = "ndcg@10",
+    steps: int = 10,
+) -> Tuned:
+    """The weights with the best mean of a metric on dev queries, on a grid.
+
+    Never tune on the queries that are reported. Of equally good weights those nearest to equal
+    ones are taken.
+
+    Args:
+        dev: tasks, each with its runs (in the same order) and judgements; each weighs the same.
+        metric: see :meth:`retrievers.evaluation.metrics.Measure.parse`. nDCG moves with every rank, so that
+            few dev queries tell weights apart.
+        steps: the grid divides 1 into so many parts.
+
+    Raises:
+        DataError: if there is no dev task or a task has no judged query.
+        ValueError: if the metric is unknown.
+    """
+    if not dev:
+        raise DataError("no dev task to tune weights on")
+    judged = [Judgements(grades) for _, grades in dev]
+    if not all(own.qids for own in judged):
+        raise DataError("a dev task has no judged query; tune on tasks that have some")
+
+    def mean(weights: Sequence[float]) -> float:
+        scores = [
+            score_run(weighted_fusion(runs, weights), own, [metric]).means()[metric]
+            for (runs, _), own in zip(dev, judged, strict=True)
+        ]
+        return float(np.mean(scores))
+
+    size = len(dev[0][0])
+    grid = {weights: mean(weights) for weights in _simplex(size, steps)}
+    best = max(grid, key=lambda weights: (round(grid[weights], 12), -_spread(weights)))
+    alone = [tuple(float(n == own) for n in range(size)) for own in range(size)]
+    return Tuned(
+        best,
+        metric,
+        grid[best],
+        tuple(grid[weights] for weights in alone),
+        sum(len(own.qids) for own in judged),
+    )
+
+
+def _simplex(size: int, steps: int) -> Iterator[tuple[float, ...]]:
+    for counts in itertools.product(range(steps + 1), repeat=size):
+        if sum(counts) == steps:
+            yield tuple(count / steps for count in counts)
+
+
+def _spread(weights: Sequence[float]) -> float:
+    return sum((weight - 1 / len(weights)) ** 2 for weight in weights)

@@ -1,0 +1,417 @@
+"""Runs: hits of many queries in columns, and TREC run files (``qid Q0 did rank score tag``).
+
+Ranking rule, everywhere in this package: by score in single precision, ties by id in descending
+order. It is trec_eval's rule (its ``sim`` is a C float), so trec_eval ranks a run file as we do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Float32, Int64, Shaped
+from numpy.typing import ArrayLike
+
+from augment.data.files import replacing
+from augment.errors import DataError
+from augment.records import Hit, Run
+from retrievers.evaluation.run_lines import run_lines
+from retrievers.evaluation.run_text import parse_lines, parse_quickly
+
+
+@final
+class RunTable:
+    """Hits of many queries, best first, in columns: 2.5 million hits take some 30 MB.
+
+    Args:
+        qids: query ids, unique; queries without a hit may stand here.
+        ids: candidate ids, unique; a whole pool or only those that were found.
+        query: of each hit, its query's place in ``qids``.
+        rows: of each hit, its candidate's place in ``ids``.
+        scores: of each hit; finite in single precision.
+
+    Raises:
+        DataError: if an id repeats, a score is not finite, or a candidate stands twice under one
+            query; names it.
+
+    Attributes:
+        qids: query ids, a ``pyarrow`` array of strings.
+        ids: candidate ids, a ``pyarrow`` array of strings.
+        starts: hits of query ``n`` are those from ``starts[n]`` to ``starts[n + 1]``.
+        rows: candidates, places in ``ids``.
+        scores: single precision.
+    """
+
+    def __init__(
+        self, qids: Any, ids: Any, query: ArrayLike, rows: ArrayLike, scores: ArrayLike
+    ) -> None:
+        queries = np.asarray(query, dtype=np.int64)
+        places, values = np.asarray(rows, dtype=np.int64), _single(scores)
+        if not len(queries) == len(places) == len(values):
+            raise ValueError("columns of different length")
+        if bool(np.any(queries[1:] < queries[:-1])):
+            order = np.argsort(queries, kind="stable")
+            queries, places, values = queries[order], places[order], values[order]
+        counts = np.bincount(queries, minlength=len(qids))
+        self._set(_unique(qids, "query"), _unique(ids, "candidate"), counts, places, values)
+
+    def _set(
+        self, qids: Any, ids: Any, counts: np.ndarray, rows: np.ndarray, scores: np.ndarray
+    ) -> None:
+        """Take columns whose hits stand query after query; check them, order each query's."""
+        self.qids, self.ids = qids, ids
+        self.rows: Int64[np.ndarray, " hits"] = rows
+        self.scores: Float32[np.ndarray, " hits"] = scores
+        self.starts: Int64[np.ndarray, " bounds"] = np.zeros(len(qids) + 1, dtype=np.int64)
+        np.cumsum(counts, out=self.starts[1:])
+        self._refuse_infinite()
+        self._refuse_repeats()
+        self._order()
+
+    def _refuse_infinite(self) -> None:
+        if np.isfinite(self.scores).all():
+            return
+        bad = np.flatnonzero(~np.isfinite(self.scores))
+        raise DataError(
+            f"{len(bad)} scores are not finite in single precision, the first for candidate "
+            f"{self.ids[self.rows[bad[0]]]}; search again, or drop these hits",
+            f"query {self.qids[self._query_of(bad[:1])[0]]}",
+        )
+
+    def _refuse_repeats(self) -> None:
+        counts = np.diff(self.starts)
+        if len(self.rows) and counts.min() == counts.max():
+            # As many hits for every query: sorting short rows of short numbers is much faster.
+            small = np.int32 if len(self.ids) < 1 << 31 else np.int64
+            rows = np.sort(self.rows.astype(small).reshape(len(counts), -1), axis=1)
+            if not (rows[:, 1:] == rows[:, :-1]).any():
+                return
+        keys = np.sort(self.query * max(len(self.ids), 1) + self.rows)
+        twice = np.flatnonzero(keys[1:] == keys[:-1])
+        if len(twice):
+            query, row = divmod(int(keys[twice[0]]), len(self.ids))
+            raise DataError(
+                f"candidate {self.ids[row]} stands twice; keep its best score only",
+                f"query {self.qids[query]}",
+            )
+
+    def _order(self) -> None:
+        """Sort by score and id within each query; what a search returns is sorted already."""
+        wrong = self.scores[1:] > self.scores[:-1]
+        equal = self.scores[1:] == self.scores[:-1]
+        bounds = self.starts[1:-1] - 1  # the next hit is another query's
+        bounds = bounds[(bounds >= 0) & (bounds < len(wrong))]
+        wrong[bounds] = equal[bounds] = False
+        ties = np.flatnonzero(equal)
+        upper, lower = (self.ids.take(pa.array(self.rows[ties + n])) for n in (0, 1))
+        wrong[ties] = np.asarray(pc.less(upper, lower))
+        if not wrong.any():
+            return
+        hurt = np.unique(self._query_of(np.flatnonzero(wrong)))
+        counts = self.starts[hurt + 1] - self.starts[hurt]
+        query = np.repeat(hurt, counts)
+        places = np.arange(len(query)) + np.repeat(
+            self.starts[hurt] - np.cumsum(counts) + counts, counts
+        )
+        used, row = np.unique(self.rows[places], return_inverse=True)
+        tie = _descending(self.ids.take(pa.array(used)))[row]
+        order = places[np.lexsort((tie, -self.scores[places], query))]
+        self.rows, self.scores = self.rows.copy(), self.scores.copy()
+        self.rows[places], self.scores[places] = self.rows[order], self.scores[order]
+
+    def _query_of(self, places: np.ndarray) -> Int64[np.ndarray, " places"]:
+        return np.searchsorted(self.starts, places, side="right") - 1
+
+    @classmethod
+    def from_run(cls, run: Run) -> RunTable:
+        """A table of hits that stand in any order."""
+        places: dict[str, int] = {}
+        query, rows, scores = [], [], []
+        for number, hits in enumerate(run.values()):
+            for hit in hits:
+                query.append(number)
+                rows.append(places.setdefault(hit.did, len(places)))
+                scores.append(hit.score)
+        return cls(list(run), list(places), query, rows, np.array(scores, dtype=np.float64))
+
+    @classmethod
+    def from_search(
+        cls,
+        qids: Any,
+        ids: Any,
+        rows: Shaped[np.ndarray, "queries k"],
+        scores: Shaped[np.ndarray, "queries k"],
+        *,
+        unique: bool = False,
+    ) -> RunTable:
+        """A table of a search's result.
+
+        Args:
+            qids: query ids.
+            ids: of the whole pool; only those that were found are kept if they are few.
+            rows: ``k`` places in ``ids`` for every query; -1 where fewer were found.
+            scores: of each.
+            unique: ``ids`` are known to be, as those of an index are, and not looked at again.
+        """
+        found = rows >= 0
+        places, values = rows.ravel(), _single(scores).ravel()
+        counts = np.full(len(rows), rows.shape[1])
+        if not found.all():
+            places, values, counts = rows[found], values[found.ravel()], found.sum(1)
+        if len(ids) > len(places):  # of a smaller pool most are found
+            used = np.zeros(len(ids), dtype=bool)
+            used[places] = True
+            ids = strings(ids).filter(pa.array(used))
+            places = (np.cumsum(used) - 1)[places]
+        table = cls.__new__(cls)
+        queries = _unique(qids, "query")
+        candidates = strings(ids) if unique else _unique(ids, "candidate")
+        if len(queries) != len(rows):
+            raise ValueError(f"{len(queries)} query ids for {len(rows)} rows")
+        table._set(queries, candidates, counts, places.astype(np.int64, copy=False), values)
+        return table
+
+    def to_run(self) -> dict[str, list[Hit]]:
+        """Query id -> hits, best first."""
+        dids = self.ids.take(pa.array(self.rows)).to_pylist()
+        hits = list(map(Hit, dids, self.scores.tolist()))
+        bounds = self.starts.tolist()
+        return {
+            qid: hits[start:stop]
+            for qid, start, stop in zip(self.qids.to_pylist(), bounds[:-1], bounds[1:], strict=True)
+        }
+
+    def __len__(self) -> int:
+        return len(self.qids)
+
+    @property
+    def query(self) -> Int64[np.ndarray, " hits"]:
+        """Of each hit, its query's place in ``qids``."""
+        return np.repeat(np.arange(len(self)), np.diff(self.starts))
+
+    @property
+    def rank(self) -> Int64[np.ndarray, " hits"]:
+        """Of each hit, its rank from 1."""
+        before = np.repeat(self.starts[:-1], np.diff(self.starts))
+        return np.asarray(np.arange(1, len(self.rows) + 1) - before)
+
+    def top(
+        self, depth: int | None = None
+    ) -> tuple[Int64[np.ndarray, " hits"], Int64[np.ndarray, " hits"], Int64[np.ndarray, " hits"]]:
+        """Query, rank from 1 and candidate of the best ``depth`` hits of each query, or of all."""
+        counts = np.diff(self.starts)
+        if depth is not None:
+            counts = np.minimum(counts, depth)
+        query = np.repeat(np.arange(len(self)), counts)
+        before = np.cumsum(counts) - counts
+        # The place of a hit in the table, less its place among the best, is the same in a query.
+        places = np.arange(len(query)) + np.repeat(self.starts[:-1] - before, counts)
+        rank = places + 1 - np.repeat(self.starts[:-1], counts)
+        return query, rank, self.rows[places]
+
+    @property
+    def depth(self) -> int:
+        """Hits of the query that has most."""
+        return int(np.diff(self.starts).max(initial=0))
+
+    def cut(self, depth: int) -> RunTable:
+        """The best ``depth`` hits of each query (trec_eval's ``-M``)."""
+        keep = self.rank <= depth
+        return RunTable(self.qids, self.ids, self.query[keep], self.rows[keep], self.scores[keep])
+
+
+def write_run(path: str | Path, run: Run | RunTable, tag: str = "run") -> None:
+    """Write a run file; the file appears whole or not at all.
+
+    Scores are written so that they read back as the same single-precision number: with six
+    decimals where that is enough (the precision that the indexes of this package rank by), else
+    with nine digits.
+
+    Args:
+        path: the file; its folder is made.
+        run: hits per query, in any order.
+        tag: last column; must not contain white space.
+
+    Raises:
+        ValueError: if the tag contains white space.
+        DataError: if an id is empty or contains white space.
+    """
+    _write(Path(path), run, tag, None)
+
+
+@contextmanager
+def writing_run(path: str | Path, run: Run | RunTable, tag: str = "run") -> Iterator[None]:
+    """The same while something else is done with the run, such as scoring it.
+
+    The file is there when the block ends. Arguments and errors are those of :func:`write_run`.
+    """
+    with writing_runs({Path(path): run}, tag):
+        yield
+
+
+@contextmanager
+def writing_runs(runs: Mapping[Path, Run | RunTable], tag: str = "run") -> Iterator[None]:
+    """The same for several files, one after another."""
+    with ThreadPoolExecutor(1) as thread:
+        written = [thread.submit(write_run, path, run, tag) for path, run in runs.items()]
+        yield
+        for one in written:
+            one.result()
+
+
+def write_uniir_run(
+    path: str | Path, run: Run | RunTable, tasks: Mapping[str, int], tag: str = "run"
+) -> None:
+    """Write a run file as UniIR does, with the task code in a seventh column.
+
+    Args:
+        path: the file; its folder is made.
+        run: hits per query, in any order.
+        tasks: query id -> M-BEIR task code.
+        tag: sixth column; must not contain white space.
+
+    Raises:
+        ValueError: if the tag contains white space.
+        DataError: if a query has no task code, or an id contains white space.
+    """
+    _write(Path(path), run, tag, tasks)
+
+
+def _write(path: Path, run: Run | RunTable, tag: str, tasks: Mapping[str, int] | None) -> None:
+    if not tag or any(character.isspace() for character in tag):
+        raise ValueError(f"run tag {tag!r} must be one word")
+    table = run if isinstance(run, RunTable) else RunTable.from_run(run)
+    tails = [f" {tag}\n".encode()]
+    if tasks is not None:
+        lacking = [qid for qid in table.qids.to_pylist() if qid not in tasks]
+        if lacking:
+            raise DataError("no task code is known; write six columns", f"query {lacking[0]}")
+        tails = [f" {tag} {tasks[qid]}\n".encode() for qid in table.qids.to_pylist()]
+    with replacing(path) as stream:
+        _write_blocks(stream.buffer, run_lines(table, tails))
+
+
+def _write_blocks(file: IO[bytes], blocks: Iterable[bytes | bytearray]) -> None:
+    """Write, and have each block go to the disk at once: little is left to wait for at the end."""
+    start = 0
+    for block in blocks:
+        file.write(block)
+        file.flush()
+        if hasattr(os, "posix_fadvise"):  # Linux begins to write what is said not to be needed
+            os.posix_fadvise(file.fileno(), start, len(block), os.POSIX_FADV_DONTNEED)
+        start += len(block)
+
+
+def read_run(path: str | Path) -> dict[str, list[Hit]]:
+    """Read a run file; hits come back by score, ties by id, whatever the rank column says.
+
+    Raises:
+        DataError: see :func:`read_table`.
+    """
+    return read_table(path).to_run()
+
+
+def read_table(path: str | Path, *, empty: bool = False) -> RunTable:
+    """Read a run file of six columns, or of UniIR's seven, into columns.
+
+    Args:
+        path: the file.
+        empty: accept a file without a line: a search that found nothing.
+
+    Raises:
+        DataError: with ``file:line``, if the file is empty, a line is malformed, a score is no
+            finite number, a candidate stands twice under one query, or two tags occur.
+    """
+    if empty and Path(path).is_file() and not Path(path).stat().st_size:
+        return RunTable([], [], [], [], [])
+    found = parse_quickly(Path(path))
+    if found is not None:
+        try:
+            return RunTable(*found)
+        except DataError:
+            pass  # read again, line by line, to say where
+    return RunTable(*parse_lines(Path(path)))
+
+
+def check_depth(table: RunTable, k: int, pool: int | None = None) -> None:
+    """Refuse a cut-off beyond what was retrieved, which would understate every score.
+
+    Args:
+        table: a run.
+        k: cut-off of a metric.
+        pool: size of the pool that was searched, if known.
+
+    Raises:
+        DataError: if no query has ``k`` hits although the pool has more than the run shows.
+    """
+    if k <= table.depth or (pool is not None and pool <= table.depth):
+        return
+    raise DataError(
+        f"the run holds at most {table.depth} hits a query, a metric at {k} needs {k}; search "
+        f"again with a depth of {k}, or ask for metrics up to @{table.depth}"
+    )
+
+
+def check_candidates(table: RunTable, pool: Iterable[str], name: str = "the pool") -> None:
+    """Refuse hits that are not in a pool: a run of other data, or of another pool.
+
+    Raises:
+        DataError: with the first such hit and how many there are.
+    """
+    known = pc.is_in(table.ids, value_set=pa.array(pool, pa.string()))
+    foreign = ~np.asarray(known.to_numpy(zero_copy_only=False), dtype=bool)[table.rows]
+    if foreign.any():
+        first = int(np.flatnonzero(foreign)[0])
+        raise DataError(
+            f"{int(foreign.sum())} of {len(table.rows)} hits are not in {name}, the first is "
+            f"{table.ids[table.rows[first]]}; name the pool that was searched",
+            f"query {table.qids[table.query[first]]}",
+        )
+    most = len(pa.array(pool, pa.string()))
+    if table.depth > most:
+        raise DataError(f"a query has {table.depth} hits, {name} only {most} candidates")
+
+
+def _single(scores: ArrayLike) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return np.asarray(scores).astype(np.float32, copy=False)
+
+
+def strings(texts: Any) -> Any:
+    """Texts as a ``pyarrow`` array of strings."""
+    if isinstance(texts, pa.Array):
+        return texts.cast(pa.string())
+    if isinstance(texts, list):
+        # Joined and taken apart again: less than half the time of making it from the list.
+        whole = pa.array(["\n".join(texts)], pa.large_string())
+        parts = pc.split_pattern(whole, "\n").values
+        if len(parts) == len(texts):
+            return parts.cast(pa.string())
+    return pa.array(texts, pa.string())
+
+
+def _unique(ids: Any, kind: str) -> Any:
+    array = strings(ids)
+    # Python has hashed its own strings already, which Arrow would do again. Arrow's `unique` takes
+    # a third of its `count_distinct`'s time.
+    distinct = len(set(ids)) if isinstance(ids, list) else len(array.unique())
+    if distinct != len(array):
+        counts = pc.value_counts(array)
+        twice = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"]
+        raise DataError(f"stands twice in the list of {kind} ids; keep one", str(twice))
+    return array
+
+
+def _descending(ids: Any) -> Int64[np.ndarray, " ids"]:
+    """Rank of each id in descending order of its UTF-8 bytes."""
+    order = pc.array_sort_indices(ids, order="descending").to_numpy()
+    ranks = np.empty(len(order), dtype=np.int64)
+    ranks[order] = np.arange(len(order))
+    return ranks

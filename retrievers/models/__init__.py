@@ -1,0 +1,1 @@
+"""Encoders: from examples to vectors."""

@@ -1,0 +1,251 @@
+"""What the context of a text encoder cuts off: items and tokens, per side and modality.
+
+Counted with the retriever's own tokenizer on the text as it is shown, instructions included. In
+training that is the text of the first epoch, with every query's first instruction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, final
+
+from augment.records import Item, Modality, Query, Side
+from retrievers.data.datasets import PairDataset, target_modality
+from retrievers.data.examples import Processor
+from retrievers.data.plan import Plan
+from retrievers.data.texts import TextRecipe
+from retrievers.evaluation.plain import aligned
+from retrievers.models.windows import Windows, context_of, count_tokens
+
+#: Texts of one side that are looked at before every fit and test, evenly spread.
+SAMPLED = 5_000
+
+_NOUNS: dict[Side, str] = {"query": "queries", "corpus": "candidates"}
+
+
+@final
+@dataclass
+class Lengths:
+    """Texts of one side and modality.
+
+    Attributes:
+        side: query or corpus.
+        modality: of the item as published.
+        texts: items with a text.
+        cut: items of which a part is never read.
+        tokens: of all texts, start and end marks not counted.
+        lost: tokens that are never read.
+        longest: tokens of the longest text, marks not counted.
+    """
+
+    side: Side
+    modality: Modality
+    texts: int = 0
+    cut: int = 0
+    tokens: int = 0
+    lost: int = 0
+    longest: int = 0
+
+    def add(self, tokens: int, lost: int) -> None:
+        """One more text."""
+        self.texts += 1
+        self.cut += lost > 0
+        self.tokens += tokens
+        self.lost += lost
+        self.longest = max(self.longest, tokens)
+
+
+@final
+@dataclass
+class Audit:
+    """What is cut off.
+
+    Attributes:
+        context: tokens that the encoder reads at a time, marks included.
+        windows: most windows in which a text is read.
+        rows: per side and modality.
+        items: items of each side, of which a sample may have been looked at.
+        looked: items looked at.
+    """
+
+    context: int
+    windows: int = 1
+    rows: list[Lengths] = field(default_factory=list)
+    items: dict[Side, int] = field(default_factory=dict)
+    looked: dict[Side, int] = field(default_factory=dict)
+
+    def row(self, side: Side, modality: Modality) -> Lengths:
+        """The row of a side and modality, made where there is none."""
+        for found in self.rows:
+            if (found.side, found.modality) == (side, modality):
+                return found
+        self.rows.append(Lengths(side, modality))
+        return self.rows[-1]
+
+    @property
+    def cut(self) -> int:
+        """Items of which a part is never read."""
+        return sum(row.cut for row in self.rows)
+
+    def line(self) -> str:
+        """One line for the log."""
+        windows = f" in {self.windows} windows" if self.windows > 1 else ""
+        told = "; ".join(self._told(side) for side in self.items)
+        return f"text beyond {self.context} tokens{windows}: {told}"
+
+    def _told(self, side: Side) -> str:
+        rows = [row for row in self.rows if row.side == side]
+        texts, cut = sum(row.texts for row in rows), sum(row.cut for row in rows)
+        seen, items = self.looked[side], self.items[side]
+        sample = f" (a sample of {items:,})" if seen < items else ""
+        if not cut:
+            return f"none of {texts:,} {_NOUNS[side]} is cut{sample}"
+        lost, tokens = sum(row.lost for row in rows), sum(row.tokens for row in rows)
+        parts = ", ".join(f"{row.modality} {row.cut:,} of {row.texts:,}" for row in rows)
+        return (
+            f"{cut:,} of {texts:,} {_NOUNS[side]} are cut{sample}: {parts}; "
+            f"{100 * lost / tokens:.1f} % of their tokens are lost"
+        )
+
+    def table(self) -> str:
+        """A plain table."""
+        head = ["side", "modality", "texts", "cut", "%", "tokens", "lost", "%", "mean", "longest"]
+        lines = [
+            [
+                row.side, row.modality, f"{row.texts:,}", f"{row.cut:,}",
+                f"{100 * row.cut / max(row.texts, 1):.1f}", f"{row.tokens:,}", f"{row.lost:,}",
+                f"{100 * row.lost / max(row.tokens, 1):.1f}",
+                f"{row.tokens / max(row.texts, 1):.1f}", str(row.longest),
+            ]
+            for row in self.rows
+        ]  # fmt: skip
+        return aligned([head, *lines], 2)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, JSON-serialisable."""
+        return {**asdict(self), "line": self.line() if self.cut else ""}
+
+
+#: Row number -> modality and text of an item.
+_Shown = Callable[[int], tuple[Modality, str | None]]
+
+
+def audit_plan(
+    plan: Plan, recipe: TextRecipe, processor: Processor, most: int | None = SAMPLED
+) -> Audit | None:
+    """What a test or validation cuts off.
+
+    Args:
+        plan: what is embedded.
+        recipe: renders the texts.
+        processor: of the retriever.
+        most: texts of each side that are looked at, evenly spread; None for all.
+
+    Returns:
+        None for a tokenizer whose tokens cannot be counted.
+    """
+
+    def candidate(row: int) -> tuple[Modality, str | None]:
+        item = plan.item(row)
+        return item.modality, recipe.candidate(item)
+
+    def query(row: int) -> tuple[Modality, str | None]:
+        found, target = plan.queries[row]
+        return found.item.modality, recipe.query(found, target)
+
+    return _audit(
+        {"corpus": (len(plan), candidate), "query": (len(plan.queries), query)}, processor, most, 1
+    )
+
+
+def audit_training(
+    pairs: PairDataset, recipe: TextRecipe, processor: Processor, most: int | None = SAMPLED
+) -> Audit | None:
+    """What training cuts off: every query, and one positive of each.
+
+    Args:
+        pairs: the training data.
+        recipe: renders the texts.
+        processor: of the retriever; windows are not for training.
+        most: texts of each side that are looked at, evenly spread; None for all.
+
+    Returns:
+        None for a tokenizer whose tokens cannot be counted.
+    """
+    draw = pairs.draw_of(0)
+
+    def candidate(row: int) -> tuple[Modality, str | None]:
+        item = _positive(pairs.queries[row], pairs.find)
+        return (item.modality, recipe.candidate(item, draw)) if item else ("text", None)
+
+    def query(row: int) -> tuple[Modality, str | None]:
+        found = pairs.queries[row]
+        target = target_modality(found, pairs.find)
+        return found.item.modality, recipe.query(found, target, None, draw)
+
+    sides: dict[Side, tuple[int, _Shown]] = {
+        "corpus": (len(pairs), candidate),
+        "query": (len(pairs), query),
+    }
+    return _audit(sides, processor, most, None)
+
+
+def _positive(query: Query, find: Callable[[str], Item | None]) -> Item | None:
+    found = (find(did) for did in query.positives)
+    return next((item for item in found if item is not None), None)
+
+
+def _audit(
+    sides: dict[Side, tuple[int, _Shown]],
+    processor: Processor,
+    most: int | None,
+    windows: int | None,
+) -> Audit | None:
+    context = context_of(processor.tokenize)
+    marks = count_tokens(processor.tokenize, [""])
+    if context is None or marks is None:
+        return None
+    split = processor.windows if windows is not None else None
+    split = split if isinstance(split, Windows) else None
+    audit = Audit(context, split.most if split else 1)
+    for side, (size, shown) in sides.items():
+        rows = _spread(size, most)
+        audit.items[side], audit.looked[side] = size, len(rows)
+        for modality, text in map(shown, rows):
+            if text is not None:
+                audit.row(side, modality).add(*_lost(text, processor, split, context, marks[0]))
+    return audit
+
+
+def _lost(
+    text: str, processor: Processor, split: Windows | None, context: int, marks: int
+) -> tuple[int, int]:
+    """Tokens of a text and those of them that are never read, without marks."""
+
+    def count(texts: Sequence[str]) -> list[int]:
+        return [n - marks for n in count_tokens(processor.tokenize, texts) or []]
+
+    (tokens,) = count([text])
+    if tokens <= context - marks or split is None:
+        return tokens, max(0, tokens - (context - marks))
+    lengths = count(split.all(text))
+    over = sum(max(0, length - (context - marks)) for length in lengths[: split.most])
+    return tokens, over + sum(lengths[split.most :])
+
+
+def _spread(size: int, most: int | None) -> list[int]:
+    """At most so many numbers below ``size``, evenly spaced."""
+    if most is None or size <= most:
+        return list(range(size))
+    return [place * size // most for place in range(most)]
+
+
+def render_audits(audits: Iterable[tuple[str, Audit | None]]) -> str:
+    """Tables of several audits under their names."""
+    return "\n\n".join(
+        f"{name}, {audit.context} tokens at a time\n{audit.table()}\n{audit.line()}"
+        if audit
+        else f"{name}: the tokens of this retriever's tokenizer cannot be counted"
+        for name, audit in audits
+    )

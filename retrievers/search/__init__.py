@@ -1,0 +1,1 @@
+"""Searching for people and for training: typed queries, the page, mined negatives."""

@@ -1,0 +1,1 @@
+"""What fits an encoder: losses, joint batches, steps, callbacks."""

@@ -1,0 +1,54 @@
+"""Large batches in bounded memory: encode chunk by chunk, recompute activations in the backward.
+
+GradCache (2101.06983) first encodes everything without a graph, takes the gradient of the loss with
+respect to the vectors, and then encodes each chunk again to push that gradient into the weights.
+That is activation checkpointing with chunks of the batch as segments, and written that way it is
+one ordinary graph: the loss is one tensor with one backward, so that clipping, accumulation, loss
+scaling, callbacks and DDP's hooks (each parameter's once, after its last chunk) work as ever, and
+the logit scale receives its gradient once, from the whole batch. Random numbers are replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from augment.records import Side
+from retrievers.data.examples import Inputs, split_inputs
+
+Encode = Callable[[Inputs, Side], Tensor]
+
+
+def encode_in_chunks(
+    encode: Encode, batch: Inputs, side: Side, size: int | None, keep: int = 0
+) -> Float[Tensor, "batch dim"]:
+    """What ``encode`` gives for the whole batch, with the activations of one chunk at a time.
+
+    Args:
+        encode: encodes a batch of one side; its rows must not depend on each other.
+        batch: the items.
+        side: query or corpus.
+        size: items per chunk; None encodes all at once.
+        keep: the last chunks that keep their activations: memory for time. Recomputing costs about
+            a third of a step.
+
+    Raises:
+        ValueError: if ``size`` is not positive.
+    """
+    if size is not None and size < 1:
+        raise ValueError(f"a chunk holds at least 1 item, got {size}")
+    if size is None or batch.size <= size or not torch.is_grad_enabled():
+        return encode(batch, side)
+    chunks = split_inputs(batch, size)
+    vectors = []
+    for number, chunk in enumerate(chunks):
+        if number >= len(chunks) - keep:
+            vectors.append(encode(chunk, side))
+        else:
+            # Not the reentrant kind, whose inner backward would fire DDP's hooks in every chunk.
+            vectors.append(checkpoint(encode, chunk, side, use_reentrant=False))
+    return torch.cat(vectors)

@@ -1,0 +1,162 @@
+"""The packaged small models and the scripts that made them."""
+
+import itertools
+import random
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen
+
+from augment.engines import make_engine
+from augment.engines.models import PACKAGED
+from augment.prompts import load_prompt
+from augment.records import Item, Sampling
+from benchmarks.flagland import atlas, language, muon, score_vlm, vlm_data, vlm_loss
+from benchmarks.flagland.build_vlm import build_qwen3_vl
+from benchmarks.flagland.grammar import Flag
+from benchmarks.flagland.render import draw_flat
+from retrievers.models.backbone import load_clip
+from retrievers.models.towers import encode_text
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vlm")
+    texts = vlm_data.tokenizer_texts(0, count=40)
+    build_qwen3_vl(
+        folder, texts, vocab_size=600, vision_width=32, vision_depth=2, text_width=64,
+        text_depth=2, init_std=0.15,
+    )  # fmt: skip
+    return folder
+
+
+class FakePictures(vlm_data.Pictures):
+    """Random pixels of one size with real scene graphs."""
+
+    def __init__(self) -> None:
+        self.flags = [c.flag for c in itertools.islice(atlas.countries(8), 50)]
+
+    def draw(self, rng: random.Random, count: int) -> tuple[np.ndarray, list[Flag]]:
+        pixels = np.random.default_rng(rng.getrandbits(30)).integers(0, 255, (count, 64, 96, 3))
+        return pixels.astype(np.uint8), rng.choices(self.flags, k=count)
+
+
+def test_patches_equal_the_image_processor(tiny: Path) -> None:
+    processor = AutoProcessor.from_pretrained(tiny)
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 128, 192, 3)).astype(np.uint8)
+    values, grids = vlm_data.patches(pixels)
+    expected = processor.image_processor(
+        images=[Image.fromarray(picture) for picture in pixels], return_tensors="pt"
+    )
+    assert torch.equal(grids, expected["image_grid_thw"])
+    torch.testing.assert_close(values, expected["pixel_values"], atol=1e-5, rtol=0)
+
+
+def test_shortcuts_of_training_change_no_number(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shared prefix, batched vision attention, linear patches: loss and gradient stay."""
+    processor = AutoProcessor.from_pretrained(tiny)
+    model = AutoModelForImageTextToText.from_pretrained(tiny, dtype=torch.float32)
+    batches = vlm_data.Batches(FakePictures(), processor, seed=0)
+
+    def grads(loss: torch.Tensor) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        loss.backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    for batch in batches.draw(0, 16, warm=False):
+        monkeypatch.undo()
+        plain = vlm_loss.plain_loss(model, batch)
+        expected = grads(plain)
+        attention, patches = vlm_loss.batched_vision_attention, vlm_loss.linear_patch_embedding
+        monkeypatch.setattr(qwen.Qwen3VLVisionAttention, "forward", attention)
+        monkeypatch.setattr(qwen.Qwen3VLVisionPatchEmbed, "forward", patches)
+        quick = vlm_loss.shared_prefix_loss(model, batch)
+        found = grads(quick)
+        torch.testing.assert_close(quick, plain, rtol=1e-4, atol=1e-3)
+        assert found.keys() == expected.keys()
+        for name, gradient in expected.items():
+            scale = gradient.abs().max().clamp(min=1e-3)
+            assert (found[name] - gradient).abs().max() < 2e-3 * scale, name
+
+
+def test_half_precision_training_keeps_attention_whole(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With products in bfloat16 the loss stays near; attention is computed in fp32."""
+    seen = []
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(q: torch.Tensor, *args: object, **options: object) -> torch.Tensor:
+        seen.append(q.dtype)
+        return attention(q, *args, **options)  # type: ignore[arg-type]
+
+    processor = AutoProcessor.from_pretrained(tiny)
+    model = AutoModelForImageTextToText.from_pretrained(tiny, dtype=torch.float32)
+    batch = vlm_data.Batches(FakePictures(), processor, seed=0).draw(0, 16, warm=False)[0]
+    plain = vlm_loss.shared_prefix_loss(model, batch)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    vlm_loss.attention_in_full_precision()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = vlm_loss.shared_prefix_loss(model, batch)
+    half.backward()  # type: ignore[no-untyped-call]
+    assert set(seen) == {torch.float32}
+    torch.testing.assert_close(half, plain, rtol=0.02, atol=0)
+
+
+def test_newton_schulz_brings_singular_values_near_one() -> None:
+    matrices = torch.randn(3, 24, 40, generator=torch.Generator().manual_seed(0))
+    for shape in (matrices, matrices.mT):
+        values = torch.linalg.svdvals(muon.orthogonalised(shape))
+        assert values.min() > 0.5
+        assert values.max() < 1.4
+
+
+def test_judging_a_question() -> None:
+    country = next(atlas.countries(9))
+    frame = "What is the capital of {ref}?"
+    alone = language.resolved(frame, country.flag)
+    assert score_vlm.judge_question(alone, frame, country)["right"]
+    other = "What is the currency of {ref}?"
+    assert not score_vlm.judge_question(alone, other, country)["frame"]
+    told = f"{alone} {country.facts['capital']}"
+    assert not score_vlm.judge_question(told, frame, country)["right"]
+    assert not score_vlm.judge_question(frame.format(ref="it"), frame, country)["facts"]
+
+
+@pytest.mark.skipif(not PACKAGED["flagland-vlm"].exists(), reason="the VLM is not packaged")
+def test_the_packaged_vlm_sees(tmp_path: Path) -> None:
+    """A floor far below the card's figures: notices a broken model, not a point of F1."""
+    countries = list(itertools.islice(atlas.countries(31_337), 24))
+    for country in countries:
+        picture = draw_flat(country.flag, 192, random.Random(country.index))
+        picture.save(tmp_path / f"{country.index}.jpg", quality=90)
+    engine = make_engine("flagland-vlm", root=tmp_path, batch_size=24)
+    prompt = load_prompt("rar_image_query")
+    items = [Item(f"0:{c.index + 1}", None, f"{c.index}.jpg", "image") for c in countries]
+    counts = score_vlm.FactCounts()
+    replies = engine.generate([prompt.render(item) for item in items], Sampling(96))
+    for country, reply in zip(countries, replies, strict=True):
+        counts.add(language.parse(reply.text), country.flag.facts())
+    assert counts.table()["all"]["f1"] > 0.85
+
+
+def test_the_packaged_clip_knows_pictures_and_words() -> None:
+    model, processor = load_clip("flagland-clip")
+    assert isinstance(model, open_clip.CLIP)
+    countries = list(itertools.islice(atlas.countries(31_338, twin_share=0.0), 40))
+    pictures = [draw_flat(c.flag, 192, random.Random(c.index)) for c in countries]
+    words = [language.human_description(random.Random(c.index), c.flag) for c in countries]
+    with torch.inference_mode():
+        images = model.encode_image(torch.stack([processor.image(p) for p in pictures]))
+        texts = encode_text(model, processor.tokenize(words))
+    scores = torch.nn.functional.normalize(images, dim=-1) @ texts.T
+    ranked = scores.argsort(dim=1, descending=True)[:, :5]
+    found = (ranked == torch.arange(40)[:, None]).any(1).float().mean()
+    assert found > 0.5  # chance: 0.125

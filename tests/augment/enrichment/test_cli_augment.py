@@ -1,0 +1,270 @@
+"""The commands as users run them: exit codes, messages, kills, export."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from augment import corpus, queries
+from augment.data import DataRoot, read_candidates, read_queries, write_candidates, write_queries
+from augment.enrichment import export
+from augment.enrichment import pipeline as cli
+from augment.errors import StoreError
+from augment.prompts import load_prompt
+from augment.records import Item, Query
+from augment.store import Store, wal
+from augment.views import open_view
+
+HOME = Path(__file__).parents[3]
+ITEMS = 90
+
+
+@pytest.fixture
+def root(tmp_path):
+    base = tmp_path / "root"
+    for folder in ("cand_pool/local", "query/train", "query/test", "qrels/test", "instructions"):
+        (base / folder).mkdir(parents=True)
+    (base / "mbeir_images").mkdir()
+    pool = []
+    for n in range(ITEMS):
+        path = f"mbeir_images/{n}.png"
+        Image.new("RGB", (8, 8), (n, 2 * n, 3)).save(base / path)
+        pool.append(Item(f"3:{n}", f"country {n}" if n % 2 else None, path, "image,text"))
+    pool.append(Item("3:1000", "text alone", None, "text"))
+    write_candidates(base / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl", pool)
+    asked = [
+        Query(Item("3:1", None, "mbeir_images/1.png", "image"), 4, ("3:1",)),
+        Query(Item("3:2", "the capital", "mbeir_images/2.png", "image,text"), 8, ("3:2",)),
+        Query(Item("3:3", "two stars", "mbeir_images/3.png", "image,text"), 7, ("3:3",)),
+        Query(Item("3:4", "a flag", None, "text"), 0, ("3:4",)),
+    ]
+    write_queries(base / "query/test/mbeir_x_task7_test.jsonl", asked)
+    write_queries(base / "query/train/mbeir_x_train.jsonl", asked[:1])
+    (base / "qrels/test/mbeir_x_task7_test_qrels.txt").write_text("3:3 0 3:3 1 7\n")
+    (base / "instructions/query_instructions.tsv").write_text("query_modality\n")
+    return base
+
+
+def program(name, root, *more, model="scripted:"):
+    store = root.parent / "store"
+    command = [sys.executable, "-m", f"augment.{name}", "--root", root, "--store", store]
+    return [str(part) for part in (*command, "--model", model, *more)]
+
+
+def command(module, root, *more, model="scripted:"):
+    """Run in this process, which spares the start of an interpreter; the exit code."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(lambda _: module.command(program("x", root, *more, model=model)[3:]))
+    return end.value.code
+
+
+def texts(root, side="corpus", store="store"):
+    return {item: t.text for item, t in Store(root.parent / store).texts(side).items()}
+
+
+def written(root):
+    found = Counter()
+    for path in (root.parent / "store/wal").glob("*"):
+        with path.open("rb") as file:
+            records = [line.record for line in wal.read(file) if line.record]
+        found.update(record["key"] for record in records if record["kind"] == "text")
+    return found
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_texts_of_an_undisturbed_run(root):
+    calm = corpus.run(root, root.parent / "calm", options=cli.Options(model="scripted:"))
+    dice = random.Random()
+    slow = program("corpus", root, "--batch-size", "3", model="scripted:?delay=0.02")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    kills = 0
+    for goal in sorted(dice.sample(range(1, ITEMS - 10), 3)):
+        running = subprocess.Popen(slow, cwd=HOME, env=environment, stderr=subprocess.DEVNULL)
+        while running.poll() is None and len(written(root)) < goal:
+            time.sleep(dice.random() * 0.01)
+        running.send_signal(signal.SIGKILL)
+        kills += running.wait() == -signal.SIGKILL
+    assert kills == 3, "the runs ended before they could be killed"
+    subprocess.run(slow, cwd=HOME, env=environment, check=True, capture_output=True)
+    assert texts(root) == texts(root, store="calm")
+    assert len(written(root)) == calm.generated == ITEMS
+    assert set(written(root).values()) == {1}, "a text was generated twice"
+
+
+def test_first_signal_drains_and_exits_4(root):
+    slow = program("corpus", root, "--batch-size", "3", model="scripted:?delay=0.1")
+    running = subprocess.Popen(slow, cwd=HOME, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while running.poll() is None and not written(root):
+        time.sleep(0.01)
+    running.send_signal(signal.SIGTERM)
+    out, err = running.communicate(timeout=300)
+    assert running.returncode == 4, err.decode()
+    assert "run the same command again" in out.decode()
+    assert 0 < sum(written(root).values()) < ITEMS
+    assert len(written(root)) % 3 == 0, "the running batch was not finished"
+
+
+def test_a_second_run_generates_nothing(root, capsys):
+    assert command(corpus, root) == 0
+    assert f"{ITEMS} generated" in capsys.readouterr().out
+    assert command(corpus, root) == 0
+    out = capsys.readouterr().out
+    assert " 0 generated" in out
+    assert f"{ITEMS} cached" in out
+
+
+def test_bad_pictures_are_named_and_the_rest_survives(root, capsys):
+    images = root / "mbeir_images"
+    (images / "0.png").write_bytes((images / "0.png").read_bytes()[:40])
+    (images / "1.png").unlink()
+    (images / "2.png").write_text(
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n"
+    )
+    assert command(corpus, root) == 3
+    out, err = capsys.readouterr()
+    assert f"{ITEMS - 3} generated" in out
+    assert "1 corrupt" in out
+    assert "1 missing" in out
+    assert "1 lfs-pointer" in out
+    for n in range(3):
+        assert f"failed: 3:{n} (mbeir_images/{n}.png): " in err
+    Image.new("RGB", (8, 8)).save(images / "1.png")
+    assert command(corpus, root) == 3, "two are still bad"
+    assert " 1 generated" in capsys.readouterr().out
+
+
+def test_queries_are_routed_and_text_is_left_alone(root, capsys):
+    assert command(queries, root) == 0
+    out = capsys.readouterr().out
+    assert "1 listed again" in out
+    assert "1 text (no picture)" in out
+    store = Store(root.parent / "store")
+    used = {item: t.prompt.partition("@")[0] for item, t in store.texts("query").items()}
+    assert used == {
+        "3:1": "rar_image_query",
+        "3:2": "rar_question",
+        "3:3": "rar_modification_shown",
+    }
+    before = texts(root, "query")
+    first = store.recipe("query").id
+    assert command(queries, root, "--modification-prompt", "rar_modification") == 0
+    with pytest.raises(StoreError, match="2 query recipes"):
+        texts(root, "query")
+    (second,) = {recipe.id for recipe in store.recipes("query")} - {first}
+    store.choose("query", second)
+    after = texts(root, "query")
+    assert {item for item in before if before[item] != after[item]} == {"3:3"}
+    assert " 1 generated" in capsys.readouterr().out
+
+
+def test_a_changed_prompt_file_regenerates_only_its_own(root, tmp_path, capsys):
+    source = (HOME / "augment/prompts/rar_question.md").read_text()
+    mine = tmp_path / "mine.md"
+    mine.write_text(source)
+    command(queries, root, "--question-prompt", str(mine))
+    mine.write_text(source.replace("Never answer.", "Do not answer."))
+    capsys.readouterr()
+    command(queries, root, "--question-prompt", str(mine))
+    assert " 1 generated" in capsys.readouterr().out
+    assert len(list((root.parent / "store/recipes").iterdir())) == 2
+
+
+def test_limit_and_config_file(root, tmp_path, capsys):
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump({"limit": 7, "batch_size": 2}))
+    assert command(corpus, root, "--config", str(config)) == 0
+    assert " 7 items" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        corpus.command(program("corpus", root, "--limit", "9", "--print_config")[3:])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["limit"], printed["prompt"]) == (9, "rar_corpus")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--root", "/nowhere"], "no such folder"),
+        (["--prompt", "nonsense"], "packaged prompts: "),
+        (["--prompt", "/nowhere.md"], "no such prompt file"),
+        (["--pool", "/nowhere.jsonl"], "/nowhere.jsonl"),
+        (["--model", "scripted:?x=1"], "fail_every"),
+        (["--batch-size", "0"], "batch-size"),
+        (["--batch_siz", "3"], "batch_siz"),
+    ],
+)
+def test_usage_errors_exit_2_without_a_traceback(root, capsys, more, message):
+    assert command(corpus, root, *more) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_bad_line_is_named_by_file_and_line(root, capsys):
+    pool = root / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl"
+    lines = pool.read_text().splitlines()
+    lines[4] = lines[4][:-5]
+    pool.write_text("\n".join(lines))
+    assert command(corpus, root) == 2
+    assert f"{pool}:5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", [corpus, queries])
+def test_help_documents_the_exit_codes(module, capsys):
+    with pytest.raises(SystemExit):
+        module.command(["--help"])
+    out = capsys.readouterr().out
+    assert "3  some items failed" in out
+    assert "--batch-size N" in out
+    assert "<class" not in out
+
+
+@pytest.mark.parametrize("images", ["link", "copy", "symlink", "none"])
+def test_export_is_a_plain_root(root, tmp_path, capsys, images):
+    command(corpus, root)
+    command(queries, root)
+    out = tmp_path / "out"
+    arguments = ["--root", str(root), "--store", str(tmp_path / "store"), "--out", str(out)]
+    assert export.command([*arguments, "--images", images]) == 0
+    pool = "cand_pool/local/mbeir_x_task2_cand_pool.jsonl"
+    view = open_view("corpus", "append", tmp_path / "store")
+    before, after = (list(read_candidates(base / pool)) for base in (root, out))
+    assert [(i.id, i.image, i.modality) for i in after] == [
+        (i.id, i.image, i.modality) for i in before
+    ]
+    assert [i.text for i in after] == [view.text(i) for i in before]
+    assert after[1].text.startswith("country 1\nanswer to")
+    name = "query/test/mbeir_x_task7_test.jsonl"
+    old, new = (list(read_queries(base / name)) for base in (root, out))
+    assert [q.positives for q in new] == [q.positives for q in old]
+    assert [q.item.text != o.item.text for q, o in zip(new, old, strict=True)] == [True] * 3 + [
+        False
+    ]
+    for copied in (
+        "qrels/test/mbeir_x_task7_test_qrels.txt",
+        "instructions/query_instructions.tsv",
+    ):
+        assert (out / copied).read_bytes() == (root / copied).read_bytes()
+    assert len(DataRoot(out).pools()) == 1
+    picture = out / "mbeir_images/1.png"
+    assert picture.exists() == (images != "none")
+    assert picture.is_symlink() == (images == "symlink")
+    # The exported root is itself input for the toolkit, and nothing half-written stays behind.
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".out")]
+    with pytest.raises(SystemExit) as end:
+        cli.main(lambda _: export.command(arguments))
+    assert end.value.code == 2
+    assert "exists" in capsys.readouterr().err
+
+
+def test_the_default_prompt_is_the_packaged_one(root):
+    corpus.run(root, root.parent / "store", options=cli.Options(model="scripted:", limit=2))
+    recipe = Store(root.parent / "store").recipe("corpus")
+    assert recipe.prompts == {"rar_corpus": load_prompt("rar_corpus").id}

@@ -1,0 +1,98 @@
+"""What a run says of itself while it goes on."""
+
+import itertools
+import time
+
+import pytest
+
+from augment import corpus
+from augment.enrichment import pipeline as cli
+from augment.enrichment import progress
+from augment.enrichment.progress import Progress, duration
+from tests.augment.store.test_report import made  # noqa: F401  # a root with pictures
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that goes by when it is told to."""
+    now = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return lambda seconds: now.__setitem__(0, now[0] + seconds)
+
+
+def test_a_line_has_rate_rest_tokens_and_failures(clock, capsys):
+    shown = Progress("corpus", 1000)
+    shown.add(400)  # cached: costs nothing
+    clock(20)
+    shown.add(100, new=90, failed=10, tokens=1800)
+    assert capsys.readouterr().err == (
+        "corpus: 500 of 1,000 items, 4.5/s, 1 min 51 s left, 90 tokens/s, 10 failed\n"
+    )
+    clock(1)
+    shown.add(1)
+    assert capsys.readouterr().err == "", "a line every ten seconds, no more"
+
+
+def test_it_says_when_the_model_waits_for_images_and_when_no_longer(clock, capsys):
+    shown = Progress("corpus", None)
+    said = []
+    for waited in (1.0, 9.0, 9.5):  # seconds so far, of 12, 24 and 36
+        clock(12)
+        shown.waited(waited)
+        shown.add(10, new=10)
+        said.append("the model is waiting for images (67 % of the time)" in capsys.readouterr().err)
+    assert said == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(3, "3 s"), (125, "2 min 05 s"), (4020, "1 h 07 min")]
+)
+def test_durations(seconds, said):
+    assert duration(seconds) == said
+
+
+def test_dry_run_writes_nothing_and_preview_saves(made, tmp_path, capsys):  # noqa: F811
+    root, store = made[0], tmp_path / "store"
+    arguments = [
+        "--root",
+        str(root),
+        "--store",
+        str(store),
+        "--model",
+        "scripted:",
+        "--batch-size=4",
+    ]
+    assert corpus.command([*arguments, "--dry-run", "--price-written", "1000"]) == 0
+    out = capsys.readouterr().out
+    assert "39 need a text: 39 requests, 39 different pictures" in out
+    assert "1 would fail: 1 missing" in out
+    assert "sample: 8 requests" in out
+    assert " for tokens" in out
+    assert not store.exists()
+    assert corpus.command([*arguments, "--preview", "5"]) in (0, 3)
+    out = capsys.readouterr().out
+    assert out.count("  published") == 5
+    shown = [line for line in out.splitlines() if line.startswith("  generated")]
+    assert corpus.command(arguments) == 3  # one picture is missing, one is none
+    assert f"{len(shown):,} cached" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        cli.main(lambda _: corpus.command([*arguments, "--dry-run", "--preview", "5"]))
+    assert end.value.code == 2
+
+
+def test_the_engine_tells_how_long_its_model_waited(tmp_path, monkeypatch):
+    from PIL import Image
+
+    from augment.engines import Ask
+    from augment.engines import transformers as hf
+    from augment.records import Request, Sampling
+
+    for n in range(4):
+        Image.new("RGB", (64, 64), (n, 0, 0)).save(tmp_path / f"{n}.png")
+    slow = hf.open_image
+    monkeypatch.setattr(hf, "open_image", lambda *a: (time.sleep(0.2), slow(*a))[1])
+    engine = hf.HFEngine("flagland-vlm", root=tmp_path, batch_size=2, workers=1)
+    engine._load()  # not in the time that pictures are opened anyway
+    requests = [Request(str(n), "", "Describe.", f"{n}.png") for n in range(4)]
+    list(itertools.chain(*engine.batches(Ask(one, Sampling(2)) for one in requests)))
+    assert engine.waited >= 0.8  # four pictures, one after the other, before the first batch

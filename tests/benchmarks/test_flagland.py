@@ -1,0 +1,237 @@
+"""Flagland: every wording carries its facts, every world is what it says it is."""
+
+import hashlib
+import itertools
+import json
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from augment.data import DataRoot, read_qrels
+from augment.data.columnar import open_candidates, open_queries
+from augment.records import TASKS
+from benchmarks.flagland import atlas, language
+from benchmarks.flagland.edits import families, random_edit, twins
+from benchmarks.flagland.grammar import (
+    COLOURS,
+    FACT_TYPES,
+    Charge,
+    Flag,
+    is_valid,
+    random_flag,
+)
+from benchmarks.flagland.render import draw_flat, draw_photo
+from benchmarks.flagland.world import (
+    WORLD_TASKS,
+    WorldConfig,
+    build_countries,
+    split_of,
+    write_world,
+)
+
+
+def flags(count: int, seed: int = 0) -> list[Flag]:
+    return list(itertools.islice(families(random.Random(seed)), count))
+
+
+def test_the_description_states_exactly_the_facts() -> None:
+    for flag in flags(2000):
+        assert language.parse(language.caption(flag)) == flag.facts(), flag
+
+
+def test_descriptions_tell_all_flags_apart() -> None:
+    many = flags(3000, seed=1)
+    assert len({language.describe(flag) for flag in many}) == len(many)
+
+
+def test_a_flag_survives_json() -> None:
+    for flag in flags(200, seed=2):
+        assert Flag.from_dict(json.loads(json.dumps(flag.to_dict()))) == flag
+
+
+def test_every_kind_of_fact_occurs() -> None:
+    found = {kind for flag in flags(2000, seed=3) for kind, _ in flag.facts()}
+    assert found == set(FACT_TYPES)
+
+
+def test_an_edit_changes_one_thing_and_its_request_names_it() -> None:
+    rng = random.Random(4)
+    for flag in flags(500, seed=4):
+        edit, twin = random_edit(rng, flag)
+        assert is_valid(twin)
+        assert twin.facts() != flag.facts()
+        request = language.modification_request(rng, flag, edit)
+        if edit.kind in ("field colour", "part colour"):
+            assert edit.after in request
+            assert edit.before in request
+        # One thing: no other part than the edited one differs.
+        parts = ("layout", "colours", "proportion", "edging", "triangle", "canton", "border",
+                 "charges")  # fmt: skip
+        assert sum(getattr(flag, part) != getattr(twin, part) for part in parts) == 1
+
+
+def test_streams_repeat_no_flag_and_many_are_twins() -> None:
+    stream = list(itertools.islice(twins(random.Random(5)), 2000))
+    assert len({flag.facts() for flag, _ in stream}) == 2000
+    share = sum(edit is not None for _, edit in stream) / 2000
+    assert 0.4 < share < 0.6
+
+
+def test_a_resolved_question_answers_nothing_and_points_nowhere() -> None:
+    for country in itertools.islice(atlas.countries(6), 200):
+        rng = random.Random(country.index)
+        for fact, answer in country.facts.items():
+            asked, frame = language.question(rng, fact, "this country")
+            alone = language.resolved(frame, country.flag)
+            assert answer not in re.findall(r"\w+", alone)
+            assert not any(words in alone for words in language.REFERENCES)
+            assert asked != alone
+
+
+def colour_at(picture: np.ndarray, x: float, y: float) -> str:
+    height, width, _ = picture.shape
+    pixel = picture[int(y * (height - 1)), int(x * (width - 1))].astype(float)
+    return min(COLOURS, key=lambda name: np.abs(pixel - np.array(COLOURS[name])).sum())
+
+
+@pytest.mark.parametrize(
+    ("flag", "seen"),
+    [
+        (Flag("horizontal", ("red", "white", "blue")),
+         {(0.5, 0.1): "red", (0.5, 0.5): "white", (0.5, 0.9): "blue"}),
+        (Flag("vertical", ("green", "black"), "first wide"),
+         {(0.6, 0.5): "green", (0.75, 0.5): "black"}),
+        (Flag("cross", ("red", "white"), edging="blue"),
+         {(0.5, 0.5): "white", (0.1, 0.1): "red", (0.7, 0.62): "blue"}),
+        (Flag("quarters", ("yellow", "purple")),
+         {(0.1, 0.1): "yellow", (0.9, 0.1): "purple", (0.1, 0.9): "purple"}),
+        (Flag("plain", ("white",), triangle="green", border=None,
+              charges=(Charge("disc", "black", 1, "large", "fly"),)),
+         {(0.05, 0.5): "green", (0.78, 0.5): "black", (0.6, 0.05): "white"}),
+        (Flag("plain", ("orange",), canton="maroon", border=None,
+              charges=(Charge("star", "yellow", 1, "small", "canton"),)),
+         {(0.02, 0.02): "maroon", (0.21, 0.27): "yellow", (0.9, 0.9): "orange"}),
+    ],
+)  # fmt: skip
+def test_pictures_show_the_scene_graph(flag: Flag, seen: dict[tuple[float, float], str]) -> None:
+    picture = np.asarray(draw_flat(flag, 180, random.Random(0)))
+    assert {at: colour_at(picture, *at) for at in seen} == seen
+
+
+def test_rings_are_hollow_and_counts_are_countable() -> None:
+    ring = Flag("plain", ("white",), charges=(Charge("ring", "red", 1, "large", "centre"),))
+    picture = np.asarray(draw_flat(ring, 200, random.Random(1)))
+    assert colour_at(picture, 0.5, 0.5) == "white"
+    areas = []
+    for count in (2, 3, 4, 5):
+        charge = Charge("disc", "black", count, "small", "centre")
+        picture = np.asarray(draw_flat(Flag("plain", ("white",), charges=(charge,)), 300,
+                                       random.Random(2)))  # fmt: skip
+        areas.append((picture.sum(2) < 200).mean() / count)
+    assert max(areas) / min(areas) < 1.4
+
+
+def test_pictures_are_deterministic_and_photos_differ_from_drawings() -> None:
+    flag = random_flag(random.Random(7))
+    first, again = (draw_photo(flag, 160, random.Random(3)).tobytes() for _ in range(2))
+    assert first == again
+    assert first != draw_photo(flag, 160, random.Random(4)).tobytes()
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("worlds") / "world"
+    write_world(root, WorldConfig(200, seed=3, width=48))
+    return root
+
+
+def test_a_world_is_its_seed(world: Path, tmp_path: Path) -> None:
+    write_world(tmp_path / "again", WorldConfig(200, seed=3, width=48), workers=2)
+    assert digest(tmp_path / "again") == digest(world)
+
+
+def test_a_world_is_a_complete_root(world: Path) -> None:
+    root = DataRoot(world)
+    assert {file.task for file in root.pools()} == set(WORLD_TASKS)
+    instructions = root.instructions()
+    for split in ("val", "test"):
+        assert {file.task for file in root.query_files(split)} == set(WORLD_TASKS)
+        for file in root.query_files(split):
+            pool = open_candidates(root.pool_for("flagland", file.task, split))
+            qrels = {
+                (q.qid, q.did) for q in read_qrels(root.qrels_file("flagland", file.task, split))
+            }
+            queries = open_queries(file.path)
+            assert len(queries) > 0
+            for query in queries:
+                assert query.task == file.task
+                positive = pool[pool.row(query.positives[0])]
+                assert (query.item.modality, positive.modality) == TASKS[query.task]
+                assert (query.item.id, positive.id) in qrels
+                assert len(instructions.get("80", query.item.modality, positive.modality)) == 4
+                for item in (query.item, positive):
+                    assert item.image is None or (world / item.image).is_file()
+    union = open_candidates(root.union_pool("test"))
+    local = {item.id for file in root.pools() for item in open_candidates(file.path)}
+    assert {item.id for item in union} == local
+
+
+def test_splits_share_no_country_and_no_family() -> None:
+    config = WorldConfig(400, seed=5)
+    by_family: dict[int, set[str]] = {}
+    for country in build_countries(config):
+        by_family.setdefault(country.family, set()).add(split_of(config, country))
+    assert all(len(splits) == 1 for splits in by_family.values())
+    assert {"train", "val", "test"} == set().union(*by_family.values())
+
+
+def test_an_oracle_that_reads_scene_graphs_solves_the_visual_tasks(world: Path) -> None:
+    """Solvable in principle: the facts of the wanted flag single out one candidate."""
+    countries = build_countries(WorldConfig(200, seed=3, width=48))
+    by_facts = {country.flag.facts(): country.index for country in countries}
+    lines = (world / "truth" / "queries.jsonl").read_text(encoding="utf-8").splitlines()
+    truths = [json.loads(line) for line in lines]
+    for truth in truths:
+        wanted = countries[truth["country"]]
+        assert by_facts[wanted.flag.facts()] == wanted.index
+        if truth["kind"] == "modification":
+            assert wanted.edit is not None
+            assert truth["before"] == wanted.index - 1
+
+
+def test_bad_sizes_and_full_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="200 to 200,000"):
+        WorldConfig(10)
+    (tmp_path / "something").write_text("x")
+    with pytest.raises(ValueError, match="not empty"):
+        write_world(tmp_path, WorldConfig(200))
+
+
+def test_the_oracle_engine_writes_the_truth(world: Path, tmp_path: Path) -> None:
+    from augment import corpus, queries
+    from augment.views import open_view
+    from benchmarks.flagland.oracle import flags_of, oracle_engine, symbolic_score
+
+    assert corpus.run(world, tmp_path, engine=oracle_engine(world, "corpus")).exit_code == 0
+    assert queries.run(world, tmp_path, engine=oracle_engine(world, "query")).exit_code == 0
+    root, flags = DataRoot(world), flags_of(world)
+    view = open_view("query", "replace", tmp_path)
+    for file in root.query_files("test"):
+        pool = open_candidates(root.pool_for("flagland", file.task, "test"))
+        for query in open_queries(file.path):
+            wanted = pool[pool.row(query.positives[0])]
+            if query.item.image is not None and wanted.image is not None:
+                text = view.text(query.item) or ""
+                assert language.parse(text) == flags[wanted.image].facts()
+    assert symbolic_score(world) == {4: 1.0, 7: 1.0, 8: 1.0}

@@ -1,0 +1,196 @@
+"""The page about two runs: its numbers, that nothing escapes, and how a browser shows it."""
+
+import random
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from augment import corpus, queries
+from augment.data import write_candidates, write_qrels, write_queries
+from augment.engines.scripted import ScriptedEngine
+from augment.records import Hit, Item, Qrel, Query
+from benchmarks.report.__main__ import main
+from benchmarks.report.charts import scatter
+from benchmarks.report.gallery import Moved, pick
+from retrievers.data.texts import ViewConfig
+from retrievers.evaluation.run import write_run
+from retrievers.vectors.bm25 import bm25
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or ""
+DRIVER = shutil.which("chromedriver") or ""
+HOSTILE = '<script>document.title="owned"</script><img src=x onerror=alert(1)> & "q" \'q\''
+COLOURS = ("red", "green", "blue", "black", "white", "orange", "purple", "grey")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A root of plain squares that only generated text tells apart, and two runs of BM25."""
+    base = tmp_path_factory.mktemp("pair")
+    root, store = base / "root", base / "store"
+    (root / "mbeir_images").mkdir(parents=True)
+    pool, asked, answers = [], [], {}
+    for n in range(24):
+        colour = COLOURS[n % len(COLOURS)]
+        path = f"mbeir_images/{n}.png"
+        Image.new("RGB", (90, 60), (9 * n, 80, 255 - 9 * n)).save(root / path)
+        text = {3: HOSTILE, 7: "a grey square"}.get(n)
+        pool.append(Item(f"5:{n}", text, path, "image,text" if text else "image"))
+        words = f"A {colour} square number{n}, {HOSTILE if n == 4 else 'plain'}."
+        answers[f"5:{n}"] = words
+        asked.append(Query(Item(f"5:{n}", f"a {colour} square number{n}", None, "text"), 0,
+                           (f"5:{n}",)))  # fmt: skip
+    pool.append(Item("5:99", f"a red square without picture {HOSTILE}", None, "text"))
+    (root / "mbeir_images/7.png").write_bytes(b"no picture")
+    write_candidates(root / "cand_pool/local/mbeir_squares_task0_cand_pool.jsonl", pool)
+    write_queries(root / "query/test/mbeir_squares_task0_test.jsonl", asked)
+    write_qrels(root / "qrels/test/mbeir_squares_task0_test_qrels.txt",
+                [Qrel(f"5:{n}", f"5:{n}", 1, 0) for n in range(24)])  # fmt: skip
+    corpus.run(root, store, engine=ScriptedEngine(answers, root=root))
+    queries.run(root, store, splits=["test"], engine=ScriptedEngine({}, root=root))
+    bm25(root, base / "raw", union=False)
+    bm25(root, base / "enriched", corpus=ViewConfig("append", str(store)), union=False)
+    page = base / "page.html"
+    given = [str(base / "raw"), str(base / "enriched"), "--out", str(page), "--metric", "success@1"]
+    assert main(given) == 0
+    return base, page
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.images, self.words = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag == "img":
+            self.images.append(dict(attrs))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_the_page_escapes_and_describes(made):
+    _, path = made
+    page = Page(path.read_text(encoding="utf-8"))
+    assert not {"script", "iframe", "link", "form"} & set(page.tags)
+    assert page.images
+    assert all(image["src"].startswith("data:image/jpeg;base64,") for image in page.images)
+    assert all("onerror" not in image for image in page.images)
+    # Alt texts are what the pictures are said to show.
+    assert any(image["alt"].startswith("A green square number") for image in page.images)
+    words = " ".join(" ".join(page.words).split())
+    assert "picture corrupt" in words
+    assert "rar_corpus@" in words
+    assert "24 queries, local pools, success@1" in words
+
+
+def test_the_numbers_are_those_of_the_comparison(made):
+    from retrievers.evaluation.compare import compare
+
+    base, path = made
+    row = compare(base / "raw", base / "enriched", metric="success@1").rows[0]
+    words = " ".join(" ".join(Page(path.read_text(encoding="utf-8")).words).split())
+    d = row.difference
+    assert f"{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]" in words
+    assert row.first < 0.2
+    assert row.second > 0.9  # number7 cannot be described
+
+
+def test_errors_say_what_to_do(made, tmp_path, capsys):
+    base, _ = made
+    assert main([str(base / "raw"), str(tmp_path / "nothing")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+    lone = tmp_path / "lone"
+    lone.mkdir()
+    write_run(lone / "x_task0.local.trec", {"1:1": [Hit("1:1", 1.0)]})
+    write_qrels(lone / "x_task0.qrels", [Qrel("1:1", "1:1")], columns=4)
+    assert main([str(lone), str(lone), "--out", str(tmp_path / "p.html")]) == 2
+    assert "name it with --root" in capsys.readouterr().err
+
+
+def test_texts_that_are_gone_are_said_to_be(made, tmp_path):
+    base, _ = made
+    there = shutil.copytree(base / "enriched", tmp_path / "enriched")
+    record = there / "metrics.json"
+    gone = str(tmp_path / "gone")
+    record.write_text(record.read_text().replace(str(base / "store"), gone))
+    page = tmp_path / "p.html"
+    assert main([str(base / "raw"), str(there), "--out", str(page)]) == 0
+    assert "the corpus texts cannot be read" in page.read_text(encoding="utf-8")
+
+
+def test_scatter_counts_by_hand():
+    found = scatter([(1, 1), (3, 1), (None, 2), (1, 4), (None, None), (50, 40)], 100)
+    assert (found.better, found.same, found.worse) == (3, 2, 1)
+    assert (found.to_first, found.from_first) == (1, 1)
+    places = {dot.label.partition(": ")[2]: (dot.x, dot.y) for dot in found.dots}
+    assert places["rank 1 before, rank 1 after"] == (62.0, 18.0)
+    assert places["not found before, not found after"] == (362.0, 318.0)
+    x, y = places["rank 3 before, rank 1 after"]
+    assert (x > 62, y) == (True, 18.0)
+
+
+def test_scatter_is_monotonous_in_rank():
+    rng = random.Random(0)
+    ranks = sorted(rng.sample(range(1, 101), 30))
+    where = [scatter([(rank, 1)], 100).dots[0].x for rank in ranks]
+    assert where == sorted(where)
+
+
+def test_tasks_take_turns():
+    moved = [Moved("a", "a", f"a{n}", n + 2, 1) for n in range(3)]
+    moved += [Moved("b", "b", "b0", None, 1), Moved("b", "b", "b1", 1, 2)]
+    assert [one.qid for one in pick(moved, True, 3)] == ["a2", "b0", "a1"]
+    assert [one.qid for one in pick(moved, False, 3)] == ["b1"]
+
+
+@pytest.mark.slow
+def test_a_browser_shows_it_at_every_width(made, tmp_path):
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    if not BROWSER or not DRIVER:
+        pytest.skip("chromium or chromedriver is not installed")
+    from selenium.webdriver.chrome.service import Service
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+                 "--disable-dev-shm-usage", "--disable-background-networking",
+                 "--disable-component-update", f"--user-data-dir={tmp_path}"):  # fmt: skip
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=Service(DRIVER))
+    try:
+        backs = set()
+        for width in (420, 1200):
+            for scheme in ("light", "dark"):
+                shape = {"width": width, "height": 900, "deviceScaleFactor": 1,
+                         "mobile": width < 600}  # fmt: skip
+                browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", shape)
+                media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+                browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+                browser.get(made[1].as_uri())
+                wide = browser.execute_script("return document.documentElement.scrollWidth")
+                assert wide <= width
+                back = "return getComputedStyle(document.body).backgroundColor"
+                backs.add((scheme, browser.execute_script(back)))
+                # The first lane of a bar is not wider than the room for it.
+                lanes = browser.find_elements(By.CSS_SELECTOR, ".lane")
+                assert all(0 < lane.size["width"] <= width for lane in lanes)
+        assert len(backs) == 2
+        # By keyboard: skip link, contents, then the table behind its summary.
+        body = browser.find_element(By.TAG_NAME, "body")
+        for _ in range(7):
+            body.send_keys(Keys.TAB)
+            body = browser.switch_to.active_element
+        assert body.tag_name == "summary"
+        body.send_keys(Keys.ENTER)
+        assert browser.find_element(By.TAG_NAME, "table").is_displayed()
+        assert browser.title == "raw and enriched, compared"
+        assert not browser.get_log("browser")
+    finally:
+        browser.quit()

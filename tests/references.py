@@ -1,0 +1,143 @@
+"""The losses from their definitions, one term at a time; and batches to try them on."""
+
+import torch
+from torch.nn import functional
+
+from retrievers.training.losses import NO_ID, Distillation, Groups, Labels, Objective
+
+OBJECTIVES = [
+    *(
+        Objective(symmetric=symmetric, several=several, margin=margin)
+        for symmetric in (False, True)
+        for several in ("ignore", "average", "sum")
+        for margin in (None, 0.1)
+    ),
+    *(
+        Objective("siglip", several=several, margin=margin)
+        for several in ("ignore", "average")
+        for margin in (None, 0.1)
+    ),
+    Objective(symmetric=True, matryoshka=(2, 4), matryoshka_weight=0.5),
+    Objective(distillation=Distillation("kl", 0.7, 0.3)),
+    Objective(distillation=Distillation("margin_mse", 2.0, 1.5)),
+]
+
+
+def make_batch(seed, batch=6, extra=3, distinct=5, dim=6):
+    random = torch.Generator().manual_seed(seed)
+    queries, candidates = (
+        functional.normalize(torch.randn(n, dim, generator=random, dtype=torch.float64), dim=1)
+        for n in (batch, batch + extra)
+    )
+    labels = Labels(
+        torch.randint(0, batch - 1, (batch,), generator=random),
+        torch.randint(0, distinct, (batch + extra,), generator=random),
+        torch.randint(-1, distinct + 4, (batch, 2), generator=random),
+    )
+    return queries, candidates, labels
+
+
+def make_groups(seed, batch, extra):
+    """Every query's own candidate and up to two of the further ones, some without a score."""
+    random = torch.Generator().manual_seed(100 + seed)
+    rows = torch.full((batch, 3), -1)
+    rows[:, 0] = torch.arange(batch)
+    for row in range(batch):
+        count = int(torch.randint(0, 3, (), generator=random)) if extra else 0
+        rows[row, 1 : 1 + count] = batch + torch.randperm(extra, generator=random)[:count]
+    scores = torch.rand(batch, 3, generator=random, dtype=torch.float64)
+    unknown = (torch.rand(batch, 3, generator=random) < 0.15) | (rows < 0)
+    return Groups(rows, scores.masked_fill(unknown, float("nan")))
+
+
+def is_known(labels, i, j, batch):
+    wanted = {int(p) for p in labels.positives[i] if p != NO_ID} | {int(labels.candidates[i])}
+    same_query = j < batch and int(labels.queries[i]) == int(labels.queries[j])
+    return int(labels.candidates[j]) in wanted or same_query
+
+
+def loop_info_nce(queries, candidates, labels, scale, symmetric, several, margin):
+    batch = len(queries)
+    cosine = [[q @ c for c in candidates] for q in queries]
+
+    def one(pairs, own, known):
+        positives = [own] if several == "ignore" else [p for p in pairs if known(p)]
+        limit = float("inf") if margin is None else cosine[own[0]][own[1]].detach() + margin
+        negatives = [p for p in pairs if not known(p) and cosine[p[0]][p[1]].detach() <= limit]
+        exps = {p: torch.exp(scale * cosine[p[0]][p[1]]) for p in {*positives, *negatives}}
+        against = sum((exps[p] for p in negatives), torch.zeros((), dtype=torch.float64))
+        if several == "sum":
+            together = sum(exps[p] for p in positives)
+            return -torch.log(together / (together + against))
+        return sum(-torch.log(exps[p] / (exps[p] + against)) for p in positives) / len(positives)
+
+    def known(pair):
+        return is_known(labels, pair[0], pair[1], batch)
+
+    forward = sum(
+        one([(i, j) for j in range(len(candidates))], (i, i), known) for i in range(batch)
+    )
+    if not symmetric:
+        return forward / batch
+    back = sum(one([(i, j) for i in range(batch)], (j, j), known) for j in range(batch))
+    return (forward + back) / (2 * batch)
+
+
+def loop_siglip(queries, candidates, labels, scale, bias, several, margin):
+    total, batch = torch.zeros((), dtype=torch.float64), len(queries)
+    for i in range(batch):
+        own = (queries[i] @ candidates[i]).detach()
+        for j in range(len(candidates)):
+            cosine = queries[i] @ candidates[j]
+            known = is_known(labels, i, j, batch)
+            positive = i == j or (known and several != "ignore")
+            if known and not positive:
+                continue
+            if not known and margin is not None and cosine.detach() > own + margin:
+                continue
+            z = 1 if positive else -1
+            total = total - torch.log(1 / (1 + torch.exp(z * (-scale * cosine - bias))))
+    return total / batch
+
+
+def loop_distillation(kind, queries, candidates, groups, scale, temperature):
+    total, counted = torch.zeros((), dtype=torch.float64), 0
+    for query, rows, scores in zip(queries, groups.rows, groups.scores, strict=True):
+        pairs = [
+            (candidates[int(row)] @ query, score, place)
+            for place, (row, score) in enumerate(zip(rows, scores, strict=True))
+            if row >= 0 and not torch.isnan(score)
+        ]
+        if len(pairs) < 2 or (kind == "margin_mse" and pairs[0][2] != 0):
+            continue
+        counted += 1
+        if kind == "kl":
+            teacher = torch.softmax(torch.stack([s / temperature for _, s, _ in pairs]), 0)
+            ours = torch.softmax(torch.stack([scale * c for c, _, _ in pairs]), 0)
+            total = total + sum(t * (t.log() - o.log()) for t, o in zip(teacher, ours, strict=True))
+        else:
+            (cosine, score, _), others = pairs[0], pairs[1:]
+            total = total + sum(
+                ((cosine - c) - (score - s) / temperature) ** 2 for c, s, _ in others
+            ) / len(others)
+    return total / max(counted, 1)
+
+
+def loop_objective(objective, queries, candidates, labels, groups, scale, bias):
+    def contrastive(q, c):
+        if objective.kind == "siglip":
+            return loop_siglip(q, c, labels, scale, bias, objective.several, objective.margin)
+        return loop_info_nce(
+            q, c, labels, scale, objective.symmetric, objective.several, objective.margin
+        )
+
+    total = contrastive(queries, candidates)
+    for dim in objective.matryoshka:
+        short = [v[:, :dim] / v[:, :dim].norm(dim=1, keepdim=True) for v in (queries, candidates)]
+        total = total + objective.matryoshka_weight * contrastive(*short)
+    distil = objective.distillation
+    if distil.kind != "none":
+        total = total + distil.weight * loop_distillation(
+            distil.kind, queries, candidates, groups, scale, distil.temperature
+        )
+    return total

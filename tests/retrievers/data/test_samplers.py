@@ -1,0 +1,118 @@
+"""Batches: every row once, dealt out, in the shares asked for, and found again after a stop."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from retrievers.data.samplers import PairBatches, PairLoader
+
+GROUPS = np.array([0] * 50 + [1] * 30 + [2] * 7)
+
+
+def batches_of(rank=0, world=1, epoch=0, groups=GROUPS, size=4, **settings):
+    batches = PairBatches(groups, size, 1, rank, world, **settings)
+    batches.set_epoch(epoch)
+    return batches
+
+
+@pytest.mark.parametrize("homogeneous", [False, True])
+@pytest.mark.parametrize("world", [1, 3])
+def test_every_row_is_dealt_at_most_once_and_few_are_left_out(world, homogeneous):
+    parts = [batches_of(rank, world, 2, homogeneous=homogeneous) for rank in range(world)]
+    dealt = [list(part) for part in parts]
+    assert {len(own) for own in dealt} == {len(parts[0])} == {87 // (4 * world)}
+    keys = [key for own in dealt for batch in own for key in batch]
+    assert len(set(keys)) == len(keys) == len(parts[0]) * 4 * world
+    assert all(key // 87 == 2 for key in keys)
+    assert dealt == [list(part) for part in parts]  # and again the same
+    other = batches_of(0, world, 3, homogeneous=homogeneous)
+    assert [key % 87 for batch in other for key in batch] != [k % 87 for b in dealt[0] for k in b]
+
+
+def test_two_processes_share_the_batches_of_one():
+    one = [sorted(batch) for batch in batches_of(size=8, homogeneous=True)]
+    two = [list(batches_of(rank, 2, homogeneous=True)) for rank in (0, 1)]
+    assert one == [sorted(a + b) for a, b in zip(*two, strict=True)]
+
+
+def test_homogeneous_batches_hold_one_group_over_all_processes():
+    dealt = [list(batches_of(rank, 2, homogeneous=True)) for rank in (0, 1)]
+    kinds = [
+        {int(GROUPS[key % 87]) for key in a + b} for a, b in zip(*dealt, strict=True)
+    ]  # fmt: skip
+    single = Counter(kind.pop() for kind in map(set, kinds) if len(kind) == 1)
+    assert single[0] >= 6
+    assert single[1] >= 3
+    assert sum(len(kind) > 1 for kind in kinds) <= 1  # the one that takes what is left
+    order = [min(kind) for kind in kinds]
+    assert order != sorted(order)
+
+
+@pytest.mark.parametrize("homogeneous", [False, True])
+@pytest.mark.parametrize(
+    ("exponent", "want"), [(1.0, [50, 30, 7]), (0.0, [29, 29, 29]), (0.5, [42, 33, 16])]
+)
+def test_shares_follow_the_exponent(exponent, want, homogeneous):
+    dealt = batches_of(size=1, exponent=exponent, homogeneous=homogeneous)
+    keys = [key for batch in dealt for key in batch]
+    counts = np.bincount(GROUPS[np.array(keys) % 87])
+    weights = np.array([50, 30, 7]) ** exponent
+    assert np.abs(counts - 87 * weights / weights.sum()).max() < 1
+    assert np.abs(counts - want).max() <= 6
+    assert len(set(keys)) == 87  # repetitions are other draws of their rows
+    repeats = Counter(key % 87 for key in keys)
+    for group in range(3):
+        seen = [repeats[row] for row in np.flatnonzero(group == GROUPS)]
+        assert max(seen) - min(seen) <= 1
+
+
+def loader_of(batch_size=4, world=1, rank=0, workers=0):
+    batches = PairBatches(GROUPS, batch_size, 1, rank, world)
+    # The keys themselves stand for the pairs.
+    keys = range(10 * len(GROUPS))
+    return PairLoader(keys, batches, collate_fn=list, num_workers=workers), batches
+
+
+def take(loader, batches, epoch, count=None):
+    batches.set_epoch(epoch)
+    taken = []
+    for batch in loader:
+        taken.append(batch)
+        if len(taken) == count:
+            break
+    return taken
+
+
+def test_a_loader_goes_on_in_the_middle_of_an_epoch():
+    whole, batches = loader_of()
+    want = [take(whole, batches, epoch) for epoch in range(3)]
+    first, batches = loader_of()
+    take(first, batches, 0)
+    take(first, batches, 1, count=5)
+    state = first.state_dict()
+    assert state == {"epoch": 1, "pairs": 20, "joint": 4}
+    second, batches = loader_of()
+    second.load_state_dict(state)
+    assert take(second, batches, 1) == want[1][5:]
+    assert second.state_dict() == {"epoch": 2, "pairs": 0, "joint": 4}
+    assert take(second, batches, 2) == want[2]
+    assert len(second) == len(want[0])
+
+
+def test_other_numbers_of_processes_go_on_too():
+    first, batches = loader_of(batch_size=4)
+    take(first, batches, 0, count=6)
+    second, batches = loader_of(batch_size=2, world=2)
+    second.load_state_dict(first.state_dict())
+    whole, all_batches = loader_of(batch_size=4)
+    rest = [b[::2] for b in take(whole, all_batches, 0)[6:]]
+    assert take(second, batches, 0) == rest
+
+
+def test_a_state_of_another_epoch_skips_nothing():
+    loader, batches = loader_of()
+    loader.load_state_dict({"epoch": 1, "pairs": 0})
+    assert len(take(loader, batches, 2)) == len(loader)
+    assert torch.utils.data.DataLoader in type(loader).__mro__

@@ -1,0 +1,142 @@
+"""UniIR's own numbers, from its published definition written anew, slowly and separately.
+
+UniIR (TIGER-AI-Lab/UniIR, ``mbeir_retriever.py``): keep judgements above 0; for each query that was
+searched, 1 if any judged candidate is among the first k, else 0; mean over the queries of each task
+code; round to four digits.
+"""
+
+import random
+from collections import defaultdict
+
+import pytest
+
+from augment.data import read_qrels
+from augment.errors import DataError
+from augment.records import Hit, Item, Query
+from retrievers.evaluation.metrics import grades_of, score_run
+from retrievers.evaluation.run import RunTable, read_run, read_table, write_uniir_run
+from retrievers.evaluation.uniir import (
+    Result,
+    Retrieved,
+    hash_did,
+    hash_qid,
+    read_retrieved,
+    unhash_did,
+    unhash_qid,
+    write_results_tsv,
+    write_retrieved,
+)
+
+
+def uniir(run_lines, qrels_lines, k):
+    """Task code -> mean hit rate, read from text alone."""
+    positives, task_of = defaultdict(list), {}
+    for line in qrels_lines:
+        qid, _, did, relevance, task = line.split()
+        if int(relevance) > 0:
+            positives[qid].append(did)
+            task_of.setdefault(qid, task)
+    retrieved = defaultdict(list)
+    for line in run_lines:
+        qid, _, did, *_ = line.split()
+        retrieved[qid].append(did)
+    by_task = defaultdict(list)
+    for qid, dids in retrieved.items():
+        hit = 0.0
+        for did in dids[:k]:
+            if did in positives[qid]:
+                hit = 1.0
+        by_task[int(task_of[qid])].append(hit)
+    return {task: round(sum(hits) / len(hits), 4) for task, hits in by_task.items()}
+
+
+def adversarial(seed, queries=60):
+    """Several positives, judged zeros, ties, positives no pool holds, two tasks in one file."""
+    rng = random.Random(seed)
+    pool = [f"{n % 3}:{n}" for n in range(40)]
+    qrels, run, tasks = [], {}, {}
+    for n in range(queries):
+        qid, task = f"5:{n + 1}", rng.choice([6, 8])
+        tasks[qid] = task
+        own = [*rng.sample(pool, rng.randint(1, 4)), f"6:{rng.randint(100, 120)}"]
+        qrels += [f"{qid} 0 {did} 1 {task}" for did in own]
+        qrels += [f"{qid} 0 {did} 0 {task}" for did in pool if did not in own][:3]
+        found = rng.sample(pool, rng.randint(1, 12))
+        run[qid] = [Hit(did, rng.choice([0.25, 0.5, 0.75])) for did in found]
+    return qrels, run, tasks
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("k", [1, 5, 10])
+def test_equal_to_uniir_on_adversarial_cases(tmp_path, seed, k):
+    qrels, run, tasks = adversarial(seed)
+    (tmp_path / "qrels.txt").write_text("\n".join(qrels))
+    write_uniir_run(tmp_path / "run.txt", run, tasks, "mbeir_x_union_pool_test_k10")
+    want = uniir((tmp_path / "run.txt").read_text().splitlines(), qrels, k)
+    scores = score_run(
+        read_table(tmp_path / "run.txt"),
+        grades_of(read_qrels(tmp_path / "qrels.txt")),
+        [f"success@{k}"],
+    ).of(f"success@{k}")
+    for task in (6, 8):
+        mine = [value for qid, value in scores.items() if tasks[qid] == task]
+        assert round(sum(mine) / len(mine), 4) == want[task]
+
+
+def test_a_query_that_uniir_would_not_count_counts_zero(tmp_path):
+    """UniIR's mean is over what was searched; a query lost on the way raises it."""
+    qrels, run, _ = adversarial(1)
+    lost = dict(list(run.items())[:-15])
+    (tmp_path / "qrels.txt").write_text("\n".join(qrels))
+    grades = grades_of(read_qrels(tmp_path / "qrels.txt"))
+    scores = score_run(lost, grades, ["success@5"])
+    assert len(scores.missing) == 15
+    assert all(scores.of("success@5")[qid] == 0 for qid in scores.missing)
+    assert len(scores.qids) == len(run)
+
+
+def test_the_seventh_column_is_written_and_read(tmp_path):
+    run = {"5:1": [Hit("5:2", 0.5), Hit("6:3", 0.75)], "5:2": [Hit("5:2", 0.125)]}
+    write_uniir_run(tmp_path / "run.txt", run, {"5:1": 6, "5:2": 8}, "id")
+    assert (tmp_path / "run.txt").read_text().splitlines() == [
+        "5:1 Q0 6:3 1 0.750000 id 6",
+        "5:1 Q0 5:2 2 0.500000 id 6",
+        "5:2 Q0 5:2 1 0.125000 id 8",
+    ]
+    assert read_run(tmp_path / "run.txt") == RunTable.from_run(run).to_run()
+
+
+def test_hashed_ids_are_uniirs_and_refuse_to_collide():
+    assert hash_qid("9:41") == 4_500_041
+    assert hash_did("9:41") == 90_000_041
+    for name in ("0:1", "3:499999", "9:41"):
+        assert unhash_qid(hash_qid(name)) == name
+        assert unhash_did(hash_did(name)) == name
+    for bad in ("0:500000", "a:1", "1"):
+        with pytest.raises(DataError, match=bad):
+            hash_qid(bad)
+    with pytest.raises(DataError, match="as 1:0"):
+        hash_did("0:10000000")
+
+
+def test_retrieved_candidates_and_the_table_of_results(tmp_path):
+    query = Query(Item("5:1", "which bridge?", "a.jpg", "image,text"), 6, ("5:2",))
+    items = {did: Item(did, f"text of {did}", None, "text") for did in ("5:2", "6:3")}
+    run = {"5:1": [Hit("5:2", 0.5), Hit("6:3", 0.75)]}
+    path = tmp_path / "x_retrieved.jsonl"
+    assert write_retrieved(path, [query], run, items.get) == 1
+    assert list(read_retrieved(path)) == [Retrieved(query, (items["6:3"], items["5:2"]))]
+    with pytest.raises(DataError, match="6:3 is in no pool"):
+        write_retrieved(path, [query], run, {"5:2": items["5:2"]}.get)
+    path.write_text('{"query": {"qid": "5:1"}, "candidates": [{"did": 3}]}\n')
+    with pytest.raises(DataError, match=r"x_retrieved.jsonl:1: candidate 1: did is 3"):
+        list(read_retrieved(path))
+    rows = [
+        Result("oven_task6", 6, "test", "oven_task6", {1: 0.25, 5: 1 / 3}),
+        Result("oven_task6", 6, "test", "union", {5: 0.3}),
+    ]
+    write_results_tsv(tmp_path / "r.tsv", rows)
+    assert (tmp_path / "r.tsv").read_text().splitlines()[1:] == [
+        "6\timage,text -> text\toven_task6\ttest\tRecall@1\toven_task6\t0.2500\t\t",
+        "6\timage,text -> text\toven_task6\ttest\tRecall@5\toven_task6\t0.3333\tunion\t0.3000",
+    ]

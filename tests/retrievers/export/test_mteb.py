@@ -1,0 +1,92 @@
+"""A retriever evaluated by the mteb library itself, on a tiny task built here."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from augment.errors import DataError
+from retrievers.models.clip import ClipScoreFusion
+from tests.retrievers.models.test_retriever import make_config
+
+mteb = pytest.importorskip("mteb", reason="the extra mteb is not installed")
+pytestmark = pytest.mark.filterwarnings("ignore")
+SHADES = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
+
+
+@pytest.fixture(scope="module")
+def retriever(tmp_path_factory):
+    return ClipScoreFusion(make_config(tmp_path_factory.mktemp("mteb")))
+
+
+def make_task(category, modalities, queries, corpus):
+    from datasets import Dataset
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
+    from mteb.abstasks.task_metadata import TaskMetadata
+
+    class Squares(AbsTaskRetrieval):
+        metadata = TaskMetadata(
+            name="Squares", description="squares", type="Any2AnyRetrieval", category=category,
+            modalities=modalities, main_score="hit_rate_at_1", eval_langs=["eng-Latn"],
+            eval_splits=["test"], dataset={"path": "none/none", "revision": "1"}, prompt="Find it.",
+            reference=None, date=None, domains=None, task_subtypes=None, license=None,
+            annotations_creators=None, dialect=None, sample_creation=None, bibtex_citation="",
+        )  # fmt: skip
+
+        def load_data(self, num_proc=None, **kwargs):
+            split = {
+                "queries": Dataset.from_list(queries),
+                "corpus": Dataset.from_list(corpus),
+                "relevant_docs": {f"q{name}": {f"d{name}": 1} for name in SHADES},
+                "top_ranked": None,
+            }
+            self.dataset = {"default": {"test": split}}
+            self.data_loaded = True
+
+    return Squares()
+
+
+def evaluate(retriever, task):
+    from retrievers.export.mteb import MtebEncoder
+
+    result = mteb.evaluate(MtebEncoder(retriever), task, cache=None, show_progress_bar=False)
+    return result.task_results[0].scores["test"][0]
+
+
+def test_scores_of_a_text_task_are_those_of_our_own_vectors(retriever):
+    from retrievers.evaluation.metrics import score_run
+    from retrievers.evaluation.run import RunTable
+    from retrievers.vectors.encoding import Content, encode
+
+    queries = [{"id": f"q{name}", "text": f"a {name} square"} for name in SHADES]
+    corpus = [{"id": f"d{name}", "text": f"{name} things", "title": ""} for name in SHADES]
+    scores = evaluate(retriever, make_task("t2t", ["text"], queries, corpus))
+    asked = encode(retriever, [Content(f"Find it. {row['text']}") for row in queries], "query")
+    found = encode(retriever, [Content(row["text"]) for row in corpus], "corpus")
+    products = (asked @ found.T).numpy()
+    table = RunTable.from_search(
+        [row["id"] for row in queries],
+        [row["id"] for row in corpus],
+        np.tile(np.arange(4), (4, 1)),
+        products,
+    )
+    ours = score_run(table, {f"q{n}": {f"d{n}": 1} for n in SHADES}, ["ndcg@3", "success@1"])
+    assert scores["ndcg_at_3"] == pytest.approx(ours.means()["ndcg@3"], abs=1e-4)
+    assert scores["hit_rate_at_1"] == pytest.approx(ours.means()["success@1"], abs=1e-4)
+
+
+def test_pictures_and_pictures_with_text_are_embedded(retriever):
+    pictures = {name: Image.new("RGB", (16, 16), shade) for name, shade in SHADES.items()}
+    queries = [{"id": f"q{n}", "image": p, "text": n} for n, p in pictures.items()]
+    corpus = [{"id": f"d{name}", "image": picture} for name, picture in pictures.items()]
+    scores = evaluate(retriever, make_task("it2i", ["text", "image"], queries, corpus))
+    assert 0 <= scores["hit_rate_at_1"] <= 1
+
+
+def test_batches_without_text_or_picture_are_refused(retriever):
+    from retrievers.export.mteb import MtebEncoder
+
+    task = make_task("t2t", ["text"], [{"id": "q", "text": "x"}], [{"id": "d", "text": "x"}])
+    encoder = MtebEncoder(retriever)
+    for batch, message in (({"audio": [1]}, "only text and image"), ({"text": [""]}, "neither")):
+        with pytest.raises(DataError, match=message):
+            encoder.encode([batch], task_metadata=task.metadata, hf_split="t", hf_subset="d")

@@ -1,0 +1,335 @@
+"""The retriever on a tiny M-BEIR root: coloured squares, a random two-layer CLIP."""
+
+import json
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from augment.data import (
+    DataRoot,
+    InstructionRow,
+    write_candidates,
+    write_instructions,
+    write_qrels,
+    write_queries,
+)
+from augment.errors import DataError, EngineError, ImageError, MismatchError
+from augment.records import Item, Qrel, Query
+from retrievers.data.datasets import ImageLoader
+from retrievers.data.examples import Example, Processor, make_inputs
+from retrievers.data.module import MBeirData
+from retrievers.data.plan import plan_test
+from retrievers.data.settings import LoaderConfig, SearchConfig
+from retrievers.data.texts import ViewConfig, check_recipe
+from retrievers.evaluation.run import read_run
+from retrievers.models.backbone import load_clip
+from retrievers.models.clip import ClipScoreFusion
+from retrievers.models.towers import encode_text
+from retrievers.training.optim import AdamWCosine
+from retrievers.vectors.evaluate import evaluate
+
+CONFIG = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8},
+    # CLIP's own tokenizer; the context is short so that steps are quick.
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
+}
+COLOURS = ("red", "green", "blue", "white", "black")
+
+
+def make_config(folder):
+    path = folder / "squares-clip.json"
+    path.write_text(json.dumps(CONFIG))
+    return str(path)
+
+
+def make_root(root, items=20):
+    """Task 0 (text to image) and task 3 (image to text); one positive each; all splits."""
+    images = root / "mbeir_images" / "squares_images"
+    images.mkdir(parents=True)
+    pictures, texts = [], []
+    for n in range(items):
+        path = f"mbeir_images/squares_images/{n}.png"
+        shade = np.array([n * 12, 255 - n * 9, (n * 53) % 256], dtype=np.uint8)
+        Image.fromarray(np.broadcast_to(shade, (16, 16, 3))).save(root / path)
+        pictures.append(Item(f"7:{n + 1}", None, path, "image"))
+        texts.append(Item(f"7:{items + n + 1}", f"{COLOURS[n % 5]} number {n}", None, "text"))
+    local = root / "cand_pool" / "local"
+    write_candidates(local / "mbeir_squares_task0_cand_pool.jsonl", pictures)
+    write_candidates(local / "mbeir_squares_task3_cand_pool.jsonl", texts)
+    to_image = [
+        Query(Item(f"7:{n + 1}", texts[n].text, None, "text"), 0, (pictures[n].id,))
+        for n in range(items)
+    ]
+    to_text = [
+        Query(Item(f"7:{items + n + 1}", None, pictures[n].image, "image"), 3, (texts[n].id,))
+        for n in range(items)
+    ]
+    write_queries(root / "query" / "train" / "mbeir_squares_train.jsonl", to_image + to_text)
+    for split in ("val", "test"):
+        for task, queries in ((0, to_image[:8]), (3, to_text[:8])):
+            stem = f"mbeir_squares_task{task}_{split}"
+            write_queries(root / "query" / split / f"{stem}.jsonl", queries)
+            qrels = [Qrel(q.item.id, q.positives[0], 1, task) for q in queries]
+            write_qrels(root / "qrels" / split / f"{stem}_qrels.txt", qrels)
+    rows = [
+        InstructionRow("text", "image", "squares", "7", ("Find it.", "Show it.", "Which one?")),
+        InstructionRow("image", "text", "squares", "7", ("Name it.", "What is it?")),
+    ]
+    write_instructions(root / "instructions" / "query_instructions.tsv", rows)
+    return root
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return make_root(tmp_path_factory.mktemp("squares"))
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return make_config(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def retriever(config):
+    torch.manual_seed(0)
+    return ClipScoreFusion(config, optimizer=AdamWCosine(lr=1e-3))
+
+
+def read_for(retriever, data):
+    data.use(retriever.processor)
+    data.setup("fit")
+    return data
+
+
+def batch_of(retriever, kinds):
+    random = torch.Generator().manual_seed(1)
+    examples = [
+        Example(
+            n,
+            f"number {n} " + "word " * n if "t" in kind else None,
+            torch.randn(3, 16, 16, generator=random) if "i" in kind else None,
+        )
+        for n, kind in enumerate(kinds)
+    ]
+    return examples, make_inputs(examples, retriever.processor)
+
+
+@pytest.mark.parametrize("kinds", [["t", "i", "it", "t"], ["t", "t"], ["i"], ["it"]])
+@pytest.mark.parametrize("normalise", [False, True])
+def test_routed_towers_equal_masked_towers(config, kinds, normalise):
+    torch.manual_seed(0)
+    retriever = ClipScoreFusion(config, normalize_towers=normalise)
+    examples, inputs = batch_of(retriever, kinds)
+    clip = retriever.clip
+    texts = clip.encode_text(retriever.processor.tokenize([e.text or "" for e in examples]))
+    blank = torch.zeros(3, 16, 16)
+    images = clip.encode_image(
+        torch.stack([blank if e.image is None else e.image for e in examples])
+    )
+    if normalise:
+        texts, images = functional.normalize(texts, dim=-1), functional.normalize(images, dim=-1)
+    mask_t = torch.tensor([[float("t" in kind)] for kind in kinds])
+    mask_i = torch.tensor([[float("i" in kind)] for kind in kinds])
+    want = functional.normalize(mask_t * texts + mask_i * images, dim=-1)
+    torch.testing.assert_close(retriever.encode(inputs, "query"), want, rtol=1e-5, atol=1e-6)
+
+
+def test_only_the_needed_tower_runs(retriever, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("ran a tower that no item needs")
+
+    _, texts = batch_of(retriever, ["t", "t"])
+    _, images = batch_of(retriever, ["i"])
+    with monkeypatch.context() as patch:
+        patch.setattr(retriever.clip, "encode_image", never)
+        retriever.encode(texts, "query")
+    with monkeypatch.context() as patch:
+        patch.setattr(retriever.clip.transformer, "forward", never)
+        retriever.encode(images, "query")
+    with pytest.raises(ValueError, match="at least one"):
+        retriever.encode(make_inputs([], retriever.processor), "query")
+
+
+def test_trimmed_text_equals_full_text(retriever):
+    tokens = retriever.processor.tokenize(["a", "a red square", "word " * 40])
+    for rows in (tokens[:1], tokens[:2], tokens):
+        torch.testing.assert_close(
+            encode_text(retriever.clip, rows),
+            retriever.clip.encode_text(rows),
+            rtol=1e-5,
+            atol=1e-6,
+        )
+
+
+def test_training_text_has_a_random_instruction_and_test_text_the_first(root):
+    data = MBeirData(str(root), text_rule="uniir")
+    query = Query(Item("7:1", "a thing", None, "text"), 0, ("7:1",))
+    assert data.recipe.query(query, "image") == "Find it. a thing."
+    from random import Random
+
+    drawn = {data.recipe.query(query, "image", Random(n)) for n in range(20)}
+    assert drawn == {"Find it. a thing.", "Show it. a thing.", "Which one? a thing."}
+    assert MBeirData(str(root), instructions=False).recipe.query(query, "image") == "a thing"
+    with pytest.raises(DataError, match="no instruction for dataset 7, text -> text"):
+        data.recipe.query(query, "text")
+
+
+def test_pairs_are_drawn_anew_per_epoch_and_the_same_in_any_process(retriever, root):
+    data = read_for(retriever, MBeirData(str(root)))
+    loader = data.train_dataloader()
+    size = len(loader.dataset)
+    assert size == 40
+    first = [loader.dataset[key].query.text for key in range(size)]
+    assert first == [loader.dataset[key].query.text for key in range(size)]
+    assert first != [loader.dataset[size + key].query.text for key in range(size)]
+    batch = next(iter(loader))
+    assert batch.queries.size == batch.candidates.size == len(batch.labels.candidates)
+
+
+def test_image_cache_is_bounded_and_changes_nothing(root):
+    calls = []
+
+    def transform(image):
+        calls.append(image)
+        return torch.from_numpy(np.array(image)).float().repeat(32, 32, 1)  # 3 MiB
+
+    images = ImageLoader(root, Processor(None, transform), cache_mib=7)
+    paths = [f"mbeir_images/squares_images/{n}.png" for n in (0, 1, 2, 2, 1, 0)]
+    tensors = [images(path) for path in paths]
+    assert len(calls) == 4  # 0 was pushed out by 2
+    assert torch.equal(tensors[0], tensors[-1])
+
+
+def test_evaluate_writes_runs_that_give_the_same_numbers(retriever, root, tmp_path):
+    data = MBeirData(str(root), loader=LoaderConfig(eval_batch_size=7))
+    first = evaluate(retriever, data, tmp_path / "a", accelerator="cpu")
+    again = evaluate(retriever, data, tmp_path / "b", accelerator="cpu")
+    assert [row.metrics for row in first.rows] == [row.metrics for row in again.rows]
+    assert first.made_by == again.made_by
+    saved = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert {(r["task"], r["pool"], r["candidates"]) for r in saved["rows"]} == {
+        (0, "local", 20), (3, "local", 20), (0, "union", 40), (3, "union", 40),
+    }  # fmt: skip
+    from retrievers.evaluation.stats import scores_from_run
+
+    for row in first.rows:
+        stem = tmp_path / "a" / f"squares_task{row.task}"
+        scores = scores_from_run(f"{stem}.{row.pool}.trec", f"{stem}.qrels", "success@5")
+        assert np.mean(list(scores.values())) == row.metrics["success@5"]
+        assert len(read_run(f"{stem}.{row.pool}.trec")) == row.queries == 8
+        assert (tmp_path / "a" / f"squares_task{row.task}.qrels").read_text().split()[:4] == [
+            f"7:{1 if row.task == 0 else 21}", "0", f"7:{1 if row.task == 0 else 21}", "1",
+        ]  # fmt: skip
+    mean = np.mean([row.metrics["mrr@10"] for row in first.rows if row.pool == "local"])
+    assert first.mean["local"]["mrr@10"] == pytest.approx(mean)
+    assert "mean" in first.table()
+
+
+def test_local_search_equals_a_plain_one(retriever, root, tmp_path):
+    data = MBeirData(str(root), test=SearchConfig(union=False, depth=5))
+    evaluate(retriever, data, tmp_path, accelerator="cpu")
+    plan = plan_test(DataRoot(root), "test", False, [0], None)
+    with torch.no_grad():
+        retriever.eval()
+        vectors = {}
+        for side, size, example in (
+            ("c", 20, lambda n: data._reader().candidate(plan.item(n))),
+            ("q", 8, lambda n: data._reader().query(*plan.queries[n])),
+        ):
+            inputs = make_inputs([example(n) for n in range(size)], retriever.processor)
+            vectors[side] = retriever.encode(inputs, "query")
+    best = (vectors["q"] @ vectors["c"].T).argmax(1).tolist()
+    run = read_run(tmp_path / "squares_task0.local.trec")
+    assert [hits[0].did for hits in run.values()] == [plan.ids[row] for row in best]
+    assert {len(hits) for hits in run.values()} == {5}
+
+
+def test_bad_pictures_stop_or_are_counted(retriever, tmp_path):
+    root = make_root(tmp_path / "root", items=10)
+    (root / "mbeir_images" / "squares_images" / "9.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError, match=r"item 7:10: .*on_bad_image=skip"):
+        evaluate(retriever, MBeirData(str(root)), tmp_path / "a", accelerator="cpu")
+    data = MBeirData(str(root), on_bad_image="skip", batch_size=20)
+    results = evaluate(retriever, data, tmp_path / "b", accelerator="cpu")
+    row = next(row for row in results.rows if (row.task, row.pool) == (0, "local"))
+    assert (row.failed_candidates, row.candidates, row.dangling) == (1, 9, 0)
+    assert "candidates without a vector" in results.notes()
+    read_for(retriever, data)
+    batch = next(iter(data.train_dataloader()))
+    assert batch.dropped == 2  # the picture is a query once and a candidate once
+    assert batch.queries.size == 18
+
+
+def test_dangling_positives_are_counted(retriever, tmp_path):
+    root = make_root(tmp_path / "root", items=10)
+    with (root / "qrels" / "test" / "mbeir_squares_task0_test_qrels.txt").open("a") as file:
+        file.write("7:1 0 7:999 1 0\n")
+    results = evaluate(retriever, MBeirData(str(root)), tmp_path / "a", accelerator="cpu")
+    assert [row.dangling for row in results.rows if row.task == 0] == [1, 1]
+
+
+def test_an_id_for_two_things_is_refused(tmp_path):
+    root = make_root(tmp_path, items=10)
+    path = root / "cand_pool" / "local" / "mbeir_squares_task3_cand_pool.jsonl"
+    write_candidates(path, [Item("7:1", "another", None, "text")])
+    with pytest.raises(DataError, match="another candidate"):
+        plan_test(DataRoot(root), "test", True, None, None)
+
+
+def test_other_recipes_are_refused_unless_allowed():
+    trained = {"corpus": "append:1", "rule": "plain"}
+    check_recipe(trained, dict(trained), allow=False)
+    with pytest.raises(MismatchError, match=r"corpus: trained on append:1.*allow_mismatch=true"):
+        check_recipe(trained, {"corpus": "raw:2", "rule": "plain"}, allow=False)
+    check_recipe(trained, {"corpus": "raw:2", "rule": "plain"}, allow=True)
+
+
+def test_models_that_cannot_be_loaded_say_so(tmp_path):
+    with pytest.raises(DataError, match=r"open_clip_config\.json"):
+        load_clip(f"local-dir:{tmp_path}")
+    with pytest.raises(DataError, match="no such model config"):
+        load_clip(str(tmp_path / "none.json"))
+    with pytest.raises(EngineError, match="cannot load 'no-such-model'"):
+        load_clip("no-such-model")
+
+
+def test_a_local_folder_brings_weights_and_tokenizer(retriever, tmp_path):
+    preprocess = open_clip.get_model_preprocess_cfg(retriever.clip)
+    config = {"model_cfg": CONFIG, "preprocess_cfg": preprocess}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    from safetensors.torch import save_file
+
+    state = {name: value.contiguous() for name, value in retriever.clip.state_dict().items()}
+    save_file(state, tmp_path / "open_clip_model.safetensors")
+    loaded, processor = load_clip(f"local-dir:{tmp_path}")
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in state.items())
+    assert torch.equal(processor.tokenize(["a b"]), retriever.processor.tokenize(["a b"]))
+    torch.manual_seed(1)
+    fresh, _ = load_clip(f"local-dir:{tmp_path}", random_init=True)
+    assert not torch.equal(fresh.visual.proj, loaded.visual.proj)
+
+
+def test_schedule_and_decay_groups(retriever):
+    optimizer, _ = AdamWCosine(lr=2.0, warmup_steps=4, floor=0.1).build(
+        retriever.named_parameters(), 20
+    )
+    decayed, kept = optimizer.param_groups
+    assert kept["weight_decay"] == 0
+    assert decayed["weight_decay"] == 0.2
+    assert any(p is retriever.clip.logit_scale for p in kept["params"])
+    assert all(p.ndim >= 2 for p in decayed["params"])
+    settings = AdamWCosine(warmup_steps=4, floor=0.1)
+    factors = [settings.factor(step, 20) for step in range(21)]
+    assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert factors[12] == pytest.approx(0.55)  # half way down
+    assert factors[20] == pytest.approx(0.1)
+
+
+def test_views_without_a_store_are_refused(root):
+    with pytest.raises(DataError, match="store"):
+        MBeirData(str(root), corpus=ViewConfig(view="append"))

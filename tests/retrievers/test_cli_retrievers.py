@@ -1,0 +1,299 @@
+"""``python -m retrievers`` end to end, in this process, on a tiny root with a random CLIP."""
+
+import json
+import shutil
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+import yaml
+
+from retrievers.cli import USER_ERROR, expand, main
+from retrievers.models.clip import ClipScoreFusion
+from retrievers.vectors.embeddings import EmbeddingStore
+from tests.retrievers.models.test_retriever import make_config, make_root
+
+REAL = Path(__file__).parents[3] / "shared" / "data" / "mbeir_real"
+
+
+class StopAt(lightning.Callback):
+    """Ends a run after its fourth step, as a time limit would."""
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step == 4:
+            trainer.should_stop = True
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    return make_root(folder / "root"), make_config(folder), folder
+
+
+def options(world, out, *more):
+    root, config, _ = world
+    return [
+        "--config=flagland",
+        f"--data.root={root}",
+        f"--model.model_name={config}",
+        f"--out={out}",
+        "--data.batch_size=10",
+        "--trainer.max_steps=8",
+        "--trainer.val_check_interval=4",
+        "--trainer.log_every_n_steps=4",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.enable_model_summary=false",
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def fitted(world):
+    out = world[2] / "fitted"
+    assert main(["fit", *options(world, out)]) == 0
+    return out
+
+
+def test_fit_leaves_checkpoints_settings_and_logs(fitted):
+    checkpoint = torch.load(fitted / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 8
+    assert checkpoint["retriever"]["text"]["corpus"].startswith("raw:")
+    assert checkpoint["retriever"]["training"]["objective"]["symmetric"] is True
+    assert "hyper_parameters" not in checkpoint
+    assert (fitted / "checkpoints" / "best.ckpt").is_file()
+    settings = yaml.safe_load((fitted / "fit.yaml").read_text())
+    assert settings["out"] == str(fitted)
+    # Settings are usable again elsewhere: nothing but ``out`` names this folder.
+    assert (fitted / "fit.yaml").read_text().count(str(fitted)) == 1
+    header = next(fitted.glob("logs/*/metrics.csv")).read_text().splitlines()[0]
+    assert {"val/recall@5", "val/success@1", "train/loss"} <= set(header.split(","))
+
+
+def test_the_same_seed_gives_the_same_weights_and_resuming_too(world, fitted, tmp_path):
+    assert main(["fit", *options(world, tmp_path / "whole")]) == 0
+    # The rest of a run that stopped half way: its schedule is that of the whole run.
+    half = tmp_path / "half"
+    stop = ["--trainer.callbacks+=tests.retrievers.test_cli_retrievers.StopAt"]
+    assert main(["fit", *options(world, half, *stop)]) == 0
+    middle = half / "checkpoints" / "last.ckpt"
+    assert torch.load(middle, weights_only=True)["global_step"] == 4
+    assert main(["fit", *options(world, half), f"--ckpt_path={middle}"]) == 0
+    states = [
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for run in (fitted, tmp_path / "whole", half)
+    ]
+    for other in states[1:]:
+        assert all(torch.equal(states[0][name], other[name]) for name in states[0])
+
+
+def test_test_is_deterministic_and_prints_a_table(world, fitted, tmp_path, capsys):
+    saved = []
+    for name in ("a", "b"):
+        given = [f"--ckpt_path={fitted / 'checkpoints' / 'last.ckpt'}"]
+        assert main(["test", *options(world, tmp_path / name), *given]) == 0
+        saved.append(json.loads((tmp_path / name / "metrics.json").read_text()))
+    assert "success@5" in capsys.readouterr().out
+    assert saved[0]["rows"] == saved[1]["rows"]
+    for run in (tmp_path / "a").glob("*.trec"):
+        assert run.read_text() == (tmp_path / "b" / run.name).read_text()
+    assert len(list((tmp_path / "a").glob("*.trec"))) == 4
+    assert saved[0]["settings"]["trained_on"]["rule"] == "plain"
+
+
+def test_saved_settings_work_with_another_folder(fitted, tmp_path):
+    before = sorted(path.stat().st_mtime_ns for path in fitted.rglob("*"))
+    given = [f"--config={fitted / 'fit.yaml'}", f"--out={tmp_path}"]
+    checkpoint = f"--ckpt_path={fitted / 'checkpoints' / 'last.ckpt'}"
+    assert main(["validate", *given, checkpoint]) == 0
+    assert main(["fit", *given, "--trainer.max_steps=4"]) == 0
+    assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
+    assert before == sorted(path.stat().st_mtime_ns for path in fitted.rglob("*"))
+
+
+def test_another_recipe_is_refused_unless_allowed(world, fitted, tmp_path, capsys):
+    checkpoint = fitted / "checkpoints" / "last.ckpt"
+    shifted = [*options(world, tmp_path), "--data.text_rule=uniir"]
+    assert main(["test", *shifted, f"--ckpt_path={checkpoint}"]) == USER_ERROR
+    message = capsys.readouterr().err
+    assert "rule: trained on plain, data shows uniir" in message
+    assert "--model.allow_mismatch=true" in message
+    assert main(["validate", *shifted, f"--ckpt_path={checkpoint}"]) == USER_ERROR
+    assert (
+        main(["fit", *shifted, f"--ckpt_path={checkpoint}", "--trainer.max_steps=9"]) == USER_ERROR
+    )
+    assert main(["test", *shifted, f"--model.init_from={checkpoint}"]) == USER_ERROR
+    allowed = [f"--ckpt_path={checkpoint}", "--model.allow_mismatch=true"]
+    assert main(["test", *shifted, *allowed]) == 0
+
+
+def test_initial_weights_come_without_settings_or_step(world, fitted, tmp_path):
+    checkpoint = fitted / "checkpoints" / "last.ckpt"
+    more = [
+        f"--model.init_from={checkpoint}",
+        "--data.text_rule=uniir",
+        "--model.objective.symmetric=false",
+    ]
+    still = ["--trainer.max_steps=1", "--model.optimizer.lr=0", "--trainer.val_check_interval=1"]
+    assert main(["fit", *options(world, tmp_path, *more, *still)]) == 0
+    before = torch.load(checkpoint, weights_only=True)
+    after = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert after["global_step"] == 1
+    assert after["retriever"]["text"]["rule"] == "uniir"
+    assert after["retriever"]["training"]["objective"]["symmetric"] is False
+    for name, value in before["state_dict"].items():
+        torch.testing.assert_close(after["state_dict"][name], value)
+
+
+def test_weights_of_another_architecture_are_refused(world, fitted, tmp_path, capsys):
+    checkpoint = torch.load(fitted / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["state_dict"].pop("clip.logit_scale")
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    more = options(world, tmp_path, f"--model.init_from={tmp_path / 'other.ckpt'}")
+    assert main(["test", *more]) == USER_ERROR
+    assert "does not fit this model" in capsys.readouterr().err
+    missing = options(world, tmp_path, f"--model.init_from={tmp_path / 'none.ckpt'}")
+    assert main(["test", *missing]) == USER_ERROR
+    assert "none.ckpt: no such checkpoint" in capsys.readouterr().err
+
+
+def test_printed_config_follows_overrides(world, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *options(world, "elsewhere"), "--print_config"])
+    assert stopped.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["out"] == "elsewhere"
+    text = json.dumps(printed)
+    assert "runs/flagland" not in text
+    # Interpolation is either still there, to be resolved by the run, or follows the override.
+    assert "elsewhere/checkpoints" in text or "}/checkpoints" in text
+
+
+def test_data_errors_are_told_in_one_line(world, tmp_path, capsys):
+    more = options(world, tmp_path, f"--data.root={tmp_path / 'none'}")
+    assert main(["fit", *more]) == USER_ERROR
+    error = capsys.readouterr().err
+    assert f"error: {tmp_path / 'none'}: no such folder" in error
+    assert "Traceback" not in error
+
+
+def test_names_of_packaged_configs():
+    path = expand(["fit", "--config", "flagland"])[2]
+    assert Path(path).is_file()
+    assert expand(["fit", "--config=flagland"])[1] == f"--config={path}"
+    assert expand(["fit", "-c", "mine.yaml", "--x=flagland"]) == [
+        "fit",
+        "-c",
+        "mine.yaml",
+        "--x=flagland",
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "blip_ff_large",
+        "blip_sf_large",
+        "flagland",
+        "flagland_ff",
+        "clip_ff_base",
+        "clip_ff_large",
+        "clip_sf_base",
+        "clip_sf_large",
+        "clip_sf_large_one_gpu",
+    ],
+)
+def test_packaged_configs_parse(name, world, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--config", name, f"--data.root={world[0]}", "--print_config"])
+    assert stopped.value.code == 0
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real data of ../shared is not there")
+def test_real_data_goes_through(world, tmp_path):
+    more = [f"--data.root={REAL}", "--data.tasks=[7]", "--data.test.union=false"]
+    few = ["--data.validation.queries=4", "--trainer.max_steps=1", "--trainer.val_check_interval=1"]
+    assert main(["fit", *options(world, tmp_path, *more, *few)]) == 0
+    given = [f"--ckpt_path={tmp_path / 'checkpoints' / 'last.ckpt'}"]
+    assert main(["test", *options(world, tmp_path, *more), *given]) == 0
+    rows = json.loads((tmp_path / "metrics.json").read_text())["rows"]
+    assert {row["dataset"] for row in rows} == {"flags", "luma"}
+
+
+class Died(lightning.Callback):
+    """A run that is killed after its second batch of candidates."""
+
+    def on_test_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
+        if batch_idx == 1:
+            raise KeyboardInterrupt
+
+
+def test_embeddings_are_kept_resumed_and_used_by_test(tmp_path, capsys, monkeypatch):
+    root, config = make_root(tmp_path / "root"), make_config(tmp_path)
+    world = root, config, tmp_path
+    out = tmp_path / "out"
+    small = ["--data.loader.eval_batch_size=8", "--data.embeddings.shard_rows=8"]
+    given = [*options(world, out, *small), f"--embeddings={out / 'kept'}"]
+    weights = ClipScoreFusion(config, random_init=True)
+    save = lightning.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    save.strategy.connect(weights)
+    save.save_checkpoint(tmp_path / "w.ckpt")
+    given += [f"--model.init_from={tmp_path / 'w.ckpt'}"]
+    encoded = []
+    encode = ClipScoreFusion.encode
+    monkeypatch.setattr(
+        ClipScoreFusion,
+        "encode",
+        lambda self, batch, side: encoded.append(batch.size) or encode(self, batch, side),
+    )
+    stop = ["--trainer.callbacks+=tests.retrievers.test_cli_retrievers.Died"]
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        main(["embed", *given, *stop])
+    assert sum(encoded) == 16
+    assert main(["embed", *given]) == 0
+    assert sum(encoded) == 40 + 16  # 40 candidates, 16 queries, none twice
+    told = capsys.readouterr().out
+    assert "corpus: 40 vectors, 0 of them" in told
+    assert "query: 16 vectors" in told
+    encoded.clear()
+    assert main(["test", *given]) == 0
+    assert encoded == []
+    kept = json.loads((out / "metrics.json").read_text())["rows"]
+    # One candidate's picture and one text change: those two alone are embedded again.
+    (root / "mbeir_images" / "squares_images" / "5.png").write_bytes(
+        (root / "mbeir_images" / "squares_images" / "6.png").read_bytes()
+    )
+    pool = root / "cand_pool" / "local" / "mbeir_squares_task3_cand_pool.jsonl"
+    pool.write_text(pool.read_text().replace("number 3", "number 33"))
+    assert main(["test", *given]) == 0
+    assert sum(encoded) == 3  # candidate 5, query 5 that shows the same picture, text 3
+    fresh = [*options(world, tmp_path / "fresh", *small), given[-1]]
+    assert main(["test", *fresh]) == 0
+    rows = [json.loads((f / "metrics.json").read_text())["rows"] for f in (out, tmp_path / "fresh")]
+    assert rows[0] == rows[1]
+    assert [row["candidates"] for row in kept] == [row["candidates"] for row in rows[0]]
+    # Other text, other vectors: never in one folder.
+    assert main(["test", *given, "--data.text_rule=uniir"]) == USER_ERROR
+    assert "text.rule: plain, now uniir" in capsys.readouterr().err
+    approximate = ["--data.test.index=IVF4,Flat", "--data.test.index_parameters=nprobe=4"]
+    assert main(["test", *given, *approximate]) == 0
+    assert "true recall@" in capsys.readouterr().err
+    told = json.loads((out / "metrics.json").read_text())
+    pools = {row["pool"] for row in told["rows"]}
+    assert len(told["recall"]) > 1
+    assert pools == {"local", "union"}
+    assert "union" in told["recall"]
+    for measured in told["recall"].values():
+        assert measured[0]["name"] == "IVF4,Flat nprobe=4"
+        assert 0 < measured[0]["worst"] <= measured[0]["mean"] <= 1
+    assert json.loads((tmp_path / "fresh" / "metrics.json").read_text())["recall"] == {}
+
+
+def test_pools_alone_can_be_embedded(world, tmp_path, capsys):
+    root = tmp_path / "root"
+    shutil.copytree(world[0] / "cand_pool", root / "cand_pool")
+    shutil.copytree(world[0] / "mbeir_images", root / "mbeir_images")
+    given = options(world, tmp_path / "out", "--data.instructions=false", f"--data.root={root}")
+    assert main(["embed", *given]) == 0
+    assert "corpus: 40 vectors" in capsys.readouterr().out
+    assert len(EmbeddingStore.open(tmp_path / "out" / "embeddings" / "corpus")) == 40

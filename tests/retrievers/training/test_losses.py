@@ -1,0 +1,168 @@
+import math
+
+import open_clip
+import pytest
+import torch
+from torch.nn import functional
+
+from retrievers.training.losses import (
+    NO_ID,
+    Distillation,
+    Groups,
+    Labels,
+    Objective,
+    hash_id,
+    info_nce,
+    join,
+    kl_divergence,
+    known_pairs,
+    margin_mse,
+    pad_ids,
+    siglip,
+)
+from tests.references import OBJECTIVES, loop_objective, make_batch, make_groups
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_value_and_gradient_equal_the_loop(objective):
+    for seed, extra in ((0, 0), (1, 3), (2, 3)):
+        queries, candidates, labels = make_batch(seed, extra=extra)
+        groups = make_groups(seed, 6, extra)
+        both = []
+        for loss in (lambda *given: objective(*given)["loss"], None):
+            given = [v.clone().requires_grad_() for v in (queries, candidates)]
+            scale, bias = (
+                torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (9.0, -2.0)
+            )
+            everything = (*given, labels, groups, scale, bias)
+            value = loss(*everything) if loss else loop_objective(objective, *everything)
+            value.backward()
+            used = [*given, scale, *([bias] if objective.kind == "siglip" else [])]
+            both.append([value.detach(), *(x.grad for x in used)])
+        for ours, reference in zip(*both, strict=True):
+            torch.testing.assert_close(ours, reference, rtol=1e-9, atol=1e-10)
+
+
+def plain_labels(queries, candidates, positives=None):
+    ids = torch.tensor(candidates)
+    mine = ids[: len(queries), None] if positives is None else torch.tensor(positives)
+    return Labels(torch.tensor(queries), ids, mine)
+
+
+@pytest.mark.parametrize(
+    ("queries", "candidates", "positives"),
+    [
+        ([1, 2], [1, 2], [[2], [1]]),  # each other's positives by id
+        ([1, 2], [1, 1], [[1], [1]]),  # the same candidate twice
+        ([1, 1], [1, 2], [[1], [2]]),  # the same query twice
+    ],
+)
+def test_known_positives_leave_the_denominator(queries, candidates, positives):
+    joint = join(torch.eye(2), torch.eye(2), plain_labels(queries, candidates, positives))
+    assert info_nce(joint, torch.tensor(3.0), symmetric=True).item() == 0.0
+
+
+def test_closed_forms():
+    joint = join(torch.eye(2), torch.eye(2), plain_labels([1, 2], [1, 2]))
+    scale = torch.tensor(3.0)
+    assert info_nce(joint, scale).item() == pytest.approx(math.log(math.exp(3) + 1) - 3)
+    want = math.log1p(math.exp(-3)) + math.log(2)  # one yes at 3, one no at 0
+    assert siglip(joint, scale, torch.tensor(0.0)).item() == pytest.approx(want)
+    hard = join(torch.eye(2), torch.cat([torch.eye(2), torch.eye(2)[:1]]),
+                plain_labels([1, 2], [1, 2, 3]))  # fmt: skip
+    want = (math.log(2 * math.exp(3) + 1) - 3 + math.log(math.exp(3) + 2) - 3) / 2
+    assert info_nce(hard, scale).item() == pytest.approx(want)
+    # The copy of the first positive under another id is a false negative by cosine, not by id.
+    rotated = torch.tensor([[0.8, 0.6], [0.6, -0.8], [1.0, 0.0]])
+    joint = join(torch.eye(2), rotated, plain_labels([1, 2], [1, 2, 3]))
+    inside, outside = (info_nce(joint, scale, margin=m).item() for m in (0.3, 0.1))
+    assert inside > outside
+
+
+def test_sigmoid_loss_equals_open_clips():
+    queries, candidates, _ = make_batch(4, batch=8, extra=0)
+    labels = plain_labels(list(range(8)), list(range(8)))
+    scale, bias = torch.tensor(12.0), torch.tensor(-5.0)
+    theirs = open_clip.loss.SigLipLoss()(queries, candidates, scale, bias)
+    ours = siglip(join(queries, candidates, labels), scale, bias)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_plain_info_nce_equals_open_clips():
+    queries, candidates, _ = make_batch(4, batch=8, extra=0)
+    labels = plain_labels(list(range(8)), list(range(8)))
+    theirs = open_clip.loss.ClipLoss()(queries, candidates, torch.tensor(12.0))
+    ours = info_nce(join(queries, candidates, labels), torch.tensor(12.0), symmetric=True)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_distillation_is_zero_for_the_teacher_itself():
+    queries, candidates, _ = make_batch(5)
+    rows = torch.arange(6)[:, None] + torch.tensor([0, 1, 2])
+    scores = torch.einsum("bd,bwd->bw", queries, candidates[rows])
+    groups = Groups(rows, scores)
+    scale = torch.tensor(1 / 0.05)
+    assert kl_divergence(queries, candidates, groups, scale, 0.05).item() == pytest.approx(0)
+    assert margin_mse(queries, candidates, groups).item() == pytest.approx(0)
+    nothing = Groups(rows, torch.full((6, 3), float("nan")))
+    assert kl_divergence(queries, candidates, nothing, scale).item() == 0
+    assert margin_mse(queries, candidates, nothing).item() == 0
+
+
+def test_half_precision_vectors_make_single_precision_logits():
+    queries, candidates, labels = make_batch(6)
+    groups = make_groups(6, 6, 3)
+    half = [v.bfloat16() for v in (queries, candidates)]
+    single = [v.float() for v in half]
+    scale = torch.tensor(100.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = Objective(symmetric=True)(*half, labels, groups, scale)["loss"]
+    torch.testing.assert_close(
+        ours, Objective(symmetric=True)(*single, labels, groups, scale)["loss"], rtol=0, atol=0
+    )
+
+
+def test_no_negative_makes_no_nan():
+    vectors = torch.nn.Parameter(functional.normalize(torch.ones(2, 3), dim=1))
+    for objective in OBJECTIVES:
+        if objective.kind == "info_nce" and not objective.matryoshka:
+            parts = objective(
+                vectors, vectors, plain_labels([1, 1], [1, 1]),
+                Groups(torch.tensor([[0], [1]]), torch.full((2, 1), float("nan"))),
+                torch.tensor(10.0),
+            )  # fmt: skip
+            (grad,) = torch.autograd.grad(parts["loss"], vectors)
+            assert torch.isfinite(grad).all()
+
+
+def test_known_pairs_by_id():
+    table = known_pairs(torch.tensor([[5, NO_ID], [9, 7]]), torch.tensor([7, 5, 5, 1]))
+    assert table.tolist() == [[False, True, True, False], [True, False, False, False]]
+
+
+def test_hashes_do_not_alias_where_unirs_do():
+    # UniIR reads both as 1:1
+    assert hash_id("0:10000001") != hash_id("1:1")
+    assert 0 <= hash_id("9:1") < 2**63
+
+
+def test_ragged_ids_are_padded():
+    assert pad_ids([[1], [2, 3], []]).tolist() == [[1, NO_ID], [2, 3], [NO_ID, NO_ID]]
+
+
+@pytest.mark.parametrize("candidates", [0, 1])
+def test_too_few_candidates_are_refused(candidates):
+    labels = Labels(torch.zeros(2), torch.zeros(candidates), torch.zeros(2, 1))
+    with pytest.raises(ValueError, match="as many candidates"):
+        join(torch.eye(2), torch.eye(2)[:candidates], labels)
+
+
+def test_what_cannot_be_meant_is_refused():
+    queries, candidates, labels = make_batch(0)
+    groups, scale = make_groups(0, 6, 3), torch.tensor(1.0)
+    with pytest.raises(ValueError, match="prefix 6 of vectors with 6"):
+        Objective(matryoshka=(6,))(queries, candidates, labels, groups, scale)
+    with pytest.raises(ValueError, match="needs a logit bias"):
+        Objective("siglip")(queries, candidates, labels, groups, scale)
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        Distillation("kl", temperature=0)

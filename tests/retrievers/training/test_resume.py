@@ -1,0 +1,87 @@
+"""A fit that is killed in the middle of an epoch and resumed ends with the same weights."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import lightning
+import pytest
+import torch
+
+from augment import corpus
+from augment.enrichment.pipeline import Options
+from retrievers.cli import main
+from tests.retrievers.models.test_retriever import CONFIG, make_root
+from tests.retrievers.test_cli_retrievers import options
+
+
+class KillAt(lightning.Callback):
+    """Dies as a machine does, after the sixth step."""
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resume")
+    # Dropout of patches: what is drawn must be drawn again.
+    config = {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], "patch_dropout": 0.5}}
+    (folder / "drop-clip.json").write_text(json.dumps(config))
+    root = make_root(folder / "root")
+    corpus.run(root, folder / "store", options=Options(model="scripted:"))
+    return root, str(folder / "drop-clip.json"), folder
+
+
+def arguments(world, out):
+    saving = "lightning.pytorch.callbacks.ModelCheckpoint"
+    return options(
+        world, out,
+        "--data.batch_size=6",  # six batches per epoch
+        "--data.loader.workers=1",
+        "--data.corpus.view=append", f"--data.corpus.store={world[2] / 'store'}",
+        "--data.corpus.mix={dense: 2, short: 1}", "--data.corpus.dropout=0.3",
+        "--data.corpus.sentences.share=0.5",
+        "--data.sampling.group_by=task", "--data.sampling.homogeneous=true",
+        "--trainer.max_steps=9", "--trainer.val_check_interval=100",
+        f"--trainer.callbacks+={saving}", "--trainer.callbacks.every_n_train_steps=4",
+        f"--trainer.callbacks.dirpath={out}/steps",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def one_thread():
+    """Sums differ in the last bit between numbers of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_killed_and_resumed_equals_undisturbed(world, tmp_path):
+    assert main(["fit", *arguments(world, tmp_path / "whole")]) == 0
+    half = arguments(world, tmp_path / "half")
+    killer = "--trainer.callbacks+=tests.retrievers.training.test_resume.KillAt"
+    command = [sys.executable, "-m", "retrievers", "fit", *half, killer]
+    killed = subprocess.run(
+        command, capture_output=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert killed.returncode == -signal.SIGKILL
+    (latest,) = (tmp_path / "half" / "steps").glob("*.ckpt")
+    saved = torch.load(latest, weights_only=True)
+    assert saved["global_step"] == 4  # in the middle of an epoch of six
+    assert saved["loops"]["fit_loop"]["state_dict"]["combined_loader"] == [
+        {"epoch": 0, "pairs": 24, "joint": 6}
+    ]
+    assert main(["fit", *half, f"--ckpt_path={latest}"]) == 0
+    states = []
+    for run in ("whole", "half"):
+        (path,) = (tmp_path / run / "steps").glob("*step=8*.ckpt")
+        states.append(torch.load(path, weights_only=True))
+    for name, value in states[0]["state_dict"].items():
+        assert torch.equal(value, states[1]["state_dict"][name]), name
+    assert states[0]["global_step"] == states[1]["global_step"] == 8

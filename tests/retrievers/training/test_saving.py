@@ -1,0 +1,130 @@
+"""What a fit leaves behind when it is killed in a validation, or got worse at its end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.demos.boring_classes import BoringModel
+
+from retrievers.cli import main
+from retrievers.training.saving import LatestCheckpoint
+from tests.retrievers.models.test_retriever import CONFIG, make_root
+from tests.retrievers.test_cli_retrievers import options
+
+
+class KillInValidation(lightning.Callback):
+    """Dies as a machine does, when the validation after a step begins."""
+
+    def on_validation_start(self, trainer, *args):
+        if trainer.global_step == int(os.environ["KILL_AT"]) and not trainer.sanity_checking:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Sums differ in the last bit between numbers of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saving")
+    (folder / "tiny-clip.json").write_text(json.dumps(CONFIG))
+    return make_root(folder / "root"), str(folder / "tiny-clip.json"), folder
+
+
+@pytest.fixture(scope="module")
+def whole(world):
+    out = world[2] / "whole"
+    assert run_fit(world, out) == 0
+    return out
+
+
+def run_fit(world, out, *more):
+    return main(["fit", *arguments(world, out), *more])
+
+
+def arguments(world, out):
+    return options(
+        world, out, "--trainer.max_steps=6", "--trainer.val_check_interval=2",
+        "--trainer.callbacks.every_n_train_steps=2",
+    )  # fmt: skip
+
+
+def state(path):
+    saved = torch.load(path, weights_only=True)
+    return saved["global_step"], saved["state_dict"]
+
+
+@pytest.mark.parametrize(("killed_at", "latest"), [(4, 4), (6, 4)])
+def test_killed_in_a_validation_and_resumed(world, whole, tmp_path, killed_at, latest):
+    more = "--trainer.callbacks+=tests.retrievers.training.test_saving.KillInValidation"
+    last_option = arguments(world, tmp_path)
+    command = [sys.executable, "-m", "retrievers", "fit", *last_option, more]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "KILL_AT": str(killed_at)}
+    killed = subprocess.run(command, capture_output=True, check=False, env=env)
+    assert killed.returncode == -signal.SIGKILL
+    folder = tmp_path / "checkpoints"
+    assert state(folder / "latest.ckpt")[0] == latest
+    assert state(folder / "last.ckpt")[0] == killed_at - 2
+    assert run_fit(world, tmp_path, f"--ckpt_path={folder / 'latest.ckpt'}") == 0
+    for name in ("last", "latest", "best"):
+        step, weights = state(folder / f"{name}.ckpt")
+        expected_step, expected = state(whole / "checkpoints" / f"{name}.ckpt")
+        assert step == expected_step
+        for key, value in expected.items():
+            torch.testing.assert_close(weights[key], value, rtol=0, atol=1e-6, msg=key)
+
+
+class GettingWorse(BoringModel):
+    """The first validation is the best."""
+
+    def on_validation_epoch_end(self):
+        self.log("score", -float(self.global_step))
+
+
+def fit(folder, model, **settings):
+    best = ModelCheckpoint(
+        folder, "best", monitor="score", mode="max", enable_version_counter=False
+    )
+    trainer = lightning.Trainer(
+        accelerator="cpu", callbacks=[best, LatestCheckpoint(str(folder), 2)], logger=False,
+        enable_progress_bar=False, enable_model_summary=False, **settings,
+    )  # fmt: skip
+    trainer.fit(model)
+    return {path.stem: state(path)[0] for path in folder.glob("*.ckpt")}
+
+
+def test_the_end_is_kept_when_it_is_not_the_best(tmp_path):
+    found = fit(tmp_path, GettingWorse(), max_steps=6, val_check_interval=3)
+    assert found == {"best": 3, "last": 6, "latest": 6}
+
+
+def test_the_end_is_kept_without_validation(tmp_path):
+    found = fit(tmp_path, GettingWorse(), max_steps=5, limit_val_batches=0)
+    assert found == {"last": 5, "latest": 5}
+
+
+def test_an_accumulated_step_is_written_once_when_it_is_whole(tmp_path):
+    saved = []
+
+    class Watched(GettingWorse):
+        def on_save_checkpoint(self, checkpoint):
+            loop = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+            saved.append((checkpoint["global_step"], loop["current"]["processed"]))
+
+    fit(tmp_path, Watched(), max_steps=5, limit_val_batches=0, accumulate_grad_batches=3)
+    assert saved == [(2, 6), (4, 12), (5, 15), (5, 15)]
+
+
+def test_nothing_is_written_in_a_dry_run(tmp_path):
+    assert fit(tmp_path, GettingWorse(), fast_dev_run=True) == {}

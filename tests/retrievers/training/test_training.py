@@ -1,0 +1,284 @@
+"""Training on the tiny root: chunks under Lightning, hard negatives, readable errors, speed."""
+
+import csv
+from pathlib import Path
+
+import lightning
+import pyarrow as pa
+import pytest
+import torch
+from pyarrow import parquet
+
+from augment.data import DataRoot, write_queries
+from augment.errors import DataError, MismatchError
+from augment.records import Query
+from retrievers.data.examples import Example, Inputs, make_inputs
+from retrievers.data.module import MBeirData
+from retrievers.data.negatives import COLUMNS, NegativesConfig
+from retrievers.data.samplers import SamplingConfig
+from retrievers.data.settings import LoaderConfig, ValidationConfig
+from retrievers.models.clip import ClipScoreFusion
+from retrievers.training.losses import NO_ID, Distillation, Objective, hash_id
+from retrievers.training.monitor import Throughput, hint
+from retrievers.training.optim import AdamWCosine
+from tests.retrievers.models.test_retriever import make_config, make_root, read_for
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return make_root(tmp_path_factory.mktemp("squares"))
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return make_config(tmp_path_factory.mktemp("model"))
+
+
+def make_retriever(config, **settings):
+    torch.manual_seed(0)
+    return ClipScoreFusion(config, optimizer=AdamWCosine(lr=1e-3), **settings)
+
+
+class Watch(lightning.Callback):
+    """Keeps every logged value of a fit."""
+
+    def __init__(self):
+        self.seen = {}
+
+    def on_train_batch_end(self, trainer, *args):
+        self.seen.update({k: float(v) for k, v in trainer.callback_metrics.items()})
+
+
+def fit(retriever, root, steps=2, watch=None, **options):
+    data = MBeirData(str(root), batch_size=8, validation=ValidationConfig(queries=0))
+    trainer = lightning.Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
+        enable_model_summary=False, enable_progress_bar=False, max_steps=steps,
+        callbacks=[watch] if watch else None, limit_val_batches=0, log_every_n_steps=2, **options,
+    )  # fmt: skip
+    trainer.fit(retriever, datamodule=data)
+    return {name: value.clone() for name, value in retriever.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        ({"gradient_clip_val": 0.5, "accumulate_grad_batches": 2}, 1e-5),
+        ({"precision": "bf16-mixed"}, 2e-3),
+    ],
+)
+def test_chunks_train_like_whole_batches(config, root, options, tolerance):
+    whole = fit(make_retriever(config), root, **options)
+    chunked = fit(make_retriever(config, chunk=3, keep_chunks=1), root, **options)
+    start = make_retriever(config).state_dict()
+    assert any(not torch.equal(start[name], value) for name, value in whole.items())
+    for name, value in whole.items():
+        torch.testing.assert_close(chunked[name], value, rtol=0, atol=tolerance)
+
+
+def test_speed_and_memory_are_logged(config, root):
+    watch = Watch()
+    fit(make_retriever(config), root, steps=5, watch=watch)
+    assert watch.seen["speed/pairs_per_s"] > 0
+    assert 0 <= watch.seen["speed/data_wait"] <= 1
+    assert watch.seen["speed/peak_mib"] > 10
+    assert "data.loader.workers" in hint(0.5, torch.device("cpu"))
+    assert hint(0.0, torch.device("cpu")) == "the model is the bottleneck"
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_speed_reaches_the_loggers(config, root, tmp_path, accumulate):
+    logger = lightning.pytorch.loggers.CSVLogger(tmp_path, "logs")
+    data = MBeirData(str(root), batch_size=8, validation=ValidationConfig(queries=0))
+    trainer = lightning.Trainer(
+        accelerator="cpu", devices=1, logger=logger, enable_checkpointing=False, max_steps=6,
+        enable_model_summary=False, enable_progress_bar=False, limit_val_batches=0,
+        log_every_n_steps=3, accumulate_grad_batches=accumulate,
+    )  # fmt: skip
+    trainer.fit(make_retriever(config), datamodule=data)
+    with Path(logger.log_dir, "metrics.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["step"] for row in rows if float(row["speed/pairs_per_s"]) > 0] == ["2", "5"]
+
+
+def test_waiting_for_data_is_measured(config, root):
+    import time
+
+    class Slow(lightning.Callback):
+        def on_train_start(self, trainer, pl_module):
+            data = trainer.train_dataloader.dataset
+            plain = type(data).__getitem__
+            self.patch = pytest.MonkeyPatch()
+            self.patch.setattr(
+                type(data), "__getitem__", lambda own, key: time.sleep(0.01) or plain(own, key)
+            )
+
+        def on_train_end(self, trainer, pl_module):
+            self.patch.undo()
+            self.share = trainer.callback_metrics["speed/data_wait"]
+
+    slow = Slow()
+    fit(make_retriever(config), root, steps=5, watch=slow)
+    assert slow.share > 0.2
+    assert sum(isinstance(c, Throughput) for c in make_retriever(config).configure_callbacks()) == 1
+
+
+def test_other_objectives_train(config, root):
+    for objective in (
+        Objective("siglip"),
+        Objective(matryoshka=(4, 8), several="average", margin=0.1),
+        Objective(distillation=Distillation("kl")),
+    ):
+        retriever = make_retriever(config, objective=objective)
+        before = retriever.clip.visual.proj.clone()
+        fit(retriever, root, steps=1)
+        assert not torch.equal(before, retriever.clip.visual.proj)
+    plain, sigmoid = make_retriever(config), make_retriever(config, objective=Objective("siglip"))
+    assert sigmoid.logit_bias.item() == -10
+    sigmoid.load_state_dict(plain.state_dict())
+    plain.load_state_dict(sigmoid.state_dict())
+
+
+def test_blocks_compile_in_place(config):
+    compiled = make_retriever(config, compile=True)
+    assert list(compiled.state_dict()) == list(make_retriever(config).state_dict())
+    blocks = [*compiled.clip.visual.transformer.resblocks, *compiled.clip.transformer.resblocks]
+    assert all(block._compiled_call_impl is not None for block in blocks)
+
+
+def loader_of(config, root, **settings):
+    data = read_for(make_retriever(config), MBeirData(str(root), batch_size=8, **settings))
+    return data.train_dataloader()
+
+
+def test_not_finite_names_the_pairs(config, root):
+    retriever = make_retriever(config)
+    batch = next(iter(loader_of(config, root)))
+    qid, did = batch.names[2]
+    with torch.no_grad():
+        if 2 in batch.queries.text_rows.tolist():
+            place = batch.queries.text_rows.tolist().index(2)
+            batch.queries.images.zero_()
+            tokens = batch.queries.texts[place]
+            retriever.clip.token_embedding.weight[tokens[2]] = float("nan")
+        else:
+            place = batch.queries.image_rows.tolist().index(2)
+            batch.queries.images[place] = float("nan")
+    with pytest.raises(DataError, match=r"not finite at step 0 .*pairs without.*") as caught:
+        retriever.training_step(batch, 0)
+    assert f"{qid} with {did}" in str(caught.value)
+    with torch.no_grad():
+        retriever.clip.logit_scale.fill_(float("nan"))
+    with pytest.raises(DataError, match="logit_scale nan"):
+        retriever.training_step(batch, 0)
+
+
+def test_empty_batches_and_wrong_sizes_are_told(config, root):
+    retriever = make_retriever(config)
+    batch = next(iter(loader_of(config, root)))
+    empty = make_inputs([], retriever.processor)
+    with pytest.raises(DataError, match=r"no pair .* readable .*augment\.validate"):
+        retriever.training_step(batch._replace(queries=empty), 0)
+    large = Inputs(1, torch.zeros(0, 1), torch.zeros(0), torch.zeros(1, 3, 32, 24), torch.zeros(1))
+    with pytest.raises(MismatchError, match="32 x 24 pixels for a model that takes 16 x 16"):
+        retriever.encode(large, "query")
+    two = [Example(0, None, torch.zeros(3, 8, 8), id="1:1"),
+           Example(1, None, torch.zeros(3, 8, 9), id="1:2")]  # fmt: skip
+    with pytest.raises(DataError, match=r"1:2: .*\(3, 8, 9\).* 1:1 .*\(3, 8, 8\)"):
+        make_inputs(two, retriever.processor)
+    with pytest.raises(DataError, match=r"data\.batch_size must be at least 1"):
+        MBeirData(str(root), batch_size=0)
+
+
+def mined_table(path, rows):
+    columns = dict(zip(COLUMNS, zip(*rows, strict=True), strict=True))
+    parquet.write_table(pa.table({name: list(column) for name, column in columns.items()}), path)
+    return str(path)
+
+
+def test_mined_negatives_join_the_batch(config, root, tmp_path):
+    # The positive of 7:3 is 7:3 itself; 7:999 is in no pool.
+    rows = [
+        (f"7:{n + 1}", [f"7:{n + 1}"], [0.9], [f"7:{(n + 5) % 20 + 1}", "7:999", f"7:{n + 1}"],
+         [0.7, 0.6, 0.9]) for n in range(20)
+    ]  # fmt: skip
+    path = mined_table(tmp_path / "negatives.parquet", rows)
+    for given in (path, str(tmp_path)):
+        loader = loader_of(config, root, negatives=NegativesConfig(given, per_query=2), tasks=[0])
+        batch = next(iter(loader))
+        assert (batch.queries.size, batch.candidates.size) == (8, 16)
+        ids = batch.labels.candidates
+        for row, (qid, did) in enumerate(batch.names):
+            positive, negative = batch.groups.rows[row].tolist()
+            assert ids[positive] == hash_id(did) == hash_id(qid)
+            assert ids[negative] == hash_id(f"7:{(int(qid[2:]) + 4) % 20 + 1}")
+            assert batch.groups.scores[row].tolist() == pytest.approx([0.9, 0.7])
+    few = loader_of(config, root, negatives=NegativesConfig(path), tasks=[0, 3])
+    batch = next(iter(few))
+    assert 8 <= batch.candidates.size <= 16
+    assert (batch.groups.rows == NO_ID).any() == (batch.candidates.size < 16)
+
+
+def test_published_negatives_and_further_positives(config, tmp_path):
+    root = make_root(tmp_path / "root", items=10)
+    (file,) = DataRoot(root).query_files("train")
+    from augment.data.columnar import open_queries
+
+    queries = [
+        Query(q.item, q.task, (*q.positives, "7:9"), ("7:10", "7:9"))
+        for q in open_queries(file.path)
+        if q.task == 0
+    ]
+    write_queries(file.path, queries)
+    batch = next(
+        iter(loader_of(config, root, positives=2, negatives=NegativesConfig(None, True), tasks=[0]))
+    )
+    for row, (_, did) in enumerate(batch.names):
+        ids = [batch.labels.candidates[n].item() for n in batch.groups.rows[row] if n >= 0]
+        assert hash_id(did) == ids[0]
+        assert ids[-1] == hash_id("7:10")  # 7:9 is a known positive and no negative
+        assert hash_id("7:9") in ids[:2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (NegativesConfig("nowhere.parquet"), "retrievers mine"),
+        (NegativesConfig("nowhere.parquet", published=True), "not both"),
+        (NegativesConfig(published=True), "none of the training queries has a hard negative"),
+    ],
+)
+def test_missing_negatives_are_told(config, root, settings, message):
+    with pytest.raises(DataError, match=message):
+        loader_of(config, root, negatives=settings)
+
+
+def test_tables_of_something_else_are_told(config, root, tmp_path):
+    parquet.write_table(pa.table({"qid": ["7:1"]}), tmp_path / "other.parquet")
+    with pytest.raises(DataError, match="no table of mined negatives"):
+        loader_of(config, root, negatives=NegativesConfig(str(tmp_path / "other.parquet")))
+
+
+def test_homogeneous_batches_by_name(config, root):
+    for by in ("task", "dataset", "modality"):
+        loader = loader_of(config, root, sampling=SamplingConfig(by, True),
+                           loader=LoaderConfig(cache_mib=0))  # fmt: skip
+        kinds = [len(batch.queries.image_rows) for batch in loader]
+        assert set(kinds) <= {0, 4, 8}  # eight from one task; what is left of both makes one more
+        assert sum(kind in (0, 8) for kind in kinds) == 4
+
+
+def test_prefixes_of_vectors(config, root, tmp_path):
+    whole, short = make_retriever(config), make_retriever(config, truncate_dim=4)
+    short.load_state_dict(whole.state_dict())
+    inputs = make_inputs([Example(0, "red", None), Example(1, "blue square", None)],
+                         whole.processor)  # fmt: skip
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(whole.encode(inputs, "query")[:, :4], dim=-1)
+        torch.testing.assert_close(short.encode(inputs, "query"), expected)
+    assert "truncate_dim" not in whole.describe()
+    assert short.describe()["truncate_dim"] == 4
+    with pytest.raises(DataError, match=r"--model\.objective\.matryoshka="):
+        fit(short, root)
+    with pytest.raises(MismatchError, match="truncate_dim is 17, and vectors have 16 numbers"):
+        make_retriever(config, truncate_dim=17).encode(inputs, "query")

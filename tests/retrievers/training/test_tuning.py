@@ -1,0 +1,140 @@
+"""Frozen towers and low-rank updates: what moves, what is saved; merging changes nothing."""
+
+import pytest
+import torch
+
+from augment.errors import DataError, MismatchError
+from retrievers.cli import main
+from retrievers.models.clip import ClipScoreFusion
+from retrievers.models.clip_ff import ClipFeatureFusion
+from retrievers.models.fusion_layers import FusionLayers
+from retrievers.models.loading import load_retriever
+from retrievers.training.tuning import Tuning
+from tests.retrievers.models.test_retriever import batch_of, make_config, make_root
+from tests.retrievers.test_cli_retrievers import options
+from tests.retrievers.training.test_training import fit, make_retriever
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return make_config(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return make_root(tmp_path_factory.mktemp("squares"))
+
+
+LORA = Tuning(lora_rank=2, lora_alpha=4)
+
+
+@pytest.mark.parametrize(
+    ("tuning", "moves"),
+    [
+        (Tuning("image"), lambda name: not name.startswith("clip.visual.")),
+        (Tuning("text"), lambda name: name.startswith(("clip.visual.", "clip.logit"))),
+        (Tuning("both"), lambda name: name == "clip.logit_scale"),
+        (
+            Tuning("both", unlock_image=1, unlock_text=2),
+            lambda name: name.startswith(
+                ("clip.visual.proj", "clip.logit", "clip.text_proj", "clip.ln_final",
+                 "clip.transformer.resblocks.0.")
+            ),
+        ),
+        (LORA, lambda name: ".lora_" in name or name == "clip.logit_scale"),
+        (
+            Tuning("text", lora_rank=2),
+            lambda name: name == "clip.logit_scale" or (".lora_" in name and ".visual." in name),
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_frozen_does_not_move_and_the_rest_does(config, root, tuning, moves):
+    retriever = make_retriever(config, tuning=tuning, chunk=3)
+    start = {name: value.clone() for name, value in retriever.state_dict().items()}
+    fit(retriever, root, steps=3)
+    for name, parameter in retriever.named_parameters():
+        assert parameter.requires_grad == moves(name), name
+        assert torch.equal(start[name], parameter) != moves(name), name
+        assert (parameter.grad is not None) <= moves(name), name
+
+
+def weights_by_hand(lora, plain):
+    state, own = dict(plain.state_dict()), lora.state_dict()
+    updates = [name.removesuffix(".0.lora_a") for name in own if name.endswith("lora_a")]
+    assert len(updates) == 8  # four matrices in the one block of each tower
+    for name in updates:
+        product = own[f"{name}.0.lora_b"] @ own[f"{name}.0.lora_a"]
+        key = name.replace(".parametrizations", "")
+        state[key] = state[key] + 4 / 2 * product
+    return state
+
+
+def test_updates_start_at_nothing_and_merge_to_the_same_vectors(config):
+    for kind in (ClipScoreFusion, ClipFeatureFusion):
+        torch.manual_seed(0)
+        more = {"fusion": FusionLayers(1, 2, 8, 16)} if kind is ClipFeatureFusion else {}
+        plain = kind(config, **more).eval()
+        lora = kind(config, tuning=LORA, **more).eval()
+        lora.load_state_dict(plain.state_dict())  # of a plain model into one with updates
+        _, inputs = batch_of(plain, ["t", "i", "it"])
+        with torch.no_grad():
+            torch.testing.assert_close(lora.encode(inputs, "query"), plain.encode(inputs, "query"))
+            for name, parameter in lora.named_parameters():
+                if name.endswith("lora_b"):
+                    parameter.normal_()
+            by_hand = weights_by_hand(lora, plain)
+            moved = lora.encode(inputs, "query")
+            assert not torch.allclose(moved, plain.encode(inputs, "query"), atol=1e-3)
+            lora.merge_lora()
+            torch.testing.assert_close(lora.encode(inputs, "query"), moved)
+            assert set(lora.state_dict()) == set(plain.state_dict())
+            plain.load_state_dict(by_hand)  # W + alpha / rank * B A
+            torch.testing.assert_close(plain.encode(inputs, "query"), moved)
+
+
+def test_checkpoints_are_small_resume_and_load(root, tmp_path, capsys):
+    world = root, "flagland-clip", tmp_path
+    lora = ["--model.tuning.lora_rank=2", "--trainer.val_check_interval=2", "--data.limit=10"]
+
+    def run(command, out, *more):
+        return main([command, *options(world, tmp_path / out), *lora, *more])
+
+    assert run("fit", "whole", "--trainer.max_steps=4") == 0
+    assert run("fit", "half", "--trainer.max_steps=2") == 0
+    last = tmp_path / "whole" / "checkpoints" / "last.ckpt"
+    middle = tmp_path / "half" / "checkpoints" / "last.ckpt"
+    assert run("fit", "half", "--trainer.max_steps=4", f"--ckpt_path={middle}") == 0
+    saved = torch.load(last, weights_only=True)
+    assert all(".lora_" in name or "logit" in name for name in saved["state_dict"])
+    whole = sum(p.numel() for p in ClipScoreFusion().parameters())
+    assert sum(value.numel() for value in saved["state_dict"].values()) < whole / 20
+    assert last.stat().st_size < 4 * whole / 4
+    assert run("test", "whole", f"--ckpt_path={last}") == 0
+    retriever = load_retriever(last)
+    frozen = ClipScoreFusion().state_dict()
+    own = dict(retriever.named_parameters())
+    name = "clip.visual.transformer.resblocks.0.attn"
+    assert torch.equal(
+        own[f"{name}.parametrizations.in_proj_weight.original"], frozen[f"{name}.in_proj_weight"]
+    )
+    for key, value in saved["state_dict"].items():
+        assert torch.equal(retriever.state_dict()[key], value), key
+    # Exported, it is an ordinary model of open_clip with the updates in its weights.
+    assert main(["export", f"--checkpoint={last}", f"--out={tmp_path / 'exported'}"]) == 0
+    exported = load_retriever(f"local-dir:{tmp_path / 'exported'}")
+    retriever.merge_lora()
+    weight = exported.clip.visual.transformer.resblocks[0].attn.in_proj_weight
+    assert torch.equal(weight, retriever.clip.visual.transformer.resblocks[0].attn.in_proj_weight)
+    assert not torch.equal(weight, frozen[f"{name}.in_proj_weight"])
+    capsys.readouterr()
+    with pytest.raises(MismatchError, match="this model is frozen otherwise"):
+        ClipScoreFusion(tuning=LORA, random_init=True).load_weights(last)
+
+
+def test_settings_that_make_no_sense_are_told():
+    with pytest.raises(DataError, match=r"tuning\.freeze=image or both"):
+        Tuning(unlock_image=1)
+    with pytest.raises(DataError, match="leaves none"):
+        Tuning("both", lora_rank=4)
+    with pytest.raises(DataError, match="must not be negative"):
+        Tuning(lora_rank=-1)
