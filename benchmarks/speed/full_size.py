@@ -44,7 +44,8 @@ from benchmarks.speed.union_scale import write_store
 from retrievers.evaluation.metrics import Judgements, score_run
 from retrievers.evaluation.run import RunTable, read_table, write_run
 from retrievers.evaluation.stats import macro_bootstrap
-from retrievers.vectors.embeddings import EmbeddingStore, open_index
+from retrievers.vectors import open_index
+from retrievers.vectors.store import EmbeddingStore
 
 RESULTS = Path(__file__).parent.parent / "results" / "full_size.md"
 GIB = 1 << 30

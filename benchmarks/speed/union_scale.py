@@ -25,7 +25,8 @@ import torch
 from augment.data.columnar import open_candidates
 from benchmarks.speed.data import write_pool
 from benchmarks.speed.machine import machine
-from retrievers.vectors.embeddings import EmbeddingStore, EmbeddingWriter, open_index
+from retrievers.vectors import open_index
+from retrievers.vectors.store import EmbeddingStore, EmbeddingWriter
 
 RESULTS = Path(__file__).parent.parent / "results" / "union_scale.md"
 GIB = 1 << 30
