@@ -99,7 +99,7 @@ def _search(out: Path, share: float) -> int:
     random = torch.Generator().manual_seed(1)
     vectors = torch.nn.functional.normalize(torch.randn(asked, DIM, generator=random), dim=1)
     run = index.run([str(n) for n in range(asked)], vectors, DEPTH, "generated")
-    if len(run) != asked:
+    if len(run.rows) != asked * DEPTH:
         raise ValueError("a query is without hits")
     return asked
 

@@ -168,11 +168,10 @@ def bm25_plan(
         index.add(plan.catalog.names(np.array(own, np.int64)), [texts[row] for row in own], _MADE)
         start = 0
         for task in plan.tasks:
-            places = range(start, start + len(task.queries))
-            start = places.stop
+            places = [start + n for n in range(len(task.queries)) if words[start + n].strip()]
+            start += len(task.queries)
             if pool not in ("union", task.pool):
                 continue
-            places = [place for place in places if words[place].strip()]
             run = RunTable([], [], [], [], [])
             if own and places:  # in a pool of pictures only, every query counts 0
                 qids = [asked[place].item.id for place in places]
