@@ -15,10 +15,9 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import final
+from typing import Any, final
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
@@ -39,11 +38,11 @@ from retrievers.search.answers import Answer, Result
 from retrievers.search.pictures import QueryPictures
 from retrievers.search.rewriting import QueryRewriter
 from retrievers.training.base import Retriever
+from retrievers.vectors import make_index
 from retrievers.vectors.bm25 import Bm25Index
-from retrievers.vectors.embeddings import EmbeddingStore
-from retrievers.vectors.embeddings.manifest import read_manifest
 from retrievers.vectors.encoding import Content, encode
-from retrievers.vectors.index import VectorIndex, make_index
+from retrievers.vectors.index import Index, Vectors
+from retrievers.vectors.store import EmbeddingStore, read_manifest
 
 #: In place of a checkpoint: search by words.
 BM25 = "bm25"
@@ -64,7 +63,7 @@ class Searcher:
         plan: Plan,
         retriever: Retriever | None,
         recipe: TextRecipe,
-        index: VectorIndex | Bm25Index,
+        index: Index[Any],
         shown: TextView,
         pictures: QueryPictures,
         rewriter: QueryRewriter | None = None,
@@ -82,7 +81,7 @@ class Searcher:
         self._lock = Lock()
         self._instructions: tuple[InstructionRow, ...] = ()
         if recipe.instructions is not None:
-            numbers = pc.replace_substring_regex(plan.ids.column, ":.*$", "")
+            numbers = pc.replace_substring_regex(plan.ids, ":.*$", "")
             found = set(pc.unique(numbers).to_pylist())
             rows = recipe.instructions.rows
             self._instructions = tuple(row for row in rows if row.dataset_id in found)
@@ -137,8 +136,9 @@ class Searcher:
             if embeddings is not None or vlm is not None:
                 raise DataError("bm25 has no embeddings and no rewritten queries; leave them out")
             recipe = TextRecipe(open_view("query", "raw"), _generated(texts), "plain", None)
-            words = [recipe.candidate(item) or "" for item in plan.catalog.items()]
-            index = Bm25Index(plan.ids.column.to_pylist(), words)
+            index = Bm25Index()
+            index.add(plan.ids, [recipe.candidate(i) or "" for i in plan.catalog.items()], BM25)
+            index.build()
             return cls(data, plan, None, recipe, index, recipe.corpus_view, pictures)
         retriever = load_retriever(checkpoint, _device(device))
         recipe = open_recipe(retriever.trained_on, data, texts, allow_mismatch)
@@ -286,17 +286,16 @@ class Searcher:
     def _find(
         self, text: str | None, picture: str | None, k: int, notes: list[str]
     ) -> tuple[Result, ...]:
-        hits: Sequence[Hit] = ()
-        if isinstance(self._index, Bm25Index):
-            if picture is not None:
-                notes.append("BM25 reads words and does not see the picture")
-            if text is not None:
-                hits = self._index.search(text, k)
-        else:
-            assert self._retriever is not None  # noqa: S101 - only bm25 has none
+        asked: Any = [text]
+        if self._retriever is not None:
             image = None if picture is None else self.pictures.open(picture)
-            vector = encode(self._retriever, [Content(text, image)], "query")
-            hits = self._index.run(["typed"], vector, k, self._index.made_by or "")["typed"]
+            asked = encode(self._retriever, [Content(text, image)], "query")
+        elif picture is not None:
+            notes.append("BM25 reads words and does not see the picture")
+            if text is None:
+                return ()
+        run = self._index.run(["typed"], asked, k, self._index.made_by or "")
+        hits = run.to_run()["typed"]
         return tuple(self._result(rank, hit) for rank, hit in enumerate(hits, start=1))
 
     def _result(self, rank: int, hit: Hit) -> Result:
@@ -368,7 +367,7 @@ def _embeddings(checkpoint: Path, made_by: str) -> Path | None:
 
 def _embed(
     retriever: Retriever, recipe: TextRecipe, root: DataRoot, plan: Plan, device: str
-) -> tuple[VectorIndex, list[str]]:
+) -> tuple[Index[Vectors], list[str]]:
     """Embed the candidates of a plan, and keep the vectors in memory.
 
     Raises:
@@ -402,7 +401,7 @@ def _embed(
 
 def _read_embeddings(
     folder: Path, made_by: str, plan: Plan, device: str
-) -> tuple[VectorIndex, list[str]]:
+) -> tuple[Index[Vectors], list[str]]:
     """The candidates of a plan with the vectors that ``embed`` left, read where they lie.
 
     Vectors go by id: a candidate that changed after embedding is found by what it was then.
@@ -415,14 +414,14 @@ def _read_embeddings(
     inner = folder / "corpus"
     # Checksums are compared, a second or two per GB: exact search reads every vector anyway.
     store = EmbeddingStore.open(inner if inner.is_dir() else folder, made_by)
-    live, wanted = store.live, plan.ids.column
-    places = pc.index_in(wanted, value_set=pa.array(store.ids(live), pa.large_string()))
+    live, wanted = store.live, plan.ids
+    places = pc.index_in(wanted, value_set=store.ids(live))
     kept = wanted.filter(pc.is_valid(places))
     if not len(kept):
         raise DataError("holds no vector of these pools; embed the same root", str(store.folder))
     rows = live[places.drop_null().to_numpy()]
     index = make_index("exact", store.made_by, device)
-    index.add_source(kept, store, store.made_by, rows)
+    index.add(kept, store, store.made_by, rows)
     return index, _notes(len(wanted) - len(kept), int(np.count_nonzero(store.degraded[rows])))
 
 

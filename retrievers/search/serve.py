@@ -67,6 +67,8 @@ _PATIENCE = 30
 #: Connections that wait to be accepted, and those served at once.
 _WAITING, _CONNECTIONS = 1024, 500
 
+_LAST_PORT = 65_535
+
 #: A body above the limit is read up to this many times the limit, so that the browser hears why
 #: it is refused; beyond that the connection is closed.
 _DRAINED = 4
@@ -305,6 +307,8 @@ def listen(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
+        if port > _LAST_PORT:
+            raise OverflowError(f"ports end at {_LAST_PORT}")
         return socket.create_server((host, port), family=family, backlog=_WAITING)
     except (OSError, OverflowError) as error:
         told = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
