@@ -145,8 +145,8 @@ def plan(made: Sequence[ArmReader]) -> str:
     steps = [step for reader in made for step in reader.steps()]
     lines = [graph.describe(graph.plan(steps, made[0].out))]
     for builder in (reader.builder for reader in made):
-        if absent := [name for name in builder.experiment.arms if name not in builder.names]:
-            lines.append(f"{builder.experiment.name}: cannot be run here: {', '.join(absent)}")
+        absent = ", ".join(name for name in builder.experiment.arms if name not in builder.names)
+        lines += [f"{builder.experiment.name}: cannot be run here: {absent}"] if absent else []
     return "\n".join(lines)
 
 

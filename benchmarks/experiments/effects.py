@@ -59,7 +59,9 @@ CONTRASTS: tuple[Contrast, ...] = (
 )
 
 
-def effect(weights: Mapping[str, float], scores: pd.DataFrame, seed: int = 0) -> dict[str, Interval]:
+def effect(
+    weights: Mapping[str, float], scores: pd.DataFrame, seed: int = 0
+) -> dict[str, Interval]:
     """A weighted sum of arms for each task and, under ``mean``, for their plain mean.
 
     Args:
@@ -67,7 +69,7 @@ def effect(weights: Mapping[str, float], scores: pd.DataFrame, seed: int = 0) ->
         scores: of every query (rows: task and query id) in every arm (columns).
         seed: of the resampling.
     """
-    values = {task: sum(weight * rows[arm].to_numpy() for arm, weight in weights.items())
+    values = {task: rows.to_numpy() @ np.array(list(weights.values()))
               for task, rows in _by_task(scores[list(weights)])}  # fmt: skip
     pairs = {task: (np.zeros(len(each)), each) for task, each in values.items()}
     effects = {task: macro_bootstrap([pair], seed=seed) for task, pair in pairs.items()}

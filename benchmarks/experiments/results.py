@@ -67,39 +67,37 @@ class ArmReader:
     @cached_property
     def scores(self) -> pd.DataFrame:
         """Score of every query (rows: task, query id) in every arm with every seed (columns)."""
-        columns = {
-            (name, seed): self._read(folder)
+        columns: dict[tuple[str, int], pd.Series[float]] = {
+            (name, seed): pd.Series(self._read(folder))
             for name in self.builder.names
             for seed, folder in zip(self.seeds, self.folders(name), strict=True)
         }
-        return pd.DataFrame(columns).rename_axis(columns=["arm", "seed"])
+        scores: pd.DataFrame = pd.DataFrame(columns).rename_axis(columns=["arm", "seed"])
+        return scores
 
     @cached_property
     def means(self) -> pd.DataFrame:
         """The same averaged over seeds: an arm a column."""
-        arms = self.scores.columns.unique("arm")
-        return pd.DataFrame({arm: self.scores[arm].mean(axis=1) for arm in arms})
+        means: pd.DataFrame = self.scores.T.groupby(level="arm", sort=False).mean().T
+        return means
 
     @cached_property
     def tasks(self) -> pd.DataFrame:
         """Mean score of every task (rows) and, last, of their plain ``mean``; columns as scores."""
-        tasks = self.scores.groupby(level=0, sort=False).mean()
+        tasks: pd.DataFrame = self.scores.groupby(level=0, sort=False).mean()
         tasks.loc["mean"] = tasks.mean()
         return tasks
 
-    def _read(self, folder: Path) -> pd.Series:
+    def _read(self, folder: Path) -> dict[tuple[str, str], float]:
         names = tasks_of(folder, self.pool)
         several = len({name.rpartition("_task")[0] for name in names}) > 1
-        return pd.concat(
-            {
-                task_title(name, several): pd.Series(
-                    scores_from_run(
-                        folder / f"{name}.{self.pool}.trec", folder / f"{name}.qrels", self.metric
-                    )
-                )
-                for name in names
-            }
-        )
+        return {
+            (task_title(name, several), qid): score
+            for name in names
+            for qid, score in scores_from_run(
+                folder / f"{name}.{self.pool}.trec", folder / f"{name}.qrels", self.metric
+            ).items()
+        }
 
     def compare(self, first: str, second: str) -> Comparison:
         """Two arms, scores being means over seeds."""

@@ -27,7 +27,8 @@ def digest_root(root: Path) -> str:
             if path.is_file() and path.suffix in (".jsonl", ".txt", ".tsv"):
                 digest.update(str(path.relative_to(data.path)).encode())
                 with path.open("rb") as stream:
-                    hashlib.file_digest(stream, lambda: digest)
+                    while block := stream.read(1 << 20):
+                        digest.update(block)
     return digest.hexdigest()
 
 

@@ -385,12 +385,12 @@ def _arm(
     arms: Mapping[str, Arm],
     where: str,
 ) -> Arm:
-    views: dict[str, Views] = {}
+    views: list[Views | None] = [None, None]
     if isinstance(value, dict):
-        views = {key: _views(value[key], shown, texts, where)
-                 for key in ("train", "show") if value.get(key) is not None}  # fmt: skip
+        views = [_views(value[key], shown, texts, where) if key in value else None
+                 for key in ("train", "show")]  # fmt: skip
         value = {key: given for key, given in value.items() if key not in ("train", "show")}
-    arm = replace(_read(Arm, value, where), **views)
+    arm = replace(_read(Arm, value, where), train=views[0], show=views[1])
     if arm.kind == "fusion":
         if len(arm.of) < 2 or any(name not in arms for name in arm.of):
             raise DataError(f"fuses {list(arm.of)}; name two or more arms before it", where)

@@ -147,7 +147,7 @@ class Gallery:
             "text": run.text("corpus", item) if item else "",
         }
 
-    def _result(self, rank: int, did: str, run: OpenedRunRun, wanted: Sequence[str]) -> HitCard:
+    def _result(self, rank: int, did: str, run: OpenedRun, wanted: Sequence[str]) -> HitCard:
         item = self._items["corpus"].find(did)
         if item is None:
             return HitCard(rank, did, did in wanted, None, "not in this root")

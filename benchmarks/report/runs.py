@@ -137,9 +137,7 @@ class Moved(NamedTuple):
         return 1 / (self.second or math.inf) - 1 / (self.first or math.inf)
 
 
-def moves(
-    runs: tuple[OpenedRun, OpenedRun], pool: str
-) -> tuple[dict[str, TaskHits], list[Moved]]:
+def moves(runs: tuple[OpenedRun, OpenedRun], pool: str) -> tuple[dict[str, TaskHits], list[Moved]]:
     """What two runs found, by task, and every query with its ranks.
 
     Raises:
