@@ -25,7 +25,7 @@ from benchmarks.report.gallery import Gallery, Moved, pick
 from benchmarks.report.runs import first_ranks, open_run, relevant
 from retrievers.evaluation.compare import Comparison, compare_scores, task_title, tasks_of
 from retrievers.evaluation.stats import scores_from_run
-from retrievers.training.provenance import source_commit, versions
+from retrievers.evaluation.versions import source_commit, versions
 
 #: Shares of the whole gain that curves look for.
 _SHARES = {"break_even": 0.0, "keep_95": 0.95}

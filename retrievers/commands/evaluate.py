@@ -30,7 +30,7 @@ from retrievers.evaluation.metrics import (
 from retrievers.evaluation.protocol import REPORTED, missing_rows, reported_k, row_order
 from retrievers.evaluation.run import RunTable, check_candidates, check_depth, read_table
 from retrievers.evaluation.stats import check_queries
-from retrievers.training.provenance import source_commit, versions
+from retrievers.evaluation.versions import source_commit, versions
 
 #: UniIR's names of run files.
 _UNIIR = re.compile(r"mbeir_(.+?)_task([0-8])_(single|union)_pool_(\w+?)_k\d+_run\.txt")

@@ -29,18 +29,16 @@ from retrievers.evaluation.mmeb import (
     table,
 )
 from retrievers.evaluation.run import writing_run
-from retrievers.models.blip import BlipFeatureFusion, BlipScoreFusion  # noqa: F401 - short names
-from retrievers.models.clip import ClipScoreFusion  # noqa: F401 - a short name for --model
-from retrievers.models.clip_ff import ClipFeatureFusion  # noqa: F401 - a short name
-from retrievers.training.base import Retriever
+from retrievers.models.base import Encoder
+from retrievers.models.load import load_weights
+from retrievers.vectors.embed import Content, embed_contents
 from retrievers.vectors.embeddings import Content as Keyed
 from retrievers.vectors.embeddings import Embeddings, EmbeddingWriter, item_keys
 from retrievers.vectors.embeddings.writer import SHARD_SECONDS
-from retrievers.vectors.encoding import Content, encode
 
 
 def evaluate_mmeb(
-    model: Retriever,
+    model: Encoder,
     root: Path,
     images: Path,
     out: Path,
@@ -81,7 +79,7 @@ def evaluate_mmeb(
     if lacking:
         raise DataError(f"has no data set {lacking[0]}; there are {', '.join(names)}", str(root))
     if ckpt_path is not None:
-        model.load_weights(ckpt_path)
+        load_weights(model, ckpt_path)
     model.to(torch.device(device))
     scores = []
     vectors = _Vectors(model, images, embeddings or out / "embeddings", batch_size)
@@ -95,7 +93,7 @@ def evaluate_mmeb(
         qrels = [Qrel(q, d, g) for q, own in subset.grades.items() for d, g in own.items()]
         write_qrels(out / f"{name}.qrels", qrels, columns=4)
         sys.stdout.write(f"{name}: hit@1 {100 * scores[-1].metrics['success@1']:.1f}\n")
-    settings = {"model": model.describe(), "root": str(root), "limit": limit, "depth": depth}
+    settings = {"model": model.settings(), "root": str(root), "limit": limit, "depth": depth}
     told = record(scores, {**settings, "ckpt_path": ckpt_path}, time.monotonic() - started)
     with replacing(out / "metrics.json") as stream:
         stream.write(json.dumps(told, indent=1, default=str) + "\n")
@@ -105,12 +103,12 @@ def evaluate_mmeb(
 class _Vectors:
     """Embeds a side of a data set, but for what an earlier run left in the folder."""
 
-    def __init__(self, model: Retriever, images: Path, folder: Path, batch_size: int) -> None:
+    def __init__(self, model: Encoder, images: Path, folder: Path, batch_size: int) -> None:
         self._model, self._images, self._folder = model, images, folder
         self._size = batch_size
         # The texts are the data's own; they count by item.
-        self._made_by = model.fingerprint_for({})
-        told = {name: json.dumps(value, default=str) for name, value in model.describe().items()}
+        self._made_by = model.fingerprint({})
+        told = {name: json.dumps(value, default=str) for name, value in model.settings().items()}
         self._made_with = told
 
     def of(
@@ -136,7 +134,7 @@ class _Vectors:
         for start in tqdm(starts, desc=f"{name} {side}", leave=False, disable=None):
             rows = missing[start : start + self._size]
             contents = [self._content(targets[row]) for row in rows]
-            found = encode(self._model, contents, side, f"{name} {side}")
+            found = embed_contents(self._model, contents, side, f"{name} {side}")
             room.put(torch.from_numpy(rows), found)
         room.finish()
         return room.vectors.numpy()

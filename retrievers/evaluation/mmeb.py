@@ -27,7 +27,7 @@ from augment.data.files import text_lines
 from augment.errors import DataError
 from retrievers.evaluation.metrics import score_run
 from retrievers.evaluation.run import RunTable
-from retrievers.training.provenance import source_commit, versions
+from retrievers.evaluation.versions import source_commit, versions
 
 #: Category -> data sets, as published folders are called (2410.05160, Table 1).
 CATEGORIES: Mapping[str, tuple[str, ...]] = {

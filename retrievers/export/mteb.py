@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from augment.errors import DataError
-from retrievers.training.base import Retriever
-from retrievers.vectors.encoding import Content, encode
+from retrievers.models.base import Encoder
+from retrievers.vectors.embed import Content, embed_contents
 
 if TYPE_CHECKING:
     from mteb.models.model_meta import ModelMeta
@@ -45,7 +45,7 @@ class MtebEncoder:
 
     def __init__(
         self,
-        retriever: Retriever,
+        retriever: Encoder,
         name: str = "local/retriever",
         revision: str = "local",
         instructions: bool = True,
@@ -85,7 +85,7 @@ class MtebEncoder:
         query = getattr(prompt_type, "value", prompt_type) == "query"
         instruction = _instruction(task_metadata) if query and self._instructions else ""
         parts = [
-            encode(
+            embed_contents(
                 self.retriever,
                 _contents(batch, instruction, task_metadata.name),
                 "query" if query else "corpus",
@@ -124,7 +124,7 @@ def _instruction(metadata: Any) -> str:
     return (found or "").strip()
 
 
-def _meta(retriever: Retriever, name: str, revision: str) -> ModelMeta:
+def _meta(retriever: Encoder, name: str, revision: str) -> ModelMeta:
     try:
         from mteb.models.model_meta import ModelMeta, ScoringFunction
     except ImportError as error:

@@ -20,10 +20,10 @@ from augment.data.columnar import open_candidates
 from augment.errors import DataError
 from augment.records import Side
 from retrievers.data.datasets import ImageLoader, ItemDataset, Reader
-from retrievers.data.examples import Inputs, ItemCollator
+from retrievers.data.examples import Batch, ItemCollator
 from retrievers.data.plan import Embedder, Plan
 from retrievers.data.texts import TextRecipe
-from retrievers.training.base import Retriever
+from retrievers.models.base import Encoder
 from retrievers.vectors.embeddings import EmbeddingStore
 from retrievers.vectors.index import VectorIndex, make_index
 
@@ -73,7 +73,7 @@ def pool_files(root: DataRoot, names: Sequence[str] = ()) -> list[Path]:
 
 
 def embed(
-    retriever: Retriever, recipe: TextRecipe, root: DataRoot, files: Sequence[Path], device: str
+    retriever: Encoder, recipe: TextRecipe, root: DataRoot, files: Sequence[Path], device: str
 ) -> Candidates:
     """Embed the candidates of some pools, each id once, and keep the vectors in memory.
 
@@ -83,13 +83,13 @@ def embed(
     plan = Plan()
     for path in files:
         plan.add_pool(path.name, path)
-    reader = Reader(recipe, ImageLoader(root.path, retriever.processor), "skip")
+    reader = Reader(recipe, ImageLoader(root.path, retriever.collator()), "skip")
     loader = DataLoader(
         ItemDataset(len(plan), Embedder(plan, reader).candidate),
         batch_size=_BATCH,
-        collate_fn=ItemCollator(retriever.processor),
+        collate_fn=ItemCollator(retriever.collator(), "corpus"),
     )
-    made_by = retriever.fingerprint_for(recipe.fingerprint)
+    made_by = retriever.fingerprint(recipe.fingerprint)
     failed = degraded = 0
     parts: list[Tensor] = []
     rows: list[int] = []
@@ -155,12 +155,10 @@ def _ids(path: Path) -> pa.ChunkedArray:
     return open_candidates(path).ids.cast(pa.large_string())
 
 
-def encode(retriever: Retriever, inputs: Inputs, side: Side) -> Float[Tensor, "batch dim"]:
+def encode(retriever: Encoder, inputs: Batch, side: Side) -> Float[Tensor, "batch dim"]:
     """Unit vectors on the CPU."""
     with torch.inference_mode():
-        device = retriever.device
-        moved = Inputs(inputs.size, *(part.to(device) for part in inputs[1:]))
-        return retriever.encode(moved, side).float().cpu()
+        return retriever.encode(inputs.to(retriever.device), side).vectors.float().cpu()
 
 
 def _notes(failed: int, degraded: int) -> list[str]:

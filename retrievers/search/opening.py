@@ -6,16 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from augment.data import DataRoot
-from augment.errors import DataError
 from augment.store import Store
 from augment.views import TextView, open_view
 from retrievers.data.catalog import Catalog
 from retrievers.data.texts import TextRecipe
+from retrievers.models.base import Encoder
 from retrievers.search.candidates import Candidates, embed, read_embeddings
-from retrievers.training.base import Retriever
 from retrievers.vectors.bm25 import Bm25Index
 from retrievers.vectors.embeddings.manifest import read_manifest
 
@@ -43,23 +41,8 @@ def index_words(files: Sequence[Path], recipe: TextRecipe) -> Bm25Index:
     return Bm25Index(ids, [recipe.candidate(item) or "" for item in catalog.items()])
 
 
-def device_named(name: str) -> str:
-    """A device of torch; ``auto`` takes a graphics card where there is one.
-
-    Raises:
-        DataError: if there is no such device.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise DataError(f"no device {name!r} here; use auto, cpu, cuda or cuda:N") from error
-    return name
-
-
 def open_vectors(
-    retriever: Retriever,
+    retriever: Encoder,
     recipe: TextRecipe,
     data: DataRoot,
     files: Sequence[Path],
@@ -74,7 +57,7 @@ def open_vectors(
         MismatchError: if it is not of this checkpoint and text.
     """
     folder = _embeddings(checkpoint, given)
-    made_by = retriever.fingerprint_for(recipe.fingerprint)
+    made_by = retriever.fingerprint(recipe.fingerprint)
     found: Candidates | None = None
     if folder is not None and (given is not None or _is_of(folder, made_by)):
         found = read_embeddings(folder, made_by, files, device)

@@ -22,13 +22,13 @@ from augment.errors import DataError, StoreError
 from augment.records import Item, Modality, View
 from augment.views import TextView, open_view
 from retrievers.data.datasets import CandidateBook
-from retrievers.data.examples import Example, make_inputs
+from retrievers.data.examples import Example
 from retrievers.data.texts import TextRecipe
-from retrievers.models.loading import load_retriever, open_recipe
+from retrievers.models.base import Encoder
+from retrievers.models.load import load, open_recipe
 from retrievers.search.answers import Answer, Result
 from retrievers.search.candidates import datasets, encode, pool_files
 from retrievers.search.opening import (
-    device_named,
     index_words,
     open_vectors,
     shown_view,
@@ -36,8 +36,8 @@ from retrievers.search.opening import (
 )
 from retrievers.search.pictures import QueryPictures
 from retrievers.search.rewriting import QueryRewriter
-from retrievers.training.base import Retriever
 from retrievers.vectors.bm25 import Bm25Index
+from retrievers.vectors.embed import device_named
 from retrievers.vectors.index import VectorIndex
 
 #: In place of a checkpoint: search by words.
@@ -53,7 +53,7 @@ class Searcher:
 
     def __init__(
         self,
-        retriever: Retriever | None,
+        retriever: Encoder | None,
         recipe: TextRecipe,
         root: DataRoot,
         pools: Sequence[Path],
@@ -129,13 +129,14 @@ class Searcher:
             recipe = TextRecipe(open_view("query", "raw"), words_view(texts), "plain", None)
             words = index_words(files, recipe)
             return cls(None, recipe, data, files, words, recipe.corpus_view, None, pictures)
-        retriever = load_retriever(checkpoint, device_named(device))
+        place = device_named(device)
+        retriever = load(checkpoint, str(place))
         recipe = open_recipe(retriever.trained_on, data, texts, allow_mismatch)
         pictures = pictures or QueryPictures()
         rewriter = (
             QueryRewriter(vlm, pictures.folder, recipe.query_view, allow_mismatch) if vlm else None
         )
-        found = open_vectors(retriever, recipe, data, files, device, checkpoint, embeddings)
+        found = open_vectors(retriever, recipe, data, files, str(place), checkpoint, embeddings)
         shown = shown_view(recipe.corpus_view, texts)
         return cls(
             retriever, recipe, data, files, found.index, shown, rewriter, pictures, found.notes
@@ -289,8 +290,8 @@ class Searcher:
         assert self._retriever is not None  # noqa: S101 - only bm25 has none
         image = None
         if picture is not None:
-            image = self._retriever.processor.image(self.pictures.open(picture))
-        batch = make_inputs([Example(0, text, image)], self._retriever.processor)
+            image = self._retriever.collator().image(self.pictures.open(picture))
+        batch = self._retriever.collator()([Example(0, text, image)], "query")
         vector = encode(self._retriever, batch, "query")
         found = self._index.search(vector, min(k, len(self._index)))
         ids, scores = self._index.names(found.rows[0]), found.scores[0].tolist()

@@ -23,9 +23,8 @@ from augment.store.keys import digest
 from retrievers.data.plan import EvalTask, Plan, plan_test
 from retrievers.data.texts import TextRecipe, ViewConfig, check_untrained
 from retrievers.evaluation.protocol import PositiveConfig
+from retrievers.evaluation.results import Lost, Results, run_files, score, write_results
 from retrievers.evaluation.run import writing_runs
-from retrievers.vectors.embeddings import Embeddings
-from retrievers.vectors.scoring import Results, run_files, score, write_results
 
 #: Scores are rounded so, as those of the vector indexes, before ties are settled by id.
 _DECIMALS = 6
@@ -125,7 +124,7 @@ class Bm25Index:
 
 def bm25_plan(
     plan: Plan, recipe: TextRecipe, depth: int, config: Bm25Config
-) -> tuple[dict[tuple[str, str], Run], Embeddings, Embeddings]:
+) -> tuple[dict[tuple[str, str], Run], Lost, Lost]:
     """Search every task in its local pool and, if the plan has one, in the union.
 
     Queries are searched without their instruction, whose words describe the task and not the
@@ -137,10 +136,11 @@ def bm25_plan(
     """
     texts = [recipe.candidate(item) or "" for item in plan.catalog.items()]
     asked = [query for task in plan.tasks for query in task.queries]
-    lost = Embeddings(len(plan)), Embeddings(len(asked))
-    lost[0].fail([row for row, text in enumerate(texts) if not text], [])
     words = [recipe.query_view.text(query.item) or "" for query in asked]
-    lost[1].fail([row for row, text in enumerate(words) if not text.strip()], [])
+    lost = (
+        Lost([row for row, text in enumerate(texts) if not text], []),
+        Lost([row for row, text in enumerate(words) if not text.strip()], []),
+    )
     runs: dict[tuple[str, str], Run] = {}
     for pool, rows in plan.pools.items():
         own = [row for row in rows.tolist() if texts[row]]

@@ -18,13 +18,13 @@ from retrievers.export import folder as hub
 from retrievers.export.sentence_transformers import write_sentence_transformers
 from retrievers.export.transformers import refusals, to_transformers
 from retrievers.models.clip import ClipScoreFusion
-from retrievers.models.clip_ff import ClipFeatureFusion
+from retrievers.models.clip import ClipFeatureFusion
 from retrievers.models.fusion_layers import FusionLayers
-from retrievers.models.loading import load_retriever
-from retrievers.training.base import Retriever
-from retrievers.training.losses import Objective
+from retrievers.models.load import load
+from retrievers.models.base import Encoder
+from retrievers.training.objective import Objective
 from retrievers.training.tuning import Tuning
-from retrievers.vectors.encoding import Content, encode
+from retrievers.vectors.embed import Content, embed_contents
 from tests.retrievers.models.test_retriever import CONFIG, make_config, make_root
 from tests.retrievers.test_cli_retrievers import options
 
@@ -119,7 +119,7 @@ def test_exported_folders_load_without_this_package(world, run, pictures, tmp_pa
     assert "image: cosine" in told
     assert not list(out.rglob("*.bin")) + list(out.rglob("*.py")) + list(out.rglob("*.p*t*h"))
     vectors = foreign(library, out, TEXTS, pictures)
-    assert least_cosine(load_retriever(checkpoint), pictures, vectors) > 0.9999
+    assert least_cosine(load(checkpoint), pictures, vectors) > 0.9999
     card = (out / "README.md").read_text()
     assert "license: apache-2.0" in card
     named = {"open_clip": "open_clip", "sentence_transformers": "sentence-transformers"}[library]
@@ -139,7 +139,7 @@ def test_exported_folders_load_without_this_package(world, run, pictures, tmp_pa
 def test_flagland_clip_goes_to_open_clip_and_is_refused_elsewhere(pictures, tmp_path, capfd):
     out = tmp_path / "model"
     assert main(["export", "--checkpoint=flagland-clip", f"--out={out}"]) == 0
-    retriever = load_retriever("flagland-clip")
+    retriever = load("flagland-clip")
     assert (out / "tokenizer.json").is_file()
     vectors = foreign("open_clip", out, TEXTS, pictures)
     assert least_cosine(retriever, pictures, vectors) > 0.9999
@@ -206,13 +206,13 @@ def test_transformers_copy_keeps_the_activation(tmp_path, quick):
 
 
 def test_folders_of_ours_come_back_whole(world, run, tmp_path):
-    retriever = load_retriever(run / "checkpoints" / "last.ckpt")
+    retriever = load(run / "checkpoints" / "last.ckpt")
     retriever.save_pretrained(tmp_path / "model")
     assert {path.name for path in (tmp_path / "model").iterdir()} == {
         "README.md", "open_clip_config.json", "open_clip_model.safetensors", "retriever.json",
     }  # fmt: skip
     moved = (tmp_path / "model").rename(tmp_path / "moved")
-    for back in (Retriever.from_pretrained(moved), load_retriever(moved)):
+    for back in (Retriever.from_pretrained(moved), load(moved)):
         assert isinstance(back, ClipScoreFusion)
         assert back.trained_on == retriever.trained_on
         assert back.origin == retriever.origin
@@ -289,7 +289,7 @@ def test_push_and_pull(run, tmp_path, monkeypatch, capsys):
     Hub.folder = tmp_path / "repository"
     monkeypatch.setattr(hub.huggingface_hub, "HfApi", Hub)
     monkeypatch.setattr(hub.huggingface_hub, "snapshot_download", Hub.snapshot)
-    retriever = load_retriever(run / "checkpoints" / "last.ckpt")
+    retriever = load(run / "checkpoints" / "last.ckpt")
     assert retriever.push_to_hub("mine", private=True, token="t") == "https://hub/mine"  # noqa: S106
     assert Hub.seen == {
         "token": "t", "private": True, "repo": "someone/mine", "revision": None,

@@ -17,7 +17,7 @@ from retrievers.data.mixtures import make_mixture, named_views
 from retrievers.data.module import MBeirData
 from retrievers.data.sentences import SentenceSampling, sample_sentences
 from retrievers.data.texts import TextRecipe, ViewConfig, check_recipe
-from retrievers.models.loading import load_retriever, open_recipe
+from retrievers.models.load import load, open_recipe
 from tests.retrievers.test_cli_retrievers import options
 from tests.worlds import World
 
@@ -173,7 +173,7 @@ def test_a_checkpoint_of_a_mixture_is_searched_with_the_named_view(world):
     mixed = ViewConfig("append", str(world.store), mix={"dense": 1, "short": 1})
     raw = ViewConfig()
     path = world.checkpoint("mixed", raw, mixed)
-    retriever = load_retriever(path)
+    retriever = load(path)
     retriever.trained_on = {
         **retriever.trained_on,
         "corpus": mixed.mixture("corpus", mixed.open("corpus")).name,

@@ -55,7 +55,7 @@ def evaluate(retriever, task):
 def test_scores_of_a_text_task_are_those_of_our_own_vectors(retriever):
     from retrievers.evaluation.metrics import score_run
     from retrievers.evaluation.run import RunTable
-    from retrievers.vectors.encoding import Content, encode
+    from retrievers.vectors.embed import Content, embed_contents
 
     queries = [{"id": f"q{name}", "text": f"a {name} square"} for name in SHADES]
     corpus = [{"id": f"d{name}", "text": f"{name} things", "title": ""} for name in SHADES]

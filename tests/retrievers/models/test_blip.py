@@ -14,9 +14,9 @@ from augment.errors import DataError, EngineError, MismatchError
 from retrievers.cli import USER_ERROR, main
 from retrievers.data.examples import Example, make_inputs
 from retrievers.models.blip import BlipFeatureFusion, BlipScoreFusion
-from retrievers.models.loading import load_retriever
-from retrievers.models.windows import context_of, count_tokens
-from retrievers.training.base import Retriever
+from retrievers.models.load import load
+from retrievers.models.long_text import context_of, count_tokens
+from retrievers.models.base import Encoder
 from tests.retrievers.models.test_retriever import make_root
 
 WORDS = [
@@ -169,7 +169,7 @@ def test_folders_and_checkpoints_give_the_same_vectors(folder, tmp_path, kind, m
     again = Retriever.from_pretrained(tmp_path / "saved")
     with torch.no_grad():
         torch.testing.assert_close(again.encode(inputs, "corpus"), expected, rtol=0, atol=0)
-    assert again.describe() == retriever.describe()
+    assert again.settings() == retriever.settings()
 
 
 def settings(root, folder, out, kind, *more):
@@ -194,8 +194,8 @@ def test_fit_resume_test_and_load(folder, root, tmp_path, kind):
     assert main(["test", *test]) == 0
     metrics = json.loads((tmp_path / "test" / "metrics.json").read_text())
     assert metrics["settings"]["model"]["model_name"] == str(folder)
-    loaded = load_retriever(checkpoint)
-    assert metrics["made_by"] == loaded.fingerprint_for(loaded.trained_on)
+    loaded = load(checkpoint)
+    assert metrics["made_by"] == loaded.fingerprint(loaded.trained_on)
 
 
 def test_chunks_train_like_whole_batches(folder, root):

@@ -12,9 +12,9 @@ from transformers.models.t5.modeling_t5 import T5Stack
 from augment.errors import DataError, MismatchError
 from retrievers.cli import USER_ERROR, main
 from retrievers.data.examples import slice_inputs
-from retrievers.models.clip_ff import ClipFeatureFusion
+from retrievers.models.clip import ClipFeatureFusion
 from retrievers.models.fusion_layers import FusionLayers, T5Encoder
-from retrievers.models.loading import load_retriever
+from retrievers.models.load import load
 from retrievers.search.searcher import Searcher
 from retrievers.training.gradcache import encode_in_chunks
 from retrievers.training.optim import AdamWCosine
@@ -306,7 +306,7 @@ def test_fit_resume_test_mine_and_search(tmp_path, capsys):
     searcher = Searcher.open(last, world[0], embeddings=tmp_path / "kept", device="cpu")
     found = searcher.search("red number 0", k=3)
     assert len(found) == 3
-    retriever = load_retriever(last)
+    retriever = load(last)
     assert isinstance(retriever, ClipFeatureFusion)
 
 

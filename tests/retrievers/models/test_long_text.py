@@ -17,12 +17,12 @@ from augment.records import Item
 from retrievers.cli import main
 from retrievers.data.examples import Candidate, Example, PairCollator, PairExample, make_inputs
 from retrievers.data.module import MBeirData
-from retrievers.models.backbone import load_clip
+from retrievers.models.towers import load_clip
 from retrievers.models.clip import ClipScoreFusion
-from retrievers.models.loading import load_retriever
+from retrievers.models.load import load
 from retrievers.models.long_text import LongText, pool_windows, stretch_positions
 from retrievers.models.towers import encode_text
-from retrievers.models.windows import count_tokens, split_windows
+from retrievers.models.long_text import count_tokens, split_windows
 from tests.retrievers.models.test_retriever import CONFIG, make_config, make_root
 from tests.retrievers.test_cli_retrievers import options
 
@@ -124,11 +124,11 @@ def save(retriever, path):
 def test_checkpoints(config, tmp_path):
     text = LongText(stretch=2, keep=4, windows=3)
     stretched = built(config, text=text)
-    again = load_retriever(save(stretched, tmp_path / "a.ckpt"))
+    again = load(save(stretched, tmp_path / "a.ckpt"))
     assert torch.equal(embed(stretched, LONG), embed(again, LONG))
-    assert again.describe()["text"] == {"context": None, "stretch": 2, "keep": 4, "windows": 3}
+    assert again.settings()["text"] == {"context": None, "stretch": 2, "keep": 4, "windows": 3}
     plain = built(config)
-    assert "text" not in plain.describe(), "embeddings made before stay valid"
+    assert "text" not in plain.settings(), "embeddings made before stay valid"
     fresh = ClipScoreFusion(config, text=text, random_init=True)
     fresh.load_weights(save(plain, tmp_path / "b.ckpt"))
     assert torch.equal(
@@ -136,7 +136,7 @@ def test_checkpoints(config, tmp_path):
     )
     windows = built(config, text=LongText(windows=2))
     windows.load_weights(tmp_path / "b.ckpt")
-    assert windows.fingerprint_for({}) != plain.fingerprint_for({})
+    assert windows.fingerprint({}) != plain.fingerprint({})
 
 
 def test_siglip_is_padded_and_not_stretched(siglip):

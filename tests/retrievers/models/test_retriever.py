@@ -26,7 +26,7 @@ from retrievers.data.plan import plan_test
 from retrievers.data.settings import LoaderConfig, SearchConfig
 from retrievers.data.texts import ViewConfig, check_recipe
 from retrievers.evaluation.run import read_run
-from retrievers.models.backbone import load_clip
+from retrievers.models.towers import load_clip
 from retrievers.models.clip import ClipScoreFusion
 from retrievers.models.towers import encode_text
 from retrievers.training.optim import AdamWCosine

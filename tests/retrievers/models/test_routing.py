@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from retrievers.data.examples import Candidate, Example, PairCollator, PairExample
-from retrievers.models.backbone import load_clip
+from retrievers.models.towers import load_clip
 from retrievers.models.clip import ClipScoreFusion
-from retrievers.models.clip_ff import ClipFeatureFusion
+from retrievers.models.clip import ClipFeatureFusion
 from retrievers.models.fusion_layers import FusionLayers
 from retrievers.models.towers import encode_text, length_groups, text_tower
-from retrievers.training.losses import Objective
+from retrievers.training.objective import Objective
 from tests.retrievers.models.test_feature_fusion import SIGLIP, SPLIT
 from tests.retrievers.models.test_retriever import make_config
 

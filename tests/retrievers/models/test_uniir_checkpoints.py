@@ -15,9 +15,9 @@ from augment.errors import DataError, MismatchError
 from retrievers.models import checkpoints
 from retrievers.models.checkpoints import read_checkpoint
 from retrievers.models.clip import ClipScoreFusion
-from retrievers.models.clip_ff import ClipFeatureFusion
+from retrievers.models.clip import ClipFeatureFusion
 from retrievers.models.fusion_layers import FusionLayers
-from retrievers.models.loading import load_retriever
+from retrievers.models.load import load
 from tests.retrievers.models.test_retriever import batch_of
 
 CONFIG = {
@@ -143,7 +143,7 @@ def test_released_files_give_uniirs_vectors(config, tmp_path, features, monkeypa
     path = tmp_path / "released.pth"
     model = released(path, features)
     monkeypatch.setitem(checkpoints._UNIIR_MODELS, (128, 8), config)
-    retriever = load_retriever(path)
+    retriever = load(path)
     assert type(retriever) is (ClipFeatureFusion if features else ClipScoreFusion)
     assert retriever.trained_on is None
     examples, inputs = batch_of(retriever, KINDS)
@@ -174,7 +174,7 @@ def test_initial_weights_and_what_does_not_fit(config, tmp_path):
     with pytest.raises(MismatchError, match=r"visual\.proj \(128, 32\), wanted \(128, 64\)"):
         ClipScoreFusion(config).load_weights(path)
     with pytest.raises(DataError, match="of a size that UniIR did not release"):
-        load_retriever(path)
+        load(path)
     released(path, False, **{"clip_model.visual.conv1.weight": None})
     with pytest.raises(DataError, match=r"no clip_model\.visual\.conv1\.weight"):
         read_checkpoint(path)

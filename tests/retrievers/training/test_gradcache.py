@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from retrievers.data.examples import Inputs, slice_inputs
 from retrievers.training.gradcache import encode_in_chunks
-from retrievers.training.losses import Objective
+from retrievers.training.objective import Objective
 from tests.references import make_batch, make_groups
 
 

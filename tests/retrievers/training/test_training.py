@@ -19,7 +19,7 @@ from retrievers.data.samplers import SamplingConfig
 from retrievers.data.settings import LoaderConfig, ValidationConfig
 from retrievers.models.clip import ClipScoreFusion
 from retrievers.training.losses import NO_ID, Distillation, Objective, hash_id
-from retrievers.training.monitor import Throughput, hint
+from retrievers.training.callbacks import Throughput, hint
 from retrievers.training.optim import AdamWCosine
 from tests.retrievers.models.test_retriever import make_config, make_root, read_for
 
@@ -276,8 +276,8 @@ def test_prefixes_of_vectors(config, root, tmp_path):
     with torch.no_grad():
         expected = torch.nn.functional.normalize(whole.encode(inputs, "query")[:, :4], dim=-1)
         torch.testing.assert_close(short.encode(inputs, "query"), expected)
-    assert "truncate_dim" not in whole.describe()
-    assert short.describe()["truncate_dim"] == 4
+    assert "truncate_dim" not in whole.settings()
+    assert short.settings()["truncate_dim"] == 4
     with pytest.raises(DataError, match=r"--model\.objective\.matryoshka="):
         fit(short, root)
     with pytest.raises(MismatchError, match="truncate_dim is 17, and vectors have 16 numbers"):

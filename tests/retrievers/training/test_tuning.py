@@ -6,9 +6,9 @@ import torch
 from augment.errors import DataError, MismatchError
 from retrievers.cli import main
 from retrievers.models.clip import ClipScoreFusion
-from retrievers.models.clip_ff import ClipFeatureFusion
+from retrievers.models.clip import ClipFeatureFusion
 from retrievers.models.fusion_layers import FusionLayers
-from retrievers.models.loading import load_retriever
+from retrievers.models.load import load
 from retrievers.training.tuning import Tuning
 from tests.retrievers.models.test_retriever import batch_of, make_config, make_root
 from tests.retrievers.test_cli_retrievers import options
@@ -110,7 +110,7 @@ def test_checkpoints_are_small_resume_and_load(root, tmp_path, capsys):
     assert sum(value.numel() for value in saved["state_dict"].values()) < whole / 20
     assert last.stat().st_size < 4 * whole / 4
     assert run("test", "whole", f"--ckpt_path={last}") == 0
-    retriever = load_retriever(last)
+    retriever = load(last)
     frozen = ClipScoreFusion().state_dict()
     own = dict(retriever.named_parameters())
     name = "clip.visual.transformer.resblocks.0.attn"
@@ -121,7 +121,7 @@ def test_checkpoints_are_small_resume_and_load(root, tmp_path, capsys):
         assert torch.equal(retriever.state_dict()[key], value), key
     # Exported, it is an ordinary model of open_clip with the updates in its weights.
     assert main(["export", f"--checkpoint={last}", f"--out={tmp_path / 'exported'}"]) == 0
-    exported = load_retriever(f"local-dir:{tmp_path / 'exported'}")
+    exported = load(f"local-dir:{tmp_path / 'exported'}")
     retriever.merge_lora()
     weight = exported.clip.visual.transformer.resblocks[0].attn.in_proj_weight
     assert torch.equal(weight, retriever.clip.visual.transformer.resblocks[0].attn.in_proj_weight)

@@ -1,0 +1,243 @@
+"""Vectors of what is at hand, or of everything that a plan asks about."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from augment.errors import DataError
+from augment.records import Side
+from retrievers.data.examples import Example, Items
+from retrievers.data.module import MBeirData
+from retrievers.data.plan import Embedder, Plan
+from retrievers.data.texts import check_recipe
+from retrievers.evaluation.results import Lost
+from retrievers.models.audit import Audit, audit_plan
+from retrievers.models.base import Encoder
+from retrievers.vectors.embeddings import Embeddings, EmbeddingWriter, item_keys
+
+#: What is embedded first, and what then.
+SIDES: tuple[Side, Side] = ("corpus", "query")
+
+#: Precisions of Lightning's trainer in which embedding goes, and what autocast makes of them.
+_PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+class Content(NamedTuple):
+    """A text, a picture, or both."""
+
+    text: str | None
+    image: Image.Image | None = None
+
+
+@torch.inference_mode()
+def embed_contents(
+    encoder: Encoder, contents: Sequence[Content], side: Side, where: str = "item"
+) -> Float[Tensor, "items dim"]:
+    """Unit vectors of one batch, on the CPU.
+
+    Args:
+        encoder: its weights are used as they are, in evaluation mode, on the device they are on.
+        contents: the batch, at least one.
+        side: query or corpus.
+        where: what an item is called in errors.
+
+    Raises:
+        DataError: if an item has neither text nor picture.
+    """
+    collator, examples = encoder.collator(), []
+    for row, content in enumerate(contents):
+        text = content.text if content.text and content.text.strip() else None
+        if text is None and content.image is None:
+            raise DataError("has neither text nor picture; nothing to embed", f"{where} {row}")
+        picture = content.image.convert("RGB") if content.image is not None else None
+        examples.append(Example(row, text, None if picture is None else collator.image(picture)))
+    encoder.eval()
+    batch = collator(examples, side).to(encoder.device)
+    return encoder.encode(batch, side).vectors.float().cpu()
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Vectors of a plan's rows, and what made them.
+
+    Attributes:
+        candidates: by row of the plan.
+        queries: by row of the plan's queries.
+        made_by: fingerprint of weights, settings and the text shown.
+        cut: what the context of the text encoder cuts off; None where it is not known.
+        items: how many were embedded now.
+        seconds: that it took.
+    """
+
+    candidates: Embeddings
+    queries: Embeddings
+    made_by: str
+    cut: Audit | None = None
+    items: int = 0
+    seconds: float = 0.0
+
+    @property
+    def lost(self) -> tuple[Lost, Lost]:
+        """Candidates and queries without a vector, or with one of their text alone."""
+        sides = (self.candidates, self.queries)
+        first, second = (Lost(side.failed, side.degraded) for side in sides)
+        return first, second
+
+    def lines(self) -> list[str]:
+        """What became of each side, a line each."""
+        return [_line("corpus", self.candidates), _line("query", self.queries)]
+
+
+def embed(
+    encoder: Encoder,
+    data: MBeirData,
+    plan: Plan | None = None,
+    *,
+    device: str | torch.device = "auto",
+    precision: str = "32-true",
+    allow_mismatch: bool = False,
+) -> Vectors:
+    """Embed what a plan asks about: its candidates and its queries.
+
+    With ``data.embeddings.folder`` vectors go to FOLDER/corpus and FOLDER/query and stay there.
+    What the folder has already is kept; what is new, changed or damaged is embedded. A run that was
+    killed goes on where it stood. Several processes share the work as
+    ``data.embeddings.part`` of ``parts``.
+
+    Args:
+        encoder: its weights are used as they are, in evaluation mode; moved to the device.
+        data: what is shown, how it is loaded, where vectors are kept.
+        plan: candidates and queries; None takes those of the test.
+        device: auto, cpu, cuda, cuda:N.
+        precision: 32-true, bf16-mixed or 16-mixed.
+        allow_mismatch: embed text of another recipe than the one trained on.
+
+    Returns:
+        Vectors in float32, or as ``data.embeddings.dtype`` keeps them.
+
+    Raises:
+        MismatchError: if the weights were trained on another text, or the folder holds vectors of
+            other weights or text.
+        DataError: if data is missing or malformed.
+        StoreError: if the folder cannot be read or written.
+    """
+    if encoder.trained_on is not None:
+        check_recipe(encoder.trained_on, data.recipe.fingerprint, allow_mismatch)
+    plan = data.test_plan() if plan is None else plan
+    context = _autocast(precision, place := device_named(device))
+    encoder.eval().to(place)
+    cut = audit_plan(plan, data.recipe, encoder.collator())
+    if cut is not None:
+        sys.stderr.write(f"{cut.line()}\n")
+    made_by = encoder.fingerprint(data.recipe.fingerprint)
+    embedder = Embedder(plan, data.reader(encoder.collator()))
+    rooms = {
+        "corpus": _room(encoder, data, embedder, "corpus", len(plan), made_by, precision),
+        "query": _room(encoder, data, embedder, "query", len(plan.queries), made_by, precision),
+    }
+    started, items = time.monotonic(), 0
+    with torch.inference_mode(), context:
+        for side in SIDES:
+            for size in fill(rooms[side], encoder, data, plan, side):
+                items += size
+    for room in rooms.values():
+        room.finish()
+    seconds = time.monotonic() - started
+    return Vectors(rooms["corpus"], rooms["query"], made_by, cut, items, seconds)
+
+
+def fill(
+    room: Embeddings, encoder: Encoder, data: MBeirData, plan: Plan, side: Side
+) -> Iterator[int]:
+    """Embed the missing rows of one side, batch by batch; yields how many each time."""
+    rows = room.missing(data.embeddings.part, data.embeddings.parts)
+    if not len(rows):
+        return
+    loader = data.item_loader(plan, side, encoder.collator(), rows)
+    for batch in tqdm(loader, desc=f"embedding {side}", unit="batch", leave=False, disable=None):
+        put(room, batch, encoder, side)
+        yield batch.inputs.size
+
+
+def put(room: Embeddings, batch: Items, encoder: Encoder, side: Side) -> None:
+    """Embed a batch of one side and keep its vectors."""
+    room.fail(batch.failed.tolist(), batch.degraded.tolist())
+    if batch.inputs.size:
+        vectors = encoder.encode(batch.inputs.to(encoder.device), side).vectors
+        room.put(batch.rows.cpu(), vectors.float().cpu(), batch.degraded.tolist())
+
+
+def device_named(name: str | torch.device) -> torch.device:
+    """A device of torch; ``auto`` takes a graphics card where there is one.
+
+    Raises:
+        DataError: if there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise DataError(f"no device {name!r} here; use auto, cpu, cuda or cuda:N") from error
+    return torch.device(name)
+
+
+def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    if precision not in _PRECISIONS:
+        raise DataError(
+            f"embedding goes in precision {', '.join(_PRECISIONS)}, not in {precision!r}"
+        )
+    kind = _PRECISIONS[precision]
+    return nullcontext() if kind is None else torch.autocast(device.type, dtype=kind)
+
+
+def _room(
+    encoder: Encoder,
+    data: MBeirData,
+    embedder: Embedder,
+    side: Side,
+    size: int,
+    made_by: str,
+    precision: str,
+) -> Embeddings:
+    """Room for the vectors of one side, in memory or in the folder with what is there already."""
+    wanted = data.embeddings
+    if wanted.folder is None:
+        return Embeddings(size)
+    plain = {name: json.dumps(value, default=str) for name, value in encoder.settings().items()}
+    text = {f"text.{name}": value for name, value in data.recipe.fingerprint.items()}
+    writer = EmbeddingWriter(
+        Path(wanted.folder) / side,
+        made_by,
+        {**plain, **text, "precision": precision},
+        wanted.dtype,
+        wanted.shard_rows,
+        wanted.shard_seconds,
+    )
+    for name, problem in writer.damaged.items():
+        sys.stderr.write(f"shard {name} of {writer.folder} is embedded again: {problem}\n")
+    keys = item_keys(embedder.contents(side), data.root.path)
+    return Embeddings(size, writer, keys, lambda rows: embedder.names(side, rows))
+
+
+def _line(side: Side, room: Embeddings) -> str:
+    kept, failed = int(room.done.sum()), len(room.failed)
+    left = len(room.done) - kept - failed
+    return (
+        f"{side}: {kept} vectors, {len(room.degraded)} of them without their unreadable "
+        f"picture; {failed} items with nothing to embed"
+        + (f"; {left} left to other processes" if left else "")
+    )
