@@ -11,7 +11,7 @@ from augment.enrichment.pipeline import Options
 from augment.records import Item
 from retrievers.data.texts import TextRecipe, ViewConfig
 from retrievers.models.clip import ClipScoreFusion
-from tests.retrievers.models.test_retriever import make_config, make_root
+from tests.retrievers.models.test_retriever import checkpoint_of, make_config, make_root
 
 HOSTILE = '<script>document.title = "owned"</script><img src=x onerror=alert(1)> & "quoted"'
 SCRIPTED = Options(model="scripted:")
@@ -49,8 +49,7 @@ class World:
     def checkpoint(self, name: str, query: ViewConfig, candidates: ViewConfig) -> Path:
         """What fit would write after no step."""
         self.retriever.trained_on = self.recipe(query, candidates).fingerprint
-        saved = {"state_dict": self.retriever.state_dict()}
-        self.retriever.on_save_checkpoint(saved)
+        saved = checkpoint_of(self.retriever)
         path = self.folder / name / "checkpoints" / "last.ckpt"
         path.parent.mkdir(parents=True)
         torch.save(saved, path)

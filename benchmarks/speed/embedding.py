@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from retrievers.training.trainer import Trainer
 
 from augment.data import write_candidates
 from augment.records import Item
@@ -27,7 +28,6 @@ from benchmarks.speed.machine import machine
 from retrievers.data.module import MBeirData
 from retrievers.data.settings import EmbeddingConfig, LoaderConfig
 from retrievers.models.clip import ClipScoreFusion
-from retrievers.training.trainer import Trainer
 
 RESULTS = Path("benchmarks/results/embedding.md")
 

@@ -11,13 +11,15 @@ from pathlib import Path
 import jsonargparse
 import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from augment.data import write_qrels
-from augment.data.files import replacing
 from augment.data.images import open_image
 from augment.errors import DataError
+from augment.files import replacing
 from augment.records import Qrel, Side
+from retrievers.data.plan import Content
 from retrievers.evaluation.mmeb import (
     Score,
     Target,
@@ -31,10 +33,9 @@ from retrievers.evaluation.mmeb import (
 from retrievers.evaluation.run import writing_run
 from retrievers.models.base import Encoder
 from retrievers.models.load import load_weights
-from retrievers.vectors.embed import Content, embed_contents
-from retrievers.vectors.embeddings import Content as Keyed
-from retrievers.vectors.embeddings import Embeddings, EmbeddingWriter, item_keys
-from retrievers.vectors.embeddings.writer import SHARD_SECONDS
+from retrievers.vectors.embed import embed_contents
+from retrievers.vectors.rows import Embeddings, item_keys
+from retrievers.vectors.store import SHARD_SECONDS, EmbeddingWriter
 
 
 def evaluate_mmeb(
@@ -95,7 +96,7 @@ def evaluate_mmeb(
         sys.stdout.write(f"{name}: hit@1 {100 * scores[-1].metrics['success@1']:.1f}\n")
     settings = {"model": model.settings(), "root": str(root), "limit": limit, "depth": depth}
     told = record(scores, {**settings, "ckpt_path": ckpt_path}, time.monotonic() - started)
-    with replacing(out / "metrics.json") as stream:
+    with replacing(out / "metrics.json", DataError) as stream:
         stream.write(json.dumps(told, indent=1, default=str) + "\n")
     return scores
 
@@ -119,7 +120,7 @@ class _Vectors:
         writer = EmbeddingWriter(folder, *made, "float32", shard_seconds=SHARD_SECONDS)
         for shard, problem in writer.damaged.items():
             sys.stderr.write(f"shard {shard} of {folder} is embedded again: {problem}\n")
-        items = (Keyed(label(row), *target) for row, target in enumerate(targets))
+        items = (Content(label(row), *target) for row, target in enumerate(targets))
         room = Embeddings(
             len(targets),
             writer,
@@ -139,9 +140,9 @@ class _Vectors:
         room.finish()
         return room.vectors.numpy()
 
-    def _content(self, target: Target) -> Content:
+    def _content(self, target: Target) -> tuple[str | None, Image.Image | None]:
         picture = open_image(self._images, target.image) if target.image else None
-        return Content(target.text, picture)
+        return target.text, picture
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from augment.data import write_qrels
-from augment.files import write_text
+from augment.files import aligned, write_text
 from augment.records import Qrel, Run
 from retrievers.data.plan import EvalTask, Plan
 from retrievers.evaluation.metrics import means, score_run, standard_measures
-from retrievers.evaluation.plain import aligned
 from retrievers.evaluation.protocol import REPORTED, missing_rows, reported_k
 from retrievers.evaluation.run import RunTable
 from retrievers.evaluation.versions import source_commit, versions

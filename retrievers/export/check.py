@@ -17,7 +17,7 @@ from torch.nn import functional
 from augment.errors import MismatchError
 from retrievers.export.sentence_transformers import import_sentence_transformers
 from retrievers.models.base import Encoder
-from retrievers.vectors.embed import Content, embed_contents
+from retrievers.vectors.embed import embed_contents
 
 #: Cosine between our vector and that of the exported folder, at least.
 AGREEMENT = 0.9999
@@ -70,8 +70,8 @@ def agreement(retriever: Encoder, encoders: Encoders) -> dict[str, float]:
     texts = list(_TEXTS if cuts else _TEXTS[:-1])
     pictures = [_picture(w * side, h * side) for w, h in _SHAPES]
     ours = (
-        embed_contents(retriever, [Content(text) for text in texts], "corpus"),
-        embed_contents(retriever, [Content(None, picture) for picture in pictures], "corpus"),
+        embed_contents(retriever, [(text, None) for text in texts], "corpus"),
+        embed_contents(retriever, [(None, picture) for picture in pictures], "corpus"),
     )
     theirs = (encoders[0](texts), encoders[1](pictures))
     found = {

@@ -20,7 +20,7 @@ import torch
 
 from augment.errors import DataError
 from retrievers.models.base import Encoder
-from retrievers.vectors.embed import Content, embed_contents
+from retrievers.vectors.embed import embed_contents
 
 if TYPE_CHECKING:
     from mteb.models.model_meta import ModelMeta
@@ -106,7 +106,9 @@ class MtebEncoder:
         return (first * second).sum(dim=-1)
 
 
-def _contents(batch: Mapping[str, Any], instruction: str, task: str) -> list[Content]:
+def _contents(
+    batch: Mapping[str, Any], instruction: str, task: str
+) -> list[tuple[str | None, Any]]:
     texts, images = batch.get("text"), batch.get("image")
     if texts is None and images is None:
         raise DataError(f"a batch has {', '.join(batch)}; only text and image are read", task)
@@ -115,7 +117,7 @@ def _contents(batch: Mapping[str, Any], instruction: str, task: str) -> list[Con
     if instruction:
         words = [f"{instruction} {text}".strip() for text in words]
     pictures = list(images) if images is not None else [None] * size
-    return [Content(text or None, image) for text, image in zip(words, pictures, strict=True)]
+    return [(text or None, image) for text, image in zip(words, pictures, strict=True)]
 
 
 def _instruction(metadata: Any) -> str:

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any, final
 
 from augment.errors import DataError
-from augment.files import write_text
+from augment.files import aligned, write_text
 from augment.records import Item, Modality, Query, Side
 from retrievers.data.datasets import PairDataset, target_modality
 from retrievers.data.examples import Collator
 from retrievers.data.module import MBeirData
 from retrievers.data.plan import Plan
 from retrievers.data.texts import TextRecipe
-from retrievers.evaluation.plain import aligned
 from retrievers.models.base import Encoder
 from retrievers.models.long_text import Windows, context_of, count_tokens
 

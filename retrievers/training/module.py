@@ -33,8 +33,8 @@ from retrievers.training.objective import Objective
 from retrievers.training.optim import AdamWCosine
 from retrievers.training.provenance import origin_of_fit
 from retrievers.training.tuning import Tuning, merge
-from retrievers.vectors.embed import SIDES, Vectors, put
-from retrievers.vectors.embeddings import Embeddings
+from retrievers.vectors.embed import SIDES, Embedded, put
+from retrievers.vectors.rows import Embeddings
 from retrievers.vectors.search import search
 
 
@@ -119,7 +119,7 @@ class Fit(lightning.LightningModule, ABC):
         #: Of the command line that runs it; None where Python does.
         self.arguments: list[str] | None = None
         self._places: list[dict[str, int]] = []
-        self._vectors: Vectors | None = None
+        self._vectors: Embedded | None = None
 
     @abstractmethod
     def loss(self, batch: Pairs) -> Mapping[str, Tensor]:
@@ -251,7 +251,7 @@ class Fit(lightning.LightningModule, ABC):
         if self.trainer.state.fn == "validate" and trained_on is not None:
             check_recipe(trained_on, self.data.recipe.fingerprint, self.allow_mismatch)
         plan = self._loaders.validation
-        self._vectors = Vectors(
+        self._vectors = Embedded(
             Embeddings(len(plan)), Embeddings(len(plan.queries)), made_by="validation"
         )
 

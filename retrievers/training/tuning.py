@@ -141,6 +141,11 @@ def merge(model: nn.Module) -> None:
         if parametrize.is_parametrized(module):
             for name in list(cast("Any", module).parametrizations):
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+                # First among its module's parameters, as in a plain model, whose fingerprint it has.
+                others = dict(module._parameters)
+                first = others.pop(name)
+                module._parameters.clear()
+                module._parameters.update({name: first, **others})
 
 
 def _image_blocks(visual: Any) -> nn.Module:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,7 +26,8 @@ from retrievers.data.texts import check_recipe
 from retrievers.evaluation.results import Lost
 from retrievers.models.audit import Audit, audit_plan
 from retrievers.models.base import Encoder
-from retrievers.vectors.embeddings import Embeddings, EmbeddingWriter, item_keys
+from retrievers.vectors.rows import Embeddings, item_keys
+from retrievers.vectors.store import EmbeddingWriter
 
 #: What is embedded first, and what then.
 SIDES: tuple[Side, Side] = ("corpus", "query")
@@ -35,22 +36,18 @@ SIDES: tuple[Side, Side] = ("corpus", "query")
 _PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
-class Content(NamedTuple):
-    """A text, a picture, or both."""
-
-    text: str | None
-    image: Image.Image | None = None
-
-
 @torch.inference_mode()
 def embed_contents(
-    encoder: Encoder, contents: Sequence[Content], side: Side, where: str = "item"
+    encoder: Encoder,
+    contents: Sequence[tuple[str | None, Image.Image | None]],
+    side: Side,
+    where: str = "item",
 ) -> Float[Tensor, "items dim"]:
     """Unit vectors of one batch, on the CPU.
 
     Args:
         encoder: its weights are used as they are, in evaluation mode, on the device they are on.
-        contents: the batch, at least one.
+        contents: text, picture or both of each item, at least one.
         side: query or corpus.
         where: what an item is called in errors.
 
@@ -58,11 +55,11 @@ def embed_contents(
         DataError: if an item has neither text nor picture.
     """
     collator, examples = encoder.collator(), []
-    for row, content in enumerate(contents):
-        text = content.text if content.text and content.text.strip() else None
-        if text is None and content.image is None:
+    for row, (given, image) in enumerate(contents):
+        text = given if given and given.strip() else None
+        if text is None and image is None:
             raise DataError("has neither text nor picture; nothing to embed", f"{where} {row}")
-        picture = content.image.convert("RGB") if content.image is not None else None
+        picture = image.convert("RGB") if image is not None else None
         examples.append(Example(row, text, None if picture is None else collator.image(picture)))
     encoder.eval()
     batch = collator(examples, side).to(encoder.device)
@@ -70,7 +67,7 @@ def embed_contents(
 
 
 @dataclass(frozen=True)
-class Vectors:
+class Embedded:
     """Vectors of a plan's rows, and what made them.
 
     Attributes:
@@ -109,7 +106,7 @@ def embed(
     device: str | torch.device = "auto",
     precision: str = "32-true",
     allow_mismatch: bool = False,
-) -> Vectors:
+) -> Embedded:
     """Embed what a plan asks about: its candidates and its queries.
 
     With ``data.embeddings.folder`` vectors go to FOLDER/corpus and FOLDER/query and stay there.
@@ -156,7 +153,7 @@ def embed(
     for room in rooms.values():
         room.finish()
     seconds = time.monotonic() - started
-    return Vectors(rooms["corpus"], rooms["query"], made_by, cut, items, seconds)
+    return Embedded(rooms["corpus"], rooms["query"], made_by, cut, items, seconds)
 
 
 def fill(

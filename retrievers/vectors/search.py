@@ -15,8 +15,9 @@ from retrievers.data.settings import SearchConfig
 from retrievers.evaluation.results import Results, run_files, score, spans, write_results
 from retrievers.evaluation.run import RunTable, writing_runs
 from retrievers.models.base import Encoder
-from retrievers.vectors.embed import Vectors, embed
-from retrievers.vectors.index import FaissIndex, Recall, make_index
+from retrievers.vectors import make_index
+from retrievers.vectors.embed import Embedded, embed
+from retrievers.vectors.index import Recall
 
 
 class Searched(NamedTuple):
@@ -33,7 +34,7 @@ class Searched(NamedTuple):
 
 def search(
     plan: Plan,
-    vectors: Vectors,
+    vectors: Embedded,
     config: SearchConfig = SearchConfig(),  # noqa: B008 - frozen
     device: str | torch.device = "cpu",
 ) -> Searched:
@@ -67,7 +68,7 @@ def search(
                 hits = index.search(queries.take(own), min(config.depth, len(index)), made_by)
                 run = RunTable.from_search(qids, ids, hits.rows, hits.scores, unique=True)
             found.runs[task.name, "union" if pool == "union" else "local"] = run
-        if isinstance(index, FaissIndex) and index.recall:
+        if index.recall:
             found.recall[pool] = list(index.recall.values())
     return found
 
@@ -119,7 +120,7 @@ def _scored(
     encoder: Encoder,
     data: MBeirData,
     plan: Plan,
-    vectors: Vectors,
+    vectors: Embedded,
     found: Searched,
     started: float,
 ) -> Results:

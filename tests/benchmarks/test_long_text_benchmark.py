@@ -44,5 +44,5 @@ def test_rows_and_their_settings(tmp_path):
     flags = Bench("flags", Path("root"), tmp_path, 32, (1,), stores, 1, 1)
     assert "--data.corpus.store=B" in flags.text("budget")
     assert "--data.corpus.store=L" in flags.text("stretch")
-    assert f"--model.text.stretch={FACTOR}" in flags.text("stretch")
+    assert f"--model.encoder.text.stretch={FACTOR}" in flags.text("stretch")
     assert not any("context" in given for given in flags.text("all"))

@@ -107,7 +107,7 @@ def test_parts_a_kill_and_the_table(world, tmp_path, capsys, monkeypatch):
     assert [line[1] for line in table[1:]] == ["2", "", "2"]
     assert "Command: `python -m benchmarks.retrievers" in text
     # The means are those of the tests' own files.
-    one = bench(root, f"--model.model_name={config}")
+    one = bench(root, f"--model.encoder.model_name={config}")
     tests = [one.test(FIRST, seed).folder(out) / "metrics.json" for seed in (0, 1)]
     means = [json.loads(path.read_text())["mean"]["local"]["success@5"] for path in tests]
     assert table[1][5].startswith(f"{50 * sum(means):.1f} ± ")

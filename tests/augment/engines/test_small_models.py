@@ -20,8 +20,7 @@ from benchmarks.flagland import atlas, language, muon, score_vlm, vlm_data, vlm_
 from benchmarks.flagland.build_vlm import build_qwen3_vl
 from benchmarks.flagland.grammar import Flag
 from benchmarks.flagland.render import draw_flat
-from retrievers.models.towers import load_clip
-from retrievers.models.towers import encode_text
+from retrievers.models.towers import encode_text, load_clip
 
 
 @pytest.fixture(scope="module")

@@ -152,16 +152,14 @@ def test_a_view_of_the_mixture_may_be_shown_and_no_other(folder):
 def test_nothing_is_drawn_outside_training(world):
     mixed = ViewConfig("append", str(world.store), mix={"dense": 1}, dropout=0.5)
     data = MBeirData(str(world.root), corpus=mixed, seed=3)
-    data.use(world.retriever.processor)
-    data.setup("fit")
-    pairs = data.train_dataloader().dataset
+    pairs, plan = data.training(world.retriever.collator())
     size = len(pairs)
     texts = {key: pairs[key].positive.example.text for key in range(4 * size)}
     again = {key: pairs[key].positive.example.text for key in reversed(range(4 * size))}
     assert texts == again, "a draw depends on the key alone"
     epochs = [[texts[n * size + row] for row in range(size)] for n in range(4)]
     assert len(set(map(tuple, epochs))) == 4, "each epoch draws anew"
-    for item in map(data.plan.item, range(len(data.plan))):
+    for item in map(plan.item, range(len(plan))):
         shown = data.recipe.corpus_view.text(item)
         assert data.recipe.candidate(item) == shown.strip()
     query, target = data.plan.queries[0]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from retrievers.training.trainer import Trainer
 
 import retrievers
 from augment import corpus, queries
@@ -23,8 +24,7 @@ from retrievers.evaluation.run import read_run
 from retrievers.models.load import load
 from retrievers.search import command as search
 from retrievers.search.pictures import QueryPictures
-from retrievers.training.trainer import Trainer
-from retrievers.vectors.evaluate import evaluate
+from retrievers.vectors.search import test as evaluate
 from tests.retrievers.models.test_retriever import make_root
 from tests.worlds import HOSTILE, SCRIPTED, World
 
@@ -43,7 +43,7 @@ def raw(world):
 
 def test_ranks_as_the_evaluation_does(world, raw, tmp_path):
     data = MBeirData(str(world.root), on_bad_image="skip", loader=LoaderConfig(eval_batch_size=8))
-    evaluate(load(world.raw), data, tmp_path, accelerator="cpu")
+    evaluate(load(world.raw), data, tmp_path, device="cpu")
     for task, name in TASKS.items():
         run = read_run(tmp_path / f"{name}.union.trec")
         file = world.root / "query" / "test" / f"mbeir_squares_task{task}_test.jsonl"
