@@ -13,9 +13,8 @@ from typing import Any, NamedTuple, final
 from augment.data.images import open_image
 from augment.errors import ImageError
 from augment.records import Enrichment, Hit, Item, Side
-from augment.store.page import DataUri, thumbnail
-from augment.store.reporting.items import Items
-from augment.store.reporting.wording import Piece, compare
+from augment.store.page import DataUri, Piece, compare, thumbnail
+from augment.store.report import Items
 from benchmarks.report.runs import Opened
 
 #: Longest side of a query's picture and of a result's, in pixels.

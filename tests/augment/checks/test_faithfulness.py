@@ -11,11 +11,11 @@ import pytest
 from augment import corpus
 from augment.checks.faithful import Faithfulness
 from augment.data import write_candidates
-from augment.enrichment import pipeline as cli
+from augment.enrichment.pipeline import Options
 from augment.errors import DataError, EngineError
 from augment.records import Item
 from augment.store import Store, report, scores
-from augment.store.reporting.collect import collect
+from augment.store.report import collect
 from benchmarks.flagland import atlas, language
 from benchmarks.flagland.edits import random_edit
 from benchmarks.flagland.render import draw_flat
@@ -80,7 +80,7 @@ def test_the_table_has_every_score_as_a_column(tmp_path, world, capsys):
     answers["1:3"] = "I'm sorry, I can't help with that."
     (tmp_path / "a.json").write_text(json.dumps(answers))
     store = tmp_path / "s"
-    corpus.run(root, store, options=cli.Options(model=f"scripted:{tmp_path / 'a.json'}"))
+    corpus.run(root, store, options=Options(model=f"scripted:{tmp_path / 'a.json'}"))
     out = tmp_path / "t" / "scores.parquet"
     arguments = ["--store", str(store), "--out", str(out)]
     assert scores.command([*arguments, "--root", str(root), "--clip", str(CLIP)]) == 0

@@ -13,16 +13,17 @@ from augment.checks import Forbidden, Limits
 from augment.data.images import content_hash
 from augment.engines import Engine
 from augment.engines.scripted import ScriptedEngine
-from augment.enrichment.enrich import Job, Retry, Summary, enrich
-from augment.enrichment.progress import Progress, duration
-from augment.enrichment.shards import Shard, parse_shard
+from augment.enrichment.account import Progress, Summary
+from augment.enrichment.enrich import enrich
+from augment.enrichment.jobs import Job, Retry, Shard, parse_shard
 from augment.enrichment.supervise import draining
 from augment.errors import DataError, StoreError
 from augment.prompts import load_prompt
 from augment.records import Enrichment, Item, Reply, Sampling
 from augment.store import Store
 from augment.store.keys import Recipe, text_key
-from augment.store.wal import decode
+from augment.store.log import decode
+from augment.store.upkeep import duration
 
 CORPUS, HIDDEN = load_prompt("rar_corpus"), load_prompt("rar_modification")
 
