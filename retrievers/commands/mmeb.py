@@ -14,9 +14,9 @@ import torch
 from tqdm import tqdm
 
 from augment.data import write_qrels
-from augment.data.files import replacing
 from augment.data.images import open_image
 from augment.errors import DataError
+from augment.files import replacing
 from augment.records import Qrel, Side
 from retrievers.evaluation.mmeb import (
     Score,
@@ -97,7 +97,7 @@ def evaluate_mmeb(
         sys.stdout.write(f"{name}: hit@1 {100 * scores[-1].metrics['success@1']:.1f}\n")
     settings = {"model": model.describe(), "root": str(root), "limit": limit, "depth": depth}
     told = record(scores, {**settings, "ckpt_path": ckpt_path}, time.monotonic() - started)
-    with replacing(out / "metrics.json") as stream:
+    with replacing(out / "metrics.json", DataError) as stream:
         stream.write(json.dumps(told, indent=1, default=str) + "\n")
     return scores
 

@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 from jaxtyping import Float32, Int64, Shaped
 from numpy.typing import ArrayLike
 
-from augment.data.files import replacing
 from augment.errors import DataError
+from augment.files import replacing
 from augment.records import Hit, Run
 from retrievers.evaluation.run_lines import run_lines
 from retrievers.evaluation.run_text import parse_lines, parse_quickly
@@ -294,7 +294,7 @@ def _write(path: Path, run: Run | RunTable, tag: str, tasks: Mapping[str, int] |
         if lacking:
             raise DataError("no task code is known; write six columns", f"query {lacking[0]}")
         tails = [f" {tag} {tasks[qid]}\n".encode() for qid in table.qids.to_pylist()]
-    with replacing(path) as stream:
+    with replacing(path, DataError) as stream:
         _write_blocks(stream.buffer, run_lines(table, tails))
 
 

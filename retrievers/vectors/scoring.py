@@ -13,11 +13,10 @@ import torch
 
 from augment.data import write_qrels
 from augment.errors import DataError
-from augment.files import write_text
+from augment.files import aligned, write_text
 from augment.records import Qrel, Run
 from retrievers.data.plan import EvalTask, Plan
 from retrievers.evaluation.metrics import means, score_run, standard_measures
-from retrievers.evaluation.plain import aligned
 from retrievers.evaluation.protocol import REPORTED, missing_rows, reported_k
 from retrievers.evaluation.run import RunTable
 from retrievers.training.provenance import source_commit, versions
