@@ -23,7 +23,7 @@ from typing import Any, Literal, final
 from augment.data import DataRoot, read_candidates, read_queries, write_candidates, write_queries
 from augment.data.images import resolve
 from augment.errors import DataError, ImageError
-from augment.records import Enrichment, Item, Side, View
+from augment.records import Enrichment, Item, Side
 from augment.store.page import percent, visible
 from augment.store.report import packaged
 from augment.views import TextView
@@ -48,7 +48,7 @@ class Shown:
         models: model and revision -> entries that show its text.
     """
 
-    view: View
+    view: str
     recipe: Mapping[str, object]
     entries: int = 0
     generated: int = 0

@@ -390,8 +390,7 @@ def collect(
     )
     chance = frame.sample(min(samples, len(frame)), random_state=seed).sort_index()
     failed = _by_reason(
-        (reason_class(f.reason), Sample(f.item_id, f.reason, True, f.image))
-        for f in failures
+        (reason_class(f.reason), Sample(f.item_id, f.reason, True, f.image)) for f in failures
     )
     refusals = frame[frame["rejected"] != ""]
     refused = _by_reason(

@@ -54,7 +54,7 @@ def check_folder(folder: Path) -> bool:
     """
     try:
         found = json.loads((folder / "store.json").read_text(encoding="utf-8"))["format"]
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return False
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{folder}/store.json: cannot be read: {error}") from error

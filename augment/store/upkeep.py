@@ -128,8 +128,8 @@ def status(store: Store) -> list[Held]:
             list(recipe.prompts.values()),
             recipe.id in runs.complete_recipes(store.folder, side),
             len(store.rows("link", recipe.id)),
-            _refused(store, recipe.id, reasons),
-            _counted(store.failures(side, recipe.id)),
+            dict(_refused(store, recipe.id, reasons)),
+            dict(_counted(store.failures(side, recipe.id))),
             [_run(run) for run in ran if run.recipe == recipe.id],
         )
         for side in SIDES

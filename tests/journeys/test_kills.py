@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from augment import corpus
-from augment.data import write_candidates
 from augment.__main__ import main
+from augment.data import write_candidates
 from augment.enrichment.pipeline import Options, carry_out
 from augment.enrichment.supervise import supervise
 from augment.records import Item

@@ -14,8 +14,8 @@ import yaml
 from PIL import Image
 
 from augment import corpus, queries
-from augment.data import DataRoot, read_candidates, read_queries, write_candidates, write_queries
 from augment.__main__ import main
+from augment.data import DataRoot, read_candidates, read_queries, write_candidates, write_queries
 from augment.enrichment.command import guarded
 from augment.enrichment.pipeline import Options
 from augment.errors import StoreError
@@ -168,7 +168,7 @@ def test_queries_are_routed_and_text_is_left_alone(root, capsys):
 
 
 def test_a_changed_prompt_file_regenerates_only_its_own(root, tmp_path, capsys):
-    source = (HOME / "augment/prompts/rar_question.md").read_text()
+    source = (HOME / "augment/prompts/rar/rar_question.md").read_text()
     mine = tmp_path / "mine.md"
     mine.write_text(source)
     command(queries, root, "--question-prompt", str(mine))

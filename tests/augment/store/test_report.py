@@ -12,10 +12,10 @@ import yaml
 from PIL import Image
 
 from augment import corpus, queries
+from augment.__main__ import main
 from augment.checks import Limits
 from augment.data import write_candidates, write_queries
 from augment.engines.scripted import ScriptedEngine
-from augment.__main__ import main
 from augment.enrichment.pipeline import Options
 from augment.prompts import load_prompt
 from augment.records import Item, Query
@@ -103,7 +103,7 @@ def test_the_page_counts_what_the_store_holds(made):
         sum(text.prompt_tokens for text in texts.values()),
         sum(text.output_tokens for text in texts.values()),
     )
-    assert sum(bar_counts(found.plots[0])) == ITEMS - 2
+    assert sum(number for *_, number in bars(found.plots[0])[0]) == ITEMS - 2
     whys = {card.item_id: card.why for card in found.worst}
     assert "very same words for 3 different pictures" in whys["3:20"]
     assert {"3:21", "3:22"}.isdisjoint(whys)
@@ -115,9 +115,7 @@ def test_the_page_counts_what_the_store_holds(made):
     }
     tone, said = verdict(found)
     assert tone == "warn"
-    assert said.startswith(
-        "90.0 % of 40 items have an accepted text; 2 failed"
-    )
+    assert said.startswith("90.0 % of 40 items have an accepted text; 2 failed")
 
 
 def test_one_picture_in_two_requests_is_no_repetition_and_other_limits_are_told(tmp_path):
@@ -151,11 +149,6 @@ def root_file(root, name):
     return root / name
 
 
-def bar_counts(plot):
-    said = re.findall(r"<title>[^<]*: ([\d,]+)</title>", plot.svg)
-    return [int(number.replace(",", "")) for number in said]
-
-
 def test_nothing_shown_becomes_markup_and_nothing_is_fetched(made):
     _, _, path = made
     text = path.read_text(encoding="utf-8")
@@ -182,20 +175,37 @@ def test_a_rewrite_is_marked_word_by_word_and_a_description_is_not():
     assert compare(None, "text")[0][0].text == ""
 
 
+def bars(plot):
+    """Left edge, height and count of every bar, and where the limit stands, as drawn."""
+    drawn = r"<title>([^<]*)</title>\s*<path d=\"M ([\d.]+) ([\d.]+)\s+L ([\d.]+) ([\d.]+)\s+(?:L \S+ ([\d.]+))?"
+    found = re.findall(drawn, plot.svg)
+    limits = [float(left) for said, left, *_ in found if said.startswith("limit")]
+    return [
+        (float(left), float(bottom) - float(top), int(said.rpartition(": ")[2].replace(",", "")))
+        for said, left, bottom, _, _, top in found
+        if not said.startswith("limit")
+    ], limits
+
+
 def test_histogram_and_quantile_agree_with_numpy():
     dice = np.random.default_rng(0)
     for values in (dice.integers(0, 90, 500), dice.integers(5, 7, 40), np.array([3])):
-        counts = Counter(values.tolist())
-        plot = histogram("words", counts)
-        assert sum(bar_counts(plot)) == len(values)
-        assert plot.top == max(bar_counts(plot))
-        assert max(bar.height for bar in plot.bars) == pytest.approx(HEIGHT - TOP - BOTTOM)
+        plot = histogram("words", values)
+        drawn, limits = bars(plot)
+        assert sum(number for *_, number in drawn) == len(values)
+        highest = max(number for *_, number in drawn)
+        assert f">{highest}</text>" in plot.svg
+        for _, height, number in drawn:
+            assert height == pytest.approx(0.786 * 150 * number / highest, abs=0.01)
+        assert limits == []
         for share in (0.05, 0.5, 0.95):
-            assert quantile(counts, share) == np.quantile(values, share, method="inverted_cdf")
-    scores = Counter(np.round(0.98 * dice.random(300), 2).tolist())
-    plot = histogram("score", scores, whole=False, limit=0.5)
-    assert plot.limit == pytest.approx(34 + (320 - 34 - 8) / 2, abs=2)
-    assert histogram("score", scores, whole=False, limit=9.0).limit is None
+            assert quantile(values, share) == np.quantile(values, share, method="inverted_cdf")
+    scores = np.round(0.98 * dice.random(300), 2)
+    drawn, (limit,) = bars(histogram("score", scores, whole=False, limit=0.5))
+    left, right = drawn[0][0], 320 * (0.106 + 0.869)
+    assert limit == pytest.approx(left + (right - left) / 2, abs=2)
+    assert bars(histogram("score", scores, whole=False, limit=9.0))[1] == []
+    assert "<img" not in histogram("<img src=x>", values, unit="<b>").svg
 
 
 def test_shares_and_long_texts_are_honest():
