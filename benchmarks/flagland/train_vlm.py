@@ -442,5 +442,5 @@ def train(
 
 
 if __name__ == "__main__":
-    verbs = {"draw": draw, "train": train, "average": average, "publish": publish}
+    verbs: Any = {"draw": draw, "train": train, "average": average, "publish": publish}
     jsonargparse.auto_cli(verbs, as_positional=False, prog=f"python -m {_PROGRAM}")
