@@ -227,7 +227,10 @@ def test_chunks_give_the_gradients_of_the_whole_batch(configs, attention):
         _, inputs = inputs_for(retriever, KINDS)
         inputs = inputs._replace(images=inputs.images.double())
         vectors = encode_in_chunks(
-            lambda batch, side: retriever.encode(batch, side).vectors, inputs, "query", size
+            lambda batch, side, own=retriever: own.encode(batch, side).vectors,
+            inputs,
+            "query",
+            size,
         )
         (vectors.double() ** 3).sum().backward()
         grads.append({name: p.grad for name, p in retriever.named_parameters()})

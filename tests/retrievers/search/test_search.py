@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from retrievers.training.trainer import Trainer
 
 import retrievers
 from augment import corpus, queries
@@ -22,8 +21,9 @@ from retrievers.data.settings import EmbeddingConfig, LoaderConfig
 from retrievers.data.texts import ViewConfig
 from retrievers.evaluation.run import read_run
 from retrievers.models.load import load
-from retrievers.search import command as search
+from retrievers.search import answers as search
 from retrievers.search.pictures import QueryPictures
+from retrievers.vectors.embed import embed
 from retrievers.vectors.search import test as evaluate
 from tests.retrievers.models.test_retriever import make_root
 from tests.worlds import HOSTILE, SCRIPTED, World
@@ -142,11 +142,9 @@ def test_embeddings_are_searched_where_they_lie(world, raw, tmp_path, monkeypatc
     shutil.copytree(world.raw.parent, run / "checkpoints")
     kept = EmbeddingConfig(str(run / "embeddings"), dtype="float32")
     data = MBeirData(str(world.root), on_bad_image="skip", embeddings=kept)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = Trainer(accelerator="cpu", enable_checkpointing=False, **quiet)
-    trainer.embed(load(world.raw), data)
+    embed(load(world.raw), data, device="cpu")
     # Found beside the checkpoint, or named; nothing is embedded again.
-    monkeypatch.setattr("retrievers.search.opening.embed", None)
+    monkeypatch.setattr("retrievers.search.searcher._embed", None)
     checkpoint = run / "checkpoints" / "last.ckpt"
     image = world.root / "mbeir_images/squares_images/3.png"
     for given in ({}, {"embeddings": run / "embeddings"}, {"embeddings": kept.folder + "/corpus"}):
