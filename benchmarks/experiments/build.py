@@ -24,8 +24,8 @@ from benchmarks.flagland.world import WorldConfig, write_world
 from retrievers.cli import expand
 from retrievers.cli import main as retrievers
 from retrievers.commands.fuse import main as fuse
+from retrievers.data.plan import PositiveConfig
 from retrievers.data.texts import ViewConfig
-from retrievers.evaluation.protocol import PositiveConfig
 from retrievers.vectors.bm25 import bm25
 
 _SIDES: tuple[Side, Side] = ("query", "corpus")

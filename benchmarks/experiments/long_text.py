@@ -33,8 +33,7 @@ from benchmarks.flagland import language
 from benchmarks.flagland.oracle import flags_of
 from benchmarks.flagland.world import WorldConfig, write_world
 from retrievers.cli import main as retrievers
-from retrievers.evaluation.compare import Pair, compare_scores, tasks_of
-from retrievers.evaluation.stats import scores_from_run
+from retrievers.evaluation.compare import Pair, compare_scores, scores_from_run, tasks_of
 
 RESULTS = Path(__file__).parent.parent / "results" / "long_text.md"
 METRICS = ("success@1", "success@5")

@@ -23,8 +23,8 @@ from benchmarks.experiments.spec import Arm, grid_name
 from benchmarks.experiments.texts import names_of
 from benchmarks.report.gallery import Gallery, Moved, pick
 from benchmarks.report.runs import first_ranks, open_run, relevant
-from retrievers.evaluation.compare import Comparison, compare_scores, task_title, tasks_of
-from retrievers.evaluation.stats import scores_from_run
+from retrievers.evaluation.compare import Comparison, compare_scores, scores_from_run, tasks_of
+from retrievers.evaluation.protocol import task_title
 from retrievers.training.provenance import source_commit, versions
 
 #: Shares of the whole gain that curves look for.

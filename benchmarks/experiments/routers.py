@@ -19,7 +19,7 @@ from pathlib import Path
 from augment.errors import DataError
 from augment.records import Hit, Item, Side
 from augment.store.keys import digest
-from retrievers.evaluation.run import read_table
+from retrievers.evaluation.run_files import read_table
 
 #: Hits of a query that count as its rivals.
 DEPTH = 10

@@ -14,7 +14,8 @@ from augment.store.page import environment, save_page
 from benchmarks.report.charts import bars, scatter
 from benchmarks.report.gallery import Card, Gallery, Moved, pick
 from benchmarks.report.runs import SIDES, Opened, first_ranks, open_run, relevant
-from retrievers.evaluation.compare import compare, task_title, tasks_of
+from retrievers.evaluation.compare import compare, tasks_of
+from retrievers.evaluation.protocol import task_title
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 

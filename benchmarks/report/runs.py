@@ -14,7 +14,7 @@ from augment.errors import DataError, StoreError
 from augment.records import Hit, Item, Side
 from augment.views import TextView, open_view
 from retrievers.data.texts import ViewConfig
-from retrievers.evaluation.run import read_table
+from retrievers.evaluation.run_files import read_table
 
 SIDES: tuple[Side, Side] = ("query", "corpus")
 

@@ -15,8 +15,7 @@ from benchmarks.experiments.graph import record
 from benchmarks.experiments.long_text import compared
 from benchmarks.retrievers.rows import FIRST, Row
 from benchmarks.retrievers.steps import Bench
-from retrievers.evaluation.compare import Pair
-from retrievers.evaluation.stats import holm
+from retrievers.evaluation.compare import Pair, holm
 
 METRICS = ("success@1", "success@5")
 

@@ -41,9 +41,11 @@ from benchmarks.speed.full_world import (
 )
 from benchmarks.speed.machine import machine
 from benchmarks.speed.union_scale import write_store
-from retrievers.evaluation.metrics import Judgements, score_run
-from retrievers.evaluation.run import RunTable, read_table, write_run
-from retrievers.evaluation.stats import macro_bootstrap
+from retrievers.evaluation.compare import macro_bootstrap
+from retrievers.evaluation.judgements import Judgements
+from retrievers.evaluation.metrics import score_run
+from retrievers.evaluation.run import RunTable
+from retrievers.evaluation.run_files import read_table, write_run
 from retrievers.vectors import open_index
 from retrievers.vectors.store import EmbeddingStore
 

@@ -30,13 +30,19 @@ import pyarrow as pa
 import pytrec_eval
 
 from benchmarks.speed.machine import machine
-from retrievers.evaluation.metrics import Judgements, score_run
-from retrievers.evaluation.run import RunTable, read_run, read_table, writing_run
-from retrievers.evaluation.uniir import unhash_did
+from retrievers.evaluation.judgements import Judgements
+from retrievers.evaluation.metrics import score_run
+from retrievers.evaluation.run import RunTable
+from retrievers.evaluation.run_files import read_run, read_table, writing_run
 
 KS = (1, 5, 10)
 RESULTS = Path("benchmarks/results/metrics.md")
 Means = dict[str, float]
+
+
+def unhash_did(number: int) -> str:
+    """The id of a candidate from UniIR's number, as its code makes it."""
+    return "{}:{}".format(*divmod(int(number), 10_000_000))
 
 
 class World(NamedTuple):

@@ -7,7 +7,7 @@ import pytest
 from augment.data import write_qrels
 from augment.records import Hit, Qrel
 from benchmarks.experiments.long_text import FACTOR, Bench, compared
-from retrievers.evaluation.run import write_run
+from retrievers.evaluation.run_files import write_run
 
 
 def folder(path, ranks):

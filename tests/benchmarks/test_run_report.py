@@ -15,7 +15,7 @@ from benchmarks.report.__main__ import main
 from benchmarks.report.charts import scatter
 from benchmarks.report.gallery import Moved, pick
 from retrievers.data.texts import ViewConfig
-from retrievers.evaluation.run import write_run
+from retrievers.evaluation.run_files import write_run
 from retrievers.vectors.bm25 import bm25
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or ""
