@@ -5,14 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from augment.data import InstructionRow
+from augment.errors import DataError
 from retrievers.search.answers import Answer, Result
-from retrievers.search.searcher import Searcher
+
+if TYPE_CHECKING:
+    from augment.data import InstructionRow
+    from retrievers.search.searcher import Searcher
+
+#: Longest typed query, in characters.
+MAX_QUERY = 4000
+
+#: Most results of one search on the page.
+MAX_RESULTS = 100
+
+#: Most fields that an address may have.
+_MAX_FIELDS = 20
 
 #: Longer texts are folded, in characters.
 _SHORT = 200
@@ -42,6 +54,28 @@ class Asked:
     k: int = 12
     instruction: str = "auto"
     own: str = ""
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, str]) -> Asked:
+        """The fields of the form.
+
+        Raises:
+            DataError: if one cannot be used.
+        """
+        if len(fields) > _MAX_FIELDS:
+            raise DataError("too many fields in the address")
+        query, k = fields.get("q", ""), fields.get("k", "12")
+        if len(query) > MAX_QUERY:
+            raise DataError(f"the query has {len(query):,} characters; the most is {MAX_QUERY:,}")
+        if not (k.isascii() and k.isdigit() and 1 <= int(k[:9]) <= MAX_RESULTS):
+            raise DataError(f"cannot find {k[:20]!r} results; ask for 1 to {MAX_RESULTS}")
+        return cls(
+            query=query,
+            picture=fields.get("picture", ""),
+            k=int(k),
+            instruction=fields.get("instruction", "auto")[:MAX_QUERY],
+            own=fields.get("own", "").strip()[:MAX_QUERY],
+        )
 
     @property
     def given_instruction(self) -> str | None:
@@ -103,7 +137,7 @@ def render_page(
 @cache
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("retrievers.search.serve", "templates"),
+        loader=PackageLoader("retrievers.search", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
