@@ -30,7 +30,7 @@ from typing import Any, NamedTuple, final
 from augment import corpus, queries
 from augment.data import DataRoot
 from augment.data.columnar import open_candidates, open_queries
-from augment.enrichment.enrich import Summary
+from augment.enrichment.account import Summary
 from augment.enrichment.pipeline import Options
 from augment.errors import DataError
 from augment.files import read_json, write_json
@@ -39,7 +39,8 @@ from augment.prompts.route import CORPUS_PROMPT, QUERY_PROMPTS, Kind
 from augment.records import Enrichment, Item, Side
 from augment.store import Scope, Store
 from augment.store.keys import Recipe, digest
-from augment.store.merge import merge
+from augment.store.runs import load_runs
+from augment.store.upkeep import merge
 from benchmarks.experiments import noise
 from benchmarks.experiments.graph import CachedStep
 from benchmarks.experiments.noise import Changed
@@ -172,7 +173,7 @@ def _oracle(using: Enriching) -> Callable[..., None]:
 
 def _latest(store: Path) -> dict[Side, str]:
     """Recipes of the latest run of each side."""
-    return {run.side: run.recipe for run in Store(store).runs()}
+    return {run.side: run.recipe for run in load_runs(store)}
 
 
 # -- texts made of texts ----------------------------------------------------------------------
