@@ -114,12 +114,15 @@ def made_anew(text: TextSpec, using: Enriching) -> CachedStep:
     }
     title = f"texts of {using.model}" + (f" with {changed}" if changed else "")
     # Measured in items: those of a second recipe are known but for the changed prompt's.
-    data = DataRoot(using.root)
-    asked = [file for split in queries.SPLITS for file in data.query_files(split)]
-    size = sum(len(open_candidates(file.path)) for file in data.pools())
-    size += sum(len(open_queries(file.path)) for file in asked)
-    size = size * (0.1 if changed else 1.0)
+    size = _rows(DataRoot(using.root)) * (0.1 if changed else 1.0)
     return CachedStep("texts", title, settings, (), _vlm(using, prompts), size)
+
+
+def _rows(data: DataRoot) -> int:
+    asked = [file for split in queries.SPLITS for file in data.query_files(split)]
+    return sum(len(open_candidates(file.path)) for file in data.pools()) + sum(
+        len(open_queries(file.path)) for file in asked
+    )
 
 
 def _keys(store: Path, recipes: Mapping[Side, str]) -> str:
