@@ -20,11 +20,11 @@ from jaxtyping import Int64
 from augment.data import DataRoot, TextRule
 from augment.errors import DataError
 from augment.store.keys import digest
-from retrievers.data.plan import Plan, plan_test
+from retrievers.data.plan import Plan, PositiveConfig, plan_test
 from retrievers.data.texts import TextRecipe, ViewConfig, check_untrained
-from retrievers.evaluation.protocol import PositiveConfig
 from retrievers.evaluation.results import Lost, Results, run_files, score, write_results
-from retrievers.evaluation.run import DECIMALS, RunTable, writing_runs
+from retrievers.evaluation.run import DECIMALS, RunTable
+from retrievers.evaluation.run_files import writing_runs
 from retrievers.vectors.index import Found, Index
 
 #: All texts of a plan are of one kind.

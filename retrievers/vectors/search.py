@@ -13,7 +13,8 @@ from retrievers.data.module import MBeirData
 from retrievers.data.plan import Plan
 from retrievers.data.settings import SearchConfig
 from retrievers.evaluation.results import Results, run_files, score, spans, write_results
-from retrievers.evaluation.run import RunTable, writing_runs
+from retrievers.evaluation.run import RunTable
+from retrievers.evaluation.run_files import writing_runs
 from retrievers.models.base import Encoder
 from retrievers.vectors import make_index
 from retrievers.vectors.embed import Embedded, embed
