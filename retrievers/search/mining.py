@@ -12,7 +12,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
 from random import Random
@@ -29,10 +29,14 @@ from augment.errors import DataError
 from augment.files import replacing_path, write_json
 from augment.records import Item, Modality, Query
 from retrievers.data.datasets import target_modality
+from retrievers.data.module import MBeirData
 from retrievers.data.plan import EvalTask, Plan
 from retrievers.evaluation.run import DECIMALS, RunTable
+from retrievers.evaluation.run_files import read_table
+from retrievers.models.base import Encoder
 from retrievers.vectors import make_index
-from retrievers.vectors.embed import Embeddings
+from retrievers.vectors.embed import embed
+from retrievers.vectors.rows import Embeddings
 
 KEPT = "kept"
 
@@ -396,19 +400,76 @@ def _pool(dataset: str, modality: Modality, config: MiningConfig) -> str:
     return f"{scope}: {modality if config.same_modality else _ALL}"
 
 
-def mine_plan(
-    plan: Plan,
-    candidates: Embeddings,
-    queries: Embeddings,
-    config: MiningConfig,
-    folder: Path,
-    about: Mapping[str, Any],
-    device: str = "cpu",
+def mine_negatives(
+    encoder: Encoder,
+    data: MBeirData,
+    out: str | Path,
+    mining: MiningConfig = MiningConfig(),
+    *,
+    device: str | torch.device = "auto",
+    precision: str = "32-true",
+    allow_mismatch: bool = False,
 ) -> Tally:
-    """:func:`by_vectors` and :func:`write_mined`; ``mining.json`` counts queries without vector."""
-    ranked = by_vectors(plan, candidates, queries, config.last, device)
-    lacking = {"without_a_vector": int((~queries.done).sum())}
-    return write_mined(ranked, config, folder, {**about, **lacking})
+    """Write hard negatives of the training queries for ``data.negatives.path``.
+
+    Args:
+        encoder: ranks; its weights are used as they are.
+        data: the root, what is shown of it, and where vectors are kept and found again.
+        out: folder of ``negatives.parquet`` and ``mining.json``.
+        mining: which candidates become hard negatives.
+        device: auto, cpu, cuda, cuda:N.
+        precision: of embedding; 32-true, bf16-mixed or 16-mixed.
+        allow_mismatch: show text of another recipe than the one trained on.
+
+    Returns:
+        What became of the candidates.
+
+    Raises:
+        DataError: if data is missing or malformed.
+        MismatchError: if the weights were trained on another text recipe.
+    """
+    if data.embeddings.parts > 1:
+        raise DataError("mining needs all vectors; run it without data.embeddings.parts")
+    book, queries = data.training_queries(None if data.root.query_files("val") else [])
+    plan = plan_mining(data.root, queries, book.find, mining)
+    vectors = embed(
+        encoder, data, plan, device=device, precision=precision, allow_mismatch=allow_mismatch
+    )
+    about = {
+        "made_by": vectors.made_by,
+        "text": data.recipe.fingerprint,
+        "data": data.digest(),
+        "mining": asdict(mining),
+        "without_a_vector": int((~vectors.queries.done).sum()),
+    }
+    sides = (vectors.candidates, vectors.queries)
+    ranked = by_vectors(plan, *sides, mining.last, str(encoder.device))
+    return write_mined(ranked, mining, Path(out), about)
+
+
+def mine_run(
+    run: str | Path,
+    data: MBeirData,
+    out: str | Path,
+    mining: MiningConfig = MiningConfig(),
+) -> Tally:
+    """The same from a TREC run of training queries, such as a reranked one; see :func:`by_run`.
+
+    Args:
+        run: the file.
+        data: the root; nothing is embedded.
+        out: see :func:`mine_negatives`.
+        mining: which candidates become hard negatives.
+
+    Raises:
+        DataError: if data is missing or malformed, or the run has other queries.
+    """
+    _, queries = data.training_queries(None if data.root.query_files("val") else [])
+    positives: dict[str, set[str]] = defaultdict(set)
+    for query in queries:
+        positives[query.item.id].update(query.positives)
+    about = {"run": str(run), "data": data.digest(), "mining": asdict(mining)}
+    return write_mined(by_run(read_table(run), positives), mining, Path(out), about)
 
 
 def write_mined(

@@ -15,9 +15,9 @@ from retrievers.data.plan import EvalTask, Plan
 from retrievers.evaluation.run import RunTable
 from retrievers.search import mining
 from retrievers.search.mining import KEPT, MiningConfig, Tally, by_run, by_vectors, mine
-from retrievers.vectors.embed import Embeddings
+from retrievers.vectors.rows import Embeddings
 from tests.retrievers.models.test_retriever import make_config, make_root
-from tests.retrievers.test_cli_retrievers import options
+from tests.retrievers.test_cli_retrievers import options, plain_options
 
 
 class World:
@@ -184,7 +184,8 @@ def test_the_command_mines_and_training_reads_it(world, tmp_path, capsys):
     # Vectors of a random model lie close together.
     near = ["--mining.relative_margin=null", "--mining.duplicate=null"]
     wanted = ["--mining.per_query=3", "--mining.last=8", *near]
-    arguments = [*options(world, tmp_path / "mined"), *wanted]
+    untrained = ["--model=ClipScoreFusion", f"--model.model_name={world[1]}"]
+    arguments = [*plain_options(world, tmp_path / "mined"), *untrained, *wanted]
     assert main(["mine", *arguments]) == 0
     told = capsys.readouterr().out
     assert "known positive" in told
@@ -205,6 +206,21 @@ def test_the_command_mines_and_training_reads_it(world, tmp_path, capsys):
     by_verdict = {row["verdict"] for row in seen}
     assert {KEPT, "not needed"} <= by_verdict
     assert parquet.read_schema(tmp_path / "mined" / "negatives.parquet").metadata[b"made"]
+
+    # A run of the same queries, in place of a model's ranking.
+    run = tmp_path / "reranked.trec"
+    run.write_text("".join(
+        f"{row['qid']} Q0 {did} 1 {score} r\n"
+        for row in kept
+        for did, score in [(row["qid"], 0.9), *((did, 0.5) for did in row["negative_ids"][:2])]
+    ))  # fmt: skip
+    again = [f"--run={run}", "--mining.per_query=1"]
+    assert main(["mine", *plain_options(world, tmp_path / "again"), *again]) == 0
+    second = parquet.read_table(tmp_path / "again" / "negatives.parquet").to_pylist()
+    assert {row["qid"]: max(row["negative_ids"]) for row in second} == {
+        row["qid"]: max(row["negative_ids"][:2]) for row in kept
+    }
+    assert all(row["positive_scores"] == pytest.approx([0.9]) for row in second)
 
     more = [f"--data.negatives.path={tmp_path / 'mined'}", "--data.negatives.per_query=2"]
     more += ["--model.objective.distillation.kind=margin_mse", "--trainer.max_steps=2"]
