@@ -7,6 +7,7 @@ that cannot go on raises :class:`~augment.errors.EngineError`.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -123,7 +124,7 @@ class EngineOptions:
         batch_size: most requests answered together, where batches are made here.
         min_pixels: pictures with fewer pixels are enlarged; None takes the model's own limit.
         max_pixels: pictures with more pixels are shrunk; None takes the model's own limit, and
-            behind a URL :data:`~augment.engines.pictures.MAX_PIXELS`.
+            behind a URL :data:`~augment.engines.inputs.MAX_PIXELS`.
         device: of transformers, see :class:`augment.engines.transformers.HFEngine`; several with commas
             between them, or ``all`` GPUs, get a copy of the model each.
         threads: of the CPU in torch; None leaves the choice to torch.
@@ -170,7 +171,7 @@ _MODULES = {
 }
 
 
-def make_engine(name: str, *, root: Path, **options: Any) -> Engine:
+def load_engine(name: str, *, root: Path, **options: Any) -> Engine:
     """An engine by the name of its model.
 
     ==================  ========================================================================
@@ -196,3 +197,28 @@ def make_engine(name: str, *, root: Path, **options: Any) -> Engine:
         kind, rest = "url" if chosen.urls else "hf", name
     make: Callable[[str, Path, EngineOptions], Engine] = import_module(_MODULES[kind]).make
     return make(rest, root, chosen)
+
+
+#: Names that stand for a folder shipped with the package.
+PACKAGED = {"flagland-vlm": Path(__file__).parent / "weights" / "flagland-vlm"}
+
+#: Files of a model folder that change its answers; cards and logs do not.
+_ANSWERING = (".safetensors", ".json", ".jinja", ".txt", ".model")
+
+
+def fingerprint(folder: Path) -> str:
+    """Forty hex digits over the names and bytes of a model folder's files that matter."""
+    total = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _ANSWERING and path.is_file():
+            with path.open("rb") as file:
+                part = hashlib.sha256()
+                while block := file.read(1 << 20):
+                    part.update(block)
+            total.update(f"{path.name}\0{part.hexdigest()}\n".encode())
+    return total.hexdigest()[:40]
+
+
+def resolve_model(name: str) -> str:
+    """The folder of a packaged model, or the name unchanged (a folder or a hub name)."""
+    return str(PACKAGED[name]) if name in PACKAGED else name

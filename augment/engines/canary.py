@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 
 from PIL import Image, ImageDraw
 
-from augment.engines.pictures import Budget
+from augment.engines.inputs import Budget
 from augment.errors import EngineError
 from augment.records import Reply
 

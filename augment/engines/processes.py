@@ -11,7 +11,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple, final
 
-from augment.engines.base import Ask, EngineOptions, Pause, make_engine
+from augment.engines.base import Ask, EngineOptions, Pause, load_engine
 from augment.engines.parallel import Crew, Event, Numbered
 from augment.errors import EngineError
 
@@ -27,7 +27,7 @@ class ProcessCrew(Crew):
     """Spawned processes; one that is started in place of a dead one takes over its device.
 
     Args:
-        name: of the model, as :func:`~augment.engines.make_engine` takes it.
+        name: of the model, as :func:`~augment.engines.load_engine` takes it.
         root: folder that image paths are relative to.
         options: of each worker, except for the device.
         devices: one worker for each.
@@ -109,7 +109,7 @@ def _serve(pipe: Connection, name: str, root: Path, options: EngineOptions) -> N
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        engine = make_engine(name, root=root, **asdict(options))
+        engine = load_engine(name, root=root, **asdict(options))
         pipe.send(Event(0, "ready"))
         numbers: dict[int, int] = {}
         for batch in engine.batches(_given(pipe, numbers)):

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
-from augment.engines.base import Engine, EngineOptions, make_engine
+from augment.engines.base import Engine, EngineOptions, load_engine
 from augment.engines.parallel import Crew, Event, Numbered, ParallelEngine
 from augment.errors import EngineError
 
@@ -29,7 +29,7 @@ class _Actor:
     """What runs on the other machine."""
 
     def __init__(self, name: str, root: Path, options: EngineOptions) -> None:
-        self._engine = make_engine(name, root=root, **asdict(options))
+        self._engine = load_engine(name, root=root, **asdict(options))
 
     def ready(self) -> None:
         """Returns once the engine is made."""
@@ -47,7 +47,7 @@ class RayCrew(Crew):
     """Actors spread over the machines of a cluster.
 
     Args:
-        name: of the model, as :func:`~augment.engines.make_engine` takes it.
+        name: of the model, as :func:`~augment.engines.load_engine` takes it.
         root: folder that image paths are relative to, under the same path on all machines.
         options: of each worker.
         gpus: that a worker takes.
@@ -131,7 +131,7 @@ def make(name: str, root: Path, options: EngineOptions) -> Engine:
         raise EngineError(
             "Ray is not installed: pip install 'reasoning-augmented-retrieval[ray]'"
         ) from error
-    inner = make_engine(name, root=root, **asdict(options))
+    inner = load_engine(name, root=root, **asdict(options))
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING, log_to_driver=False)
     gpus = int(ray.cluster_resources().get("GPU", 0))

@@ -25,7 +25,7 @@ from augment.engines import canary
 from augment.engines.base import Ask, Asked, Engine, EngineOptions, Pause, Replies
 from augment.engines.client import Client, Limits, end
 from augment.engines.exchange import Answer
-from augment.engines.pictures import MAX_PIXELS, Budget, Encoding, data_uri, fit
+from augment.engines.inputs import MAX_PIXELS, Budget, Encoding, data_uri, fit
 from augment.engines.slots import Slots
 from augment.errors import EngineError, ImageError
 from augment.records import Reply, Request, Sampling

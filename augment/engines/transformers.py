@@ -29,11 +29,18 @@ from transformers import (
 )
 
 from augment.data.images import open_image
-from augment.engines.base import Ask, Asked, Engine, EngineOptions, Replies
+from augment.engines.base import (
+    Ask,
+    Asked,
+    Engine,
+    EngineOptions,
+    Replies,
+    fingerprint,
+    resolve_model,
+)
 from augment.engines.batching import Feed, Window
 from augment.engines.decoding import Decode, decode_with
 from augment.engines.inputs import encode, resized, to_messages
-from augment.engines.models import fingerprint, resolve_model
 from augment.engines.parallel import ParallelEngine
 from augment.engines.processes import ProcessCrew
 from augment.errors import EngineDied, EngineError, ImageError

@@ -26,10 +26,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, final
 
-from augment.engines.base import Asked, Engine, EngineOptions, Replies
+from augment.engines.base import Asked, Engine, EngineOptions, Replies, fingerprint, resolve_model
 from augment.engines.client import Limits
-from augment.engines.models import fingerprint, resolve_model
-from augment.engines.pictures import MAX_PIXELS, Budget
+from augment.engines.inputs import MAX_PIXELS, Budget
 from augment.engines.remote import RemoteEngine
 from augment.errors import EngineError
 

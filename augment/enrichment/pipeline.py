@@ -15,7 +15,7 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat,
 
 from augment.checks import DEFAULT_LIMITS, Limits
 from augment.checks.judging import checks_of
-from augment.engines import Engine, EngineOptions, make_engine
+from augment.engines import Engine, EngineOptions, load_engine
 from augment.enrichment.enrich import Job, Retry, Summary, enrich
 from augment.enrichment.progress import Progress
 from augment.enrichment.shards import parse_shard
@@ -70,7 +70,7 @@ class Options(EngineOptions):
             EngineError: if there is no such model.
         """
         shared = {name: getattr(self, name) for name in EngineOptions.__dataclass_fields__}
-        return make_engine(self.model, root=root, **shared)
+        return load_engine(self.model, root=root, **shared)
 
     def sampling(self, prompt: Prompt) -> Sampling:
         """Decoding parameters for a prompt."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from augment.data import DataRoot
 from augment.data.columnar import open_candidates, open_queries
-from augment.engines import make_engine
+from augment.engines import load_engine
 from augment.prompts import load_prompt
 from augment.records import Item, Sampling
 
@@ -88,7 +88,7 @@ def main() -> None:
         raise SystemExit(f"{args.root}: no such folder")
     root = DataRoot(args.root)
     flags = pictures_and_texts(root)
-    engine = make_engine(args.model, root=args.root, batch_size=64)
+    engine = load_engine(args.model, root=args.root, batch_size=64)
     prompt = load_prompt("rar_image_query")
     items = [Item(did, None, image, "image") for image, did, _ in flags]
     replies = list(

@@ -39,9 +39,8 @@ from transformers import AutoModelForImageTextToText
 
 from augment.data.images import open_image
 from augment.engines import decoding
-from augment.engines.inputs import encode, resized
-from augment.engines.models import PACKAGED
-from augment.engines.pictures import Budget, data_uri, fit
+from augment.engines.base import PACKAGED
+from augment.engines.inputs import Budget, data_uri, encode, fit, resized
 from augment.engines.transformers import HFEngine
 from augment.enrichment import enrich as enriching
 from augment.enrichment.jobs import Job

@@ -28,7 +28,7 @@ from pathlib import Path
 import psutil
 
 from augment import corpus
-from augment.engines import make_engine
+from augment.engines import load_engine
 from augment.engines.vllm import VLLMEngine
 from augment.enrichment.enrich import Summary
 from augment.store import Store
@@ -93,7 +93,7 @@ def enrich(root: Path, store: Path, engine: object) -> tuple[Summary, float]:
 def report(root: Path, python: str) -> str:
     """Run everything; the report in Markdown."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    engine = make_engine(
+    engine = load_engine(
         "vllm:flagland-vlm", root=root, server_python=python, server_args=SERVER_ARGS
     )
     if not isinstance(engine, VLLMEngine):
@@ -110,7 +110,7 @@ def report(root: Path, python: str) -> str:
                   for server in engine.servers]  # fmt: skip
         again, quick = enrich(root, one, engine)
         engine.close()
-        local = make_engine("flagland-vlm", root=root, device="cpu")
+        local = load_engine("flagland-vlm", root=root, device="cpu")
         other, alone = enrich(root, two, local)
         ours, theirs = texts(one), texts(two)
     same = sum(ours[item] == theirs.get(item) for item in ours)

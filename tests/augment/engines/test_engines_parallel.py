@@ -9,7 +9,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from augment.engines import Ask, EngineOptions, make_engine
+from augment.engines import Ask, EngineOptions, load_engine
 from augment.engines.parallel import ParallelEngine
 from augment.engines.processes import ProcessCrew
 from augment.errors import EngineError
@@ -32,12 +32,12 @@ def ask(count):
 def parallel(root, name, size, **options):
     chosen = EngineOptions(**options)
     crew = ProcessCrew(name, root, chosen, ["cpu"] * size)
-    inner = make_engine(name, root=root, **options)
+    inner = load_engine(name, root=root, **options)
     return ParallelEngine(inner, crew, size=size, batch_size=chosen.batch_size)
 
 
 def alone(root, requests):
-    return list(make_engine("scripted:", root=root).generate(requests, Sampling()))
+    return list(load_engine("scripted:", root=root).generate(requests, Sampling()))
 
 
 def workers(below):
@@ -129,9 +129,9 @@ def test_a_model_that_dies_everywhere_ends_the_run(pictures):
 def test_transformers_on_two_devices_gives_the_texts_of_one(pictures):
     """Two processes, each with its copy of a real model; here both devices are the CPU."""
     options = {"root": pictures, "batch_size": 4, "threads": 1}
-    engine = make_engine("flagland-vlm", device="cpu,cpu", **options)
-    one = make_engine("flagland-vlm", device="cpu", **options)
-    split = make_engine("flagland-vlm", device="split", **options)
+    engine = load_engine("flagland-vlm", device="cpu,cpu", **options)
+    one = load_engine("flagland-vlm", device="cpu", **options)
+    split = load_engine("flagland-vlm", device="split", **options)
     requests = ask(12)
     assert (engine.model, engine.revision) == (one.model, one.revision)
     try:
@@ -142,7 +142,7 @@ def test_transformers_on_two_devices_gives_the_texts_of_one(pictures):
     assert together == expected
     assert list(split.generate(requests, Sampling(12))) == expected
     with pytest.raises(EngineError, match="no device 'tpu'"):
-        make_engine("flagland-vlm", device="cpu,tpu", root=pictures)
+        load_engine("flagland-vlm", device="cpu,tpu", root=pictures)
 
 
 @pytest.mark.slow
@@ -160,7 +160,7 @@ def test_ray_on_two_machines_of_which_one_is_killed(pictures, monkeypatch):
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         ray.init(address=cluster.address, logging_level="error", log_to_driver=False)
-        engine = make_engine("ray:scripted:?delay=0.05", root=pictures, batch_size=2, replicas=2)
+        engine = load_engine("ray:scripted:?delay=0.05", root=pictures, batch_size=2, replicas=2)
         requests, replies = ask(120), {}
         for batch in engine.batches(Ask(one, Sampling()) for one in requests):
             assert not replies.keys() & dict(batch).keys()

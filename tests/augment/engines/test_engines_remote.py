@@ -16,11 +16,11 @@ from PIL import Image
 from augment import corpus
 from augment.data import write_candidates
 from augment.data.images import open_image
-from augment.engines import Ask, client, exchange, make_engine
+from augment.engines import Ask, client, exchange, load_engine
+from augment.engines.base import PACKAGED
 from augment.engines.canary import canary_pictures
 from augment.engines.client import Limits
-from augment.engines.models import PACKAGED
-from augment.engines.pictures import Budget, fit
+from augment.engines.inputs import Budget, fit
 from augment.engines.remote import RemoteEngine
 from augment.errors import EngineError
 from augment.records import Item, Request, Sampling
@@ -394,13 +394,13 @@ def test_large_pictures_cost_no_more_than_the_limit(root, tmp_path):
 
 def test_make_engine_takes_urls(root):
     with FakeServer("org/model") as server:
-        made = make_engine("org/model", root=root, urls=[server.url], max_pixels=50_000)
+        made = load_engine("org/model", root=root, urls=[server.url], max_pixels=50_000)
         assert (made.model, made.revision) == ("org/model", "served")
         assert made.settings == {"min_pixels": 0, "max_pixels": 50_000}
         assert answers(made, ask(1)) == whole(root, ask(1))
     for urls in (["localhost:8000"], ["ftp://a/v1"]):
         with pytest.raises(EngineError, match=r"expected e\.g\. http://"):
-            make_engine("m", root=root, urls=urls)
+            load_engine("m", root=root, urls=urls)
 
 
 def test_faults_are_parsed_strictly():
@@ -460,5 +460,5 @@ def test_a_real_server_transformers_serve(tmp_path):
     finally:
         server.kill()
         server.wait()
-    local = make_engine("flagland-vlm", root=tmp_path, device="cpu")
+    local = load_engine("flagland-vlm", root=tmp_path, device="cpu")
     assert served == list(local.generate(requests, Sampling(48)))

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from augment.engines import make_engine, vllm
-from augment.engines.models import PACKAGED, fingerprint
+from augment.engines import load_engine, vllm
+from augment.engines.base import PACKAGED, fingerprint
 from augment.errors import EngineError
 from augment.records import Request, Sampling
 
@@ -58,7 +58,7 @@ def serving(engine):
 
 def test_the_server_is_killed_in_the_middle_and_nothing_is_lost(stand_in, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    engine = make_engine(
+    engine = load_engine(
         "vllm:flagland-vlm", root=tmp_path, server_python=stand_in, concurrency=4, timeout=20
     )
     folder = PACKAGED["flagland-vlm"]
@@ -82,7 +82,7 @@ def test_the_server_is_killed_in_the_middle_and_nothing_is_lost(stand_in, tmp_pa
 
 def test_one_server_for_each_gpu(stand_in, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    engine = make_engine(
+    engine = load_engine(
         "vllm:flagland-vlm", root=tmp_path, server_python=stand_in, max_pixels=50_000
     )
     assert engine.settings == {"min_pixels": 40_960, "max_pixels": 50_000}
@@ -95,7 +95,7 @@ def test_one_server_for_each_gpu(stand_in, tmp_path, monkeypatch):
 def test_a_server_that_never_starts_shows_the_end_of_its_log(stand_in, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(vllm, "STARTS", 1)
-    engine = make_engine(
+    engine = load_engine(
         "vllm:flagland-vlm", root=tmp_path, server_python=stand_in, server_args="--die-at-once"
     )
     with pytest.raises(EngineError, match=r"in vain(.|\n)*this build has no such option"):
@@ -105,7 +105,7 @@ def test_a_server_that_never_starts_shows_the_end_of_its_log(stand_in, tmp_path,
 def test_without_vllm_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(vllm, "find_spec", lambda name: None)
     with pytest.raises(EngineError, match=r"pip install .*\[vllm\].*--server-python"):
-        make_engine("vllm:flagland-vlm", root=tmp_path)
+        load_engine("vllm:flagland-vlm", root=tmp_path)
 
 
 def test_a_leashed_process_ends_however_its_holder_dies(tmp_path):

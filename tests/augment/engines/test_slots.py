@@ -4,7 +4,7 @@ import time
 
 from PIL import Image
 
-from augment.engines import make_engine, remote
+from augment.engines import load_engine, remote
 from augment.engines.slots import Slots
 from augment.records import Request, Sampling
 from tests.fakes import FakeServer
@@ -33,7 +33,7 @@ def test_a_served_engine_tells_how_long_pictures_kept_it_waiting(tmp_path, monke
             remote, "open_image", lambda *a, p=pause: (time.sleep(p), opened(*a))[1]
         )
         with FakeServer() as server:
-            engine = make_engine(
+            engine = load_engine(
                 "fake", root=tmp_path, urls=[server.url], concurrency=2, workers=1, canaries=False
             )
             assert all(r.finish == "stop" for r in engine.generate(requests, Sampling(64)))
