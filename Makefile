@@ -3,31 +3,63 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help install check test demo results notebooks clean
+.PHONY: help install check test test-latest test-lowest test-wheel lock mutants demo results \
+	notebooks clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-$(STAMP): setup.cfg pyproject.toml
+# What requirements.lock names, to the byte; uv is quicker, and where it is not to be had pip does it.
+$(STAMP): requirements.lock setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	@# uv installs about nine times faster; where it is not to be had, pip does the same.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || true
-	if [ -x $(BIN)/uv ]; then $(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev]'; \
-	  else false; fi || $(BIN)/python -m pip install --quiet -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION) || true
+	if [ -x $(BIN)/uv ]; then $(BIN)/uv pip sync --quiet --python $(BIN)/python \
+	  --require-hashes requirements.lock; else false; fi \
+	  || $(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e . 2>/dev/null \
+	  || $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	touch $(STAMP)
 
-install: $(STAMP) ## create .venv and install everything
+install: $(STAMP) ## create .venv and install the locked versions
 
-check: $(STAMP) ## format, lint, strict types, import contracts
+check: $(STAMP) ## format, lint, strict types, import contracts, counts of the house, age of results
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.house
+	$(BIN)/python -m benchmarks.results
 
-test: check ## check, then all tests (CPU, no network)
+test: check ## check, then all tests (CPU, no network), with the locked versions
 	$(BIN)/python -m pytest
+
+test-latest: ## all tests with the newest versions of everything; deprecations of others are errors
+	$(PYTHON) -m venv .venv-latest
+	.venv-latest/bin/python -m pip install --quiet --upgrade uv
+	.venv-latest/bin/uv pip install --quiet --python .venv-latest/bin/python --upgrade -e '.[dev]'
+	.venv-latest/bin/uv pip freeze --python .venv-latest/bin/python > .venv-latest/versions.txt
+	DEPRECATIONS=error .venv-latest/bin/python -m pytest -p no:cacheprovider
+
+test-lowest: ## all tests with the lowest versions that setup.cfg allows
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --upgrade uv
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python \
+	  --resolution lowest-direct -e '.[dev]'
+	.venv-lowest/bin/uv pip freeze --python .venv-lowest/bin/python > .venv-lowest/versions.txt
+	.venv-lowest/bin/python -m pytest -p no:cacheprovider
+
+test-wheel: $(STAMP) ## the built wheel alone, outside the checkout: enriches, fits, tests a small root
+	bash tests/wheel.sh $(BIN)/python
+
+lock: $(STAMP) ## renew requirements.lock: the newest versions, every platform and Python
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --upgrade \
+	  --no-annotate --no-header --no-emit-index-url --extra dev setup.cfg -o requirements.lock
+
+mutants: $(STAMP) ## plant faults in losses, metrics, statistics, index, store, views, samplers
+	bash tests/mutants.sh $(BIN)/python
 
 demo: $(STAMP) ## enrich, retrain, compare: the table of the README, in ./demo
 	$(BIN)/python -m benchmarks.demo --out demo
@@ -41,4 +73,4 @@ notebooks: $(STAMP) ## run the notebooks in place, on benchmarks/results/rar or 
 	$(BIN)/python -m benchmarks.experiments.execute notebooks/*.ipynb
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) demo runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-latest .venv-lowest demo runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import os
 import sys
 
 import pytest
@@ -9,9 +10,18 @@ from hypothesis import settings
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
 
+#: Kinds of warnings by which other packages announce what they will change.
+ANNOUNCEMENTS = ("DeprecationWarning", "PendingDeprecationWarning", "FutureWarning", "UserWarning")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     if sys.version_info < (3, 11):
         # asyncio 3.10 forgets the socket of a connection that is cancelled while it is made; the
         # warning comes when the collector closes it, in whatever test runs then.
         config.addinivalue_line("filterwarnings", "ignore:unclosed:ResourceWarning")
+    if os.environ.get("DEPRECATIONS") == "error":
+        return  # `make test-latest`: what others announce is an error there, and only there
+    for kind in ANNOUNCEMENTS:
+        config.addinivalue_line("filterwarnings", f"ignore::{kind}")
+        for package in ("augment", "retrievers", "benchmarks", "tests"):
+            config.addinivalue_line("filterwarnings", rf"error::{kind}:{package}(\..*)?$")
