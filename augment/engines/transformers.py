@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -41,8 +41,6 @@ from augment.engines.base import (
 from augment.engines.batching import Feed, Window
 from augment.engines.decoding import Decode, decode_with
 from augment.engines.inputs import encode, resized, to_messages
-from augment.engines.parallel import ParallelEngine
-from augment.engines.processes import ProcessCrew
 from augment.errors import EngineDied, EngineError, ImageError
 from augment.records import Reply, Request, Sampling
 
@@ -312,22 +310,13 @@ def make(name: str, root: Path, options: EngineOptions) -> Engine:
     Raises:
         EngineError: if there is no such model or device.
     """
-    devices = options.device.split(",")
-    if options.device == "all":
-        devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
-    if len(devices) > 1:
-        for device in devices:
-            _device(device)
-        inner = make(name, root, replace(options, device=devices[0]))
-        crew = ProcessCrew(name, root, options, devices)
-        return ParallelEngine(inner, crew, size=len(devices), batch_size=options.batch_size)
     return HFEngine(
         name,
         root=root,
         batch_size=options.batch_size,
         min_pixels=options.min_pixels,
         max_pixels=options.max_pixels,
-        device=devices[0],
+        device="auto" if options.device == "all" else options.device.split(",")[0],
         threads=options.threads,
         workers=options.workers,
         revision=options.revision,

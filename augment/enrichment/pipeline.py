@@ -17,6 +17,7 @@ from augment.checks import DEFAULT_LIMITS, Limits
 from augment.checks.judging import checks_of
 from augment.engines import Engine, EngineOptions, load_engine
 from augment.enrichment.enrich import Job, Retry, Summary, enrich
+from augment.enrichment.launch import launch, shares
 from augment.enrichment.progress import Progress
 from augment.enrichment.shards import parse_shard
 from augment.enrichment.supervise import SUCCESSOR, draining, supervise
@@ -270,6 +271,11 @@ def execute(
         supervised: work in a child process, so that the command survives its death.
     """
     parsed = made.parse_args(arguments)
+    wanted = options(parsed)
+    parts = shares(wanted.model, wanted.device, wanted.shard, wanted.limit, wanted.replicas)
+    if len(parts) > 1 or wanted.model.startswith("ray:"):
+        given = sys.argv[1:] if arguments is None else arguments
+        return launch(made.prog, given, parts, on_ray=wanted.model.startswith("ray:"))
     root, store = Path(parsed.root), Path(parsed.store)
     retry = None
     if "reason" in parsed:
