@@ -1,39 +1,253 @@
-"""Files that appear under their names only when they are complete and on disk."""
+"""Files and folders that appear whole or not at all; their lines, hashes, JSON, and tables.
+
+The only place for these. A file is written under a temporary name beside its own, brought to the
+disk, renamed, and then the folder is brought to the disk, too: after a power cut there is the old
+file or the new one, never half of one under the name of a whole.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, BinaryIO, TextIO
+
+from augment.errors import DataError, ToolkitError
+
+_BOM = b"\xef\xbb\xbf"
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[TextIO]:
-    """Write a UTF-8 file; a reader sees the old one or the new one, never half of it.
+def replacing_path(path: Path, error: type[ToolkitError] | None = None) -> Iterator[Path]:
+    """A temporary path for any library to write to; then the file has its name and is on disk.
+
+    Args:
+        path: of the file to be. Its folder is made. The temporary name has the same ending.
+        error: what to raise in place of :class:`OSError`, with the path and the cause.
+
+    Yields:
+        A path beside it, at which no file is yet.
 
     Raises:
-        OSError: if the folder or file cannot be written.
+        OSError: if the folder or file cannot be written; or ``error`` where that is given.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    partial = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
     try:
-        with partial.open("x", encoding="utf-8", newline="\n") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        sync(partial)
         partial.replace(path)
+        sync_folder(path.parent)
+    except OSError as cause:
+        raise _unwritable(path, cause, error) from cause
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """The same for a text that is at hand.
+@contextmanager
+def replacing(path: Path, error: type[ToolkitError] | None = None) -> Iterator[TextIO]:
+    """A stream of UTF-8 text; a reader sees the old file or the new one, never half of it.
+
+    Args:
+        path: of the file to be. Its folder is made.
+        error: what to raise in place of :class:`OSError`, with the path and the cause.
 
     Raises:
-        OSError: if the folder or file cannot be written.
+        OSError: if the folder or file cannot be written; or ``error`` where that is given.
     """
-    with replacing(path) as stream:
+    with (
+        replacing_path(path, error) as partial,
+        partial.open("x", encoding="utf-8", newline="\n") as stream,
+    ):
+        yield stream
+
+
+@contextmanager
+def new_folder(path: Path, error: type[ToolkitError] = DataError) -> Iterator[Path]:
+    """A temporary folder to fill; it gets its name when the block ends, and is gone if it fails.
+
+    Args:
+        path: of the folder to be; nothing may be there yet, and a second writer finds that out.
+        error: what to raise, with the path and the cause.
+
+    Yields:
+        An empty folder beside it.
+
+    Raises:
+        ToolkitError: ``error``, if there is something under the name or it cannot be written.
+    """
+    partial = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
+    if path.exists():
+        raise error(f"{path}: exists; remove it or name another folder")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.rename(path)
+        sync_folder(path.parent)
+    except OSError as cause:
+        raise _unwritable(path, cause, error) from cause
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _unwritable(path: Path, cause: OSError, error: type[ToolkitError] | None) -> Exception:
+    if error is None:
+        return cause
+    return error(f"{path}: cannot be written: {cause.strerror or cause}")
+
+
+def sync(path: Path) -> None:
+    """Bring the bytes of a file to the disk.
+
+    Raises:
+        OSError: if it cannot be opened, or the disk reports a fault.
+    """
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_text(path: Path, text: str, error: type[ToolkitError] | None = None) -> None:
+    """:func:`replacing` for a text that is at hand."""
+    with replacing(path, error) as stream:
         stream.write(text)
+
+
+def write_json(path: Path, value: Any, error: type[ToolkitError] | None = None) -> None:
+    """:func:`replacing` for a value: JSON with an indent of 1 and a line end.
+
+    Raises:
+        ValueError: for NaN and the infinities, which JSON does not have.
+    """
+    write_text(path, json_text(value), error)
+
+
+def json_text(value: Any) -> str:
+    """The text that :func:`write_json` writes; paths and the like become strings."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, default=str)
+    return f"{text}\n"
+
+
+def read_json(path: Path, error: type[ToolkitError] = DataError) -> Any:
+    """The value that a JSON file holds.
+
+    Raises:
+        ToolkitError: ``error``, if it cannot be read or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as cause:
+        raise error(f"{path}: cannot be read: {cause.strerror}") from cause
+    except ValueError as cause:
+        raise error(f"{path}: is not JSON: {cause}") from cause
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of the bytes of a file, in hex.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A file opened for reading bytes.
+
+    Raises:
+        DataError: if it cannot be opened.
+    """
+    try:
+        stream = path.open("rb")
+    except OSError as error:
+        raise DataError(f"cannot be opened: {error.strerror}", str(path)) from error
+    with stream:
+        yield stream
+
+
+def numbered_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Non-blank lines with their numbers from 1, without line ends and byte-order mark.
+
+    Only a line feed ends a line: the separators that Unicode knows besides occur inside texts.
+    """
+    for number, line in enumerate(stream, start=1):
+        body = line[len(_BOM) :] if number == 1 and line.startswith(_BOM) else line
+        body = body.rstrip(b"\r\n")
+        if body.strip():
+            yield number, body
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Non-blank lines of a UTF-8 file with their numbers.
+
+    Raises:
+        DataError: if the file cannot be opened or a line is not UTF-8.
+    """
+    with opened(path) as stream:
+        for number, line in numbered_lines(stream):
+            yield number, _decoded(line, f"{path}:{number}")
+
+
+def _decoded(line: bytes, where: str) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"is not UTF-8: {error}", where) from error
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int = 1, head: Sequence[str] = ()) -> str:
+    """Rows of cells as lines for a terminal, columns two blanks apart.
+
+    Args:
+        rows: as many cells each.
+        left: so many columns are set to the left, the others to the right.
+        head: names of the columns; a line of dashes stands below them. None if empty.
+    """
+    table = [head, *rows] if head else list(rows)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    if head:
+        table.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    )
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[object]], left: int = 1) -> str:
+    """A table in Markdown.
+
+    Args:
+        head: names of the columns.
+        rows: as many cells each.
+        left: so many columns are set to the left, the others to the right.
+    """
+    marks = ["---" if column < left else "--:" for column in range(len(head))]
+    lines = [" | ".join(map(str, cells)) for cells in (head, *rows)]
+    lines[1:1] = ["|".join(marks)]
+    return "\n".join(
+        f"|{line}|" if place == 1 else f"| {line} |" for place, line in enumerate(lines)
+    )

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, final
 
-from augment.data.files import replacing, text_lines
 from augment.data.modality import MODALITIES
 from augment.errors import DataError
+from augment.files import replacing, text_lines
 from augment.records import Modality
 
 _COLUMNS = ("query_modality", "cand_modality", "dataset_name", "dataset_id")
@@ -91,7 +91,7 @@ def write_instructions(path: str | Path, rows: Iterable[InstructionRow]) -> None
     table = list(rows)
     width = max([_WIDTH, *(len(row.prompts) for row in table)])
     header = [*_COLUMNS, *(f"prompt_{number}" for number in range(1, width + 1))]
-    with replacing(Path(path)) as stream:
+    with replacing(Path(path), DataError) as stream:
         stream.write("\t".join(header) + "\n")
         for row in table:
             blanks = [""] * (width - len(row.prompts))

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from augment.data.files import replacing, text_lines
 from augment.errors import DataError
+from augment.files import replacing, text_lines
 from augment.records import TASKS, Qrel
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,9}")
@@ -48,7 +48,7 @@ def write_qrels(path: str | Path, qrels: Iterable[Qrel], columns: Literal[5, 4] 
         DataError: if five columns are asked for and a judgement has no task, or an id has a blank
             in it.
     """
-    with replacing(Path(path)) as stream:
+    with replacing(Path(path), DataError) as stream:
         for qrel in qrels:
             if any(len(part.split()) != 1 for part in (qrel.qid, qrel.did)):
                 raise DataError(f"an id is empty or has a blank in it: {qrel}", str(path))

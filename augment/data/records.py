@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from augment.data.files import numbered_lines, opened, replacing
 from augment.data.modality import MODALITIES, derive_task
 from augment.errors import DataError
+from augment.files import numbered_lines, opened, replacing
 from augment.records import TASKS, Item, Modality, Query
 
 _ID = re.compile(r"[0-9]+:[0-9]+")
@@ -267,7 +267,7 @@ def query_record(query: Query) -> dict[str, Any]:
 
 def _write(path: Path, records: Iterable[dict[str, Any]]) -> int:
     count = 0
-    with replacing(path) as stream:
+    with replacing(path, DataError) as stream:
         for record in records:
             stream.write(json.dumps(record, ensure_ascii=False) + "\n")
             count += 1

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from augment.data import DataRoot
 from augment.data.columnar import open_queries
-from augment.data.files import replacing
 from augment.errors import DataError
+from augment.files import replacing
 from augment.records import Query
 from retrievers.evaluation.compare import Comparison, compare, compare_scores
 from retrievers.evaluation.stats import scores_from_run
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> None:
     sys.stdout.write(_told(result, queries, args.examples))
     if args.out is not None:
         record = {**result.to_json(), "commit": source_commit(), "versions": versions()}
-        with replacing(args.out) as stream:
+        with replacing(args.out, DataError) as stream:
             stream.write(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 
 from augment.data import DataRoot, read_qrels
 from augment.data.columnar import open_candidates
-from augment.data.files import replacing
 from augment.errors import DataError
+from augment.files import replacing
 from retrievers.evaluation.compare import tasks_of
 from retrievers.evaluation.metrics import (
     Judgements,
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str]) -> None:
             "versions": versions(),
             "cost": {"seconds": round(time.monotonic() - started, 3)},
         }
-        with replacing(args.out) as stream:
+        with replacing(args.out, DataError) as stream:
             stream.write(json.dumps(record, indent=1) + "\n")
 
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from augment.data import read_qrels
-from augment.data.files import replacing
 from augment.errors import DataError
+from augment.files import replacing
 from retrievers.commands.evaluate import main as evaluate
 from retrievers.evaluation.compare import tasks_of
 from retrievers.evaluation.fusion import (
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> None:
         "rrf_k": None if weights else args.rrf_k,
         "tuned": tuned._asdict() if tuned else None,
     }
-    with replacing(args.out / "fusion.json") as stream:
+    with replacing(args.out / "fusion.json", DataError) as stream:
         stream.write(json.dumps(record, indent=1) + "\n")
     if tuned:
         alone = ", ".join(f"{100 * score:.1f}" for score in tuned.alone)

@@ -14,9 +14,9 @@ import torch
 from tqdm import tqdm
 
 from augment.data import write_qrels
-from augment.data.files import replacing
 from augment.data.images import open_image
 from augment.errors import DataError
+from augment.files import replacing
 from augment.records import Qrel, Side
 from retrievers.evaluation.mmeb import (
     Score,
@@ -33,10 +33,10 @@ from retrievers.models.blip import BlipFeatureFusion, BlipScoreFusion  # noqa: F
 from retrievers.models.clip import ClipScoreFusion  # noqa: F401 - a short name for --model
 from retrievers.models.clip_ff import ClipFeatureFusion  # noqa: F401 - a short name
 from retrievers.training.base import Retriever
-from retrievers.vectors.embeddings import Content as Keyed
-from retrievers.vectors.embeddings import Embeddings, EmbeddingWriter, item_keys
-from retrievers.vectors.embeddings.writer import SHARD_SECONDS
+from retrievers.vectors.embed import Content as Keyed
+from retrievers.vectors.embed import Embeddings, item_keys
 from retrievers.vectors.encoding import Content, encode
+from retrievers.vectors.store import SHARD_SECONDS, EmbeddingWriter
 
 
 def evaluate_mmeb(
@@ -97,7 +97,7 @@ def evaluate_mmeb(
         sys.stdout.write(f"{name}: hit@1 {100 * scores[-1].metrics['success@1']:.1f}\n")
     settings = {"model": model.describe(), "root": str(root), "limit": limit, "depth": depth}
     told = record(scores, {**settings, "ckpt_path": ckpt_path}, time.monotonic() - started)
-    with replacing(out / "metrics.json") as stream:
+    with replacing(out / "metrics.json", DataError) as stream:
         stream.write(json.dumps(told, indent=1, default=str) + "\n")
     return scores
 

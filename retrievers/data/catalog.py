@@ -19,7 +19,6 @@ from jaxtyping import Int32, Int64, UInt16
 from augment.data.columnar import CandidateTable, open_candidates
 from augment.errors import DataError
 from augment.records import Item
-from retrievers.vectors.index.ids import Ids
 
 #: Records read, or compared, at a time.
 _BLOCK = 4096
@@ -136,17 +135,19 @@ class Catalog:
         order = None if (source[1:] >= source[:-1]).all() else np.argsort(source, kind="stable")
         sorted_rows = rows if order is None else rows[order]
         bounds = np.searchsorted(self._source[sorted_rows], np.arange(len(self._pools) + 1))
-        ids = Ids()
+        columns = [pa.array([], pa.large_string())]
         for pool, start, stop in zip(self._pools, bounds[:-1], bounds[1:], strict=True):
             places = self._place[sorted_rows[start:stop]]
             column = pool.table.ids
             whole = len(places) == len(column) and bool((places == np.arange(len(places))).all())
-            ids.extend(column if whole else column.take(pa.array(places)))
+            part = column if whole else column.take(pa.array(places))
+            columns += [c.cast(pa.large_string()) for c in getattr(part, "chunks", [part])]
+        ids = pa.concat_arrays(columns)
         if order is None:
-            return ids.column
+            return ids
         back = np.empty(len(order), np.int64)
         back[order] = np.arange(len(order))
-        return ids.column.take(pa.array(back))
+        return ids.take(pa.array(back))
 
     def _find_known(
         self, table: CandidateTable, places: np.ndarray | None, rows: np.ndarray, pool: _Pool

@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from augment.data.files import text_lines
 from augment.errors import DataError
+from augment.files import text_lines
 from retrievers.evaluation.metrics import score_run
 from retrievers.evaluation.run import RunTable
 from retrievers.training.provenance import source_commit, versions

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from augment.data.files import replacing, text_lines
 from augment.errors import DataError
+from augment.files import replacing, text_lines
 from augment.records import Item
 
 
@@ -39,7 +39,7 @@ def write_collection(
         How many were left out.
     """
     left_out = 0
-    with replacing(Path(path)) as stream:
+    with replacing(Path(path), DataError) as stream:
         for item in items:
             contents = (text(item) or "").strip()
             if not contents:
@@ -77,7 +77,7 @@ def write_topics(path: str | Path, topics: Iterable[Document]) -> int:
         How many were left out.
     """
     left_out = 0
-    with replacing(Path(path)) as stream:
+    with replacing(Path(path), DataError) as stream:
         for topic in topics:
             text = " ".join(topic.text.split())
             left_out += not text

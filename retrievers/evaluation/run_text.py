@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
-from augment.data.files import text_lines
 from augment.errors import DataError
+from augment.files import text_lines
 from augment.records import TASKS
 
 #: Query ids, candidate ids, and per hit: place of the query, place of the candidate, score.

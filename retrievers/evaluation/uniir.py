@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from augment.data.files import replacing, text_lines
 from augment.data.records import candidate_record, parse_candidate, parse_query, query_record
 from augment.errors import DataError
+from augment.files import replacing, text_lines
 from augment.records import Item, Query, Run
 from retrievers.evaluation.metrics import ranked
 
@@ -94,7 +94,7 @@ def write_retrieved(
         DataError: if a candidate of the run is unknown.
     """
     count = 0
-    with replacing(Path(path)) as stream:
+    with replacing(Path(path), DataError) as stream:
         for query in queries:
             found = []
             for did in ranked(run.get(query.item.id, ())):
@@ -151,7 +151,7 @@ def write_results_tsv(path: str | Path, results: Iterable[Result]) -> None:
     rows = list(results)
     union = {(row.dataset, row.task, row.split): row for row in rows if row.pool == "union"}
     header = "TaskID Task Dataset Split Metric CandPool Value UnionPool UnionValue"
-    with replacing(Path(path)) as stream:
+    with replacing(Path(path), DataError) as stream:
         stream.write("\t".join(header.split()) + "\n")
         for row in sorted(rows, key=lambda row: (row.task, row.dataset)):
             if row.pool == "union":

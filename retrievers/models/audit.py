@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, final
 
+from augment.files import aligned
 from augment.records import Item, Modality, Query, Side
 from retrievers.data.datasets import PairDataset, target_modality
 from retrievers.data.examples import Processor
 from retrievers.data.plan import Plan
 from retrievers.data.texts import TextRecipe
-from retrievers.evaluation.plain import aligned
 from retrievers.models.windows import Windows, context_of, count_tokens
 
 #: Texts of one side that are looked at before every fit and test, evenly spread.

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import final
 
 from augment.data.columnar.build import VERSION, Kind, build_index, build_rows
-from augment.data.files import opened
 from augment.errors import DataError
+from augment.files import opened
 
 _RECORD = "source.json"
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeVar, final
 
-from augment.data.files import numbered_lines, opened
 from augment.data.records import parse_candidate, parse_query, task_in_name
 from augment.data.validation.lengths import Reservoir
 from augment.data.validation.report import FileStats, Report
 from augment.errors import DataError
+from augment.files import numbered_lines, opened
 from augment.records import TASKS, Item, Modality, Query
 
 #: UniIR hashes ids as ``dataset * bound + n`` and checks no bound (its data utilities).

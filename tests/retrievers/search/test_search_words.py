@@ -7,8 +7,8 @@ from augment.data.columnar import open_candidates
 from augment.errors import DataError
 from augment.store import Store
 from retrievers import Searcher
-from retrievers.search.serve.command import names
-from retrievers.search.serve.page import Asked, render_page
+from retrievers.search.page import Asked, render_page
+from retrievers.search.serve import names_of
 from retrievers.vectors.bm25 import Bm25Index
 from tests.worlds import World
 
@@ -25,7 +25,9 @@ def test_bm25_answers_as_its_index_and_says_what_it_does_not_see(world):
         for file in DataRoot(world.root).pools()
         for item in open_candidates(file.path)
     }
-    want = Bm25Index(list(texts), list(texts.values())).search("number word", 5)
+    index = Bm25Index()
+    index.add(list(texts), list(texts.values()), "words")
+    want = index.run(["q"], ["number word"], 5, "words").to_run()["q"]
     answer = searcher.search("number word", k=5)
     assert [(r.id, r.score) for r in answer] == [(h.did, round(h.score, 6)) for h in want]
     picture = next((world.root / "mbeir_images").rglob("*.png"))
@@ -75,7 +77,7 @@ def test_generated_text_is_found_and_what_words_cannot_do_is_refused(world):
     assert made.text in found
     with pytest.raises(DataError, match="bm25 has no embeddings"):
         Searcher.open("bm25", world.root, embeddings="x")
-    assert names(["bm25", "a=RUN/checkpoints/last.ckpt"]) == {
+    assert names_of(["bm25", "a=RUN/checkpoints/last.ckpt"]) == {
         "bm25": "bm25",
         "a": "RUN/checkpoints/last.ckpt",
     }
