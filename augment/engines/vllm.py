@@ -66,6 +66,7 @@ class VLLMEngine(Engine):
 
     Attributes:
         leash: process that holds the server; None before the first start.
+        log: where the server's output goes.
 
     Raises:
         EngineError: if vLLM is not installed, or the model cannot be found.
@@ -81,7 +82,7 @@ class VLLMEngine(Engine):
         is_folder = source.is_dir()
         source = source if is_folder else _download(name, options.revision)
         self._own_limits = options.min_pixels is None and options.max_pixels is None
-        self._log = Path(tempfile.mkdtemp(prefix="vllm-")) / "server.log"
+        self.log = Path(tempfile.mkdtemp(prefix="vllm-")) / "server.log"
         port = _free_port()
         served = source.resolve().name if is_folder else name
         self._command = _command(source, served, port, options)
@@ -151,12 +152,12 @@ class VLLMEngine(Engine):
             _LOG.warning("the server ended with code %s; again", self.leash.returncode)
         self.close()
         if self._starts >= STARTS:
-            text = self._log.read_text(encoding="utf-8", errors="replace")
+            text = self.log.read_text(encoding="utf-8", errors="replace")
             end = "\n".join(text.splitlines()[-_LOG_LINES:])
             raise EngineError(
-                f"vLLM was started {self._starts} times in vain; the end of {self._log}:\n{end}"
+                f"vLLM was started {self._starts} times in vain; the end of {self.log}:\n{end}"
             )
-        with self._log.open("ab") as log:
+        with self.log.open("ab") as log:
             self.leash = subprocess.Popen(  # noqa: S603  # our own command
                 [sys.executable, "-m", "augment.engines.leash", *self._command],
                 stdin=subprocess.PIPE,
@@ -168,7 +169,7 @@ class VLLMEngine(Engine):
         self._starts += 1
         self._was_up = False
         self._silent_since = now
-        _LOG.info("starting the server; its log is %s", self._log)
+        _LOG.info("starting the server; its log is %s", self.log)
 
 
 def make(name: str, root: Path, options: EngineOptions) -> VLLMEngine:

@@ -72,8 +72,9 @@ def kill_in_the_middle(engine: VLLMEngine, store: Path, after: int, killed: list
     """Kill the server's processes once the store has some texts."""
     while sum(path.read_bytes().count(b"\n") for path in store.glob("wal/*")) < 2 * after:
         time.sleep(0.05)
-    leash = next(server.process for server in engine.servers if server.process)
-    for process in psutil.Process(leash.pid).children(recursive=True):
+    if engine.leash is None:
+        raise RuntimeError("texts without a server")
+    for process in psutil.Process(engine.leash.pid).children(recursive=True):
         killed.append(f"{process.name()} ({process.pid})")
         process.kill()
 
@@ -106,8 +107,7 @@ def report(root: Path, python: str) -> str:
         )
         killer.start()
         summary, seconds = enrich(root, one, engine)
-        starts = [server.log.read_text().count("Application startup complete")
-                  for server in engine.servers]  # fmt: skip
+        starts = engine.log.read_text().count("Application startup complete")
         again, quick = enrich(root, one, engine)
         engine.close()
         local = load_engine("flagland-vlm", root=root, device="cpu")
@@ -123,7 +123,7 @@ def report(root: Path, python: str) -> str:
 |---|---|
 | first run, server killed with SIGKILL after about 60 texts | {seconds:.0f} s, with all starts |
 | processes killed | {", ".join(killed)} |
-| complete starts of the server, by its log | {sum(starts)} |
+| complete starts of the server, by its log | {starts} |
 | exit code | {summary.exit_code} |
 | same command again | {quick:.1f} s: {again.generated} generated, {again.cached} cached |
 | transformers on the same pictures | {alone:.0f} s, exit code {other.exit_code} |
