@@ -20,9 +20,9 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, NamedTuple, final
+from typing import IO, Any, NamedTuple, Protocol, final
 
-from augment.enrichment.shards import parse_shard
+from augment.enrichment.jobs import parse_shard
 from augment.errors import EngineError
 
 #: How often a command that is killed (for memory, say) is started, all in all.
@@ -99,20 +99,41 @@ def shares(
     return done
 
 
-def launch(prog: str, arguments: Sequence[str], parts: Sequence[Share], *, on_ray: bool) -> int:
-    """Run a command in parts, print their accounts, hand on Ctrl-C and SIGTERM.
+class Wanted(Protocol):
+    """Options that say where a job runs; see :func:`shares`."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def shard(self) -> str | None: ...
+    @property
+    def limit(self) -> int | None: ...
+    @property
+    def replicas(self) -> int | None: ...
+
+
+def launch(prog: str, arguments: Sequence[str], options: Wanted) -> int | None:
+    """Run a command in parts, if it is to be run so; the worst of their exit codes.
 
     Args:
         prog: how the command is called, such as ``python -m augment.corpus``.
         arguments: of the whole command.
-        parts: see :func:`shares`.
-        on_ray: whether a Ray cluster runs them, rather than this machine.
+        options: what they say.
 
     Returns:
-        The worst of their exit codes.
+        None, with nothing done, for a job that one process does alone.
     """
-    words = [*prog.split()[1:], *arguments]
-    crew = _Cluster() if on_ray else _Machine()
+    on_ray = options.model.startswith("ray:")
+    parts = shares(options.model, options.device, options.shard, options.limit, options.replicas)
+    if len(parts) == 1 and not on_ray:
+        return None
+    return run([*prog.split()[1:], *arguments], parts, Cluster() if on_ray else Machine())
+
+
+def run(words: Sequence[str], parts: Sequence[Share], crew: Machine | Cluster) -> int:
+    """Run all parts, print their accounts, hand on Ctrl-C and SIGTERM; the worst exit code."""
     codes = []
     with _handing_on(crew.stop):
         for part, ended in zip(parts, crew.run(words, parts), strict=True):
@@ -123,7 +144,7 @@ def launch(prog: str, arguments: Sequence[str], parts: Sequence[Share], *, on_ra
 
 
 @final
-class _Machine:
+class Machine:
     """Runs the parts as processes of this machine, all at once."""
 
     def __init__(self) -> None:
@@ -152,7 +173,7 @@ class _Machine:
 
 
 @final
-class _Cluster:
+class Cluster:
     """Has Ray run the parts as tasks."""
 
     def __init__(self) -> None:
