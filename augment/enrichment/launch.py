@@ -20,8 +20,9 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, NamedTuple, Protocol, final
+from typing import IO, Any, NamedTuple, final
 
+from augment.engines import EngineOptions
 from augment.enrichment.jobs import parse_shard
 from augment.errors import EngineError
 
@@ -99,34 +100,29 @@ def shares(
     return done
 
 
-class Wanted(Protocol):
-    """Options that say where a job runs; see :func:`shares`."""
-
-    @property
-    def model(self) -> str: ...
-    @property
-    def device(self) -> str: ...
-    @property
-    def shard(self) -> str | None: ...
-    @property
-    def limit(self) -> int | None: ...
-    @property
-    def replicas(self) -> int | None: ...
-
-
-def launch(prog: str, arguments: Sequence[str], options: Wanted) -> int | None:
+def launch(
+    prog: str,
+    arguments: Sequence[str],
+    model: str,
+    options: EngineOptions,
+    shard: str | None,
+    limit: int | None,
+) -> int | None:
     """Run a command in parts, if it is to be run so; the worst of their exit codes.
 
     Args:
         prog: how the command is called, such as ``python -m augment.corpus``.
         arguments: of the whole command.
-        options: what they say.
+        model: see :func:`shares`, as for the shard and the limit.
+        options: of the engine.
+        shard: likewise.
+        limit: likewise.
 
     Returns:
         None, with nothing done, for a job that one process does alone.
     """
-    on_ray = options.model.startswith("ray:")
-    parts = shares(options.model, options.device, options.shard, options.limit, options.replicas)
+    parts = shares(model, options.device, shard, limit, options.replicas)
+    on_ray = model.startswith("ray:")
     if len(parts) == 1 and not on_ray:
         return None
     return run([*prog.split()[1:], *arguments], parts, Cluster() if on_ray else Machine())

@@ -305,7 +305,8 @@ def run_command(
         ladder = Retry(tuple(asked["reason"]), tuple(asked["temperatures"]), options.seed)
     elif asked["dry_run"] or asked["preview"] is not None:
         return _trial(work(), root, store, options, Trial(**asked))
-    if (code := launch(prog, arguments, options)) is not None:
+    code = launch(prog, arguments, options.model, options, options.shard, options.limit)
+    if code is not None:
         return code
 
     def one(dead: Collection[int]) -> int:
