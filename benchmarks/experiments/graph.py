@@ -29,17 +29,17 @@ from retrievers.training.provenance import source_commit
 #: Part of every fingerprint; raised when a step's work changes what it makes.
 FORMAT = 1
 
-#: Seconds per unit of size (see :attr:`Step.size`) before any step of a kind was timed: two cores,
+#: Seconds per unit of size (see :attr:`CachedStep.size`) before any step of a kind was timed: two cores,
 #: the packaged models, a Flagland of 600 countries.
 RATES: Mapping[str, float] = {
-    "world": 0.03, "texts": 0.02, "derived": 5.0, "train": 1.05, "test": 9.0, "lexical": 3.0,
+    "world": 0.03, "texts": 0.01, "derived": 5.0, "train": 1.05, "test": 9.0, "lexical": 3.0,
     "fused": 2.0, "mine": 20.0,
 }  # fmt: skip
 
 
 @final
 @dataclass(frozen=True)
-class Step:
+class CachedStep:
     """One piece of work.
 
     Attributes:
@@ -54,7 +54,7 @@ class Step:
     kind: str
     title: str
     settings: Mapping[str, Any]
-    needs: tuple[Step, ...]
+    needs: tuple[CachedStep, ...]
     work: Callable[[Path, Sequence[Path]], None]
     size: float = 1.0
 
@@ -82,16 +82,16 @@ class Step:
 class PlannedStep(NamedTuple):
     """A step of a plan: whether it is done, and how many seconds it takes or took."""
 
-    step: Step
+    step: CachedStep
     done: bool
     seconds: float
 
 
-def in_order(steps: Iterable[Step]) -> Iterator[Step]:
+def in_order(steps: Iterable[CachedStep]) -> Iterator[CachedStep]:
     """All steps and what they need, each once, needs first."""
     seen: set[str] = set()
 
-    def visit(step: Step) -> Iterator[Step]:
+    def visit(step: CachedStep) -> Iterator[CachedStep]:
         if step.fingerprint in seen:
             return
         seen.add(step.fingerprint)
@@ -103,7 +103,7 @@ def in_order(steps: Iterable[Step]) -> Iterator[Step]:
         yield from visit(step)
 
 
-def record(step: Step, out: Path) -> dict[str, Any]:
+def record(step: CachedStep, out: Path) -> dict[str, Any]:
     """What ``done.json`` says.
 
     Raises:
@@ -112,7 +112,7 @@ def record(step: Step, out: Path) -> dict[str, Any]:
     return dict(read_json(step.folder(out) / "done.json"))
 
 
-def plan(steps: Iterable[Step], out: Path) -> list[PlannedStep]:
+def plan(steps: Iterable[CachedStep], out: Path) -> list[PlannedStep]:
     """What there is to do: seconds measured of steps that are done, estimated of the others.
 
     An estimate is the mean of this folder's steps of the same kind per unit of size, or else the
@@ -152,7 +152,7 @@ def describe(planned: Sequence[PlannedStep]) -> str:
     return "\n".join(lines)
 
 
-def run(steps: Iterable[Step], out: Path) -> None:
+def run(steps: Iterable[CachedStep], out: Path) -> None:
     """Do what is not done, with progress.
 
     Raises:
@@ -171,7 +171,7 @@ def run(steps: Iterable[Step], out: Path) -> None:
         _do(one.step, out)
 
 
-def _do(step: Step, out: Path) -> None:
+def _do(step: CachedStep, out: Path) -> None:
     folder = step.folder(out)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):

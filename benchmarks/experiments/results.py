@@ -19,13 +19,19 @@ import pandas as pd
 from augment.files import read_json
 from benchmarks.experiments.build import Builder, unavailable
 from benchmarks.experiments.effects import CELLS, CONTRASTS, crossing, effect
-from benchmarks.experiments.graph import Step, in_order, record
+from benchmarks.experiments.graph import CachedStep, in_order, record
 from benchmarks.experiments.spec import grid_name
 from benchmarks.experiments.texts import names_of
 from benchmarks.report.gallery import Gallery
 from benchmarks.report.runs import moves, open_run, pick
-from retrievers.evaluation.compare import Comparison, compare_scores, task_title, tasks_of
-from retrievers.evaluation.stats import holm, scores_from_run
+from retrievers.evaluation.compare import (
+    Comparison,
+    compare_scores,
+    holm,
+    scores_from_run,
+    tasks_of,
+)
+from retrievers.evaluation.protocol import task_title
 from retrievers.training.provenance import source_commit, versions
 
 #: Shares of the whole gain that curves look for.
@@ -54,7 +60,7 @@ class ArmReader:
         """Of the trainings."""
         return self.builder.setup.seeds
 
-    def steps(self) -> list[Step]:
+    def steps(self) -> list[CachedStep]:
         """The tests of all arms with all seeds; a seed that moves nothing counts once."""
         steps = [self.builder.arm(name, seed) for seed in self.seeds for name in self.builder.names]
         return list({step.fingerprint: step for step in steps}.values())

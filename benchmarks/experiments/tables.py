@@ -86,7 +86,7 @@ def against_table(value: Mapping[str, Any]) -> str:
         return ""
     first, rows = value["against"]["arm"], value["against"]["rows"]
     arms = value["arms"]
-    cut = any(arm["not_read"] is not None for arm in arms.values())
+    cut = any(arm["not_read"] for arm in arms.values())
     lines = []
     for name, row in [(first, None), *((row["name"], row) for row in rows)]:
         not_read = arms[name]["not_read"]
