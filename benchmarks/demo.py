@@ -95,14 +95,14 @@ def run(reader: ArmReader) -> str:
         ToolkitError: if a step fails.
         SystemExit: likewise, where a command of the toolkit has printed why.
     """
-    from augment.files import write_text
+    from augment.files import write_json, write_text
     from benchmarks.experiments import graph, plots, results
     from benchmarks.report.page import write_report
 
     out = reader.out
     graph.run(reader.steps(), out)
     value = results.collect(reader)
-    results.save(value, out / "demo.json")
+    write_json(out / "demo.json", value)
     tables = {pool: replace(reader, pool=pool).compare("raw", "enriched")
               for pool in ("local", "union")}  # fmt: skip
     union = tables["union"].rows[-1]

@@ -22,7 +22,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any, NamedTuple, final
 
-from augment.enrichment.shards import parse_shard
+from augment.engines import EngineOptions
+from augment.enrichment.jobs import parse_shard
 from augment.errors import EngineError
 
 #: How often a command that is killed (for memory, say) is started, all in all.
@@ -99,20 +100,36 @@ def shares(
     return done
 
 
-def launch(prog: str, arguments: Sequence[str], parts: Sequence[Share], *, on_ray: bool) -> int:
-    """Run a command in parts, print their accounts, hand on Ctrl-C and SIGTERM.
+def launch(
+    prog: str,
+    arguments: Sequence[str],
+    model: str,
+    options: EngineOptions,
+    shard: str | None,
+    limit: int | None,
+) -> int | None:
+    """Run a command in parts, if it is to be run so; the worst of their exit codes.
 
     Args:
         prog: how the command is called, such as ``python -m augment.corpus``.
         arguments: of the whole command.
-        parts: see :func:`shares`.
-        on_ray: whether a Ray cluster runs them, rather than this machine.
+        model: see :func:`shares`, as for the shard and the limit.
+        options: of the engine.
+        shard: likewise.
+        limit: likewise.
 
     Returns:
-        The worst of their exit codes.
+        None, with nothing done, for a job that one process does alone.
     """
-    words = [*prog.split()[1:], *arguments]
-    crew = _Cluster() if on_ray else _Machine()
+    parts = shares(model, options.device, shard, limit, options.replicas)
+    on_ray = model.startswith("ray:")
+    if len(parts) == 1 and not on_ray:
+        return None
+    return run([*prog.split()[1:], *arguments], parts, Cluster() if on_ray else Machine())
+
+
+def run(words: Sequence[str], parts: Sequence[Share], crew: Machine | Cluster) -> int:
+    """Run all parts, print their accounts, hand on Ctrl-C and SIGTERM; the worst exit code."""
     codes = []
     with _handing_on(crew.stop):
         for part, ended in zip(parts, crew.run(words, parts), strict=True):
@@ -123,7 +140,7 @@ def launch(prog: str, arguments: Sequence[str], parts: Sequence[Share], *, on_ra
 
 
 @final
-class _Machine:
+class Machine:
     """Runs the parts as processes of this machine, all at once."""
 
     def __init__(self) -> None:
@@ -152,7 +169,7 @@ class _Machine:
 
 
 @final
-class _Cluster:
+class Cluster:
     """Has Ray run the parts as tasks."""
 
     def __init__(self) -> None:

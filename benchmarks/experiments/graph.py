@@ -12,7 +12,6 @@ and is its own to use. Two processes may work on one folder: a step is locked wh
 from __future__ import annotations
 
 import gc
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple, final
 
 from filelock import FileLock
 
-from augment.files import write_text
+from augment.files import read_json, write_json
 from augment.store.keys import digest
 from retrievers.training.provenance import source_commit
 
@@ -108,10 +107,9 @@ def record(step: Step, out: Path) -> dict[str, Any]:
     """What ``done.json`` says.
 
     Raises:
-        FileNotFoundError: if the step is not done.
+        DataError: if the step is not done.
     """
-    path = step.folder(out) / "done.json"
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    return dict(read_json(step.folder(out) / "done.json"))
 
 
 def plan(steps: Iterable[Step], out: Path) -> list[PlannedStep]:
@@ -132,7 +130,7 @@ def plan(steps: Iterable[Step], out: Path) -> list[PlannedStep]:
 def _measured(out: Path) -> dict[str, float]:
     rates = {}
     for kind in RATES:
-        found = [json.loads(path.read_text("utf-8")) for path in out.glob(f"{kind}/*/done.json")]
+        found = [read_json(path) for path in out.glob(f"{kind}/*/done.json")]
         size = sum(one["size"] for one in found)
         if size:
             rates[kind] = sum(one["seconds"] for one in found) / size
@@ -193,7 +191,7 @@ def _do(step: Step, out: Path) -> None:
             "gpu_seconds": round(seconds * _gpus_used(), 2),
             "commit": source_commit(),
         }
-        write_text(folder / "done.json", json.dumps(done, indent=1, ensure_ascii=False) + "\n")
+        write_json(folder / "done.json", done)
     gc.collect()  # a trainer and its model hold each other
 
 

@@ -6,10 +6,9 @@ notebooks show. Layout: see ``docs/formats.md``.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, final
 
 import pandas as pd
 
-from augment.files import write_text
+from augment.files import read_json
 from benchmarks.experiments.build import Builder, unavailable
 from benchmarks.experiments.effects import CELLS, CONTRASTS, crossing, effect
 from benchmarks.experiments.graph import Step, in_order, record
@@ -151,7 +150,7 @@ def _cost(reader: ArmReader, name: str) -> dict[str, float]:
 
 def _not_read(folder: Path) -> float | None:
     """Share of the candidates' tokens behind the context; None where nothing counted them."""
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    metrics = read_json(folder / "metrics.json")
     cut = metrics.get("settings", {}).get("data", {}).get("cut_text") or {}
     rows = [row for row in cut.get("rows", ()) if row["side"] == "corpus"]
     tokens = sum(row["tokens"] for row in rows)
@@ -239,7 +238,7 @@ def texts_json(reader: ArmReader) -> dict[str, Any]:
     texts = {}
     for name in names_of(used, builder.experiment.texts):
         step = builder.text(name)
-        value = json.loads((step.folder(reader.out) / "texts.json").read_text("utf-8"))
+        value = read_json(step.folder(reader.out) / "texts.json")
         done = record(step, reader.out)
         text = builder.experiment.texts[name]
         texts[name] = {
@@ -300,8 +299,3 @@ def collect(reader: ArmReader) -> dict[str, Any]:
         "commit": source_commit(),
         "versions": versions(),
     }  # fmt: skip
-
-
-def save(value: Mapping[str, Any], path: Path) -> None:
-    """Write the JSON whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

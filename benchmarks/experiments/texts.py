@@ -20,7 +20,6 @@ and, on Flagland, how true the texts are.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,16 +30,17 @@ from typing import Any, NamedTuple, final
 from augment import corpus, queries
 from augment.data import DataRoot
 from augment.data.columnar import open_candidates, open_queries
-from augment.enrichment.enrich import Summary
+from augment.enrichment.account import Summary
 from augment.enrichment.pipeline import Options
 from augment.errors import DataError
-from augment.files import write_text
+from augment.files import read_json, write_json
 from augment.prompts import load_prompt
 from augment.prompts.route import CORPUS_PROMPT, QUERY_PROMPTS, Kind
 from augment.records import Enrichment, Item, Side
 from augment.store import Scope, Store
 from augment.store.keys import Recipe, digest
-from augment.store.merge import merge
+from augment.store.runs import load_runs
+from augment.store.upkeep import merge
 from benchmarks.experiments import noise
 from benchmarks.experiments.graph import Step
 from benchmarks.experiments.noise import Changed
@@ -60,7 +60,7 @@ class TextSource(NamedTuple):
 
 def read_source(folder: Path) -> TextSource:
     """What ``texts.json`` in a step's folder says."""
-    value = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
+    value = read_json(folder / "texts.json")
     return TextSource(Path(os.path.normpath(folder / value["store"])), value["recipes"])
 
 
@@ -178,7 +178,7 @@ def _oracle(using: Enriching) -> Callable[..., None]:
 
 def _latest(store: Path) -> dict[Side, str]:
     """Recipes of the latest run of each side."""
-    return {run.side: run.recipe for run in Store(store).runs()}
+    return {run.side: run.recipe for run in load_runs(store)}
 
 
 # -- texts made of texts ----------------------------------------------------------------------
@@ -324,7 +324,7 @@ def _record(
         "recipes": dict(source.recipes),
         "sides": about,
     }
-    write_text(folder / "texts.json", json.dumps(value, indent=1) + "\n")
+    write_json(folder / "texts.json", value)
 
 
 def _tally(texts: Mapping[str, Enrichment]) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def open_store(folder: Path, rows: int) -> Cost:
 
     def work() -> None:
         store = Store(folder)
-        if digest(0) not in store or not store.key_of(RECIPE.id, "1:0"):
+        if digest(0) not in store or not store.link_of(RECIPE.id, "1:0"):
             raise SystemExit("the store has lost a text")
         kept.append(store)
 

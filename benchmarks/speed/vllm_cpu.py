@@ -30,7 +30,7 @@ import psutil
 from augment import corpus
 from augment.engines import load_engine
 from augment.engines.vllm import VLLMEngine
-from augment.enrichment.enrich import Summary
+from augment.enrichment.account import Summary
 from augment.store import Store
 
 POOL = "cand_pool/local/mbeir_flags_task0_cand_pool.jsonl"
@@ -87,7 +87,7 @@ def texts(store: Path) -> dict[str, str]:
 def enrich(root: Path, store: Path, engine: object) -> tuple[Summary, float]:
     """Describe the flags; the outcome and the seconds."""
     start = time.monotonic()
-    summary = corpus.run(root, store, pools=[root / POOL], engine=engine)  # type: ignore[arg-type]
+    summary = corpus.run(root, store, pool=[root / POOL], engine=engine)  # type: ignore[arg-type]
     return summary, time.monotonic() - start
 
 

@@ -11,7 +11,8 @@ from typing import NamedTuple, final
 
 from augment.engines import Engine, load_engine
 from augment.enrichment import pipeline as cli
-from augment.enrichment.enrich import Job, enrich
+from augment.enrichment.enrich import enrich
+from augment.enrichment.jobs import Job
 from augment.errors import EngineError, MismatchError
 from augment.prompts import Prompt, load_prompt
 from augment.prompts.route import QUERY_PROMPTS, Kind, classify

@@ -15,7 +15,7 @@ from augment.checks.leak import leaks
 from augment.checks.positives import Positives
 from augment.checks.wording import compression, filler, repetition
 from augment.data import write_candidates, write_queries
-from augment.enrichment import pipeline as cli
+from augment.enrichment.pipeline import Options
 from augment.prompts import load_prompt
 from augment.records import Item, Query, Reply
 from augment.store import Store
@@ -273,7 +273,7 @@ def test_refused_rewrites_fall_back_with_reason_and_scores(root, tmp_path):
     script = tmp_path / "answers.json"
     script.write_text(__import__("json").dumps(answers))
     summary = queries.run(
-        root, tmp_path / "store", splits=["test"], options=cli.Options(model=f"scripted:{script}")
+        root, tmp_path / "store", splits=["test"], options=Options(model=f"scripted:{script}")
     )
     assert summary.rejected == {"leak": 2}
     stored = Store(tmp_path / "store").texts("query")

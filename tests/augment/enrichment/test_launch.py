@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from augment.data import write_candidates
-from augment.enrichment.launch import Share, launch, shares
+from augment.enrichment.launch import Machine, Share, run, shares
 from augment.errors import StoreError
 from augment.records import Item
 from augment.store import Store
@@ -94,7 +94,7 @@ def test_the_worst_exit_code_counts(tmp_path, capfd):
     ranked = [0, 3, 4, 2, 5, 1]
     parts = [Share(f"part {code}", (str(code),)) for code in ranked]
     for last, code in enumerate(ranked[1:], 1):
-        assert launch(f"python {script}", (), parts[: last + 1], on_ray=False) == code
+        assert run([str(script)], parts[: last + 1], Machine()) == code
     assert "part 5: exit code 5" in capfd.readouterr().out
 
 

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from augment.errors import StoreError, StoreWriteError
 from augment.records import Enrichment, Request, Sampling
-from augment.store import Failure, Scope, Store
-from augment.store.evidence import Death, suspects
+from augment.store import Failure, Scope, Store, runs
 from augment.store.keys import Recipe, text_key
-from augment.store.rows import Index
+from augment.store.log import Death, suspects
+from augment.store.segments import Index
 
 RECIPE = Recipe("corpus", {"p": "p@1"}, "m", "r", {"p": Sampling()}, {"image": "p"})
 
@@ -127,7 +127,7 @@ def test_two_writers_and_every_reader_agrees(tmp_path):
             path.rename(path.with_name(f"x{name}.jsonl"))
         store = Store(tmp_path)
         assert store.get("k").text == "earlier"
-        assert store.key_of(RECIPE.id, "1:1") == "k"
+        assert store.link_of(RECIPE.id, "1:1").key == "k"
         assert len(store) == 3
 
 
@@ -150,25 +150,25 @@ def test_recipes_live_side_by_side_and_the_last_one_is_never_guessed(tmp_path):
         store.finish(whole, {})
         store.finish(trial, {})
         assert store.texts("corpus")["1:1"].text == "k1"
-        store.choose("corpus", other.id)
+        runs.choose(tmp_path, "corpus", other.id)
         assert store.texts("corpus")["1:1"].text == "k2"
         with pytest.raises(StoreError, match=r"augment\.queries"):
             store.texts("query")
         with pytest.raises(StoreError, match=RECIPE.id):
             store.texts("corpus", "0" * 12)
         with pytest.raises(StoreError, match=RECIPE.id):
-            store.choose("corpus", "0" * 12)
+            runs.choose(tmp_path, "corpus", "0" * 12)
 
 
 def test_shards_make_a_recipe_complete_together(tmp_path):
     store = Store(tmp_path)
     for shard in ("0/2", "1/3", "1/2"):
-        assert store.complete("corpus") == set()
+        assert runs.complete_recipes(tmp_path, "corpus") == set()
         run = store.begin(RECIPE, Scope(shard=shard))
-        assert store.complete("corpus") == set(), "it is running"
+        assert runs.complete_recipes(tmp_path, "corpus") == set(), "it is running"
         store.finish(run, {"incomplete": ""})
-    assert store.complete("corpus") == {RECIPE.id}
-    assert [run.complete for run in store.runs()] == [True] * 3
+    assert runs.complete_recipes(tmp_path, "corpus") == {RECIPE.id}
+    assert [run.complete for run in runs.load_runs(tmp_path)] == [True] * 3
 
 
 def test_an_edited_recipe_is_refused(tmp_path):
@@ -224,7 +224,7 @@ def test_a_file_that_may_not_grow_says_so_and_the_next_write_starts_a_new_one(tm
 def test_a_disk_that_fails_to_sync_says_so(tmp_path, monkeypatch):
     store = Store(tmp_path, sync_seconds=0.01)
     store.append(text("k0"))
-    monkeypatch.setattr("augment.store.wal.os.fsync", _full)
+    monkeypatch.setattr("augment.store.log.os.fsync", _full)
     time.sleep(0.1)
     with pytest.raises(StoreWriteError, match="No space left"):
         store.append(text("k1"))
@@ -356,8 +356,8 @@ def test_a_refused_text_is_replaced_by_the_accepted_one_of_a_retry(tmp_path):
 
 
 def test_a_store_of_another_format_is_refused(tmp_path):
-    (tmp_path / "recipe-corpus.json").write_text("{}")
-    with pytest.raises(StoreError, match="format 1"):
+    (tmp_path / "store.json").write_text('{"format": 2}')
+    with pytest.raises(StoreError, match="format 2"):
         Store(tmp_path)
 
 
@@ -371,8 +371,7 @@ def test_the_index_finds_the_row_that_counts(rows, latest):
         for low in range(4):
             times = [time for h, low_, time in rows if (h, low_) == (high, low)]
             wanted = np.array([[high, low]], np.uint64)
-            row = index.find(wanted)[0]
-            assert row == index.find_one(wanted.tobytes())
+            row = index.find(wanted.tobytes())
             assert (row >= 0) == bool(times)
             if times:
                 assert at[row] == best(times)

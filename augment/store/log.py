@@ -1,4 +1,4 @@
-"""The write-ahead log: one file per writer, one checked line per record.
+"""The write-ahead log: one file per writer, one checked line per record; and what its death tells.
 
 A line is JSON, a tab, the CRC-32 of the JSON in eight hex digits, and a line feed (``cut -f1``
 gives the JSON). Each line is handed to the system at once, so a killed process loses nothing it
@@ -8,6 +8,12 @@ than that. A line torn by a crash is the last of its file, and nobody else write
 The writer holds a lock on its file. A file whose lock is free and that was made on this host is
 that of a writer that has ended; files of other hosts are only read, because locks cannot be trusted
 on every shared file system.
+
+Before requests enter the engine, a writer logs their keys (a ``try`` record). Keys of a dead writer
+that got neither a text nor a failure were in flight: one of them may have killed it. If the
+supervising process saw the death (see :mod:`augment.enrichment.supervise`), that is strong
+evidence. If nobody saw it, a power cut or a user's kill is more likely, so it counts only when it
+happens again.
 """
 
 from __future__ import annotations
@@ -22,7 +28,9 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, final
@@ -30,6 +38,9 @@ from typing import Any, BinaryIO, NamedTuple, final
 #: A power cut loses at most this much finished work, in seconds. A killed process loses none.
 SYNC_SECONDS = 1.0
 
+#: An item that was alone in the engine at so many deaths is set aside.
+SEEN_ALONE = 2
+UNSEEN_ALONE = 5
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False)
 
@@ -73,7 +84,9 @@ def read(file: BinaryIO) -> Iterator[Line]:
 def host() -> str:
     """This machine's name and hardware address, so that two machines of one name differ."""
     name = "".join(c if c.isalnum() or c == "-" else "-" for c in socket.gethostname())
-    return f"{name}_{uuid.getnode():012x}"
+    address = uuid.getnode()
+    # Where there is none, Python draws one with this bit set, another one in every process.
+    return f"{name}_{0 if address >> 40 & 1 else address:012x}"
 
 
 def writer_pid(name: str) -> int | None:
@@ -83,7 +96,7 @@ def writer_pid(name: str) -> int | None:
 
 
 @final
-class Wal:
+class Log:
     """A log that is being written, by any number of threads of one process.
 
     Args:
@@ -152,42 +165,36 @@ class Wal:
             OSError: if the last records cannot be synced.
         """
         self._ended.set()
-        if not self._file.closed:
-            try:
-                self.sync()
-            finally:
-                self._file.close()
-
-
-@final
-class Ended:
-    """The log of a writer that has ended, locked so that one process alone deals with it."""
-
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self.path = path
-        self.file = file
-
-    @classmethod
-    def claim(cls, path: Path) -> Ended | None:
-        """The log, or None if its writer lives, or another process deals with it."""
-        if writer_pid(path.name) is None:
-            return None
+        if self._file.closed:
+            return
         try:
-            file = path.open("rb")
-        except OSError:
-            return None
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(file.fileno()).st_nlink > 0:
-                return cls(path, file)
-        except OSError:
-            pass  # its writer lives, or the file system knows no locks
-        file.close()
+            self.sync()
+            if self._error is not None:
+                raise self._error
+        finally:
+            self._file.close()
+
+
+def claim(path: Path) -> BinaryIO | None:
+    """Lock the log of a writer that has ended, so that one process alone deals with it.
+
+    Returns:
+        The opened log, to be closed; None if its writer lives or another process deals with it.
+    """
+    if writer_pid(path.name) is None:
         return None
-
-    def close(self) -> None:
-        """Let go of it."""
-        self.file.close()
+    try:
+        file = path.open("rb")
+    except OSError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(file.fileno()).st_nlink > 0:
+            return file
+    except OSError:
+        pass  # its writer lives, or the file system knows no locks
+    file.close()
+    return None
 
 
 def sync_folder(folder: Path) -> None:
@@ -203,3 +210,77 @@ def sync_folder(folder: Path) -> None:
 def stamp() -> int:
     """Nanoseconds since 1970, the time of a record."""
     return time.time_ns()
+
+
+@final
+@dataclass(frozen=True)
+class Death:
+    """One death of a writer.
+
+    Attributes:
+        source: name of its log, so that a death is counted once.
+        keys: in flight at that moment.
+        seen: whether the supervising process saw it die.
+        at: time of its last record.
+    """
+
+    source: str
+    keys: frozenset[str]
+    seen: bool
+    at: int
+
+
+@final
+@dataclass(frozen=True)
+class Suspects:
+    """What the deaths so far say.
+
+    Attributes:
+        groups: to be asked in halves, the largest first, each key once.
+        aside: keys that died alone too often.
+    """
+
+    groups: tuple[frozenset[str], ...] = ()
+    aside: frozenset[str] = frozenset()
+
+
+def suspects(deaths: Iterable[Death], settled: Callable[[str, int], bool]) -> Suspects:
+    """Who may have killed the engine.
+
+    Args:
+        deaths: all that are known.
+        settled: whether a key has a text, or a failure since a time.
+    """
+    open_: list[Death] = []
+    alone: Counter[str] = Counter()
+    alone_seen: Counter[str] = Counter()
+    for death in deaths:
+        keys = frozenset(key for key in death.keys if not settled(key, death.at))
+        if keys:
+            open_.append(replace(death, keys=keys))
+            if len(death.keys) == 1:
+                alone.update(keys)
+                alone_seen.update(keys if death.seen else ())
+    aside = {key for key in alone if alone_seen[key] >= SEEN_ALONE or alone[key] >= UNSEEN_ALONE}
+    groups: list[frozenset[str]] = []
+    taken = set(aside)
+    for death in sorted(open_, key=lambda death: (len(death.keys), death.source)):
+        strong = death.seen or any(
+            other is not death and death.keys & other.keys for other in open_
+        )
+        keys = death.keys - taken
+        if strong and keys:
+            groups.append(keys)
+            taken |= keys
+    return Suspects(tuple(reversed(groups)), frozenset(aside))
+
+
+def tried(records: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """Keys that entered the engine and were not taken back when it came to rest."""
+    entered: set[str] = set()
+    for record in records:
+        if record["kind"] == "calm":
+            entered.clear()
+        elif record["kind"] == "try":
+            entered.update(record["keys"])
+    return frozenset(entered)
