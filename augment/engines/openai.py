@@ -298,13 +298,7 @@ class OpenAIEngine(Engine):
         }
 
 
-def make(name: str, root: Path, options: EngineOptions) -> OpenAIEngine:
-    """The engine that some options describe.
-
-    Raises:
-        EngineError: if a URL is malformed.
-    """
-    return OpenAIEngine(name, root=root, options=options)
+make = OpenAIEngine
 
 
 #: What the user's message is made of.
@@ -799,7 +793,7 @@ def retry_after(value: str | None) -> float | None:
 
 def _quote(url: str, error: openai.APIStatusError) -> str:
     """What a server says about a request that it refuses, whatever form that has."""
-    text = error.response.text
+    text = error.response.content.decode("utf-8", "replace")
     with suppress(ValueError, RecursionError, KeyError, TypeError):
         said = json.loads(text)["error"]
         message = said["message"] if isinstance(said, dict) else said

@@ -274,12 +274,8 @@ class HFEngine(Engine):
         return self._loaded
 
 
-def make(name: str, root: Path, options: EngineOptions) -> Engine:
-    """The engine that some options describe.
-
-    Raises:
-        EngineError: if there is no such model or device.
-    """
+def make(name: str, *, root: Path, options: EngineOptions) -> HFEngine:
+    """See :func:`augment.engines.load_engine`."""
     return HFEngine(name, root=root, **vars(options))
 
 
