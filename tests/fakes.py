@@ -48,16 +48,19 @@ class Fault:
     first: int = 0
     on: str = ""
     times: int = 0  # at most; 0 is without a limit
+    each: int = 0  # at most for one text; 0 is without a limit
     retry_after: float = -1.0
     answer: tuple = ()  # status, headers, bytes or an iterable of them
     done: int = field(default=0, init=False)
+    texts: Counter = field(default_factory=Counter, init=False)
 
     def hits(self, number, text):
         every = self.every > 0 and number % self.every == 0
         wanted = every or number <= self.first or (self.on and self.on in text)
-        if not wanted or 0 < self.times <= self.done:
+        if not wanted or 0 < self.times <= self.done or 0 < self.each <= self.texts[text]:
             return False
         self.done += 1
+        self.texts[text] += 1
         return True
 
 
@@ -65,7 +68,7 @@ def parse_fault(spec):
     """A fault from ``kind[:name=value,...]``, e.g. ``hang:every=10,times=2``."""
     kind, _, rest = spec.partition(":")
     assert kind in KINDS, spec
-    types = {"every": int, "first": int, "times": int, "on": str, "retry_after": float}
+    types = {"every": int, "first": int, "times": int, "each": int, "on": str, "retry_after": float}
     pairs = dict(part.split("=", 1) for part in rest.split(",") if part)
     return Fault(kind, **{name: types[name](value) for name, value in pairs.items()})
 

@@ -187,9 +187,8 @@ def load_engine(name: str, *, root: Path, **options: Any) -> Engine:
     if kind not in ("scripted", "vllm"):
         kind, rest = "openai" if chosen.urls else "transformers", name.removeprefix("ray:")
     # By name, so that only those who want a model of transformers wait for torch.
-    module = import_module(f"augment.engines.{kind}")
-    make: Callable[[str, Path, EngineOptions], Engine] = module.make
-    return make(rest, root, chosen)
+    engine: Engine = import_module(f"augment.engines.{kind}").make(rest, root=root, options=chosen)
+    return engine
 
 
 #: Names that stand for a folder shipped with the package.

@@ -33,7 +33,6 @@ import logging
 import os
 import queue
 import random
-import threading
 import time
 import zlib
 from collections.abc import (
@@ -41,14 +40,14 @@ from collections.abc import (
     Awaitable,
     Callable,
     Coroutine,
-    Iterable,
     Iterator,
     Mapping,
     Sequence,
 )
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, final
 from urllib.request import getproxies, proxy_bypass
@@ -56,6 +55,7 @@ from urllib.request import getproxies, proxy_bypass
 import anyio
 import httpx
 import openai
+from anyio.from_thread import start_blocking_portal
 from PIL import Image, ImageDraw
 
 from augment.data.images import open_image
@@ -163,26 +163,25 @@ class OpenAIEngine(Engine):
         Empty batches come at least every :data:`HEARTBEAT` seconds, so that who waits for a server
         that hangs can stop.
         """
-        source, thread = iter(asked), _Thread(self._work)
-        under_way = position = 0
+        source, position = iter(asked), 0
+        done: _Done = queue.SimpleQueue()
+        under_way: dict[Future[Any], int] = {}
+        start: Callable[[Ask], Future[Any]] | None = None
         said: Ask | Pause | None = Pause.BRIEF
-        try:
+        with ExitStack() as stack:
             while under_way or said is not None:
-                while said is not None and under_way < self._ahead:
+                while said is not None and len(under_way) < self._ahead:
                     said = next(source, None)
                     if not isinstance(said, Ask):
                         break
-                    thread.put((position, said))
+                    start = start or stack.enter_context(self._asking(done))
+                    under_way[start(said)] = position
                     position += 1
-                    under_way += 1
-                wait = said is not Pause.BRIEF or under_way >= self._ahead
-                batch, error = thread.take(HEARTBEAT if wait and under_way else 0.0)
-                under_way -= len(batch)
+                wait = said is not Pause.BRIEF or len(under_way) >= self._ahead
+                batch, error = _take(done, under_way, HEARTBEAT if wait and under_way else 0.0)
                 yield batch
                 if error is not None:
                     raise error
-        finally:
-            thread.end(cancel=under_way > 0)
 
     @property
     def _ahead(self) -> int:
@@ -191,95 +190,107 @@ class OpenAIEngine(Engine):
         Half as many again, since a reply counts until it is taken, and whoever takes it also
         writes it down.
         """
-        places = self._options.concurrency * len(self._options.urls)
-        return places + places // 2 + 2 * self._options.workers
+        return self._places + self._places // 2 + 2 * self._options.workers
 
-    async def _work(self, inbox: _Inbox, results: _Results) -> None:
-        servers = Servers(self._options, self._tend)
+    @property
+    def _places(self) -> int:
+        return self._options.concurrency * len(self._options.urls)
+
+    @contextmanager
+    def _asking(self, done: _Done) -> Iterator[Callable[[Ask], Future[Any]]]:
+        """Give what starts to answer a request, in the event loop of another thread.
+
+        All that runs there is a future that comes to ``done``, so that nothing ends in silence.
+        """
         pool = ThreadPoolExecutor(self._options.workers, "decode")
+        servers = Servers(self._options, self._tend)
+        with start_blocking_portal() as portal:
 
-        async def answer() -> None:
-            while (one := await inbox.get()) is not None:
-                position, ask = one
-                results.put((position, await self._answer(ask, servers, pool)))
-            inbox.put_nowait(None)  # for the others
+            def start(work: Callable[..., Coroutine[Any, Any, Any]], *given: Any) -> Future[Any]:
+                future = portal.start_task_soon(work, *given)
+                future.add_done_callback(done.put)
+                return future
 
-        async def all_answers() -> None:
-            await servers.ready()
-            if not self._begun:
-                await self._begin(servers)
-                self._begun = True
-            await _together([answer() for _ in range(self._ahead)], asyncio.FIRST_EXCEPTION)
+            begun = asyncio.Event()
+            attending = [start(work) for work in servers.attend()]
+            attending.append(start(self._begin, servers, begun))
+            try:
+                yield lambda ask: start(self._answer, ask, servers, pool, begun)
+            finally:
+                for one in attending:
+                    one.cancel()
+                portal.call(servers.close)
+                pool.shutdown(wait=False, cancel_futures=True)
 
-        try:
-            await servers.attend(all_answers())
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-    async def _answer(self, ask: Ask, servers: Servers, pool: ThreadPoolExecutor) -> Reply:
-        begun = _now()
-        loop = asyncio.get_running_loop()
+    async def _answer(
+        self, ask: Ask, servers: Servers, pool: ThreadPoolExecutor, begun: asyncio.Event
+    ) -> Reply:
+        await begun.wait()
+        since, loop = _now(), asyncio.get_running_loop()
         ready = await loop.run_in_executor(pool, self._prepare, ask.request)
-        if servers.has_room:
-            # It could have been asked all this while; that is one of so many places.
-            places = self._options.concurrency * len(self._options.urls)
-            self.waited += (_now() - begun) / places
+        if servers.has_room:  # and had it all this while: one of so many places stood empty
+            self.waited += (_now() - since) / self._places
         if isinstance(ready, Reply):
             return ready
-        return await servers.ask(self._payload(ready, ask.sampling))
+        return await servers.ask(self._payload(ask.request.system, ready, ask.sampling))
 
-    async def _begin(self, servers: Servers) -> None:
+    async def _begin(self, servers: Servers, begun: asyncio.Event) -> None:
         """Check the model's name, and ask the canaries."""
+        await servers.ready()
+        if not self._begun:
+            await self._check_name(servers)
+            if self._options.canaries:
+                ask = partial(self._ask_canary, servers)
+                _LOG.info("%s: %s", self._name, await check_server(ask, self._budget))
+            self._begun = True
+        begun.set()
+
+    async def _check_name(self, servers: Servers) -> None:
         names = await servers.models()
-        if names and self._name not in names:
-            # Some servers take names that they do not list: a folder, a model not yet loaded.
-            probe = await servers.ask(self._payload(_Ready("", "Hello."), Sampling(1)))
-            if probe.finish == "error":
-                raise EngineError(
-                    f"{self._options.urls[0]} has no model {self._name!r} ({probe.reason}); it has"
-                    f" {', '.join(names[:20])}"
-                )
-
-        async def ask(system: str, text: str, image: Image.Image | None) -> Reply:
-            uri = None if image is None else self._uri(image)
-            reply = await servers.ask(
-                self._payload(_Ready(system, text, uri), Sampling(CANARY_TOKENS))
+        if not names or self._name in names:
+            return
+        # Some servers take names that they do not list: a folder, a model not yet loaded.
+        probe = await servers.ask(self._payload("", self._parts("Hello."), Sampling(1)))
+        if probe.finish == "error":
+            raise EngineError(
+                f"{self._options.urls[0]} has no model {self._name!r} ({probe.reason}); it has"
+                f" {', '.join(names[:20])}"
             )
-            if reply.finish == "error":
-                raise EngineError(
-                    f"the server cannot answer a simple question ({reply.reason}); nothing was"
-                    " sent of the data"
-                )
-            return reply
 
-        if self._options.canaries:
-            _LOG.info("%s: %s", self._name, await check_server(ask, self._budget))
+    async def _ask_canary(
+        self, servers: Servers, system: str, text: str, image: Image.Image | None
+    ) -> Reply:
+        payload = self._payload(system, self._parts(text, image), Sampling(CANARY_TOKENS))
+        reply = await servers.ask(payload)
+        if reply.finish == "error":
+            raise EngineError(
+                f"the server cannot answer a simple question ({reply.reason}); nothing was sent of"
+                " the data"
+            )
+        return reply
 
-    def _prepare(self, request: Request) -> _Ready | Reply:
+    def _prepare(self, request: Request) -> _Parts | Reply:
         """Decode, resize and encode; runs in a thread."""
         if request.image is None:
-            return _Ready(request.system, request.text)
+            return self._parts(request.text)
         try:
-            uri = self._uri(open_image(self._root, request.image))
+            return self._parts(request.text, open_image(self._root, request.image))
         except ImageError as error:
-            return Reply("", "error", reason=f"{error.reason}: {error}")
+            return _failed(f"{error.reason}: {error}")
         except (OSError, ValueError, MemoryError) as error:
-            return Reply("", "error", reason=f"unusable: {request.image}: {error}")
-        return _Ready(request.system, request.text, uri)
+            return _failed(f"unusable: {request.image}: {error}")
 
-    def _uri(self, image: Image.Image) -> str:
-        return data_uri(fit(image, self._budget), self._options.encoding)
+    def _parts(self, text: str, image: Image.Image | None = None) -> _Parts:
+        parts: _Parts = [{"type": "text", "text": text}]
+        if image is not None:
+            uri = data_uri(fit(image, self._budget), self._options.encoding)
+            parts.append({"type": "image_url", "image_url": {"url": uri}})
+        return parts
 
-    def _payload(self, ready: _Ready, sampling: Sampling) -> Payload:
-        user: list[dict[str, Any]] = [{"type": "text", "text": ready.text}]
-        if ready.uri is not None:
-            user.append({"type": "image_url", "image_url": {"url": ready.uri}})
+    def _payload(self, system: str, parts: _Parts, sampling: Sampling) -> Payload:
         return {
             "model": self._name,
-            "messages": [
-                {"role": "system", "content": ready.system},
-                {"role": "user", "content": user},
-            ],
+            "messages": [{"role": "system", "content": system}, {"role": "user", "content": parts}],
             "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -287,92 +298,36 @@ class OpenAIEngine(Engine):
         }
 
 
-def make(name: str, root: Path, options: EngineOptions) -> OpenAIEngine:
-    """The engine that some options describe.
-
-    Raises:
-        EngineError: if a URL is malformed.
-    """
-    return OpenAIEngine(name, root=root, options=options)
+make = OpenAIEngine
 
 
-class _Ready(NamedTuple):
-    """A request whose picture can be sent."""
+#: What the user's message is made of.
+_Parts = list[dict[str, Any]]
 
-    system: str
-    text: str
-    uri: str | None = None
-
-
-_Inbox = asyncio.Queue["tuple[int, Ask] | None"]
-_Results = queue.SimpleQueue["tuple[int, Reply] | BaseException"]
+#: What has come to its end in the event loop.
+_Done = queue.SimpleQueue["Future[Any]"]
 
 
-@final
-class _Thread:
-    """Runs the asking in an event loop of its own, so that callers may do as they please.
+def _take(
+    done: _Done, under_way: dict[Future[Any], int], seconds: float
+) -> tuple[list[tuple[int, Reply]], BaseException | None]:
+    """What is there: replies, and the error behind them if there is one.
 
     Args:
-        work: answers what is put into the inbox, until None is; started by the first :meth:`put`.
+        done: where they come.
+        under_way: futures of replies, with their positions; those taken are taken out.
+        seconds: to wait for the first.
     """
-
-    def __init__(self, work: Callable[[_Inbox, _Results], Coroutine[Any, Any, None]]) -> None:
-        self._work = work
-        self._inbox: _Inbox = asyncio.Queue()
-        self._results: _Results = queue.SimpleQueue()
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    def put(self, one: tuple[int, Ask] | None) -> None:
-        """Hand over a request."""
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            self._task = self._loop.create_task(self._work(self._inbox, self._results))
-            self._thread = threading.Thread(target=self._run, name="openai", daemon=True)
-            self._thread.start()
-        with suppress(RuntimeError):  # it has ended, and take() tells why
-            self._loop.call_soon_threadsafe(self._inbox.put_nowait, one)
-
-    def take(self, seconds: float) -> tuple[list[tuple[int, Reply]], BaseException | None]:
-        """What is there: replies, and the error behind them if there is one.
-
-        Args:
-            seconds: to wait for the first.
-        """
-        batch: list[tuple[int, Reply]] = []
+    batch: list[tuple[int, Reply]] = []
+    with suppress(queue.Empty):
         while True:
-            try:
-                wait = seconds if not batch else 0.0
-                result = self._results.get(timeout=wait) if wait else self._results.get_nowait()
-            except queue.Empty:
-                return batch, None
-            if isinstance(result, BaseException):
-                return batch, result
-            batch.append(result)
-
-    def end(self, *, cancel: bool) -> None:
-        """Wait for the work to end, or give up what is under way at the servers."""
-        if self._loop is None:
-            return
-        self.put(None)
-        if cancel:
-            with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._task.cancel)
-        self._thread.join()
-
-    def _run(self) -> None:
-        loop = self._loop
-        if loop is None:
-            return
-        try:
-            with suppress(asyncio.CancelledError):
-                loop.run_until_complete(self._task)
-            # Nobody reads this unless requests are under way.
-            self._results.put(EngineError("servers are no longer asked; please report this"))
-        except BaseException as error:  # noqa: BLE001  # raised again where the results are read
-            self._results.put(error)
-        finally:
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.close()
+            wait = seconds if not batch else 0.0
+            future = done.get(timeout=wait) if wait else done.get_nowait()
+            if (error := future.exception()) is not None:
+                return batch, error
+            if future in under_way:
+                batch.append((under_way.pop(future), future.result()))
+    return batch, None
 
 
 class Outcome(NamedTuple):
@@ -436,18 +391,14 @@ class Servers:
         self._open: dict[object, float] = {}
         self._usable = _now()
 
-    async def attend(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do some work that asks, and meanwhile bring back servers that do not answer.
+    def attend(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        """What must run meanwhile, for ever; it fails once the servers are beyond use."""
+        return [self._watch, *(partial(self._keep, server) for server in self._all)]
 
-        Raises:
-            EngineError: if the servers are beyond use.
-        """
-        try:
-            keepers = [self._keep(server) for server in self._all]
-            await _together([work, self._watch(), *keepers], asyncio.FIRST_COMPLETED)
-        finally:
-            for server in self._all:
-                await server.client.close()
+    async def close(self) -> None:
+        """Close the connections."""
+        for server in self._all:
+            await server.client.close()
 
     @property
     def has_room(self) -> bool:
@@ -462,15 +413,9 @@ class Servers:
     async def models(self) -> list[str]:
         """The names that the first server lists which lists any."""
         for server in self._all:
-            with suppress(openai.OpenAIError, httpx.HTTPError, OddError, TimeoutError):
-                try:
-                    listing = await _listing(server)
-                except openai.APIStatusError as error:
-                    if error.status_code in FATAL:
-                        raise _locked(server.url, error) from error
-                    raise
-                with suppress(ValueError, RecursionError, TypeError, KeyError):
-                    return [str(one["id"])[:200] for one in json.loads(listing)["data"]]
+            with suppress(Exception):  # an odd list is as good as none
+                listed = json.loads(await _listing(server))["data"]
+                return [str(one["id"])[:200] for one in listed]
         return []
 
     async def ask(self, payload: Payload) -> Reply:
@@ -636,21 +581,6 @@ class Servers:
                 each = "; ".join(f"{server.url}: {server.trouble}" for server in self._all)
                 idle = now - self._usable
                 raise EngineError(f"no server could be used for {idle:.0f} s ({each})")
-
-
-async def _together(work: Iterable[Coroutine[Any, Any, None]], until: str) -> None:
-    """Do all at the same time, until the first is done or fails; then end the others."""
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=until)
-        for task in done:
-            task.result()
-    finally:
-        pending = set(tasks)
-        while pending:  # a library may swallow one cancellation
-            for task in pending:
-                task.cancel()
-            _, pending = await asyncio.wait(pending, timeout=0.5)
 
 
 def _growing(number: int, most: float | None = None) -> float:
@@ -863,7 +793,7 @@ def retry_after(value: str | None) -> float | None:
 
 def _quote(url: str, error: openai.APIStatusError) -> str:
     """What a server says about a request that it refuses, whatever form that has."""
-    text = error.response.text
+    text = error.response.content.decode("utf-8", "replace")
     with suppress(ValueError, RecursionError, KeyError, TypeError):
         said = json.loads(text)["error"]
         message = said["message"] if isinstance(said, dict) else said

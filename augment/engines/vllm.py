@@ -172,13 +172,7 @@ class VLLMEngine(Engine):
         _LOG.info("starting the server; its log is %s", self.log)
 
 
-def make(name: str, root: Path, options: EngineOptions) -> VLLMEngine:
-    """The engine that some options describe.
-
-    Raises:
-        EngineError: if vLLM is not installed, or the model cannot be found.
-    """
-    return VLLMEngine(name, root=root, options=options)
+make = VLLMEngine
 
 
 def _command(source: Path, served: str, port: int, options: EngineOptions) -> list[str]:

@@ -124,14 +124,15 @@ def test_a_cut_answer_and_an_empty_run(root):
         "429:every=3,retry_after=0.1",
         "429:first=9",
         "503:every=4",
-        "500:every=7,times=12",
-        "garbage:every=7,times=12",
-        "schema:every=7,times=12",
-        "truncated:every=9,times=6",
-        "close:every=9,times=6",
+        "500:every=7,times=12,each=2",
+        "garbage:every=7,times=12,each=2",
+        "schema:every=7,times=12,each=2",
+        "truncated:every=9,times=6,each=1",
+        "close:every=9,times=6,each=1",
     ],
 )
 def test_transient_faults_lose_and_double_nothing(root, fault):
+    """Whatever the order in which a busy machine asks, no request meets a fault four times."""
     requests = ask(60)
     with FakeServer(faults=[parse_fault(fault)], latency=0.001) as server:
         assert answers(engine(root, server), requests) == whole(root, requests)
