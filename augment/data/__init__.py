@@ -12,7 +12,7 @@ from augment.data.instructions import (
     write_instructions,
 )
 from augment.data.modality import derive_task
-from augment.data.qrels import read_qrels, write_qrels
+from augment.data.qrels import grades_of, read_qrels, write_qrels
 from augment.data.records import (
     read_candidates,
     read_queries,
@@ -30,6 +30,7 @@ __all__ = [
     "TextRule",
     "derive_task",
     "format_text",
+    "grades_of",
     "read_candidates",
     "read_instructions",
     "read_qrels",

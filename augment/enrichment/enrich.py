@@ -37,7 +37,7 @@ from augment.store.segments import Seen
 QUIET = 64
 
 
-def enrich(
+def enrich_jobs(
     jobs: Iterable[Job],
     engine: Engine,
     store: Store,
@@ -104,7 +104,7 @@ def enrich(
 
 @final
 class _Run:
-    """The state of one call of :func:`enrich`."""
+    """The state of one call of :func:`enrich_jobs`."""
 
     def __init__(
         self,

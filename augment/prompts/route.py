@@ -57,11 +57,18 @@ def classify(query: Query) -> Routing:
         return Routing("image", "picture only")
     if query.task in _TASK_KINDS:
         return Routing(_TASK_KINDS[query.task], f"task {query.task}")
-    if text.endswith("?"):
-        return Routing("question", "ends in a question mark")
-    if _QUESTION.match(text):
-        return Routing("question", "begins like a question")
+    reason = question_reason(text)
+    if reason:
+        return Routing("question", reason)
     return Routing("modification", "is not worded as a question")
+
+
+def question_reason(text: str) -> str:
+    """Why a text counts as a question; empty if it does not."""
+    text = text.strip()
+    if text.endswith("?"):
+        return "ends in a question mark"
+    return "begins like a question" if _QUESTION.match(text) else ""
 
 
 def route(query: Query, prompts: Mapping[Kind, str | None] = QUERY_PROMPTS) -> str | None:

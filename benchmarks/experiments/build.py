@@ -22,8 +22,8 @@ from benchmarks.flagland.oracle import has_truth
 from retrievers.cli import expand
 from retrievers.cli import main as retrievers
 from retrievers.commands.fuse import main as fuse
+from retrievers.data.plan import PositiveConfig
 from retrievers.data.texts import ViewConfig
-from retrievers.evaluation.protocol import PositiveConfig
 from retrievers.vectors.bm25 import bm25
 
 #: The last checkpoint is what counts: a look at few items keeps validation cheap.

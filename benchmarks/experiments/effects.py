@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64
 
-from retrievers.evaluation.stats import Interval, macro_bootstrap
+from retrievers.evaluation.compare import Interval, macro_bootstrap
 
 Cell = tuple[int, int, int]
 CELLS: tuple[Cell, ...] = tuple((t, q, c) for t in (0, 1) for q in (0, 1) for c in (0, 1))

@@ -24,8 +24,14 @@ from benchmarks.experiments.spec import grid_name
 from benchmarks.experiments.texts import names_of
 from benchmarks.report.gallery import Gallery
 from benchmarks.report.runs import moves, open_run, pick
-from retrievers.evaluation.compare import Comparison, compare_scores, task_title, tasks_of
-from retrievers.evaluation.stats import holm, scores_from_run
+from retrievers.evaluation.compare import (
+    Comparison,
+    compare_scores,
+    holm,
+    scores_from_run,
+    tasks_of,
+)
+from retrievers.evaluation.protocol import task_title
 from retrievers.training.provenance import source_commit, versions
 
 #: Shares of the whole gain that curves look for.

@@ -43,9 +43,11 @@ from augment.views import open_view
 from benchmarks.mbeir import ROWS
 from benchmarks.speed import metrics
 from benchmarks.speed.harness import Report, Row
-from retrievers.evaluation.metrics import Judgements, score_run
-from retrievers.evaluation.run import RunTable, read_table, write_run
-from retrievers.evaluation.stats import macro_bootstrap
+from retrievers.evaluation.compare import macro_bootstrap
+from retrievers.evaluation.judgements import Judgements
+from retrievers.evaluation.metrics import score_run
+from retrievers.evaluation.run import RunTable
+from retrievers.evaluation.run_files import read_table, write_run
 from retrievers.vectors import open_index
 from retrievers.vectors.store import EmbeddingStore, EmbeddingWriter
 

@@ -28,17 +28,22 @@ from unittest import mock
 import numpy as np
 import pyarrow as pa
 
-from augment.data import read_qrels, write_qrels
+from augment.data import grades_of, read_qrels, write_qrels
 from augment.records import Qrel
 from benchmarks.speed.harness import Report, cost, take_turns
-from retrievers.evaluation.metrics import Judgements, score_run
-from retrievers.evaluation.metrics.judgements import grades_of
-from retrievers.evaluation.run import RunTable, read_run, read_table, writing_run
-from retrievers.evaluation.uniir import unhash_did
+from retrievers.evaluation.judgements import Judgements
+from retrievers.evaluation.metrics import score_run
+from retrievers.evaluation.run import RunTable
+from retrievers.evaluation.run_files import read_run, read_table, writing_run
 
 KS = (1, 5, 10)
 QRELS = "qrels/test/mbeir_world_test_qrels.txt"
 Means = dict[str, float]
+
+
+def unhash_did(number: int) -> str:
+    """The id of a candidate from UniIR's number, as its code makes it."""
+    return "{}:{}".format(*divmod(int(number), 10_000_000))
 
 
 class World(NamedTuple):

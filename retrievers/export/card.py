@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from augment.enrichment.export import Shown, provenance
 from augment.records import Side
-from retrievers.evaluation.compare import TASK_NAMES
+from retrievers.evaluation.protocol import TASK_NAMES
 from retrievers.training.base import Retriever
 
 #: The libraries that a folder is written for.

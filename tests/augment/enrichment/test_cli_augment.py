@@ -20,6 +20,7 @@ from augment.enrichment.command import guarded
 from augment.enrichment.pipeline import Options
 from augment.errors import StoreError
 from augment.prompts import load_prompt
+from augment.prompts.route import QUERY_PROMPTS
 from augment.records import Item, Query
 from augment.store import Store, log, runs
 from augment.views import open_view
@@ -121,6 +122,42 @@ def test_a_second_run_generates_nothing(root, capsys):
     out = capsys.readouterr().out
     assert " 0 generated" in out
     assert f"{ITEMS} cached" in out
+
+
+def test_every_share_of_a_job_takes_part_and_together_they_take_everything(root, capsys):
+    store = Store(root.parent / "store")
+    items = set()
+    for part in range(3):
+        assert runs.complete_recipes(store.folder, "corpus") == set()
+        assert command(corpus, root, "--shard", f"{part}/3") == 0
+        here = set(texts(root)) - items
+        # A third of 90 pictures; five standard deviations.
+        assert 8 < len(here) < 52
+        assert f"{len(here)} generated" in capsys.readouterr().out
+        items |= here
+    assert items == {f"3:{n}" for n in range(ITEMS)}
+    assert len(runs.complete_recipes(store.folder, "corpus")) == 1
+
+
+def test_a_script_does_what_the_commands_do(root):
+    import augment
+
+    engine = augment.Options(model="scripted:").engine(root)
+    store = augment.Store(root.parent / "api")
+    data = augment.DataRoot(root)
+    pool = list(read_candidates(data.pools()[0].path))
+    done = augment.enrich(pool, "rar_corpus", engine, store, root=root)
+    assert (done.generated, done.skipped) == (ITEMS, {"no picture": 1})
+    asked = list(read_queries(data.query_files("test")[0].path))
+    done = augment.enrich(asked, QUERY_PROMPTS, engine, store, root=root)
+    assert (done.generated, done.skipped.total()) == (3, 1)
+    assert command(corpus, root) == command(queries, root) == 0
+    for side in ("corpus", "query"):
+        assert dict(store.texts(side)) == dict(Store(root.parent / "store").texts(side))
+    view = augment.open_view("corpus", "append", store.folder)
+    assert view.text(pool[1]).startswith("country 1\nanswer to")
+    assert augment.verify(store.folder).problems == {}
+    assert [one.complete for one in augment.status(store)] == [True, True]
 
 
 def test_bad_pictures_are_named_and_the_rest_survives(root, capsys):

@@ -14,7 +14,7 @@ from augment.data.images import content_hash
 from augment.engines import Engine
 from augment.engines.scripted import ScriptedEngine
 from augment.enrichment.account import Summary
-from augment.enrichment.enrich import enrich
+from augment.enrichment.enrich import enrich_jobs
 from augment.enrichment.jobs import Job, Retry, Shard, parse_shard
 from augment.enrichment.supervise import draining
 from augment.errors import DataError, StoreError
@@ -51,7 +51,7 @@ def run(jobs, root, engine=None, **options):
         {"image": CORPUS.name},
     )
     with Store(root.parent / "store") as store:
-        return enrich(jobs, engine, store, recipe, root, **options)
+        return enrich_jobs(jobs, engine, store, recipe, root, **options)
 
 
 def texts(root):

@@ -46,7 +46,7 @@ def recipe_of(engine):
 
 
 def test_a_survey_counts_what_a_run_then_does(root):
-    from augment.enrichment.enrich import enrich
+    from augment.enrichment.enrich import enrich_jobs
 
     engine, folder = ScriptedEngine(root=root), root / "store"
     recipe = recipe_of(engine)
@@ -57,7 +57,7 @@ def test_a_survey_counts_what_a_run_then_does(root):
     assert not engine.calls
     assert not folder.exists(), "a dry run writes nothing"
     with Store(folder) as store:
-        done = enrich(jobs(), engine, store, recipe, root)
+        done = enrich_jobs(jobs(), engine, store, recipe, root)
     assert done.generated == found.requests == len(engine.calls)
     assert done.generated + done.duplicates == found.asked
     assert done.failed == found.failing

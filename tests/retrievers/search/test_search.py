@@ -19,7 +19,7 @@ from retrievers import Searcher
 from retrievers.data.module import MBeirData
 from retrievers.data.settings import EmbeddingConfig, LoaderConfig
 from retrievers.data.texts import ViewConfig
-from retrievers.evaluation.run import read_run
+from retrievers.evaluation.run_files import read_run
 from retrievers.models.loading import load_retriever
 from retrievers.search import answers as search
 from retrievers.search.pictures import QueryPictures

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from itertools import chain, compress
 from typing import Any, Literal, NamedTuple, final
@@ -12,30 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Int64
 
-from augment.errors import DataError
-from augment.records import Qrel
 from retrievers.evaluation.run import RunTable, strings
 
 #: query id -> candidate id -> grade; only grades of at least the level (1) are relevant.
 Grades = Mapping[str, Mapping[str, int]]
-
-
-def grades_of(qrels: Iterable[Qrel]) -> dict[str, dict[str, int]]:
-    """Judgements grouped by query, in the order of first appearance.
-
-    Raises:
-        DataError: if a pair is judged twice with different grades.
-    """
-    grades: dict[str, dict[str, int]] = {}
-    for qrel in qrels:
-        judged = grades.setdefault(qrel.qid, {})
-        if judged.setdefault(qrel.did, qrel.relevance) != qrel.relevance:
-            raise DataError(
-                f"candidate {qrel.did} is judged {judged[qrel.did]} and {qrel.relevance}; "
-                "keep one judgement",
-                f"query {qrel.qid}",
-            )
-    return grades
 
 
 @final

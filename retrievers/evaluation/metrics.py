@@ -1,4 +1,13 @@
-"""Metrics of all queries of a run at once, on columns."""
+"""Retrieval metrics of all queries of a run at once, on columns.
+
+The names are the exact ones. What M-BEIR's papers (UniIR 2311.17136, section 5) call *Recall@k* is
+``success@k``: 1 if any relevant candidate is among the first k. ``recall@k`` is the share of the
+relevant candidates that are, ``precision@k`` the relevant ones among k however many were found,
+``mrr`` 1 / rank of the first relevant one, ``map`` the mean precision at the ranks of all relevant
+ones, found or not, and ``ndcg`` has gain = grade (at least 0) and discount = log2(rank + 1). All equal
+trec_eval 9, which ranks by score in single precision and ties by id in descending order; the tests
+have them as plain loops over one ranking.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +21,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from augment.records import Run
-from retrievers.evaluation.metrics.judgements import Found, Grades, Judgements
+from retrievers.evaluation.judgements import Found, Grades, Judgements
 from retrievers.evaluation.run import RunTable
 
 _MEASURE = re.compile(r"(success|recall|precision|mrr|ndcg|map)(?:@([1-9][0-9]{0,6}))?")
@@ -166,18 +175,6 @@ def standard_measures(ks: Sequence[int] = (1, 5, 10)) -> list[str]:
     last = max(ks)
     hits = [f"{name}@{k}" for name in ("success", "recall") for k in ks]
     return [*hits, f"mrr@{last}", f"ndcg@{last}", f"map@{last}"]
-
-
-def per_query(
-    run: Run | RunTable, grades: Grades | Judgements, ks: Sequence[int] = (1, 5, 10)
-) -> dict[str, dict[str, float]]:
-    """Metric name -> query id -> value, for every judged query; see :func:`score_run`.
-
-    Returns:
-        The :func:`standard_measures`.
-    """
-    scores = score_run(run, grades, standard_measures(ks))
-    return {name: scores.of(name) for name in scores.values}
 
 
 def means(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
