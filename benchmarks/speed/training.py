@@ -287,8 +287,8 @@ def growth(retriever: ClipScoreFusion, batch: int, corpus: int, rounds: int) -> 
     for size in (batch // 4, batch // 2, batch):
         sides = [make_batch(retriever, side) for side in draw_pairs(size, seed=5)]
         pairs = labelled(sides[0], sides[1])
-        module = Contrastive(retriever, _OBJECTIVE)
-        step = Step(retriever, lambda pairs=pairs: module.loss(pairs)["loss"])  # type: ignore[misc]
+        loss = Contrastive(retriever, _OBJECTIVE).loss
+        step = Step(retriever, lambda pairs=pairs, loss=loss: loss(pairs)["loss"])  # type: ignore[misc]
         spent = alternate({"step": step}, rounds)["step"][0]
         yield f"| step of {size} pairs | {spent:.3f} s | {1000 * spent / size:.1f} ms a pair |"
     dim = int(retriever.encode(make_batch(retriever, [("a", False)]), "query").vectors.shape[1])

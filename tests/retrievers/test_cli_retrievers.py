@@ -153,7 +153,7 @@ def test_initial_weights_come_without_settings_or_step(world, fitted, tmp_path):
 
 def test_weights_of_another_architecture_are_refused(world, fitted, tmp_path, capsys):
     checkpoint = torch.load(fitted / "checkpoints" / "last.ckpt", weights_only=True)
-    checkpoint["state_dict"].pop("clip.logit_scale")
+    checkpoint["state_dict"].pop("encoder.clip.logit_scale")
     torch.save(checkpoint, tmp_path / "other.ckpt")
     more = options(world, tmp_path, f"--model.init_from={tmp_path / 'other.ckpt'}")
     assert main(["test", *more]) == USER_ERROR

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from augment.engines import make_engine, vllm
-from augment.engines.models import PACKAGED, fingerprint
+from augment.engines import load_engine, vllm
+from augment.engines.base import PACKAGED, fingerprint
 from augment.errors import EngineError
 from augment.records import Request, Sampling
 
@@ -51,16 +51,14 @@ def ask(count):
 
 
 def serving(engine):
-    """Process ids of the servers, below their leashes."""
-    leashes = [server.process for server in engine.servers if server.process]
-    return [child for leash in leashes for child in psutil.Process(leash.pid).children()]
+    """The process of the server, below its leash."""
+    (child,) = psutil.Process(engine.leash.pid).children()
+    return child
 
 
 def test_the_server_is_killed_in_the_middle_and_nothing_is_lost(stand_in, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    engine = make_engine(
-        "vllm:flagland-vlm", root=tmp_path, server_python=stand_in, concurrency=4, timeout=20
-    )
+    engine = load_engine("vllm:flagland-vlm", root=tmp_path, server_python=stand_in, concurrency=4)
     folder = PACKAGED["flagland-vlm"]
     assert (engine.model, engine.revision) == ("flagland-vlm", fingerprint(folder))
     assert engine.settings == {}, "texts are shared with transformers' engine"
@@ -68,34 +66,38 @@ def test_the_server_is_killed_in_the_middle_and_nothing_is_lost(stand_in, tmp_pa
     for number, reply in enumerate(engine.generate(ask(60), Sampling(64))):
         replies.append(reply)
         if number == 15:
-            (server,) = serving(engine)
-            server.kill()
+            serving(engine).kill()
     assert [reply.finish for reply in replies] == ["stop"] * 60
     # Resized by the model's own rule, as the processor in transformers does.
     sizes = [smart_resize(130, 200 + 40 * n, 32, 40_960, 57_344) for n in range(5)]
     for (height, width), reply in zip(sizes, replies, strict=False):
         assert reply.text.endswith(f" of {width} by {height} pixels")
-    (server,) = serving(engine)
+    server = serving(engine)
     engine.close()
     assert not server.is_running()
 
 
-def test_one_server_for_each_gpu(stand_in, tmp_path, monkeypatch):
+def test_one_server_has_a_copy_of_the_model_on_each_gpu(stand_in, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    engine = make_engine(
+    engine = load_engine(
         "vllm:flagland-vlm", root=tmp_path, server_python=stand_in, max_pixels=50_000
     )
     assert engine.settings == {"min_pixels": 40_960, "max_pixels": 50_000}
     assert all(r.finish == "stop" for r in engine.generate(ask(40), Sampling(64)))
-    gpus = [server.environ()["CUDA_VISIBLE_DEVICES"] for server in serving(engine)]
+    words = serving(engine).cmdline()
+    assert words[words.index("--data-parallel-size") + 1] == "2"
     engine.close()
-    assert gpus == ["3", "5"]
+    told = load_engine(
+        "vllm:flagland-vlm", root=tmp_path, server_python=stand_in,
+        server_args="--tensor-parallel-size 2",
+    )  # fmt: skip
+    assert "--data-parallel-size" not in told._command
 
 
 def test_a_server_that_never_starts_shows_the_end_of_its_log(stand_in, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(vllm, "STARTS", 1)
-    engine = make_engine(
+    engine = load_engine(
         "vllm:flagland-vlm", root=tmp_path, server_python=stand_in, server_args="--die-at-once"
     )
     with pytest.raises(EngineError, match=r"in vain(.|\n)*this build has no such option"):
@@ -105,7 +107,7 @@ def test_a_server_that_never_starts_shows_the_end_of_its_log(stand_in, tmp_path,
 def test_without_vllm_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(vllm, "find_spec", lambda name: None)
     with pytest.raises(EngineError, match=r"pip install .*\[vllm\].*--server-python"):
-        make_engine("vllm:flagland-vlm", root=tmp_path)
+        load_engine("vllm:flagland-vlm", root=tmp_path)
 
 
 def test_a_leashed_process_ends_however_its_holder_dies(tmp_path):

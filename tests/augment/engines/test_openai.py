@@ -1,12 +1,17 @@
 """The remote engine against a server that fails in every way a server can, over real HTTP."""
 
+import gzip
+import json
 import os
 import random
+import re
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import time
+import zlib
 from itertools import islice
 from pathlib import Path
 
@@ -16,16 +21,14 @@ from PIL import Image
 from augment import corpus
 from augment.data import write_candidates
 from augment.data.images import open_image
-from augment.engines import Ask, client, exchange, make_engine
-from augment.engines.canary import canary_pictures
-from augment.engines.client import Limits
-from augment.engines.models import PACKAGED
-from augment.engines.pictures import Budget, fit
-from augment.engines.remote import RemoteEngine
+from augment.engines import Ask, EngineOptions, load_engine, openai
+from augment.engines.base import PACKAGED
+from augment.engines.inputs import Budget, fit
+from augment.engines.openai import OpenAIEngine
 from augment.errors import EngineError
 from augment.records import Item, Request, Sampling
 from augment.store import Store
-from tests.fakes import FakeServer, answer_to, parse_fault
+from tests.fakes import FakeServer, Fault, answer_to, parse_fault
 
 SAMPLING = Sampling(64)
 
@@ -45,7 +48,7 @@ def root(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """The same pauses, a hundred times shorter."""
-    monkeypatch.setattr(client, "BACKOFF", (0.005, 0.3))
+    monkeypatch.setattr(openai, "BACKOFF", (0.005, 0.3))
 
 
 def ask(count):
@@ -62,12 +65,12 @@ def expected(root, request):
     return answer_to(request.system, request.text, image or None)
 
 
-def engine(root, *servers, canaries=False, budget=None, **limits):
-    limits = {"concurrency": 8, "timeout": 5.0, "patience": 5.0, **limits}
+def engine(root, *servers, canaries=False, budget=None, tend=None, **limits):
+    """With limits that no slow machine exhausts, unless a test is about them."""
+    limits = {"concurrency": 8, "timeout": 60.0, "patience": 60.0, **limits}
     urls = [server if isinstance(server, str) else server.url for server in servers]
-    return RemoteEngine(
-        "fake", urls=urls, root=root, limits=Limits(**limits), canaries=canaries, budget=budget
-    )
+    options = EngineOptions(urls=urls, canaries=canaries, **limits)
+    return OpenAIEngine("fake", root=root, options=options, budget=budget, tend=tend)
 
 
 def answers(made, requests):
@@ -121,14 +124,15 @@ def test_a_cut_answer_and_an_empty_run(root):
         "429:every=3,retry_after=0.1",
         "429:first=9",
         "503:every=4",
-        "500:every=7,times=12",
-        "garbage:every=7,times=12",
-        "schema:every=7,times=12",
-        "truncated:every=9,times=6",
-        "close:every=9,times=6",
+        "500:every=7,times=12,each=2",
+        "garbage:every=7,times=12,each=2",
+        "schema:every=7,times=12,each=2",
+        "truncated:every=9,times=6,each=1",
+        "close:every=9,times=6,each=1",
     ],
 )
 def test_transient_faults_lose_and_double_nothing(root, fault):
+    """Whatever the order in which a busy machine asks, no request meets a fault four times."""
     requests = ask(60)
     with FakeServer(faults=[parse_fault(fault)], latency=0.001) as server:
         assert answers(engine(root, server), requests) == whole(root, requests)
@@ -146,12 +150,12 @@ def test_retry_after_is_honoured_and_the_flood_stops(root):
 
 
 def test_retry_after_takes_seconds_and_dates():
-    assert exchange.retry_after("2.5") == 2.5
-    assert exchange.retry_after("-3") == 0.0
-    assert exchange.retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
-    assert 3e9 < exchange.retry_after("Wed, 21 Oct 2150 07:28:00 GMT") < 5e9
-    assert exchange.retry_after("soon") is None
-    assert exchange.retry_after(None) is None
+    assert openai.retry_after("2.5") == 2.5
+    assert openai.retry_after("-3") == 0.0
+    assert openai.retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert 3e9 < openai.retry_after("Wed, 21 Oct 2150 07:28:00 GMT") < 5e9
+    assert openai.retry_after("soon") is None
+    assert openai.retry_after(None) is None
 
 
 def test_a_server_that_only_says_429_ends_the_run(root):
@@ -279,19 +283,17 @@ def test_a_request_that_kills_its_server_is_set_aside(root):
     requests = ask(40)
     server = FakeServer(faults=[parse_fault("die:on=request 7!")], latency=0.002)
 
-    def tend(url):
-        if server._http is None:
+    def tend():
+        if server.http is None:
             server.start()
 
     with server:
-        made = RemoteEngine(
-            "fake", urls=[server.url], root=root, limits=Limits(8, 5.0), canaries=False, tend=tend
-        )
+        made = engine(root, server, tend=tend)
         said = answers(made, requests)
     assert said[7].startswith("connection-lost: ")
     said[7] = expected(root, requests[7])
     assert said == whole(root, requests)
-    assert server.statuses["die"] == 2 * client.SUSPECT
+    assert server.statuses["die"] == 2 * openai.SUSPECT
 
 
 def test_closing_the_iterator_ends_at_once_even_if_the_server_hangs(root):
@@ -301,6 +303,174 @@ def test_closing_the_iterator_ends_at_once_even_if_the_server_hangs(root):
         start = time.monotonic()
         batches.close()
         assert time.monotonic() - start < 2.0
+
+
+def test_it_tells_how_long_pictures_kept_the_server_waiting(root, monkeypatch):
+    waited, opened = [], openai.open_image
+    requests = [Request(f"1:{n}", "s", "describe", f"{n % 4}.png") for n in range(6)]
+    for pause in (0.0, 0.2):
+        monkeypatch.setattr(
+            openai, "open_image", lambda *a, p=pause: (time.sleep(p), opened(*a))[1]
+        )
+        with FakeServer() as server:
+            made = engine(root, server, concurrency=2, workers=1)
+            assert all(r.finish == "stop" for r in made.generate(requests, SAMPLING))
+            waited.append(made.waited)
+    assert waited[1] > waited[0] + 0.5
+
+
+# What a server may send
+
+
+def completion(content="fine", **more):
+    message = {"role": "assistant", "content": content}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    return json.dumps({"choices": [choice], **more}).encode()
+
+
+DEEP = b"[" * 100_000
+ODD = {
+    "null message": (400, {}, b'{"error":{"message":null}}'),
+    "numeric message": (400, {}, b'{"error":{"message":17}}'),
+    "list for an error": (400, {}, b'{"error":[]}'),
+    "deep 400": (400, {}, DEEP),
+    "deep 200": (200, {}, DEEP),
+    "deep 500": (500, {}, DEEP),
+    "no gzip 200": (200, {"Content-Encoding": "gzip"}, completion()),
+    "no gzip 400": (400, {"Content-Encoding": "gzip"}, b"{}"),
+    "no gzip 500": (500, {"Content-Encoding": "gzip"}, b"{}"),
+    "unknown packing": (200, {"Content-Encoding": "br"}, b"x"),
+    "numbers": (200, {}, b'{"choices": 7}'),
+    "no dictionary": (200, {}, b'[{"choices": 7}]'),
+    "message of null": (200, {}, b'{"choices": [{"message": null}]}'),
+    "finish of 3": (200, {}, b'{"choices": [{"message": {"content": "x"}, "finish_reason": 3}]}'),
+    "empty": (200, {}, b""),
+    "bytes of no text": (200, {"Content-Type": "text/plain; charset=utf-7"}, b"\xff\xfe\x00"),
+    "huge number": (200, {}, b'{"choices": ' + b"9" * 5000 + b"}"),
+    "redirect": (307, {"Location": "/elsewhere"}, b""),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_whatever_a_reply_does_to_its_parser_its_item_fails_with_a_reason(root, name):
+    requests = ask(6)
+    with FakeServer(faults=[Fault("odd", on="request 3!", answer=ODD[name])]) as server:
+        said = answers(engine(root, server), requests)
+    kind = {200: "garbage: ", 500: "server-error: "}.get(ODD[name][0], "request-refused: ")
+    assert said[3].startswith("garbage: " if "no gzip" in name else kind), said[3]
+    assert server.url in said[3]
+    assert len(said[3]) < 700
+    assert said[3].isprintable()
+    said[3] = expected(root, requests[3])
+    assert said == whole(root, requests)
+
+
+@pytest.mark.parametrize("name", ["null message", "deep 200", "deep 500", "no gzip 200", "numbers"])
+def test_an_odd_list_of_models_neither_hangs_nor_ends_the_run(root, name):
+    with FakeServer(listing=ODD[name]) as server:
+        assert answers(engine(root, server), ask(3)) == whole(root, ask(3))
+
+
+def endless():
+    while True:
+        yield b" " * (1 << 16)
+
+
+def bomb():
+    packer = zlib.compressobj(9, wbits=31)
+    for _ in range(256):
+        yield packer.compress(bytes(1 << 20))
+    yield packer.flush()
+
+
+@pytest.mark.parametrize(("headers", "body"), [({}, endless), ({"Content-Encoding": "gzip"}, bomb)])
+def test_what_is_received_and_unpacked_is_bounded(root, headers, body, monkeypatch):
+    """The bomb holds 256 MiB in 256 KiB; the endless body never ends."""
+    monkeypatch.setattr(openai, "MOST_BYTES", 1 << 20)
+
+    class Answer:
+        def __iter__(self):
+            return body()
+
+    fault = Fault("odd", on="request 1!", answer=(200, headers, Answer()))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with FakeServer(faults=[fault]) as server:
+        said = answers(engine(root, server), ask(3))
+    assert re.match(r"garbage: .* answered more than 1,048,576 bytes", said[1])
+    assert [said[0], said[2]] == [expected(root, one) for one in (ask(3)[0], ask(3)[2])]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB
+
+
+def test_a_packed_answer_within_bounds_is_read(root):
+    packed = gzip.compress(completion("packed"))
+    fault = Fault("odd", every=1, answer=(200, {"Content-Encoding": "gzip"}, packed))
+    with FakeServer(faults=[fault]) as server:
+        assert answers(engine(root, server), ask(2)) == ["packed"] * 2
+
+
+@pytest.mark.parametrize(
+    ("count", "kept"),
+    [(12, 12), (2**31 - 1, 2**31 - 1)]
+    + [(odd, 0) for odd in (2**40, 2**31, -1, "12", 1.5, None, True, [1], {"a": 1}, float("inf"))],
+)
+def test_counts_of_tokens_are_numbers_that_a_store_holds(count, kept):
+    usage = {"prompt_tokens": count, "completion_tokens": count}
+    reply = openai.read_reply(completion(usage=usage))
+    assert (reply.text, reply.prompt_tokens, reply.output_tokens) == ("fine", kept, kept)
+    assert openai.read_reply(completion(usage=count)).output_tokens == 0
+
+
+def test_texts_can_be_written_down_and_may_come_in_parts():
+    lone = openai.read_reply(completion("a\ud83d b"))
+    assert lone.text.encode() == b"a? b"
+    parts = [{"type": "text", "text": "a "}, {"type": "x"}, {"type": "text", "text": "b"}, 3]
+    assert openai.read_reply(completion(parts)).text == "a b"
+
+
+def test_a_signal_ends_a_run_whose_server_hangs(tmp_path):
+    """The first one: who waits for replies is asked again and again whether to stop."""
+    (tmp_path / "root/cand_pool/local").mkdir(parents=True)
+    Image.new("RGB", (30, 20)).save(tmp_path / "root/1.png")
+    pool = tmp_path / "root/cand_pool/local/mbeir_x_task0_cand_pool.jsonl"
+    write_candidates(pool, [Item("3:1", None, "1.png", "image")])
+    with FakeServer(faults=[parse_fault("hang:every=1")]) as server:
+        command = [sys.executable, "-m", "augment.corpus", "--root", str(tmp_path / "root")]
+        command += ["--store", str(tmp_path / "store"), "--model", "fake", "--urls", server.url]
+        command += ["--canaries", "false"]
+        run = subprocess.Popen(command, cwd=Path(__file__).parents[3], stderr=subprocess.PIPE)
+        while not server.statuses["hang"]:
+            assert run.poll() is None, run.stderr.read()
+            time.sleep(0.05)
+        run.terminate()
+        run.communicate()
+    assert run.returncode == 4
+
+
+def test_work_that_ends_early_is_an_error_and_no_silence(root, monkeypatch):
+    async def broken(self, *unused):
+        raise LookupError("a defect")
+
+    monkeypatch.setattr(OpenAIEngine, "_answer", broken)
+    with FakeServer() as server, pytest.raises(LookupError, match="a defect"):
+        answers(engine(root, server), ask(3))
+
+
+@pytest.mark.parametrize("key", ["sk-secret\nX: y", "sk secret", "sk-sécret"])
+def test_a_key_that_is_none_is_refused_and_not_shown(root, monkeypatch, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(EngineError, match="OPENAI_API_KEY holds") as caught:
+        engine(root, "http://localhost:1/v1")
+    assert "cret" not in str(caught.value)
+
+
+def test_this_machine_is_asked_without_the_proxy_of_the_environment(root, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "socks9://nowhere:1")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with FakeServer() as server:
+        assert answers(engine(root, server), ask(1)) == whole(root, ask(1))
+    ends(engine(root, "http://example.com/v1"), r"proxy of the environment.*socks9")
 
 
 # Canaries
@@ -345,7 +515,7 @@ def test_a_server_that_cannot_answer_at_all_is_reported(root):
 
 
 def test_canary_pictures_differ_in_every_pair():
-    pictures = [picture.tobytes() for picture in canary_pictures()]
+    pictures = [picture.tobytes() for picture in openai.canary_pictures()]
     assert len(set(pictures)) == len(pictures)
 
 
@@ -394,21 +564,13 @@ def test_large_pictures_cost_no_more_than_the_limit(root, tmp_path):
 
 def test_make_engine_takes_urls(root):
     with FakeServer("org/model") as server:
-        made = make_engine("org/model", root=root, urls=[server.url], max_pixels=50_000)
+        made = load_engine("org/model", root=root, urls=[server.url], max_pixels=50_000)
         assert (made.model, made.revision) == ("org/model", "served")
         assert made.settings == {"min_pixels": 0, "max_pixels": 50_000}
         assert answers(made, ask(1)) == whole(root, ask(1))
     for urls in (["localhost:8000"], ["ftp://a/v1"]):
         with pytest.raises(EngineError, match=r"expected e\.g\. http://"):
-            make_engine("m", root=root, urls=urls)
-
-
-def test_faults_are_parsed_strictly():
-    fault = parse_fault("429:every=5,retry_after=0.5")
-    assert (fault.kind, fault.every, fault.retry_after) == ("429", 5, 0.5)
-    for spec in ("418", "hang:often=1", "500:every=x", "500:every"):
-        with pytest.raises(EngineError, match="expected one of"):
-            parse_fault(spec)
+            load_engine("m", root=root, urls=urls)
 
 
 def test_the_command_enriches_through_a_url(tmp_path, capsys):
@@ -450,15 +612,13 @@ def test_a_real_server_transformers_serve(tmp_path):
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
     try:
-        made = RemoteEngine(
-            folder,
-            urls=[f"http://127.0.0.1:{port}/v1"],
-            root=tmp_path,
-            limits=Limits(2, 120.0, patience=240.0),
+        options = EngineOptions(
+            urls=[f"http://127.0.0.1:{port}/v1"], concurrency=2, timeout=120.0, patience=240.0
         )
+        made = OpenAIEngine(folder, root=tmp_path, options=options)
         served = list(made.generate(requests, Sampling(48)))
     finally:
         server.kill()
         server.wait()
-    local = make_engine("flagland-vlm", root=tmp_path, device="cpu")
+    local = load_engine("flagland-vlm", root=tmp_path, device="cpu")
     assert served == list(local.generate(requests, Sampling(48)))
