@@ -32,7 +32,7 @@ VERBS = {
     "fuse": ("retrievers.commands.fuse", "put the runs of several systems together"),
     "evaluate": ("retrievers.commands.evaluate", "score run files"),
     "compare": ("retrievers.commands.compare", "is the second run better than the first?"),
-    "export": ("retrievers.commands.export", "a checkpoint for other libraries and the Hub"),
+    "export": ("retrievers.export.folder", "a checkpoint for other libraries and the Hub"),
     "mmeb": ("retrievers.commands.mmeb", "evaluate on MMEB's image data sets"),
 }
 
