@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from augment.checks.positives import Positives
 from augment.data import DataRoot
-from augment.data.columnar import open_candidates, open_queries
+from augment.data.pools import open_candidates, open_queries
 from augment.engines import Engine
 from augment.enrichment import pipeline as cli
 from augment.enrichment import trial

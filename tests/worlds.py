@@ -6,7 +6,7 @@ import torch
 
 from augment import corpus, queries
 from augment.data import DataRoot, write_candidates
-from augment.data.columnar import open_candidates
+from augment.data.pools import open_candidates
 from augment.enrichment.pipeline import Options
 from augment.records import Item
 from retrievers.data.texts import TextRecipe, ViewConfig

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import final
 
 from augment.checks import Forbidden
-from augment.data.columnar.tables import CandidateTable
+from augment.data.pools import CandidateTable
 from augment.records import Item, Query
 
 #: Positives read per query. A query of InfoSeek or OVEN may have hundreds, much alike.

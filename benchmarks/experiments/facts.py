@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from augment.data import DataRoot
-from augment.data.columnar import open_candidates
+from augment.data.pools import open_candidates
 from augment.records import Enrichment, Side
 from benchmarks.flagland import language
 from benchmarks.flagland.grammar import Fact

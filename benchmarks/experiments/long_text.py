@@ -26,7 +26,7 @@ import torch
 
 from augment import corpus
 from augment.data import DataRoot
-from augment.data.columnar import open_candidates
+from augment.data.pools import open_candidates
 from augment.engines.scripted import ScriptedEngine
 from augment.enrichment.pipeline import Options
 from benchmarks.flagland import language

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from augment.data import DataRoot
-from augment.data.columnar import open_candidates, open_queries
+from augment.data.pools import open_candidates, open_queries
 from augment.errors import DataError
 
 _FOLDERS = ("query/{split}", "cand_pool/local", "qrels/{split}", "instructions")

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, final
 
 from augment import corpus, queries
 from augment.data import DataRoot
-from augment.data.columnar import open_candidates, open_queries
+from augment.data.pools import open_candidates, open_queries
 from augment.enrichment.enrich import Summary
 from augment.enrichment.pipeline import Options
 from augment.errors import DataError

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from augment.data import DataRoot
-from augment.data.columnar import open_candidates, open_queries
+from augment.data.pools import open_candidates, open_queries
 from augment.engines.scripted import ScriptedEngine
 from augment.records import Item
 from benchmarks.flagland import language

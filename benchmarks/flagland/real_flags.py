@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 from augment.data import DataRoot
-from augment.data.columnar import open_candidates, open_queries
+from augment.data.pools import open_candidates, open_queries
 from augment.engines import make_engine
 from augment.prompts import load_prompt
 from augment.records import Item, Sampling

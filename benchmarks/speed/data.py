@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from augment.data import write_candidates
-from augment.data.columnar import open_candidates
+from augment.data.pools import open_candidates
 from augment.records import Item
 from benchmarks.speed.machine import machine
 

@@ -28,7 +28,7 @@ import psutil
 import torch
 
 from augment.data import DataRoot
-from augment.data.columnar import open_candidates
+from augment.data.pools import open_candidates
 from augment.views import open_view
 from benchmarks.speed import metrics
 from benchmarks.speed.full_world import (

@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 import torch
 
-from augment.data.columnar import open_candidates
+from augment.data.pools import open_candidates
 from benchmarks.speed.data import write_pool
 from benchmarks.speed.machine import machine
 from retrievers.vectors.embeddings import EmbeddingStore, EmbeddingWriter, open_index

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Subset
 
 from augment.data import DataRoot, TextRule
+from augment.data.pools import StoredQueries
 from augment.errors import DataError
 from augment.records import Query, Side
 from augment.views import TextView
@@ -29,7 +30,6 @@ from retrievers.data.negatives import NegativesConfig
 from retrievers.data.plan import Embedder, Plan, plan_pools, plan_test, plan_validation
 from retrievers.data.samplers import PairBatches, PairLoader, SamplingConfig
 from retrievers.data.settings import EmbeddingConfig, LoaderConfig, SearchConfig, ValidationConfig
-from retrievers.data.stored_queries import StoredQueries
 from retrievers.data.texts import TextRecipe, ViewConfig
 from retrievers.data.training import group_codes, open_negatives, training_digest, training_queries
 from retrievers.models.audit import SAMPLED, Audit, audit_plan, audit_training

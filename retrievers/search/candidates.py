@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from augment.data import DataRoot
-from augment.data.columnar import open_candidates
+from augment.data.pools import open_candidates
 from augment.errors import DataError
 from augment.records import Side
 from retrievers.data.datasets import ImageLoader, ItemDataset, Reader

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from augment.data import DataRoot
+from augment.data.pools import Catalog
 from augment.errors import DataError
 from augment.store import Store
 from augment.views import TextView, open_view
-from retrievers.data.catalog import Catalog
 from retrievers.data.texts import TextRecipe
 from retrievers.search.candidates import Candidates, embed, read_embeddings
 from retrievers.training.base import Retriever

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from augment.data import DataRoot, read_qrels
-from augment.data.columnar import open_candidates, open_queries
+from augment.data.pools import open_candidates, open_queries
 from augment.records import TASKS
 from benchmarks.flagland import atlas, language
 from benchmarks.flagland.edits import families, random_edit, twins

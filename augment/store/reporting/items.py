@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from augment.data import DataRoot
-from augment.data.columnar import CandidateTable, QueryTable, open_candidates, open_queries
+from augment.data.pools import CandidateTable, QueryTable, open_candidates, open_queries
 from augment.data.root import DataFile
 from augment.records import Item, Side
 

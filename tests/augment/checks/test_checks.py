@@ -254,7 +254,7 @@ def root(tmp_path):
 
 
 def test_positives_are_looked_up(root):
-    from augment.data.columnar import open_candidates, open_queries
+    from augment.data.pools import open_candidates, open_queries
 
     pool = open_candidates(root / "cand_pool/local/mbeir_x_task6_cand_pool.jsonl")
     found = [

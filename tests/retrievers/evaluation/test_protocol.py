@@ -126,7 +126,7 @@ def test_results_say_where_they_come_from(root, tmp_path):
 
 
 def test_the_packaged_config_and_fusion_on_dev_queries(root, tmp_path, capsys):
-    from augment.data.columnar import open_queries
+    from augment.data.pools import open_queries
 
     for name in ("oven", "infoseek"):
         stem = f"mbeir_{name}_task6"
