@@ -15,11 +15,11 @@ from augment.data import DataRoot
 from augment.errors import DataError
 from augment.records import Side
 from benchmarks.experiments import texts
-from benchmarks.experiments.facts import has_truth
 from benchmarks.experiments.graph import Step
 from benchmarks.experiments.routers import ROUTERS
 from benchmarks.experiments.spec import Arm, Experiment, Shown, Text, View
 from benchmarks.experiments.texts import Enriching, read_source
+from benchmarks.flagland.oracle import has_truth
 from benchmarks.flagland.world import WorldConfig, write_world
 from retrievers.cli import expand
 from retrievers.cli import main as retrievers

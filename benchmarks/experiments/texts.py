@@ -41,11 +41,10 @@ from augment.store import Scope, Store
 from augment.store.keys import Recipe, digest
 from augment.store.merge import merge
 from benchmarks.experiments import noise
-from benchmarks.experiments.facts import has_truth, score_facts
 from benchmarks.experiments.graph import Step
 from benchmarks.experiments.routers import chosen
 from benchmarks.experiments.spec import Text
-from benchmarks.flagland.oracle import oracle_engine
+from benchmarks.flagland.oracle import has_truth, oracle_engine, score_facts
 
 _SIDES: tuple[Side, Side] = ("query", "corpus")
 

@@ -2,40 +2,46 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
 
+from jsonargparse import auto_cli
+
 from benchmarks.flagland.world import WorldConfig, write_world
 
 
-def main() -> int:
-    """Write a world and say what it holds; exit code 2 when asked for something impossible."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.flagland", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="new folder: an M-BEIR root")
-    parser.add_argument("--countries", type=int, default=1000, help="200 to 200,000")
-    parser.add_argument("--seed", type=int, default=0, help="same seed and size, same files")
-    parser.add_argument(
-        "--twin-share", type=float, default=0.5, help="chance of a one-fact twin of the flag before"
-    )
-    parser.add_argument("--width", type=int, default=192, help="width of flat pictures in pixels")
-    parser.add_argument("--workers", type=int, default=2, help="processes that draw")
-    args = parser.parse_args()
+def main(
+    out: Path,
+    countries: int = 1000,
+    seed: int = 0,
+    twin_share: float = 0.5,
+    width: int = 192,
+    workers: int = 2,
+) -> int:
+    """Write a world and say what it holds; exit code 2 when asked for something impossible.
+
+    Args:
+        out: new folder: an M-BEIR root.
+        countries: 200 to 200,000.
+        seed: same seed and size, same files.
+        twin_share: chance of a one-fact twin of the flag before.
+        width: of flat pictures, in pixels.
+        workers: processes that draw.
+    """
     start = time.monotonic()
     try:
-        config = WorldConfig(args.countries, args.seed, args.twin_share, args.width)
-        countries = write_world(args.out, config, args.workers)
+        written = write_world(out, WorldConfig(countries, seed, twin_share, width), workers)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    families = len({country.family for country in countries})
+    families = len({country.family for country in written})
     print(
-        f"{args.out}: {len(countries)} countries in {families} families, "
-        f"{2 * len(countries)} pictures, {time.monotonic() - start:.1f} s"
+        f"{out}: {len(written)} countries in {families} families, "
+        f"{2 * len(written)} pictures, {time.monotonic() - start:.1f} s"
     )
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(auto_cli(main, as_positional=False, prog="python -m benchmarks.flagland"))

@@ -1,42 +1,56 @@
-"""Flagland's oracle: the texts a perfect model would write, read off the scene graphs.
+"""Flagland's oracle: the texts that a perfect model would write, and how far others are from them.
 
-Enriching with them instead of a model's texts shows what the retriever reaches when the text is
-never wrong; :func:`symbolic_score` needs no retriever at all and shows that a world is solvable.
+Enriching with the oracle's texts instead of a model's shows what the retriever reaches when the
+text is never wrong; :func:`score_facts` counts which facts of the pictures a model's texts state.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from augment.data import DataRoot
-from augment.data.pools import open_candidates, open_queries
+from augment.data.pools import open_candidates
 from augment.engines.scripted import ScriptedEngine
-from augment.records import Item
+from augment.records import Enrichment, Side
 from benchmarks.flagland import language
-from benchmarks.flagland.grammar import Fact, Flag
+from benchmarks.flagland.grammar import Flag
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
+def has_truth(root: Path) -> bool:
+    """Whether the root is a Flagland with its scene graphs."""
+    return (root / "truth" / "scene_graphs.jsonl").is_file()
+
+
+def _rows(root: Path, name: str) -> Iterator[dict[str, Any]]:
+    with (root / "truth" / name).open(encoding="utf-8") as file:
         for line in file:
             yield json.loads(line)
 
 
 def flags_of(root: Path) -> dict[str, Flag]:
     """Image path -> scene graph."""
-    path = root / "truth" / "scene_graphs.jsonl"
-    return {row["image"]: Flag.from_dict(row["flag"]) for row in _rows(path)}
+    return {row["image"]: Flag.from_dict(row["flag"]) for row in _rows(root, "scene_graphs.jsonl")}
 
 
-def _wanted(truth: dict[str, Any], flags: dict[int, Flag]) -> str:
-    flag = flags[truth["country"]]
-    if truth["kind"] == "question":
-        return language.resolved(truth["frame"], flag)
-    # Of a request, too: ``country`` is the one whose flag results from the change.
-    return language.caption(flag)
+def _pictured(root: Path) -> Iterator[tuple[str, Flag]]:
+    """Id and flag of every candidate with a picture."""
+    flags = flags_of(root)
+    for file in DataRoot(root).pools():
+        for item in open_candidates(file.path):
+            if item.image is not None:
+                yield item.id, flags[item.image]
+
+
+def _asked(root: Path) -> Iterator[tuple[dict[str, Any], Flag]]:
+    """What a query with a picture should be rewritten to, and the flag that it is about."""
+    rows = _rows(root, "scene_graphs.jsonl")
+    countries = {row["country"]: Flag.from_dict(row["flag"]) for row in rows}
+    for truth in _rows(root, "queries.jsonl"):
+        yield truth, countries[truth["country"]]
 
 
 def oracle_engine(root: Path, side: str) -> ScriptedEngine:
@@ -46,42 +60,49 @@ def oracle_engine(root: Path, side: str) -> ScriptedEngine:
         root: written by :mod:`benchmarks.flagland`.
         side: ``query`` or ``corpus``; ids of the two sides overlap.
     """
-    answers: dict[str, str] = {}
     if side == "corpus":
-        flags = flags_of(root)
-        for file in DataRoot(root).pools():
-            for item in open_candidates(file.path):
-                if item.image is not None:
-                    answers[item.id] = language.caption(flags[item.image])
-    else:
-        path = root / "truth" / "scene_graphs.jsonl"
-        countries = {row["country"]: Flag.from_dict(row["flag"]) for row in _rows(path)}
-        for truth in _rows(root / "truth" / "queries.jsonl"):
-            answers[truth["qid"]] = _wanted(truth, countries)
+        answers = {item: language.caption(flag) for item, flag in _pictured(root)}
+    else:  # the flag of a request to change one is the flag that results from the change
+        answers = {
+            truth["qid"]: language.resolved(truth["frame"], flag)
+            if truth["kind"] == "question"
+            else language.caption(flag)
+            for truth, flag in _asked(root)
+        }
     return ScriptedEngine(answers, root=root, model="flagland-oracle", batch_size=256)
 
 
-def symbolic_score(root: Path, split: str = "test") -> dict[int, float]:
-    """Success@1 of matching scene graphs, by task, on the tasks that want a picture.
+def _score(right: int, stated: int, wanted: int) -> dict[str, float]:
+    return {
+        "precision": right / stated if stated else 1.0,
+        "recall": right / wanted if wanted else 1.0,
+        "right": right,
+        "stated": stated,
+        "wanted": wanted,
+    }
 
-    A query's wanted facts are compared with those of every candidate's picture; a query counts
-    if its positive is the only candidate that agrees.
+
+def score_facts(root: Path, side: Side, texts: Mapping[str, Enrichment]) -> dict[str, Any]:
+    """Precision and recall of the facts in a side's texts, by type of fact and in all.
+
+    Args:
+        root: a Flagland.
+        side: query or corpus.
+        texts: item id -> text; items without an accepted one are left out.
     """
-    flags = flags_of(root)
-    path = root / "truth" / "scene_graphs.jsonl"
-    countries = {row["country"]: Flag.from_dict(row["flag"]) for row in _rows(path)}
-    truths = {row["qid"]: row for row in _rows(root / "truth" / "queries.jsonl")}
-    data = DataRoot(root)
-    scores: dict[int, float] = {}
-    for file in data.query_files(split):
-        if file.task not in (4, 7, 8):
+    flags = (
+        _pictured(root)
+        if side == "corpus"
+        else ((truth["qid"], flag) for truth, flag in _asked(root))
+    )
+    right, stated, wanted = Counter[str](), Counter[str](), Counter[str]()
+    for item_id, flag in dict(flags).items():
+        text = texts.get(item_id)
+        if text is None or text.rejected:
             continue
-        by_facts: dict[frozenset[Fact], list[Item]] = {}
-        for item in open_candidates(data.pool_for(file.dataset, file.task, split)):
-            by_facts.setdefault(flags[item.image or ""].facts(), []).append(item)
-        right = []
-        for query in open_queries(file.path):
-            facts = countries[truths[query.item.id]["country"]].facts()
-            right.append([item.id for item in by_facts.get(facts, [])] == list(query.positives))
-        scores[file.task] = sum(right) / len(right)
-    return scores
+        facts, said = flag.facts(), language.parse(text.text)
+        right.update(kind for kind, _ in said & facts)
+        stated.update(kind for kind, _ in said)
+        wanted.update(kind for kind, _ in facts)
+    by_type = {kind: _score(right[kind], stated[kind], wanted[kind]) for kind in sorted(wanted)}
+    return {"all": _score(right.total(), stated.total(), wanted.total()), "by_type": by_type}

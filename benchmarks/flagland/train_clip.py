@@ -28,9 +28,9 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.flagland import atlas, language
 from benchmarks.flagland.edits import families, random_edit
 from benchmarks.flagland.grammar import Flag
-from benchmarks.flagland.instructions import INSTRUCTIONS
 from benchmarks.flagland.muon import optimisers, scale_of
 from benchmarks.flagland.vlm_data import Pictures
+from benchmarks.flagland.world import INSTRUCTIONS
 from retrievers.models.towers import encode_text
 
 #: Height and width after the (aspect-changing) resize: a centre crop would cut hoist and fly off.

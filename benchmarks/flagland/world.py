@@ -29,7 +29,6 @@ from augment.data import (
 from augment.records import TASKS, Item, Qrel, Query
 from benchmarks.flagland import atlas, language
 from benchmarks.flagland.atlas import Country
-from benchmarks.flagland.instructions import INSTRUCTIONS
 from benchmarks.flagland.render import draw_flat, draw_photo
 
 DATASET, DATASET_ID = "flagland", "80"
@@ -41,6 +40,59 @@ QUERIES_PER_TASK = 60_000
 _BLOCK = 1_000_000
 _KINDS = ("flat", "entry", "description", "geography", "economy", "flag-geography", "flag-economy")
 _JPEG_QUALITY = 90
+
+
+#: M-BEIR task code -> what the query asks to be found, four wordings a task as in M-BEIR's table.
+INSTRUCTIONS: dict[int, tuple[str, ...]] = {
+    0: (
+        "Find the picture of the flag described.",
+        "Which flag matches this description?",
+        "Retrieve the flag that fits the words.",
+        "Show the flag these words describe.",
+    ),
+    1: (
+        "Find the passage that answers the question.",
+        "Retrieve the text with the answer.",
+        "Which passage tells this about the country?",
+        "Give the article that answers this.",
+    ),
+    2: (
+        "Find the entry, with its flag, that answers the question.",
+        "Which illustrated entry has the answer?",
+        "Retrieve the entry and flag of the country asked about.",
+        "Give the illustrated article that answers this.",
+    ),
+    3: (
+        "Find the description of this flag.",
+        "Which text describes the flag shown?",
+        "Retrieve the words that fit this flag.",
+        "Give the description that matches the picture.",
+    ),
+    4: (
+        "Find the drawing of the flag in this photo.",
+        "Which flag is photographed here?",
+        "Retrieve the same flag as a drawing.",
+        "Match this photo with its flag.",
+    ),
+    6: (
+        "Find the passage that answers the question about the flag shown.",
+        "Which text has the answer for this flag's country?",
+        "Retrieve the article on the country of this flag that answers the question.",
+        "Give the passage that tells this about the pictured flag.",
+    ),
+    7: (
+        "Find the flag that results from the change.",
+        "Which flag is like this one but for the change asked for?",
+        "Retrieve the flag after the modification.",
+        "Show the flag the request describes.",
+    ),
+    8: (
+        "Find the entry, with its flag, that answers the question about this photo.",
+        "Which illustrated entry belongs to the flag photographed?",
+        "Retrieve the entry and flag for the question about this picture.",
+        "Give the illustrated article on the country of this flag.",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -78,6 +130,10 @@ def flat_path(index: int) -> str:
 def photo_path(index: int) -> str:
     """The photo-like picture of a country's flag, relative to the root."""
     return f"mbeir_images/{DATASET}_images/photo/{index // 1000:03d}/{index:06d}.jpg"
+
+
+def _picture_paths(country: Country) -> tuple[tuple[str, bool], tuple[str, bool]]:
+    return (flat_path(country.index), False), (photo_path(country.index), True)
 
 
 def did(kind: str, index: int) -> str:
@@ -161,14 +217,6 @@ _SEARCHES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """A query with what it should be rewritten to; ``truth`` is JSON-ready."""
-
-    query: Query
-    truth: dict[str, Any] | None = None
-
-
 def _question(
     config: WorldConfig, task: int, country: Country, reference: str
 ) -> tuple[str, str, str]:
@@ -185,18 +233,20 @@ def _half_kind(fact: str) -> str:
 def _text_query(config: WorldConfig, task: int, country: Country) -> tuple[str, str]:
     """Text and positive of tasks 0, 1 and 2."""
     rng = _rng(config, "text", task, country.index)
-    if task == 0:
-        seen = language.human_description(rng, country.flag)
-        return rng.choice(_SEARCHES).format(seen=seen), did("flat", country.index)
     if task == 1:
         fact, text, _ = _question(config, task, country, country.name)
         return text, did(_half_kind(fact), country.index)
     seen = language.human_description(rng, country.flag)
+    if task == 0:
+        return rng.choice(_SEARCHES).format(seen=seen), did("flat", country.index)
     _, text, _ = _question(config, task, country, f"the country whose flag shows {seen}")
     return text, did("entry", country.index)
 
 
-def _ask(config: WorldConfig, task: int, country: Country, before: Country | None) -> _Asked:
+def _ask(
+    config: WorldConfig, task: int, country: Country, before: Country | None
+) -> tuple[Query, dict[str, Any] | None]:
+    """A query, and what one with a picture should be rewritten to, ready for JSON."""
     index = country.index
     text: str | None = None
     image: str | None = None
@@ -204,10 +254,8 @@ def _ask(config: WorldConfig, task: int, country: Country, before: Country | Non
     if task <= 2:
         text, positive = _text_query(config, task, country)
     elif task in (3, 4):
-        kind, image = (
-            ("description", flat_path(index)) if task == 3 else ("flat", photo_path(index))
-        )
-        positive = did(kind, index)
+        image = flat_path(index) if task == 3 else photo_path(index)
+        positive = did("description" if task == 3 else "flat", index)
         truth = {"kind": "describe"}
     elif task == 7:
         if before is None or country.edit is None:
@@ -215,11 +263,8 @@ def _ask(config: WorldConfig, task: int, country: Country, before: Country | Non
         rng = _rng(config, "modification", index)
         text = language.modification_request(rng, before.flag, country.edit)
         image, positive = flat_path(before.index), did("flat", index)
-        truth = {
-            "kind": "modification",
-            "constraint": language.constraint(before.flag, country.edit),
-            "before": before.index,
-        }
+        constraint = language.constraint(before.flag, country.edit)
+        truth = {"kind": "modification", "constraint": constraint, "before": before.index}
     else:
         rng = _rng(config, "reference", task, index)
         fact, text, frame = _question(config, task, country, rng.choice(language.REFERENCES))
@@ -230,18 +275,17 @@ def _ask(config: WorldConfig, task: int, country: Country, before: Country | Non
     item = Item(qid(task, index % QUERIES_PER_TASK), text, image, TASKS[task][0], source)
     if truth is not None:
         truth = {"qid": item.id, "task": task, "country": index, **truth}
-    return _Asked(Query(item, task, (positive,)), truth)
+    return Query(item, task, (positive,)), truth
 
 
 def _asked(
     config: WorldConfig, countries: list[Country], task: int
-) -> Iterator[tuple[str, _Asked]]:
-    """Split and query, for every country that has one in this task."""
+) -> Iterator[tuple[str, Query, dict[str, Any] | None]]:
+    """Split, query and truth, for every country that has one in this task."""
     for country in countries[:QUERIES_PER_TASK]:
         before = countries[country.index - 1] if country.edit is not None else None
-        if task == 7 and before is None:
-            continue
-        yield split_of(config, country), _ask(config, task, country, before)
+        if task != 7 or before is not None:
+            yield (split_of(config, country), *_ask(config, task, country, before))
 
 
 # -- writing ----------------------------------------------------------------------------------
@@ -255,25 +299,21 @@ def draw(config: WorldConfig, country: Country, photo: bool) -> Image.Image:
     return draw_flat(country.flag, config.width, rng)
 
 
-def _write_pictures(config: WorldConfig, root: Path, countries: list[Country]) -> None:
-    for country in countries:
-        for path, photo in ((flat_path(country.index), False), (photo_path(country.index), True)):
-            file = root / path
-            file.parent.mkdir(parents=True, exist_ok=True)
-            draw(config, country, photo).save(file, "JPEG", quality=_JPEG_QUALITY)
-
-
-def _chunks(countries: list[Country], size: int = 500) -> list[list[Country]]:
-    return [countries[i : i + size] for i in range(0, len(countries), size)]
+def _write_pictures(config: WorldConfig, root: Path, country: Country) -> None:
+    for path, photo in _picture_paths(country):
+        file = root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draw(config, country, photo).save(file, "JPEG", quality=_JPEG_QUALITY)
 
 
 def _draw_all(config: WorldConfig, root: Path, countries: list[Country], workers: int) -> None:
     work = partial(_write_pictures, config, root)
     if workers <= 1:
-        work(countries)
+        for country in countries:
+            work(country)
         return
     with ProcessPoolExecutor(workers) as pool:
-        for _ in pool.map(work, _chunks(countries)):
+        for _ in pool.map(work, countries, chunksize=100):
             pass
 
 
@@ -286,7 +326,7 @@ def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def _scene_graphs(countries: list[Country]) -> Iterator[dict[str, Any]]:
     for country in countries:
-        for path, photo in ((flat_path(country.index), False), (photo_path(country.index), True)):
+        for path, photo in _picture_paths(country):
             yield {
                 "image": path,
                 "photo": photo,
@@ -350,10 +390,10 @@ def write_world(root: Path, config: WorldConfig, workers: int = 1) -> list[Count
     by_split: dict[str, dict[int, list[Query]]] = {s: {t: [] for t in WORLD_TASKS} for s in SPLITS}
     truths: list[dict[str, Any]] = []
     for task in WORLD_TASKS:
-        for split, asked in _asked(config, countries, task):
-            by_split[split][task].append(asked.query)
-            if asked.truth is not None:
-                truths.append({**asked.truth, "split": split})
+        for split, query, truth in _asked(config, countries, task):
+            by_split[split][task].append(query)
+            if truth is not None:
+                truths.append({**truth, "split": split})
     _write_jsonl(root / "truth" / "queries.jsonl", truths)
     wanted = {
         split: {positive for some in asked.values() for q in some for positive in q.positives}

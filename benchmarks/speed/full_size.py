@@ -44,7 +44,8 @@ from benchmarks.speed.union_scale import write_store
 from retrievers.evaluation.metrics import Judgements, score_run
 from retrievers.evaluation.run import RunTable, read_table, write_run
 from retrievers.evaluation.stats import macro_bootstrap
-from retrievers.vectors.embeddings import EmbeddingStore, open_index
+from retrievers.vectors import open_index
+from retrievers.vectors.store import EmbeddingStore
 
 RESULTS = Path(__file__).parent.parent / "results" / "full_size.md"
 GIB = 1 << 30
@@ -98,7 +99,7 @@ def _search(out: Path, share: float) -> int:
     random = torch.Generator().manual_seed(1)
     vectors = torch.nn.functional.normalize(torch.randn(asked, DIM, generator=random), dim=1)
     run = index.run([str(n) for n in range(asked)], vectors, DEPTH, "generated")
-    if len(run) != asked:
+    if len(run.rows) != asked * DEPTH:
         raise ValueError("a query is without hits")
     return asked
 

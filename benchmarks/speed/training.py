@@ -36,7 +36,7 @@ from retrievers.data.examples import Example, Inputs, Pairs, make_inputs
 from retrievers.models.clip import ClipScoreFusion
 from retrievers.training.losses import Groups, Labels, Objective
 from retrievers.training.optim import AdamWCosine
-from retrievers.vectors.index import make_index
+from retrievers.vectors import make_index
 
 RESULTS = Path(__file__).parent.parent / "results" / "training_speed.md"
 

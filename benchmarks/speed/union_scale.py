@@ -25,7 +25,8 @@ import torch
 from augment.data.pools import open_candidates
 from benchmarks.speed.data import write_pool
 from benchmarks.speed.machine import machine
-from retrievers.vectors.embeddings import EmbeddingStore, EmbeddingWriter, open_index
+from retrievers.vectors import open_index
+from retrievers.vectors.store import EmbeddingStore, EmbeddingWriter
 
 RESULTS = Path(__file__).parent.parent / "results" / "union_scale.md"
 GIB = 1 << 30
@@ -92,11 +93,12 @@ def measure(folder: Path, queries: int, k: int, dim: int) -> dict[str, float]:
     asked = torch.nn.functional.normalize(torch.randn(queries, dim, generator=random), dim=1)
     run = index.run([str(n) for n in range(queries)], asked, k, "generated")
     lap("search")
-    rows = table.find_all([hits[0].did for hits in run.values()])
+    best_of_each = run.rows[run.starts[:-1]]
+    rows = table.find_all([run.ids[row].as_py() for row in best_of_each])
     best = table.take([row for row in rows if row is not None])
     lap("look up")
     peak.stop()
-    if len(best) != queries or any(len(hits) != k for hits in run.values()):
+    if len(best) != queries or any(run.starts[1:] - run.starts[:-1] != k):
         raise ValueError("a query is without hits, or a hit without a record")
     return {**times, "private": peak.private / GIB, "resident": peak.resident / GIB}
 

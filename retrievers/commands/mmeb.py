@@ -33,10 +33,10 @@ from retrievers.models.blip import BlipFeatureFusion, BlipScoreFusion  # noqa: F
 from retrievers.models.clip import ClipScoreFusion  # noqa: F401 - a short name for --model
 from retrievers.models.clip_ff import ClipFeatureFusion  # noqa: F401 - a short name
 from retrievers.training.base import Retriever
-from retrievers.vectors.embeddings import Content as Keyed
-from retrievers.vectors.embeddings import Embeddings, EmbeddingWriter, item_keys
-from retrievers.vectors.embeddings.writer import SHARD_SECONDS
+from retrievers.vectors.embed import Content as Keyed
+from retrievers.vectors.embed import Embeddings, item_keys
 from retrievers.vectors.encoding import Content, encode
+from retrievers.vectors.store import SHARD_SECONDS, EmbeddingWriter
 
 
 def evaluate_mmeb(

@@ -34,7 +34,8 @@ from retrievers.data.texts import TextRecipe, ViewConfig
 from retrievers.data.training import group_codes, open_negatives, training_digest, training_queries
 from retrievers.models.audit import SAMPLED, Audit, audit_plan, audit_training
 from retrievers.search.mining import MiningConfig, plan_mining
-from retrievers.vectors.embeddings import Embeddings, EmbeddingWriter, item_keys
+from retrievers.vectors.embed import Embeddings, item_keys
+from retrievers.vectors.store import EmbeddingWriter
 
 
 @final

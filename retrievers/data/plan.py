@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from random import Random
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from jaxtyping import Int64
@@ -20,8 +20,7 @@ from retrievers.data.datasets import Reader, target_modality
 from retrievers.data.examples import Example
 from retrievers.evaluation.metrics import grades_of
 from retrievers.evaluation.protocol import PositiveConfig, keep_positives
-from retrievers.vectors.embeddings import Content
-from retrievers.vectors.index import Ids
+from retrievers.vectors.embed import Content
 
 
 @dataclass
@@ -71,9 +70,9 @@ class Plan:
         return len(self.catalog)
 
     @property
-    def ids(self) -> Ids:
-        """Candidate ids by row."""
-        return Ids(self.catalog.names(np.arange(len(self))))
+    def ids(self) -> Any:
+        """Candidate ids by row, an Arrow array of strings."""
+        return self.catalog.names(np.arange(len(self)))
 
     def item(self, row: int) -> Item:
         """The candidate in a row."""

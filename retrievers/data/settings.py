@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from retrievers.evaluation.protocol import PositiveConfig
-from retrievers.vectors.embeddings import Dtype
+from retrievers.vectors.store import Dtype
 
 
 @dataclass(frozen=True)

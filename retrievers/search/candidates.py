@@ -24,8 +24,9 @@ from retrievers.data.examples import Inputs, ItemCollator
 from retrievers.data.plan import Embedder, Plan
 from retrievers.data.texts import TextRecipe
 from retrievers.training.base import Retriever
-from retrievers.vectors.embeddings import EmbeddingStore
-from retrievers.vectors.index import VectorIndex, make_index
+from retrievers.vectors import make_index
+from retrievers.vectors.index import Index, Vectors
+from retrievers.vectors.store import EmbeddingStore
 
 _BATCH = 128
 
@@ -34,7 +35,7 @@ _BATCH = 128
 class Candidates:
     """An index, and what a user should know about it."""
 
-    index: VectorIndex
+    index: Index[Vectors]
     notes: list[str]
 
 
@@ -135,7 +136,7 @@ def read_embeddings(
         raise DataError("holds no vector of these pools; embed the same root", str(store.folder))
     rows = live[found.drop_null().to_numpy()]
     index = make_index("exact", store.made_by, device)
-    index.add_source(kept, store, store.made_by, rows)
+    index.add(kept, store, store.made_by, rows)
     return Candidates(
         index, _notes(len(wanted) - len(kept), int(np.count_nonzero(store.degraded[rows])))
     )

@@ -17,7 +17,7 @@ from retrievers.data.texts import TextRecipe
 from retrievers.search.candidates import Candidates, embed, read_embeddings
 from retrievers.training.base import Retriever
 from retrievers.vectors.bm25 import Bm25Index
-from retrievers.vectors.embeddings.manifest import read_manifest
+from retrievers.vectors.store import read_manifest
 
 
 def words_view(store: Path | None) -> TextView:
@@ -39,8 +39,11 @@ def index_words(files: Sequence[Path], recipe: TextRecipe) -> Bm25Index:
     catalog = Catalog()
     for path in files:
         catalog.add(path)
-    ids = catalog.names(np.arange(len(catalog))).to_pylist()
-    return Bm25Index(ids, [recipe.candidate(item) or "" for item in catalog.items()])
+    index = Bm25Index()
+    texts = [recipe.candidate(item) or "" for item in catalog.items()]
+    index.add(catalog.names(np.arange(len(catalog))), texts, "words")
+    index.build()
+    return index
 
 
 def device_named(name: str) -> str:

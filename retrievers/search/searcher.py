@@ -38,7 +38,7 @@ from retrievers.search.pictures import QueryPictures
 from retrievers.search.rewriting import QueryRewriter
 from retrievers.training.base import Retriever
 from retrievers.vectors.bm25 import Bm25Index
-from retrievers.vectors.index import VectorIndex
+from retrievers.vectors.index import Index, Vectors
 
 #: In place of a checkpoint: search by words.
 BM25 = "bm25"
@@ -57,7 +57,7 @@ class Searcher:
         recipe: TextRecipe,
         root: DataRoot,
         pools: Sequence[Path],
-        index: VectorIndex | Bm25Index,
+        index: Index[Vectors] | Bm25Index,
         shown: TextView,
         rewriter: QueryRewriter | None = None,
         pictures: QueryPictures | None = None,
@@ -282,7 +282,8 @@ class Searcher:
         if isinstance(self._index, Bm25Index):
             if picture is not None:
                 notes.append("BM25 reads words and does not see the picture")
-            hits = self._index.search(text, k) if text is not None else []
+            run = self._index.run(["query"], [text], k, "words") if text is not None else None
+            hits = run.to_run()["query"] if run is not None else []
             return tuple(
                 self._result(rank, hit.score, hit.did) for rank, hit in enumerate(hits, start=1)
             )
@@ -293,7 +294,7 @@ class Searcher:
         batch = make_inputs([Example(0, text, image)], self._retriever.processor)
         vector = encode(self._retriever, batch, "query")
         found = self._index.search(vector, min(k, len(self._index)))
-        ids, scores = self._index.names(found.rows[0]), found.scores[0].tolist()
+        ids, scores = self._index.ids.take(found.rows[0]).to_pylist(), found.scores[0].tolist()
         return tuple(
             self._result(rank, score, did)
             for rank, (did, score) in enumerate(zip(ids, scores, strict=True), start=1)

@@ -23,7 +23,7 @@ from retrievers.training.failures import not_finite
 from retrievers.training.losses import hash_id
 from retrievers.training.monitor import Throughput
 from retrievers.training.origin import origin_of_fit
-from retrievers.vectors.embeddings import Embeddings
+from retrievers.vectors.embed import Embeddings
 from retrievers.vectors.evaluation import Evaluation
 from retrievers.vectors.scoring import Results, run_files, write_results
 

@@ -1,1 +1,52 @@
-"""Vectors: kept on disk, made from examples, searched."""
+"""Vectors: made, kept, searched."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from retrievers.vectors.index import Index, Vectors
+    from retrievers.vectors.store import EmbeddingStore
+
+
+def make_index(
+    kind: str = "exact", made_by: str | None = None, device: str = "auto", parameters: str = ""
+) -> Index[Vectors]:
+    """Make an empty index.
+
+    Args:
+        kind: ``exact`` (blocked matrix product), ``faiss`` (its flat index), a factory string of
+            faiss such as ``IVF1024,Flat``, ``OPQ64,IVF4096,PQ64``, ``HNSW32`` or ``SQ8`` (int8), or
+            ``milvus:`` with a file (``milvus:vectors.db``) or a server (``milvus:http://host:19530``).
+        made_by: fingerprint of what makes the vectors.
+        device: of the exact one; ``auto`` takes a graphics card where there is one.
+        parameters: of an approximate search, such as ``nprobe=32``.
+    """
+    if kind == "exact":
+        import torch
+
+        from retrievers.vectors.exact import MatrixIndex
+
+        found = "cuda" if torch.cuda.is_available() else "cpu"
+        return MatrixIndex(made_by, found if device == "auto" else device)
+    if kind.startswith("milvus:"):
+        from retrievers.vectors.milvus import MilvusIndex
+
+        return MilvusIndex(kind.removeprefix("milvus:"), made_by, parameters)
+    from retrievers.vectors.faiss import FaissIndex
+
+    return FaissIndex(made_by, "Flat" if kind == "faiss" else kind, parameters)
+
+
+def open_index(store: EmbeddingStore, kind: str = "exact", device: str = "auto") -> Index[Vectors]:
+    """An index over all current vectors of a store, read where they lie.
+
+    Args:
+        store: such as the ``corpus`` folder of ``python -m retrievers embed``.
+        kind: see :func:`make_index`.
+        device: see there.
+    """
+    index = make_index(kind, store.made_by, device)
+    live = store.live
+    index.add(store.ids(live), store, store.made_by, live)
+    return index

@@ -11,24 +11,25 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import bm25s
 import numpy as np
+from jaxtyping import Int64
 
 from augment.data import DataRoot, TextRule
 from augment.errors import DataError
-from augment.records import Hit, Run
 from augment.store.keys import digest
-from retrievers.data.plan import EvalTask, Plan, plan_test
+from retrievers.data.plan import Plan, plan_test
 from retrievers.data.texts import TextRecipe, ViewConfig, check_untrained
 from retrievers.evaluation.protocol import PositiveConfig
-from retrievers.evaluation.run import writing_runs
-from retrievers.vectors.embeddings import Embeddings
+from retrievers.evaluation.run import DECIMALS, RunTable, writing_runs
+from retrievers.vectors.embed import Embeddings
+from retrievers.vectors.index import Found, Index
 from retrievers.vectors.scoring import Results, run_files, score, write_results
 
-#: Scores are rounded so, as those of the vector indexes, before ties are settled by id.
-_DECIMALS = 6
+#: All texts of a plan are of one kind.
+_MADE = "words"
 
 
 @dataclass(frozen=True)
@@ -52,80 +53,99 @@ class Bm25Config:
 
 
 @final
-class Bm25Index:
-    """Texts under their ids. Words are runs of two or more letters or digits, in lower case.
+class Texts:
+    """Texts by row of an index. Words are runs of two or more letters or digits, in lower case.
 
     There is no stemming, and a script without blanks between words makes one word of a clause.
-
-    Args:
-        ids: unique.
-        texts: one for each id; texts without a word can never be found.
-        config: the model.
-
-    Raises:
-        DataError: if ids and texts do not pair up, an id repeats, or no text holds a word.
     """
 
-    def __init__(
-        self, ids: Sequence[str], texts: Sequence[str], config: Bm25Config = Bm25Config()
-    ) -> None:
-        if len(ids) != len(texts):
-            raise DataError(f"{len(ids)} ids for {len(texts)} texts; give one text for each id")
-        if len(set(ids)) != len(ids):
-            raise DataError("an id stands twice; remove duplicates before indexing")
-        self._config = config
-        # As in Lucene, a text without a word counts in no statistic.
-        worded = [
-            (did, words) for did, words in zip(ids, self._tokens(texts), strict=True) if words
-        ]
-        self.ids = [did for did, _ in worded]
-        if not worded:
-            raise DataError(
-                f"none of {len(ids)} candidates has a word to index; BM25 needs text: show "
-                "generated text with --corpus.view append, or use a retriever that sees pictures"
-            )
-        self._bm25 = bm25s.BM25(k1=config.k1, b=config.b, method="lucene")
-        self._bm25.index([words for _, words in worded], show_progress=False, leave_progress=False)
-        order = sorted(range(len(self.ids)), key=self.ids.__getitem__, reverse=True)
-        self._tie = np.empty(len(order), dtype=np.int64)
-        self._tie[order] = np.arange(len(order))
+    kind = "texts"
 
-    def __len__(self) -> int:
-        return len(self.ids)
+    def __init__(self, stopwords: Literal["english", "none"]) -> None:
+        self._stopwords = "en" if stopwords == "english" else []
+        self.words: list[list[str]] = []
 
-    def search(self, text: str, k: int) -> list[Hit]:
-        """The best ``k`` texts that share a word with the query, ties by id descending.
+    def checked(self, ids: Any, items: Sequence[str]) -> list[list[str]]:
+        """The words of each text; none of some."""
+        return self._tokens(items)
 
-        Raises:
-            DataError: if the query is empty.
-            ValueError: if k is less than 1.
-        """
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
-        if not text.strip():
+    def append(self, items: Sequence[list[str]], rows: None = None) -> None:
+        """Keep the words of more texts."""
+        self.words.extend(items)
+
+    def queries(self, queries: Sequence[str]) -> list[list[str]]:
+        """The words of each query."""
+        if not all(text.strip() for text in queries):
             raise DataError("the query is empty; give it some words")
-        words = [word for word in self._tokens([text])[0] if word in self._bm25.vocab_dict]
-        if not words:
-            return []
-        scores = np.round(self._bm25.get_scores(words).astype(np.float64), _DECIMALS)
-        rows = np.flatnonzero(scores > 0)
-        if len(rows) > k:
-            least = np.partition(scores[rows], len(rows) - k)[len(rows) - k]
-            rows = rows[scores[rows] >= least]
-        rows = rows[np.lexsort((self._tie[rows], -scores[rows].astype(np.float32)))][:k]
-        return [Hit(self.ids[row], float(scores[row])) for row in rows]
+        return self._tokens(queries)
 
     def _tokens(self, texts: Sequence[str]) -> list[list[str]]:
-        stopwords = "en" if self._config.stopwords == "english" else []
         found = bm25s.tokenize(
-            list(texts), stopwords=stopwords, return_ids=False, show_progress=False
+            list(texts), stopwords=self._stopwords, return_ids=False, show_progress=False
         )
         return [[word for word in words if word] for words in found]
 
 
+@final
+class Bm25Index(Index[Texts]):
+    """Candidates found by the words they share with a query; those without one never are.
+
+    Args:
+        config: the model.
+        made_by: see :class:`~retrievers.vectors.index.Index`.
+    """
+
+    def __init__(self, config: Bm25Config = Bm25Config(), made_by: str | None = None) -> None:
+        super().__init__(Texts(config.stopwords), made_by)
+        self._config = config
+        self._bm25: Any = None
+        #: Rows whose text has a word: as in Lucene, the others count in no statistic.
+        self._worded: Int64[np.ndarray, " worded"] = np.empty(0, np.int64)
+
+    def build(self) -> None:
+        """Count the words now, rather than at the first search.
+
+        Raises:
+            DataError: if no text holds a word.
+        """
+        if self._bm25 is not None:
+            return
+        words = self.held.words
+        self._worded = np.array([row for row, own in enumerate(words) if own], dtype=np.int64)
+        if not len(self._worded):
+            raise DataError(
+                f"none of {len(self)} candidates has a word to index; BM25 needs text: show "
+                "generated text with --corpus.view append, or use a retriever that sees pictures"
+            )
+        self._bm25 = bm25s.BM25(k1=self._config.k1, b=self._config.b, method="lucene")
+        worded = [words[row] for row in self._worded.tolist()]
+        self._bm25.index(worded, show_progress=False, leave_progress=False)
+
+    def _find(self, queries: Sequence[list[str]], k: int) -> Found:
+        self.build()
+        rows = np.full((len(queries), k), -1)
+        scores = np.full((len(queries), k), -np.inf)
+        for place, asked in enumerate(queries):
+            words = [word for word in asked if word in self._bm25.vocab_dict]
+            if not words:
+                continue
+            found = np.round(self._bm25.get_scores(words).astype(np.float64), DECIMALS)
+            good = np.flatnonzero(found > 0)
+            if len(good) > k:
+                least = np.partition(found[good], len(good) - k)[len(good) - k]
+                good = good[found[good] >= least]
+            best = self._rank(self._worded[good][None], found[good][None])
+            most = min(k, len(good))
+            rows[place, :most], scores[place, :most] = best.rows[0, :k], best.scores[0, :k]
+        return Found(rows, scores.astype(np.float32))
+
+    def _changed(self) -> None:
+        self._bm25 = None
+
+
 def bm25_plan(
     plan: Plan, recipe: TextRecipe, depth: int, config: Bm25Config
-) -> tuple[dict[tuple[str, str], Run], Embeddings, Embeddings]:
+) -> tuple[dict[tuple[str, str], RunTable], Embeddings, Embeddings]:
     """Search every task in its local pool and, if the plan has one, in the union.
 
     Queries are searched without their instruction, whose words describe the task and not the
@@ -137,42 +157,27 @@ def bm25_plan(
     """
     texts = [recipe.candidate(item) or "" for item in plan.catalog.items()]
     asked = [query for task in plan.tasks for query in task.queries]
+    words = [recipe.query_view.text(query.item) or "" for query in asked]
     lost = Embeddings(len(plan)), Embeddings(len(asked))
     lost[0].fail([row for row, text in enumerate(texts) if not text], [])
-    words = [recipe.query_view.text(query.item) or "" for query in asked]
     lost[1].fail([row for row, text in enumerate(words) if not text.strip()], [])
-    runs: dict[tuple[str, str], Run] = {}
+    runs: dict[tuple[str, str], RunTable] = {}
     for pool, rows in plan.pools.items():
         own = [row for row in rows.tolist() if texts[row]]
-        searching = _searching(plan, pool)
-        if not searching:
-            continue
-        if not own:  # pictures only: every query counts 0
-            runs.update({(task.name, _kind(pool)): {} for task, _ in searching})
-            continue
-        ids = plan.catalog.names(np.array(own)).to_pylist()
-        index = Bm25Index(ids, [texts[row] for row in own], config)
-        for task, start in searching:
-            found: dict[str, list[Hit]] = {}
-            for place, query in enumerate(task.queries, start=start):
-                if words[place].strip():
-                    found[query.item.id] = index.search(words[place], depth)
-            runs[task.name, _kind(pool)] = {qid: hits for qid, hits in found.items() if hits}
+        index = Bm25Index(config)
+        index.add(plan.catalog.names(np.array(own, np.int64)), [texts[row] for row in own], _MADE)
+        start = 0
+        for task in plan.tasks:
+            places = [start + n for n in range(len(task.queries)) if words[start + n].strip()]
+            start += len(task.queries)
+            if pool not in ("union", task.pool):
+                continue
+            run = RunTable([], [], [], [], [])
+            if own and places:  # in a pool of pictures only, every query counts 0
+                qids = [asked[place].item.id for place in places]
+                run = index.run(qids, [words[place] for place in places], depth, _MADE)
+            runs[task.name, "union" if pool == "union" else "local"] = run
     return runs, *lost
-
-
-def _kind(pool: str) -> str:
-    return "union" if pool == "union" else "local"
-
-
-def _searching(plan: Plan, pool: str) -> list[tuple[EvalTask, int]]:
-    """Tasks that search a pool, with the place of their first query among all."""
-    found, start = [], 0
-    for task in plan.tasks:
-        if pool in ("union", task.pool):
-            found.append((task, start))
-        start += len(task.queries)
-    return found
 
 
 def bm25(

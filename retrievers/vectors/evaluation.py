@@ -16,7 +16,7 @@ from retrievers.data.module import MBeirData
 from retrievers.data.plan import Plan
 from retrievers.data.settings import SearchConfig
 from retrievers.search.mining import MiningConfig, Tally, mine_plan
-from retrievers.vectors.embeddings import Embeddings
+from retrievers.vectors.embed import Embeddings
 from retrievers.vectors.scoring import Results, Searched, score, search_plan
 
 #: The loaders of a pass, in order.

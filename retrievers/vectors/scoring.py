@@ -1,4 +1,4 @@
-"""From vectors to runs, from runs to a table; functions over a :class:`retrievers.data.plan.Plan`."""
+"""From vectors to runs, from runs to a table: functions over a plan."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from retrievers.evaluation.metrics import means, score_run, standard_measures
 from retrievers.evaluation.protocol import REPORTED, missing_rows, reported_k
 from retrievers.evaluation.run import RunTable
 from retrievers.training.provenance import source_commit, versions
-from retrievers.vectors.embeddings import Embeddings
-from retrievers.vectors.index import FaissIndex, Recall, make_index
+from retrievers.vectors import make_index
+from retrievers.vectors.embed import Embeddings
+from retrievers.vectors.index import Recall
 
 #: (task name, "local" or "union") -> run.
 Runs = Mapping[tuple[str, str], Run | RunTable]
@@ -158,7 +159,7 @@ class Searched(NamedTuple):
 
     Attributes:
         runs: (task name, "local" or "union") -> run.
-        recall: what :func:`retrievers.vectors.index.measure_recall` found, by pool.
+        recall: what :func:`retrievers.vectors.exact.measure_recall` found, by pool.
     """
 
     runs: dict[tuple[str, str], RunTable]
@@ -184,7 +185,7 @@ def search_plan(
         made_by: fingerprint of both.
         depth: hits per query.
         device: where the products run.
-        kind: of index, see :func:`retrievers.vectors.index.make_index`.
+        kind: of index, see :func:`retrievers.vectors.make_index`.
         parameters: of an approximate index.
     """
     found = Searched({}, {})
@@ -205,7 +206,7 @@ def search_plan(
                 hits = index.search(queries.take(own), min(depth, len(index)), made_by)
                 run = RunTable.from_search(qids, ids, hits.rows, hits.scores, unique=True)
             found.runs[task.name, "union" if pool == "union" else "local"] = run
-        if isinstance(index, FaissIndex) and index.recall:
+        if index.recall:
             found.recall[pool] = list(index.recall.values())
     return found
 

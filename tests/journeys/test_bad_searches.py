@@ -13,9 +13,11 @@ import torch
 
 from augment.errors import ToolkitError
 from retrievers.evaluation.run import RunTable
+from retrievers.vectors import make_index
 from retrievers.vectors.bm25 import Bm25Config, Bm25Index
-from retrievers.vectors.embeddings import EmbeddingStore, EmbeddingWriter
-from retrievers.vectors.index import FaissIndex, MatrixIndex, make_index
+from retrievers.vectors.exact import MatrixIndex
+from retrievers.vectors.faiss import FaissIndex
+from retrievers.vectors.store import EmbeddingStore, EmbeddingWriter
 
 DOCS = Path(__file__).parents[2] / "docs" / "bad-input-runs.md"
 ONE = torch.eye(3)[:1]
@@ -74,6 +76,12 @@ def other_index(folder):
     fresh.load(folder)
 
 
+def words(texts):
+    found = Bm25Index()
+    found.add([f"1:{n}" for n in range(len(texts))], texts, "words")
+    return found
+
+
 def append(folder, vectors, ids=("1:9",), **more):
     writer(filled(folder), **more).append(list(ids), keys(len(ids)), vectors)
 
@@ -104,8 +112,8 @@ KINDS = {
     "parameter that faiss does not know": lambda f: index(
         kind="IVF1,Flat", parameters="depth=3"
     ).search(ONE, 1, "m"),
-    "empty query": lambda f: Bm25Index(["1:1"], ["red flag"]).search("  ", 1),
-    "candidates without a word": lambda f: Bm25Index(["1:1"], ["?!"]),
+    "empty query": lambda f: words(["red flag"]).search(["  "], 1),
+    "candidates without a word": lambda f: words(["?!"]).build(),
     "BM25's parameters out of range": lambda f: Bm25Config(b=1.5),
     "no embeddings in a folder": lambda f: EmbeddingStore.open(f),
     "embeddings that were not finished": lambda f: EmbeddingStore.open(unfinished(f)),

@@ -11,7 +11,7 @@ import yaml
 
 from retrievers.cli import USER_ERROR, expand, main
 from retrievers.models.clip import ClipScoreFusion
-from retrievers.vectors.embeddings import EmbeddingStore
+from retrievers.vectors.store import EmbeddingStore
 from tests.retrievers.models.test_retriever import make_config, make_root
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "mbeir_real"

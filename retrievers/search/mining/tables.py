@@ -14,7 +14,7 @@ from pyarrow import parquet
 from augment.files import write_text
 from retrievers.data.plan import EvalTask, Plan
 from retrievers.search.mining.judge import Mined, MiningConfig, Pool, Tally, mine
-from retrievers.vectors.embeddings import Embeddings
+from retrievers.vectors.embed import Embeddings
 
 _NAMES, _SCORES = pa.list_(pa.string()), pa.list_(pa.float32())
 _NEGATIVES = pa.schema(
@@ -92,7 +92,7 @@ def mine_plan(
 def _mine_tasks(
     plan: Plan, candidates: Embeddings, queries: Embeddings, config: MiningConfig, device: str
 ) -> Iterator[Mined]:
-    ids, done = list(plan.ids), candidates.done.numpy()
+    ids, done = plan.ids.to_pylist(), candidates.done.numpy()
     everything, asked = candidates.vectors, queries.vectors
     rows = {did: row for row, did in enumerate(ids) if done[row]}
     positives = Pool(ids, everything, rows.get)

@@ -25,7 +25,9 @@ def test_bm25_answers_as_its_index_and_says_what_it_does_not_see(world):
         for file in DataRoot(world.root).pools()
         for item in open_candidates(file.path)
     }
-    want = Bm25Index(list(texts), list(texts.values())).search("number word", 5)
+    index = Bm25Index()
+    index.add(list(texts), list(texts.values()), "words")
+    want = index.run(["q"], ["number word"], 5, "words").to_run()["q"]
     answer = searcher.search("number word", k=5)
     assert [(r.id, r.score) for r in answer] == [(h.did, round(h.score, 6)) for h in want]
     picture = next((world.root / "mbeir_images").rglob("*.png"))

@@ -1,9 +1,19 @@
+"""Every index against plain sorting; what approximate ones lose is said, and true."""
+
+import json
+import sys
+
 import numpy as np
 import pytest
 import torch
 
-from augment.errors import DataError, MismatchError
-from retrievers.vectors.index import FaissIndex, MatrixIndex
+from augment.errors import DataError, EngineError, MismatchError, StoreError
+from retrievers.vectors import make_index, open_index
+from retrievers.vectors.exact import MatrixIndex, measure_recall
+from retrievers.vectors.faiss import FaissIndex
+from retrievers.vectors.milvus import MilvusIndex
+from retrievers.vectors.store import EmbeddingStore, EmbeddingWriter
+from tests.retrievers.vectors.test_embeddings import fill, vectors_of
 
 KINDS = [
     lambda: FaissIndex("m"),
@@ -22,6 +32,12 @@ def brute_force(ids, vectors, queries, k):
     return ranking
 
 
+def ranking(index, queries, k):
+    """Ids of the best k of each query."""
+    run = index.run([str(n) for n in range(len(queries))], queries, k, "m").to_run()
+    return [[hit.did for hit in hits] for hits in run.values()]
+
+
 @pytest.mark.parametrize("make", KINDS)
 @pytest.mark.parametrize(("levels", "k"), [(1, 3), (2, 5), (3, 40), (1000, 10)])
 def test_equal_to_brute_force_with_ties(make, levels, k):
@@ -32,18 +48,14 @@ def test_equal_to_brute_force_with_ties(make, levels, k):
     index = make()
     index.add(ids[:25], vectors[:25], "m")
     index.add(ids[25:], vectors[25:], "m")
-    qids = [str(n) for n in range(10)]
-    run = index.run(qids, queries, k, "m")
-    got = [[hit.did for hit in run[qid]] for qid in qids]
-    assert got == brute_force(ids, vectors, queries, k)
+    assert ranking(index, queries, k) == brute_force(ids, vectors, queries, k)
 
 
 @pytest.mark.parametrize("make", KINDS)
 def test_many_equal_vectors_rank_by_id(make):
     index = make()
     index.add([f"9:{n:03}" for n in range(200)], torch.ones(200, 4), "m")
-    run = index.run(["q"], torch.ones(1, 4), 3, "m")
-    assert [hit.did for hit in run["q"]] == ["9:199", "9:198", "9:197"]
+    assert ranking(index, torch.ones(1, 4), 3) == [["9:199", "9:198", "9:197"]]
 
 
 @pytest.mark.parametrize("make", KINDS)
@@ -52,7 +64,7 @@ def test_k_beyond_the_pool_is_an_error_and_a_run_is_as_deep_as_the_pool(make):
     index.add(["a", "b"], torch.eye(2), "m")
     with pytest.raises(DataError, match="k = 10 is larger than the index of 2 candidates"):
         index.search(torch.eye(2), 10)
-    assert [len(hits) for hits in index.run(["p", "q"], torch.eye(2), 10, "m").values()] == [2, 2]
+    assert list(map(len, ranking(index, torch.eye(2), 10))) == [2, 2]
 
 
 @pytest.mark.parametrize("make", KINDS)
@@ -76,3 +88,218 @@ def test_what_does_not_belong_is_refused(make):
     with pytest.raises(ValueError, match="k must be"):
         index.search(torch.ones(1, 2), 0)
     assert len(index) == 1
+
+
+def clustered(count, dim=16, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    centres = torch.randn(20, dim, generator=random)
+    noise = torch.randn(count, dim, generator=random) * 0.3
+    return torch.nn.functional.normalize(centres[torch.arange(count) % 20] + noise, dim=1)
+
+
+def indexed(index, vectors):
+    index.add([f"1:{n}" for n in range(len(vectors))], vectors, "m")
+    return index
+
+
+def test_groups_and_blocks_lose_nothing():
+    vectors, queries = clustered(3000), clustered(40, seed=1)
+    ids = [f"1:{n}" for n in range(3000)]
+    expected = brute_force(ids, vectors, queries, 50)
+    for settings in ((512, 8192), (7, 100), (64, 64), (1, 30, "faiss"), (1, None, "faiss")):
+        index = indexed(MatrixIndex("m", "cpu", *settings), vectors)
+        assert ranking(index, queries, 50) == expected
+
+
+def test_many_queries_over_half_precision_rank_as_by_sorting():
+    # Enough queries for faiss's product; small whole numbers tie in hundreds.
+    random = torch.Generator().manual_seed(0)
+    vectors = torch.randint(-2, 3, (900, 8), generator=random) / 8
+    queries = torch.randint(-2, 3, (300, 8), generator=random) / 8
+    stored = vectors[:500].half().numpy()
+
+    class Stored:
+        dim = 8
+
+        def __len__(self):
+            return len(stored)
+
+        def take(self, rows):
+            return stored[rows]
+
+    ids = [f"{n % 7}:{n}" for n in range(900)]
+    expected = brute_force(ids, vectors, queries, 40)
+    for product in ("auto", "torch"):
+        index = MatrixIndex("m", "cpu", product=product)
+        index.add(ids[:500], Stored(), "m")
+        index.add(ids[500:], vectors[500:], "m")
+        assert ranking(index, queries, 40) == expected
+
+
+def test_candidates_nearer_than_single_precision_tells_rank_by_id(monkeypatch):
+    """Many candidates whose scores are equal in six decimals and differ in single precision."""
+    random = torch.Generator().manual_seed(0)
+    base = torch.nn.functional.normalize(torch.randn(1, 64, generator=random), dim=1)
+    vectors = base + 1e-8 * torch.randn(400, 64, generator=random)
+    queries = base.repeat(4, 1)
+    ids = [f"{n * 7919 % 400:03}" for n in range(400)]
+    expected = brute_force(ids, vectors, queries, 5)
+    for make in KINDS:
+        index = make()
+        index.add(ids, vectors, "m")
+        assert ranking(index, queries, 5) == expected
+
+
+def test_a_product_that_does_not_suit_is_refused():
+    with pytest.raises(ValueError, match="'blas' is none of auto, faiss, torch"):
+        MatrixIndex("m", product="blas")
+    with pytest.raises(ValueError, match="faiss multiplies on the processor, not on cuda"):
+        MatrixIndex("m", "cuda", product="faiss")
+
+
+def test_rows_of_several_sources_keep_their_ids(tmp_path):
+    fill(tmp_path, range(10))
+    store = EmbeddingStore.open(tmp_path)
+    index = MatrixIndex("m", candidate_block=3)
+    rows = np.array([8, 1, 5])
+    index.add(store.ids(rows), store, "m", rows)
+    index.add(["1:70"], vectors_of([70]), "m")
+    index.add(store.ids(rows - 1), store, "m", rows - 1)
+    for number in (8, 1, 5, 70, 7, 0, 4):
+        (found,) = index.run(["q"], vectors_of([number]), 1, "m").to_run()["q"]
+        assert found.did == f"1:{number}"
+        assert found.score == pytest.approx(1, abs=1e-3)
+    with pytest.raises(DataError, match="1:8: id stands twice"):
+        index.add(store.ids(rows), store, "m", rows)
+    with pytest.raises(DataError, match="2 ids for 3 vectors"):
+        index.add(["a", "b"], store, "m", rows)
+
+
+@pytest.mark.parametrize(
+    ("factory", "parameters"),
+    [("IVF8,Flat", "nprobe=1"), ("IVF8,PQ4x4", "nprobe=8"), ("HNSW8", "efSearch=16"), ("SQ8", "")],
+)
+def test_what_an_approximate_index_loses_is_said_and_true(factory, parameters, capfd):
+    vectors, queries = clustered(1500), clustered(30, seed=1)
+    index = indexed(make_index(factory, "m", parameters=parameters), vectors)
+    found = index.search(queries, 5)
+    message = capfd.readouterr().err
+    assert f"{factory} {parameters}".strip() + " is approximate: true recall@5" in message
+    truth = (queries.double() @ vectors.double().T).argsort(dim=1, descending=True)[:, :5]
+    shares = [
+        len(set(f) & set(t)) / 5 for f, t in zip(found.rows.tolist(), truth.tolist(), strict=True)
+    ]
+    assert index.recall[5].mean == pytest.approx(np.mean(shares))
+    assert index.recall[5].worst == min(shares)
+    assert f"{np.mean(shares):.4f} (worst query {min(shares):.4f}), 30 queries, 1,500" in message
+    # Scores are those of the vectors, not of their codes.
+    own = (queries.double() @ vectors.double().T).numpy()
+    kept = found.rows >= 0
+    expected = np.take_along_axis(own, np.maximum(found.rows, 0), axis=1)
+    np.testing.assert_allclose(found.scores[kept], expected[kept], atol=1e-6)
+    index.search(queries, 5)
+    assert "approximate" not in capfd.readouterr().err  # said once for each depth
+    index.search(queries, 6)
+    assert "true recall@6" in capfd.readouterr().err
+
+
+def test_fewer_found_than_asked_are_left_out_of_a_run():
+    index = indexed(FaissIndex("m", "IVF16,Flat", "nprobe=1"), clustered(700))
+    run = index.run(["q"], clustered(1), 300, "m")
+    assert 0 < len(run.rows) < 300
+    assert np.isfinite(run.scores).all()
+
+
+def test_factories_that_cannot_be(capfd):
+    for factory, parameters in (
+        ("PQ7", ""),
+        ("Nonsense", ""),
+        ("IVF64,Flat", ""),
+        ("HNSW8", "x=1"),
+    ):
+        index = indexed(FaissIndex("m", factory, parameters), clustered(40))
+        with pytest.raises(DataError, match=f"faiss cannot make '{factory}' '{parameters}' of 40"):
+            index.search(clustered(1), 1)
+    with pytest.raises(ValueError, match="sample must be at least 1"):
+        FaissIndex("m", "SQ8", sample=0)
+    with pytest.raises(ValueError, match="at least one query"):
+        measure_recall(indexed(MatrixIndex("m"), clustered(9)), clustered(2), 1, sample=0)
+
+
+def test_a_saved_index_belongs_to_its_vectors(tmp_path):
+    vectors, queries = clustered(600), clustered(5, seed=2)
+    first = indexed(FaissIndex("m", "IVF4,Flat"), vectors)
+    first.save(tmp_path)
+    again = indexed(FaissIndex("m", "IVF4,Flat"), vectors)
+    again.load(tmp_path)
+    assert (again.search(queries, 3).rows == first.search(queries, 3).rows).all()
+    for other, said in (
+        (indexed(FaissIndex("m", "IVF8,Flat"), vectors), "factory: saved 'IVF4,Flat', here 'IVF8"),
+        (indexed(FaissIndex("m", "IVF4,Flat"), vectors[:500]), "size: saved 600, here 500"),
+    ):
+        with pytest.raises(MismatchError, match=said):
+            other.load(tmp_path)
+    foreign = FaissIndex("other", "IVF4,Flat")
+    foreign.add([f"1:{n}" for n in range(600)], vectors, "other")
+    with pytest.raises(MismatchError, match="made_by: saved 'm', here 'other'"):
+        foreign.load(tmp_path)
+    saved = tmp_path / "index.faiss"
+    data = saved.read_bytes()
+    saved.write_bytes(data[:-1] + b"\xff" * 2)
+    with pytest.raises(StoreError, match=r"index.faiss: wrong checksum; delete it"):
+        again.load(tmp_path)
+    record = json.loads((tmp_path / "index.json").read_text())
+    (tmp_path / "index.json").write_text(json.dumps({**record, "version": 9}))
+    with pytest.raises(StoreError, match="version 9, this package reads up to 1"):
+        again.load(tmp_path)
+    with pytest.raises(StoreError, match="no index that can be read"):
+        again.load(tmp_path / "none")
+
+
+@pytest.mark.parametrize("make", [MatrixIndex, FaissIndex])
+def test_queries_and_vectors_of_the_wrong_kind(make):
+    index = indexed(make("m"), clustered(5))
+    with pytest.raises(DataError, match=r"query vector 1 is not finite \(1 such\)"):
+        index.search(torch.tensor([[0.0] * 16, [torch.inf] * 16]), 1)
+    with pytest.raises(MismatchError, match=r"must be floating point, got torch.int64"):
+        index.search(torch.ones(1, 16, dtype=torch.int64), 1)
+    with pytest.raises(MismatchError, match=r"shape \(16,\) in an index of 16 dimensions"):
+        index.search(torch.ones(16), 1)
+    with pytest.raises(DataError, match="ids must be strings"):
+        index.add([7], torch.ones(1, 16), "m")
+    assert index.search(torch.ones(0, 16), 2).rows.shape == (0, 2)
+
+
+def test_an_empty_store_has_nothing_to_search(tmp_path):
+    EmbeddingWriter(tmp_path, "m").finish()
+    with pytest.raises(DataError, match="index is empty"):
+        open_index(EmbeddingStore.open(tmp_path)).search(torch.ones(1, 3), 1)
+
+
+# Milvus
+
+
+def test_milvus_finds_what_exact_search_finds_and_keeps_its_vectors(tmp_path, capfd):
+    vectors, queries = clustered(400), clustered(9, seed=1)
+    ids = [f"1:{n}" for n in range(400)]
+    kind = f"milvus:{tmp_path / 'vectors.db'}"
+    index = indexed(make_index(kind, "m"), vectors)
+    assert ranking(index, queries, 5) == brute_force(ids, vectors, queries, 5)
+    said = capfd.readouterr().err
+    assert "is approximate: true recall@5 against exact search 1.0000" in said
+    assert (index.recall[5].mean, index.recall[5].candidates) == (1, 400)
+    again = indexed(make_index(kind, "m"), vectors)
+    again._fill = None  # what an earlier run has put in is found
+    assert ranking(again, queries, 5) == ranking(index, queries, 5)
+    other = indexed(make_index(kind, "m"), vectors[:300])
+    assert ranking(other, queries, 5) == brute_force(ids[:300], vectors[:300], queries, 5)
+
+
+def test_milvus_that_is_not_there_is_told(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match=r"neither a file that ends in .db nor an address"):
+        MilvusIndex("vectors")
+    with pytest.raises(DataError, match="'nprobe=many' is no parameter of Milvus's search"):
+        MilvusIndex("vectors.db", parameters="nprobe=many")
+    monkeypatch.setitem(sys.modules, "pymilvus", None)
+    with pytest.raises(EngineError, match=r"pip install 'reasoning-augmented-retrieval\[milvus\]'"):
+        indexed(MilvusIndex(str(tmp_path / "vectors.db"), "m"), clustered(3)).build()

@@ -1,7 +1,8 @@
-"""Exact search: blocked matrix product and top-k, on a processor or a graphics card."""
+"""Exact search: blocked matrix product and top-k; and what other searches lose against it."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, final
@@ -13,7 +14,7 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 from torch.nn import functional
 
-from retrievers.vectors.index.base import Found, VectorIndex, lowest, may_tie
+from retrievers.vectors.index import Found, Index, Recall, Vectors, lowest, may_tie
 
 #: Candidates fetched beyond k; all rows are looked at again only when ties may reach beyond them.
 _SPARE = 16
@@ -32,7 +33,7 @@ _FAISS_BYTES = 1 << 27
 
 
 @final
-class MatrixIndex(VectorIndex):
+class MatrixIndex(Index[Vectors]):
     """Exact search that reads each block of candidates once for all queries.
 
     On a processor, many queries go through faiss, which keeps each product in the cache. A few
@@ -42,7 +43,7 @@ class MatrixIndex(VectorIndex):
     may reach beyond it all rows are looked at again, so the answer is the same.
 
     Args:
-        made_by: see :class:`retrievers.vectors.index.Index`.
+        made_by: see :class:`~retrievers.vectors.index.Index`.
         device: where the products run; vectors stay where they are and move block by block.
         query_block: queries per product of torch.
         candidate_block: candidates read at a time; None: as many as suit the product.
@@ -60,7 +61,7 @@ class MatrixIndex(VectorIndex):
         candidate_block: int | None = None,
         product: Literal["auto", "faiss", "torch"] = "auto",
     ) -> None:
-        super().__init__(made_by)
+        super().__init__(Vectors(), made_by)
         if product not in ("auto", "faiss", "torch"):
             raise ValueError(f"product {product!r} is none of auto, faiss, torch")
         if product == "faiss" and device != "cpu":
@@ -70,12 +71,12 @@ class MatrixIndex(VectorIndex):
         self._query_block = query_block
         self._candidate_block = candidate_block
 
-    def _find(self, vectors: Tensor, k: int) -> Found:
+    def _find(self, queries: Tensor, k: int) -> Found:
         wide = min(k + _SPARE, len(self))
-        rows, raw = self._fetch(vectors, wide)
-        found = self._rank(rows, self._rescore(vectors, rows))
+        rows, raw = self._fetch(queries, wide)
+        found = self._rank(rows, self.held.rescore(queries, rows))
         if wide < len(self):
-            self._settle_ties(vectors, found, raw[:, -1], k)
+            self._settle_ties(queries, found, raw[:, -1], k)
         return Found(found.rows[:, :k], found.scores[:, :k])
 
     def _fetch(
@@ -112,7 +113,7 @@ class MatrixIndex(VectorIndex):
         best = torch.full((len(queries), k), -torch.inf)
         rows = torch.zeros(len(queries), k, dtype=torch.int64)
         size = self._candidate_block or max(_FAISS_BYTES // (4 * queries.shape[1]), 1)
-        for start, block in self._blocks(size):
+        for start, block in self.held.blocks(size):
             found = faiss.knn(
                 queries,
                 torch.from_numpy(block).float().contiguous().numpy(),
@@ -127,7 +128,7 @@ class MatrixIndex(VectorIndex):
         return rows.numpy(), best.numpy()
 
     def _on_device(self) -> Iterator[tuple[int, Float32[Tensor, "n dim"]]]:
-        for start, block in self._blocks(self._candidate_block or _TORCH_BLOCK):
+        for start, block in self.held.blocks(self._candidate_block or _TORCH_BLOCK):
             yield start, torch.from_numpy(block).to(self._device).float()
 
     def _settle_ties(
@@ -143,7 +144,7 @@ class MatrixIndex(VectorIndex):
         for start in range(0, len(tied), _TIED):
             some = tied[start : start + _TIED]
             for query, rows in zip(some, self._above(vectors[some], floor[some]), strict=True):
-                scores = self._rescore(vectors[query : query + 1], rows[None])
+                scores = self.held.rescore(vectors[query : query + 1], rows[None])
                 whole = self._rank(rows[None], scores)
                 width = min(found.rows.shape[1], whole.rows.shape[1])
                 found.rows[query, :width] = whole.rows[0, :width]
@@ -198,3 +199,57 @@ def full_precision() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def measure_recall(
+    index: Index[Vectors],
+    vectors: Float32[Tensor, "queries dim"],
+    k: int,
+    name: str = "",
+    sample: int = 256,
+    device: str = "cpu",
+) -> Recall:
+    """Compare an index with exact search over the same vectors.
+
+    Args:
+        index: what is measured.
+        vectors: queries; at most ``sample`` of them, evenly spaced, are searched.
+        k: depth, at most the size of the index.
+        name: of the index, for people.
+        sample: at least 1.
+        device: where the exact search runs.
+    """
+    if sample < 1:
+        raise ValueError(f"a sample needs at least one query, got {sample}")
+    chosen = vectors[:: max(1, -(-len(vectors) // sample))]
+    exact = MatrixIndex(index.made_by, device)
+    exact.share(index)
+    true = exact.search(chosen, k).rows
+    found = index.search(chosen, k).rows
+    shares = [np.isin(t, f).mean() for t, f in zip(true, found, strict=True)]
+    return Recall(
+        name or type(index).__name__,
+        k,
+        float(np.mean(shares)),
+        float(np.min(shares)),
+        len(chosen),
+        len(index),
+    )
+
+
+def tell_recall(
+    index: Index[Vectors], vectors: Float32[Tensor, "queries dim"], k: int, name: str, sample: int
+) -> None:
+    """Measure the recall of an approximate index at a depth, once; keep it there and print it.
+
+    Args:
+        index: what is measured; its ``recall`` receives the result.
+        vectors: queries that are about to be searched.
+        k: depth.
+        name: of the index, for people.
+        sample: see :func:`measure_recall`.
+    """
+    if k not in index.recall:
+        index.recall[k] = Recall("", k, 0, 0, 0, 0)  # the measurement itself searches
+        index.recall[k] = measure_recall(index, vectors, k, name, sample)
+        sys.stderr.write(f"{index.recall[k]}\n")

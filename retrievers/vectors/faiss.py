@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import sys
 from pathlib import Path
 from typing import Any, final
 
@@ -15,8 +13,9 @@ from torch import Tensor
 
 from augment.errors import DataError, MismatchError, StoreError
 from augment.files import write_text
-from retrievers.vectors.index.base import Found, VectorIndex, may_tie
-from retrievers.vectors.index.recall import Recall, measure_recall
+from retrievers.vectors.exact import tell_recall
+from retrievers.vectors.index import Found, Index, Vectors, may_tie
+from retrievers.vectors.store import sha256
 
 #: Candidates fetched beyond k.
 _SPARE = 16
@@ -30,7 +29,7 @@ _VERSION = 1
 
 
 @final
-class FaissIndex(VectorIndex):
+class FaissIndex(Index[Vectors]):
     """An index made by a factory string of faiss (``Flat``, ``IVF1024,PQ64``, ``HNSW32``, ``SQ8``).
 
     Approximate ones fetch ``refine * k`` candidates and score those again from the vectors
@@ -43,9 +42,6 @@ class FaissIndex(VectorIndex):
         parameters: of faiss's ``ParameterSpace``, such as ``nprobe=32`` or ``efSearch=128``.
         refine: candidates fetched per wanted one.
         sample: queries that measure the recall.
-
-    Attributes:
-        recall: depth -> what was measured.
     """
 
     def __init__(
@@ -56,12 +52,11 @@ class FaissIndex(VectorIndex):
         refine: int = 4,
         sample: int = 256,
     ) -> None:
-        super().__init__(made_by)
+        super().__init__(Vectors(), made_by)
         if refine < 1 or sample < 1:
             raise ValueError(f"refine and sample must be at least 1, got {refine} and {sample}")
         self.factory = factory
         self.parameters = parameters
-        self.recall: dict[int, Recall] = {}
         self._refine = refine
         self._sample = sample
         self._index: Any = None
@@ -82,17 +77,19 @@ class FaissIndex(VectorIndex):
         if not len(self):
             raise DataError("the index is empty; add candidates first")
         try:
-            index = faiss.index_factory(self.dim or 0, self.factory, faiss.METRIC_INNER_PRODUCT)
+            index = faiss.index_factory(
+                self.held.dim or 0, self.factory, faiss.METRIC_INNER_PRODUCT
+            )
             if not index.is_trained:
                 index.train(self._training())
-            for _, block in self._blocks(_BLOCK):
+            for _, block in self.held.blocks(_BLOCK):
                 index.add(np.ascontiguousarray(block, dtype=np.float32))
             self._set_parameters(index)
         except RuntimeError as error:
             raise DataError(
                 f"faiss cannot make {self.factory!r} {self.parameters!r} of {len(self)} vectors of "
-                f"{self.dim} dimensions: {_last_line(error)}; PQ needs a divisor of the dimensions,"
-                " IVF fewer lists than vectors; parameters are such as nprobe=32"
+                f"{self.held.dim} dimensions: {_last_line(error)}; PQ needs a divisor of the "
+                "dimensions, IVF fewer lists than vectors; parameters are such as nprobe=32"
             ) from error
         self._index = index
 
@@ -109,7 +106,7 @@ class FaissIndex(VectorIndex):
             (folder / "index.json").unlink(missing_ok=True)
             partial.write_bytes(faiss.serialize_index(self._index).tobytes())
             partial.replace(target)
-            record = {"version": _VERSION, **self._belongs(), "sha256": _sha256(target)}
+            record = {"version": _VERSION, **self._belongs(), "sha256": sha256(target)}
             write_text(folder / "index.json", json.dumps(record, indent=1) + "\n")
         except OSError as error:
             raise StoreError(f"{folder}: cannot write the index: {error}") from error
@@ -129,7 +126,7 @@ class FaissIndex(VectorIndex):
                     f"{folder / 'index.json'}: version {version}, this package reads up to "
                     f"{_VERSION}; upgrade the package"
                 )
-            if _sha256(folder / "index.faiss") != digest:
+            if sha256(folder / "index.faiss") != digest:
                 raise StoreError(
                     f"{folder / 'index.faiss'}: wrong checksum; delete it and build again"
                 )
@@ -147,15 +144,12 @@ class FaissIndex(VectorIndex):
         self._set_parameters(self._index)
 
     def _belongs(self) -> dict[str, object]:
-        digest = hashlib.sha256()
-        for did in self.ids:
-            digest.update(did.encode() + b"\n")
         return {
             "made_by": self.made_by,
             "factory": self.factory,
             "size": len(self),
-            "dim": self.dim,
-            "ids": digest.hexdigest(),
+            "dim": self.held.dim,
+            "ids": self._digest(),
         }
 
     def _changed(self) -> None:
@@ -167,29 +161,26 @@ class FaissIndex(VectorIndex):
         lists = [int(n) for n in _numbers(self.factory)] or [256]
         wanted = min(len(self), _MOST_POINTS, max(_POINTS * max(*lists, 256), 65_536))
         rows = np.random.default_rng(0).choice(len(self), wanted, replace=False)
-        return np.ascontiguousarray(self._take(np.sort(rows)), dtype=np.float32)
+        return np.ascontiguousarray(self.held.take(np.sort(rows)), dtype=np.float32)
 
     def _set_parameters(self, index: Any) -> None:
         if self.parameters:
             space: Any = faiss.ParameterSpace()
             space.set_index_parameters(index, self.parameters)
 
-    def _find(self, vectors: Tensor, k: int) -> Found:
+    def _find(self, queries: Tensor, k: int) -> Found:
         self.build()
-        if not self.exact and k not in self.recall:
-            self.recall[k] = Recall("", k, 0, 0, 0, 0)  # the measurement itself searches
-            self.recall[k] = measure_recall(
-                self, vectors, k, f"{self.factory} {self.parameters}".strip(), self._sample
-            )
-            sys.stderr.write(f"{self.recall[k]}\n")
+        if not self.exact:
+            name = f"{self.factory} {self.parameters}".strip()
+            tell_recall(self, queries, k, name, self._sample)
         wide = min(k + _SPARE if self.exact else max(self._refine * k, k + _SPARE), len(self))
-        rows, raw = self._fetch(vectors, wide)
-        found = self._rank(rows, self._rescore(vectors, rows))
+        rows, raw = self._fetch(queries, wide)
+        found = self._rank(rows, self.held.rescore(queries, rows))
         if self.exact and wide < len(self):
-            for query in np.nonzero(may_tie(vectors, found, raw[:, -1], k))[0]:
-                one = vectors[query : query + 1]
+            for query in np.nonzero(may_tie(queries, found, raw[:, -1], k))[0]:
+                one = queries[query : query + 1]
                 rows, _ = self._fetch(one, len(self))
-                whole = self._rank(rows, self._rescore(one, rows))
+                whole = self._rank(rows, self.held.rescore(one, rows))
                 found.rows[query], found.scores[query] = (part[0, :wide] for part in whole)
         return Found(found.rows[:, :k], found.scores[:, :k])
 
@@ -207,7 +198,3 @@ def _numbers(factory: str) -> list[str]:
 
 def _last_line(error: Exception) -> str:
     return str(error).strip().splitlines()[-1]
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

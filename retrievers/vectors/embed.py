@@ -1,19 +1,20 @@
-"""Vectors of a plan's rows while a run lasts, kept in memory or in a folder."""
+"""Vectors of a plan's rows while a run lasts, in memory or in a folder; keys of their items."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, final
+from pathlib import Path
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from retrievers.vectors.embeddings.store import EmbeddingStore
-from retrievers.vectors.embeddings.writer import EmbeddingWriter
-from retrievers.vectors.index.base import VectorIndex
-from retrievers.vectors.index.choose import make_index
+from retrievers.vectors.index import Index, Vectors
+from retrievers.vectors.store import EmbeddingStore, EmbeddingWriter
 
 
 @final
@@ -113,7 +114,9 @@ class Embeddings:
             self._writer.finish(complete=whole)
         return int(self.done.sum()) + len(self.failed) == self._size
 
-    def add_to(self, index: VectorIndex, ids: Any, rows: Int[Tensor, " n"], made_by: str) -> None:
+    def add_to(
+        self, index: Index[Vectors], ids: Any, rows: Int[Tensor, " n"], made_by: str
+    ) -> None:
         """Add the vectors of some rows to an index, read where they lie.
 
         Args:
@@ -125,7 +128,7 @@ class Embeddings:
         if self._store is None:
             index.add(ids, self.vectors[rows], made_by)
         else:
-            index.add_source(ids, self._store, made_by, self._rows[rows.numpy()])
+            index.add(ids, self._store, made_by, self._rows[rows.numpy()])
 
     def _find(self) -> None:
         """Look up which rows the folder has."""
@@ -139,15 +142,42 @@ class Embeddings:
         self.degraded = [int(row) for row in np.nonzero(lame)[0]]
 
 
-def open_index(store: EmbeddingStore, kind: str = "exact", device: str = "auto") -> VectorIndex:
-    """An index over all current vectors of a store, read where they lie.
+class Content(NamedTuple):
+    """What an encoder sees of one item.
+
+    Attributes:
+        id: unique in its store.
+        text: as rendered by the view, instruction included; None if there is none.
+        image: path relative to the data root, or None.
+    """
+
+    id: str
+    text: str | None
+    image: str | None
+
+
+def item_keys(contents: Iterable[Content], root: Path) -> np.ndarray:
+    """BLAKE2b of id, text and picture; an array of 16-byte strings.
+
+    A picture counts by path, size and modification time, so that checking a pool reads no pixel;
+    a picture replaced by one of the same size and time, to the nanosecond, is not noticed.
 
     Args:
-        store: such as the ``corpus`` folder of ``python -m retrievers embed``.
-        kind: see :func:`retrievers.vectors.index.make_index`.
-        device: see there.
+        contents: the items.
+        root: data root.
     """
-    index = make_index(kind, store.made_by, device)
-    live = store.live
-    index.add_source(store.ids(live), store, store.made_by, live)
-    return index
+    return np.fromiter((_key(content, root) for content in contents), dtype="S16")
+
+
+def _key(content: Content, root: Path) -> bytes:
+    seen = (content.id, content.text, content.image and _picture(root, content.image))
+    packed = json.dumps(seen).encode()
+    return hashlib.blake2b(packed, digest_size=16).digest()
+
+
+def _picture(root: Path, path: str) -> tuple[str, int, int]:
+    try:
+        status = (root / path).stat()
+    except (OSError, ValueError):  # said by whoever opens it
+        return path, -1, -1
+    return path, status.st_size, status.st_mtime_ns
