@@ -11,7 +11,7 @@ import re
 from dataclasses import replace
 from typing import NamedTuple
 
-from augment.checks.tokens import MARKS
+from augment.data.tokens import MARKS
 from augment.errors import DataError
 from augment.prompts import Prompt
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from augment.data import DataRoot, TextRule
 from augment.errors import DataError
+from augment.files import digest
 from augment.records import Hit, Run
-from augment.store.keys import digest
 from retrievers.data.plan import EvalTask, Plan, plan_test
 from retrievers.data.texts import TextRecipe, ViewConfig, check_untrained
 from retrievers.evaluation.protocol import PositiveConfig

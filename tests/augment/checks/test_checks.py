@@ -9,11 +9,8 @@ from PIL import Image
 
 from augment import queries
 from augment.checks import Forbidden, Limits, check, clean, clean_steps, judge
-from augment.checks.keeping import added, answered, lost_negations, lost_numbers
-from augment.checks.language import foreign
-from augment.checks.leak import leaks
-from augment.checks.positives import Positives
-from augment.checks.wording import compression, filler, repetition
+from augment.checks.rewrite import Positives, added, answered, leaks, lost_negations, lost_numbers
+from augment.checks.text import compression, filler, foreign, repetition
 from augment.data import write_candidates, write_queries
 from augment.enrichment import pipeline as cli
 from augment.prompts import load_prompt

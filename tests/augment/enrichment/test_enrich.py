@@ -377,7 +377,7 @@ def test_pictures_are_read_once_over_all_runs(root, monkeypatch):
     run(jobs, root)
     read = []
     monkeypatch.setattr(
-        "augment.data.pictures.content_hash",
+        "augment.data.images.content_hash",
         lambda *args: read.append(args[1]) or content_hash(*args),
     )
     assert run(jobs, root).cached == 3

@@ -4,7 +4,7 @@ import pytest
 
 from augment import corpus
 from augment.checks import judge
-from augment.checks.tokens import clip_token_counter
+from augment.data.tokens import clip_token_counter
 from augment.enrichment.pipeline import Options
 from augment.errors import DataError
 from augment.prompts import load_prompt
