@@ -2,7 +2,7 @@
 
 ========= =====================================================================================
 vlm       the describing model, or the store that was given; ``modification_prompt`` replaces the
-          prompt of requests to change a picture (rar_modification withholds the picture)
+          prompt of requests to change a picture (rar/modification withholds the picture)
 oracle    read off Flagland's scene graphs
 clauses   the same words with a sentence for every part, so that lengths and samples of sentences
           mean something for texts of one sentence

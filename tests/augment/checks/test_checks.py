@@ -18,7 +18,7 @@ from augment.records import Item, Query, Reply
 from augment.store import Store
 from augment.views import open_view
 
-CAPTION, QUESTION = load_prompt("rar_corpus"), load_prompt("rar_question")
+CAPTION, QUESTION = load_prompt("rar/corpus"), load_prompt("rar/question")
 PROSE = "A red brick church with two towers stands by the river, a stone bridge leads to its door."
 
 

@@ -24,7 +24,7 @@ from augment.store import Store
 from augment.store.keys import Recipe, text_key
 from augment.store.wal import decode
 
-CORPUS, HIDDEN = load_prompt("rar_corpus"), load_prompt("rar_modification")
+CORPUS, HIDDEN = load_prompt("rar/corpus"), load_prompt("rar/modification")
 
 
 @pytest.fixture
