@@ -18,8 +18,7 @@ from augment.engines import Engine
 from augment.enrichment import pipeline as cli
 from augment.enrichment import trial
 from augment.enrichment.enrich import Job, Summary
-from augment.prompts import Prompt, load_prompt
-from augment.prompts.budget import within
+from augment.prompts import Prompt, load_prompt, within
 from augment.prompts.route import CORPUS_PROMPT
 from augment.records import Item
 

@@ -175,6 +175,12 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def digest(value: object) -> str:
+    """SHA-256 in hex over the canonical JSON of ``value`` (sorted keys, no spaces, UTF-8)."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
     """A file opened for reading bytes.

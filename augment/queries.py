@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from augment.checks.positives import Positives
+from augment.checks.rewrite import Positives
 from augment.data import DataRoot
 from augment.data.pools import open_candidates, open_queries
 from augment.engines import Engine

@@ -16,12 +16,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
-from augment.checks.judging import said
+from augment.checks import said
 from augment.checks.lengths import LENGTHS, Length, derive
 from augment.errors import DataError
+from augment.files import digest
 from augment.records import Enrichment, Item, Side, View
 from augment.store import Store
-from augment.store.keys import digest
 
 VIEWS: tuple[View, ...] = ("raw", "append", "replace")
 
@@ -56,7 +56,7 @@ class TextView:
         recipe: how the generated texts were made, JSON-serialisable; empty for raw.
         length: which length of a generated text is shown (see :mod:`augment.checks.lengths`).
         checks: what generated texts were judged under, where it differs from
-            :data:`augment.checks.judging.UNSAID`: refused texts are not shown. Several, where the texts
+            :data:`augment.checks.UNSAID`: refused texts are not shown. Several, where the texts
             may have been judged under several.
     """
 

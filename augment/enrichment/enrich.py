@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import final
 
 from augment.checks import DEFAULT_LIMITS, Limits, Verdict
-from augment.checks.judging import Judge
 from augment.engines import Ask, Engine, Pause
 from augment.enrichment.account import Account
 from augment.enrichment.jobs import SET_ASIDE, Group, Job, Retry
+from augment.enrichment.judging import Judge
 from augment.enrichment.plan import AHEAD, Plan, Planned
 from augment.enrichment.progress import Progress
 from augment.enrichment.summary import Summary, reason_class

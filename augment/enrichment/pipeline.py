@@ -13,8 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from augment.checks import DEFAULT_LIMITS, Limits
-from augment.checks.judging import checks_of
+from augment.checks import DEFAULT_LIMITS, Limits, checks_of
 from augment.engines import Engine, EngineOptions, make_engine
 from augment.enrichment.enrich import Job, Retry, Summary, enrich
 from augment.enrichment.progress import Progress

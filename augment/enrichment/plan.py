@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, final
 
-from augment.data.pictures import PictureHashes
+from augment.data.images import PictureHashes
 from augment.engines import Engine
 from augment.enrichment.jobs import Group, Job
 from augment.errors import DataError, ImageError
@@ -72,7 +72,7 @@ class Plan(Iterator[Planned]):
         self._engine = engine
         self._recipe = recipe
         self._store = store
-        self._pictures = PictureHashes(root, store)
+        self._pictures = PictureHashes(root, store.picture)
         #: Seeds of greedy decoding that earlier versions made part of the keys of this store.
         self._seeds = sorted(
             {

@@ -2,6 +2,7 @@
 
 RAR (2602.07125) sorts queries into question, modification and image-only, and leaves text alone. A
 query's M-BEIR task decides where it is known; otherwise the wording does, and the reason says so.
+The only definition of the kind of a query: evaluation slices its queries by the same.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from augment.records import Item, Query
 Kind = Literal["text", "image", "question", "modification"]
 
 #: Kind of query -> prompt; None leaves it alone. RAR withholds the picture from the rewriter of
-#: modifications (prompt ``rar_modification``); showing it is our default.
+#: modifications (prompt ``rar/modification``); showing it is our default.
 QUERY_PROMPTS: Mapping[Kind, str | None] = {
-    "image": "rar_image_query",
-    "question": "rar_question",
-    "modification": "rar_modification_shown",
+    "image": "rar/image_query",
+    "question": "rar/question",
+    "modification": "rar/modification_shown",
     "text": None,
 }
 
 #: Prompt of every candidate with a picture.
-CORPUS_PROMPT = "rar_corpus"
+CORPUS_PROMPT = "rar/corpus"
 
 #: M-BEIR task codes of composed queries: 6 and 8 ask about the picture, 7 changes it.
 _TASK_KINDS: Mapping[int | None, Kind] = {6: "question", 7: "modification", 8: "question"}
@@ -57,11 +58,17 @@ def classify(query: Query) -> Routing:
         return Routing("image", "picture only")
     if query.task in _TASK_KINDS:
         return Routing(_TASK_KINDS[query.task], f"task {query.task}")
-    if text.endswith("?"):
-        return Routing("question", "ends in a question mark")
-    if _QUESTION.match(text):
-        return Routing("question", "begins like a question")
-    return Routing("modification", "is not worded as a question")
+    worded = worded_as_question(text)
+    return Routing(
+        "question" if worded else "modification", worded or "is not worded as a question"
+    )
+
+
+def worded_as_question(text: str) -> str:
+    """How a text shows that it asks something; empty if it does not."""
+    if text.rstrip().endswith("?"):
+        return "ends in a question mark"
+    return "begins like a question" if _QUESTION.match(text.lstrip()) else ""
 
 
 def route(query: Query, prompts: Mapping[Kind, str | None] = QUERY_PROMPTS) -> str | None:

@@ -38,7 +38,7 @@ class Scope:
         shard: ``i/n``, counted from 0; empty takes all.
         retry: reasons of the failures and refusals that were tried again; empty otherwise.
         root: the data.
-        checks: what was refused; see :func:`augment.checks.judging.checks_of`. Empty where older versions
+        checks: what was refused; see :func:`augment.checks.checks_of`. Empty where older versions
             ran.
     """
 

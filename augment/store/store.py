@@ -236,7 +236,7 @@ class Store:
         """Remember a picture's hash.
 
         Args:
-            name: stands for the file and its state (see :mod:`augment.data.pictures`).
+            name: stands for the file and its state (see :mod:`augment.data.images`).
             sha256: in hex.
         """
         self._writer.write({"kind": "picture", "picture": name, "sha256": sha256})

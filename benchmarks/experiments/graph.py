@@ -23,8 +23,7 @@ from typing import Any, NamedTuple, final
 
 from filelock import FileLock
 
-from augment.files import write_text
-from augment.store.keys import digest
+from augment.files import digest, write_text
 from retrievers.training.provenance import source_commit
 
 #: Part of every fingerprint; raised when a step's work changes what it makes.

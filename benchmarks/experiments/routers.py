@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from augment.errors import DataError
+from augment.files import digest
 from augment.records import Hit, Item, Side
-from augment.store.keys import digest
 from retrievers.evaluation.run import read_table
 
 #: Hits of a query that count as its rivals.

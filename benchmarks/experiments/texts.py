@@ -2,7 +2,7 @@
 
 ========= =====================================================================================
 vlm       the describing model, or the store that was given; ``modification_prompt`` replaces the
-          prompt of requests to change a picture (rar_modification withholds the picture)
+          prompt of requests to change a picture (rar/modification withholds the picture)
 oracle    read off Flagland's scene graphs
 clauses   the same words with a sentence for every part, so that lengths and samples of sentences
           mean something for texts of one sentence
@@ -33,12 +33,12 @@ from augment.data.pools import open_candidates, open_queries
 from augment.enrichment.enrich import Summary
 from augment.enrichment.pipeline import Options
 from augment.errors import DataError
-from augment.files import write_text
+from augment.files import digest, write_text
 from augment.prompts import load_prompt
 from augment.prompts.route import CORPUS_PROMPT, QUERY_PROMPTS, Kind
 from augment.records import Enrichment, Item, Side
 from augment.store import Scope, Store
-from augment.store.keys import Recipe, digest
+from augment.store.keys import Recipe
 from augment.store.merge import merge
 from benchmarks.experiments import noise
 from benchmarks.experiments.graph import Step

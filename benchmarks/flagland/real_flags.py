@@ -89,7 +89,7 @@ def main() -> None:
     root = DataRoot(args.root)
     flags = pictures_and_texts(root)
     engine = make_engine(args.model, root=args.root, batch_size=64)
-    prompt = load_prompt("rar_image_query")
+    prompt = load_prompt("rar/image_query")
     items = [Item(did, None, image, "image") for image, did, _ in flags]
     replies = list(
         engine.generate([prompt.render(i) for i in items], Sampling(prompt.max_new_tokens))

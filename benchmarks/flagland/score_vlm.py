@@ -142,7 +142,7 @@ class Scorer:
                 Item(f"0:{country.index + 1}", text, path, "image,text" if entries else "image")
             )
         counts = FactCounts()
-        replies = self.ask("rar_corpus" if entries else "rar_image_query", items)
+        replies = self.ask("rar/corpus" if entries else "rar/image_query", items)
         for country, reply in zip(countries, replies, strict=True):
             counts.add(language.parse(reply.text), country.flag.facts())
         return counts
@@ -180,7 +180,7 @@ def score_questions(
         path = scorer.draw(str(country.index), country.flag, width, photo)
         items.append(Item(f"0:{country.index + 1}", asked, path, "image,text"))
         frames.append(frame)
-    replies = scorer.ask("rar_question", items)
+    replies = scorer.ask("rar/question", items)
     judged = zip(replies, frames, countries, strict=True)
     return _shares([judge_question(reply.text, frame, c) for reply, frame, c in judged])
 
@@ -197,7 +197,7 @@ def score_modifications(
         path = scorer.draw(str(country.index), country.flag, width, photo)
         items.append(Item(f"0:{country.index + 1}", request, path, "image,text"))
         wanted.append((language.constraint(country.flag, edit), twin, country.flag))
-    prompt = "rar_modification_shown" if shown else "rar_modification"
+    prompt = "rar/modification_shown" if shown else "rar/modification"
     rows = []
     for reply, (words, twin, before) in zip(scorer.ask(prompt, items), wanted, strict=True):
         said = language.parse(reply.text)

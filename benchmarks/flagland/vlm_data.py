@@ -19,30 +19,30 @@ from benchmarks.flagland.grammar import Flag
 
 #: job -> share of a batch after the warm-up, in which only pictures are described.
 JOBS = {
-    "rar_image_query": 0.36,
-    "rar_corpus": 0.2,
-    "rar_question": 0.2,
-    "rar_modification_shown": 0.17,
-    "rar_modification": 0.07,
+    "rar/image_query": 0.36,
+    "rar/corpus": 0.2,
+    "rar/question": 0.2,
+    "rar/modification_shown": 0.17,
+    "rar/modification": 0.07,
 }
 
 
 def job(name: str, flag: Flag, rng: random.Random, names: Any) -> tuple[str | None, str]:
     """The item's text and the wanted answer for one prompt."""
-    if name == "rar_image_query":
+    if name == "rar/image_query":
         return None, language.caption(flag)
-    if name == "rar_corpus":
+    if name == "rar/corpus":
         roll = rng.random()
         country = next(names)
         text = atlas.entry(country) if roll < 0.35 else f"The flag of {country.name}."
         return (None if roll > 0.75 else text), language.caption(flag)
-    if name == "rar_question":
+    if name == "rar/question":
         fact = rng.choice(list(language.QUESTIONS))
         asked, frame = language.question(rng, fact, rng.choice(language.REFERENCES))
         return asked, language.resolved(frame, flag)
     edit, twin = random_edit(rng, flag)
     request = language.modification_request(rng, flag, edit)
-    if name == "rar_modification":
+    if name == "rar/modification":
         return request, language.constraint(flag, edit)
     return request, language.caption(twin)
 
@@ -139,7 +139,7 @@ class Batches:
         """The batches of one step, one prompt each; the same step gives the same batches."""
         rng = random.Random(f"{self.seed}-{step}")
         if warm:
-            return [self._draw(rng, "rar_image_query", size)]
+            return [self._draw(rng, "rar/image_query", size)]
         return [self._draw(rng, name, round(share * size)) for name, share in JOBS.items()]
 
     def _draw(self, rng: random.Random, name: str, size: int) -> dict[str, Any]:

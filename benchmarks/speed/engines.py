@@ -106,7 +106,7 @@ def ours(engine: HFEngine, requests: Sequence[Request], sampling: Sampling) -> l
 
 def whole(engine: HFEngine, root: Path, items: Sequence[Item]) -> list[str]:
     """All of an enrichment, into a store of its own."""
-    prompt = load_prompt("rar_corpus")
+    prompt = load_prompt("rar/corpus")
     with tempfile.TemporaryDirectory() as folder:
         options = Options(model="flagland-vlm", batch_size=BATCH)
         jobs = [Job(item, prompt, "picture") for item in items]
@@ -223,7 +223,7 @@ def report(count: int, rounds: int, feed_count: int) -> str:
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         items = world(root, count)
-        prompt = load_prompt("rar_corpus")
+        prompt = load_prompt("rar/corpus")
         requests = [prompt.render(item) for item in items]
         sampling = Sampling(prompt.max_new_tokens)
         engine = HFEngine("flagland-vlm", root=root, batch_size=BATCH, device="cpu")

@@ -22,9 +22,10 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from augment.files import digest
 from augment.records import Enrichment, Sampling
 from augment.store import Scope, Store
-from augment.store.keys import Recipe, digest
+from augment.store.keys import Recipe
 from benchmarks.speed.machine import machine
 
 MIB = 1 << 20

@@ -15,8 +15,8 @@ from benchmarks.flagland import atlas, language
 from benchmarks.flagland.atlas import Country
 from benchmarks.flagland.edits import random_edit
 
-CAPTION, QUESTION = load_prompt("rar_corpus"), load_prompt("rar_question")
-CHANGE = load_prompt("rar_modification")
+CAPTION, QUESTION = load_prompt("rar/corpus"), load_prompt("rar/question")
+CHANGE = load_prompt("rar/modification")
 
 #: Words of Flagland's descriptions in other languages; ``-`` where there is none.
 LANGUAGES = ("de", "fr", "es", "ru")

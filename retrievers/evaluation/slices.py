@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable
 
+from augment.prompts.route import classify, worded_as_question
 from augment.records import Query
 
 #: Upper bounds of the number of words, and the name of what is longer.
 _LENGTHS = ((5, "1 to 5 words"), (15, "6 to 15 words"), (40, "16 to 40 words"))
-_QUESTION = re.compile(
-    r"\s*(what|which|who|whom|whose|where|when|why|how|is|are|was|were|do|does|did|can|could)\b",
-    re.IGNORECASE,
-)
 
 
 def length_of(query: Query) -> str:
@@ -25,12 +21,12 @@ def length_of(query: Query) -> str:
 
 def kind_of(query: Query) -> str:
     """What is asked: a question, a change to a picture, a description, or a picture alone."""
-    text = (query.item.text or "").strip()
-    if not text:
+    kind = classify(query).kind
+    if kind == "image" or not (query.item.text or "").strip():
         return "picture alone"
-    if text.endswith("?") or _QUESTION.match(text):
-        return "question"
-    return "modification" if query.item.image is not None else "description"
+    if kind != "text":
+        return kind
+    return "question" if worded_as_question(query.item.text or "") else "description"
 
 
 def slices_of(queries: Iterable[Query], wanted: Collection[str]) -> dict[str, list[str]]:

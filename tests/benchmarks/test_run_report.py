@@ -83,7 +83,7 @@ def test_the_page_escapes_and_describes(made):
     assert any(image["alt"].startswith("A green square number") for image in page.images)
     words = " ".join(" ".join(page.words).split())
     assert "picture corrupt" in words
-    assert "rar_corpus@" in words
+    assert "rar/corpus@" in words
     assert "24 queries, local pools, success@1" in words
 
 

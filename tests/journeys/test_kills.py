@@ -57,7 +57,7 @@ def _work(root, store, model, options):
     options = cli.Options(model=model, **options)
 
     def work(dead):
-        plan = corpus.plan(root, (), "rar_corpus")
+        plan = corpus.plan(root, (), "rar/corpus")
         return cli.carry_out(plan, root, store, options, seen_dead=dead).exit_code
 
     sys.exit(supervise(work, store))

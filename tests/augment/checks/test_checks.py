@@ -9,11 +9,8 @@ from PIL import Image
 
 from augment import queries
 from augment.checks import Forbidden, Limits, check, clean, clean_steps, judge
-from augment.checks.keeping import added, answered, lost_negations, lost_numbers
-from augment.checks.language import foreign
-from augment.checks.leak import leaks
-from augment.checks.positives import Positives
-from augment.checks.wording import compression, filler, repetition
+from augment.checks.rewrite import Positives, added, answered, leaks, lost_negations, lost_numbers
+from augment.checks.text import compression, filler, foreign, repetition
 from augment.data import write_candidates, write_queries
 from augment.enrichment import pipeline as cli
 from augment.prompts import load_prompt
@@ -21,7 +18,7 @@ from augment.records import Item, Query, Reply
 from augment.store import Store
 from augment.views import open_view
 
-CAPTION, QUESTION = load_prompt("rar_corpus"), load_prompt("rar_question")
+CAPTION, QUESTION = load_prompt("rar/corpus"), load_prompt("rar/question")
 PROSE = "A red brick church with two towers stands by the river, a stone bridge leads to its door."
 
 

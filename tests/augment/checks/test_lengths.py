@@ -26,11 +26,11 @@ WANTED = {
 GOOD = json.dumps({**WANTED, "sentences": ["A red flag.", "It has two stars."]})
 #: Of the prompts that the packaged model was trained on.
 HASHES = {
-    "rar_corpus": "a0582de92515",
-    "rar_image_query": "bb0f28ed5ade",
-    "rar_modification": "187e327ea37f",
-    "rar_modification_shown": "9b7f2e515894",
-    "rar_question": "309be847fd0e",
+    "rar/corpus": "a0582de92515",
+    "rar/image_query": "bb0f28ed5ade",
+    "rar/modification": "187e327ea37f",
+    "rar/modification_shown": "9b7f2e515894",
+    "rar/question": "309be847fd0e",
 }
 LISTED = '"sentences": ["A red flag.", "It has two stars."]'
 
@@ -103,7 +103,7 @@ def test_derived_lengths():
 
 
 def test_a_verdict_judges_the_dense_text_and_mends_the_others():
-    prompt = load_prompt("corpus_lengths")
+    prompt = load_prompt("rar/corpus_lengths")
     verdict = judge(Reply(GOOD), prompt)
     assert (verdict.text, verdict.rejected) == (WANTED["dense"], "")
     assert verdict.lengths == WANTED
@@ -123,7 +123,7 @@ def test_views_choose_a_length(tmp_path):
     write_candidates(root / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl", [item])
     (tmp_path / "a.json").write_text(json.dumps([f"```json\n{GOOD}\n```"]))
     options = cli.Options(model=f"scripted:{tmp_path / 'a.json'}")
-    corpus.run(root, tmp_path / "s", prompt="corpus_lengths", options=options)
+    corpus.run(root, tmp_path / "s", prompt="rar/corpus_lengths", options=options)
     (stored,) = Store(tmp_path / "s")
     assert (stored.lengths, stored.checks["derived_lengths"]) == (WANTED, 0)
     views = {n: open_view("corpus", "replace", tmp_path / "s", length=n) for n in LENGTHS}

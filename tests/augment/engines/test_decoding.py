@@ -33,7 +33,7 @@ def engine(request, pictures, tmp_path_factory):
 
 
 def captions(pictures):
-    prompt = load_prompt("rar_corpus")
+    prompt = load_prompt("rar/corpus")
     return [
         prompt.render(Item(f"1:{n}", TEXTS[n % 3] if n % 2 else None, f"{n}.png", "image"))
         for n in range(len(SIZES))

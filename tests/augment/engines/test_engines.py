@@ -46,7 +46,7 @@ def tiny(tmp_path_factory):
 
 
 def requests(pictures):
-    prompt = load_prompt("rar_corpus")
+    prompt = load_prompt("rar/corpus")
     items = [Item(f"1:{n}", TEXTS[n % 4], f"{n}.png", "image") for n in range(len(SIZES))]
     shown = [prompt.render(item) for item in items]
     return [*shown, Request("1:99", "You refine search queries.", "no picture here")]

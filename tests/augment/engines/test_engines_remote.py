@@ -437,7 +437,7 @@ def test_a_real_server_transformers_serve(tmp_path):
     from benchmarks.flagland import atlas
     from benchmarks.flagland.render import draw_flat
 
-    prompt, requests = load_prompt("rar_corpus"), []
+    prompt, requests = load_prompt("rar/corpus"), []
     for n, country in enumerate(islice(atlas.countries(5), 4)):
         # In the model's own limits and multiples, so that nobody resizes.
         draw_flat(country.flag, 160, random.Random(n)).resize((160, 96)).save(tmp_path / f"{n}.png")

@@ -149,13 +149,13 @@ def test_queries_are_routed_and_text_is_left_alone(root, capsys):
     store = Store(root.parent / "store")
     used = {item: t.prompt.partition("@")[0] for item, t in store.texts("query").items()}
     assert used == {
-        "3:1": "rar_image_query",
-        "3:2": "rar_question",
-        "3:3": "rar_modification_shown",
+        "3:1": "rar/image_query",
+        "3:2": "rar/question",
+        "3:3": "rar/modification_shown",
     }
     before = texts(root, "query")
     first = store.recipe("query").id
-    assert command(queries, root, "--modification-prompt", "rar_modification") == 0
+    assert command(queries, root, "--modification-prompt", "rar/modification") == 0
     with pytest.raises(StoreError, match="2 query recipes"):
         texts(root, "query")
     (second,) = {recipe.id for recipe in store.recipes("query")} - {first}
@@ -166,7 +166,7 @@ def test_queries_are_routed_and_text_is_left_alone(root, capsys):
 
 
 def test_a_changed_prompt_file_regenerates_only_its_own(root, tmp_path, capsys):
-    source = (HOME / "augment/prompts/rar_question.md").read_text()
+    source = (HOME / "augment/prompts/rar/question.md").read_text()
     mine = tmp_path / "mine.md"
     mine.write_text(source)
     command(queries, root, "--question-prompt", str(mine))
@@ -185,7 +185,7 @@ def test_limit_and_config_file(root, tmp_path, capsys):
     with pytest.raises(SystemExit):
         corpus.command(program("corpus", root, "--limit", "9", "--print_config")[3:])
     printed = yaml.safe_load(capsys.readouterr().out)
-    assert (printed["limit"], printed["prompt"]) == (9, "rar_corpus")
+    assert (printed["limit"], printed["prompt"]) == (9, "rar/corpus")
 
 
 @pytest.mark.parametrize(
@@ -267,4 +267,4 @@ def test_export_is_a_plain_root(root, tmp_path, capsys, images):
 def test_the_default_prompt_is_the_packaged_one(root):
     corpus.run(root, root.parent / "store", options=cli.Options(model="scripted:", limit=2))
     recipe = Store(root.parent / "store").recipe("corpus")
-    assert recipe.prompts == {"rar_corpus": load_prompt("rar_corpus").id}
+    assert recipe.prompts == {"rar/corpus": load_prompt("rar/corpus").id}

@@ -24,7 +24,7 @@ from augment.store import Store
 from augment.store.keys import Recipe, text_key
 from augment.store.wal import decode
 
-CORPUS, HIDDEN = load_prompt("rar_corpus"), load_prompt("rar_modification")
+CORPUS, HIDDEN = load_prompt("rar/corpus"), load_prompt("rar/modification")
 
 
 @pytest.fixture
@@ -377,7 +377,7 @@ def test_pictures_are_read_once_over_all_runs(root, monkeypatch):
     run(jobs, root)
     read = []
     monkeypatch.setattr(
-        "augment.data.pictures.content_hash",
+        "augment.data.images.content_hash",
         lambda *args: read.append(args[1]) or content_hash(*args),
     )
     assert run(jobs, root).cached == 3

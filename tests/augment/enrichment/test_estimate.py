@@ -15,7 +15,7 @@ from augment.records import Enrichment, Item, Reply, Sampling
 from augment.store import Store
 from augment.store.keys import Recipe
 
-PROMPT = load_prompt("rar_corpus")
+PROMPT = load_prompt("rar/corpus")
 
 
 @pytest.fixture

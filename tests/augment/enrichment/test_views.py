@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from augment import corpus
-from augment.checks import Limits
-from augment.checks.judging import UNSAID, checks_of
+from augment.checks import UNSAID, Limits, checks_of
 from augment.data import write_candidates
 from augment.enrichment import pipeline as cli
 from augment.errors import DataError, StoreError
+from augment.files import digest
 from augment.records import Enrichment, Item, Sampling
 from augment.store import Scope, Store
-from augment.store.keys import Recipe, digest
+from augment.store.keys import Recipe
 from augment.views import open_view, render
 
 RECIPE = Recipe("corpus", {"p": "p@1"}, "m", "r", {"p": Sampling()}, {"image": "p"})

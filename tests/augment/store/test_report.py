@@ -285,8 +285,8 @@ def test_the_card_of_an_export_tells_what_was_written(made, tmp_path):
     accepted = sum(not text.rejected for text in Store(store).texts("corpus").values())
     assert f"| candidates | append | {ITEMS} | {accepted} (90.0 %) | 2 |" in card
     assert "| queries | replace | 2 | 1 (50.0 %) | 0 |" in card
-    for fact in (recipe.id, recipe.revision, recipe.prompts["rar_corpus"], "refusal 1", "empty 1"):
+    for fact in (recipe.id, recipe.revision, recipe.prompts["rar/corpus"], "refusal 1", "empty 1"):
         assert fact in card
-    assert load_prompt("rar_corpus").system in card
+    assert load_prompt("rar/corpus").system in card
     assert yaml.safe_load(card.split("---")[1])["tags"][-1] == "synthetic-text"
     assert (out / "LICENSE-pictures").read_text() == "CC0"
