@@ -65,12 +65,12 @@ demo: $(STAMP) ## enrich, retrain, compare: the table of the README, in ./demo
 	$(BIN)/python -m benchmarks.demo --out demo
 
 results: $(STAMP) ## all experiments, three seeds (over an hour): benchmarks/results/rar
-	$(BIN)/python -m benchmarks.experiments --experiment all --out runs/rar
+	$(BIN)/python -m benchmarks.experiments benchmarks/rar/*.yaml --out runs/rar
 	mkdir -p benchmarks/results/rar
 	cp runs/rar/results/* benchmarks/results/rar/
 
 notebooks: $(STAMP) ## run the notebooks in place, on benchmarks/results/rar or a small run
-	$(BIN)/python -m benchmarks.experiments.execute notebooks/*.ipynb
+	$(BIN)/python -m benchmarks.experiments.notebooks notebooks/*/*.ipynb
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) .venv-latest .venv-lowest demo runs .pytest_cache .mypy_cache .ruff_cache

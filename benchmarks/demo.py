@@ -1,27 +1,26 @@
 """The main job end to end on a small Flagland; at most ten minutes on two CPU cores.
 
 ``python -m benchmarks.demo --out demo`` (or ``make demo``): the arms of ``DEMO``, run by
-:mod:`benchmarks.experiments`. ``--root`` takes any other M-BEIR root instead.
+:mod:`benchmarks.experiments`. ``--root`` takes any other M-BEIR root instead; published data has
+items that cannot be used: ``--tolerate`` goes on without them. The packaged model knows flags
+only: on other pictures its texts are out of their depth, and what is shown is that the path holds.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from augment.errors import ToolkitError
-from augment.files import write_text
-from benchmarks.experiments import graph, plots, results, spec
-from benchmarks.experiments.build import Builder, Setup, digest_root, make_world
-from benchmarks.experiments.results import Reader
-from benchmarks.experiments.texts import Enriching
-from benchmarks.report import write_report
+
+if TYPE_CHECKING:
+    from benchmarks.experiments.results import ArmReader
 
 #: Two retrievers, each trained on what it is shown, and between them the distribution shift that
 #: RAR warns of: trained on raw text and shown enriched text.
@@ -46,6 +45,8 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__)
     made.add_argument("--out", type=Path, default=Path("demo"), help="folder of everything")
     made.add_argument("--root", type=Path, help="M-BEIR root; none: a Flagland is made")
+    made.add_argument("--tolerate", action="store_true",
+                      help="skip pictures and items that cannot be used")  # fmt: skip
     made.add_argument("--countries", type=int, default=600, help="of that Flagland")
     made.add_argument("--seed", type=int, default=1, help="of the world and both trainings")
     made.add_argument("--steps", type=int, default=60, help="optimiser steps of each training")
@@ -56,42 +57,48 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def read(args: argparse.Namespace, root: Path, *, tolerate: bool = False) -> Reader:
-    """The demo's arms on a root.
-
-    Args:
-        args: as :func:`parser` has them.
-        root: M-BEIR root.
-        tolerate: go on when single items could not be enriched, and skip pictures that cannot be
-            read; published data has such.
+def read(args: argparse.Namespace) -> ArmReader:
+    """The demo's arms on the root that arguments name; the Flagland is made if none is.
 
     Raises:
         DataError: if the root cannot be used.
     """
+    from benchmarks.experiments import spec
+    from benchmarks.experiments.build import Builder, Setup
+    from benchmarks.experiments.results import ArmReader
+    from benchmarks.experiments.roots import digest_root, make_world
+    from benchmarks.experiments.texts import Enriching
+
+    root = args.root
+    if root is None:
+        root = args.out / "world"
+        print(f"== world: {args.countries} countries, seed {args.seed}", flush=True)
+        make_world(root, args.countries, args.seed, args.threads)
     oracle = args.model == "oracle"
     experiment = spec.parse({**DEMO, "shown": {"enriched": _ORACLE_VIEWS}} if oracle else DEMO)
-    enriching = Enriching(
-        root, digest_root(root), None, "flagland-vlm" if oracle else args.model, args.threads,
-        tolerate,
-    )  # fmt: skip
+    model = "flagland-vlm" if oracle else args.model
+    enriching = Enriching(root, digest_root(root), None, model, args.threads, args.tolerate)
     setup = Setup(
         enriching, steps=args.steps, batch_size=args.batch_size, seeds=(args.seed,),
-        fit=("--data.on_bad_image=skip",) if tolerate else (),
+        fit=("data.on_bad_image=skip",) if args.tolerate else (),
     )  # fmt: skip
-    return Reader(Builder(experiment, setup), args.out, args.metric)
+    return ArmReader(Builder(experiment, setup), args.out, args.metric)
 
 
-def run(reader: Reader, started: float) -> None:
-    """Do what is not done, print the table, write ``table.md``, ``chart.png`` and ``report.html``.
+def run(reader: ArmReader) -> str:
+    """Do what is not done, write ``demo.json``, ``table.md``, ``chart.png`` and ``report.html``.
 
-    Args:
-        reader: of the demo's arms.
-        started: ``time.monotonic()`` when the command began.
+    Returns:
+        The table, with notes.
 
     Raises:
         ToolkitError: if a step fails.
         SystemExit: likewise, where a command of the toolkit has printed why.
     """
+    from augment.files import write_text
+    from benchmarks.experiments import graph, plots, results
+    from benchmarks.report.page import write_report
+
     out = reader.out
     graph.run(reader.steps(), out)
     value = results.collect(reader)
@@ -108,30 +115,25 @@ def run(reader: Reader, started: float) -> None:
     ]
     table = tables["local"].table()
     write_text(out / "table.md", table + "\n")
-    shutil.move(plots.save_tasks(value, ("raw", "enriched"), out), out / "chart.png")
+    plots.write(plots.tasks(value, ("raw", "enriched")), out / "chart.png")
     folders = [reader.folders(name)[0] for name in ("raw", "enriched")]
     write_report(
         folders[0], folders[1], out / "report.html", names=("raw", "enriched"),
-        metric=reader.metric, notes=notes, seed=reader.builder.setup.seeds[0],
+        metric=reader.metric, notes=notes, seed=reader.seeds[0],
     )  # fmt: skip
-    print(table, *notes, sep="\n")
-    print(f"{time.monotonic() - started:.0f} s in all; report: {out / 'report.html'}")
+    return "\n".join([table, *notes])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse and run; the exit status."""
     args, started = parser().parse_args(arguments), time.monotonic()
     try:
-        if args.root is None:
-            root = args.out / "world"
-            print(f"== world: {args.countries} countries, seed {args.seed}", flush=True)
-            make_world(root, args.countries, args.seed, args.threads)
-        else:
-            root = args.root
-        run(read(args, root), started)
+        print(run(read(args)))
     except ToolkitError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    report = args.out / "report.html"
+    print(f"{time.monotonic() - started:.0f} s in all; report: {report}")
     return 0
 
 

@@ -1,15 +1,15 @@
-"""``python -m benchmarks.experiments``: what enrichment buys, where and why.
+"""``python -m benchmarks.experiments [EXPERIMENT ...]``: what enrichment buys, where and why.
 
-Without ``--experiment``: training view x query view x corpus view (raw or enriched each) on any
-M-BEIR root, with any store of texts and any retriever config. With one: the named experiment of
-``benchmarks/experiments``, or ``all`` of them.
+Without an experiment: training view x query view x corpus view (raw or enriched each) on any M-BEIR
+root, with any store of texts and any retriever config. With some: files
+(``benchmarks/rar/*.yaml``), folders (``rar``) or names.
 
-``--experiment all`` with three seeds on the Flagland of 600 countries is 57 trainings of 50 steps
-(those with twice the steps count as two: 60), 120 tests and 30 other steps, which the eight
-experiments share. One core took 2.0 s for a step of 128 pairs and 16 s for a test; by the rates of
-:data:`benchmarks.experiments.graph.RATES` (two cores: 1.05 s and 9 s) that is 60 x 52 s + 120 x 9 s +
-3 min, about 75 minutes. ``--dry-run`` estimates again from what was measured in ``--out``. Killed,
-it goes on where it was.
+The eight experiments of ``rar`` with three seeds on the Flagland of 600 countries are 57 trainings
+of 50 steps (those with twice the steps count as two: 60), 120 tests and 30 other steps, which they
+share. One core took 2.0 s for a step of 128 pairs and 16 s for a test; by the rates of
+:data:`benchmarks.experiments.graph.RATES` (two cores: 1.05 s and 9 s) that is 60 x 52 s + 120 x 9 s
++ 3 min, about 75 minutes. ``--dry-run`` estimates again from what was measured in ``--out``.
+Killed, it goes on where it was.
 
 With ``--test-root`` the retrievers are trained on the one root and tested on the other: transfer.
 """
@@ -21,13 +21,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from augment.errors import ToolkitError
-from benchmarks.experiments import run as runs
-from benchmarks.experiments import spec, tables
-from benchmarks.experiments.build import Setup, digest_root, make_world
-from benchmarks.experiments.parts import make_part
-from benchmarks.experiments.texts import Enriching
+from augment.errors import DataError, ToolkitError
+from benchmarks.experiments import spec
+
+if TYPE_CHECKING:
+    from benchmarks.experiments.build import Setup
+    from benchmarks.experiments.results import ArmReader
+    from benchmarks.experiments.texts import Enriching
 
 #: Exit status of a run that a user can mend.
 USER_ERROR = 2
@@ -38,11 +40,12 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m benchmarks.experiments",
         description=__doc__,
-        epilog=f"experiments: {', '.join(spec.names())}",
+        epilog=f"experiments: {', '.join(spec.packaged())}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    made.add_argument("files", nargs="*", metavar="EXPERIMENT", help="YAML files or names")
     made.add_argument("--experiment", nargs="+", default=[], metavar="NAME",
-                      help="names, YAML files, or all; none: the grid")  # fmt: skip
+                      help="the same; all: every packaged one; none: the grid")  # fmt: skip
     made.add_argument("--out", type=Path, default=Path("runs/rar"), help="steps and results")
     made.add_argument("--root", type=Path, help="M-BEIR root; none: a Flagland is made")
     made.add_argument("--test-root", type=Path,
@@ -71,85 +74,112 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def experiments(names: Sequence[str], pool: str) -> list[spec.Experiment]:
-    """The experiments that the command line names.
-
-    Raises:
-        DataError: if there is no such experiment.
-    """
-    union = pool == "union"
-    if not names:
-        return [grid(union)]
-    wanted = spec.names() if "all" in names else names
-    return [spec.with_union(spec.load(name), union) for name in wanted]
-
-
-def grid(union: bool = False) -> spec.Experiment:
+def grid() -> spec.Experiment:
     """Training view x query view x corpus view."""
+    raw, enriched = (spec.grid_name(*(text,) * 3) for text in ("raw", "enriched"))
     return spec.parse(
         {
             "name": "grid",
             "question": "What is the text worth to training, queries and corpus?",
             "prediction": "None was written for this data.",
             "grid": True,
-            "union": union,
-            "compare": [
-                [spec.grid_name("raw", "raw", "raw"), spec.grid_name(*("enriched",) * 3)],
-                [spec.grid_name("raw", "raw", "raw"),
-                 spec.grid_name("raw", "enriched", "enriched")],
-            ],
+            "compare": [[raw, enriched], [raw, spec.grid_name("raw", "enriched", "enriched")]],
         }
-    )  # fmt: skip
+    )
 
 
 def setup_of(args: argparse.Namespace) -> Setup:
     """The setup that parsed arguments ask for; makes the world if no root is named.
 
     Raises:
-        DataError: if the root cannot be used.
+        DataError: if a root cannot be used.
     """
-    root = args.root
+    from benchmarks.experiments.build import Setup
+    from benchmarks.experiments.roots import digest_root, make_part, make_world
+    from benchmarks.experiments.texts import Enriching
+
+    def enriching(root: Path, store: Path | None) -> Enriching:
+        return Enriching(root, digest_root(root), store, args.model, args.threads, args.tolerate)
+
+    root, asked = args.root, args.test_root
     if root is None:
         root = args.out / f"world-{args.countries}-{args.world_seed}"
         make_world(root, args.countries, args.world_seed, args.threads)
-    enriching = Enriching(
-        root, digest_root(root), args.store, args.model, args.threads, args.tolerate
-    )
+    if asked is not None and args.test_datasets:
+        asked = args.out / "-".join([*args.test_datasets, args.split])
+        make_part(args.test_root, args.test_datasets, args.split, asked)
     steps = args.steps or (50 if args.config == "flagland" else None)
     return Setup(
-        enriching, args.config, steps, args.batch_size, tuple(args.seeds), args.split,
-        tuple(args.tasks), tuple(f"--{one.lstrip('-')}" for one in args.fit), asked_of(args),
+        enriching(root, args.store), args.config, steps, args.batch_size, tuple(args.seeds),
+        args.split, tuple(args.tasks), tuple(one.lstrip("-") for one in args.fit),
+        None if asked is None else enriching(asked, None),
     )  # fmt: skip
 
 
-def asked_of(args: argparse.Namespace) -> Enriching | None:
-    """The other data that retrievers are tested on; makes the part of it that is asked for.
+def readers(args: argparse.Namespace) -> list[ArmReader]:
+    """One for each experiment that has an arm to run here.
 
     Raises:
-        DataError: if the root cannot be used.
+        DataError: if none has, or there is no such experiment.
     """
-    root = args.test_root
-    if root is None:
-        return None
-    if args.test_datasets:
-        root = args.out / "-".join([*args.test_datasets, args.split])
-        make_part(args.test_root, args.test_datasets, args.split, root)
-    return Enriching(root, digest_root(root), None, args.model, args.threads, args.tolerate)
+    from dataclasses import replace
+
+    from benchmarks.experiments.build import Builder
+    from benchmarks.experiments.results import ArmReader
+
+    names = [*args.files, *args.experiment]
+    experiments = spec.load_all(names) if names else [grid()]
+    if args.pool == "union":
+        experiments = [replace(one, union=True) for one in experiments]
+    setup = setup_of(args)
+    made = [ArmReader(Builder(one, setup), args.out, args.metric, args.pool) for one in experiments]
+    if not any(reader.builder.names for reader in made):
+        raise DataError("no arm of these experiments can be run on this data", str(setup.root))
+    return [reader for reader in made if reader.builder.names]
+
+
+def plan(made: Sequence[ArmReader]) -> str:
+    """What would be done, and which arms cannot be run here."""
+    from benchmarks.experiments import graph
+
+    steps = [step for reader in made for step in reader.steps()]
+    lines = [graph.describe(graph.plan(steps, made[0].out))]
+    for builder in (reader.builder for reader in made):
+        absent = ", ".join(name for name in builder.experiment.arms if name not in builder.names)
+        lines += [f"{builder.experiment.name}: cannot be run here: {absent}"] if absent else []
+    return "\n".join(lines)
+
+
+def run(reader: ArmReader) -> dict[str, Any]:
+    """Do what is not done and write ``OUT/results/NAME.json``, ``.md`` and figures.
+
+    The folder is ``results-ROOT`` where other data is asked about.
+    """
+    from augment.files import write_text
+    from benchmarks.experiments import graph, plots, results, tables
+
+    graph.run(reader.steps(), reader.out)
+    value = results.collect(reader)
+    setup = reader.builder.setup
+    folder = reader.out / ("results" if setup.asked is None else f"results-{setup.root.name}")
+    results.save(value, folder / f"{value['experiment']}.json")
+    write_text(folder / f"{value['experiment']}.md", tables.report(value))
+    plots.save(value, folder)
+    return value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit status."""
     args = parser().parse_args(arguments)
     try:
-        found = runs.readers(
-            experiments(args.experiment, args.pool), setup_of(args), args.out, args.metric,
-            args.pool,
-        )  # fmt: skip
-        print(runs.plan(found), flush=True)
+        from benchmarks.experiments import tables
+
+        made = readers(args)
+        print(plan(made), flush=True)
         if args.dry_run:
             return 0
-        for value in runs.run(found):
-            print(f"\n{tables.report(value)}", flush=True)
+        for reader in made:
+            print(f"\n{tables.report(run(reader))}", flush=True)
         print(f"results: {args.out / 'results'}")
     except ToolkitError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -12,14 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, final
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float64
 
 from retrievers.evaluation.stats import Interval, macro_bootstrap
 
 Cell = tuple[int, int, int]
 CELLS: tuple[Cell, ...] = tuple((t, q, c) for t in (0, 1) for q in (0, 1) for c in (0, 1))
-#: Task -> query -> score.
-TaskScores = Mapping[str, Mapping[str, float]]
 
 
 @final
@@ -61,37 +60,29 @@ CONTRASTS: tuple[Contrast, ...] = (
 
 
 def effect(
-    contrast: Contrast, cells: Mapping[Cell, TaskScores], seed: int = 0
+    weights: Mapping[str, float], scores: pd.DataFrame, seed: int = 0
 ) -> dict[str, Interval]:
-    """A contrast for each task and, under ``mean``, for their plain mean.
+    """A weighted sum of arms for each task and, under ``mean``, for their plain mean.
 
     Args:
-        contrast: which.
-        cells: scores of the same queries in every cell.
+        weights: of the arms that count.
+        scores: of every query (rows: task and query id) in every arm (columns).
         seed: of the resampling.
     """
-    tasks = next(iter(cells.values())).keys()
-    values = {
-        task: np.sum(
-            [
-                weight * np.array(list(_same(cells[cell][task], cells[CELLS[0]][task])))
-                for cell, weight in contrast.weights.items()
-            ],
-            axis=0,
-        )
-        for task in tasks
-    }
+    values = {task: rows.to_numpy() @ np.array(list(weights.values()))
+              for task, rows in _by_task(scores[list(weights)])}  # fmt: skip
     pairs = {task: (np.zeros(len(each)), each) for task, each in values.items()}
-    found = {task: macro_bootstrap([pair], seed=seed) for task, pair in pairs.items()}
-    return {**found, "mean": macro_bootstrap(list(pairs.values()), seed=seed)}
+    effects = {task: macro_bootstrap([pair], seed=seed) for task, pair in pairs.items()}
+    return {**effects, "mean": macro_bootstrap(list(pairs.values()), seed=seed)}
 
 
-def _same(scores: Mapping[str, float], like: Mapping[str, float]) -> list[float]:
-    if scores.keys() != like.keys():
-        raise ValueError("the cells judge different queries")
-    return [scores[qid] for qid in like]
+def _by_task(scores: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    if scores.isna().any(axis=None):
+        raise ValueError("the arms judge different queries")
+    return [(str(task), rows) for task, rows in scores.groupby(level=0, sort=False)]
 
 
+@final
 class Crossing(NamedTuple):
     """Where a curve meets a line; infinite where it does not within the measured range."""
 
@@ -102,9 +93,10 @@ class Crossing(NamedTuple):
 
 def crossing(
     x: Sequence[float],
-    arms: Sequence[TaskScores],
-    base: TaskScores,
-    full: TaskScores,
+    arms: Sequence[str],
+    base: str,
+    full: str,
+    scores: pd.DataFrame,
     share: float,
     *,
     seed: int = 0,
@@ -117,18 +109,16 @@ def crossing(
 
     Args:
         x: places, rising.
-        arms: scores at these places.
-        base: scores without text.
-        full: scores with all of it.
+        arms: those at these places.
+        base: the one without text.
+        full: the one with all of it.
+        scores: as for :func:`effect`.
         share: of the full gain; 0 is where the gain is gone.
         seed: of the resampling.
         n: resamples.
     """
     random = np.random.default_rng(seed)
-    tasks = [
-        np.array([_same(scores[task], base[task]) for scores in (base, full, *arms)])
-        for task in base
-    ]
+    tasks = [rows.to_numpy().T for _, rows in _by_task(scores[[base, full, *arms]])]
     observed = np.mean([task.mean(1) for task in tasks], axis=0)
     draws = []
     for _ in range(n):

@@ -78,7 +78,8 @@ class Step:
         return (self.folder(out) / "done.json").is_file()
 
 
-class Planned(NamedTuple):
+@final
+class PlannedStep(NamedTuple):
     """A step of a plan: whether it is done, and how many seconds it takes or took."""
 
     step: Step
@@ -112,7 +113,7 @@ def record(step: Step, out: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
-def plan(steps: Iterable[Step], out: Path) -> list[Planned]:
+def plan(steps: Iterable[Step], out: Path) -> list[PlannedStep]:
     """What there is to do: seconds measured of steps that are done, estimated of the others.
 
     An estimate is the mean of this folder's steps of the same kind per unit of size, or else the
@@ -120,9 +121,9 @@ def plan(steps: Iterable[Step], out: Path) -> list[Planned]:
     """
     rates = _measured(out)
     return [
-        Planned(step, True, float(record(step, out)["seconds"]))
+        PlannedStep(step, True, float(record(step, out)["seconds"]))
         if step.done(out)
-        else Planned(step, False, step.size * rates.get(step.kind, RATES.get(step.kind, 1.0)))
+        else PlannedStep(step, False, step.size * rates.get(step.kind, RATES.get(step.kind, 1.0)))
         for step in in_order(steps)
     ]
 
@@ -137,7 +138,7 @@ def _measured(out: Path) -> dict[str, float]:
     return rates
 
 
-def told(planned: Sequence[Planned]) -> str:
+def describe(planned: Sequence[PlannedStep]) -> str:
     """The plan in words, a line a step and a line of totals."""
     lines = [
         f"{'cached' if one.done else 'to run':7} {one.seconds:7.0f} s  {one.step.kind:8} "

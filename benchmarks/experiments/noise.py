@@ -1,19 +1,36 @@
-"""Changes of generated text with known rates: wrong facts, missing facts, filler.
+"""Changes of generated text with known rates, and routers that choose which items get a text.
 
 Facts here are the words of a text that have rivals: a colour, a number, a shape, a size, a place, a
 direction. On Flagland they are the grammar's own (so that a wrong fact is one that the world could
 show), elsewhere those of :data:`augment.checks.faithful.RIVALS`.
+
+Routers put the items of a side in order, the first ones first:
+
+========== ====================================================================================
+random     a fixed shuffle
+thin       fewest published words first: a picture alone before a picture with an article
+contested  asks a retriever that knows only the published text. Queries: smallest distance between
+           its first two hits first. Candidates: those that came closest to another hit of some
+           query, be it above or below them; candidates that no query found come last. No judgement
+           is looked at.
+========== ====================================================================================
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 from augment.checks.faithful import RIVALS
+from augment.errors import DataError
+from augment.files import digest
+from augment.records import Hit, Item, Side
 from benchmarks.flagland.grammar import COLOUR_NAMES, NUMBERS, PLACE_WORDS, PLURALS
+from retrievers.evaluation.run import read_table
 
 Groups = Sequence[Sequence[str]]
 
@@ -40,6 +57,7 @@ _FILLER = (
 FILLER: Sequence[str] = tuple(_FILLER.split(" "))
 
 
+@final
 class Changed(NamedTuple):
     """A changed text and what was done to it.
 
@@ -51,9 +69,9 @@ class Changed(NamedTuple):
     """
 
     text: str
-    facts: int
-    wrong: int
-    gone: int
+    facts: int = 0
+    wrong: int = 0
+    gone: int = 0
 
 
 def corrupt(
@@ -110,3 +128,71 @@ def clauses(text: str) -> str:
 def filler(words: int, start: int = 0) -> str:
     """So many words that say nothing, from a place of :data:`FILLER` on, round and round."""
     return " ".join(FILLER[(start + n) % len(FILLER)] for n in range(max(1, words)))
+
+
+#: Hits of a query that count as its rivals.
+DEPTH = 10
+
+#: Name -> whether a retriever is asked.
+ROUTERS: Mapping[str, bool] = {"random": False, "thin": False, "contested": True}
+
+
+def chosen(
+    items: Mapping[str, Item],
+    side: Side,
+    share: float,
+    router: str,
+    seed: int = 0,
+    runs: Path | None = None,
+) -> frozenset[str]:
+    """Ids of the items that get a text.
+
+    Args:
+        items: those that could have one.
+        side: query or corpus.
+        share: of the items.
+        router: see the module.
+        seed: of the shuffle, which also settles ties.
+        runs: folder with local runs of the retriever that is asked.
+
+    Raises:
+        DataError: if the router is unknown, or needs runs and gets none.
+    """
+    if router not in ROUTERS:
+        raise DataError(f"unknown router {router!r}; there are {', '.join(ROUTERS)}")
+    if not 0 <= share <= 1:
+        raise DataError(f"a share is between 0 and 1, got {share}")
+    ranks: Mapping[str, float] = {}
+    if router == "thin":
+        ranks = {item_id: len((item.text or "").split()) for item_id, item in items.items()}
+    elif router == "contested":
+        if runs is None:
+            raise DataError("the router contested asks a retriever; name its arm with contested_by")
+        ranks = margins(runs) if side == "query" else closeness(runs)
+    order = sorted(items, key=lambda name: (ranks.get(name, math.inf), digest([seed, name])))
+    return frozenset(order[: round(share * len(order))])
+
+
+def _hits(runs: Path) -> Iterator[tuple[str, Sequence[Hit]]]:
+    for path in sorted(runs.glob("*.local.trec")):
+        yield from read_table(path, empty=True).to_run().items()
+
+
+def margins(runs: Path) -> dict[str, float]:
+    """Query id -> distance in score of its first two hits; infinite where there is one."""
+    return {
+        qid: hits[0].score - hits[1].score if len(hits) > 1 else math.inf
+        for qid, hits in _hits(runs)
+    }
+
+
+def closeness(runs: Path) -> dict[str, float]:
+    """Candidate id -> smallest distance in score to the first hit (of the first: to the second)."""
+    found: dict[str, float] = {}
+    for _, hits in _hits(runs):
+        near = hits[:DEPTH]
+        for place, hit in enumerate(near):
+            rival = near[0] if place else (near[1] if len(near) > 1 else None)
+            distance = abs(hit.score - rival.score) if rival else math.inf
+            found[hit.did] = min(found.get(hit.did, math.inf), distance)
+    return found

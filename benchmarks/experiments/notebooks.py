@@ -1,27 +1,32 @@
-"""What the notebooks read: results that were measured, or a small run where there are none."""
+"""What the notebooks read, and what runs them.
+
+``python -m benchmarks.experiments.notebooks PATH ...`` executes them in place (``make notebooks``),
+so that a code host shows their figures, or writes them to ``--out``. A cell that fails is the command's failure. Needs nbclient and ipykernel (extra
+``dev``).
+"""
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import os
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from benchmarks.experiments import run as runs
-from benchmarks.experiments import spec
-from benchmarks.experiments.build import Setup, digest_root, make_world
-from benchmarks.experiments.texts import Enriching
-from benchmarks.flagland.world import WorldConfig, build_countries, draw
+if TYPE_CHECKING:
+    from PIL import Image
 
 #: Where ``make results`` puts what the commands wrote; the environment may name another folder.
 RESULTS = Path(__file__).parent.parent / "results" / "rar"
 _VARIABLE = "RAR_RESULTS"
+#: Seconds that a cell may take.
+TIMEOUT = 1800
 
 
 def load(name: str) -> dict[str, Any]:
@@ -40,12 +45,20 @@ def load(name: str) -> dict[str, Any]:
 
 def small(name: str, out: Path, steps: int = 20) -> dict[str, Any]:
     """Run an experiment at a small size with the oracle's texts."""
+    from benchmarks.experiments import spec
+    from benchmarks.experiments.__main__ import run
+    from benchmarks.experiments.build import Builder, Setup
+    from benchmarks.experiments.results import ArmReader
+    from benchmarks.experiments.roots import digest_root, make_world
+    from benchmarks.experiments.texts import Enriching
+
     root = out / "world-200-1"
     make_world(root, 200, 1, 2)
-    found = spec.load(name)
-    experiment = replace(found, texts={**found.texts, "vlm": spec.Text("vlm", "oracle")})
+    packaged = spec.load_all([name])[0]
+    texts = {**packaged.texts, "vlm": spec.TextSpec("oracle")}
     setup = Setup(Enriching(root, digest_root(root)), steps=steps)
-    return runs.run(runs.readers([experiment], setup, out, "success@1", "local"))[0]
+    builder = Builder(replace(packaged, texts=texts), setup)
+    return run(ArmReader(builder, out, "success@1"))
 
 
 def about(value: Mapping[str, Any]) -> str:
@@ -69,6 +82,8 @@ def picture(value: Mapping[str, Any], path: str, width: int = 160) -> Image.Imag
     Raises:
         ValueError: if the data is no Flagland that ``benchmarks.experiments`` made.
     """
+    from benchmarks.flagland.world import WorldConfig, build_countries, draw
+
     world = re.fullmatch(r"world-(\d+)-(\d+)", value["setup"]["root"])
     place = re.fullmatch(r".*/(flat|photo)/\d+/(\d+)\.jpg", path)
     if world is None or place is None:
@@ -77,3 +92,45 @@ def picture(value: Mapping[str, Any], path: str, width: int = 160) -> Image.Imag
     country = next(islice(build_countries(config), int(place[2]), None))
     drawn = draw(config, country, place[1] == "photo")
     return drawn.resize((width, round(width * drawn.height / drawn.width)))
+
+
+def execute(notebook: Path, out: Path) -> None:
+    """Execute one notebook in the current folder and write it with its outputs.
+
+    Raises:
+        SystemExit: if nbclient is not installed.
+    """
+    try:
+        nbformat: Any = importlib.import_module("nbformat")
+        nbclient: Any = importlib.import_module("nbclient")
+    except ImportError as error:
+        raise SystemExit(f"{error}; install the extra dev: pip install -e '.[dev]'") from error
+    book = nbformat.read(notebook, as_version=4)
+    nbclient.NotebookClient(
+        book, timeout=TIMEOUT, kernel_name="python3", resources={"metadata": {"path": "."}}
+    ).execute()
+    for cell in book.cells:  # when a cell ran is no news to a reader, and makes every diff differ
+        cell.metadata.pop("execution", None)
+        # Warnings about the machine that ran it, with its paths; a cell that fails ends the run.
+        if cell.cell_type == "code":
+            cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(book, out)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.experiments.notebooks", description=__doc__
+    )
+    parser.add_argument("notebooks", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, help="folder of the executed ones; none: in place")
+    args = parser.parse_args(arguments)
+    for path in args.notebooks:
+        print(f"== {path}", flush=True)
+        execute(path, path if args.out is None else args.out / path.name)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

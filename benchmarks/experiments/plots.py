@@ -7,10 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
-
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 #: Tells arms apart in print and to colour-blind eyes (Okabe and Ito's palette, without yellow).
@@ -24,61 +21,43 @@ def figures(value: Mapping[str, Any], *, most: int = 6) -> dict[str, Figure]:
         value: as :func:`benchmarks.experiments.results.collect` makes it.
         most: arms beside each other in one chart of tasks.
     """
-    found: dict[str, Figure] = {"arms": arms(value)}
+    made: dict[str, Figure] = {"arms": arms(value)}
     pairs = value["comparisons"]
     if pairs:
         names = list(dict.fromkeys(name for pair in pairs for name in pair["names"]))[:most]
-        found["tasks"] = tasks(value, names)
-        found["differences"] = differences(pairs)
+        made["tasks"] = tasks(value, names)
+        made["differences"] = differences(pairs)
     if value["effects"]:
-        found["effects"] = effects(value["effects"])
+        made["effects"] = effects(value["effects"])
     if value["curves"]:
-        found["curves"] = curves(value["curves"])
-    return found
+        made["curves"] = curves(value["curves"])
+    return made
 
 
-def save(value: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write the figures as PNG files; returns them."""
-    mpl.use("Agg")
-    paths = []
-    made = figures(value)
-    for name, figure in made.items():
-        path = folder / f"{value['experiment']}-{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
-        paths.append(path)
-    close(made.values())
-    return paths
+def save(value: Mapping[str, Any], folder: Path) -> None:
+    """Write the figures as PNG files named by experiment and figure."""
+    for name, figure in figures(value).items():
+        write(figure, folder / f"{value['experiment']}-{name}.png")
 
 
-def close(figures_made: Iterable[Figure]) -> None:
-    """Forget figures that pyplot would keep."""
+def write(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG and forget it, which pyplot would not."""
     from matplotlib import pyplot as plt
 
-    for figure in figures_made:
-        plt.close(figure)
-
-
-def save_tasks(value: Mapping[str, Any], names: Sequence[str], folder: Path) -> Path:
-    """Write the chart of some arms by task alone; returns its file."""
-    mpl.use("Agg")
-    figure = tasks(value, names)
-    path = folder / f"{value['experiment']}-tasks.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-    close([figure])
-    return path
+    plt.close(figure)
 
 
-def _axes(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
+def _axes(width: float, height: float) -> tuple[Figure, Any]:
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, columns, figsize=(width, height), layout="constrained")
-    for one in axes if columns > 1 else [axes]:
-        one.spines[["top", "right"]].set_visible(False)
+    figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
+    axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
-def _wrapped(names: Sequence[str], width: int = 34) -> list[str]:
+def _wrapped(names: Iterable[str], width: int = 34) -> list[str]:
     return ["\n".join(textwrap.wrap(name, width)) for name in names]
 
 
@@ -86,16 +65,15 @@ def arms(value: Mapping[str, Any]) -> Figure:
     """The mean of every arm, a dot for every seed."""
     shown = value["arms"]
     figure, axes = _axes(7.5, 0.9 + 0.42 * len(shown))
-    places = range(len(shown))
     scores = [100 * arm["mean"]["score"] for arm in shown.values()]
-    axes.barh(places, scores, color="#c9d6e2", height=0.7)
-    for place, score, arm in zip(places, scores, shown.values(), strict=True):
+    axes.barh(range(len(shown)), scores, color="#c9d6e2", height=0.7)
+    for place, (score, arm) in enumerate(zip(scores, shown.values(), strict=True)):
         seeds = [100 * score for score in arm["mean"]["seeds"]]
         axes.plot(seeds, [place] * len(seeds), "o", color=COLOURS[1], markersize=4, alpha=0.8)
         # Behind the last dot, which it would hide at the end of the bar.
         axes.annotate(f"{score:.1f}", (max(seeds), place), (6, 0), textcoords="offset points",
                       va="center", fontsize=9)  # fmt: skip
-    axes.set_yticks(places, _wrapped(list(shown)), fontsize=9)
+    axes.set_yticks(range(len(shown)), _wrapped(shown), fontsize=9)
     axes.invert_yaxis()
     axes.set_xlim(0, max(scores) * 1.12 + 1)
     axes.set_xlabel(f"{value['metric']}, %, mean of tasks ({value['pool']} pools); dots: seeds")
@@ -104,18 +82,17 @@ def arms(value: Mapping[str, Any]) -> Figure:
 
 def tasks(value: Mapping[str, Any], names: Sequence[str]) -> Figure:
     """Some arms by task; whiskers are the spread over seeds."""
-    arms_of = value["arms"]
-    rows = [*arms_of[names[0]]["tasks"], "mean"]
+    rows = [*value["arms"][names[0]]["tasks"], "mean"]
     figure, axes = _axes(9.5, 3.9)
     width = 0.84 / len(names)
     for n, name in enumerate(names):
-        cells = [arms_of[name]["mean"] if row == "mean" else arms_of[name]["tasks"][row]
-                 for row in rows]  # fmt: skip
+        arm = value["arms"][name]
+        cells = [arm["mean"] if row == "mean" else arm["tasks"][row] for row in rows]
         at = [place + (n - (len(names) - 1) / 2) * width for place in range(len(rows))]
-        heights = [100 * cell["score"] for cell in cells]
         spread = [100 * (cell["sd"] or 0) for cell in cells]
-        bars = axes.bar(at, heights, width * 0.94, label=name, color=COLOURS[n % len(COLOURS)],
-                        yerr=spread if any(spread) else None, ecolor="#55555599")  # fmt: skip
+        bars = axes.bar(at, [100 * cell["score"] for cell in cells], width * 0.94, label=name,
+                        color=COLOURS[n % len(COLOURS)], ecolor="#55555599",
+                        yerr=spread if any(spread) else None)  # fmt: skip
         if len(names) <= 2:
             axes.bar_label(bars, fmt="%.0f", fontsize=8, padding=1)
     labels = [row.replace(": ", "\n").replace(" → ", "\n→ ") for row in rows]
@@ -128,38 +105,38 @@ def tasks(value: Mapping[str, Any], names: Sequence[str]) -> Figure:
 
 def differences(pairs: Sequence[Mapping[str, Any]]) -> Figure:
     """Mean differences of all comparisons with their intervals; dots are seeds."""
-    figure, axes = _axes(7.5, 0.9 + 0.45 * len(pairs))
-    for place, pair in enumerate(pairs):
-        row = pair["rows"][-1]
-        _whisker(axes, place, row["difference"], row["seeds"])
-    names = [f"{second} less {first}" for first, second in (pair["names"] for pair in pairs)]
-    _zero_line(axes, _wrapped(names, 44))
-    axes.set_xlabel(f"difference in {pairs[0]['metric']}, points; 95 % interval; dots: seeds")
-    return figure
+    names = _wrapped(("{1} less {0}".format(*pair["names"]) for pair in pairs), 44)
+    rows = [(pair["rows"][-1]["difference"], pair["rows"][-1]["seeds"]) for pair in pairs]
+    what = f"difference in {pairs[0]['metric']}, points"
+    return _whiskers(names, rows, 0.45, f"{what}; 95 % interval; dots: seeds")
 
 
 def effects(found: Sequence[Mapping[str, Any]]) -> Figure:
     """The contrasts of the grid with their intervals."""
-    figure, axes = _axes(7.5, 0.9 + 0.5 * len(found))
-    for place, one in enumerate(found):
-        _whisker(axes, place, one["rows"]["mean"], one["seeds"])
-    _zero_line(axes, [f"{one['name']}\n{one['formula']}" for one in found])
-    axes.set_xlabel("effect, points, mean of tasks; 95 % interval; dots: seeds")
-    return figure
+    names = [f"{one['name']}\n{one['formula']}" for one in found]
+    rows = [(one["rows"]["mean"], one["seeds"]) for one in found]
+    what = "effect, points, mean of tasks; 95 % interval; dots: seeds"
+    return _whiskers(names, rows, 0.5, what)
 
 
-def _whisker(axes: Axes, place: float, row: Mapping[str, float], seeds: Sequence[float]) -> None:
-    mean, low, high = (100 * row[key] for key in ("mean", "low", "high"))
-    axes.plot([low, high], [place, place], color=COLOURS[1], linewidth=2.2)
-    axes.plot([mean], [place], "s", color=COLOURS[1], markersize=6)
-    at = [100 * seed for seed in seeds]
-    axes.plot(at, [place + 0.22] * len(at), "o", color=COLOURS[0], markersize=3.5)
-
-
-def _zero_line(axes: Axes, names: Sequence[str]) -> None:
+def _whiskers(
+    names: Sequence[str],
+    rows: Sequence[tuple[Mapping[str, float], Sequence[float]]],
+    height: float,
+    label: str,
+) -> Figure:
+    figure, axes = _axes(7.5, 0.9 + height * len(rows))
+    for place, (row, seeds) in enumerate(rows):
+        mean, low, high = (100 * row[key] for key in ("mean", "low", "high"))
+        axes.plot([low, high], [place, place], color=COLOURS[1], linewidth=2.2)
+        axes.plot([mean], [place], "s", color=COLOURS[1], markersize=6)
+        axes.plot([100 * seed for seed in seeds], [place + 0.22] * len(seeds), "o",
+                  color=COLOURS[0], markersize=3.5)  # fmt: skip
     axes.axvline(0, color="#55555588", linewidth=1)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlabel(label)
+    return figure
 
 
 def curves(found: Sequence[Mapping[str, Any]]) -> Figure:
@@ -168,10 +145,10 @@ def curves(found: Sequence[Mapping[str, Any]]) -> Figure:
     for n, curve in enumerate(found):
         colour = COLOURS[(n + 1) % len(COLOURS)]
         x = [point["x"] for point in curve["points"]]
-        gains = [[100 * point["gain"][key] for point in curve["points"]]
-                 for key in ("mean", "low", "high")]  # fmt: skip
-        axes.plot(x, gains[0], "o-", color=colour, label=curve["name"])
-        axes.fill_between(x, gains[1], gains[2], color=colour, alpha=0.13, linewidth=0)
+        mean, low, high = ([100 * point["gain"][key] for point in curve["points"]]
+                           for key in ("mean", "low", "high"))  # fmt: skip
+        axes.plot(x, mean, "o-", color=colour, label=curve["name"])
+        axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
         if curve["at"]["at"] is not None:
             axes.axvline(curve["at"]["at"], color=colour, linestyle=":", linewidth=1.4)
     axes.axhline(0, color="#55555588", linewidth=1)

@@ -7,7 +7,7 @@
     prediction: Filler gains less than a third of what the enrichment gains.
     texts:                                  # beside vlm and oracle, which are always there
       filler: {kind: filler, of: vlm}
-    shown:                                  # beside raw, enriched, query, corpus and oracle
+    shown:                                  # beside raw, enriched, query, corpus and texts' names
       filler: {query: filler append, corpus: filler append}
     arms:
       raw: {train: raw, show: raw}
@@ -15,84 +15,132 @@
     compare: [[raw, filler]]
 
 A view is ``raw``, or a text's name and a view of :mod:`augment.views`, and further fields of
-:class:`retrievers.data.texts.ViewConfig`: ``vlm append length=short``.
+:class:`retrievers.data.texts.ViewConfig`: ``vlm append length=short``. A text's name alone stands
+for queries replaced by it and candidates with it behind them.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
-from typing import Any, Literal, final, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
 
 import yaml
+from jsonargparse import ArgumentError, ArgumentParser
 
 from augment.errors import DataError
 from augment.records import Side
-from retrievers.data.texts import ViewConfig
 
-FOLDER = Path(__file__).parent.parent / "rar"
+if TYPE_CHECKING:
+    from retrievers.data.texts import ViewConfig
 
-TextKind = Literal["vlm", "oracle", "clauses", "filler", "permuted", "noise", "select"]
+#: A folder a paper or topic, a YAML an experiment.
+FOLDER = Path(__file__).parent.parent
+SIDES: tuple[Side, Side] = ("query", "corpus")
+
+TextKind = Literal["vlm", "oracle", "clauses", "filler", "permuted", "prefixed", "noise", "select"]
 #: Settings of each kind of text, beside ``of`` for those made from another text.
-TEXT_SETTINGS: Mapping[str, Collection[str]] = {
+SETTINGS: Mapping[TextKind, Collection[str]] = {
     "vlm": ("modification_prompt",),
     "oracle": (),
     "clauses": (),
     "filler": (),
     "permuted": ("seed",),
+    "prefixed": ("prefix",),
     "noise": ("hallucination", "omission", "seed"),
     "select": ("share", "router", "seed", "contested_by"),
 }
-_OPTIONS = {one.name for one in fields(ViewConfig)} - {"view", "store", "recipe"}
-_SIDES: tuple[Side, Side] = ("query", "corpus")
+Read = TypeVar("Read")
 
 
 @final
 @dataclass(frozen=True)
-class View:
-    """Which text of one side is shown: ``raw``, or a named text in a view."""
+class SideView:
+    """Which text of one side is shown: ``raw``, or a named text in a view with options."""
 
     text: str = ""
     view: str = "raw"
-    options: tuple[tuple[str, str], ...] = ()
+    options: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        words = [self.text, self.view, *(f"{key}={value}" for key, value in self.options)]
-        return " ".join(word for word in words if word)
+        return " ".join(word for word in (self.text, self.view, *self.options) if word)
+
+    def config(self, store: str | None = None, recipe: str | None = None) -> ViewConfig:
+        """The same for a retriever, of the texts of a store.
+
+        Raises:
+            ArgumentError: if there is no such view or option.
+        """
+        from retrievers.data.texts import ViewConfig
+
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(ViewConfig, "view")
+        given = (f"view={self.view}", *self.options)
+        parsed = parser.parse_args([f"--view.{option}" for option in given])
+        config: ViewConfig = parser.instantiate(parsed).view
+        return replace(config, store=store, recipe=recipe)
 
 
 @final
 @dataclass(frozen=True)
-class Shown:
+class Views:
     """The views of both sides."""
 
-    query: View
-    corpus: View
+    query: SideView = SideView()
+    corpus: SideView = SideView()
+
+    @classmethod
+    def of(cls, text: str) -> Views:
+        """A text in its usual views: it replaces queries and stands behind candidates."""
+        return cls(SideView(text, "replace"), SideView(text, "append"))
 
     @property
     def texts(self) -> tuple[str, ...]:
         """Names of the texts in use."""
         return tuple(dict.fromkeys(v.text for v in (self.query, self.corpus) if v.text))
 
+    def __str__(self) -> str:
+        return "raw text" if self == Views() else f"queries {self.query}, corpus {self.corpus}"
+
 
 @final
 @dataclass(frozen=True)
-class Text:
-    """A set of generated texts.
+class TextSpec:
+    """A set of generated texts; which setting is of which kind, see :data:`SETTINGS`.
 
     Attributes:
-        name: in this experiment.
         kind: how it is made, see :mod:`benchmarks.experiments.texts`.
         of: name of the text that it is made from; empty for vlm and oracle.
-        settings: of its kind.
+        modification_prompt: of requests to change a picture; empty: the usual one.
+        prefix: words in front of each text.
+        hallucination: chance that a fact is exchanged for a rival.
+        omission: chance that a fact is left out.
+        share: of the items that keep their text.
+        router: puts items in order, see :mod:`benchmarks.experiments.noise`.
+        contested_by: arm that the router asks.
+        seed: of what is drawn.
     """
 
-    name: str
     kind: TextKind
     of: str = ""
-    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    modification_prompt: str = ""
+    prefix: str = ""
+    hallucination: float = 0.0
+    omission: float = 0.0
+    share: float = 0.0
+    router: str = "random"
+    contested_by: str = ""
+    seed: int = 0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What differs from the defaults, without kind and ``of``."""
+        defaults = asdict(TextSpec(self.kind, self.of))
+        return {key: value for key, value in asdict(self).items() if value != defaults[key]}
 
 
 @final
@@ -100,23 +148,36 @@ class Text:
 class Arm:
     """A retriever and what it is shown in the test.
 
+    Arguments of ``python -m retrievers`` are written without their dashes: ``model.chunk=16``.
+
     Attributes:
-        name: in this experiment.
         kind: ``dense``; ``bm25``; or ``fusion`` of two other arms.
         train: text that it is trained on; None takes the weights as they are packaged.
         show: text in the test; None for a fusion.
         effort: optimiser steps in units of the ordinary training.
         of: the fused arms.
-        test: further arguments of the test alone, such as ``model.text.windows=3``.
+        tuned: whether the weights of a fusion are tuned on the val split (where there is one);
+            otherwise reciprocal ranks are added.
+        config: of the retriever; empty takes the setup's.
+        model: arguments of training and test.
+        fit: arguments of the training alone.
+        test: arguments of the test alone.
+        mined_by: arm whose checkpoint of the same seed finds negatives for the training.
+        cost: of a step, in steps of an ordinary training; for estimates.
     """
 
-    name: str
     kind: Literal["dense", "bm25", "fusion"] = "dense"
-    train: Shown | None = None
-    show: Shown | None = None
+    train: Views | None = None
+    show: Views | None = None
     effort: float = 1.0
     of: tuple[str, ...] = ()
+    tuned: bool = True
+    config: str = ""
+    model: tuple[str, ...] = ()
+    fit: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
+    mined_by: str = ""
+    cost: float = 1.0
 
 
 @final
@@ -125,7 +186,6 @@ class Curve:
     """Arms along an axis, between an arm without text and one with all of it.
 
     Attributes:
-        name: what the axis is.
         x: places on the axis.
         arms: one for each place.
         base: the arm whose score is no gain.
@@ -133,7 +193,6 @@ class Curve:
         find: ``break_even``, where the gain is gone; ``keep_95``, where 95 % of it is reached.
     """
 
-    name: str
     x: tuple[float, ...]
     arms: tuple[str, ...]
     base: str
@@ -144,17 +203,33 @@ class Curve:
 @final
 @dataclass(frozen=True)
 class Experiment:
-    """One question with all that answers it."""
+    """One question with all that answers it.
+
+    Attributes:
+        name: of its results.
+        question: that it answers.
+        prediction: written before the run.
+        texts: by name.
+        arms: by name.
+        compare: pairs of arms, compared task by task.
+        against: arm that all others are compared with in one table; empty: none.
+        curves: by the name of their axis.
+        grid: whether the arms are joined by training x query x corpus view.
+        union: whether the union of all pools is searched as well.
+        fit: further arguments of all trainings and tests.
+    """
 
     name: str
     question: str
     prediction: str
-    texts: Mapping[str, Text]
-    arms: Mapping[str, Arm]
-    compare: Sequence[tuple[str, str]]
-    curves: Sequence[Curve] = ()
+    texts: Mapping[str, TextSpec] = field(default_factory=dict)
+    arms: Mapping[str, Arm] = field(default_factory=dict)
+    compare: Sequence[tuple[str, str]] = ()
+    against: str = ""
+    curves: Mapping[str, Curve] = field(default_factory=dict)
     grid: bool = False
     union: bool = False
+    fit: tuple[str, ...] = ()
 
 
 def grid_name(train: str, query: str, corpus: str) -> str:
@@ -162,25 +237,34 @@ def grid_name(train: str, query: str, corpus: str) -> str:
     return f"trained {train}; query {query}, corpus {corpus}"
 
 
-def names() -> list[str]:
-    """The packaged experiments, in their order."""
-    return [path.stem.partition("-")[2] for path in sorted(FOLDER.glob("*.yaml"))]
+def packaged() -> dict[str, Path]:
+    """Name -> file of the packaged experiments, in their order."""
+    return {re.sub(r"^\d+-", "", path.stem): path for path in sorted(FOLDER.glob("*/*.yaml"))}
 
 
-def load(name: str) -> Experiment:
-    """A packaged experiment by its name, or one in a file.
+def load_all(names: Sequence[str]) -> list[Experiment]:
+    """Experiments by name, folder (``rar``) or file; ``all`` takes every packaged one.
 
     Raises:
         DataError: if there is none, or it cannot be used; says where and why.
     """
-    path = Path(name)
-    if not path.suffix:
-        found = list(FOLDER.glob(f"*-{name}.yaml"))
-        if not found:
-            near = difflib.get_close_matches(name, names(), 1)
-            meant = f"; did you mean {near[0]}?" if near else ""
-            raise DataError(f"no experiment {name!r}{meant} There are {', '.join(names())}")
-        path = found[0]
+    return [_load(path) for name in names for path in _paths(name)]
+
+
+def _paths(name: str) -> Iterator[Path]:
+    known = packaged()
+    several = [path for path in known.values() if name in ("all", path.parent.name)]
+    if Path(name).suffix or several:
+        yield from several or [Path(name)]
+    elif name in known:
+        yield known[name]
+    else:
+        near = difflib.get_close_matches(name, known, 1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise DataError(f"no experiment {name!r}{meant} There are {', '.join(known)}")
+
+
+def _load(path: Path) -> Experiment:
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
@@ -194,57 +278,65 @@ def parse(value: Any, where: str = "experiment") -> Experiment:
     Raises:
         DataError: names the part and what is wrong with it.
     """
-    known = {one.name for one in fields(Experiment)} | {"shown"}
-    _check(value, known, {"name", "question", "prediction"}, where)
-    texts = {"vlm": Text("vlm", "vlm"), "oracle": Text("oracle", "oracle")}
-    for name, given in (value.get("texts") or {}).items():
-        texts[name] = _text(name, given, texts, where)
-    shown = _presets()
-    for name, given in (value.get("shown") or {}).items():
-        shown[name] = _shown(given, shown, texts, f"{where}: shown.{name}")
+    parts: dict[str, dict[str, Any]] = {"texts": {}, "shown": {}, "arms": {}, "curves": {}}
+    if isinstance(value, dict):
+        parts = {name: value.get(name) or {} for name in parts}
+        value = {key: given for key, given in value.items() if key not in parts}
+    experiment = _read(Experiment, value, where)
+    texts = {"vlm": TextSpec("vlm"), "oracle": TextSpec("oracle")}
+    for name, given in parts["texts"].items():
+        texts[name] = _text(given, texts, f"{where}: texts.{name}")
+    shown = _presets(texts)
+    for name, given in parts["shown"].items():
+        shown[name] = _views(given, shown, texts, f"{where}: shown.{name}")
     arms: dict[str, Arm] = {}
-    for name, given in (value.get("arms") or {}).items():
-        arms[name] = _arm(name, given, shown, texts, arms, where)
-    if value.get("grid"):
+    for name, given in parts["arms"].items():
+        arms[name] = _arm(given, shown, texts, arms, f"{where}: arms.{name}")
+    if experiment.grid:
         arms |= _grid(shown)
-    compare = [tuple(pair) for pair in value.get("compare") or ()]
-    curves = [_curve(name, given, where) for name, given in (value.get("curves") or {}).items()]
-    used = [name for pair in compare for name in pair]
-    used += [name for curve in curves for name in (*curve.arms, curve.base, curve.full)]
+    curves = {name: _curve(given, f"{where}: curves.{name}")
+              for name, given in parts["curves"].items()}  # fmt: skip
+    used = [name for pair in experiment.compare for name in pair]
+    used += [name for curve in curves.values() for name in (*curve.arms, curve.base, curve.full)]
+    used += [experiment.against] if experiment.against else []
     for name in used:
         if name not in arms:
             raise DataError(f"names the arm {name!r}; there are {', '.join(arms)}", where)
-    return Experiment(
-        value["name"], value["question"], value["prediction"], texts, arms, compare, curves,
-        bool(value.get("grid")), bool(value.get("union")),
-    )  # fmt: skip
+    return replace(experiment, texts=texts, arms=arms, curves=curves)
 
 
-def _presets() -> dict[str, Shown]:
-    query, corpus, raw = View("vlm", "replace"), View("vlm", "append"), View()
+def _read(kind: type[Read], value: Any, where: str) -> Read:
+    """A dataclass of plain fields from a mapping; types and names are checked."""
+    if not isinstance(value, dict):
+        raise DataError(f"is {value!r}; expected names and values", where)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind)
+    try:
+        return kind(**parser.parse_object(value).as_dict())
+    except ArgumentError as error:
+        raise DataError(str(error), where) from error
+
+
+def _presets(texts: Mapping[str, TextSpec]) -> dict[str, Views]:
+    enriched = Views.of("vlm")
     return {
-        "raw": Shown(raw, raw),
-        "enriched": Shown(query, corpus),
-        "query": Shown(query, raw),
-        "corpus": Shown(raw, corpus),
-        "oracle": Shown(View("oracle", "replace"), View("oracle", "append")),
+        "raw": Views(),
+        "enriched": enriched,
+        **{name: Views.of(name) for name in texts},
+        "query": Views(query=enriched.query),
+        "corpus": Views(corpus=enriched.corpus),
     }
 
 
-def _grid(shown: Mapping[str, Shown]) -> dict[str, Arm]:
-    raw, enriched = shown["raw"], shown["enriched"]
-    views = {"raw": raw, "enriched": enriched}
+def _grid(shown: Mapping[str, Views]) -> dict[str, Arm]:
     cells = {}
-    for train in views:
-        for query in views:
-            for corpus in views:
-                name = grid_name(train, query, corpus)
-                seen = Shown(views[query].query, views[corpus].corpus)
-                cells[name] = Arm(name, train=views[train], show=seen)
+    for train, query, corpus in product(("raw", "enriched"), repeat=3):
+        show = Views(shown[query].query, shown[corpus].corpus)
+        cells[grid_name(train, query, corpus)] = Arm(train=shown[train], show=show)
     return cells
 
 
-def view(value: Any, texts: Collection[str], where: str) -> View:
+def side_view(value: Any, texts: Collection[str], where: str) -> SideView:
     """A view from its words.
 
     Raises:
@@ -252,100 +344,65 @@ def view(value: Any, texts: Collection[str], where: str) -> View:
     """
     words = str(value).split()
     if words == ["raw"]:
-        return View()
+        return SideView()
     if len(words) < 2 or words[0] not in texts:
         raise DataError(
             f"the view {value!r} is neither raw nor a text and a view; texts are "
             f"{', '.join(texts)}",
             where,
         )
-    options = [tuple(word.split("=", 1)) for word in words[2:]]
-    for option in options:
-        if len(option) != 2 or option[0].partition(".")[0] not in _OPTIONS:
-            raise DataError(
-                f"the view {value!r} has {option[0]!r}; write OPTION=VALUE with one of "
-                f"{', '.join(sorted(_OPTIONS))}",
-                where,
-            )
-    return View(words[0], words[1], tuple((key, text) for key, text in options))
+    view = SideView(words[0], words[1], tuple(words[2:]))
+    try:
+        view.config("store")
+    except (ValueError, ArgumentError) as error:
+        raise DataError(f"the view {value!r}: {error}", where) from error
+    return view
 
 
-def _shown(value: Any, presets: Mapping[str, Shown], texts: Collection[str], where: str) -> Shown:
+def _views(value: Any, known: Mapping[str, Views], texts: Collection[str], where: str) -> Views:
     if isinstance(value, str):
-        if value not in presets:
-            raise DataError(f"shows {value!r}; there are {', '.join(presets)}", where)
-        return presets[value]
-    _check(value, _SIDES, _SIDES, where)
-    return Shown(*(view(value[side], texts, where) for side in _SIDES))
+        if value not in known:
+            raise DataError(f"shows {value!r}; there are {', '.join(known)}", where)
+        return known[value]
+    if not isinstance(value, dict) or set(value) != set(SIDES):
+        raise DataError(f"shows {value!r}; name a preset, or a view for query and corpus", where)
+    return Views(*(side_view(value[side], texts, where) for side in SIDES))
 
 
-def _text(name: str, value: Any, texts: Mapping[str, Text], where: str) -> Text:
-    where = f"{where}: texts.{name}"
-    _check(value, None, {"kind"}, where)
-    kind = value["kind"]
-    if kind not in get_args(TextKind):
-        raise DataError(f"kind {kind!r}; there are {', '.join(get_args(TextKind))}", where)
-    made_anew = kind in ("vlm", "oracle")
-    needed = {"kind"} if made_anew else {"kind", "of"}
-    _check(value, {*needed, *TEXT_SETTINGS[kind]}, needed, where)
-    if not made_anew and value["of"] not in texts:
-        raise DataError(f"is of {value['of']!r}; texts before it are {', '.join(texts)}", where)
-    settings = {key: value[key] for key in TEXT_SETTINGS[kind] if key in value}
-    return Text(name, kind, value.get("of", ""), settings)
+def _text(value: Any, texts: Mapping[str, TextSpec], where: str) -> TextSpec:
+    text = _read(TextSpec, value, where)
+    if unknown := sorted(set(text.settings) - set(SETTINGS[text.kind])):
+        raise DataError(f"{text.kind} does not know {', '.join(unknown)}", where)
+    if text.kind not in ("vlm", "oracle") and text.of not in texts:
+        raise DataError(f"is of {text.of!r}; texts before it are {', '.join(texts)}", where)
+    return text
 
 
 def _arm(
-    name: str,
     value: Any,
-    shown: Mapping[str, Shown],
+    shown: Mapping[str, Views],
     texts: Collection[str],
     arms: Mapping[str, Arm],
     where: str,
 ) -> Arm:
-    where = f"{where}: arms.{name}"
-    _check(value, {"kind", "train", "show", "effort", "of", "test"}, (), where)
-    kind = value.get("kind", "dense")
-    if kind == "fusion":
-        of = tuple(value.get("of", ()))
-        if len(of) < 2 or any(one not in arms for one in of):
-            raise DataError(f"fuses {list(of)}; name two or more arms before it", where)
-        return Arm(name, "fusion", of=of)
-    if kind not in ("dense", "bm25"):
-        raise DataError(f"kind {kind!r}; there are dense, bm25, fusion", where)
-    if "show" not in value:
+    views: list[Views | None] = [None, None]
+    if isinstance(value, dict):
+        views = [_views(value[key], shown, texts, where) if key in value else None
+                 for key in ("train", "show")]  # fmt: skip
+        value = {key: given for key, given in value.items() if key not in ("train", "show")}
+    arm = replace(_read(Arm, value, where), train=views[0], show=views[1])
+    if arm.kind == "fusion":
+        if len(arm.of) < 2 or any(name not in arms for name in arm.of):
+            raise DataError(f"fuses {list(arm.of)}; name two or more arms before it", where)
+    elif arm.show is None:
         raise DataError("says not what it is shown: add show", where)
-    show = _shown(value["show"], shown, texts, where)
-    trained = value.get("train")
-    train = None if trained is None else _shown(trained, shown, texts, where)
-    test = tuple(value.get("test", ()))
-    return Arm(name, kind, train, show, float(value.get("effort", 1)), (), test)
+    if arm.mined_by and arm.mined_by not in arms:
+        raise DataError(f"is mined by {arm.mined_by!r}; name an arm before it", where)
+    return arm
 
 
-def _curve(name: str, value: Any, where: str) -> Curve:
-    where = f"{where}: curves.{name}"
-    needed = {"x", "arms", "base", "full", "find"}
-    _check(value, needed, needed, where)
-    if len(value["x"]) != len(value["arms"]) or len(value["x"]) < 2:
+def _curve(value: Any, where: str) -> Curve:
+    curve = _read(Curve, value, where)
+    if len(curve.x) != len(curve.arms) or len(curve.x) < 2:
         raise DataError("needs as many arms as places x, at least two", where)
-    if value["find"] not in ("break_even", "keep_95"):
-        raise DataError(f"finds {value['find']!r}; there are break_even, keep_95", where)
-    return Curve(
-        name, tuple(map(float, value["x"])), tuple(value["arms"]), value["base"], value["full"],
-        value["find"],
-    )  # fmt: skip
-
-
-def _check(value: Any, known: Collection[str] | None, needed: Collection[str], where: str) -> None:
-    if not isinstance(value, dict):
-        raise DataError(f"is {value!r}; expected names and values", where)
-    unknown = sorted(set(value) - set(known)) if known is not None else []
-    lacking = sorted(set(needed) - set(value))
-    if unknown or lacking:
-        told = [f"does not know {', '.join(unknown)}"] if unknown else []
-        told += [f"lacks {', '.join(lacking)}"] if lacking else []
-        raise DataError("; ".join(told), where)
-
-
-def with_union(experiment: Experiment, union: bool) -> Experiment:
-    """The same experiment, searching the union of all pools as well if that is wanted."""
-    return replace(experiment, union=experiment.union or union)
+    return curve

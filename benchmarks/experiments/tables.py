@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -17,6 +17,7 @@ def report(value: Mapping[str, Any]) -> str:
         f"**Question.** {value['question'].strip()}",
         f"**Prediction**, written before the run. {value['prediction'].strip()}",
         arms_table(value),
+        against_table(value),
         *(comparison_table(one) for one in value["comparisons"]),
         effects_table(value["effects"]),
         *(curve_lines(curve) for curve in value["curves"]),
@@ -57,23 +58,47 @@ def arms_table(value: Mapping[str, Any]) -> str:
     return _table([*head, "mean ± sd over seeds"], rows)
 
 
+def _p(p: float) -> str:
+    return "< .001" if p < 0.001 else f"{p:.3f}"
+
+
+def _compared(row: Mapping[str, Any]) -> list[str]:
+    """Difference, its spread over seeds, p, wins and losses."""
+    spread = "-" if row["sd"] is None else f"{100 * row['sd']:.1f}"
+    return [interval(row["difference"]), spread, _p(row["holm"]), str(row["wins"]),
+            str(row["losses"])]  # fmt: skip
+
+
+_COMPARED = ("difference, 95 % interval", "sd over seeds", "p (Holm)", "wins", "losses")
+
+
 def comparison_table(value: Mapping[str, Any]) -> str:
     """A row a task: both arms, the difference, its interval and its spread over seeds."""
-    first, second = value["names"]
-    rows = []
-    for row in value["rows"]:
-        p = row["holm"]
-        spread = "-" if row["sd"] is None else f"{100 * row['sd']:.1f}"
-        rows.append(
-            [row["name"], str(row["queries"]), f"{100 * row['first']:.1f}",
-             f"{100 * row['second']:.1f}", interval(row["difference"]), spread,
-             "< .001" if p < 0.001 else f"{p:.3f}", str(row["wins"]), str(row["losses"])]
-        )  # fmt: skip
-    head = [
-        f"task ({value['pool']} pool, {value['metric']})", "queries", first, second,
-        "difference, 95 % interval", "sd over seeds", "p (Holm)", "wins", "losses",
+    rows = [
+        [row["name"], str(row["queries"]), f"{100 * row['first']:.1f}",
+         f"{100 * row['second']:.1f}", *_compared(row)]
+        for row in value["rows"]
     ]  # fmt: skip
-    return _table(head, rows)
+    head = [f"task ({value['pool']} pool, {value['metric']})", "queries", *value["names"]]
+    return _table([*head, *_COMPARED], rows)
+
+
+def against_table(value: Mapping[str, Any]) -> str:
+    """A row an arm: the mean of its tasks, and what it gains over one arm."""
+    if not value.get("against"):
+        return ""
+    first, rows = value["against"]["arm"], value["against"]["rows"]
+    arms = value["arms"]
+    cut = any(arm["not_read"] is not None for arm in arms.values())
+    lines = []
+    for name, row in [(first, None), *((row["name"], row) for row in rows)]:
+        not_read = arms[name]["not_read"]
+        lost = [f"{100 * not_read:.0f}" if not_read is not None else "-"] if cut else []
+        cells = _compared(row) if row else [""] * len(_COMPARED)
+        lines.append([name, *lost, _score(arms[name]["mean"]), *cells])
+    lost = ["candidates' tokens not read, %"] if cut else []
+    head = [f"against {first} ({value['metric']})", *lost, "mean ± sd over seeds", *_COMPARED]
+    return _table(head, lines)
 
 
 def effects_table(effects: Sequence[Mapping[str, Any]]) -> str:
@@ -134,29 +159,17 @@ def cost_table(value: Mapping[str, Any]) -> str:
     return _table(["cost of an arm with one seed", *head], rows) if kinds else ""
 
 
-def _left_out(value: Mapping[str, Any]) -> Iterator[str]:
-    for name, why in value["left_out"].items():
-        yield f"Left out: {name}, because {why}."
-
-
 def notes(value: Mapping[str, Any]) -> str:
     """How the numbers were made."""
-    seeds = value["seeds"]
-    told = [
+    setup, seeds = value["setup"], value["seeds"]
+    versions = ", ".join(f"{name} {version}" for name, version in value["versions"].items())
+    return "\n".join([
         "Intervals: paired bootstrap over queries, 10,000 resamples, of scores that are means over "
         f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''} of training; the mean weighs each task "
-        "the same. sd: over seeds. Holm: corrected for the tasks of a table.",
-        *_left_out(value),
-        _made_from(value),
-    ]
-    return "\n".join(told)
-
-
-def _made_from(value: Mapping[str, Any]) -> str:
-    setup = value["setup"]
-    versions = ", ".join(f"{name} {version}" for name, version in value["versions"].items())
-    return (
-        f"\nData: {setup['root']} ({setup['root_digest']}), split {setup['split']}; texts of "
+        "the same. sd: over seeds. Holm: corrected for the rows of a table.",
+        *(f"Left out: {name}, because {why}." for name, why in value["left_out"].items()),
+        "",
+        f"Data: {setup['root']} ({setup['root_digest']}), split {setup['split']}; texts of "
         f"{setup['model']}; config {setup['config']}, {setup['steps']} steps; seeds "
-        f"{', '.join(map(str, value['seeds']))}; commit {value['commit'] or 'unknown'}; {versions}."
-    )
+        f"{', '.join(map(str, seeds))}; commit {value['commit'] or 'unknown'}; {versions}.",
+    ])  # fmt: skip

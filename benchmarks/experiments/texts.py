@@ -8,9 +8,10 @@ clauses   the same words with a sentence for every part, so that lengths and sam
           mean something for texts of one sentence
 filler    as many words as the enrichment adds, none of them about the picture; for appending
 permuted  every item gets the text of another one; drawn with ``seed``
+prefixed  the words of ``prefix`` in front of each text, as summaries stand in front of details
 noise     facts exchanged at the rate ``hallucination``, left out at the rate ``omission``
 select    only a ``share`` of the items keeps its text, those that ``router`` takes first (see
-          :mod:`benchmarks.experiments.routers`)
+          :mod:`benchmarks.experiments.noise`)
 ========= =====================================================================================
 
 The folder of such a step holds ``texts.json``: where the store is, the recipe of each side, tokens
@@ -42,27 +43,25 @@ from augment.store.keys import Recipe
 from augment.store.merge import merge
 from benchmarks.experiments import noise
 from benchmarks.experiments.graph import Step
-from benchmarks.experiments.routers import chosen
-from benchmarks.experiments.spec import Text
+from benchmarks.experiments.noise import Changed
+from benchmarks.experiments.spec import SIDES, TextSpec
 from benchmarks.flagland.oracle import has_truth, oracle_engine, score_facts
 
-_SIDES: tuple[Side, Side] = ("query", "corpus")
-
 #: Item, its text, source of randomness -> the new text and counts; None leaves the item without.
-Change = Callable[[Item, Enrichment, Random], noise.Changed | None]
+Change = Callable[[Item, Enrichment, Random], Changed | None]
 
 
-class Source(NamedTuple):
+class TextSource(NamedTuple):
     """Where the texts of a step are."""
 
     store: Path
     recipes: Mapping[Side, str]
 
 
-def read_source(folder: Path) -> Source:
+def read_source(folder: Path) -> TextSource:
     """What ``texts.json`` in a step's folder says."""
     value = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
-    return Source(Path(os.path.normpath(folder / value["store"])), value["recipes"])
+    return TextSource(Path(os.path.normpath(folder / value["store"])), value["recipes"])
 
 
 @final
@@ -72,7 +71,7 @@ class Enriching:
 
     Attributes:
         root: M-BEIR root.
-        root_digest: of its files, see :func:`benchmarks.experiments.build.digest_root`.
+        root_digest: of its files, see :func:`benchmarks.experiments.roots.digest_root`.
         store: folder of texts that exist; None makes them.
         model: the describing model.
         threads: of the CPU.
@@ -87,7 +86,7 @@ class Enriching:
     tolerate: bool = False
 
 
-def made_anew(text: Text, using: Enriching) -> Step:
+def made_anew(text: TextSpec, using: Enriching) -> Step:
     """The step of a text that is made of the data alone (vlm, oracle).
 
     Raises:
@@ -99,12 +98,13 @@ def made_anew(text: Text, using: Enriching) -> Step:
         about = {"kind": "oracle", "root": using.root_digest}
         return Step("texts", "texts of the oracle", about, (), _oracle(using), 200)
     if using.store is not None and not text.settings:
-        recipes = {side: Store(using.store).recipe(side).id for side in _SIDES}
+        recipes = {side: Store(using.store).recipe(side).id for side in SIDES}
         about = {"kind": "given", "keys": _keys(using.store, recipes)}
         return Step("texts", f"texts of {using.store}", about, (), _given(using, recipes), 1)
     prompts: dict[Kind, str | None] = dict(QUERY_PROMPTS)
-    if "modification_prompt" in text.settings:
-        prompts["modification"] = text.settings["modification_prompt"]
+    changed = text.modification_prompt
+    if changed:
+        prompts["modification"] = changed
     sent = [CORPUS_PROMPT, *(name for name in prompts.values() if name)]
     settings = {
         "kind": "vlm",
@@ -112,7 +112,6 @@ def made_anew(text: Text, using: Enriching) -> Step:
         "model": using.model,
         "prompts": [load_prompt(name).id for name in sent],
     }
-    changed = ", ".join(str(value) for value in text.settings.values())
     title = f"texts of {using.model}" + (f" with {changed}" if changed else "")
     # Measured in items: those of a second recipe are known but for the changed prompt's.
     size = _pictures(using.root) * (0.1 if changed else 1.0)
@@ -139,7 +138,7 @@ def _keys(store: Path, recipes: Mapping[Side, str]) -> str:
 
 def _given(using: Enriching, recipes: Mapping[Side, str]) -> Callable[..., None]:
     def work(folder: Path, needs: Sequence[Path]) -> None:
-        _record(folder, using.root, Source(using.store or Path(), recipes))
+        _record(folder, using.root, TextSource(using.store or Path(), recipes))
 
     return work
 
@@ -162,7 +161,7 @@ def _vlm(using: Enriching, prompts: Mapping[Kind, str | None]) -> Callable[..., 
         _settled(corpus.run(using.root, store, options=options, engine=engine), using.tolerate)
         found = queries.run(using.root, store, prompts=prompts, options=options, engine=engine)
         _settled(found, using.tolerate)
-        _record(folder, using.root, Source(store, _latest(store)))
+        _record(folder, using.root, TextSource(store, _latest(store)))
 
     return work
 
@@ -172,7 +171,7 @@ def _oracle(using: Enriching) -> Callable[..., None]:
         store = folder / "store"
         for side, enrich in (("corpus", corpus.run), ("query", queries.run)):
             _settled(enrich(using.root, store, engine=oracle_engine(using.root, side)), False)
-        _record(folder, using.root, Source(store, _latest(store)))
+        _record(folder, using.root, TextSource(store, _latest(store)))
 
     return work
 
@@ -185,7 +184,7 @@ def _latest(store: Path) -> dict[Side, str]:
 # -- texts made of texts ----------------------------------------------------------------------
 
 
-def derived(text: Text, of: Step, using: Enriching, raw_runs: Step | None = None) -> Step:
+def derived(text: TextSpec, of: Step, using: Enriching, raw_runs: Step | None = None) -> Step:
     """The step of a text that is made of another one.
 
     Args:
@@ -201,12 +200,12 @@ def derived(text: Text, of: Step, using: Enriching, raw_runs: Step | None = None
     return Step("derived", title, settings, needs, _deriving(text, using), 1)
 
 
-def _deriving(text: Text, using: Enriching) -> Callable[..., None]:
+def _deriving(text: TextSpec, using: Enriching) -> Callable[..., None]:
     def work(folder: Path, needs: Sequence[Path]) -> None:
         source = read_source(needs[0])
         recipes: dict[Side, str] = {}
         counts: dict[str, Any] = {}
-        for side in _SIDES:
+        for side in SIDES:
             texts = Store(source.store).texts(side, source.recipes[side])
             given = {item_id: one for item_id, one in texts.items() if not one.rejected}
             groups = {name: {item.id: item for item in members if item.id in given}
@@ -217,7 +216,7 @@ def _deriving(text: Text, using: Enriching) -> Callable[..., None]:
             recipe = _recipe(texts.recipe, text)
             recipes[side] = recipe.id
             counts[side] = _write(folder / "store", recipe, items, given, change, text)
-        _record(folder, using.root, Source(folder / "store", recipes), counts)
+        _record(folder, using.root, TextSource(folder / "store", recipes), counts)
 
     return work
 
@@ -233,45 +232,43 @@ def _groups(root: Path, side: Side) -> Iterator[tuple[str, Iterable[Item]]]:
         yield split, (query.item for file in files for query in open_queries(file.path))
 
 
-def _recipe(of: Recipe, text: Text) -> Recipe:
+def _recipe(of: Recipe, text: TextSpec) -> Recipe:
     settings = {**of.settings, "changed": {"kind": text.kind, "of": of.id, **text.settings}}
     return replace(of, settings=settings)
 
 
 def _change(
-    text: Text,
+    text: TextSpec,
     side: Side,
     groups: Sequence[Mapping[str, Item]],
     given: Mapping[str, Enrichment],
     root: Path,
     runs: Path | None,
 ) -> Change:
-    settings = text.settings
     if text.kind == "filler":
-        return _filler(side)
+        return lambda item, one, random: Changed(_filler(side, item, one, random))
     if text.kind == "clauses":
-        return lambda item, one, random: noise.Changed(noise.clauses(one.text), 0, 0, 0)
+        return lambda item, one, random: Changed(noise.clauses(one.text))
+    if text.kind == "prefixed":
+        return lambda item, one, random: Changed(f"{text.prefix} {one.text}")
     if text.kind == "permuted":
-        others = _permutation(sorted(given), int(settings.get("seed", 0)))
-        return lambda item, one, random: noise.Changed(given[others[item.id]].text, 0, 0, 0)
+        others = _permutation(sorted(given), text.seed)
+        return lambda item, one, random: Changed(given[others[item.id]].text)
     if text.kind == "noise":
-        rates = float(settings.get("hallucination", 0)), float(settings.get("omission", 0))
+        rates = text.hallucination, text.omission
         rivals = noise.FLAGLAND if has_truth(root) else noise.GENERAL
         return lambda item, one, random: noise.corrupt(one.text, random, *rates, rivals)
-    share, router, seed = (settings.get(key, 0) for key in ("share", "router", "seed"))
-    taken = [chosen(group, side, float(share), str(router), int(seed), runs) for group in groups]
+    taken = [noise.chosen(group, side, text.share, text.router, text.seed, runs)
+             for group in groups]  # fmt: skip
     kept = frozenset().union(*taken)
-    return lambda item, one, random: noise.Changed(one.text, 0, 0, 0) if item.id in kept else None
+    return lambda item, one, random: Changed(one.text) if item.id in kept else None
 
 
-def _filler(side: Side) -> Change:
-    def change(item: Item, text: Enrichment, random: Random) -> noise.Changed:
-        words = len(text.text.split())
-        if side == "query":  # an enriched query replaces the published one
-            words -= len((item.text or "").split())
-        return noise.Changed(noise.filler(words, random.randrange(len(noise.FILLER))), 0, 0, 0)
-
-    return change
+def _filler(side: Side, item: Item, text: Enrichment, random: Random) -> str:
+    words = len(text.text.split())
+    if side == "query":  # an enriched query replaces the published one
+        words -= len((item.text or "").split())
+    return noise.filler(words, random.randrange(len(noise.FILLER)))
 
 
 def _permutation(ids: Sequence[str], seed: int) -> dict[str, str]:
@@ -287,14 +284,13 @@ def _write(
     items: Mapping[str, Item],
     given: Mapping[str, Enrichment],
     change: Change,
-    text: Text,
+    text: TextSpec,
 ) -> dict[str, int]:
     counts = {"items": len(items), "kept": 0, "facts": 0, "wrong": 0, "gone": 0}
-    seed = text.settings.get("seed", 0)
     with Store(folder) as store:
         run = store.begin(recipe, Scope())
         for item in items.values():
-            changed = change(item, given[item.id], Random(f"{seed}-{recipe.side}-{item.id}"))
+            changed = change(item, given[item.id], Random(f"{text.seed}-{recipe.side}-{item.id}"))
             if changed is None:
                 continue
             counts["kept"] += 1
@@ -312,11 +308,11 @@ def _write(
 
 
 def _record(
-    folder: Path, root: Path, source: Source, changed: Mapping[str, Any] | None = None
+    folder: Path, root: Path, source: TextSource, changed: Mapping[str, Any] | None = None
 ) -> None:
     store = Store(source.store)
     about: dict[str, Any] = {}
-    for side in _SIDES:
+    for side in SIDES:
         texts = store.texts(side, source.recipes[side])
         about[side] = _tally(texts)
         if has_truth(root):
@@ -350,7 +346,7 @@ def _tally(texts: Mapping[str, Enrichment]) -> dict[str, Any]:
     }
 
 
-def names_of(used: Collection[str], texts: Mapping[str, Text]) -> list[str]:
+def names_of(used: Collection[str], texts: Mapping[str, TextSpec]) -> list[str]:
     """The texts in use and those they are made of, sources first."""
     order: list[str] = []
 

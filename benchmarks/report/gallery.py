@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 from augment.data.images import open_image
 from augment.errors import ImageError
-from augment.records import Enrichment, Hit, Item, Side
+from augment.records import Enrichment, Item, Side
 from augment.store.page import DataUri, thumbnail
 from augment.store.reporting.items import Items
 from augment.store.reporting.wording import Piece, compare
-from benchmarks.report.runs import Opened
+from benchmarks.report.runs import Moved, OpenedRun, TaskHits
 
 #: Longest side of a query's picture and of a result's, in pixels.
 QUERY_SIDE, RESULT_SIDE = 320, 150
-
-
-class Moved(NamedTuple):
-    """A query with the rank of its first relevant candidate in both runs; None is not found."""
-
-    task: str
-    title: str
-    qid: str
-    first: int | None
-    second: int | None
 
 
 @final
@@ -50,7 +38,7 @@ class Picture:
 
 @final
 @dataclass(frozen=True)
-class Result:
+class HitCard:
     """A hit as the page shows it."""
 
     rank: int
@@ -62,7 +50,7 @@ class Result:
 
 @final
 @dataclass(frozen=True)
-class Card:
+class QueryCard:
     """A query that moved.
 
     Attributes:
@@ -81,38 +69,14 @@ class Card:
     published: str
     before: Sequence[Piece]
     after: Sequence[Piece]
-    wanted: Result | None
-    results: tuple[Sequence[Result], Sequence[Result]]
+    wanted: HitCard | None
+    results: tuple[Sequence[HitCard], Sequence[HitCard]]
     text: Enrichment | None
 
     @property
     def same(self) -> bool:
         """Whether both retrievers read the same text."""
         return self.before == self.after
-
-
-def pick(moved: Iterable[Moved], wins: bool, most: int) -> list[Moved]:
-    """The queries that gained or lost most by reciprocal rank, taking turns among tasks.
-
-    Args:
-        moved: all queries.
-        wins: those that the second run is better for, or those that it is worse for.
-        most: how many.
-    """
-    sign = 1 if wins else -1
-    by_task: dict[str, list[Moved]] = {}
-    for one in moved:
-        if sign * _gain(one) > 0:
-            by_task.setdefault(one.task, []).append(one)
-    for own in by_task.values():
-        own.sort(key=lambda one: (-sign * _gain(one), one.qid))
-    turns = zip_longest(*by_task.values())
-    return [one for turn in turns for one in turn if one is not None][:most]
-
-
-def _gain(moved: Moved) -> float:
-    """Gain in reciprocal rank."""
-    return 1 / (moved.second or math.inf) - 1 / (moved.first or math.inf)
 
 
 @final
@@ -128,7 +92,7 @@ class Gallery:
         runs: the two runs.
     """
 
-    def __init__(self, root: Path, runs: tuple[Opened, Opened], top: int = 3) -> None:
+    def __init__(self, root: Path, runs: tuple[OpenedRun, OpenedRun], top: int = 3) -> None:
         self._root = root
         self.runs = runs
         self._top = top
@@ -137,27 +101,20 @@ class Gallery:
         }  # fmt: skip
         self._thumbnail = cache(self._open)
 
-    def card(
-        self, moved: Moved, hits: Sequence[Mapping[str, Sequence[Hit]]], wanted: Sequence[str]
-    ) -> Card:
-        """One card.
-
-        Args:
-            moved: the query.
-            hits: query -> hits of its task, in both runs.
-            wanted: its relevant candidates.
-        """
+    def card(self, moved: Moved, task: TaskHits) -> QueryCard:
+        """One card of a query of a task."""
+        wanted = task.wanted[moved.qid]
         item = self._items["query"].find(moved.qid)
         texts = ["" if item is None else run.text("query", item) for run in self.runs]
         before, after = compare(*texts)
         first, second = (
             [self._result(rank, hit.did, run, wanted)
              for rank, hit in enumerate(found.get(moved.qid, ())[: self._top], 1)]
-            for run, found in zip(self.runs, hits, strict=True)
+            for run, found in zip(self.runs, task.hits, strict=True)
         )  # fmt: skip
         rank = moved.second or 0
         target = self._result(rank, wanted[0], self.runs[1], wanted) if wanted else None
-        return Card(
+        return QueryCard(
             moved,
             None if item is None else self._picture("query", item, QUERY_SIDE),
             (item.text or "") if item else "",
@@ -168,29 +125,21 @@ class Gallery:
             None if item is None else self._generated("query", item.id),
         )
 
-    def row(
-        self, moved: Moved, hits: Sequence[Mapping[str, Sequence[Hit]]], wanted: Sequence[str]
-    ) -> dict[str, Any]:
-        """The same as plain values, pictures by path.
-
-        Args:
-            moved: the query.
-            hits: query -> hits of its task, in both runs.
-            wanted: its relevant candidates.
-        """
+    def row(self, moved: Moved, task: TaskHits) -> dict[str, Any]:
+        """The same as plain values, pictures by path."""
         query = self._items["query"].find(moved.qid)
-        firsts = [found.get(moved.qid, ())[:1] for found in hits]
+        firsts = [found.get(moved.qid, ())[:1] for found in task.hits]
         return {
             **moved._asdict(),
             "image": query.image if query else None,
             "published": query.text if query else None,
             "read": [run.text("query", query) if query else "" for run in self.runs],
-            "wanted": self._plain(wanted[0], self.runs[1]),
+            "wanted": self._plain(task.wanted[moved.qid][0], self.runs[1]),
             "found": [self._plain(hit[0].did, run) if hit else None
                       for hit, run in zip(firsts, self.runs, strict=True)],
         }  # fmt: skip
 
-    def _plain(self, did: str, run: Opened) -> dict[str, Any]:
+    def _plain(self, did: str, run: OpenedRun) -> dict[str, Any]:
         item = self._items["corpus"].find(did)
         return {
             "id": did,
@@ -198,12 +147,12 @@ class Gallery:
             "text": run.text("corpus", item) if item else "",
         }
 
-    def _result(self, rank: int, did: str, run: Opened, wanted: Sequence[str]) -> Result:
+    def _result(self, rank: int, did: str, run: OpenedRun, wanted: Sequence[str]) -> HitCard:
         item = self._items["corpus"].find(did)
         if item is None:
-            return Result(rank, did, did in wanted, None, "not in this root")
+            return HitCard(rank, did, did in wanted, None, "not in this root")
         picture = self._picture("corpus", item, RESULT_SIDE)
-        return Result(rank, did, did in wanted, picture, run.text("corpus", item))
+        return HitCard(rank, did, did in wanted, picture, run.text("corpus", item))
 
     def _picture(self, side: Side, item: Item, longest: int) -> Picture | None:
         if item.image is None:

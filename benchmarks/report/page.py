@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import argparse
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
-from augment.errors import DataError
+from augment.errors import DataError, ToolkitError
 from augment.records import Side
 from augment.store.keys import Recipe
 from augment.store.page import environment, save_page
-from benchmarks.report.charts import bars, scatter
-from benchmarks.report.gallery import Card, Gallery, Moved, pick
-from benchmarks.report.runs import SIDES, Opened, first_ranks, open_run, relevant
-from retrievers.evaluation.compare import compare, task_title, tasks_of
+from benchmarks.report.gallery import Gallery
+from benchmarks.report.runs import SIDES, OpenedRun, moves, open_run, pick
+from retrievers.evaluation.compare import Comparison, Pair, compare
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 
 #: Cards in each gallery.
 EXAMPLES = 8
+#: Ranks are drawn exactly up to here, and behind it in classes of half an octave.
+EXACT = 10
+#: Side of the square of ranks in SVG units, and room for its labels on the left and on top.
+SIDE, LEFT, TOP = 300.0, 62.0, 18.0
 
 
 @final
-@dataclass(frozen=True)
-class Provenance:
+class Provenance(NamedTuple):
     """How the text of one side of one run was made.
 
     Attributes:
@@ -42,19 +47,126 @@ class Provenance:
     changed: str
 
 
-class _Task(NamedTuple):
-    """Hits of both runs and judgements of a task."""
+@final
+class Bars(NamedTuple):
+    """A task's scores in per cent, and where the interval of the difference lies.
 
-    hits: tuple[Mapping[str, Any], Mapping[str, Any]]
-    wanted: Mapping[str, Sequence[str]]
+    ``low`` and ``high`` are the first score plus the ends of the interval, cut at 0 and 100, so
+    that a whisker that stays clear of the first bar's end is a difference clear of 0.
+    """
+
+    row: Pair
+    first: float
+    second: float
+    low: float
+    high: float
+
+
+def bars(comparison: Comparison) -> list[Bars]:
+    """A group of bars for every row."""
+    found = []
+    for row in comparison.rows:
+        ends = [100 * min(1.0, max(0.0, row.first + end)) for end in row.difference[1:]]
+        found.append(Bars(row, 100 * row.first, 100 * row.second, ends[0], ends[1]))
+    return found
+
+
+@final
+class Dot(NamedTuple):
+    """Queries with these ranks in both runs: a place in SVG units, a radius, and what it says."""
+
+    x: float
+    y: float
+    radius: float
+    tone: str
+    label: str
+
+
+@final
+class Scatter(NamedTuple):
+    """Ranks before (across) and after (up, the first rank on top).
+
+    Attributes:
+        dots: the largest first, so that small ones stay visible.
+        ticks: place along an axis and its label.
+        better: queries whose relevant candidate moved up.
+        same: those that it did not move for.
+        worse: those that it moved down for.
+        to_first: those that it newly came first for.
+        from_first: those that it is no longer first for.
+        depth: hits per query of the runs.
+    """
+
+    dots: Sequence[Dot]
+    ticks: Sequence[tuple[float, str]]
+    better: int
+    same: int
+    worse: int
+    to_first: int
+    from_first: int
+    depth: int
+
+    @property
+    def summary(self) -> str:
+        """In words; also what a screen reader says of the chart."""
+        return (
+            f"better for {self.better:,} queries, the same for {self.same:,}, worse for "
+            f"{self.worse:,}; newly first {self.to_first:,}, no longer first {self.from_first:,}"
+        )
+
+
+def _class(rank: int | None) -> int | None:
+    """The lowest rank of a rank's class."""
+    if rank is None or rank <= EXACT:
+        return rank
+    step = math.floor(2 * math.log2(rank / EXACT))
+    return max(EXACT + 1, math.ceil(EXACT * 2 ** (step / 2)))
+
+
+def scatter(ranks: Iterable[tuple[int | None, int | None]], depth: int) -> Scatter:
+    """Ranks of the first relevant candidate in two runs.
+
+    Args:
+        ranks: of every query, in the first and the second run; None is "not found".
+        depth: hits per query.
+    """
+    pairs = list(ranks)
+    counts = Counter((_class(a), _class(b)) for a, b in pairs)
+    most = max(counts.values(), default=1)
+    far = depth + 1
+    end = math.log(far * 1.6)  # "not found" stands apart from the last rank
+
+    def place(rank: int | None) -> float:
+        return SIDE * (1.0 if rank is None else math.log(rank) / end)
+
+    dots = []
+    for (a, b), count in counts.most_common():
+        tone = "same" if a == b else ("up" if (b or far) < (a or far) else "down")
+        label = f"{count:,} queries: {_told(a)} before, {_told(b)} after"
+        radius = 2.2 + 11 * math.sqrt(count / most)
+        dots.append(Dot(LEFT + place(a), TOP + place(b), radius, tone, label))
+    ticks = [(place(rank), str(rank)) for rank in (1, 2, 5, 10, 20, 50, 100) if rank <= depth]
+    moved = Counter(
+        "same" if a == b else ("up" if (b or far) < (a or far) else "down") for a, b in pairs
+    )
+    return Scatter(
+        dots, [*ticks, (SIDE, "none")], moved["up"], moved["same"], moved["down"],
+        sum(a != 1 and b == 1 for a, b in pairs), sum(a == 1 and b != 1 for a, b in pairs), depth,
+    )  # fmt: skip
+
+
+def _told(rank: int | None) -> str:
+    if rank is None:
+        return "not found"
+    return f"rank {rank}" if rank <= EXACT else f"rank {rank} or a little later"
 
 
 def write_report(
     first: Path,
     second: Path,
-    page: Path,
+    out: Path,
     *,
-    names: tuple[str, str] | None = None,
+    names: Sequence[str] | None = None,
     metric: str = "success@5",
     pool: str = "local",
     root: Path | None = None,
@@ -67,7 +179,7 @@ def write_report(
     Args:
         first: folder that ``test`` or ``bm25`` wrote.
         second: the same of the other run.
-        page: HTML file to write.
+        out: HTML file to write.
         names: of the two runs; None takes the folders' names.
         metric: per-query score, see :class:`retrievers.evaluation.metrics.Measure`.
         pool: local or union.
@@ -80,20 +192,17 @@ def write_report(
         DataError: if a run or the root cannot be read, or the runs are not about the same queries.
     """
     runs = (open_run(first), open_run(second))
-    names = names or _names(first, second)
+    names = (names[0], names[1]) if names else _names(first, second)
     found = root or runs[1].root or runs[0].root
     if found is None or not found.is_dir():
         raise DataError(
             f"the data root {found or ''} is not here; name it with --root", str(second)
         )
     comparison = compare(first, second, metric=metric, pool=pool, names=names, seed=seed)
-    tasks = {name: _task(runs, name, pool) for name in tasks_of(first, pool)}
-    moved = _moved(tasks)
+    tasks, moved = moves(runs, pool)
     gallery = Gallery(found, runs)
-    cards = {
-        kind: [_card(gallery, one, tasks[one.task]) for one in pick(moved, wins, examples)]
-        for kind, wins in (("wins", True), ("losses", False))
-    }
+    wins, losses = ([gallery.card(one, tasks[one.task]) for one in pick(moved, better, examples)]
+                    for better in (True, False))  # fmt: skip
     depth = max((len(hits) for task in tasks.values() for run in task.hits
                  for hits in run.values()), default=1)  # fmt: skip
     template = environment().from_string(_TEMPLATE.read_text(encoding="utf-8"))
@@ -102,8 +211,8 @@ def write_report(
         comparison=comparison,
         bars=bars(comparison),
         scatter=scatter(((one.first, one.second) for one in moved), depth),
-        wins=cards["wins"],
-        losses=cards["losses"],
+        wins=wins,
+        losses=losses,
         provenance=[_provenance(name, run, side)
                     for name, run in zip(names, runs, strict=True) for side in SIDES],
         trained=[(name, run.trained) for name, run in zip(names, runs, strict=True)],
@@ -111,7 +220,7 @@ def write_report(
               for name, run in zip(names, runs, strict=True)],
         notes=[*notes, *(note for run in runs for note in run.notes)],
     )  # fmt: skip
-    save_page(page, html)
+    save_page(out, html)
 
 
 def _names(first: Path, second: Path) -> tuple[str, str]:
@@ -120,29 +229,35 @@ def _names(first: Path, second: Path) -> tuple[str, str]:
     return f"{first.parent.name}/{first.name}", f"{second.parent.name}/{second.name}"
 
 
-def _task(runs: tuple[Opened, Opened], name: str, pool: str) -> _Task:
-    return _Task(
-        (runs[0].hits(name, pool), runs[1].hits(name, pool)), relevant(runs[0].folder, name)
-    )
-
-
-def _moved(tasks: Mapping[str, _Task]) -> list[Moved]:
-    several = len({name.rpartition("_task")[0] for name in tasks}) > 1
-    found = []
-    for name, task in tasks.items():
-        first, second = (first_ranks(hits, task.wanted) for hits in task.hits)
-        title = task_title(name, several)
-        found += [Moved(name, title, qid, first[qid], second[qid]) for qid in task.wanted]
-    return found
-
-
-def _card(gallery: Gallery, moved: Moved, task: _Task) -> Card:
-    return gallery.card(moved, task.hits, task.wanted[moved.qid])
-
-
-def _provenance(name: str, run: Opened, side: Side) -> Provenance:
+def _provenance(name: str, run: OpenedRun, side: Side) -> Provenance:
     view = run.views[side]
     recipe = Recipe.from_json(view.recipe) if view.recipe else None
     changed = recipe.settings.get("changed") if recipe else None
     told = ", ".join(f"{k} {v}" for k, v in changed.items()) if isinstance(changed, dict) else ""
     return Provenance(name, side, str(view.view), recipe, told)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.report",
+        description="A static page about two runs: scores by task with paired intervals, ranks "
+        "before and after, wins and losses with pictures, and where the texts come from.",
+    )
+    parser.add_argument("first", type=Path, help="folder that `test` or `bm25` wrote")
+    parser.add_argument("second", type=Path, help="the same of the other run")
+    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page")
+    parser.add_argument("--names", nargs=2, metavar=("A", "B"), help="of the two runs")
+    parser.add_argument("--root", type=Path, help="data root; none: the one that the runs name")
+    parser.add_argument("--metric", default="success@5", help="success@k, recall@k, ndcg@k, ...")
+    parser.add_argument("--pool", default="local", choices=("local", "union"))
+    parser.add_argument("--examples", type=int, default=EXAMPLES, help="cards in each gallery")
+    parser.add_argument("--seed", type=int, default=0, help="of the resampling")
+    args = parser.parse_args(arguments)
+    try:
+        write_report(**vars(args))
+    except (ToolkitError, ValueError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    print(args.out)
+    return 0

@@ -1,19 +1,22 @@
-"""A run as ``test`` or ``bm25`` left it: hits, ranks, and the text that its retriever read."""
+"""Runs as ``test`` or ``bm25`` left them: hits, the text that was read, how ranks moved."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from augment.data import read_qrels
 from augment.errors import DataError, StoreError
 from augment.records import Hit, Item, Side
 from augment.views import TextView, open_view
 from retrievers.data.texts import ViewConfig
+from retrievers.evaluation.compare import task_title, tasks_of
 from retrievers.evaluation.run import read_table
 
 SIDES: tuple[Side, Side] = ("query", "corpus")
@@ -21,7 +24,7 @@ SIDES: tuple[Side, Side] = ("query", "corpus")
 
 @final
 @dataclass(frozen=True)
-class Opened:
+class OpenedRun:
     """One run's folder.
 
     Attributes:
@@ -60,7 +63,7 @@ class Opened:
         return ", ".join(f"{side} {found[side].partition(':')[0]}" for side in SIDES)
 
 
-def open_run(folder: Path) -> Opened:
+def open_run(folder: Path) -> OpenedRun:
     """Open a run's folder.
 
     Raises:
@@ -83,7 +86,7 @@ def open_run(folder: Path) -> Opened:
     for side in SIDES:
         views[side], note = _view(side, data.get(side) or {})
         notes += [f"{folder.name}: {note}"] if note else []
-    return Opened(folder, views, about, notes)
+    return OpenedRun(folder, views, about, notes)
 
 
 def _view(side: Side, given: Mapping[str, Any]) -> tuple[TextView, str]:
@@ -108,6 +111,68 @@ def relevant(folder: Path, task: str) -> dict[str, list[str]]:
         if qrel.relevance > 0:
             found.setdefault(qrel.qid, []).append(qrel.did)
     return found
+
+
+@final
+class TaskHits(NamedTuple):
+    """Hits of two runs and judgements (query -> relevant candidates) of a task."""
+
+    hits: tuple[Mapping[str, Sequence[Hit]], Mapping[str, Sequence[Hit]]]
+    wanted: Mapping[str, Sequence[str]]
+
+
+@final
+class Moved(NamedTuple):
+    """A query with the rank of its first relevant candidate in both runs; None is not found."""
+
+    task: str
+    title: str
+    qid: str
+    first: int | None
+    second: int | None
+
+    @property
+    def gain(self) -> float:
+        """In reciprocal rank."""
+        return 1 / (self.second or math.inf) - 1 / (self.first or math.inf)
+
+
+def moves(runs: tuple[OpenedRun, OpenedRun], pool: str) -> tuple[dict[str, TaskHits], list[Moved]]:
+    """What two runs found, by task, and every query with its ranks.
+
+    Raises:
+        DataError: if a file is missing or malformed.
+    """
+    names = tasks_of(runs[0].folder, pool)
+    several = len({name.rpartition("_task")[0] for name in names}) > 1
+    tasks, moved = {}, []
+    for name in names:
+        hits = (runs[0].hits(name, pool), runs[1].hits(name, pool))
+        wanted = relevant(runs[0].folder, name)
+        first, second = (first_ranks(each, wanted) for each in hits)
+        title = task_title(name, several)
+        tasks[name] = TaskHits(hits, wanted)
+        moved += [Moved(name, title, qid, first[qid], second[qid]) for qid in wanted]
+    return tasks, moved
+
+
+def pick(moved: Iterable[Moved], wins: bool, most: int) -> list[Moved]:
+    """The queries that gained or lost most by reciprocal rank, taking turns among tasks.
+
+    Args:
+        moved: all queries.
+        wins: those that the second run is better for, or those that it is worse for.
+        most: how many.
+    """
+    sign = 1 if wins else -1
+    by_task: dict[str, list[Moved]] = {}
+    for one in moved:
+        if sign * one.gain > 0:
+            by_task.setdefault(one.task, []).append(one)
+    for queries in by_task.values():
+        queries.sort(key=lambda one: (-sign * one.gain, one.qid))
+    turns = zip_longest(*by_task.values())
+    return [one for turn in turns for one in turn if one is not None][:most]
 
 
 def first_ranks(

@@ -11,10 +11,11 @@ import pytest
 
 from augment.data import DataRoot
 from augment.data.pools import open_candidates, open_queries
-from benchmarks.experiments import results, spec, tables
-from benchmarks.experiments.build import Builder, Setup, digest_root
+from benchmarks.experiments import plots, results, spec, tables
+from benchmarks.experiments.build import Builder, Setup
 from benchmarks.experiments.notebooks import picture
-from benchmarks.experiments.results import Reader
+from benchmarks.experiments.results import ArmReader
+from benchmarks.experiments.roots import digest_root
 from benchmarks.experiments.texts import Enriching
 from benchmarks.flagland.world import WorldConfig, write_world
 
@@ -33,8 +34,8 @@ def root(tmp_path_factory):
 def random_scores(self, folder):
     rng = random.Random(folder.name)
     rate = rng.random()
-    return {f"{n}: task": {f"q{n}-{k}": float(rng.random() < rate) for k in range(30)}
-            for n in (0, 4, 7)}  # fmt: skip
+    return {(f"{n}: task", f"q{n}-{k}"): float(rng.random() < rate)
+            for n in (0, 4, 7) for k in range(30)}  # fmt: skip
 
 
 def an_example(root):
@@ -55,31 +56,31 @@ def made(root, tmp_path_factory):
     setup = Setup(Enriching(root, digest_root(root)), steps=60, seeds=(0, 1, 2))
     example = an_example(root)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Reader, "_read", random_scores)
+        patch.setattr(ArmReader, "_read", random_scores)
         patch.setattr(results, "_cost", lambda reader, name: {"train cpu_seconds": 60.0})
         patch.setattr(results, "texts_json", lambda reader: {
             "vlm": {"kind": "vlm", "sides": {"query": _SIDE, "corpus": _SIDE}}})  # fmt: skip
-        patch.setattr(results, "changes_json", lambda *_: [
-            ["0: task", f"q{n}", n or None, n % 3 + 1] for n in range(30)])  # fmt: skip
-        patch.setattr(results, "examples_json", lambda *_: {
-            "wins": [example], "losses": [example]})  # fmt: skip
-        for name in spec.names():
-            reader = Reader(Builder(spec.load(name), setup), folder, "success@1")
-            results.save(results.collect(reader), folder / f"{name}.json")
+        patch.setattr(results, "_not_read", lambda folder: 0.4)
+        patch.setattr(results, "moves_json", lambda _, *arms: {
+            "changes": {"arms": list(arms), "rows": [
+                ["0: task", f"q{n}", n or None, n % 3 + 1] for n in range(30)]},
+            "examples": {"wins": [example], "losses": [example]}})  # fmt: skip
+        for experiment in spec.load_all(["all"]):
+            reader = ArmReader(Builder(experiment, setup), folder, "success@1")
+            results.save(results.collect(reader), folder / f"{experiment.name}.json")
     return folder
 
 
-def test_every_experiment_has_its_tables_and_figures(made):
-    from benchmarks.experiments import plots
-
-    for name in spec.names():
+def test_every_experiment_has_its_tables_and_figures(made, tmp_path):
+    for name in spec.packaged():
         value = json.loads((made / f"{name}.json").read_text())
         text = tables.report(value)
         assert value["prediction"].strip() in text
         assert all(arm in text for arm in value["arms"])
-        found = plots.figures(value)
-        assert {"arms", "tasks", "differences"} <= set(found)
-        plots.close(found.values())
+        plots.save(value, tmp_path)
+        assert (tmp_path / f"{name}-arms.png").is_file()
+        if value["comparisons"]:
+            assert (tmp_path / f"{name}-tasks.png").is_file()
 
 
 def test_a_mean_and_its_spread_are_over_seeds(made):
@@ -104,9 +105,9 @@ def test_pictures_are_drawn_again(root):
 def test_the_notebooks_run_from_top_to_bottom(made, tmp_path):
     for package in ("nbclient", "nbformat", "ipykernel"):
         pytest.importorskip(package, reason=f"{package} is not installed (extra dev)")
-    paths = sorted(FOLDER.glob("*.ipynb"))
+    paths = sorted(FOLDER.glob("*/*.ipynb"))
     assert len(paths) >= 4
-    command = [sys.executable, "-m", "benchmarks.experiments.execute", *map(str, paths)]
+    command = [sys.executable, "-m", "benchmarks.experiments.notebooks", *map(str, paths)]
     subprocess.run(
         [*command, "--out", str(tmp_path)], cwd=FOLDER.parent, check=True,
         env={**os.environ, "RAR_RESULTS": str(made)},

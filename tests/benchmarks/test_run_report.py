@@ -11,9 +11,8 @@ from augment import corpus, queries
 from augment.data import write_candidates, write_qrels, write_queries
 from augment.engines.scripted import ScriptedEngine
 from augment.records import Hit, Item, Qrel, Query
-from benchmarks.report.__main__ import main
-from benchmarks.report.charts import scatter
-from benchmarks.report.gallery import Moved, pick
+from benchmarks.report.page import main, scatter
+from benchmarks.report.runs import Moved, pick
 from retrievers.data.texts import ViewConfig
 from retrievers.evaluation.run import write_run
 from retrievers.vectors.bm25 import bm25

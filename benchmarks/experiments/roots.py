@@ -1,7 +1,8 @@
-"""A part of a data root: the lists of some data sets and one split, and the pictures they name."""
+"""Data roots of experiments: made, cut to a part, known by their contents."""
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,8 +14,45 @@ from augment.errors import DataError
 _FOLDERS = ("query/{split}", "cand_pool/local", "qrels/{split}", "instructions")
 
 
+def digest_root(root: Path) -> str:
+    """SHA-256 over the names and contents of all lists of a root; pictures count by name only.
+
+    Raises:
+        DataError: if it is no data root.
+    """
+    data = DataRoot(root)
+    digest = hashlib.sha256()
+    for folder in ("query", "cand_pool", "qrels", "instructions"):
+        for path in sorted((data.path / folder).rglob("*")):
+            if path.is_file() and path.suffix in (".jsonl", ".txt", ".tsv"):
+                digest.update(str(path.relative_to(data.path)).encode())
+                with path.open("rb") as stream:
+                    while block := stream.read(1 << 20):
+                        digest.update(block)
+    return digest.hexdigest()
+
+
+def make_world(root: Path, countries: int, seed: int, workers: int) -> None:
+    """Write a Flagland unless it is there; one that was cut short is begun anew.
+
+    Raises:
+        DataError: if there can be no such world.
+    """
+    from benchmarks.flagland.world import WorldConfig, write_world
+
+    if root.exists():
+        return
+    try:
+        config = WorldConfig(countries, seed)
+    except ValueError as error:
+        raise DataError(f"no Flagland: {error}") from error
+    partial = _partial(root)
+    write_world(partial, config, workers=workers)
+    partial.rename(root)
+
+
 def make_part(root: Path, datasets: Sequence[str], split: str, out: Path) -> None:
-    """Write a root with some data sets of another, unless it is there.
+    """Write a root with some data sets of another and the pictures they name, unless it is there.
 
     Args:
         root: M-BEIR root.
@@ -32,8 +70,7 @@ def make_part(root: Path, datasets: Sequence[str], split: str, out: Path) -> Non
     if absent := [name for name in datasets if name not in known]:
         raise DataError(f"no {split} queries of {absent[0]!r}; there are {', '.join(known)}",
                         str(root))  # fmt: skip
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = _partial(out)
     for folder in (name.format(split=split) for name in _FOLDERS):
         (partial / folder).mkdir(parents=True)
         for path in sorted((root / folder).iterdir()):
@@ -46,6 +83,14 @@ def make_part(root: Path, datasets: Sequence[str], split: str, out: Path) -> Non
         (partial / picture).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(root / picture, partial / picture)
     partial.rename(out)
+
+
+def _partial(root: Path) -> Path:
+    """Where a root is written until it is whole; what a killed run left there is removed."""
+    partial = root.with_name(f"{root.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    return partial
 
 
 def _pictures(data: DataRoot, split: str) -> Iterator[str]:

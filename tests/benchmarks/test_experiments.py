@@ -2,25 +2,28 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from random import Random
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
 from augment.errors import DataError
 from augment.records import Item
 from augment.store import Store
-from benchmarks.experiments import graph, noise, routers, spec
+from benchmarks.experiments import graph, noise, spec
 from benchmarks.experiments.__main__ import main
-from benchmarks.experiments.build import Builder, Setup, digest_root
+from benchmarks.experiments.build import Builder, Setup
 from benchmarks.experiments.effects import CELLS, CONTRASTS, crossing, effect
 from benchmarks.experiments.graph import Step
-from benchmarks.experiments.parts import make_part
+from benchmarks.experiments.roots import digest_root, make_part
 from benchmarks.experiments.texts import Enriching, derived, made_anew, read_source
 from benchmarks.flagland import language
 from benchmarks.flagland.world import WorldConfig, write_world
+from retrievers.cli import main as retrievers
 from tests.retrievers.models.test_retriever import make_config, make_root
 
 # -- steps --------------------------------------------------------------------------------------
@@ -53,7 +56,7 @@ def test_steps_run_once_in_order_and_after_a_failure_go_on(tmp_path):
     assert [len(calls), len(more), len(again)] == [1, 1, 1]
     planned = graph.plan([mended], tmp_path)
     assert [one.done for one in planned] == [True] * 3
-    assert "3 steps, 3 of them cached" in graph.told(planned)
+    assert "3 steps, 3 of them cached" in graph.describe(planned)
 
 
 def test_a_fingerprint_moves_with_settings_and_needs():
@@ -80,29 +83,35 @@ def test_estimates_come_from_what_was_measured(tmp_path):
 
 
 def test_every_packaged_experiment_states_a_question_and_a_prediction():
-    for name in spec.names():
-        found = spec.load(name)
+    for (name, path), found in zip(spec.packaged().items(), spec.load_all(["all"]), strict=True):
         assert found.name == name
         assert found.question.strip().endswith("?")
-        assert len(found.prediction.split()) > 15
-        assert found.compare
-        shown = [arm for arm in found.arms.values() if arm.show == spec._presets()["raw"]]
-        assert shown, "every experiment has an arm on raw text"
-        assert "oracle" in found.arms, "and the ceiling"
+        assert found.compare or found.against
+        assert found.prediction
+        if path.parent.name == "rar":
+            assert any(arm.show == spec.Views() for arm in found.arms.values()), "raw text"
+            assert "oracle" in found.arms, "and the ceiling"
+    assert [one.name for one in spec.load_all(["rar"])][:2] == ["alignment", "sides"]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"arms": {"a": {"show": "nowhere"}}}, "shows 'nowhere'"),
-        ({"arms": {"a": {"show": {"query": "raw", "corpus": "raw", "x": 1}}}}, "does not know x"),
-        ({"arms": {"a": {"show": {"query": "vlm append size=3", "corpus": "raw"}}}}, "size"),
+        (
+            {"arms": {"a": {"show": {"query": "raw", "corpus": "raw", "x": 1}}}},
+            "name a preset, or a view for query",
+        ),
+        ({"arms": {"a": {"show": {"query": "vlm append size=3", "corpus": "raw"}}}}, "size=3"),
+        ({"arms": {"a": {"kind": "sparse", "show": "raw"}}}, "'dense', 'bm25', 'fusion'"),
+        ({"arms": {"a": {"show": "raw", "mined_by": "b"}}}, "name an arm before it"),
         ({"arms": {"a": {"kind": "fusion", "of": ["b", "c"]}}}, "fuses ['b', 'c']"),
         ({"texts": {"t": {"kind": "noise", "of": "later"}}}, "texts before it are vlm, oracle"),
-        ({"texts": {"t": {"kind": "noise", "of": "vlm", "rate": 1}}}, "does not know rate"),
+        ({"texts": {"t": {"kind": "noise", "of": "vlm", "rate": 1}}}, "'rate' is not accepted"),
+        ({"texts": {"t": {"kind": "noise", "of": "vlm", "share": 1}}}, "noise does not know share"),
         ({"compare": [["a", "b"]]}, "names the arm 'a'"),
-        ({"curves": {"c": {"x": [1], "arms": ["a"]}}}, "lacks base, find, full"),
-        ({"promise": 1}, "does not know promise"),
+        ({"curves": {"c": {"x": [1], "arms": ["a"]}}}, "required: base, full, find"),
+        ({"promise": 1}, "'promise' is not accepted"),
     ],
 )
 def test_a_wrong_experiment_says_where_and_what(change, message):
@@ -116,9 +125,9 @@ def test_a_wrong_experiment_says_where_and_what(change, message):
 def test_arms_share_what_is_the_same(tmp_path):
     root = make_root(tmp_path / "root")
     setup = Setup(Enriching(root, digest_root(root)), steps=2, seeds=(0, 1))
-    builder = Builder(spec.load("alignment"), setup)
-    steps = [builder.arm(arm, seed) for seed in (0, 1)
-             for name, arm in builder.experiment.arms.items() if name != "oracle"]  # fmt: skip
+    builder = Builder(spec.load_all(["alignment"])[0], setup)
+    assert "oracle" not in builder.names, "no truth is known here"
+    steps = [builder.arm(name, seed) for seed in (0, 1) for name in builder.names]
     kinds = [step.kind for step in graph.in_order(steps)]
     # Three arms and eight cells, of which three are the same: two trainings and eight tests a seed.
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {"texts": 1, "train": 4, "test": 16}
@@ -129,9 +138,8 @@ def test_other_data_is_asked_about_with_the_same_trainings(tmp_path, capsys):
     other = Enriching(away := make_root(tmp_path / "away", 12), digest_root(away))
     plans = {}
     for asked in (None, other):
-        builder = Builder(spec.load("alignment"), Setup(home, steps=2, asked=asked))
-        steps = [builder.arm(arm, 0) for name, arm in builder.experiment.arms.items()
-                 if name != "oracle"]  # fmt: skip
+        builder = Builder(spec.load_all(["alignment"])[0], Setup(home, steps=2, asked=asked))
+        steps = [builder.arm(name, 0) for name in builder.names]
         plans[asked] = {kind: {one.fingerprint for one in graph.in_order(steps) if one.kind == kind}
                         for kind in ("texts", "train", "test")}  # fmt: skip
     assert plans[other]["train"] == plans[None]["train"]
@@ -169,15 +177,77 @@ def test_a_root_is_known_by_its_contents(tmp_path):
     assert digest_root(root) != before
 
 
+def losses(root, **setup):
+    using = Enriching(root, digest_root(root), tolerate=True)
+    return Builder(spec.load_all(["losses"])[0], Setup(using, steps=4, batch_size=8, **setup))
+
+
+def test_losses_share_minings_and_the_first_training(tmp_path):
+    builder = losses(make_root(tmp_path / "root"))
+    arms = builder.experiment.arms
+    every = [builder.arm(name, seed) for seed in (0, 1) for name in builder.names]
+    assert len({step.fingerprint for step in every}) == 2 * len(arms) - 1, "no seed moves the start"
+    kinds = [step.kind for step in graph.in_order(every)]
+    trained = {(arm.config, arm.model, arm.fit, arm.mined_by) for arm in arms.values() if arm.train}
+    assert kinds.count("train") == 2 * len(trained)
+    assert kinds.count("mine") == 2
+    other = losses(tmp_path / "root", fit=("x=1",))
+    assert not {step.fingerprint for step in every} & {other.arm(n, 0).fingerprint for n in arms}
+
+
+def test_settings_of_every_arm_are_known_to_the_command_line(tmp_path, capsys):
+    root = make_root(tmp_path / "root")
+    for experiment in spec.load_all(["retrievers"]):
+        for arm in experiment.arms.values():
+            given = [f"--{one}" for one in (*experiment.fit, *arm.model, *arm.fit, *arm.test)]
+            config = ["--config", arm.config or "flagland", f"--data.root={root}"]
+            with pytest.raises(SystemExit) as ended:
+                retrievers(["fit", *config, *given, "--print_config"])
+            assert ended.value.code == 0, arm
+    capsys.readouterr()
+
+
+def tiny_config(folder):
+    tiny = yaml.safe_load(Path("retrievers/configs/flagland.yaml").read_text())
+    tiny["model"]["init_args"]["model_name"] = make_config(folder)
+    config = folder / "tiny.yaml"
+    config.write_text(yaml.safe_dump(tiny))
+    return config
+
+
+@pytest.mark.slow
+def test_mined_negatives_and_one_table_against_an_arm(tmp_path, capsys):
+    first = {"train": "raw", "show": "raw"}
+    model = ["model.objective.distillation.kind=kl"]
+    mined = {**first, "mined_by": "first", "fit": ["data.negatives.per_query=1"], "model": model}
+    value = {"name": "small", "question": "q?", "prediction": "p", "against": "first",
+             "arms": {"first": first, "mined": mined, "start": {"show": "raw"}}}  # fmt: skip
+    experiment, out = tmp_path / "small.yaml", tmp_path / "out"
+    experiment.write_text(yaml.safe_dump(value, sort_keys=False))
+    given = [str(experiment), "--root", str(make_root(tmp_path / "root")), "--config",
+             str(tiny_config(tmp_path)), "--steps", "4", "--batch-size", "8", "--seeds", "0", "1",
+             "--out", str(out)]  # fmt: skip
+    assert main(given) == 0
+    found = json.loads((out / "results" / "small.json").read_text())
+    assert [row["name"] for row in found["against"]["rows"]] == ["mined", "start"]
+    # The means are those of the tests' own files.
+    arm = found["arms"]["mined"]
+    means = [json.loads((out / folder / "metrics.json").read_text())["mean"]["local"]["success@1"]
+             for folder in arm["folders"]]  # fmt: skip
+    assert arm["mean"]["seeds"] == pytest.approx(means)
+    table = (out / "results" / "small.md").read_text()
+    assert f"| mined | {100 * arm['mean']['score']:.1f} ± " in table
+    shutil.rmtree(out / arm["folders"][1])
+    capsys.readouterr()
+    assert main([*given, "--dry-run"]) == 0
+    assert "9 steps, 8 of them cached" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_the_grid_on_any_root_store_and_config_and_again_from_the_cache(tmp_path, capsys):
     root = make_root(tmp_path / "root")
-    tiny = yaml.safe_load(Path("retrievers/configs/flagland.yaml").read_text())
-    tiny["model"]["init_args"]["model_name"] = make_config(tmp_path)
-    config = tmp_path / "tiny.yaml"
-    config.write_text(yaml.safe_dump(tiny))
     out = tmp_path / "out"
-    given = ["--root", str(root), "--model", "scripted:", "--config", str(config), "--steps", "2",
+    given = ["--root", str(root), "--model", "scripted:", "--config", str(tiny_config(tmp_path)), "--steps", "2",
              "--batch-size", "8", "--seeds", "0", "--out", str(out)]  # fmt: skip
     assert main([*given, "--dry-run"]) == 0
     assert "11 steps, 0 of them cached" in capsys.readouterr().out
@@ -217,54 +287,59 @@ def test_bad_input_is_one_line(tmp_path, capsys):
 # -- effects ------------------------------------------------------------------------------------
 
 
+def queries(n):
+    return pd.MultiIndex.from_product([["0: a"], [f"q{place}" for place in range(n)]])
+
+
+def measured(name, scores):
+    """Interval of a contrast of the grid; ``scores``: a column a cell."""
+    contrast = next(one for one in CONTRASTS if one.name == name)
+    weights = {str(cell): weight for cell, weight in contrast.weights.items()}
+    return effect(weights, scores)["mean"]
+
+
 def cells(value):
-    return {cell: {"0: a": {"q1": value(*cell), "q2": value(*cell)}} for cell in CELLS}
+    return pd.DataFrame({str(cell): [value(*cell)] * 2 for cell in CELLS}, queries(2))
 
 
-def named(name):
-    return next(one for one in CONTRASTS if one.name == name)
-
-
-def test_effects_of_an_additive_world_are_its_coefficients():
-    found = cells(lambda t, q, c: 0.1 + 0.05 * t + 0.2 * q + 0.1 * c)
-    assert effect(named("query effect"), found)["mean"].mean == pytest.approx(0.2)
-    assert effect(named("corpus effect"), found)["mean"].mean == pytest.approx(0.1)
-    assert effect(named("total"), found)["mean"].mean == pytest.approx(0.35)
-    assert effect(named("query x corpus"), found)["mean"].mean == pytest.approx(0)
-    assert effect(named("alignment effect"), found)["mean"].mean == pytest.approx(0)
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("query effect", 0.2), ("corpus effect", 0.1), ("total", 0.35), ("query x corpus", 0),
+     ("alignment effect", 0)],
+)  # fmt: skip
+def test_effects_of_an_additive_world_are_its_coefficients(name, expected):
+    scores = cells(lambda t, q, c: 0.1 + 0.05 * t + 0.2 * q + 0.1 * c)
+    assert measured(name, scores).mean == pytest.approx(expected)
 
 
 def test_alignment_is_what_matching_text_is_worth():
-    found = cells(lambda t, q, c: 0.5 + 0.1 * (t == q == c))
-    assert effect(named("alignment effect"), found)["mean"].mean == pytest.approx(0.1)
-    assert effect(named("query effect"), found)["mean"].mean == pytest.approx(0)
+    scores = cells(lambda t, q, c: 0.5 + 0.1 * (t == q == c))
+    assert measured("alignment effect", scores).mean == pytest.approx(0.1)
+    assert measured("query effect", scores).mean == pytest.approx(0)
 
 
 def test_an_effects_interval_is_that_of_a_plain_resampling():
     rng = np.random.default_rng(0)
-    scores = {cell: {"0: a": dict(enumerate(map(str, range(80))))} for cell in CELLS}
-    scores = {cell: {"0: a": {str(n): float(rng.random() < 0.5) for n in range(80)}}
-              for cell in CELLS}  # fmt: skip
-    found = effect(named("corpus effect"), scores)["mean"]
-    values = np.zeros(80)
-    for cell in CELLS:
-        sign = 0.25 if cell[2] else -0.25
-        values += sign * np.array(list(scores[cell]["0: a"].values()))
+    scores = pd.DataFrame({str(cell): rng.random(80) < 0.5 for cell in CELLS}, queries(80)) * 1.0
+    values = sum((0.25 if cell[2] else -0.25) * scores[str(cell)].to_numpy() for cell in CELLS)
     draws = [values[rng.integers(0, 80, 80)].mean() for _ in range(20_000)]
-    assert found.mean == pytest.approx(values.mean())
-    assert (found.low, found.high) == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.01)
+    interval = measured("corpus effect", scores)
+    assert interval.mean == pytest.approx(values.mean())
+    assert (interval.low, interval.high) == pytest.approx(np.quantile(draws, [0.025, 0.975]),
+                                                          abs=0.01)  # fmt: skip
+    scores.iloc[0, 0] = math.nan
+    with pytest.raises(ValueError, match="different queries"):
+        measured("total", scores)
 
 
 def test_a_curve_crosses_where_it_is_drawn_to():
-    def arm(value):
-        return {"0: a": {f"q{n}": value for n in range(20)}}
-
-    falling = [arm(0.9), arm(0.7), arm(0.3)]
-    at = crossing([0, 0.5, 1], falling, arm(0.5), arm(0.9), 0.0)
+    arms = {"a": 0.9, "b": 0.7, "c": 0.3, "base": 0.5, "none": 0.1, "d": 0.8}
+    scores = pd.DataFrame({name: [score] * 20 for name, score in arms.items()}, queries(20))
+    at = crossing([0, 0.5, 1], ["a", "b", "c"], "base", "a", scores, 0.0)
     assert at == pytest.approx((0.75, 0.75, 0.75))
-    rising = [arm(0.5), arm(0.8), arm(0.9)]
-    assert crossing([0, 0.5, 1], rising, arm(0.5), arm(0.9), 0.95).at == pytest.approx(0.9)
-    assert math.isinf(crossing([0, 0.5, 1], falling, arm(0.1), arm(0.9), 0.0).at)
+    rising = crossing([0, 0.5, 1], ["base", "d", "a"], "base", "a", scores, 0.95)
+    assert rising.at == pytest.approx(0.9)
+    assert math.isinf(crossing([0, 0.5, 1], ["a", "b", "c"], "none", "a", scores, 0.0).at)
 
 
 # -- texts --------------------------------------------------------------------------------------
@@ -309,21 +384,21 @@ def test_filler_has_its_length_and_no_fact():
 def test_routers_put_items_in_order(tmp_path):
     items = {f"1:{n}": Item(f"1:{n}", "word " * n or None, "a.jpg", "image,text")
              for n in range(4)}  # fmt: skip
-    assert routers.chosen(items, "corpus", 0.5, "thin") == {"1:0", "1:1"}
-    half = routers.chosen(items, "corpus", 0.5, "random", 1)
-    assert half == routers.chosen(dict(reversed(items.items())), "corpus", 0.5, "random", 1)
+    assert noise.chosen(items, "corpus", 0.5, "thin") == {"1:0", "1:1"}
+    half = noise.chosen(items, "corpus", 0.5, "random", 1)
+    assert half == noise.chosen(dict(reversed(items.items())), "corpus", 0.5, "random", 1)
     assert len(half) == 2
     run = ["q1 Q0 1:3 1 0.9 x", "q1 Q0 1:2 2 0.5 x", "q2 Q0 1:0 1 0.8 x", "q2 Q0 1:2 2 0.7 x"]
     (tmp_path / "x_task0.local.trec").write_text("\n".join(run) + "\n")
-    assert routers.margins(tmp_path) == pytest.approx({"q1": 0.4, "q2": 0.1}, abs=1e-6)
-    near = routers.closeness(tmp_path)
+    assert noise.margins(tmp_path) == pytest.approx({"q1": 0.4, "q2": 0.1}, abs=1e-6)
+    near = noise.closeness(tmp_path)
     assert near == pytest.approx({"1:3": 0.4, "1:2": 0.1, "1:0": 0.1}, abs=1e-6)
-    kept = routers.chosen(items, "corpus", 0.5, "contested", 0, tmp_path)
+    kept = noise.chosen(items, "corpus", 0.5, "contested", 0, tmp_path)
     assert kept == {"1:0", "1:2"}
     with pytest.raises(DataError, match="asks a retriever"):
-        routers.chosen(items, "corpus", 0.5, "contested")
+        noise.chosen(items, "corpus", 0.5, "contested")
     with pytest.raises(DataError, match="unknown router"):
-        routers.chosen(items, "corpus", 0.5, "best")
+        noise.chosen(items, "corpus", 0.5, "best")
 
 
 @pytest.fixture(scope="module")
@@ -332,14 +407,14 @@ def flagland(tmp_path_factory):
     base = tmp_path_factory.mktemp("flagland")
     write_world(base / "root", WorldConfig(200, 5, width=48))
     using = Enriching(base / "root", digest_root(base / "root"))
-    oracle = made_anew(spec.Text("oracle", "oracle"), using)
+    oracle = made_anew(spec.TextSpec("oracle"), using)
     graph.run([oracle], base / "out")
     return base, using, oracle
 
 
 def made_of(flagland, kind, **settings):
     base, using, oracle = flagland
-    step = derived(spec.Text("t", kind, "oracle", settings), oracle, using)
+    step = derived(spec.TextSpec(kind, "oracle", **settings), oracle, using)
     graph.run([step], base / "out")
     folder = step.folder(base / "out")
     return json.loads((folder / "texts.json").read_text()), read_source(folder)
