@@ -70,7 +70,7 @@ def plan(root: Path, pools: Sequence[Path], prompt: str, budget: str = "") -> cl
 def _jobs(pools: Sequence[Sequence[Item]], prompt: Prompt) -> Iterator[Job]:
     for pool in pools:
         for item in pool:
-            shown = item.image is not None
+            shown = bool(item.images)
             yield Job(item, prompt if shown else None, "picture" if shown else "no picture")
 
 

@@ -20,13 +20,13 @@ from augment.checks import said
 from augment.checks.lengths import LENGTHS, Length, derive
 from augment.errors import DataError
 from augment.files import digest
-from augment.records import Enrichment, Item, Side, View
+from augment.records import Enrichment, Item, Side
 from augment.store import Store
 
-VIEWS: tuple[View, ...] = ("raw", "append", "replace")
+VIEWS = ("raw", "append", "replace")
 
 
-def render(text: str | None, generated: str | None, view: View) -> str | None:
+def render(text: str | None, generated: str | None, view: str) -> str | None:
     """One text out of the published and the generated one.
 
     Args:
@@ -63,7 +63,7 @@ class TextView:
     def __init__(
         self,
         side: Side,
-        view: View,
+        view: str,
         recipe: Mapping[str, object],
         texts: Mapping[str, Enrichment],
         length: Length = "dense",
@@ -76,7 +76,7 @@ class TextView:
         self.checks = checks
         self._texts = texts
 
-    def other(self, view: View, length: Length = "dense") -> TextView:
+    def other(self, view: str, length: Length = "dense") -> TextView:
         """The same generated texts in another view; raw forgets them."""
         if view == "raw":
             return TextView(self.side, view, {}, {})
@@ -124,7 +124,7 @@ def judged_under(store: Store, side: Side, recipe: str) -> Sequence[Mapping[str,
 
 def open_view(
     side: Side,
-    view: View = "raw",
+    view: str = "raw",
     store: Path | None = None,
     recipe: str | None = None,
     length: Length = "dense",

@@ -18,7 +18,7 @@ from jaxtyping import Int32, Int64, Shaped, UInt16
 
 from augment.data.arrow import CANDIDATES, QUERIES, Entry, Kind, cached
 from augment.errors import DataError
-from augment.records import Item, Query
+from augment.records import Item, Query, one_picture
 
 #: Records read, or compared, at a time.
 _BLOCK = 4096
@@ -195,6 +195,11 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
         return type(self), (self.path, self._cache)
 
 
+def _items(columns: Sequence[list[Any]]) -> Iterator[Item]:
+    ids, texts, images, modalities, sources = columns[:5]
+    return map(Item, ids, texts, map(one_picture, images), modalities, sources)
+
+
 @final
 class CandidateTable(Table[Item]):
     """A candidate pool: a sequence of :class:`~augment.records.Item`."""
@@ -202,7 +207,7 @@ class CandidateTable(Table[Item]):
     _kind = CANDIDATES
 
     def _records(self, columns: Sequence[list[Any]]) -> Iterator[Item]:
-        return map(Item, *columns[:5])
+        return _items(columns)
 
 
 @final
@@ -213,7 +218,7 @@ class QueryTable(Table[Query]):
 
     def _records(self, columns: Sequence[list[Any]]) -> Iterator[Query]:
         positives, negatives = (map(tuple, column) for column in columns[6:8])
-        return map(Query, map(Item, *columns[:5]), columns[5], positives, negatives)
+        return map(Query, _items(columns), columns[5], positives, negatives)
 
 
 def open_candidates(path: Path, cache: Path | None = None) -> CandidateTable:
@@ -362,7 +367,7 @@ class Catalog:
         rows = np.arange(len(self)) if rows is None else rows
         for start in range(0, len(rows), _BLOCK):
             columns = self._columns(rows[start : start + _BLOCK]).columns[:5]
-            yield from map(Item, *(column.to_pylist() for column in columns))
+            yield from _items([column.to_pylist() for column in columns])
 
     def find(self, did: str) -> Item | None:
         """The candidate with an id, or None."""

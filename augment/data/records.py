@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Literal, TypeVar
 
 from augment.errors import DataError
 from augment.files import numbered_lines, opened, replacing, text_lines
-from augment.records import TASKS, Item, Modality, Qrel, Query
+from augment.records import TASKS, Item, Modality, Qrel, Query, one_picture
 
 #: Spellings met in published data (the dataset card writes ``text,image``) -> ours.
 MODALITIES: Mapping[str, Modality] = {
@@ -182,7 +182,7 @@ def _item(record: dict[str, Any], where: str, id_key: str, prefix: str, modality
     return Item(
         _id(record.get(id_key), id_key, where),
         text,
-        image,
+        one_picture(image),
         _modality(record, modality, text, image, where),
         _string(record, f"{prefix}src_content", where),
     )

@@ -382,14 +382,14 @@ class _Validation:
         where = f"{stats.file}:{number}"
         stats.records += 1
         stats.modalities[item.modality] += 1
-        if item.image:
-            self.pictures.setdefault(item.image, f"{where} ({item.id})")
+        for image in item.images:
+            self.pictures.setdefault(image, f"{where} ({item.id})")
         has_text = bool(item.text and item.text.strip())
         if item.text is not None and has_text:
             texts.offer(item.text)
         for kind, wrong in (
-            ("no-image", "image" in item.modality and not item.image),
-            ("extra-image", item.modality == "text" and bool(item.image)),
+            ("no-image", "image" in item.modality and not item.images),
+            ("extra-image", item.modality == "text" and bool(item.images)),
             ("no-text", "text" in item.modality and not has_text),
             ("extra-text", item.modality == "image" and has_text),
             ("id-overflow", not 1 <= int(item.id.partition(":")[2][:20]) <= bound),

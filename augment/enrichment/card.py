@@ -10,7 +10,7 @@ from typing import Any, final
 
 from augment.errors import DataError
 from augment.prompts import Prompt, load_prompt
-from augment.records import Enrichment, Item, Side, View
+from augment.records import Enrichment, Item, Side
 from augment.store.page import percent, visible
 
 _NAMES: Mapping[Side, str] = {"query": "queries", "corpus": "candidates"}
@@ -30,7 +30,7 @@ class Shown:
         models: model and revision -> entries that show its text.
     """
 
-    view: View
+    view: str
     recipe: Mapping[str, object]
     entries: int = 0
     generated: int = 0

@@ -229,7 +229,7 @@ class _Run:
     def _is_new(self, job: Job) -> bool:
         """Settle an id that comes again, in a second pool or by mistake."""
         item = job.item
-        content = hash((item.text, item.image))
+        content = hash((item.text, item.images))
         earlier = self._seen.add(item.id, content)
         if earlier is None:
             return True

@@ -28,7 +28,7 @@ from augment.data.images import resolve
 from augment.enrichment import pipeline as cli
 from augment.enrichment.card import Shown, dataset_card
 from augment.errors import DataError, ImageError
-from augment.records import Item, Side, View
+from augment.records import Item, Side
 from augment.views import VIEWS, TextView, open_view
 
 Images = Literal["link", "copy", "symlink", "none"]
@@ -137,9 +137,9 @@ class _Export:
             self._done.items += 1
             self._done.changed += text != item.text
             shown.add(item, text, view.enrichment(item.id))
-            if item.image is not None and item.image not in self._taken:
-                self._taken.add(item.image)
-                self._take(item.image)
+            for image in set(item.images) - self._taken:
+                self._taken.add(image)
+                self._take(image)
             yield replace(item, text=text)
 
     def _take(self, path: str) -> None:
@@ -205,14 +205,14 @@ def command(arguments: Sequence[str] | None) -> int:
         Path(given.out),
         open_view(
             "corpus",
-            cast("View", given.corpus_view),
+            given.corpus_view,
             store,
             given.corpus_recipe,
             cast("Length", given.corpus_length),
         ),
         open_view(
             "query",
-            cast("View", given.query_view),
+            given.query_view,
             store,
             given.query_recipe,
             cast("Length", given.query_length),

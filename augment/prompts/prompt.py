@@ -33,7 +33,8 @@ from augment.errors import DataError
 from augment.prompts.fence import fenced
 from augment.records import Item, Request, Side
 
-PromptKind = Literal["caption", "rewrite"]
+#: Kinds of text: what is said of an item, or said in place of its text. Checks go by them.
+KINDS = ("caption", "rewrite")
 PromptForm = Literal["plain", "lengths"]
 
 #: CLIP's tokens to an English word of a caption, punctuation included: a caption of 100 words has
@@ -54,7 +55,7 @@ class Prompt:
     Attributes:
         name: how commands and configs call it, ``paper/what`` for packaged ones.
         version: for people; the hash is what counts.
-        kind: ``caption`` or ``rewrite``.
+        kind: of text, one of :data:`KINDS`.
         side: the side it is meant for.
         shows_image: whether the model sees the item's picture.
         max_words: limit named in the text, and checked afterwards.
@@ -73,7 +74,7 @@ class Prompt:
 
     name: str
     version: int
-    kind: PromptKind
+    kind: str
     side: Side
     shows_image: bool
     max_words: int
@@ -117,8 +118,8 @@ class Prompt:
             )
         except TemplateError as error:
             raise DataError(f"prompt {self.id} does not render: {error}", item.id) from error
-        image = item.image if self.shows_image else None
-        return Request(item.id, self.system, user.strip(), image)
+        images = item.images if self.shows_image else ()
+        return Request(item.id, self.system, user.strip(), images)
 
 
 @lru_cache(maxsize=64)
@@ -148,6 +149,8 @@ def parse_prompt(source: str, where: str) -> Prompt:
     unknown = set(head) - {*_REQUIRED, *_OPTIONAL}
     if unknown:
         raise DataError(f"front matter has unknown keys: {', '.join(sorted(unknown))}", where)
+    if head["kind"] not in KINDS:
+        raise DataError(f"unknown kind {head['kind']!r}; known are {', '.join(KINDS)}", where)
     head.setdefault("keeps", head["kind"] == "rewrite")
     return Prompt(system=parts[2].strip(), user=parts[3].strip(), **head)
 

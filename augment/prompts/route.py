@@ -52,7 +52,7 @@ class Routing(NamedTuple):
 def classify(query: Query) -> Routing:
     """Sort a query by what it has, its task, and last its wording."""
     text = (query.item.text or "").strip()
-    if query.item.image is None:
+    if not query.item.images:
         return Routing("text", "no picture")
     if not text:
         return Routing("image", "picture only")
@@ -78,4 +78,4 @@ def route(query: Query, prompts: Mapping[Kind, str | None] = QUERY_PROMPTS) -> s
 
 def route_candidate(item: Item, prompt: str = CORPUS_PROMPT) -> str | None:
     """Name of the prompt of a candidate: every one with a picture gets a description."""
-    return prompt if item.image is not None else None
+    return prompt if item.images else None

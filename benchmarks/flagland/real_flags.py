@@ -17,7 +17,7 @@ from augment.data import DataRoot
 from augment.data.pools import open_candidates, open_queries
 from augment.engines import make_engine
 from augment.prompts import load_prompt
-from augment.records import Item, Sampling
+from augment.records import Item, Sampling, one_picture
 
 #: Kind of word -> word -> pattern of its wordings. Blue and light blue, red and maroon count as
 #: one: people rarely tell them apart in these texts.
@@ -90,7 +90,7 @@ def main() -> None:
     flags = pictures_and_texts(root)
     engine = make_engine(args.model, root=args.root, batch_size=64)
     prompt = load_prompt("rar/image_query")
-    items = [Item(did, None, image, "image") for image, did, _ in flags]
+    items = [Item(did, None, one_picture(image), "image") for image, did, _ in flags]
     replies = list(
         engine.generate([prompt.render(i) for i in items], Sampling(prompt.max_new_tokens))
     )

@@ -22,7 +22,7 @@ from typing import Any
 
 from augment.engines import make_engine
 from augment.prompts import load_prompt
-from augment.records import Item, Reply, Sampling
+from augment.records import Item, Reply, Sampling, one_picture
 from benchmarks.flagland import atlas, language
 from benchmarks.flagland.atlas import Country
 from benchmarks.flagland.edits import random_edit
@@ -139,7 +139,12 @@ class Scorer:
             path = self.draw(str(country.index), country.flag, width, photo)
             text = atlas.entry(country) if entries else None
             items.append(
-                Item(f"0:{country.index + 1}", text, path, "image,text" if entries else "image")
+                Item(
+                    f"0:{country.index + 1}",
+                    text,
+                    one_picture(path),
+                    "image,text" if entries else "image",
+                )
             )
         counts = FactCounts()
         replies = self.ask("rar/corpus" if entries else "rar/image_query", items)
@@ -178,7 +183,7 @@ def score_questions(
         fact = rng.choice(list(language.QUESTIONS))
         asked, frame = language.question(rng, fact, rng.choice(language.REFERENCES))
         path = scorer.draw(str(country.index), country.flag, width, photo)
-        items.append(Item(f"0:{country.index + 1}", asked, path, "image,text"))
+        items.append(Item(f"0:{country.index + 1}", asked, one_picture(path), "image,text"))
         frames.append(frame)
     replies = scorer.ask("rar/question", items)
     judged = zip(replies, frames, countries, strict=True)
@@ -195,7 +200,7 @@ def score_modifications(
         edit, twin = random_edit(rng, country.flag)
         request = language.modification_request(rng, country.flag, edit)
         path = scorer.draw(str(country.index), country.flag, width, photo)
-        items.append(Item(f"0:{country.index + 1}", request, path, "image,text"))
+        items.append(Item(f"0:{country.index + 1}", request, one_picture(path), "image,text"))
         wanted.append((language.constraint(country.flag, edit), twin, country.flag))
     prompt = "rar/modification_shown" if shown else "rar/modification"
     rows = []

@@ -56,7 +56,7 @@ def tokenizer_texts(seed: int, count: int = 6000) -> list[str]:
         flag = next(flags)
         for name in JOBS:
             text, answer = job(name, flag, rng, names)
-            request = load_prompt(name).render(Item("0:1", text, "x", "image,text"))
+            request = load_prompt(name).render(Item("0:1", text, ("x",), "image,text"))
             texts += [request.system, request.text, answer]
     return texts
 
@@ -122,7 +122,7 @@ class Batches:
         self.names = atlas.countries(5000 + seed)
 
     def _chat(self, name: str, text: str | None, tokens: int) -> str:
-        request = self.prompts[name].render(Item("0:1", text, "x", "image,text"))
+        request = self.prompts[name].render(Item("0:1", text, ("x",), "image,text"))
         content: list[dict[str, str]] = [{"type": "text", "text": request.text}]
         if request.image is not None:
             content.append({"type": "image"})

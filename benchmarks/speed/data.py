@@ -68,7 +68,7 @@ def write_pool(path: Path, rows: int) -> None:
             Item(
                 f"{number % 10}:{number}",
                 texts[number % len(texts)],
-                f"mbeir_images/x_images/{number}.jpg",
+                (f"mbeir_images/x_images/{number}.jpg",),
                 "image,text",
                 f'{{"n": {number}}}',
             )

@@ -66,7 +66,7 @@ def world(root: Path, count: int) -> list[Item]:
     for number, country in enumerate(islice(atlas.countries(7), count)):
         width = (192, 256, 384)[number % 3]
         draw_photo(country.flag, width, random.Random(number)).save(root / f"{number}.jpg")
-        items.append(Item(f"1:{number}", None, f"{number}.jpg", "image"))
+        items.append(Item(f"1:{number}", None, (f"{number}.jpg",), "image"))
     return items
 
 

@@ -18,7 +18,7 @@ from augment.data import (
     write_qrels,
     write_queries,
 )
-from augment.records import TASKS, Item, Qrel, Query
+from augment.records import TASKS, Item, Qrel, Query, one_picture
 from benchmarks.mbeir import ROWS
 
 #: Picture files, shared by all items: hashing and decoding are done, a disk full of files is not.
@@ -87,7 +87,7 @@ def _items(dataset: int, first: int, count: int, modality: str) -> Iterator[Item
             text = f"{' '.join(random.choices(words, k=38))} {number}"
         picture = f"mbeir_images/big_images/{number % PICTURES}.jpg"
         image = picture if "image" in modality else None
-        yield Item(f"{dataset}:{number}", text, image, modality, None)  # type: ignore[arg-type]
+        yield Item(f"{dataset}:{number}", text, one_picture(image), modality, None)  # type: ignore[arg-type]
 
 
 def _asking(row: Row, first: int, count: int) -> Iterator[Query]:

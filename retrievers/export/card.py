@@ -155,7 +155,7 @@ def _text(retriever: Retriever, origin: Mapping[str, Any]) -> Iterator[str]:
         recipe = data.get(f"{side}_recipe")
         if isinstance(recipe, Mapping) and recipe:
             view = str(trained.get(side, "")).partition(":")[0]
-            yield from provenance(side, Shown(view, recipe))  # type: ignore[arg-type]
+            yield from provenance(side, Shown(view, recipe))
 
 
 def _training(retriever: Retriever, origin: Mapping[str, Any]) -> Iterator[str]:

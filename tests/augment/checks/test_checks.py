@@ -238,13 +238,13 @@ def root(tmp_path):
     Image.new("RGB", (8, 8), "blue").save(base / "i/2.png")
     write_candidates(
         base / "cand_pool/local/mbeir_x_task6_cand_pool.jsonl",
-        [Item("3:1", PASSAGE, None, "text"), Item("3:2", None, "i/2.png", "image")],
+        [Item("3:1", PASSAGE, (), "text"), Item("3:2", None, ("i/2.png",), "image")],
     )
     source = '{"answer": ["wrought iron"]}'
     asked = [
-        Query(Item("3:1", "Who built it?", "i/1.png", "image,text"), 6, ("3:1", "3:9")),
-        Query(Item("3:2", "What is it made of?", "i/1.png", "image,text", source), 6, ("3:2",)),
-        Query(Item("3:3", "Where are its two towers?", "i/2.png", "image,text"), 6, ("3:1",)),
+        Query(Item("3:1", "Who built it?", ("i/1.png",), "image,text"), 6, ("3:1", "3:9")),
+        Query(Item("3:2", "What is it made of?", ("i/1.png",), "image,text", source), 6, ("3:2",)),
+        Query(Item("3:3", "Where are its two towers?", ("i/2.png",), "image,text"), 6, ("3:1",)),
     ]
     write_queries(base / "query/test/mbeir_x_task6_test.jsonl", asked)
     return base
@@ -279,8 +279,8 @@ def test_refused_rewrites_fall_back_with_reason_and_scores(root, tmp_path):
     assert stored["3:3"].raw == answers["3:3"]
     assert stored["3:3"].checks["lost_numbers"] == 0
     view = open_view("query", "replace", tmp_path / "store")
-    assert view.text(Item("3:1", "Who built it?", None, "text")) == "Who built it?"
-    shown = view.text(Item("3:3", "Where are its two towers?", None, "text"))
+    assert view.text(Item("3:1", "Who built it?", (), "text")) == "Who built it?"
+    shown = view.text(Item("3:3", "Where are its two towers?", (), "text"))
     assert shown == "Where are the two towers of the blue church?"
 
 

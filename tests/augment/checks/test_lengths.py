@@ -119,7 +119,7 @@ def test_views_choose_a_length(tmp_path):
     root = tmp_path / "root"
     (root / "i").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(root / "i/1.png")
-    item = Item("1:1", "entry", "i/1.png", "image,text")
+    item = Item("1:1", "entry", ("i/1.png",), "image,text")
     write_candidates(root / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl", [item])
     (tmp_path / "a.json").write_text(json.dumps([f"```json\n{GOOD}\n```"]))
     options = cli.Options(model=f"scripted:{tmp_path / 'a.json'}")
@@ -139,7 +139,7 @@ def test_a_plain_text_has_every_length_too(tmp_path):
     root = tmp_path / "root"
     (root / "i").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(root / "i/1.png")
-    item = Item("1:1", None, "i/1.png", "image")
+    item = Item("1:1", None, ("i/1.png",), "image")
     write_candidates(root / "cand_pool/local/mbeir_x_task0_cand_pool.jsonl", [item])
     (tmp_path / "a.json").write_text(json.dumps([WANTED["dense"]]))
     corpus.run(root, tmp_path / "s", options=cli.Options(model=f"scripted:{tmp_path / 'a.json'}"))

@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from augment.data import arrow, read_candidates, read_queries, write_candidates, write_queries
 from augment.data.pools import Catalog, StoredQueries, open_candidates, open_queries
 from augment.errors import DataError
-from augment.records import Item, Query
+from augment.records import Item, Query, one_picture
 
 numbers = st.integers(0, 10**22)
 ids = st.builds("{}:{}".format, numbers, numbers)
 texts = st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 modalities = st.sampled_from(["text", "image", "image,text"])
-paths = texts.filter(lambda path: path != "")  # an empty path is read as none
+paths = texts.filter(lambda path: path != "").map(one_picture)  # an empty path is read as none
 items = st.builds(Item, ids, texts, paths, modalities, texts)
 lists = st.lists(ids, max_size=3).map(tuple)
 queries = st.builds(Query, items, st.none() | st.integers(0, 8), lists, lists)
@@ -39,7 +39,7 @@ TWINS = ["0:500001", "1:1", "0:10000001", "99999999999999999999:1", "1:01", "01:
 
 
 def pool(path: Path, *names: str, text: str = "a") -> Path:
-    write_candidates(path, (Item(name, text, None, "text") for name in names))
+    write_candidates(path, (Item(name, text, (), "text") for name in names))
     return path
 
 
@@ -82,7 +82,7 @@ def test_more_rows_than_a_batch(tmp_path, monkeypatch):
     path = tmp_path / "p.jsonl"
     rows = 20_000
     write_candidates(
-        path, (Item(f"{n % 7}:{n}", f"text {n} " * 20, None, "text", "{}") for n in range(rows))
+        path, (Item(f"{n % 7}:{n}", f"text {n} " * 20, (), "text", "{}") for n in range(rows))
     )
     edge = len(open_candidates(path).ids.chunks[0])
     process = psutil.Process()
@@ -129,7 +129,7 @@ def test_duplicates_name_both_lines(tmp_path):
 
 def test_upsampled_queries_may_repeat_but_not_differ(tmp_path):
     path = tmp_path / "q.jsonl"
-    one, two = (Query(Item(f"1:{n}", "a", None, "text"), 0, ("1:9",)) for n in (1, 2))
+    one, two = (Query(Item(f"1:{n}", "a", (), "text"), 0, ("1:9",)) for n in (1, 2))
     write_queries(path, [one, two, one])
     assert list(open_queries(path)) == [one, two, one]
     assert open_queries(path).row("1:1") == 0
@@ -245,7 +245,7 @@ def test_batched_look_ups_equal_single_ones(tmp_path, monkeypatch):
         return random.choice(["é", "x", "", None, "long " * 99])
 
     items = [
-        Item(f"{n % 3}:{alike * (n % 2)}{n}", text(), text() or None, "text", text())
+        Item(f"{n % 3}:{alike * (n % 2)}{n}", text(), one_picture(text() or None), "text", text())
         for n in numbers
     ]
     write_candidates(path, items)
@@ -272,7 +272,7 @@ def test_batched_look_ups_equal_single_ones(tmp_path, monkeypatch):
 
 def test_batched_look_ups_give_the_first_of_equal_queries(tmp_path):
     random = Random(4)
-    different = [Query(Item(f"1:{n}", "a", None, "text"), 1, ("2:1",)) for n in range(9)]
+    different = [Query(Item(f"1:{n}", "a", (), "text"), 1, ("2:1",)) for n in range(9)]
     repeated = random.choices(different, k=80)
     write_queries(tmp_path / "q.jsonl", repeated)
     table = open_queries(tmp_path / "q.jsonl")
@@ -436,7 +436,9 @@ class Slow:
 def random_item(number, rng):
     text = rng.choice([None, "", f"text {number}", "á"])
     image = f"mbeir_images/{number}.jpg" if text is None else None
-    return Item(f"{number % 3}:{number}", text, image, "text" if text is not None else "image")
+    return Item(
+        f"{number % 3}:{number}", text, one_picture(image), "text" if text is not None else "image"
+    )
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -477,7 +479,7 @@ def test_a_catalog_is_equal_to_a_dict_of_records(tmp_path, seed):
 
 @pytest.mark.parametrize("field", ["text", "image", "source"])
 def test_an_id_that_stands_for_another_candidate_is_named(tmp_path, field):
-    pool = [Item(f"1:{n}", "a", "x.jpg", "image,text", None) for n in range(5)]
+    pool = [Item(f"1:{n}", "a", ("x.jpg",), "image,text", None) for n in range(5)]
     write_candidates(tmp_path / "a.jsonl", pool)
     other = replace(pool[3], **{field: "b.jpg"})
     write_candidates(tmp_path / "b.jsonl", [pool[4], other])
@@ -491,7 +493,7 @@ def test_an_id_that_stands_for_another_candidate_is_named(tmp_path, field):
 
 def test_a_candidate_takes_six_bytes_and_eight_in_each_pool(tmp_path):
     size = 3000
-    pools = [[Item(f"{d}:{n}", "a", None, "text") for n in range(size)] for d in range(2)]
+    pools = [[Item(f"{d}:{n}", "a", (), "text") for n in range(size)] for d in range(2)]
     for number, pool in enumerate([*pools, [*pools[0], *pools[1]]]):
         write_candidates(tmp_path / f"{number}.jsonl", pool)
     catalog = Catalog()
@@ -505,7 +507,7 @@ def test_stored_queries_are_equal_to_a_list(tmp_path, monkeypatch):
     monkeypatch.setattr("augment.data.pools._BLOCK", 7)
     random = Random(0)
     files = [
-        [Query(Item(f"{f}:{n}", f"t{n}", None, "text"), 1, (f"2:{n}",)) for n in range(size)]
+        [Query(Item(f"{f}:{n}", f"t{n}", (), "text"), 1, (f"2:{n}",)) for n in range(size)]
         for f, size in enumerate((13, 0, 1, 30))
     ]
     for number, queries in enumerate(files):

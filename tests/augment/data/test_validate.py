@@ -37,11 +37,11 @@ def root(tmp_path):
     for number in range(1, 11):
         Image.new("RGB", (4, 4)).save(tmp_path / f"i/{number}.jpg")
     queries = [
-        Query(Item(f"5:{n}", None, f"i/{n}.jpg", "image"), 3, (f"5:{100 + n}",))
+        Query(Item(f"5:{n}", None, (f"i/{n}.jpg",), "image"), 3, (f"5:{100 + n}",))
         for n in range(1, 11)
     ]
     write_candidates(
-        tmp_path / POOL, (Item(f"5:{100 + n}", f"entry {n}", None, "text") for n in range(1, 11))
+        tmp_path / POOL, (Item(f"5:{100 + n}", f"entry {n}", (), "text") for n in range(1, 11))
     )
     write_queries(tmp_path / TRAIN, queries[:6])
     write_queries(tmp_path / TEST, queries[6:])
@@ -164,7 +164,7 @@ def test_modalities_tasks_and_ids(root):
 def test_the_union_pool_is_searched_too(root):
     write_candidates(
         root / "cand_pool/global/mbeir_union_test_cand_pool.jsonl",
-        [Item("5:107", "entry", None, "text")],
+        [Item("5:107", "entry", (), "text")],
     )
     assert kinds(validate_root(root, QUIET)) == {"no-positive": 3, "dangling-positive": 3}
     (root / POOL).unlink()

@@ -26,7 +26,7 @@ def pictures(tmp_path):
 
 
 def ask(count):
-    return [Request(f"1:{n}", "s", f"request {n}", f"{n % 4}.png") for n in range(count)]
+    return [Request(f"1:{n}", "s", f"request {n}", (f"{n % 4}.png",)) for n in range(count)]
 
 
 def parallel(root, name, size, **options):

@@ -23,7 +23,7 @@ from augment.engines.models import PACKAGED
 from augment.engines.pictures import Budget, fit
 from augment.engines.remote import RemoteEngine
 from augment.errors import EngineError
-from augment.records import Item, Request, Sampling
+from augment.records import Item, Request, Sampling, one_picture
 from augment.store import Store
 from tests.fakes import FakeServer, answer_to, parse_fault
 
@@ -51,7 +51,7 @@ def quick(monkeypatch):
 def ask(count):
     pictures = [None, "0.png", "1.png", "2.png", "3.png"]
     return [
-        Request(f"1:{n}", "Be exact.", f"request {n}!", pictures[n % len(pictures)])
+        Request(f"1:{n}", "Be exact.", f"request {n}!", one_picture(pictures[n % len(pictures)]))
         for n in range(count)
     ]
 
@@ -98,7 +98,11 @@ def test_every_request_is_answered_with_its_own_picture(root):
 
 
 def test_pictures_that_cannot_be_used_fail_alone_and_cost_no_request(root):
-    requests = [*ask(3), Request("a", "s", "t", "broken.png"), Request("b", "s", "t", "no.png")]
+    requests = [
+        *ask(3),
+        Request("a", "s", "t", ("broken.png",)),
+        Request("b", "s", "t", ("no.png",)),
+    ]
     with FakeServer() as server:
         replies = list(engine(root, server).generate(requests, SAMPLING))
     assert [reply.finish for reply in replies] == ["stop"] * 3 + ["error"] * 2
@@ -375,7 +379,7 @@ def test_pictures_are_resized_here_as_the_local_engine_does(root):
     budget = Budget(size["shortest_edge"], size["longest_edge"], 32)
     for name in ("0.png", "1.png", "2.png"):
         image = open_image(root, name)
-        local = hf.resized(made._processor, Request("a", "s", "t", name), image)
+        local = hf.resized(made._processor, Request("a", "s", "t", one_picture(name)), image)
         assert local.tobytes() == fit(image, budget).tobytes()
 
 
@@ -384,7 +388,7 @@ def test_large_pictures_cost_no_more_than_the_limit(root, tmp_path):
     budget = Budget(max_pixels=50_000)
     with FakeServer() as server:
         made = engine(tmp_path, server, budget=budget)
-        (reply,) = made.generate([Request("a", "", "", "large.png")], SAMPLING)
+        (reply,) = made.generate([Request("a", "", "", ("large.png",))], SAMPLING)
     assert reply.text.endswith("of 258 by 193 pixels")
     assert reply.prompt_tokens <= 10 * 7 + 9
 
@@ -412,7 +416,7 @@ def test_faults_are_parsed_strictly():
 
 
 def test_the_command_enriches_through_a_url(tmp_path, capsys):
-    pool = [Item(f"3:{n}", None, f"{n}.png", "image") for n in range(24)]
+    pool = [Item(f"3:{n}", None, (f"{n}.png",), "image") for n in range(24)]
     data = tmp_path / "root"
     (data / "cand_pool/local").mkdir(parents=True)
     for item in pool:
@@ -441,7 +445,7 @@ def test_a_real_server_transformers_serve(tmp_path):
     for n, country in enumerate(islice(atlas.countries(5), 4)):
         # In the model's own limits and multiples, so that nobody resizes.
         draw_flat(country.flag, 160, random.Random(n)).resize((160, 96)).save(tmp_path / f"{n}.png")
-        requests.append(prompt.render(Item(f"1:{n}", None, f"{n}.png", "image")))
+        requests.append(prompt.render(Item(f"1:{n}", None, (f"{n}.png",), "image")))
     (tmp_path / "hub").mkdir()
     folder, port = str(PACKAGED["flagland-vlm"]), free_port()
     command = [sys.executable, "-c", "from transformers.cli.transformers import main; main()"]

@@ -26,7 +26,7 @@ def test_slots_count_free_places_while_something_is_made_ready():
 def test_a_served_engine_tells_how_long_pictures_kept_it_waiting(tmp_path, monkeypatch):
     for n in range(6):
         Image.new("RGB", (40, 30), (40 * n, 9, 9)).save(tmp_path / f"{n}.png")
-    requests = [Request(f"1:{n}", "s", "describe", f"{n}.png") for n in range(6)]
+    requests = [Request(f"1:{n}", "s", "describe", (f"{n}.png",)) for n in range(6)]
     waited, opened = [], remote.open_image
     for pause in (0.0, 0.2):
         monkeypatch.setattr(

@@ -19,7 +19,7 @@ from augment.enrichment import export
 from augment.enrichment import pipeline as cli
 from augment.errors import StoreError
 from augment.prompts import load_prompt
-from augment.records import Item, Query
+from augment.records import Item, Query, one_picture
 from augment.store import Store, wal
 from augment.views import open_view
 
@@ -37,14 +37,16 @@ def root(tmp_path):
     for n in range(ITEMS):
         path = f"mbeir_images/{n}.png"
         Image.new("RGB", (8, 8), (n, 2 * n, 3)).save(base / path)
-        pool.append(Item(f"3:{n}", f"country {n}" if n % 2 else None, path, "image,text"))
-    pool.append(Item("3:1000", "text alone", None, "text"))
+        pool.append(
+            Item(f"3:{n}", f"country {n}" if n % 2 else None, one_picture(path), "image,text")
+        )
+    pool.append(Item("3:1000", "text alone", (), "text"))
     write_candidates(base / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl", pool)
     asked = [
-        Query(Item("3:1", None, "mbeir_images/1.png", "image"), 4, ("3:1",)),
-        Query(Item("3:2", "the capital", "mbeir_images/2.png", "image,text"), 8, ("3:2",)),
-        Query(Item("3:3", "two stars", "mbeir_images/3.png", "image,text"), 7, ("3:3",)),
-        Query(Item("3:4", "a flag", None, "text"), 0, ("3:4",)),
+        Query(Item("3:1", None, ("mbeir_images/1.png",), "image"), 4, ("3:1",)),
+        Query(Item("3:2", "the capital", ("mbeir_images/2.png",), "image,text"), 8, ("3:2",)),
+        Query(Item("3:3", "two stars", ("mbeir_images/3.png",), "image,text"), 7, ("3:3",)),
+        Query(Item("3:4", "a flag", (), "text"), 0, ("3:4",)),
     ]
     write_queries(base / "query/test/mbeir_x_task7_test.jsonl", asked)
     write_queries(base / "query/train/mbeir_x_train.jsonl", asked[:1])

@@ -19,7 +19,7 @@ from augment.enrichment.shards import Shard, parse_shard
 from augment.enrichment.supervise import draining
 from augment.errors import DataError, StoreError
 from augment.prompts import load_prompt
-from augment.records import Enrichment, Item, Reply, Sampling
+from augment.records import Enrichment, Item, Reply, Sampling, one_picture
 from augment.store import Store
 from augment.store.keys import Recipe, text_key
 from augment.store.wal import decode
@@ -36,7 +36,7 @@ def root(tmp_path):
 
 
 def job(n, image="0.png", text="words", prompt=CORPUS, reason="picture"):
-    return Job(Item(f"1:{n}", text, image, "image,text"), prompt, reason)
+    return Job(Item(f"1:{n}", text, one_picture(image), "image,text"), prompt, reason)
 
 
 def run(jobs, root, engine=None, **options):

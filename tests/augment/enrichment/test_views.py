@@ -36,7 +36,7 @@ def folder(tmp_path):
 
 
 def item(n, text="old"):
-    return Item(f"1:{n}", text, "a.jpg", "image,text" if text else "image")
+    return Item(f"1:{n}", text, ("a.jpg",), "image,text" if text else "image")
 
 
 def test_each_view(folder):
@@ -141,7 +141,7 @@ def test_two_views_that_show_different_text_have_different_fingerprints(tmp_path
     root = tmp_path / "root"
     (root / "i").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(root / "i/1.png")
-    one = Item("1:1", "entry", "i/1.png", "image,text")
+    one = Item("1:1", "entry", ("i/1.png",), "image,text")
     write_candidates(root / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl", [one])
     (tmp_path / "a.json").write_text(json.dumps(["A flag of two red bands over one green band."]))
     seen = {}

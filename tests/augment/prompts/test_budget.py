@@ -28,7 +28,7 @@ def test_prompt_tells_the_words_and_the_check_counts_the_tokens():
     words, tokens = within(plain, "10 words"), within(plain, "14 tokens")
     assert within(plain, "") is plain
     assert len({plain.id, words.id, tokens.id}) == 3
-    assert "in at most 10 words" in words.render(Item("1:1", None, "a.jpg", "image")).text
+    assert "in at most 10 words" in words.render(Item("1:1", None, ("a.jpg",), "image")).text
     assert tokens.max_words == 10
     # A budget never loosens, and rewrites are held to their question, not to a length.
     assert within(plain, "500 words").max_words == plain.max_words

@@ -4,12 +4,12 @@ import pytest
 
 from augment.prompts import load_prompt
 from augment.prompts.route import QUERY_PROMPTS, classify, route, route_candidate
-from augment.records import Item, Query
+from augment.records import Item, Query, one_picture
 
 
 def query(text, image="a.jpg", task=None):
     modality = ",".join(["image"] * bool(image) + ["text"] * bool(text))
-    return Query(Item("1:1", text, image, modality), task)
+    return Query(Item("1:1", text, one_picture(image), modality), task)
 
 
 @pytest.mark.parametrize(
@@ -53,5 +53,5 @@ def test_mapping_is_configurable_and_every_default_prompt_exists():
 
 
 def test_candidates_with_a_picture_are_described():
-    assert route_candidate(Item("1:1", "text", "a.jpg", "image,text")) == "rar/corpus"
-    assert route_candidate(Item("1:1", "text", None, "text")) is None
+    assert route_candidate(Item("1:1", "text", ("a.jpg",), "image,text")) == "rar/corpus"
+    assert route_candidate(Item("1:1", "text", (), "text")) is None

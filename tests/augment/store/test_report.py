@@ -18,7 +18,7 @@ from augment.engines.scripted import ScriptedEngine
 from augment.enrichment import export
 from augment.enrichment import pipeline as cli
 from augment.prompts import load_prompt
-from augment.records import Item, Query
+from augment.records import Item, Query, one_picture
 from augment.store import Store, report
 from augment.store.charts import BOTTOM, HEIGHT, TOP, histogram, quantile
 from augment.store.page import percent, visible
@@ -51,12 +51,14 @@ def made(tmp_path_factory):
         path = NAME if n == 7 else f"mbeir_images/{n}.png"
         if n != 3:
             Image.new("RGB", (90, 60), (5 * n, 80, 120)).save(root / path)
-        pool.append(Item(f"3:{n}", HOSTILE if n % 2 else None, path, "image,text"))
+        pool.append(Item(f"3:{n}", HOSTILE if n % 2 else None, one_picture(path), "image,text"))
     (root / "mbeir_images/4.png").write_bytes(b"not a picture")
     write_candidates(root / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl", pool)
     asked = [
-        Query(Item("3:1", "what is the capital here?", "mbeir_images/1.png", "image,text"), 8, ()),
-        Query(Item("3:2", "a square that is green", None, "text"), 0, ("3:6", "3:8")),
+        Query(
+            Item("3:1", "what is the capital here?", ("mbeir_images/1.png",), "image,text"), 8, ()
+        ),
+        Query(Item("3:2", "a square that is green", (), "text"), 0, ("3:6", "3:8")),
     ]
     write_queries(root / "query/test/mbeir_x_task0_test.jsonl", asked)
     answers = {f"3:{n}": f"A plain square of shade {n}, {HOSTILE}" for n in range(ITEMS)}
@@ -127,7 +129,7 @@ def test_one_picture_in_two_requests_is_no_repetition_and_other_limits_are_told(
     pool = []
     for n, picture in enumerate((0, 0, 1, 2)):
         Image.new("RGB", (50, 40), (90 * picture, 1, 1)).save(root_file(root, f"{picture}.png"))
-        pool.append(Item(f"3:{n}", f"text {n}", f"{picture}.png", "image,text"))
+        pool.append(Item(f"3:{n}", f"text {n}", (f"{picture}.png",), "image,text"))
     write_candidates(root / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl", pool)
     words = ["A red square on white.", "A red square on white.", "A flag.", "A flag."]
     answers = {f"3:{n}": text for n, text in enumerate(words)}

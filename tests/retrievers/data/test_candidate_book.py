@@ -9,7 +9,7 @@ from retrievers.data.datasets import CandidateBook
 
 def test_what_pools_know(tmp_path):
     rng = random.Random(0)
-    items = {f"{n % 3}:{n}": Item(f"{n % 3}:{n}", f"text {n}", None, "text") for n in range(60)}
+    items = {f"{n % 3}:{n}": Item(f"{n % 3}:{n}", f"text {n}", (), "text") for n in range(60)}
     known = {}
     for number in range(4):
         pool = rng.sample(list(items), 15)

@@ -120,8 +120,8 @@ def test_hashed_ids_are_uniirs_and_refuse_to_collide():
 
 
 def test_retrieved_candidates_and_the_table_of_results(tmp_path):
-    query = Query(Item("5:1", "which bridge?", "a.jpg", "image,text"), 6, ("5:2",))
-    items = {did: Item(did, f"text of {did}", None, "text") for did in ("5:2", "6:3")}
+    query = Query(Item("5:1", "which bridge?", ("a.jpg",), "image,text"), 6, ("5:2",))
+    items = {did: Item(did, f"text of {did}", (), "text") for did in ("5:2", "6:3")}
     run = {"5:1": [Hit("5:2", 0.5), Hit("6:3", 0.75)]}
     path = tmp_path / "x_retrieved.jsonl"
     assert write_retrieved(path, [query], run, items.get) == 1

@@ -13,9 +13,9 @@ from retrievers.evaluation.pyserini import (
 
 def test_collections_go_there_and_back(tmp_path):
     items = [
-        Item("9:1", "ein Haus\nam See", "a.jpg", "image,text"),
-        Item("9:2", None, "b.jpg", "image"),
-        Item("9:3", 'quoted "text"', None, "text"),
+        Item("9:1", "ein Haus\nam See", ("a.jpg",), "image,text"),
+        Item("9:2", None, ("b.jpg",), "image"),
+        Item("9:3", 'quoted "text"', (), "text"),
     ]
     path = tmp_path / "collection" / "docs.jsonl"
     assert write_collection(path, items, lambda item: item.text) == 1
