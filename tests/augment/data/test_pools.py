@@ -477,11 +477,11 @@ def test_a_catalog_is_equal_to_a_dict_of_records(tmp_path, seed):
     assert catalog.find_all([]).tolist() == []
 
 
-@pytest.mark.parametrize("field", ["text", "image", "source"])
+@pytest.mark.parametrize("field", ["text", "images", "source"])
 def test_an_id_that_stands_for_another_candidate_is_named(tmp_path, field):
     pool = [Item(f"1:{n}", "a", ("x.jpg",), "image,text", None) for n in range(5)]
     write_candidates(tmp_path / "a.jsonl", pool)
-    other = replace(pool[3], **{field: "b.jpg"})
+    other = replace(pool[3], **{field: ("b.jpg",) if field == "images" else "b.jpg"})
     write_candidates(tmp_path / "b.jsonl", [pool[4], other])
     catalog = Catalog()
     catalog.add(tmp_path / "a.jsonl")
