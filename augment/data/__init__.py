@@ -7,6 +7,7 @@ a byte-order mark), strict elsewhere: every error names file and line. The forma
 
 from augment.data.records import (
     derive_task,
+    grades_of,
     read_candidates,
     read_qrels,
     read_queries,
@@ -33,6 +34,7 @@ __all__ = [
     "TextRule",
     "derive_task",
     "format_text",
+    "grades_of",
     "read_candidates",
     "read_instructions",
     "read_qrels",

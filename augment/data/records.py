@@ -314,6 +314,24 @@ def read_qrels(path: str | Path) -> list[Qrel]:
     return rows
 
 
+def grades_of(qrels: Iterable[Qrel]) -> dict[str, dict[str, int]]:
+    """Judgements grouped by query, in the order of first appearance.
+
+    Raises:
+        DataError: if a pair is judged twice with different grades.
+    """
+    grades: dict[str, dict[str, int]] = {}
+    for qrel in qrels:
+        judged = grades.setdefault(qrel.qid, {})
+        if judged.setdefault(qrel.did, qrel.relevance) != qrel.relevance:
+            raise DataError(
+                f"candidate {qrel.did} is judged {judged[qrel.did]} and {qrel.relevance}; "
+                "keep one judgement",
+                f"query {qrel.qid}",
+            )
+    return grades
+
+
 def write_qrels(path: str | Path, qrels: Iterable[Qrel], columns: Literal[5, 4] = 5) -> None:
     """Write judgements with M-BEIR's five columns or TREC's four.
 

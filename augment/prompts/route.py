@@ -58,17 +58,18 @@ def classify(query: Query) -> Routing:
         return Routing("image", "picture only")
     if query.task in _TASK_KINDS:
         return Routing(_TASK_KINDS[query.task], f"task {query.task}")
-    worded = worded_as_question(text)
-    return Routing(
-        "question" if worded else "modification", worded or "is not worded as a question"
-    )
+    reason = question_reason(text)
+    if reason:
+        return Routing("question", reason)
+    return Routing("modification", "is not worded as a question")
 
 
-def worded_as_question(text: str) -> str:
-    """How a text shows that it asks something; empty if it does not."""
-    if text.rstrip().endswith("?"):
+def question_reason(text: str) -> str:
+    """Why a text counts as a question; empty if it does not."""
+    text = text.strip()
+    if text.endswith("?"):
         return "ends in a question mark"
-    return "begins like a question" if _QUESTION.match(text.lstrip()) else ""
+    return "begins like a question" if _QUESTION.match(text) else ""
 
 
 def route(query: Query, prompts: Mapping[Kind, str | None] = QUERY_PROMPTS) -> str | None:
