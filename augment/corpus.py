@@ -6,41 +6,47 @@ touched; texts go to the store, and views decide how an encoder sees them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
-
-from jsonargparse import ArgumentParser, Namespace
 
 from augment.data import DataRoot
 from augment.data.pools import open_candidates
 from augment.engines import Engine
-from augment.enrichment import pipeline as cli
-from augment.enrichment import trial
-from augment.enrichment.enrich import Job, Summary
-from augment.prompts import Prompt, load_prompt, within
+from augment.enrichment.account import Summary
+from augment.enrichment.command import main
+from augment.enrichment.pipeline import (
+    DEFAULT_OPTIONS,
+    Options,
+    Plan,
+    candidate_plan,
+    carry_out,
+    not_empty,
+    run_command,
+)
+from augment.prompts import load_prompt, within
 from augment.prompts.route import CORPUS_PROMPT
-from augment.records import Item
 
 
 def run(
     root: Path,
     store: Path,
     *,
-    pools: Sequence[Path] = (),
+    pool: Sequence[Path] = (),
     prompt: str = CORPUS_PROMPT,
     budget: str = "",
-    options: cli.Options = cli.DEFAULT_OPTIONS,
+    options: Options = DEFAULT_OPTIONS,
     engine: Engine | None = None,
 ) -> Summary:
-    """Describe the candidates of some pools.
+    """Do what :func:`plan` describes.
 
     Args:
-        root: folder in M-BEIR's layout.
+        root: see :func:`plan`, as for what follows.
         store: folder of the generated texts.
-        pools: pool files; none means all local pools of the root.
+        pool: pool files.
         prompt: packaged prompt or ``.md`` file.
-        budget: length of the texts, ``45 words`` or ``77 tokens``; empty for the prompt's.
+        budget: length of the texts.
         options: model, sampling and limits.
         engine: answers in place of the model that ``options`` names.
 
@@ -49,66 +55,36 @@ def run(
         EngineError: if there is no such model.
         StoreError: if the store cannot be read or written.
     """
-    work = plan(root, pools, prompt, budget)
-    return cli.carry_out(work, root, store, options, engine)
+    return carry_out(plan(root, pool, prompt, budget), root, store, options, engine)
 
 
-def plan(root: Path, pools: Sequence[Path], prompt: str, budget: str = "") -> cli.Plan:
-    """What :func:`run` is going to do.
+def plan(
+    root: Path,
+    pool: Sequence[Path] = (),
+    prompt: str = CORPUS_PROMPT,
+    budget: str = "",
+    options: Options = DEFAULT_OPTIONS,
+) -> Plan:
+    """Describe every candidate that has a picture.
+
+    Args:
+        root: Folder in M-BEIR's layout.
+        pool: Pool files; none: all local pools of the root.
+        prompt: Packaged prompt or .md file.
+        budget: Length of the texts: '45 words' or '77 tokens' (CLIP's); empty: the prompt's.
+        options: Of no effect here.
 
     Raises:
         DataError: if the data or the prompt cannot be used.
     """
-    files = pools or cli.not_empty([f.path for f in DataRoot(root).pools()], "local pools", root)
-    template = within(load_prompt(prompt), budget)
-    opened = [open_candidates(path) for path in files]
-    return cli.Plan(
-        "corpus", {"image": template}, _jobs(opened, template), sum(len(pool) for pool in opened)
-    )
+    files = pool or not_empty([f.path for f in DataRoot(root).pools()], "local pools", root)
+    pools = [open_candidates(path) for path in files]
+    items = chain.from_iterable(pools)
+    return candidate_plan(items, within(load_prompt(prompt), budget), sum(map(len, pools)))
 
 
-def _jobs(pools: Sequence[Sequence[Item]], prompt: Prompt) -> Iterator[Job]:
-    for pool in pools:
-        for item in pool:
-            shown = bool(item.images)
-            yield Job(item, prompt if shown else None, "picture" if shown else "no picture")
-
-
-def parser(prog: str, description: str) -> ArgumentParser:
-    """The parser of this command, and of others on the same input."""
-    made = cli.parser(prog, description)
-    made.add_argument(
-        "--pool", type=str, default=[], nargs="+", metavar="FILE", help="Default: all local pools."
-    )
-    made.add_argument(
-        "--prompt",
-        type=str,
-        default=CORPUS_PROMPT,
-        metavar="NAME",
-        help="Packaged prompt or .md file.",
-    )
-    made.add_argument(
-        "--budget",
-        type=str,
-        default="",
-        metavar="TEXT",
-        help="Length of the texts: '45 words' or '77 tokens' (CLIP's). Default: the prompt's.",
-    )
-    cli.add_options(made)
-    return made
-
-
-def plan_of(parsed: Namespace) -> cli.Plan:
-    """The plan that parsed arguments ask for."""
-    pools = [Path(name) for name in parsed.pool]
-    return plan(Path(parsed.root), pools, parsed.prompt, parsed.budget)
-
-
-def command(arguments: Sequence[str] | None, supervised: bool = False) -> int:
-    """Parse, run, print; the exit code. See :func:`augment.enrichment.trial.execute`."""
-    made = parser("python -m augment.corpus", "Describe every candidate that has a picture.")
-    return trial.execute(made, plan_of, arguments, supervised)
-
+#: Takes the arguments of the command line and whether to supervise; returns the exit code.
+command = partial(run_command, "python -m augment.corpus", plan)
 
 if __name__ == "__main__":
-    cli.main(partial(command, supervised=True))
+    main(partial(command, supervised=True))

@@ -7,31 +7,30 @@ answer; a modification becomes a description of what is wanted; text alone is le
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
-
-from augment.checks.rewrite import Positives
 from augment.data import DataRoot
-from augment.data.pools import open_candidates, open_queries
+from augment.data.pools import open_queries
 from augment.engines import Engine
-from augment.enrichment import pipeline as cli
-from augment.enrichment import trial
-from augment.enrichment.enrich import Job, Summary
-from augment.prompts import Prompt, load_prompt
-from augment.prompts.route import QUERY_PROMPTS, Kind, classify
-from augment.records import Query
+from augment.enrichment.account import Summary
+from augment.enrichment.command import main
+from augment.enrichment.pipeline import (
+    DEFAULT_OPTIONS,
+    Options,
+    Plan,
+    carry_out,
+    forbidden_of,
+    not_empty,
+    query_plan,
+    run_command,
+)
+from augment.prompts import load_prompt
+from augment.prompts.route import QUERY_PROMPTS, Kind
 
 SPLITS = ("train", "val", "test")
-
-_KINDS: Mapping[Kind, str] = {
-    "image": "queries that are a picture alone",
-    "question": "questions about a picture",
-    "modification": "requests to change a picture",
-    "text": "queries without a picture",
-}
 
 
 def run(
@@ -41,7 +40,7 @@ def run(
     splits: Sequence[str] = SPLITS,
     files: Sequence[Path] = (),
     prompts: Mapping[Kind, str | None] = QUERY_PROMPTS,
-    options: cli.Options = cli.DEFAULT_OPTIONS,
+    options: Options = DEFAULT_OPTIONS,
     engine: Engine | None = None,
 ) -> Summary:
     """Refine the queries of some splits.
@@ -60,86 +59,63 @@ def run(
         EngineError: if there is no such model.
         StoreError: if the store cannot be read or written.
     """
-    work = plan(root, splits, files, prompts, options)
-    return cli.carry_out(work, root, store, options, engine)
+    return carry_out(_plan(root, splits, files, prompts, options), root, store, options, engine)
 
 
 def plan(
     root: Path,
-    splits: Sequence[str],
-    files: Sequence[Path],
-    prompts: Mapping[Kind, str | None],
-    options: cli.Options,
-) -> cli.Plan:
-    """What :func:`run` is going to do.
+    split: Sequence[str] = SPLITS,
+    file: Sequence[Path] = (),
+    image_prompt: str | None = QUERY_PROMPTS["image"],
+    question_prompt: str | None = QUERY_PROMPTS["question"],
+    modification_prompt: str | None = QUERY_PROMPTS["modification"],
+    text_prompt: str | None = QUERY_PROMPTS["text"],
+    options: Options = DEFAULT_OPTIONS,
+) -> Plan:
+    """Refine queries, each kind in its own way.
+
+    Args:
+        root: Folder in M-BEIR's layout.
+        split: Splits to take.
+        file: Query files, not splits.
+        image_prompt: Prompt (packaged, .md file or none) for queries that are a picture alone.
+        question_prompt: Prompt for questions about a picture.
+        modification_prompt: Prompt for requests to change a picture.
+        text_prompt: Prompt for queries without a picture.
+        options: Say whether rewrites are compared with what is searched for.
 
     Raises:
         DataError: if the data or a prompt cannot be used.
     """
+    given: Mapping[Kind, str | None] = {
+        "image": image_prompt,
+        "question": question_prompt,
+        "modification": modification_prompt,
+        "text": text_prompt,
+    }
+    return _plan(root, split, file, given, options)
+
+
+def _plan(
+    root: Path,
+    splits: Sequence[str],
+    files: Sequence[Path],
+    prompts: Mapping[Kind, str | None],
+    options: Options,
+) -> Plan:
     data = DataRoot(root)
     found = files or [f.path for split in splits for f in data.query_files(split)]
-    cli.not_empty(found, f"query files of {', '.join(splits)}", root)
-    templates = {kind: load_prompt(name) if name else None for kind, name in prompts.items()}
+    not_empty(found, f"query files of {', '.join(splits)}", root)
+    chosen = {kind: None if str(name).lower() == "none" else name for kind, name in prompts.items()}
+    templates = {kind: load_prompt(name) if name else None for kind, name in chosen.items()}
     opened = [open_queries(path) for path in found]
-    rewrites = any(p is not None and p.kind == "rewrite" for p in templates.values())
-    pools = data.pools() if rewrites and options.limits.leak != "off" else []
-    jobs = _jobs(opened, templates, Positives([open_candidates(pool.path) for pool in pools]))
-    routes = {str(kind): template for kind, template in templates.items()}
-    return cli.Plan("query", routes, jobs, sum(len(queries) for queries in opened))
+    forbidden = forbidden_of(root, templates.values(), options)
+    queries = chain.from_iterable(opened)
+    return query_plan(queries, templates, forbidden, sum(map(len, opened)))
 
 
-def _jobs(
-    files: Sequence[Sequence[Query]], prompts: Mapping[Kind, Prompt | None], positives: Positives
-) -> Iterator[Job]:
-    for queries in files:
-        for query in queries:
-            kind, reason = classify(query)
-            forbidden = partial(positives.forbidden, query)
-            yield Job(query.item, prompts[kind], f"{kind} ({reason})", forbidden)
-
-
-def parser(prog: str, description: str) -> ArgumentParser:
-    """The parser of this command, and of others on the same input."""
-    made = cli.parser(prog, description)
-    made.add_argument(
-        "--split",
-        type=str,
-        default=list(SPLITS),
-        nargs="+",
-        metavar="SPLIT",
-        help="Splits to take.",
-    )
-    made.add_argument(
-        "--file", type=str, default=[], nargs="+", metavar="FILE", help="Query files, not splits."
-    )
-    for kind, text in _KINDS.items():
-        made.add_argument(
-            f"--{kind}-prompt",
-            type=str,
-            metavar="NAME",
-            default=QUERY_PROMPTS[kind] or "none",
-            help=f"Prompt (packaged, .md file or none) for {text}.",
-        )
-    cli.add_options(made)
-    return made
-
-
-def plan_of(parsed: Namespace) -> cli.Plan:
-    """The plan that parsed arguments ask for."""
-    return plan(
-        Path(parsed.root),
-        parsed.split,
-        [Path(name) for name in parsed.file],
-        {kind: cli.chosen(parsed[f"{kind}_prompt"]) for kind in _KINDS},
-        cli.options(parsed),
-    )
-
-
-def command(arguments: Sequence[str] | None, supervised: bool = False) -> int:
-    """Parse, run, print; the exit code. See :func:`augment.enrichment.trial.execute`."""
-    made = parser("python -m augment.queries", "Refine queries, each kind in its own way.")
-    return trial.execute(made, plan_of, arguments, supervised)
-
+#: Takes the arguments of the command line and whether to supervise; returns the exit code.
+command = partial(run_command, "python -m augment.queries", plan)
 
 if __name__ == "__main__":
-    cli.main(partial(command, supervised=True))
+    main(partial(command, supervised=True))

@@ -21,9 +21,9 @@ from augment.checks.lengths import LENGTHS, Length, derive
 from augment.errors import DataError
 from augment.files import digest
 from augment.records import Enrichment, Item, Side
-from augment.store import Store
+from augment.store import Store, runs
 
-VIEWS = ("raw", "append", "replace")
+VIEWS: tuple[str, ...] = ("raw", "append", "replace")
 
 
 def render(text: str | None, generated: str | None, view: str) -> str | None:
@@ -56,8 +56,8 @@ class TextView:
         recipe: how the generated texts were made, JSON-serialisable; empty for raw.
         length: which length of a generated text is shown (see :mod:`augment.checks.lengths`).
         checks: what generated texts were judged under, where it differs from
-            :data:`augment.checks.UNSAID`: refused texts are not shown. Several, where the texts
-            may have been judged under several.
+            :data:`augment.checks.UNSAID`: refused texts are not shown. Several, where the
+            texts may have been judged under several.
     """
 
     def __init__(
@@ -117,7 +117,9 @@ class TextView:
 
 def judged_under(store: Store, side: Side, recipe: str) -> Sequence[Mapping[str, Any]]:
     """What a view remembers of the checks of its texts: see :class:`TextView`."""
-    found = {digest(one): one for one in map(said, store.checks(side, recipe))}
+    found = {
+        digest(one): one for one in map(said, runs.checks_in_force(store.folder, side, recipe))
+    }
     several = [found[name] for name in sorted(found)]
     return [] if several == [{}] else several
 

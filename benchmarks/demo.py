@@ -1,7 +1,7 @@
 """The main job end to end on a small Flagland; at most ten minutes on two CPU cores.
 
-``python -m benchmarks.demo --out demo`` (or ``make demo``): the arms of ``DEMO``, run by
-:mod:`benchmarks.experiments`. ``--root`` takes any other M-BEIR root instead; published data has
+``python -m benchmarks.demo --out demo`` (or ``make demo``): the arms of ``demo.yaml``, run
+by :mod:`benchmarks.experiments`. ``--root`` takes any other M-BEIR root instead; published data has
 items that cannot be used: ``--tolerate`` goes on without them. The packaged model knows flags
 only: on other pictures its texts are out of their depth, and what is shown is that the path holds.
 """
@@ -22,22 +22,8 @@ from augment.errors import ToolkitError
 if TYPE_CHECKING:
     from benchmarks.experiments.results import ArmReader
 
-#: Two retrievers, each trained on what it is shown, and between them the distribution shift that
-#: RAR warns of: trained on raw text and shown enriched text.
-DEMO = {
-    "name": "demo",
-    "question": "Does a retriever retrained on enriched text find more?",
-    "prediction": "Yes, on every task with a picture on one of its sides.",
-    "union": True,
-    "arms": {
-        "raw": {"train": "raw", "show": "raw"},
-        "shift": {"train": "raw", "show": "enriched"},
-        "enriched": {"train": "enriched", "show": "enriched"},
-    },
-    "compare": [["raw", "enriched"]],
-}
-#: The same with the texts of the oracle.
-_ORACLE_VIEWS = {"query": "oracle replace", "corpus": "oracle append"}
+#: Its arms.
+DEMO = Path(__file__).with_suffix(".yaml")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,9 +60,9 @@ def read(args: argparse.Namespace) -> ArmReader:
         root = args.out / "world"
         print(f"== world: {args.countries} countries, seed {args.seed}", flush=True)
         make_world(root, args.countries, args.seed, args.threads)
-    oracle = args.model == "oracle"
-    experiment = spec.parse({**DEMO, "shown": {"enriched": _ORACLE_VIEWS}} if oracle else DEMO)
-    model = "flagland-vlm" if oracle else args.model
+    experiment, model = spec.load_all([str(DEMO)])[0], args.model
+    if model == "oracle":
+        experiment, model = spec.by_oracle(experiment), "flagland-vlm"
     enriching = Enriching(root, digest_root(root), None, model, args.threads, args.tolerate)
     setup = Setup(
         enriching, steps=args.steps, batch_size=args.batch_size, seeds=(args.seed,),
@@ -95,14 +81,14 @@ def run(reader: ArmReader) -> str:
         ToolkitError: if a step fails.
         SystemExit: likewise, where a command of the toolkit has printed why.
     """
-    from augment.files import write_text
+    from augment.files import write_json, write_text
     from benchmarks.experiments import graph, plots, results
     from benchmarks.report.page import write_report
 
     out = reader.out
     graph.run(reader.steps(), out)
     value = results.collect(reader)
-    results.save(value, out / "demo.json")
+    write_json(out / "demo.json", value)
     tables = {pool: replace(reader, pool=pool).compare("raw", "enriched")
               for pool in ("local", "union")}  # fmt: skip
     union = tables["union"].rows[-1]

@@ -6,7 +6,7 @@ import sys
 from importlib import import_module
 
 #: Commands that need no trainer, and where they are.
-_COMMANDS = {"search": "retrievers.search.command", "serve": "retrievers.search.serve.command"}
+_COMMANDS = {"search": "retrievers.search.answers", "serve": "retrievers.search.serve"}
 
 
 def main() -> int:

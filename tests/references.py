@@ -1,5 +1,8 @@
-"""The losses from their definitions, one term at a time; and batches to try them on."""
+"""Losses and metrics from their definitions, one term at a time; and batches to try losses on."""
 
+import math
+
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -141,3 +144,65 @@ def loop_objective(objective, queries, candidates, labels, groups, scale, bias):
             distil.kind, queries, candidates, groups, scale, distil.temperature
         )
     return total
+
+
+# Retrieval metrics on one ranking: the definitions, written to be read.
+
+
+def ranked(hits):
+    """Candidate ids, best first: by single-precision score, ties by id in descending order."""
+    by_id = sorted(hits, key=lambda hit: hit.did, reverse=True)
+    return [hit.did for hit in sorted(by_id, key=lambda hit: -np.float32(hit.score))]
+
+
+def success_at_k(ranking, relevant, k):
+    """1 if any relevant candidate is among the first ``k``, else 0; M-BEIR's papers' "Recall@k"."""
+    return float(any(did in relevant for did in ranking[:k]))
+
+
+def recall_at_k(ranking, relevant, k):
+    """Share of the relevant candidates among the first ``k``; 0 if there are none."""
+    found = sum(did in relevant for did in ranking[:k])
+    return found / len(relevant) if relevant else 0.0
+
+
+def precision_at_k(ranking, relevant, k):
+    """Relevant candidates among the first ``k``, divided by ``k`` however many were found."""
+    return sum(did in relevant for did in ranking[:k]) / k
+
+
+def mrr(ranking, relevant, k=None):
+    """1 / rank of the first relevant candidate, 0 if it is not among the first ``k`` (all)."""
+    for rank, did in enumerate(ranking[:k], start=1):
+        if did in relevant:
+            return 1.0 / rank
+    return 0.0
+
+
+def average_precision(ranking, relevant, k=None):
+    """Mean, over all relevant candidates, of the precision at their ranks; 0 if not found.
+
+    trec_eval's ``map`` (``map_cut`` with ``k``): the divisor counts relevant candidates that were
+    not found.
+    """
+    found, total = 0, 0.0
+    for rank, did in enumerate(ranking[:k], start=1):
+        if did in relevant:
+            found += 1
+            total += found / rank
+    return total / len(relevant) if relevant else 0.0
+
+
+def ndcg_at_k(ranking, grades, k=None):
+    """Normalised discounted cumulative gain: gain = grade, discount = log2(rank + 1).
+
+    Linear gain and clipping of negative grades at 0 follow trec_eval's ``ndcg_cut``.
+    """
+    gains = [max(grades.get(did, 0), 0) for did in ranking[:k]]
+    ideal = sorted((max(grade, 0) for grade in grades.values()), reverse=True)[:k]
+    best = dcg(ideal)
+    return dcg(gains) / best if best else 0.0
+
+
+def dcg(gains):
+    return sum(gain / math.log2(rank + 1) for rank, gain in enumerate(gains, start=1))

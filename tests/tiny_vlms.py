@@ -8,7 +8,7 @@ import torch
 import transformers as tf
 from PIL import Image
 
-from benchmarks.flagland.build_vlm import build_qwen3_vl
+from benchmarks.flagland.vlm import build_qwen3_vl
 
 
 def pictures(root: Path, sizes: Sequence[tuple[int, int]]) -> Path:

@@ -1,5 +1,7 @@
 """A tiny root with hostile texts, and checkpoints of an untrained two-layer CLIP."""
 
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,6 +13,9 @@ from augment.enrichment.pipeline import Options
 from augment.records import Item
 from retrievers.data.texts import TextRecipe, ViewConfig
 from retrievers.models.clip import ClipScoreFusion
+from retrievers.search.pictures import QueryPictures
+from retrievers.search.searcher import Searcher
+from retrievers.search.serve import address_of, listen, make_server, search_app
 from tests.retrievers.models.test_retriever import make_config, make_root
 
 HOSTILE = '<script>document.title = "owned"</script><img src=x onerror=alert(1)> & "quoted"'
@@ -55,3 +60,26 @@ class World:
         path.parent.mkdir(parents=True)
         torch.save(saved, path)
         return path
+
+    def searchers(self, **bounds) -> dict[str, Searcher]:
+        """Both checkpoints; the one of generated text rewrites its queries."""
+        given = {"store": self.store, "pictures": QueryPictures(**bounds)}
+        return {
+            "raw": Searcher.open(self.raw, self.root, **given),
+            "enriched": Searcher.open(self.enriched, self.root, vlm="scripted:", **given),
+        }
+
+
+@contextmanager
+def served(searchers, names=()):
+    """The address of a page while it is served."""
+    listening = listen("127.0.0.1", 0)
+    server = make_server(search_app(searchers, names))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    try:
+        yield address_of(listening)
+    finally:
+        server.should_exit = True
+        thread.join()
+        listening.close()

@@ -1,15 +1,118 @@
-"""The account of a running enrichment: every item is settled here, once, and saved with it."""
+"""The account of a run: every item is settled here, once, saved with it, and shown as it goes."""
 
 from __future__ import annotations
 
-from typing import final
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, final
+
+from tqdm import tqdm
 
 from augment.engines import Engine
 from augment.enrichment.jobs import Job
-from augment.enrichment.progress import Progress
-from augment.enrichment.summary import NAMED_FAILURES, Summary, reason_class
 from augment.records import Reply
-from augment.store import Failure, Judged, Store
+from augment.store import Failure, Judged, Store, reason_class
+from augment.store.upkeep import duration
+
+#: Failures that a summary names; the store has them all.
+NAMED_FAILURES = 1000
+
+#: Seconds between two plain lines.
+LINE_SECONDS = 10.0
+
+#: Share of the time between two lines that a model may wait for pictures before this is said.
+WAITING = 0.2
+
+
+@final
+@dataclass
+class Summary:
+    """What became of every item: ``total`` is the sum of the outcomes.
+
+    Attributes:
+        total: items read.
+        generated: items that a model answered for in this run.
+        cached: items whose text was known, among them ``duplicates``.
+        duplicates: items that share the text of another item of this run.
+        skipped: reason -> items left alone.
+        failed: reason -> items without a text.
+        pending: items read but not settled, because the run was cut short.
+        rejected: reason -> new texts that a check refused (they are among ``generated``).
+        judged: reason, or ``accepted`` -> items whose stored text was judged anew, because it had
+            not been judged for this item under these limits (they are among ``cached``).
+        routed: how the prompt was chosen -> items with a text, refused ones included.
+        failures: the first :data:`NAMED_FAILURES` failures.
+        incomplete: why the run was cut short; empty if it was not.
+        died: whether it was cut short by the death of a model that had worked.
+        prompt_tokens: read by the model in this run.
+        output_tokens: written by the model in this run.
+    """
+
+    total: int = 0
+    generated: int = 0
+    cached: int = 0
+    duplicates: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)
+    pending: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    judged: Counter[str] = field(default_factory=Counter)
+    routed: Counter[str] = field(default_factory=Counter)
+    failures: list[Failure] = field(default_factory=list)
+    incomplete: str = ""
+    died: bool = False
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        """0 complete, 3 items failed, 4 cut short."""
+        if self.incomplete:
+            return 4
+        return 3 if self.failed else 0
+
+    def verify(self) -> None:
+        """Check that every item was counted once.
+
+        Raises:
+            RuntimeError: if the sum does not fit, which is a defect of this program.
+        """
+        settled = self.generated + self.cached + self.skipped.total() + self.failed.total()
+        if settled + self.pending != self.total:
+            raise RuntimeError(f"items do not add up, please report this: {self}")
+
+    def counts(self) -> dict[str, object]:
+        """All fields but the named failures, JSON-serialisable."""
+        fields = {name: value for name, value in vars(self).items() if name != "failures"}
+        return {k: dict(v) if isinstance(v, Counter) else v for k, v in fields.items()}
+
+    def __str__(self) -> str:
+        rows = [
+            f"{self.total:>9,} items",
+            f"{self.generated:>9,} generated{_reasons(self.rejected, ', refused by checks: ')}",
+            f"{self.cached:>9,} cached ({self.duplicates:,} share the text of another item)",
+            *self._judged_lines(),
+            f"{self.skipped.total():>9,} left alone{_reasons(self.skipped, ': ')}",
+            f"{self.failed.total():>9,} failed{_reasons(self.failed, ': ')}",
+        ]
+        if len(self.routed) > 1:
+            rows += [f"{number:>9,} with a text: {route}" for route, number in self.routed.items()]
+        if self.incomplete:
+            rows += [f"{self.pending:>9,} read, not settled", f"incomplete: {self.incomplete}"]
+        return "\n".join(rows)
+
+    def _judged_lines(self) -> list[str]:
+        if not self.judged:
+            return []
+        found = _reasons(self.judged, ": ")
+        return [f"{self.judged.total():>9,} of them judged by limits new to them{found}"]
+
+
+def _reasons(counts: Counter[str], before: str) -> str:
+    listing = ", ".join(f"{number:,} {reason}" for reason, number in counts.most_common())
+    return before + listing if listing else ""
 
 
 @final
@@ -58,7 +161,7 @@ class Account:
         judged, new = found
         if new and not duplicate:
             self.summary.judged[reason_class(judged.rejected) or "accepted"] += 1
-        if new or self._store.failed(self._recipe, job.item.id):
+        if new or self._store.failure(self._recipe, job.item.id) is not None:
             self._link(job, key, judged)
         else:
             self.summary.routed[job.reason] += 1
@@ -94,3 +197,88 @@ class Account:
         if self._progress is not None:
             self._progress.waited(self._engine.waited)
             self._progress.add(done, new, failed, tokens)
+
+
+@final
+class Progress:
+    """Shows how far a run is, on the standard error.
+
+    Args:
+        what: what is counted, e.g. ``corpus``.
+        total: number of items, None if unknown.
+        line_seconds: see :data:`LINE_SECONDS`; only used where there is no terminal.
+    """
+
+    def __init__(self, what: str, total: int | None, line_seconds: float = LINE_SECONDS) -> None:
+        self._what = what
+        self._total = total
+        self._line_seconds = line_seconds
+        self._bar: tqdm[Any] | None = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total, desc=what, unit="item", dynamic_ncols=True)
+        self._done = self._new = self._failed = self._tokens = 0
+        self._waited = self._noted = self._share = 0.0
+        self._start = self._shown = time.monotonic()
+
+    def add(self, done: int, new: int = 0, failed: int = 0, tokens: int = 0) -> None:
+        """Count items that are settled.
+
+        Args:
+            done: how many.
+            new: of these, how many a model answered; the remaining time is estimated from them.
+            failed: of these, how many failed.
+            tokens: that a model wrote for them.
+        """
+        self._done += done
+        self._new += new
+        self._failed += failed
+        self._tokens += tokens
+        due = time.monotonic() - self._shown > self._line_seconds
+        if self._bar is not None:
+            self._bar.update(done)
+        if due:
+            self._show()
+
+    def waited(self, seconds: float) -> None:
+        """Tell how long the model has waited for pictures since the run began."""
+        self._waited = seconds
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        self._share = (self._waited - self._noted) / max(now - self._shown, 1e-9)
+        self._noted, self._shown = self._waited, now
+        if self._bar is not None:
+            self._bar.set_postfix_str(", ".join(self._details()), refresh=False)
+        else:
+            sys.stderr.write(self.line() + "\n")
+            sys.stderr.flush()
+
+    def line(self) -> str:
+        """The state in one line."""
+        elapsed = max(time.monotonic() - self._start, 1e-9)
+        # What was in the store costs no time, so it must not make the rest look cheap.
+        rate = (self._new or self._done) / elapsed
+        text = f"{self._what}: {self._done:,}"
+        if self._total is not None:
+            text += f" of {self._total:,}"
+        text += f" items, {rate:.3g}/s"
+        if self._total is not None and rate > 0:
+            text += f", {duration((self._total - self._done) / rate)} left"
+        return ", ".join([text, *self._details()])
+
+    def _details(self) -> list[str]:
+        found = []
+        if self._tokens:
+            elapsed = max(time.monotonic() - self._start, 1e-9)
+            found.append(f"{self._tokens / elapsed:.3g} tokens/s")
+        if self._failed:
+            found.append(f"{self._failed:,} failed")
+        if self._share > WAITING:
+            found.append(f"the model is waiting for images ({100 * self._share:.0f} % of the time)")
+        return found
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(", ".join(self._details()), refresh=False)
+            self._bar.close()

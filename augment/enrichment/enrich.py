@@ -1,8 +1,9 @@
 """Enrichment: look up, ask, check, save. Every item ends up counted exactly once.
 
-Jobs are a stream, read some way ahead (:mod:`augment.enrichment.plan`). What the store has is linked;
-equal requests that are under way are grouped, so that one picture with one text is described once
-however often it occurs; the rest goes to the engine, which reads the stream as fast as it answers.
+Jobs are a stream, read some way ahead (:mod:`augment.enrichment.plan`). What the store has is
+linked; equal requests that are under way are grouped, so that one picture with one text is
+described once however often it occurs; the rest goes to the engine, which reads the stream as fast
+as it answers.
 Replies are saved as their batch arrives; a killed process loses its running batch and nothing else.
 
 If a process died over what was in its engine, the next one asks the same requests in halves, after
@@ -12,33 +13,30 @@ only by a retry.
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import final
 
-from augment.checks import DEFAULT_LIMITS, Limits, Verdict
+from augment.checks import DEFAULT_LIMITS, Limits, Verdict, judge, mark
 from augment.engines import Ask, Engine, Pause
-from augment.enrichment.account import Account
+from augment.enrichment.account import Account, Progress, Summary
 from augment.enrichment.jobs import SET_ASIDE, Group, Job, Retry
-from augment.enrichment.judging import Judge
 from augment.enrichment.plan import AHEAD, Plan, Planned
-from augment.enrichment.progress import Progress
-from augment.enrichment.summary import Summary, reason_class
 from augment.errors import EngineDied, EngineError, StoreWriteError
+from augment.prompts import Prompt
 from augment.records import Enrichment, Reply, Request
-from augment.store import Failure, Scope, Store
+from augment.store import Failure, Judged, Scope, Store, reason_class
 from augment.store.keys import Recipe
-from augment.store.seen import Seen
-
-__all__ = ["Job", "Retry", "Summary", "enrich"]
+from augment.store.segments import Seen
 
 #: Items settled without asking after which the engine may hand over what it has meanwhile done.
 QUIET = 64
 
 
-def enrich(
+def enrich_jobs(
     jobs: Iterable[Job],
     engine: Engine,
     store: Store,
@@ -105,7 +103,7 @@ def enrich(
 
 @final
 class _Run:
-    """The state of one call of :func:`enrich`."""
+    """The state of one call of :func:`enrich_jobs`."""
 
     def __init__(
         self,
@@ -229,7 +227,7 @@ class _Run:
     def _is_new(self, job: Job) -> bool:
         """Settle an id that comes again, in a second pool or by mistake."""
         item = job.item
-        content = hash((item.text, item.images))
+        content = hash((item.text, item.image))
         earlier = self._seen.add(item.id, content)
         if earlier is None:
             return True
@@ -295,8 +293,7 @@ class _Run:
 
     def _works(self) -> bool:
         """Whether the engine has answered anything under this recipe."""
-        links = self._store.rows("link", self._recipe.id)
-        return bool(links.segments or links.tail)
+        return len(self._store.rows("link", self._recipe.id)) > 0
 
     def _set_aside(self, group: Group) -> None:
         reason = (
@@ -383,3 +380,73 @@ class _Run:
             lengths=verdict.lengths,
             retry_of=group.retry_of,
         )
+
+
+@final
+class Judge:
+    """Judges texts under one set of limits: this run's replies, and what the store has.
+
+    A text belongs to all items that send the very same; a verdict belongs to one item, because what
+    a rewrite must keep and must not say differs between them. It is kept with the item's link, with
+    a mark of the limits it was made under, so that a run with other limits judges stored texts
+    again and generates nothing.
+
+    Args:
+        limits: what is refused.
+        store: of the texts.
+        recipe: id of the recipe whose links hold the verdicts.
+    """
+
+    def __init__(self, limits: Limits, store: Store, recipe: str) -> None:
+        self._limits = limits
+        self._store = store
+        self._recipe = recipe
+        self._marks: dict[str, str] = {}
+
+    def mark(self, prompt: Prompt) -> str:
+        """See :func:`mark`."""
+        if prompt.id not in self._marks:
+            self._marks[prompt.id] = mark(self._limits, prompt)
+        return self._marks[prompt.id]
+
+    def reply(self, job: Job, prompt: Prompt, reply: Reply) -> Verdict:
+        """The verdict on a reply as the text of an item."""
+        forbidden = None if job.forbidden is None else job.forbidden()
+        return judge(reply, prompt, job.item.text, forbidden, self._limits)
+
+    def stored(self, job: Job, prompt: Prompt, key: str) -> tuple[Judged, bool]:
+        """The verdict on a stored text as that of an item, and whether it is a new one.
+
+        Where the text is refused, the one that a retry made in its place is judged, too.
+
+        Args:
+            job: the item.
+            prompt: of the text.
+            key: of the text.
+        """
+        now = self.mark(prompt)
+        link = self._store.link_of(self._recipe, job.item.id)
+        mended = self._store.mended(key)
+        known = link if link and link.key == key and link.judged.mark == now else None
+        # A refusal stands until a retry has made another text since.
+        stands = known and (not known.judged.rejected or not mended or known.judged_since(mended))
+        if known and stands:
+            return known.judged, False
+        found = self._text(job, prompt, key, "")
+        if found.rejected and mended is not None:
+            other = self._text(job, prompt, mended.key, mended.key)
+            found = found if other.rejected else other
+        return found, True
+
+    def _text(self, job: Job, prompt: Prompt, key: str, shown: str) -> Judged:
+        text = self._store.get(key)
+        if text is None:
+            return Judged(self.mark(prompt), shown)
+        reply = Reply(text.raw or text.text, text.finish, text.prompt_tokens, text.output_tokens)
+        return self.judged(prompt, self.reply(job, prompt, reply), text, shown)
+
+    def judged(self, prompt: Prompt, verdict: Verdict, text: Enrichment, shown: str = "") -> Judged:
+        """A verdict as a link keeps it: scores only where they differ from the text's own."""
+        own = dict(verdict.scores) == dict(text.checks)
+        scores = "" if own else json.dumps(dict(verdict.scores), sort_keys=True)
+        return Judged(self.mark(prompt), shown, verdict.rejected, scores)

@@ -1,4 +1,4 @@
-"""What a run would do and take, before it is started: counts, then a timed sample.
+"""What a run would do and take, before it is started, and what its texts look like.
 
 Every item is looked at as a run would look at it, pictures included, so that what is counted here
 is what will happen. Nothing is written. The sample's texts are thrown away; ``--preview`` keeps
@@ -8,10 +8,11 @@ what it generates.
 from __future__ import annotations
 
 import random
+import textwrap
 import time
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 from pathlib import Path
@@ -22,12 +23,12 @@ import numpy as np
 from augment.engines import Engine
 from augment.enrichment.jobs import Job
 from augment.enrichment.plan import Plan
-from augment.enrichment.prices import NO_PRICES, Prices
-from augment.enrichment.progress import duration
-from augment.enrichment.summary import reason_class
-from augment.records import Reply, Request, Sampling
-from augment.store import Store
+from augment.records import Enrichment, Reply, Request, Sampling
+from augment.store import Store, reason_class
 from augment.store.keys import Recipe
+from augment.store.page import visible
+from augment.store.runs import Prices
+from augment.store.upkeep import duration
 
 #: Batches that the sample fills: the first ones of a run are no slower than the later ones.
 SAMPLE_BATCHES = 2
@@ -35,8 +36,11 @@ SAMPLE_BATCHES = 2
 #: 0.975 quantile of the normal distribution: the interval of a mean holds it 95 times in 100.
 _NORMAL = 1.96
 
+#: Characters of a line of a preview.
+_WIDTH = 100
 
-class Planned(NamedTuple):
+
+class Candidate(NamedTuple):
     """A request that a run would send."""
 
     key: str
@@ -67,7 +71,7 @@ class Survey:
     asked: int = 0
     requests: int = 0
     pictures: int = 0
-    sample: list[Planned] = field(default_factory=list)
+    sample: list[Candidate] = field(default_factory=list)
 
 
 @final
@@ -139,7 +143,7 @@ def survey(
             keys.append(hash(group.key))
             if group.image_hash is not None:
                 pictures.append(hash(group.image_hash))
-            one = Planned(group.key, group.request, group.sampling)
+            one = Candidate(group.key, group.request, group.sampling)
             if len(found.sample) < sample:
                 found.sample.append(one)
             elif (place := dice.randrange(found.asked)) < sample:
@@ -152,7 +156,7 @@ def survey(
     return found
 
 
-def measure(engine: Engine, sample: Sequence[Planned]) -> Timing:
+def measure(engine: Engine, sample: Sequence[Candidate]) -> Timing:
     """Answer a sample of requests by the clock.
 
     Raises:
@@ -174,7 +178,7 @@ def measure(engine: Engine, sample: Sequence[Planned]) -> Timing:
     return Timing(loaded - start, time.monotonic() - loaded, replies)
 
 
-def describe(found: Survey, timing: Timing, prices: Prices = NO_PRICES) -> str:
+def describe(found: Survey, timing: Timing, prices: Prices | None = None) -> str:
     """The estimate for people."""
     rows = [
         "dry run: nothing was written",
@@ -187,7 +191,7 @@ def describe(found: Survey, timing: Timing, prices: Prices = NO_PRICES) -> str:
     ]
     if not timing.replies:
         return "\n".join([*rows, "nothing to generate"])
-    return "\n".join([*rows, *_cost(found.requests, timing, prices)])
+    return "\n".join([*rows, *_cost(found.requests, timing, prices or Prices())])
 
 
 def _listing(counts: Counter[str]) -> str:
@@ -221,3 +225,41 @@ def _total(values: Sequence[int], requests: int) -> tuple[float, float]:
         return requests * mean, 0.0
     variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
     return requests * mean, requests * _NORMAL * sqrt(variance / len(values))
+
+
+def choose(jobs: Iterable[Job], number: int, seed: int = 0) -> list[Job]:
+    """A uniform sample of the jobs that have a prompt, in their order; an id counts once."""
+    dice = random.Random(seed)  # noqa: S311 - a sample, not a secret
+    chosen: list[tuple[int, Job]] = []
+    seen: set[int] = set()
+    for place, job in enumerate(jobs):
+        if job.prompt is None or (mark := hash(job.item.id)) in seen:
+            continue
+        seen.add(mark)
+        if len(chosen) < number:
+            chosen.append((place, job))
+        elif (at := dice.randrange(len(seen))) < number:
+            chosen[at] = (place, job)
+    return [job for _, job in sorted(chosen, key=lambda pair: pair[0])]
+
+
+def show(jobs: Sequence[Job], texts: Mapping[str, Enrichment]) -> str:
+    """Picture, published text and generated text of every job, one below the other."""
+    return "\n\n".join(_one(job, texts.get(job.item.id)) for job in jobs)
+
+
+def _one(job: Job, text: Enrichment | None) -> str:
+    item = job.item
+    head = f"{item.id}  {item.image}" if item.image else item.id
+    rows = [visible(head), _field("published", item.text or "-")]
+    if text is None:
+        return "\n".join([*rows, _field("failed", "see below")])
+    rows.append(_field("generated", text.text or "-"))
+    if text.rejected:
+        rows.append(_field("refused", text.rejected))
+    return "\n".join(rows)
+
+
+def _field(name: str, value: str) -> str:
+    lines = textwrap.wrap(visible(value), _WIDTH - 13) or [""]
+    return "\n".join(f"  {name if n == 0 else '':<11}{line}" for n, line in enumerate(lines))

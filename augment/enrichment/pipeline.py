@@ -1,29 +1,34 @@
-"""What the commands share: options, their parser, errors and exit codes."""
+"""From items and the name of a prompt to texts in a store; and the commands that do it."""
 
 from __future__ import annotations
 
 import sys
-from argparse import RawDescriptionHelpFormatter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import closing
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
-from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-
-from augment.checks import DEFAULT_LIMITS, Limits, checks_of
+from augment.checks import DEFAULT_LIMITS, Forbidden, Limits, checks_of
+from augment.checks.rewrite import Positives
+from augment.data import DataRoot
+from augment.data.pools import open_candidates
 from augment.engines import Engine, EngineOptions, make_engine
-from augment.enrichment.enrich import Job, Retry, Summary, enrich
-from augment.enrichment.progress import Progress
-from augment.enrichment.shards import parse_shard
+from augment.enrichment import command
+from augment.enrichment.account import Progress, Summary
+from augment.enrichment.enrich import enrich_jobs
+from augment.enrichment.estimate import SAMPLE_BATCHES, choose, describe, measure, show, survey
+from augment.enrichment.jobs import Job, Retry, Shard, parse_shard
 from augment.enrichment.supervise import SUCCESSOR, draining, supervise
-from augment.errors import DataError, StoreWriteError, ToolkitError
-from augment.prompts import Prompt
-from augment.records import Sampling, Side
+from augment.errors import DataError
+from augment.prompts import Prompt, load_prompt
+from augment.prompts.route import Kind, classify
+from augment.records import Item, Query, Sampling, Side
 from augment.store import Scope, Store
 from augment.store.keys import Recipe, greedy
+from augment.store.runs import Prices
 
 T = TypeVar("T")
 
@@ -45,13 +50,14 @@ class Options(EngineOptions):
     """How to generate, for both sides: the options of the engine, and these.
 
     Attributes:
-        model: ``flagland-vlm`` (packaged), a model folder, a Hugging Face name, or ``scripted:``.
-        limit: only the first N items; None takes all.
-        max_new_tokens: most tokens to generate; None takes each prompt's own limit.
+        model: ``flagland-vlm`` (packaged), a model folder, a Hugging Face name, ``vllm:NAME``,
+            with ``--urls`` a name that servers know, or ``scripted:``.
+        limit: only the first N items; null takes all.
+        max_new_tokens: most tokens to generate; null takes each prompt's own limit.
         temperature: 0 decodes greedily.
         seed: of sampling; counts where the temperature is above 0, and on the ladder of a retry.
         limits: what the checks of generated text refuse.
-        shard: ``i/n``, or ``auto`` under srun or torchrun; None takes everything.
+        shard: ``i/n``, one of n shares, from 0; ``auto`` under srun or torchrun; null takes all.
     """
 
     model: str = "flagland-vlm"
@@ -61,6 +67,14 @@ class Options(EngineOptions):
     seed: int = 0
     limits: Limits = DEFAULT_LIMITS
     shard: str | None = None
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name == "seed" or not isinstance(value, int | float) or value is False:
+                continue
+            if value < 0 or (value == 0 and one.name not in ("limit", "temperature")):
+                raise DataError(f"--{one.name.replace('_', '-')} {value}: must be above 0")
 
     def engine(self, root: Path) -> Engine:
         """The engine that these options describe.
@@ -81,6 +95,48 @@ class Options(EngineOptions):
 DEFAULT_OPTIONS = Options()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What a command would do and take, and what its texts look like.
+
+    Attributes:
+        dry_run: count, time a sample on the real model, estimate; write nothing.
+        preview: generate for N random items only, save as usual, show before and after.
+        price_read: of a million tokens read, for the costs.
+        price_written: of a million tokens written, for the costs.
+        price_gpu_hour: of one device for an hour, for the costs.
+    """
+
+    dry_run: bool = False
+    preview: int | None = None
+    price_read: float | None = None
+    price_written: float | None = None
+    price_gpu_hour: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.dry_run and self.preview:
+            raise DataError("--dry-run writes nothing and --preview saves: give one of them")
+        if self.preview is not None and self.preview < 1:
+            raise DataError(f"--preview {self.preview}: must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Again:
+    """What a retry asks again.
+
+    Failures are asked again as they were. A refused text is asked for at rising temperatures until
+    one is accepted, which helps against repetition and the truncation that comes of it; it then
+    stands in for the refused one wherever that is used. A text that stays refused stays as it is.
+
+    Attributes:
+        reason: of failures and refusals, as python -m augment status counts them.
+        temperatures: for refused texts, one after the other.
+    """
+
+    reason: Sequence[str] = ("repetition", "truncated")
+    temperatures: Sequence[float] = (0.3, 0.6, 0.9)
+
+
 class Plan(NamedTuple):
     """What a command is about to do.
 
@@ -88,13 +144,117 @@ class Plan(NamedTuple):
         side: query or corpus.
         routes: kind of item -> prompt, None where it is left alone.
         jobs: all of them; read once.
-        total: how many.
+        total: how many, None where that is not known before.
     """
 
     side: Side
     routes: Mapping[str, Prompt | None]
     jobs: Iterable[Job]
-    total: int
+    total: int | None = None
+
+    def share(self, options: Options) -> tuple[Iterator[Job], Shard]:
+        """The jobs that the options take, and which share of all these are."""
+        shard = parse_shard(options.shard)
+        return islice((job for job in self.jobs if shard.takes(job.item)), options.limit), shard
+
+
+def candidate_plan(items: Iterable[Item], prompt: Prompt, total: int | None = None) -> Plan:
+    """Describe every candidate that has a picture.
+
+    Args:
+        items: the candidates.
+        prompt: how.
+        total: how many there are, None where that is not known before.
+    """
+    jobs = (
+        Job(item, None, "no picture") if item.image is None else Job(item, prompt, "picture")
+        for item in items
+    )
+    return Plan("corpus", {"image": prompt}, jobs, total)
+
+
+def query_plan(
+    queries: Iterable[Query],
+    prompts: Mapping[Kind, Prompt | None],
+    forbidden: Callable[[Query], Forbidden] | None = None,
+    total: int | None = None,
+) -> Plan:
+    """Refine queries, each kind in its own way.
+
+    Args:
+        queries: the queries.
+        prompts: kind of query -> how, None leaves it alone.
+        forbidden: what the rewrite of a query must not say; None where nothing is known.
+        total: how many there are, None where that is not known before.
+    """
+
+    def job(query: Query) -> Job:
+        kind, reason = classify(query)
+        told = None if forbidden is None else partial(forbidden, query)
+        return Job(query.item, prompts[kind], f"{kind} ({reason})", told)
+
+    routes = {str(kind): prompt for kind, prompt in prompts.items()}
+    return Plan("query", routes, map(job, queries), total)
+
+
+def forbidden_of(
+    root: Path, prompts: Iterable[Prompt | None], options: Options
+) -> Callable[[Query], Forbidden] | None:
+    """What the rewrite of a query must not say: what its positives in the pools of a root say.
+
+    None where the root has no pools, no prompt rewrites, or the options do not ask.
+    """
+    rewrites = any(prompt is not None and prompt.kind == "rewrite" for prompt in prompts)
+    if not rewrites or options.limits.leak == "off" or not (root / "cand_pool").is_dir():
+        return None
+    pools = [open_candidates(pool.path) for pool in DataRoot(root).pools()]
+    return Positives(pools).forbidden
+
+
+def enrich(
+    items: Iterable[Item] | Iterable[Query],
+    prompt: str | Mapping[Kind, str | None],
+    engine: Engine,
+    store: Store,
+    *,
+    root: Path,
+    options: Options = DEFAULT_OPTIONS,
+) -> Summary:
+    """Give items a text each, from the store or else from a model.
+
+    It may be interrupted at any time and called again: what is in the store is not asked again.
+
+    Args:
+        items: candidates, of which those with a picture are described; or queries.
+        prompt: name of a packaged prompt or path of an ``.md`` file; for queries also kind of
+            query -> such a name (None leaves the kind alone), as
+            :data:`augment.prompts.route.QUERY_PROMPTS`. One name takes all queries with a picture.
+        engine: what answers, as :func:`augment.engines.make_engine` makes it.
+        store: where texts are looked up and saved.
+        root: folder that image paths are relative to; rewrites are compared with its pools.
+        options: sampling, limits and share; of its options of the engine none counts here.
+
+    Returns:
+        What became of every item.
+
+    Raises:
+        DataError: if the data or a prompt cannot be used.
+        StoreError: if the store cannot be read or written.
+    """
+    given = iter(items)
+    first = next(given, None)
+    everything: Iterator[Any] = given if first is None else chain([first], given)
+    total = len(items) if isinstance(items, Sized) else None
+    if isinstance(prompt, str) and not isinstance(first, Query):
+        plan = candidate_plan(everything, load_prompt(prompt), total)
+    else:
+        names = prompt
+        if isinstance(names, str):
+            names = {"image": names, "question": names, "modification": names, "text": None}
+        prompts = {kind: load_prompt(name) if name else None for kind, name in names.items()}
+        forbidden = forbidden_of(root, prompts.values(), options)
+        plan = query_plan(everything, prompts, forbidden, total)
+    return carry_out(plan, root, store, options, engine)
 
 
 def recipe(
@@ -123,18 +283,18 @@ def recipe(
 def carry_out(
     plan: Plan,
     root: Path,
-    store: Path,
-    options: Options,
+    store: Path | Store,
+    options: Options = DEFAULT_OPTIONS,
     engine: Engine | None = None,
     retry: Retry | None = None,
     seen_dead: Collection[int] = (),
 ) -> Summary:
-    """Run :func:`augment.enrichment.enrich.enrich` with progress, draining on the first signal.
+    """Run :func:`augment.enrichment.enrich.enrich_jobs` with progress, draining on the first signal.
 
     Args:
         plan: what to do.
         root: folder that image paths are relative to.
-        store: folder of the generated texts.
+        store: the generated texts, or their folder.
         options: model, sampling, limits and share.
         engine: answers in place of the model that ``options`` names.
         retry: try this again, and generate nothing else.
@@ -145,145 +305,128 @@ def carry_out(
         EngineError: if there is no such model.
         StoreError: if the store cannot be read or written.
     """
-    shard = parse_shard(options.shard)
+    jobs, shard = plan.share(options)
     engine = engine or options.engine(root)
-    jobs = islice((job for job in plan.jobs if shard.takes(job.item)), options.limit)
-    # Shares are equal within a percent or so; the exact number is known at the end.
-    share = -(-plan.total // shard.shares)
-    total = share if options.limit is None else min(share, options.limit)
-    prompts = [prompt for prompt in plan.routes.values() if prompt is not None]
     scope = Scope(
         options.limit,
         str(shard),
         retry.reasons if retry else (),
         str(root.resolve()),
-        checks_of(options.limits, prompts),
+        checks_of(options.limits, [prompt for prompt in plan.routes.values() if prompt]),
     )
-    progress = Progress(plan.side, total)
-    try:
-        with draining() as stop, Store(store) as opened:
-            return enrich(
-                jobs,
-                engine,
-                opened,
-                recipe(plan.side, engine, plan.routes, options),
-                root,
-                progress=progress,
-                stop=stop,
-                limits=options.limits,
-                scope=scope,
-                retry=retry,
-                seen_dead=seen_dead,
-            )
-    finally:
-        progress.close()
+    # Shares are equal within a percent or so; the exact number is known at the end.
+    share = None if plan.total is None else -(-plan.total // shard.shares)
+    total = min((one for one in (share, options.limit) if one is not None), default=None)
+    opened = store if isinstance(store, Store) else Store(store)
+    with closing(Progress(plan.side, total)) as progress, draining() as stop, opened:
+        return enrich_jobs(
+            jobs,
+            engine,
+            opened,
+            recipe(plan.side, engine, plan.routes, options),
+            root,
+            progress=progress,
+            stop=stop,
+            limits=options.limits,
+            scope=scope,
+            retry=retry,
+            seen_dead=seen_dead,
+        )
 
 
-class _Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Defaults behind every option; the exit codes keep their lines."""
+def dry_run(plan: Plan, root: Path, store: Path, options: Options, prices: Prices) -> str:
+    """Look at every item as a run would, time a small sample, write nothing; the estimate.
+
+    Raises:
+        DataError: if the data or a prompt cannot be used.
+        EngineError: if there is no such model, or it dies.
+        StoreError: if the store cannot be read.
+    """
+    engine = options.engine(root)
+    used = recipe(plan.side, engine, plan.routes, options)
+    size = SAMPLE_BATCHES * options.batch_size
+    jobs, _ = plan.share(options)
+    found = survey(jobs, engine, Store(store), used, root, sample=size, seed=options.seed)
+    return describe(found, measure(engine, found.sample), prices)
 
 
-def parser(prog: str, description: str) -> ArgumentParser:
-    """A parser with the options that all commands have."""
-    made = ArgumentParser(
-        prog=prog, description=description, epilog=EXIT_CODES, formatter_class=_Help
-    )
-    made.add_argument("--config", action="config", metavar="FILE", help="YAML with these options.")
-    made.add_argument(
-        "--root", type=str, required=True, metavar="DIR", help="Folder in M-BEIR's layout."
-    )
-    made.add_argument(
-        "--store", type=str, required=True, metavar="DIR", help="Generated texts; made if absent."
-    )
-    return made
+def preview(
+    plan: Plan, root: Path, store: Path, options: Options, number: int
+) -> tuple[str, Summary]:
+    """Generate for some items, save, and show their texts: a small run, so none is paid twice.
+
+    Raises:
+        DataError: if the data or a prompt cannot be used.
+        EngineError: if there is no such model.
+        StoreError: if the store cannot be read or written.
+    """
+    engine = options.engine(root)
+    jobs, _ = plan.share(options)
+    chosen = choose(jobs, number, options.seed)
+    # With a limit, the store knows that the recipe was not run to the end.
+    small = replace(options, limit=number, shard=None)
+    opened = Store(store)
+    part = plan._replace(jobs=chosen, total=len(chosen))
+    summary = carry_out(part, root, opened, small, engine)
+    texts = opened.texts(plan.side, recipe(plan.side, engine, plan.routes, options).id)
+    return show(chosen, texts), summary
 
 
-def add_options(made: ArgumentParser) -> None:
-    """Add the fields of :class:`Options`."""
-    for name, kind, metavar, text in (
-        (
-            "model",
-            str,
-            "NAME",
-            "flagland-vlm (packaged), a model folder, a Hugging Face name,"
-            " vllm:NAME, ray:NAME, or with --urls a name that servers know.",
-        ),
-        ("batch-size", PositiveInt, "N", "Most requests answered together."),
-        ("limit", NonNegativeInt | None, "N", "Only the first N items."),
-        ("shard", str | None, "I/N", "One of N shares, from 0; auto under srun or torchrun."),
-        ("max-new-tokens", PositiveInt | None, "N", "Most new tokens; null: the prompt's limit."),
-        ("temperature", NonNegativeFloat, "T", "0 decodes greedily."),
-        ("seed", int, "N", "Of sampling, where the temperature is above 0."),
-        ("min-pixels", PositiveInt | None, "N", "Enlarge smaller pictures; null: model's limit."),
-        ("max-pixels", PositiveInt | None, "N", "Shrink larger pictures; null: model's limit."),
-        (
-            "device",
-            str,
-            "NAME",
-            "auto, cpu, cuda, cuda:N; several with commas, or all: a copy of"
-            " the model on each; split: one model over all GPUs.",
-        ),
-        ("threads", PositiveInt | None, "N", "CPU threads; null: torch's choice."),
-        ("workers", PositiveInt, "N", "Threads that decode and resize pictures."),
-        ("concurrency", PositiveInt, "N", "Most requests in flight at one server."),
-        ("timeout", PositiveFloat, "S", "Seconds to wait for a server's answer."),
-        ("patience", PositiveFloat, "S", "Seconds without a usable server before giving up."),
-        ("encoding", Literal["png", "jpeg"], "png|jpeg", "Of pictures sent to servers."),
-        ("revision", str | None, "REV", "Of the model, e.g. a commit of the Hub."),
-        ("canaries", bool, "BOOL", "Try a server with a few pictures before the first request."),
-        ("server-python", str | None, "FILE", "Interpreter that has vLLM; null: this one."),
-        ("server-args", str, "TEXT", "Further arguments of vllm serve."),
-        ("replicas", PositiveInt | None, "N", "Copies on a Ray cluster; null: one for each GPU."),
-    ):
-        value = getattr(DEFAULT_OPTIONS, name.replace("-", "_"))
-        made.add_argument(f"--{name}", type=kind, default=value, metavar=metavar, help=text)
-    made.add_argument(
-        "--urls",
-        type=str,
-        default=[],
-        nargs="+",
-        metavar="URL",
-        help="Servers of the OpenAI API, up to /v1; requests are balanced over them.",
-    )
-    made.add_class_arguments(Limits, "limits")
-
-
-def options(parsed: Namespace) -> Options:
-    """The :class:`Options` among parsed arguments."""
-    fields = {name: getattr(parsed, name) for name in Options.__dataclass_fields__}
-    return Options(**{**fields, "limits": Limits(**vars(fields["limits"]))})
-
-
-def execute(
-    made: ArgumentParser,
-    plan: Callable[[Namespace], Plan],
-    arguments: Sequence[str] | None,
+def run_command(
+    prog: str,
+    plan: Callable[..., Plan],
+    arguments: Sequence[str],
     supervised: bool = False,
+    retry: bool = False,
 ) -> int:
     """Parse, run, print; the exit code.
 
     Args:
-        made: the parser.
-        plan: what the parsed arguments ask for.
-        arguments: of the command line; None takes those of this process.
+        prog: how the command is called.
+        plan: makes the plan of the options that are its parameters, and of ``options``.
+        arguments: of the command line.
         supervised: work in a child process, so that the command survives its death.
+        retry: ask again what failed or was refused, in place of trials.
     """
-    parsed = made.parse_args(arguments)
-    root, store = Path(parsed.root), Path(parsed.store)
-    retry = None
-    if "reason" in parsed:
-        retry = Retry(tuple(parsed.reason), tuple(parsed.temperatures), parsed.seed)
+    more: type[Again | Trial] = Again if retry else Trial
+    made = command.parser(prog, plan.__doc__.partition("\n\n")[0], EXIT_CODES)  # type: ignore[union-attr]
+    made.add_argument("--store", type=str, required=True, metavar="PATH", help="Generated texts.")
+    command.add_options(made, plan, skip={"options"})
+    command.add_options(made, Options, skip={"limits"})
+    command.add_options(made, more)
+    made.add_class_arguments(Limits, "limits")
+    parsed = made.parse_args(list(arguments))
+    limits = Limits(**vars(parsed.limits))
+    options = Options(**command.values(parsed, Options, skip={"limits"}), limits=limits)
+    chosen = command.values(parsed, plan, skip={"options"})
+    work = partial(plan, **chosen, options=options)
+    root, store, asked = chosen["root"], Path(parsed.store), command.values(parsed, more)
+    ladder = None
+    if retry:
+        ladder = Retry(tuple(asked["reason"]), tuple(asked["temperatures"]), options.seed)
+    elif asked["dry_run"] or asked["preview"] is not None:
+        return _trial(work(), root, store, options, Trial(**asked))
 
-    def work(dead: Collection[int]) -> int:
-        summary = carry_out(plan(parsed), root, store, options(parsed), retry=retry, seen_dead=dead)
+    def one(dead: Collection[int]) -> int:
+        summary = carry_out(work(), root, store, options, retry=ladder, seen_dead=dead)
         if supervised and summary.died:
             sys.stderr.write(f"{summary.incomplete}\n")
             return SUCCESSOR
         return finish(summary, store)
 
     if supervised:
-        return supervise(lambda dead: guarded(lambda: work(dead)), store)
-    return work(())
+        return supervise(lambda dead: command.guarded(lambda: one(dead)), store)
+    return one(())
+
+
+def _trial(plan: Plan, root: Path, store: Path, options: Options, trial: Trial) -> int:
+    if trial.preview:
+        shown, summary = preview(plan, root, store, options, trial.preview)
+        sys.stdout.write(f"{shown}\n\n")
+        return finish(summary, store)
+    prices = Prices(trial.price_read, trial.price_written, trial.price_gpu_hour)
+    sys.stdout.write(dry_run(plan, root, store, options, prices) + "\n")
+    return 0
 
 
 def finish(summary: Summary, store: Path) -> int:
@@ -299,31 +442,6 @@ def finish(summary: Summary, store: Path) -> int:
             " them all\n"
         )
     return summary.exit_code
-
-
-def guarded(command: Callable[[], int]) -> int:
-    """Run a command: errors that a user can mend become one line and an exit code."""
-    try:
-        return command()
-    except StoreWriteError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 5
-    except ToolkitError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; run the same command again to go on\n")
-        return 4
-
-
-def main(command: Callable[[Sequence[str] | None], int]) -> None:
-    """Run a command with the arguments of this process, and exit."""
-    sys.exit(guarded(lambda: command(None)))
-
-
-def chosen(name: Any) -> str | None:
-    """A prompt's name from the command line; ``none`` leaves such items alone."""
-    return None if name is None or str(name).lower() == "none" else str(name)
 
 
 def not_empty(found: Sequence[T], what: str, root: Path) -> Sequence[T]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, final
@@ -15,9 +14,8 @@ from augment.engines import Engine
 from augment.enrichment.jobs import Group, Job
 from augment.errors import DataError, ImageError
 from augment.prompts import Prompt
-from augment.records import Sampling
 from augment.store import Failure, Store
-from augment.store.keys import Recipe, greedy, text_key
+from augment.store.keys import Recipe, text_key
 
 #: Items whose keys are computed before they are needed; bounds memory, not batches.
 AHEAD = 2048
@@ -73,15 +71,6 @@ class Plan(Iterator[Planned]):
         self._recipe = recipe
         self._store = store
         self._pictures = PictureHashes(root, store.picture)
-        #: Seeds of greedy decoding that earlier versions made part of the keys of this store.
-        self._seeds = sorted(
-            {
-                sampling.seed
-                for known in store.recipes(recipe.side)
-                for sampling in known.sampling.values()
-                if sampling != greedy(sampling)
-            }
-        )
         self._ahead = ahead
         self._pool = ThreadPoolExecutor(thread_name_prefix="hash")
         self._coming: deque[Future[list[Planned | DataError]]] = deque()
@@ -143,23 +132,13 @@ class Plan(Iterator[Planned]):
         return Planned(job, group, picture=picture)
 
     def key(self, group: Group) -> str:
-        """The key of what a group asks for; that of an earlier version if the store has it."""
-        key = self._key(group, group.sampling)
-        if self._seeds and group.sampling.temperature == 0 and key not in self._store:
-            for seed in self._seeds:
-                older = self._key(group, replace(group.sampling, seed=seed), as_before=True)
-                if older in self._store:
-                    return older
-        return key
-
-    def _key(self, group: Group, sampling: Sampling, as_before: bool = False) -> str:
+        """The key of what a group asks for."""
         engine = self._engine
         return text_key(
             group.request,
             group.image_hash,
             engine.model,
             engine.revision,
-            sampling,
+            group.sampling,
             engine.settings,
-            as_before=as_before,
         )

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from augment.store import wal
+from augment.store import log
 
 #: Exit code of a worker whose engine has died and that wants a successor.
 SUCCESSOR = 75
@@ -181,9 +181,9 @@ def _trace(store: Path, pid: int) -> bool | None:
     """Whether a dead process wrote new texts; None if it wrote nothing at all."""
     alive = written = False
     for path in (store / "wal").glob("*.jsonl"):
-        if wal.writer_pid(path.name) == pid:
+        if log.writer_pid(path.name) == pid:
             with path.open("rb") as file:
-                kinds = {line.record["kind"] for line in wal.read(file) if line.record}
+                kinds = {line.record["kind"] for line in log.read(file) if line.record}
             alive |= bool(kinds)
             written |= "text" in kinds
     return written if alive else None

@@ -1,131 +1,131 @@
-"""Plots as numbers for inline SVG; ``templates/parts.html`` draws them."""
+"""Histograms as inline SVG, drawn by matplotlib in the colours of the page they stand in."""
 
 from __future__ import annotations
 
+import io
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+import re
 from typing import NamedTuple
+
+import numpy as np
+from markupsafe import Markup, escape
+from numpy.typing import ArrayLike
 
 #: Most bars of a histogram.
 BARS = 24
 
-#: Drawing area of a histogram in SVG units: width, height, and room for labels.
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 320.0, 150.0, 34.0, 8.0, 10.0, 22.0
+#: Width and height of a histogram in inches of 72 units.
+_SIZE = (320 / 72, 150 / 72)
+
+#: Colours to draw in -> those of the page, which differ by day and night.
+_BAR, _AXIS, _LIMIT = "#0000fe", "#00fe00", "#fe0000"
+_COLOURS = {_BAR: "var(--accent)", _AXIS: "var(--line)", _LIMIT: "var(--bad)"}
+
+#: What inline SVG does without: ids, which must differ in a page, and names of other formats.
+_SURPLUS = re.compile(
+    r'<defs>\s*<style.*?</defs>|<metadata>.*?</metadata>|<!--.*?-->|^.*?(?=<svg)'
+    r'| (?:id|xmlns(?::\w+)?|version)="[^"]*"| font-family:[^;]*;| transform="rotate\(-0[^"]*"',
+    re.DOTALL,
+)  # fmt: skip
 
 
-class Bar(NamedTuple):
-    """A rectangle in SVG units and what it says."""
-
-    x: float
-    y: float
-    width: float
-    height: float
-    label: str
-
-
-class Tick(NamedTuple):
-    """A place on an axis in SVG units and its number."""
-
-    at: float
-    label: str
-
-
-class Histogram(NamedTuple):
+class Plot(NamedTuple):
     """A drawn distribution.
 
     Attributes:
         title: what is counted.
         summary: median and spread in words; also what a screen reader says.
-        bars: from left to right.
-        ticks: of the horizontal axis.
-        top: the largest count.
-        limit: place of a limit in SVG units, None if there is none within the plot.
-        limit_label: what the limit is.
+        svg: the drawing; every bar says in a ``title`` what it counts.
     """
 
     title: str
     summary: str
-    bars: Sequence[Bar]
-    ticks: Sequence[Tick]
-    top: int
-    limit: float | None
-    limit_label: str
+    svg: Markup
 
 
-def quantile(counts: Mapping[float, int], share: float) -> float:
-    """The value below which a share of the counted values lies (lower of two).
+def quantile(values: ArrayLike, share: float) -> float:
+    """The value below which a share of the values lies (lower of two).
 
     Raises:
-        ValueError: if nothing was counted.
+        IndexError: if there are none.
     """
-    total = sum(counts.values())
-    if total == 0:
-        raise ValueError("no values")
-    seen = 0
-    for value in sorted(counts):
-        seen += counts[value]
-        if seen >= share * total:
-            break
-    return value
+    return float(np.quantile(np.asarray(values, np.float64), share, method="inverted_cdf"))
 
 
 def histogram(
     title: str,
-    counts: Mapping[float, int],
+    values: ArrayLike,
     *,
     unit: str = "",
     whole: bool = True,
     limit: float | None = None,
-) -> Histogram:
-    """Bars of equal width over the counted values.
+) -> Plot:
+    """Bars of equal width over values.
 
     Args:
         title: what is counted.
-        counts: value -> how often; at least one.
+        values: at least one.
         unit: of the values, for labels.
         whole: the values are whole numbers.
-        limit: a value to mark.
+        limit: a value to mark, where it is within the drawing.
 
     Raises:
-        ValueError: if nothing was counted.
+        IndexError: if there are no values.
     """
-    low, high = min(counts), max(counts)
-    step = _step((high - low) / BARS, whole)
-    first = math.floor(low / step + 1e-9)
-    bins = Counter[int]()
-    for value, number in counts.items():
-        bins[math.floor(value / step + 1e-9) - first] += number
-    places = max(bins) + 1
-    top = max(bins.values())
-    width = (WIDTH - LEFT - RIGHT) / places
-
-    def x(value: float) -> float:
-        return LEFT + (value / step - first) * width
-
-    bars = []
-    for place, number in sorted(bins.items()):
-        start = (first + place) * step
-        height = (HEIGHT - TOP - BOTTOM) * number / top
-        span = (
-            _short(start) if whole and step == 1 else f"{_short(start)} to {_short(start + step)}"
-        )
-        label = f"{span} {unit}".strip() + f": {number:,}"
-        bars.append(
-            Bar(LEFT + place * width, HEIGHT - BOTTOM - height, max(width - 1, 0.6), height, label)
-        )
-    middle, fifth, last = (quantile(counts, share) for share in (0.5, 0.05, 0.95))
+    given = np.asarray(values, np.float64)
+    middle, fifth, last = (quantile(given, share) for share in (0.5, 0.05, 0.95))
     summary = f"median {_short(middle)}, 5 to 95 %: {_short(fifth)} to {_short(last)}"
-    inside = limit is not None and first * step <= limit <= (first + places) * step
-    return Histogram(
-        title=title,
-        summary=f"{summary} {unit}".strip(),
-        bars=bars,
-        ticks=_ticks(first * step, (first + places) * step, x),
-        top=top,
-        limit=x(limit) if limit is not None and inside else None,
-        limit_label="" if limit is None else f"limit {_short(limit)}",
+    step = _step((given.max() - given.min()) / BARS, whole)
+    places = np.floor(given / step + 1e-9).astype(np.int64)
+    first = int(places.min())
+    counts = np.bincount(places - first)
+    starts = (first + np.arange(len(counts))) * step
+    ends = [f" to {_short(start + step)}" if not whole or step > 1 else "" for start in starts]
+    labels = [
+        f"{_short(start)}{end} {unit}".strip() + f": {number:,}"
+        for start, end, number in zip(starts, ends, counts, strict=True)
+    ]
+    svg = _drawn(starts, counts, step, labels, limit)
+    shown = f"{title}: {summary} {unit}".strip()
+    opening = Markup('<svg role="img" aria-label="{}"').format(shown)
+    return Plot(title, f"{summary} {unit}".strip(), Markup(svg.replace("<svg", opening, 1)))  # noqa: S704 - escaped
+
+
+def _drawn(
+    starts: np.ndarray, counts: np.ndarray, step: float, labels: list[str], limit: float | None
+) -> str:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_SIZE)
+    axes = figure.add_axes((0.106, 0.147, 0.869, 0.786))
+    bars = axes.bar(starts, counts, step * 0.93, align="edge", color=_BAR, clip_on=False)
+    for number, bar in enumerate(bars):
+        bar.set_gid(f"bar-{number}")
+    top = int(counts.max())
+    axes.set(xlim=(starts[0], starts[-1] + step), ylim=(0, top), yticks=(0, top))
+    axes.set_yticklabels(["0", f"{top:,}"])
+    axes.locator_params("x", nbins=5, integer=False)
+    axes.xaxis.set_major_formatter(lambda value, _: _short(round(value, 9)))
+    axes.tick_params(bottom=False, left=False, pad=4, labelsize=10.5)
+    axes.spines[["left", "right"]].set_visible(False)
+    axes.spines[["top", "bottom"]].set_color(_AXIS)
+    if limit is not None and starts[0] <= limit <= starts[-1] + step:
+        line = axes.axvline(limit, color=_LIMIT, linestyle=(0, (4, 3)), linewidth=1, clip_on=False)
+        line.set_gid(f"bar-{len(labels)}")
+        labels = [*labels, f"limit {_short(limit)}"]
+    sink = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "augment"}):
+        figure.savefig(sink, format="svg", transparent=True)
+    svg = re.sub(
+        r'<g id="bar-(\d+)">',
+        lambda bar: f"<g><title>{escape(labels[int(bar[1])])}</title>",
+        sink.getvalue(),
     )
+    svg = _SURPLUS.sub("", svg)
+    for drawn, shown in _COLOURS.items():
+        svg = svg.replace(drawn, shown)
+    return svg
 
 
 def _step(least: float, whole: bool) -> float:
@@ -135,12 +135,6 @@ def _step(least: float, whole: bool) -> float:
     power = 10.0 ** math.floor(math.log10(least))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= least * (1 - 1e-9))
     return max(step, 1.0) if whole else step
-
-
-def _ticks(low: float, high: float, x: Callable[[float], float]) -> list[Tick]:
-    step = _step((high - low) / 5, whole=False)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [Tick(x(n * step), _short(n * step)) for n in range(first, last + 1)]
 
 
 def _short(value: float) -> str:

@@ -34,8 +34,6 @@ def text_key(
     revision: str,
     sampling: Sampling,
     settings: Mapping[str, object],
-    *,
-    as_before: bool = False,
 ) -> str:
     """Key of the text that a model writes for a request.
 
@@ -46,7 +44,6 @@ def text_key(
         revision: revision or content hash of the model.
         sampling: decoding parameters; see :func:`greedy`.
         settings: of the engine, where they change the answer (see ``Engine.settings``).
-        as_before: the key of earlier versions, in which the seed of greedy decoding counted.
     """
     sent: dict[str, object] = {
         "system": request.system,
@@ -54,7 +51,7 @@ def text_key(
         "image": image_hash,
         "model": model,
         "revision": revision,
-        "sampling": _plain(sampling if as_before else greedy(sampling)),
+        "sampling": _plain(greedy(sampling)),
     }
     if settings:
         sent["settings"] = dict(settings)
@@ -87,14 +84,11 @@ class Recipe:
     @cached_property
     def id(self) -> str:
         """Twelve hex digits over all fields."""
-        return digest(self._fields())[:12]
-
-    def _fields(self) -> dict[str, Any]:
-        return asdict(self)
+        return digest(asdict(self))[:12]
 
     def to_json(self) -> dict[str, Any]:
         """JSON-serialisable form, with the id."""
-        return {"id": self.id, **self._fields()}
+        return {"id": self.id, **asdict(self)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Recipe:

@@ -1,7 +1,7 @@
 """Static pages: one file, no network, no script; whatever is shown is escaped.
 
-Templates live in ``augment/store/templates``. ``base.html`` has the style, light and dark, and a content
-security policy that forbids scripts and requests, should escaping ever fail.
+Templates live in ``augment/store/templates``. ``base.html`` has the style, light and dark, and a
+content security policy that forbids scripts and requests, should escaping ever fail.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import base64
 import io
 import re
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
@@ -24,6 +24,12 @@ THUMBNAIL_QUALITY = 78
 
 #: Longer texts are cut on the page, with a note. Generated text is far shorter.
 SHOWN_CHARACTERS = 8000
+
+#: Words are marked where at least this share of the generated ones was there before: in a rewrite
+#: the new words are the news, in a fresh description every word would be marked.
+KEPT_SHARE = 0.3
+
+_WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
 
 # Control characters, lone surrogates and marks that turn the direction of what follows.
 _UNSEEN = re.compile(
@@ -87,7 +93,7 @@ def thumbnail(image: Image.Image, side: int = THUMBNAIL_SIDE) -> DataUri:
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
-    """Render a template of ``augment/store/templates`` to a file, which appears when it is complete.
+    """Render a template of ``templates`` to a file, which appears when it is complete.
 
     Raises:
         DataError: if the file cannot be written.
@@ -105,3 +111,41 @@ def save_page(path: Path, page: str) -> None:
         write_text(path, page)
     except OSError as error:
         raise DataError(f"cannot write the page: {error}", str(path)) from error
+
+
+class Piece(NamedTuple):
+    """A stretch of text; ``changed`` if its words are in one of two texts only."""
+
+    text: str
+    changed: bool
+
+
+def compare(published: str | None, generated: str) -> tuple[list[Piece], list[Piece]]:
+    """The published and the generated text in pieces; nothing is marked unless it is a rewrite.
+
+    The pieces of each text, joined, are that text.
+    """
+    before = published or ""
+    old, new = _words(before), _words(generated)
+    if not old or not new or len(old & new) < KEPT_SHARE * len(new):
+        return [Piece(before, False)], [Piece(generated, False)]
+    return _pieces(before, new), _pieces(generated, old)
+
+
+def _words(text: str) -> set[str]:
+    return {word.casefold() for word in _WORD.findall(text)}
+
+
+def _pieces(text: str, known: set[str]) -> list[Piece]:
+    pieces: list[Piece] = []
+    done = 0
+    for word in _WORD.finditer(text):
+        if word.group().casefold() in known:
+            continue
+        between = text[done : word.start()]
+        if pieces and not _WORD.search(between):  # neighbours share one mark
+            pieces[-1] = Piece(pieces[-1].text + between + word.group(), True)
+        else:
+            pieces += [Piece(between, False), Piece(word.group(), True)]
+        done = word.end()
+    return [piece for piece in [*pieces, Piece(text[done:], False)] if piece.text]

@@ -12,6 +12,7 @@ of work. Without a choice it is the only recipe, or else the only one that was r
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -21,11 +22,48 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
-from augment.errors import StoreError
+from augment.errors import StoreError, StoreWriteError
 from augment.files import write_text
 from augment.records import Side
-from augment.store import wal
+from augment.store import log
 from augment.store.keys import Recipe
+
+SIDES: tuple[Side, ...] = ("corpus", "query")
+
+
+#: Version of the layout.
+FORMAT = 3
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of a store, with the version of its layout.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    if not (folder / "store.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "store.json", json.dumps({"format": FORMAT}) + "\n")
+
+
+def check_folder(folder: Path) -> bool:
+    """Whether a folder is a store.
+
+    Raises:
+        StoreError: if it is one of another version, or its ``store.json`` cannot be read.
+    """
+    try:
+        found = json.loads((folder / "store.json").read_text(encoding="utf-8"))["format"]
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{folder}/store.json: cannot be read: {error}") from error
+    if found != FORMAT:
+        raise StoreError(
+            f"{folder}: a store of format {found}, this version reads {FORMAT}; make the texts"
+            " anew in another folder"
+        )
+    return True
 
 
 @final
@@ -38,8 +76,7 @@ class Scope:
         shard: ``i/n``, counted from 0; empty takes all.
         retry: reasons of the failures and refusals that were tried again; empty otherwise.
         root: the data.
-        checks: what was refused; see :func:`augment.checks.checks_of`. Empty where older versions
-            ran.
+        checks: what was refused; see :func:`augment.checks.checks_of`.
     """
 
     limit: int | None = None
@@ -61,7 +98,7 @@ class RunRecord:
         scope: how much was asked for.
         started: seconds since 1970.
         ended: seconds since 1970; None while it runs, and for ever if it was killed.
-        counts: what became of the items; see :class:`augment.enrichment.enrich.Summary`.
+        counts: what became of the items; see :class:`augment.enrichment.account.Summary`.
         host: where it ran.
         pid: its process there.
     """
@@ -83,57 +120,109 @@ class RunRecord:
         return self.ended is not None and whole and not self.counts.get("incomplete")
 
 
-def start(recipe: Recipe, scope: Scope) -> RunRecord:
-    """The record of a run that starts now."""
-    name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
-    return RunRecord(
-        name, recipe.side, recipe.id, scope, time.time(), host=wal.host(), pid=os.getpid()
-    )
+@final
+@dataclass(frozen=True)
+class Prices:
+    """Prices in any one currency; None where unknown. None are built in, because they change.
+
+    Attributes:
+        read: of a million tokens read.
+        written: of a million tokens written.
+        gpu_hour: of one device for one hour.
+    """
+
+    read: float | None = None
+    written: float | None = None
+    gpu_hour: float | None = None
+
+    def tokens(self, read: float, written: float) -> float | None:
+        """Price of tokens; None if no price of tokens is known."""
+        if self.read is None and self.written is None:
+            return None
+        return (read * (self.read or 0.0) + written * (self.written or 0.0)) / 1e6
+
+    def hours(self, gpu_hours: float) -> float | None:
+        """Price of GPU-hours; None if it is unknown."""
+        return None if self.gpu_hour is None else gpu_hours * self.gpu_hour
 
 
-def end(run: RunRecord, counts: Mapping[str, Any]) -> RunRecord:
-    """The record of a run that ends now."""
-    return replace(run, ended=time.time(), counts=dict(counts))
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Errors of the system within are those of a store that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreWriteError(
+            f"{folder}: cannot write the store: {error}; everything before is saved,"
+            " run the same command again when this is mended"
+        ) from error
 
 
-def save_run(folder: Path, run: RunRecord) -> None:
-    """Write a run's record.
+def begin(folder: Path, recipe: Recipe, scope: Scope) -> RunRecord:
+    """Save a recipe and that a run of it starts.
 
     Raises:
-        OSError: if it cannot be written.
+        StoreWriteError: if it cannot be written.
     """
-    write_text(folder / "runs" / f"{run.id}.json", _text(asdict(run)))
+    save_recipe(folder, recipe)
+    name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
+    run = RunRecord(
+        name, recipe.side, recipe.id, scope, time.time(), host=log.host(), pid=os.getpid()
+    )
+    _save_run(folder, run)
+    return run
 
 
-def load_runs(folder: Path) -> Iterator[RunRecord]:
+def finish(folder: Path, run: RunRecord, counts: Mapping[str, Any]) -> None:
+    """Save how a run ended.
+
+    Raises:
+        StoreWriteError: if it cannot be written.
+    """
+    _save_run(folder, replace(run, ended=time.time(), counts=dict(counts)))
+
+
+def _save_run(folder: Path, run: RunRecord) -> None:
+    with writing(folder):
+        write_text(folder / "runs" / f"{run.id}.json", _text(asdict(run)))
+
+
+def load_runs(folder: Path) -> list[RunRecord]:
     """All runs of a store, the earliest first.
 
     Raises:
         StoreError: if one cannot be read.
     """
-    found = [_load_run(path) for path in (folder / "runs").glob("*.json")]
+    found = [load_run(path) for path in (folder / "runs").glob("*.json")]
     # By time, not by name: a name is exact to the second only.
-    yield from sorted(found, key=lambda run: (run.started, run.id))
+    return sorted(found, key=lambda run: (run.started, run.id))
 
 
-def _load_run(path: Path) -> RunRecord:
+def load_run(path: Path) -> RunRecord:
+    """One run.
+
+    Raises:
+        StoreError: if it cannot be read.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         scope = value.pop("scope")
         return RunRecord(**value, scope=Scope(**{**scope, "retry": tuple(scope["retry"])}))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path}: cannot read the run: {error}") from error
+        raise StoreError(f"{path}: cannot read the run: {error}; delete the file") from error
 
 
 def save_recipe(folder: Path, recipe: Recipe) -> None:
     """Write a recipe, unless it is there.
 
     Raises:
-        OSError: if it cannot be written.
+        StoreWriteError: if it cannot be written.
     """
     path = folder / "recipes" / f"{recipe.side}-{recipe.id}.json"
-    if not path.exists():
-        write_text(path, _text(recipe.to_json()))
+    with writing(folder):
+        make_folder(folder)
+        if not path.exists():
+            write_text(path, _text(recipe.to_json()))
 
 
 def load_recipe(folder: Path, side: Side, name: str) -> Recipe:

@@ -1,37 +1,89 @@
-"""``python -m augment scores``: every check's score of every text, as a table for pandas.
+"""Every check's score of every text, as a table; and those of a CLIP model, for the report.
 
 One row per item of a recipe: its id, why its text was refused, token counts, and one column per
-check (see :mod:`augment.checks`). With ``--clip MODEL``, also how well each text fits its picture
-(see :mod:`augment.checks.faithful`). Without ``--out`` the table goes to the folder ``scores`` of the
-store, where ``python -m augment report`` finds it; texts and verdicts do not change.
+check (see :mod:`augment.checks`). With a CLIP model, also how well each text fits its picture (see
+:mod:`augment.checks.faithful`). Texts and verdicts do not change.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
-
-from jsonargparse import ArgumentParser
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any
 
 from augment.data import DataRoot, read_candidates, read_queries
 from augment.data.images import open_image
-from augment.enrichment import pipeline as cli
-from augment.errors import DataError, ImageError
+from augment.errors import DataError, ImageError, StoreError
 from augment.records import Enrichment, Item, Side
-from augment.store import Store
-from augment.store.reporting.faithful import place
+from augment.store.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from augment.checks.faithful import Faithfulness
-
 #: Pictures scored together; each is the contrast of the others.
 BATCH = 64
+
+#: Column of a CLIP model's score -> what it is called, and how a low one is put.
+SCORES: Mapping[str, tuple[str, str]] = {
+    "clip_cosine": (
+        "CLIP cosine of the worst sentence",
+        "CLIP finds a sentence unlike the picture",
+    ),
+    "clip_rank": ("CLIP rank of the worst sentence", "CLIP finds it fits other pictures better"),
+    "clip_word": ("CLIP probability of the worst word", "CLIP doubts a word"),
+}
+
+#: Texts with a score below are doubted. A word's is less than chance among 16 rivals: of 40 true
+#: texts of flags that flagland-clip was shown, it doubts 2 so, of 40 with one wrong fact 27, and of
+#: 40 that belong to another flag 33 (``benchmarks.speed.checks``, seed 90210). By rank: 0, 0, 12.
+DOUBTFUL: Mapping[str, float] = {"clip_rank": 0.5, "clip_word": 0.05}
+
+
+def scores(
+    store: Path,
+    *,
+    side: Side = "corpus",
+    recipe: str | None = None,
+    out: Path | None = None,
+    root: Path | None = None,
+    clip: str | None = None,
+    pretrained: str | None = None,
+) -> tuple[Path, pd.DataFrame]:
+    """Write the scores of a recipe's texts.
+
+    Args:
+        store: folder of the generated texts.
+        side: query or corpus.
+        recipe: id of the recipe; None as in ``Store.recipe``.
+        out: table to write, ``.parquet`` or ``.csv``; None puts it into the store, for the report.
+        root: folder in M-BEIR's layout; needed with ``clip``.
+        clip: open_clip model (folder, ``hf-hub:NAME`` or name) that judges faithfulness.
+        pretrained: tag of the weights, where ``clip`` is a name.
+
+    Returns:
+        Where the table is, and the table, its index the items' ids.
+
+    Raises:
+        DataError: if the root cannot be read, or ``out`` has another ending.
+        StoreError: if there is no such recipe.
+        EngineError: if there is no such CLIP model.
+    """
+    texts = Store(store).texts(side, recipe)
+    path = out or _place(store, side, texts.recipe.id)
+    if path.suffix not in (".parquet", ".csv"):
+        raise DataError("expected a name that ends in .parquet or .csv", str(path))
+    table = score_table(texts)
+    if clip:
+        if root is None:
+            raise DataError("--clip looks at the pictures: name their folder with --root")
+        table = table.join(_faithfulness(root, side, texts, clip, pretrained))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".csv":
+        table.to_csv(path)
+    else:
+        _write(table, path, clip or "")
+    return path, table
 
 
 def score_table(texts: Mapping[str, Enrichment]) -> pd.DataFrame:
@@ -55,24 +107,20 @@ def score_table(texts: Mapping[str, Enrichment]) -> pd.DataFrame:
     return table
 
 
-def faithfulness_table(
-    items: Sequence[Item], texts: Mapping[str, Enrichment], root: Path, judged: Faithfulness
+def _faithfulness(
+    root: Path, side: Side, texts: Mapping[str, Enrichment], clip: str, pretrained: str | None
 ) -> pd.DataFrame:
-    """``clip_`` columns of the items that have a picture and a text.
-
-    Args:
-        items: whose texts are scored; pictures that cannot be opened are left out.
-        texts: item id -> text.
-        root: folder that image paths are relative to.
-        judged: the model that scores.
-    """
+    """``clip_`` columns of the items that have a text and a picture that can be opened."""
     import pandas as pd
+    from tqdm import tqdm
 
-    from augment.checks.faithful import columns
+    from augment.checks.faithful import Faithfulness, columns
 
-    rows: dict[str, Mapping[str, float | str]] = {}
+    judge = Faithfulness(clip, pretrained)
+    items = {item.id: item for item in _items(root, side)}.values()
     pairs = ((item, texts[item.id].text) for item in items if item.id in texts and item.image)
     waiting = iter([(item, text) for item, text in pairs if text])
+    rows: dict[str, Mapping[str, float | str]] = {}
     with tqdm(total=len(items), desc="faithfulness", disable=None, leave=False) as bar:
         while batch := list(islice(waiting, BATCH)):
             opened = [
@@ -80,14 +128,14 @@ def faithfulness_table(
             ]
             if opened:
                 ids, pictures, written = zip(*opened, strict=True)
-                found = judged.score(pictures, written)
+                found = judge.score(pictures, written)
                 rows.update((n, columns(f)) for n, f in zip(ids, found, strict=True))
             bar.update(len(batch))
     table: pd.DataFrame = pd.DataFrame.from_dict(rows, orient="index")
     return table
 
 
-def _open(root: Path, item: Item) -> list[Any]:
+def _open(root: Path, item: Item) -> Sequence[Any]:
     try:
         return [open_image(root, item.image or "")]
     except ImageError:
@@ -105,61 +153,38 @@ def _items(root: Path, side: Side) -> Iterator[Item]:
             yield from (query.item for query in read_queries(file.path))
 
 
-def command(arguments: Sequence[str] | None) -> int:
-    """Parse, score, write; the exit code."""
-    parser = ArgumentParser(
-        prog="python -m augment scores", description="Scores of generated texts as a table."
-    )
-    for name, required, text in (
-        ("store", True, "Generated texts."),
-        ("out", False, "Table to write: .parquet or .csv; default: in the store, for the report."),
-        ("root", False, "Folder in M-BEIR's layout; needed with --clip."),
-        ("clip", False, "open_clip model (folder, hf-hub:NAME or name) that judges faithfulness."),
-        ("pretrained", False, "Tag of the weights, where --clip is a name."),
-        ("recipe", False, "Id of the recipe; default: the only one."),
-    ):
-        kind = str if required else str | None
-        parser.add_argument(f"--{name}", type=kind, required=required, metavar="X", help=text)
-    parser.add_argument("--side", choices=("corpus", "query"), default="corpus")
-    given = parser.parse_args(arguments)
-    side = cast("Side", given.side)
-    texts = Store(Path(given.store)).texts(side, given.recipe)
-    out = Path(given.out) if given.out else place(Path(given.store), side, texts.recipe.id)
-    if out.suffix not in (".parquet", ".csv"):
-        raise DataError("expected a name that ends in .parquet or .csv", str(out))
-    table = score_table(texts)
-    if given.clip:
-        if not given.root:
-            raise DataError("--clip looks at the pictures: name their folder with --root")
-        from augment.checks.faithful import Faithfulness
-
-        items = {item.id: item for item in _items(Path(given.root), side)}
-        judged = Faithfulness(given.clip, given.pretrained)
-        root = Path(given.root)
-        table = table.join(faithfulness_table(list(items.values()), texts, root, judged))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".csv":
-        table.to_csv(out)
-    else:
-        _write(table, out, given.clip or "")
-    sys.stdout.write(f"{len(table):,} texts, {len(table.columns)} columns: {out}\n")
-    return 0
+def _place(store: Path, side: Side, recipe: str) -> Path:
+    """Where the scores of a recipe lie."""
+    return store / "scores" / f"{side}-{recipe}.parquet"
 
 
 def _write(table: pd.DataFrame, out: Path, clip: str) -> None:
     """Write Parquet, whole or not at all, with the name of the model that judged."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    made = pa.Table.from_pandas(table)
-    made = made.replace_schema_metadata({**(made.schema.metadata or {}), b"clip": clip.encode()})
     partial = out.with_name(f".{out.name}.partial")
+    table.attrs = {"clip": clip}
     try:
-        pq.write_table(made, partial)
+        table.to_parquet(partial)
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
 
 
-if __name__ == "__main__":
-    cli.main(command)
+def load_scores(store: Path, side: Side, recipe: str) -> tuple[str, pd.DataFrame] | None:
+    """The CLIP model and its scores of a recipe, as :func:`scores` left them; None if it did not.
+
+    Raises:
+        StoreError: if the table cannot be read.
+    """
+    import pandas as pd
+
+    path = _place(store, side, recipe)
+    if not path.is_file():
+        return None
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: cannot read the scores: {error}; delete the file") from error
+    names = [name for name in SCORES if name in table]
+    if not names:
+        return None
+    return table.attrs.get("clip", "unknown"), table.dropna(subset=names[:1])

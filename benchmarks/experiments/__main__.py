@@ -155,14 +155,14 @@ def run(reader: ArmReader) -> dict[str, Any]:
 
     The folder is ``results-ROOT`` where other data is asked about.
     """
-    from augment.files import write_text
+    from augment.files import write_json, write_text
     from benchmarks.experiments import graph, plots, results, tables
 
     graph.run(reader.steps(), reader.out)
     value = results.collect(reader)
     setup = reader.builder.setup
     folder = reader.out / ("results" if setup.asked is None else f"results-{setup.root.name}")
-    results.save(value, folder / f"{value['experiment']}.json")
+    write_json(folder / f"{value['experiment']}.json", value)
     write_text(folder / f"{value['experiment']}.md", tables.report(value))
     plots.save(value, folder)
     return value

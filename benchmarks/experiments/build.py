@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,16 +14,16 @@ from augment.data import DataRoot
 from augment.errors import DataError
 from augment.records import Side
 from benchmarks.experiments import texts
-from benchmarks.experiments.graph import Step
+from benchmarks.experiments.graph import CachedStep
 from benchmarks.experiments.noise import ROUTERS
-from benchmarks.experiments.spec import SIDES, Arm, Experiment, SideView, TextSpec, Views
+from benchmarks.experiments.spec import SIDES, Arm, Experiment, TextSpec, Views
 from benchmarks.experiments.texts import Enriching, read_source
 from benchmarks.flagland.oracle import has_truth
 from retrievers.cli import expand
 from retrievers.cli import main as retrievers
 from retrievers.commands.fuse import main as fuse
+from retrievers.data.plan import PositiveConfig
 from retrievers.data.texts import ViewConfig
-from retrievers.evaluation.protocol import PositiveConfig
 from retrievers.vectors.bm25 import bm25
 
 #: The last checkpoint is what counts: a look at few items keeps validation cheap.
@@ -114,7 +114,7 @@ class Builder:
     def __init__(self, experiment: Experiment, setup: Setup) -> None:
         self.experiment = experiment
         self.setup = setup
-        self._texts: dict[tuple[str, str], Step] = {}
+        self._texts: dict[tuple[str, str], CachedStep] = {}
 
     @cached_property
     def names(self) -> list[str]:
@@ -122,7 +122,7 @@ class Builder:
         return [name for name in self.experiment.arms
                 if not unavailable(name, self.experiment, self.setup)]  # fmt: skip
 
-    def text(self, name: str, where: Enriching | None = None) -> Step:
+    def text(self, name: str, where: Enriching | None = None) -> CachedStep:
         """The step of a text.
 
         Args:
@@ -140,14 +140,16 @@ class Builder:
                 self._texts[key] = texts.made_anew(text, using)
         return self._texts[key]
 
-    def _ranked(self, name: str, text: TextSpec, using: Enriching) -> Step | None:
+    def _ranked(self, name: str, text: TextSpec, using: Enriching) -> CachedStep | None:
         if text.kind != "select" or not ROUTERS.get(text.router):
             return None
         if text.contested_by not in self.experiment.arms:
             raise DataError(f"contested_by names no arm: {text.contested_by!r}", f"texts.{name}")
         return self.arm(text.contested_by, self.setup.seeds[0], where=using)
 
-    def arm(self, name: str, seed: int, split: str = "", where: Enriching | None = None) -> Step:
+    def arm(
+        self, name: str, seed: int, split: str = "", where: Enriching | None = None
+    ) -> CachedStep:
         """The step that tests an arm with one seed.
 
         Args:
@@ -165,7 +167,7 @@ class Builder:
             return self._bm25(views, split, where)
         return self._test(arm, views, seed, split, where)
 
-    def _fusion(self, arm: Arm, seed: int, split: str, where: Enriching) -> Step:
+    def _fusion(self, arm: Arm, seed: int, split: str, where: Enriching) -> CachedStep:
         runs = [self.arm(name, seed, split, where) for name in arm.of]
         # Weights are tuned on queries of the data that was trained on.
         home = self.setup.enriching
@@ -180,9 +182,11 @@ class Builder:
             tuning = ["--dev", *given[len(runs) :]] if dev else []
             fuse([*given[: len(runs)], *tuning, "--out", str(folder)])
 
-        return Step("fused", title, settings, (*runs, *dev), work)
+        return CachedStep("fused", title, settings, (*runs, *dev), work)
 
-    def _shown(self, views: Views, where: Enriching) -> tuple[tuple[Step, ...], dict[str, Any]]:
+    def _shown(
+        self, views: Views, where: Enriching
+    ) -> tuple[tuple[CachedStep, ...], dict[str, Any]]:
         """Steps of the texts, and what stands for the views in a fingerprint."""
         steps = tuple(self.text(name, where) for name in views.texts)
         places = {name: place for place, name in enumerate(views.texts)}
@@ -192,7 +196,7 @@ class Builder:
         }
         return steps, settings
 
-    def _bm25(self, views: Views, split: str, where: Enriching) -> Step:
+    def _bm25(self, views: Views, split: str, where: Enriching) -> CachedStep:
         setup, (needs, shown) = self.setup, self._shown(views, where)
         settings = {"root": where.root_digest, "views": shown, "split": split,
                     "tasks": setup.tasks, "union": self.experiment.union}  # fmt: skip
@@ -205,7 +209,7 @@ class Builder:
                 positives=PositiveConfig(),
             )  # fmt: skip
 
-        return Step("lexical", f"BM25, {views}, {split}", settings, needs, work)
+        return CachedStep("lexical", f"BM25, {views}, {split}", settings, needs, work)
 
     def _model(self, arm: Arm) -> dict[str, Any]:
         """What stands for the retriever in a fingerprint."""
@@ -214,7 +218,7 @@ class Builder:
             "fit": (*self.setup.fit, *self.experiment.fit),
         }  # fmt: skip
 
-    def _train(self, arm: Arm, views: Views, seed: int) -> Step:
+    def _train(self, arm: Arm, views: Views, seed: int) -> CachedStep:
         setup, (needs, shown) = self.setup, self._shown(views, self.setup.enriching)
         steps = None if setup.steps is None else round(setup.steps * arm.effort)
         if steps is None and arm.effort != 1:
@@ -242,10 +246,9 @@ class Builder:
                 raise DataError("the training left no checkpoints/last.ckpt", str(folder))
             latest.unlink(missing_ok=True)  # only a run that was cut short needs it
 
-        size = float(steps or 1) * arm.cost
-        return Step("train", title, settings, (*needs, *mined), work, size)
+        return CachedStep("train", title, settings, (*needs, *mined), work, float(steps or 1))
 
-    def _mine(self, name: str, seed: int) -> Step:
+    def _mine(self, name: str, seed: int) -> CachedStep:
         """Negatives that an arm's checkpoint finds."""
         arm, home = self.experiment.arms[name], self.setup.enriching
         if arm.train is None:
@@ -258,9 +261,9 @@ class Builder:
                           *view_arguments(views, made))  # fmt: skip
 
         title = f"mine negatives by {name} (seed {seed})"
-        return Step("mine", title, self._model(arm), (*needs, train), work)
+        return CachedStep("mine", title, self._model(arm), (*needs, train), work)
 
-    def _test(self, arm: Arm, views: Views, seed: int, split: str, where: Enriching) -> Step:
+    def _test(self, arm: Arm, views: Views, seed: int, split: str, where: Enriching) -> CachedStep:
         setup, union = self.setup, self.experiment.union
         needs, shown = self._shown(views, where)
         train = None if arm.train is None else self._train(arm, arm.train, seed)
@@ -283,7 +286,9 @@ class Builder:
                           f"data.test.union={str(union).lower()}", *view_arguments(views, made),
                           *arm.test)  # fmt: skip
 
-        return Step("test", title, settings, needs if train is None else (*needs, train), work)
+        return CachedStep(
+            "test", title, settings, needs if train is None else (*needs, train), work
+        )
 
     def _command(
         self, verb: str, arm: Arm, seed: int, where: Enriching, out: Path, *arguments: str
@@ -314,29 +319,19 @@ def _extras(arm: Arm) -> str:
     return "".join(f", {word}" for word in words if word)
 
 
-def _sources(views: Views, made: Sequence[Path]) -> Mapping[Side, tuple[SideView, Any, Any]]:
-    """Side -> view, store, recipe; ``made`` begins with the folders of ``views.texts``."""
+def view_configs(views: Views, made: Sequence[Path]) -> dict[Side, ViewConfig]:
+    """What a retriever is shown of each side; ``made`` begins with the folders of ``views.texts``."""
     sources = {name: read_source(path) for name, path in zip(views.texts, made, strict=False)}
-    found: dict[Side, tuple[SideView, Any, Any]] = {}
+    configs: dict[Side, ViewConfig] = {}
     for side, view in zip(SIDES, (views.query, views.corpus), strict=True):
         source = sources.get(view.text)
-        store = None if source is None else str(source.store.resolve())
-        found[side] = (view, store, None if source is None else source.recipes[side])
-    return found
+        configs[side] = view.config() if source is None else view.config(
+            str(source.store.resolve()), source.recipes[side]
+        )  # fmt: skip
+    return configs
 
 
 def view_arguments(views: Views, made: Sequence[Path]) -> list[str]:
-    """Arguments of ``python -m retrievers`` that show these views."""
-    arguments = []
-    for side, (view, store, recipe) in _sources(views, made).items():
-        arguments.append(f"data.{side}.view={view.view}")
-        if store is not None:
-            arguments += [f"data.{side}.store={store}", f"data.{side}.recipe={recipe}"]
-        arguments += [f"data.{side}.{option}" for option in view.options]
-    return arguments
-
-
-def view_configs(views: Views, made: Sequence[Path]) -> Mapping[Side, ViewConfig]:
-    """The same as objects."""
-    return {side: view.config(store, recipe)
-            for side, (view, store, recipe) in _sources(views, made).items()}  # fmt: skip
+    """The same as arguments of ``python -m retrievers``."""
+    return [f"data.{side}={json.dumps(asdict(config))}"
+            for side, config in view_configs(views, made).items()]  # fmt: skip

@@ -15,14 +15,14 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64
 
-from retrievers.evaluation.stats import Interval, macro_bootstrap
+from retrievers.evaluation.compare import Interval, macro_bootstrap
 
 Cell = tuple[int, int, int]
 CELLS: tuple[Cell, ...] = tuple((t, q, c) for t in (0, 1) for q in (0, 1) for c in (0, 1))
 
 
 @final
-class Contrast(NamedTuple):
+class GridContrast(NamedTuple):
     """A weighted sum of cells.
 
     Attributes:
@@ -40,18 +40,18 @@ def _main(place: int) -> dict[Cell, float]:
     return {cell: 0.25 if cell[place] else -0.25 for cell in CELLS}
 
 
-CONTRASTS: tuple[Contrast, ...] = (
-    Contrast("total", "S(1,1,1) - S(0,0,0)", {(1, 1, 1): 1, (0, 0, 0): -1}),
-    Contrast("inference only", "S(0,1,1) - S(0,0,0)", {(0, 1, 1): 1, (0, 0, 0): -1}),
-    Contrast("retraining", "S(1,1,1) - S(0,1,1)", {(1, 1, 1): 1, (0, 1, 1): -1}),
-    Contrast("corpus effect", "mean over t, q of S(t,q,1) - S(t,q,0)", _main(2)),
-    Contrast("query effect", "mean over t, c of S(t,1,c) - S(t,0,c)", _main(1)),
-    Contrast(
+CONTRASTS: tuple[GridContrast, ...] = (
+    GridContrast("total", "S(1,1,1) - S(0,0,0)", {(1, 1, 1): 1, (0, 0, 0): -1}),
+    GridContrast("inference only", "S(0,1,1) - S(0,0,0)", {(0, 1, 1): 1, (0, 0, 0): -1}),
+    GridContrast("retraining", "S(1,1,1) - S(0,1,1)", {(1, 1, 1): 1, (0, 1, 1): -1}),
+    GridContrast("corpus effect", "mean over t, q of S(t,q,1) - S(t,q,0)", _main(2)),
+    GridContrast("query effect", "mean over t, c of S(t,1,c) - S(t,0,c)", _main(1)),
+    GridContrast(
         "query x corpus",
         "mean over t of S(t,1,1) - S(t,1,0) - S(t,0,1) + S(t,0,0)",
         {cell: 0.5 if cell[1] == cell[2] else -0.5 for cell in CELLS},
     ),
-    Contrast(
+    GridContrast(
         "alignment effect",
         "(S(1,1,1) + S(0,0,0) - S(0,1,1) - S(1,0,0)) / 2",
         {(1, 1, 1): 0.5, (0, 0, 0): 0.5, (0, 1, 1): -0.5, (1, 0, 0): -0.5},

@@ -12,7 +12,6 @@ and is its own to use. Two processes may work on one folder: a step is locked wh
 from __future__ import annotations
 
 import gc
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,23 +22,23 @@ from typing import Any, NamedTuple, final
 
 from filelock import FileLock
 
-from augment.files import digest, write_text
+from augment.files import digest, read_json, write_json
 from retrievers.training.provenance import source_commit
 
 #: Part of every fingerprint; raised when a step's work changes what it makes.
 FORMAT = 1
 
-#: Seconds per unit of size (see :attr:`Step.size`) before any step of a kind was timed: two cores,
+#: Seconds per unit of size (see :attr:`CachedStep.size`) before any step of a kind was timed: two cores,
 #: the packaged models, a Flagland of 600 countries.
 RATES: Mapping[str, float] = {
-    "world": 0.03, "texts": 0.02, "derived": 5.0, "train": 1.05, "test": 9.0, "lexical": 3.0,
+    "world": 0.03, "texts": 0.01, "derived": 5.0, "train": 1.05, "test": 9.0, "lexical": 3.0,
     "fused": 2.0, "mine": 20.0,
 }  # fmt: skip
 
 
 @final
 @dataclass(frozen=True)
-class Step:
+class CachedStep:
     """One piece of work.
 
     Attributes:
@@ -54,7 +53,7 @@ class Step:
     kind: str
     title: str
     settings: Mapping[str, Any]
-    needs: tuple[Step, ...]
+    needs: tuple[CachedStep, ...]
     work: Callable[[Path, Sequence[Path]], None]
     size: float = 1.0
 
@@ -82,16 +81,16 @@ class Step:
 class PlannedStep(NamedTuple):
     """A step of a plan: whether it is done, and how many seconds it takes or took."""
 
-    step: Step
+    step: CachedStep
     done: bool
     seconds: float
 
 
-def in_order(steps: Iterable[Step]) -> Iterator[Step]:
+def in_order(steps: Iterable[CachedStep]) -> Iterator[CachedStep]:
     """All steps and what they need, each once, needs first."""
     seen: set[str] = set()
 
-    def visit(step: Step) -> Iterator[Step]:
+    def visit(step: CachedStep) -> Iterator[CachedStep]:
         if step.fingerprint in seen:
             return
         seen.add(step.fingerprint)
@@ -103,17 +102,16 @@ def in_order(steps: Iterable[Step]) -> Iterator[Step]:
         yield from visit(step)
 
 
-def record(step: Step, out: Path) -> dict[str, Any]:
+def record(step: CachedStep, out: Path) -> dict[str, Any]:
     """What ``done.json`` says.
 
     Raises:
-        FileNotFoundError: if the step is not done.
+        DataError: if the step is not done.
     """
-    path = step.folder(out) / "done.json"
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    return dict(read_json(step.folder(out) / "done.json"))
 
 
-def plan(steps: Iterable[Step], out: Path) -> list[PlannedStep]:
+def plan(steps: Iterable[CachedStep], out: Path) -> list[PlannedStep]:
     """What there is to do: seconds measured of steps that are done, estimated of the others.
 
     An estimate is the mean of this folder's steps of the same kind per unit of size, or else the
@@ -131,7 +129,7 @@ def plan(steps: Iterable[Step], out: Path) -> list[PlannedStep]:
 def _measured(out: Path) -> dict[str, float]:
     rates = {}
     for kind in RATES:
-        found = [json.loads(path.read_text("utf-8")) for path in out.glob(f"{kind}/*/done.json")]
+        found = [read_json(path) for path in out.glob(f"{kind}/*/done.json")]
         size = sum(one["size"] for one in found)
         if size:
             rates[kind] = sum(one["seconds"] for one in found) / size
@@ -153,7 +151,7 @@ def describe(planned: Sequence[PlannedStep]) -> str:
     return "\n".join(lines)
 
 
-def run(steps: Iterable[Step], out: Path) -> None:
+def run(steps: Iterable[CachedStep], out: Path) -> None:
     """Do what is not done, with progress.
 
     Raises:
@@ -172,7 +170,7 @@ def run(steps: Iterable[Step], out: Path) -> None:
         _do(one.step, out)
 
 
-def _do(step: Step, out: Path) -> None:
+def _do(step: CachedStep, out: Path) -> None:
     folder = step.folder(out)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
@@ -192,7 +190,7 @@ def _do(step: Step, out: Path) -> None:
             "gpu_seconds": round(seconds * _gpus_used(), 2),
             "commit": source_commit(),
         }
-        write_text(folder / "done.json", json.dumps(done, indent=1, ensure_ascii=False) + "\n")
+        write_json(folder / "done.json", done)
     gc.collect()  # a trainer and its model hold each other
 
 

@@ -30,7 +30,7 @@ from augment.errors import DataError
 from augment.files import digest
 from augment.records import Hit, Item, Side
 from benchmarks.flagland.grammar import COLOUR_NAMES, NUMBERS, PLACE_WORDS, PLURALS
-from retrievers.evaluation.run import read_table
+from retrievers.evaluation.run_files import read_table
 
 Groups = Sequence[Sequence[str]]
 

@@ -14,7 +14,6 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,10 +53,8 @@ def small(name: str, out: Path, steps: int = 20) -> dict[str, Any]:
 
     root = out / "world-200-1"
     make_world(root, 200, 1, 2)
-    packaged = spec.load_all([name])[0]
-    texts = {**packaged.texts, "vlm": spec.TextSpec("oracle")}
     setup = Setup(Enriching(root, digest_root(root)), steps=steps)
-    builder = Builder(replace(packaged, texts=texts), setup)
+    builder = Builder(spec.by_oracle(spec.load_all([name])[0]), setup)
     return run(ArmReader(builder, out, "success@1"))
 
 

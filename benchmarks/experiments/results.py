@@ -6,10 +6,9 @@ notebooks show. Layout: see ``docs/formats.md``.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,16 +16,22 @@ from typing import Any, final
 
 import pandas as pd
 
-from augment.files import write_text
+from augment.files import read_json
 from benchmarks.experiments.build import Builder, unavailable
 from benchmarks.experiments.effects import CELLS, CONTRASTS, crossing, effect
-from benchmarks.experiments.graph import Step, in_order, record
+from benchmarks.experiments.graph import CachedStep, in_order, record
 from benchmarks.experiments.spec import grid_name
 from benchmarks.experiments.texts import names_of
 from benchmarks.report.gallery import Gallery
 from benchmarks.report.runs import moves, open_run, pick
-from retrievers.evaluation.compare import Comparison, compare_scores, task_title, tasks_of
-from retrievers.evaluation.stats import holm, scores_from_run
+from retrievers.evaluation.compare import (
+    Comparison,
+    compare_scores,
+    holm,
+    scores_from_run,
+    tasks_of,
+)
+from retrievers.evaluation.protocol import task_title
 from retrievers.training.provenance import source_commit, versions
 
 #: Shares of the whole gain that curves look for.
@@ -55,7 +60,7 @@ class ArmReader:
         """Of the trainings."""
         return self.builder.setup.seeds
 
-    def steps(self) -> list[Step]:
+    def steps(self) -> list[CachedStep]:
         """The tests of all arms with all seeds; a seed that moves nothing counts once."""
         steps = [self.builder.arm(name, seed) for seed in self.seeds for name in self.builder.names]
         return list({step.fingerprint: step for step in steps}.values())
@@ -151,7 +156,7 @@ def _cost(reader: ArmReader, name: str) -> dict[str, float]:
 
 def _not_read(folder: Path) -> float | None:
     """Share of the candidates' tokens behind the context; None where nothing counted them."""
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    metrics = read_json(folder / "metrics.json")
     cut = metrics.get("settings", {}).get("data", {}).get("cut_text") or {}
     rows = [row for row in cut.get("rows", ()) if row["side"] == "corpus"]
     tokens = sum(row["tokens"] for row in rows)
@@ -239,7 +244,7 @@ def texts_json(reader: ArmReader) -> dict[str, Any]:
     texts = {}
     for name in names_of(used, builder.experiment.texts):
         step = builder.text(name)
-        value = json.loads((step.folder(reader.out) / "texts.json").read_text("utf-8"))
+        value = read_json(step.folder(reader.out) / "texts.json")
         done = record(step, reader.out)
         text = builder.experiment.texts[name]
         texts[name] = {
@@ -300,8 +305,3 @@ def collect(reader: ArmReader) -> dict[str, Any]:
         "commit": source_commit(),
         "versions": versions(),
     }  # fmt: skip
-
-
-def save(value: Mapping[str, Any], path: Path) -> None:
-    """Write the JSON whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -10,6 +10,7 @@ from pathlib import Path
 from augment.data import DataRoot
 from augment.data.pools import open_candidates, open_queries
 from augment.errors import DataError
+from augment.files import new_folder
 
 _FOLDERS = ("query/{split}", "cand_pool/local", "qrels/{split}", "instructions")
 
@@ -33,7 +34,7 @@ def digest_root(root: Path) -> str:
 
 
 def make_world(root: Path, countries: int, seed: int, workers: int) -> None:
-    """Write a Flagland unless it is there; one that was cut short is begun anew.
+    """Write a Flagland unless it is there.
 
     Raises:
         DataError: if there can be no such world.
@@ -46,9 +47,8 @@ def make_world(root: Path, countries: int, seed: int, workers: int) -> None:
         config = WorldConfig(countries, seed)
     except ValueError as error:
         raise DataError(f"no Flagland: {error}") from error
-    partial = _partial(root)
-    write_world(partial, config, workers=workers)
-    partial.rename(root)
+    with new_folder(root) as partial:
+        write_world(partial, config, workers=workers)
 
 
 def make_part(root: Path, datasets: Sequence[str], split: str, out: Path) -> None:
@@ -70,27 +70,18 @@ def make_part(root: Path, datasets: Sequence[str], split: str, out: Path) -> Non
     if absent := [name for name in datasets if name not in known]:
         raise DataError(f"no {split} queries of {absent[0]!r}; there are {', '.join(known)}",
                         str(root))  # fmt: skip
-    partial = _partial(out)
-    for folder in (name.format(split=split) for name in _FOLDERS):
-        (partial / folder).mkdir(parents=True)
-        for path in sorted((root / folder).iterdir()):
-            shared = folder == "instructions"
-            if shared or any(path.name.startswith(f"mbeir_{name}_") for name in datasets):
-                shutil.copy(path, partial / folder)
-    for picture in sorted(set(_pictures(DataRoot(partial), split))):
-        if not (root / picture).is_file():
-            raise DataError("no such picture", str(root / picture))
-        (partial / picture).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(root / picture, partial / picture)
-    partial.rename(out)
-
-
-def _partial(root: Path) -> Path:
-    """Where a root is written until it is whole; what a killed run left there is removed."""
-    partial = root.with_name(f"{root.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    return partial
+    with new_folder(out) as partial:
+        for folder in (name.format(split=split) for name in _FOLDERS):
+            (partial / folder).mkdir(parents=True)
+            for path in sorted((root / folder).iterdir()):
+                shared = folder == "instructions"
+                if shared or any(path.name.startswith(f"mbeir_{name}_") for name in datasets):
+                    shutil.copy(path, partial / folder)
+        for picture in sorted(set(_pictures(DataRoot(partial), split))):
+            if not (root / picture).is_file():
+                raise DataError("no such picture", str(root / picture))
+            (partial / picture).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root / picture, partial / picture)
 
 
 def _pictures(data: DataRoot, split: str) -> Iterator[str]:

@@ -163,7 +163,6 @@ class Arm:
         fit: arguments of the training alone.
         test: arguments of the test alone.
         mined_by: arm whose checkpoint of the same seed finds negatives for the training.
-        cost: of a step, in steps of an ordinary training; for estimates.
     """
 
     kind: Literal["dense", "bm25", "fusion"] = "dense"
@@ -177,7 +176,6 @@ class Arm:
     fit: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     mined_by: str = ""
-    cost: float = 1.0
 
 
 @final
@@ -303,6 +301,11 @@ def parse(value: Any, where: str = "experiment") -> Experiment:
         if name not in arms:
             raise DataError(f"names the arm {name!r}; there are {', '.join(arms)}", where)
     return replace(experiment, texts=texts, arms=arms, curves=curves)
+
+
+def by_oracle(experiment: Experiment) -> Experiment:
+    """The same with the oracle's texts in place of the model's."""
+    return replace(experiment, texts={**experiment.texts, "vlm": TextSpec("oracle")})
 
 
 def _read(kind: type[Read], value: Any, where: str) -> Read:

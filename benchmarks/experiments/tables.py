@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from augment.files import markdown
+
 
 def report(value: Mapping[str, Any]) -> str:
     """All tables of one experiment.
@@ -26,11 +28,6 @@ def report(value: Mapping[str, Any]) -> str:
         notes(value),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    rule = ["---" if place < left else "--:" for place in range(len(head))]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
 
 
 def _score(value: Mapping[str, Any]) -> str:
@@ -55,15 +52,15 @@ def arms_table(value: Mapping[str, Any]) -> str:
         for name, arm in arms.items()
     ]  # fmt: skip
     head = [f"arm ({value['pool']} pool, {value['metric']}, %)", *(f"task {t}" for t in short)]
-    return _table([*head, "mean ± sd over seeds"], rows)
+    return markdown([*head, "mean ± sd over seeds"], rows)
 
 
 def _p(p: float) -> str:
     return "< .001" if p < 0.001 else f"{p:.3f}"
 
 
-def _compared(row: Mapping[str, Any]) -> list[str]:
-    """Difference, its spread over seeds, p, wins and losses."""
+def compared_cells(row: Mapping[str, Any]) -> list[str]:
+    """Difference, its spread over seeds, p, wins and losses of a row of a comparison."""
     spread = "-" if row["sd"] is None else f"{100 * row['sd']:.1f}"
     return [interval(row["difference"]), spread, _p(row["holm"]), str(row["wins"]),
             str(row["losses"])]  # fmt: skip
@@ -76,11 +73,11 @@ def comparison_table(value: Mapping[str, Any]) -> str:
     """A row a task: both arms, the difference, its interval and its spread over seeds."""
     rows = [
         [row["name"], str(row["queries"]), f"{100 * row['first']:.1f}",
-         f"{100 * row['second']:.1f}", *_compared(row)]
+         f"{100 * row['second']:.1f}", *compared_cells(row)]
         for row in value["rows"]
     ]  # fmt: skip
     head = [f"task ({value['pool']} pool, {value['metric']})", "queries", *value["names"]]
-    return _table([*head, *_COMPARED], rows)
+    return markdown([*head, *_COMPARED], rows)
 
 
 def against_table(value: Mapping[str, Any]) -> str:
@@ -89,16 +86,16 @@ def against_table(value: Mapping[str, Any]) -> str:
         return ""
     first, rows = value["against"]["arm"], value["against"]["rows"]
     arms = value["arms"]
-    cut = any(arm["not_read"] is not None for arm in arms.values())
+    cut = any(arm["not_read"] for arm in arms.values())
     lines = []
     for name, row in [(first, None), *((row["name"], row) for row in rows)]:
         not_read = arms[name]["not_read"]
         lost = [f"{100 * not_read:.0f}" if not_read is not None else "-"] if cut else []
-        cells = _compared(row) if row else [""] * len(_COMPARED)
+        cells = compared_cells(row) if row else [""] * len(_COMPARED)
         lines.append([name, *lost, _score(arms[name]["mean"]), *cells])
     lost = ["candidates' tokens not read, %"] if cut else []
     head = [f"against {first} ({value['metric']})", *lost, "mean ± sd over seeds", *_COMPARED]
-    return _table(head, lines)
+    return markdown(head, lines)
 
 
 def effects_table(effects: Sequence[Mapping[str, Any]]) -> str:
@@ -112,7 +109,7 @@ def effects_table(effects: Sequence[Mapping[str, Any]]) -> str:
         for one in effects
     ]  # fmt: skip
     head = ["effect, in points", "mean of tasks, 95 % interval"]
-    return _table([*head, *(f"task {task.partition(':')[0]}" for task in tasks)], rows)
+    return markdown([*head, *(f"task {task.partition(':')[0]}" for task in tasks)], rows)
 
 
 def curve_lines(curve: Mapping[str, Any]) -> str:
@@ -126,7 +123,7 @@ def curve_lines(curve: Mapping[str, Any]) -> str:
         "beyond the range" if curve["at"][key] is None else f"{curve['at'][key]:.2f}"
         for key in ("at", "low", "high")
     )
-    table = _table([curve["name"], "arm", f"gain over {curve['base']}, 95 % interval"], rows)
+    table = markdown([curve["name"], "arm", f"gain over {curve['base']}, 95 % interval"], rows)
     return f"{table}\n\n{what} {at} (95 % interval {low} to {high})."
 
 
@@ -145,7 +142,7 @@ def texts_table(texts: Mapping[str, Any]) -> str:
             )  # fmt: skip
     head = ["text", "side", "items", "generated", "tokens written", "words", "facts that are true",
             "facts that are stated"]  # fmt: skip
-    return _table(head, rows, 2) if rows else ""
+    return markdown(head, rows, 2) if rows else ""
 
 
 def cost_table(value: Mapping[str, Any]) -> str:
@@ -156,7 +153,7 @@ def cost_table(value: Mapping[str, Any]) -> str:
         for name, arm in value["arms"].items()
     ]
     head = [f"{kind.partition(' ')[0]}, {'GPU' if 'gpu' in kind else 'CPU'} s" for kind in kinds]
-    return _table(["cost of an arm with one seed", *head], rows) if kinds else ""
+    return markdown(["cost of an arm with one seed", *head], rows) if kinds else ""
 
 
 def notes(value: Mapping[str, Any]) -> str:

@@ -20,7 +20,6 @@ and, on Flagland, how true the texts are.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,18 +30,19 @@ from typing import Any, NamedTuple, final
 from augment import corpus, queries
 from augment.data import DataRoot
 from augment.data.pools import open_candidates, open_queries
-from augment.enrichment.enrich import Summary
+from augment.enrichment.account import Summary
 from augment.enrichment.pipeline import Options
 from augment.errors import DataError
-from augment.files import digest, write_text
+from augment.files import digest, read_json, write_json
 from augment.prompts import load_prompt
 from augment.prompts.route import CORPUS_PROMPT, QUERY_PROMPTS, Kind
 from augment.records import Enrichment, Item, Side
 from augment.store import Scope, Store
 from augment.store.keys import Recipe
-from augment.store.merge import merge
+from augment.store.runs import load_runs
+from augment.store.upkeep import merge
 from benchmarks.experiments import noise
-from benchmarks.experiments.graph import Step
+from benchmarks.experiments.graph import CachedStep
 from benchmarks.experiments.noise import Changed
 from benchmarks.experiments.spec import SIDES, TextSpec
 from benchmarks.flagland.oracle import has_truth, oracle_engine, score_facts
@@ -60,7 +60,7 @@ class TextSource(NamedTuple):
 
 def read_source(folder: Path) -> TextSource:
     """What ``texts.json`` in a step's folder says."""
-    value = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
+    value = read_json(folder / "texts.json")
     return TextSource(Path(os.path.normpath(folder / value["store"])), value["recipes"])
 
 
@@ -86,7 +86,7 @@ class Enriching:
     tolerate: bool = False
 
 
-def made_anew(text: TextSpec, using: Enriching) -> Step:
+def made_anew(text: TextSpec, using: Enriching) -> CachedStep:
     """The step of a text that is made of the data alone (vlm, oracle).
 
     Raises:
@@ -96,11 +96,11 @@ def made_anew(text: TextSpec, using: Enriching) -> Step:
         if not has_truth(using.root):
             raise DataError("the oracle needs truth/scene_graphs.jsonl", str(using.root))
         about = {"kind": "oracle", "root": using.root_digest}
-        return Step("texts", "texts of the oracle", about, (), _oracle(using), 200)
+        return CachedStep("texts", "texts of the oracle", about, (), _oracle(using), 200)
     if using.store is not None and not text.settings:
         recipes = {side: Store(using.store).recipe(side).id for side in SIDES}
         about = {"kind": "given", "keys": _keys(using.store, recipes)}
-        return Step("texts", f"texts of {using.store}", about, (), _given(using, recipes), 1)
+        return CachedStep("texts", f"texts of {using.store}", about, (), _given(using, recipes), 1)
     prompts: dict[Kind, str | None] = dict(QUERY_PROMPTS)
     changed = text.modification_prompt
     if changed:
@@ -114,16 +114,14 @@ def made_anew(text: TextSpec, using: Enriching) -> Step:
     }
     title = f"texts of {using.model}" + (f" with {changed}" if changed else "")
     # Measured in items: those of a second recipe are known but for the changed prompt's.
-    size = _pictures(using.root) * (0.1 if changed else 1.0)
-    return Step("texts", title, settings, (), _vlm(using, prompts), size)
+    size = _rows(DataRoot(using.root)) * (0.1 if changed else 1.0)
+    return CachedStep("texts", title, settings, (), _vlm(using, prompts), size)
 
 
-def _pictures(root: Path) -> int:
-    data = DataRoot(root)
-    pools = sum(sum(i.image is not None for i in open_candidates(f.path)) for f in data.pools())
-    files = [f for split in queries.SPLITS for f in data.query_files(split)]
-    return pools + sum(
-        sum(query.item.image is not None for query in open_queries(f.path)) for f in files
+def _rows(data: DataRoot) -> int:
+    asked = [file for split in queries.SPLITS for file in data.query_files(split)]
+    return sum(len(open_candidates(file.path)) for file in data.pools()) + sum(
+        len(open_queries(file.path)) for file in asked
     )
 
 
@@ -178,13 +176,15 @@ def _oracle(using: Enriching) -> Callable[..., None]:
 
 def _latest(store: Path) -> dict[Side, str]:
     """Recipes of the latest run of each side."""
-    return {run.side: run.recipe for run in Store(store).runs()}
+    return {run.side: run.recipe for run in load_runs(store)}
 
 
 # -- texts made of texts ----------------------------------------------------------------------
 
 
-def derived(text: TextSpec, of: Step, using: Enriching, raw_runs: Step | None = None) -> Step:
+def derived(
+    text: TextSpec, of: CachedStep, using: Enriching, raw_runs: CachedStep | None = None
+) -> CachedStep:
     """The step of a text that is made of another one.
 
     Args:
@@ -197,7 +197,7 @@ def derived(text: TextSpec, of: Step, using: Enriching, raw_runs: Step | None = 
     needs = (of,) if raw_runs is None else (of, raw_runs)
     told = ", ".join(f"{key} {value}" for key, value in text.settings.items())
     title = f"{text.kind} of ({of.title})" + (f": {told}" if told else "")
-    return Step("derived", title, settings, needs, _deriving(text, using), 1)
+    return CachedStep("derived", title, settings, needs, _deriving(text, using), 1)
 
 
 def _deriving(text: TextSpec, using: Enriching) -> Callable[..., None]:
@@ -324,7 +324,7 @@ def _record(
         "recipes": dict(source.recipes),
         "sides": about,
     }
-    write_text(folder / "texts.json", json.dumps(value, indent=1) + "\n")
+    write_json(folder / "texts.json", value)
 
 
 def _tally(texts: Mapping[str, Enrichment]) -> dict[str, Any]:

@@ -3,11 +3,15 @@
 ``python -m benchmarks.flagland.score_vlm --model flagland-vlm --countries 300 --out FILE.json``
 Descriptions: precision and recall of facts by type, flat and photo-like, at several picture sizes.
 Questions and modification requests: right or not, and which part was wrong.
+
+With ``--real ROOT`` it describes the national flags of that root instead, and compares words with
+what people wrote: their texts name colours, shapes and divisions but not all of them, and mention
+history. Precision is the share of the VLM's words of a kind that the person also uses, recall the
+share of the person's words that the VLM uses.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import re
@@ -20,15 +24,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import jsonargparse
+
+from augment.data import DataRoot
+from augment.data.pools import open_candidates, open_queries
 from augment.engines import make_engine
 from augment.prompts import load_prompt
 from augment.records import Item, Reply, Sampling, one_picture
 from benchmarks.flagland import atlas, language
 from benchmarks.flagland.atlas import Country
 from benchmarks.flagland.edits import random_edit
-from benchmarks.flagland.grammar import FACT_TYPES, Fact, Flag
+from benchmarks.flagland.grammar import FACT_TYPES, Fact
 from benchmarks.flagland.render import draw_flat, draw_photo
-from benchmarks.flagland.vlm_pictures import training_flags
+from benchmarks.flagland.train_vlm import training_flags
 
 #: The seed of the scored world, apart from those of training and of the demo.
 WORLD_SEED = 424_242
@@ -122,30 +130,21 @@ class Scorer:
         self.asked, self.seconds = self.asked + len(items), self.seconds + time.monotonic() - start
         return replies
 
-    def draw(self, name: str, flag: Flag, width: int, photo: bool) -> str:
-        """Save one picture as JPEG; its path relative to the root."""
-        rng = random.Random(f"score-{name}-{width}-{photo}")
-        image = draw_photo(flag, width, rng) if photo else draw_flat(flag, width, rng)
-        path = f"{name}-{width}-{'photo' if photo else 'flat'}.jpg"
+    def item(self, country: Country, width: int, photo: bool, text: str | None = None) -> Item:
+        """An item with a picture of the country's flag, saved as JPEG."""
+        kind = "photo" if photo else "flat"
+        rng = random.Random(f"score-{country.index}-{width}-{photo}")
+        image = (draw_photo if photo else draw_flat)(country.flag, width, rng)
+        path = f"{country.index}-{width}-{kind}.jpg"
         image.save(self.folder / path, "JPEG", quality=90)
-        return path
+        modality: Any = "image" if text is None else "image,text"
+        return Item(f"0:{country.index + 1}", text, one_picture(path), modality)
 
     def descriptions(
         self, countries: Sequence[Country], width: int, photo: bool, entries: bool = False
     ) -> FactCounts:
         """Score descriptions at one size; with ``entries`` the prompt also shows a text."""
-        items = []
-        for country in countries:
-            path = self.draw(str(country.index), country.flag, width, photo)
-            text = atlas.entry(country) if entries else None
-            items.append(
-                Item(
-                    f"0:{country.index + 1}",
-                    text,
-                    one_picture(path),
-                    "image,text" if entries else "image",
-                )
-            )
+        items = [self.item(c, width, photo, atlas.entry(c) if entries else None) for c in countries]
         counts = FactCounts()
         replies = self.ask("rar/corpus" if entries else "rar/image_query", items)
         for country, reply in zip(countries, replies, strict=True):
@@ -182,11 +181,9 @@ def score_questions(
         rng = random.Random(f"score-question-{country.index}")
         fact = rng.choice(list(language.QUESTIONS))
         asked, frame = language.question(rng, fact, rng.choice(language.REFERENCES))
-        path = scorer.draw(str(country.index), country.flag, width, photo)
-        items.append(Item(f"0:{country.index + 1}", asked, one_picture(path), "image,text"))
+        items.append(scorer.item(country, width, photo, asked))
         frames.append(frame)
-    replies = scorer.ask("rar/question", items)
-    judged = zip(replies, frames, countries, strict=True)
+    judged = zip(scorer.ask("rar/question", items), frames, countries, strict=True)
     return _shares([judge_question(reply.text, frame, c) for reply, frame, c in judged])
 
 
@@ -199,8 +196,7 @@ def score_modifications(
         rng = random.Random(f"score-edit-{country.index}")
         edit, twin = random_edit(rng, country.flag)
         request = language.modification_request(rng, country.flag, edit)
-        path = scorer.draw(str(country.index), country.flag, width, photo)
-        items.append(Item(f"0:{country.index + 1}", request, one_picture(path), "image,text"))
+        items.append(scorer.item(country, width, photo, request))
         wanted.append((language.constraint(country.flag, edit), twin, country.flag))
     prompt = "rar/modification_shown" if shown else "rar/modification"
     rows = []
@@ -270,20 +266,130 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Score and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="flagland-vlm")
-    parser.add_argument("--countries", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=WORLD_SEED, help="of the world")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    result = score(args.model, unseen(args.countries, seed=args.seed), args.batch_size)
-    print(markdown(result))
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
+# -- real flags ------------------------------------------------------------------------------------
+
+#: Kind of word -> word -> pattern of its wordings. Blue and light blue, red and maroon count as
+#: one: people rarely tell them apart in these texts.
+WORDS: dict[str, dict[str, str]] = {
+    "colour": {
+        "red": r"\b(red|maroon|crimson|scarlet)\b",
+        "blue": r"\bblue\b",
+        "yellow": r"\b(yellow|gold|golden)\b",
+        "green": r"\bgreen\b",
+        "white": r"\bwhite\b",
+        "black": r"\bblack\b",
+        "orange": r"\b(orange|saffron)\b",
+        "purple": r"\b(purple|violet)\b",
+    },
+    "shape": {
+        "star": r"\bstars?\b",
+        "crescent": r"\bcrescents?\b",
+        "disc": r"\b(discs?|disks?|circles?|rings?)\b",
+        "sun": r"\bsuns?\b",
+        "diamond": r"\b(diamonds?|lozenges?|rhombus)\b",
+    },
+    "division": {
+        "horizontal": r"\bhorizontal\b",
+        "vertical": r"\bvertical\b",
+        "cross": r"\bcross\b",
+        "saltire": r"\b(saltire|diagonal cross)\b",
+        "triangle": r"\btriangle\b",
+        "canton": r"\b(canton|upper hoist|hoist-side corner|upper-left)\b",
+        "border": r"\b(border|edged)\b",
+    },
+}
+
+
+def words(text: str, kind: str) -> set[str]:
+    """The words of one kind that a text uses."""
+    lowered = text.lower()
+    return {word for word, pattern in WORDS[kind].items() if re.search(pattern, lowered)}
+
+
+def pictures_and_texts(root: DataRoot) -> list[tuple[Item, str]]:
+    """Every flag of task 0 with its human description."""
+    texts: dict[str, str] = {}
+    for split in ("train", "test"):
+        for file in root.query_files(split):
+            if file.dataset != "flags":
+                continue
+            for query in open_queries(file.path):
+                if query.task == 0:
+                    texts.update(dict.fromkeys(query.positives, query.item.text or ""))
+    return [
+        (Item(item.id, None, one_picture(item.image), "image"), texts[item.id])
+        for item in open_candidates(root.pool_for("flags", 0, "test"))
+        if item.id in texts and item.image
+    ]
+
+
+def describe_real(model: str, folder: Path, batch_size: int) -> str:
+    """The comparison on national flags, in Markdown.
+
+    Args:
+        model: that describes them.
+        folder: a root in M-BEIR's layout with a data set ``flags``.
+        batch_size: pictures answered together.
+    """
+    flags = pictures_and_texts(DataRoot(folder))
+    scorer = Scorer(model, folder, batch_size)
+    replies = scorer.ask("rar/image_query", [item for item, _ in flags])
+    described = [
+        (item, reply.text, human) for (item, human), reply in zip(flags, replies, strict=True)
+    ]
+    lines = [
+        f"{len(flags)} national flags, model {model} {scorer.engine.revision[:12]}.",
+        "",
+        "| words | precision | recall | F1 | words people use |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for kind in WORDS:
+        counts = FactCounts()
+        for _, text, human in described:
+            said, true = (frozenset((kind, w) for w in words(t, kind)) for t in (text, human))
+            counts.add(said, true)
+        row = counts.row([kind])
+        lines.append(
+            f"| {kind} | {row['precision']:.3f} | {row['recall']:.3f} | {row['f1']:.3f} "
+            f"| {row['facts']} |"
+        )
+    lines += ["", "| flag | the VLM | a person |", "|---|---|---|"]
+    for item, text, human in described[:: max(1, len(flags) // 12)]:
+        short = human if len(human) < 160 else human[:157] + "..."
+        lines.append(f"| {Path(item.image or '').stem} | {text} | {short.replace('|', '/')} |")
+    return "\n".join(lines)
+
+
+def main(
+    model: str = "flagland-vlm",
+    countries: int = 300,
+    seed: int = WORLD_SEED,
+    batch_size: int = 64,
+    real: Path | None = None,
+    out: Path | None = None,
+) -> None:
+    """Score and write.
+
+    Args:
+        model: a packaged one, a folder, or any other engine.
+        countries: that are scored.
+        seed: of their world.
+        batch_size: pictures answered together.
+        real: root with real flags, to be described instead.
+        out: also write the result there: JSON, or Markdown of real flags.
+    """
+    if real is not None:
+        if not real.is_dir():
+            raise SystemExit(f"{real}: no such folder")
+        written = shown = describe_real(model, real, batch_size) + "\n"
+    else:
+        result = score(model, unseen(countries, seed=seed), batch_size)
+        shown, written = markdown(result), json.dumps(result, indent=1)
+    print(shown)
+    if out:
+        out.write_text(written, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    prog = "python -m benchmarks.flagland.score_vlm"
+    jsonargparse.auto_cli(main, as_positional=False, prog=prog)

@@ -1,13 +1,12 @@
 """Pretrains the packaged small CLIP on Flagland: pictures with human wordings, names with passages.
 
-``python -m benchmarks.flagland.vlm_pictures --out PICTURES`` first, then
-``python -m benchmarks.flagland.train_clip --pictures PICTURES --out FOLDER --steps N``. The folder loads as
-``local-dir:FOLDER`` in open_clip.
+``python -m benchmarks.flagland.train_vlm draw --out PICTURES`` first, then
+``python -m benchmarks.flagland.train_clip --pictures PICTURES --out FOLDER --steps N``. The folder
+loads as ``local-dir:FOLDER`` in open_clip.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import random
@@ -15,12 +14,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jsonargparse
 import open_clip
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
-from tokenizers.models import BPE
-from tokenizers.trainers import BpeTrainer
+from tokenizers import normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, normalize
 from transformers import PreTrainedTokenizerFast
@@ -28,8 +26,8 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.flagland import atlas, language
 from benchmarks.flagland.edits import families, random_edit
 from benchmarks.flagland.grammar import Flag
-from benchmarks.flagland.muon import optimisers, scale_of
-from benchmarks.flagland.vlm_data import Pictures
+from benchmarks.flagland.train_vlm import Pictures, optimisers, scale_of
+from benchmarks.flagland.vlm import train_bpe
 from benchmarks.flagland.world import INSTRUCTIONS
 from retrievers.models.towers import encode_text
 
@@ -60,17 +58,13 @@ def tokenizer_texts(seed: int, count: int = 4000) -> list[str]:
 
 def build_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE, lower case, framed by a start and an end token."""
-    tokenizer = Tokenizer(BPE())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(_SPECIALS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
+    tokenizer = train_bpe(
+        texts,
+        vocab_size,
+        _SPECIALS,
+        normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()]),
+        pre_tokenizers.ByteLevel(add_prefix_space=True),
     )
-    tokenizer.train_from_iterator(texts, trainer)
     ids = [(token, tokenizer.token_to_id(token)) for token in ("<start>", "<end>")]
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<start> $A <end>", special_tokens=ids
@@ -80,17 +74,17 @@ def build_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
     )
 
 
-def build_clip(folder: Path, seed: int, vocab_size: int, width: int, layers: int) -> None:
+def build_clip(folder: Path, seed: int) -> None:
     """Write an untrained open_clip folder: config, tokenizer, random weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = build_tokenizer(tokenizer_texts(seed), vocab_size)
+    tokenizer = build_tokenizer(tokenizer_texts(seed), vocab_size=1280)
     tokenizer.save_pretrained(folder)
     config = {
         "model_cfg": {
             "embed_dim": 128,
             "vision_cfg": {
-                "image_size": list(IMAGE_SIZE), "patch_size": 16, "width": width,
-                "layers": layers, "head_width": 32,
+                "image_size": list(IMAGE_SIZE), "patch_size": 16, "width": 128, "layers": 4,
+                "head_width": 32,
             },
             "text_cfg": {
                 "context_length": CONTEXT, "vocab_size": len(tokenizer), "width": 128, "heads": 4,
@@ -140,65 +134,69 @@ def contrastive(a: Tensor, b: Tensor, scale: Tensor) -> tuple[Tensor, float]:
     return loss, (scores.argmax(1) == target).float().mean().item()
 
 
-def main() -> None:
-    """Pretrain."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pictures", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=230)
-    parser.add_argument("--batch", type=int, default=160)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--muon-lr", type=float, default=2e-3)
-    parser.add_argument("--vocab", type=int, default=1280)
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    build_clip(args.out, args.seed, args.vocab, args.width, args.layers)
-    model: Any = open_clip.create_model(f"local-dir:{args.out}")
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{args.out}")
-    opts = optimisers(model, args.lr, args.muon_lr)
+def train(
+    pictures: Path,
+    out: Path,
+    steps: int = 230,
+    batch: int = 160,
+    lr: float = 1.5e-3,
+    muon_lr: float = 2e-3,
+    seed: int = 0,
+    threads: int = 2,
+) -> None:
+    """Pretrain.
+
+    Args:
+        pictures: folder of the training pictures.
+        out: folder of the model.
+        steps: optimiser steps.
+        batch: pictures of a step, and four times the named texts.
+        lr: of AdamW.
+        muon_lr: of Muon.
+        seed: of weights, tokenizer and batches.
+        threads: of torch.
+    """
+    torch.set_num_threads(threads)
+    build_clip(out, seed)
+    model: Any = open_clip.create_model(f"local-dir:{out}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{out}")
+    opts = optimisers(model, lr, muon_lr)
     bases = [opt.param_groups[0]["lr"] for opt in opts]
-    pictures = Pictures(args.pictures)
+    drawn = Pictures(pictures)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-    countries = atlas.countries(3000 + args.seed)
+    countries = atlas.countries(3000 + seed)
     start, right, right_named = time.time(), 0.0, 0.0
-    for step in range(args.steps):
-        rng = random.Random(f"clip-{args.seed}-{step}")
-        images, flags = draw(pictures, rng, args.batch)
+    for step in range(steps):
+        rng = random.Random(f"clip-{seed}-{step}")
+        images, flags = draw(drawn, rng, batch)
         texts = tokenizer([language.human_description(rng, flag) for flag in flags])
-        factor = scale_of(step, args.steps, 0.5)
-        for opt, base in zip(opts, bases, strict=True):
-            opt.param_groups[0]["lr"] = base * factor
         scale = model.logit_scale.exp()
         loss, share = contrastive(model.encode_image(images), encode_text(model, texts), scale)
-        asked, passages = (tokenizer(t) for t in named_texts(countries, rng, args.batch // 4))
+        asked, passages = (tokenizer(t) for t in named_texts(countries, rng, batch // 4))
         named, named_share = contrastive(
             encode_text(model, asked), encode_text(model, passages), scale
         )
         (loss + 0.3 * named).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for opt in opts:
+        for opt, base in zip(opts, bases, strict=True):
+            opt.param_groups[0]["lr"] = base * scale_of(step, steps, 0.5)
             opt.step()
             opt.zero_grad(set_to_none=True)
         with torch.no_grad():
             model.logit_scale.clamp_(max=math.log(100))
-        right += share
-        right_named += named_share
+        right, right_named = right + share, right_named + named_share
         if (step + 1) % 20 == 0:
             seconds = time.time() - start
-            rate = (step + 1) * args.batch / seconds
             print(
                 f"step {step + 1} loss {loss.item():.3f} top1 {right / 20:.3f} "
                 f"names {right_named / 20:.3f} "
-                f"{rate:.0f} pairs/s {seconds:.0f} s",
+                f"{(step + 1) * batch / seconds:.0f} pairs/s {seconds:.0f} s",
                 flush=True,
             )
             right = right_named = 0.0
-    save_file(model.state_dict(), args.out / "open_clip_model.safetensors")
+    save_file(model.state_dict(), out / "open_clip_model.safetensors")
 
 
 if __name__ == "__main__":
-    main()
+    prog = "python -m benchmarks.flagland.train_clip"
+    jsonargparse.auto_cli(train, as_positional=False, prog=prog)

@@ -11,9 +11,8 @@ from typing import Any, final
 from augment.data.images import open_image
 from augment.errors import ImageError
 from augment.records import Enrichment, Item, Side
-from augment.store.page import DataUri, thumbnail
-from augment.store.reporting.items import Items
-from augment.store.reporting.wording import Piece, compare
+from augment.store.page import DataUri, Piece, compare, thumbnail
+from augment.store.report import Items
 from benchmarks.report.runs import Moved, OpenedRun, TaskHits
 
 #: Longest side of a query's picture and of a result's, in pixels.

@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 from augment.errors import DataError, ToolkitError
 from augment.records import Side
@@ -26,25 +26,6 @@ EXAMPLES = 8
 EXACT = 10
 #: Side of the square of ranks in SVG units, and room for its labels on the left and on top.
 SIDE, LEFT, TOP = 300.0, 62.0, 18.0
-
-
-@final
-class Provenance(NamedTuple):
-    """How the text of one side of one run was made.
-
-    Attributes:
-        run: name of the run.
-        side: query or corpus.
-        view: raw, append, replace or a mixture.
-        recipe: None where published text is shown.
-        changed: what was done to the texts afterwards, by experiments; empty otherwise.
-    """
-
-    run: str
-    side: Side
-    view: str
-    recipe: Recipe | None
-    changed: str
 
 
 @final
@@ -229,12 +210,14 @@ def _names(first: Path, second: Path) -> tuple[str, str]:
     return f"{first.parent.name}/{first.name}", f"{second.parent.name}/{second.name}"
 
 
-def _provenance(name: str, run: OpenedRun, side: Side) -> Provenance:
+def _provenance(name: str, run: OpenedRun, side: Side) -> dict[str, Any]:
+    """How the text of one side of one run was made; no recipe where published text is shown."""
     view = run.views[side]
     recipe = Recipe.from_json(view.recipe) if view.recipe else None
+    # What was done to the texts afterwards, by experiments.
     changed = recipe.settings.get("changed") if recipe else None
     told = ", ".join(f"{k} {v}" for k, v in changed.items()) if isinstance(changed, dict) else ""
-    return Provenance(name, side, str(view.view), recipe, told)
+    return {"run": name, "side": side, "view": view.view, "recipe": recipe, "changed": told}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

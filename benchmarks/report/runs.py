@@ -16,8 +16,9 @@ from augment.errors import DataError, StoreError
 from augment.records import Hit, Item, Side
 from augment.views import TextView, open_view
 from retrievers.data.texts import ViewConfig
-from retrievers.evaluation.compare import task_title, tasks_of
-from retrievers.evaluation.run import read_table
+from retrievers.evaluation.compare import tasks_of
+from retrievers.evaluation.protocol import task_title
+from retrievers.evaluation.run_files import read_table
 
 SIDES: tuple[Side, Side] = ("query", "corpus")
 

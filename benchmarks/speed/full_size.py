@@ -1,53 +1,56 @@
 """Every stage but the model's own work, at M-BEIR's full size, on generated data.
 
-``python -m benchmarks.speed.full_size --out FOLDER --share 0.01 0.1 1`` writes a root of M-BEIR's sixteen
-rows (sizes of UniIR's table 1: 5.56 million candidates, 193 thousand test queries) and runs the
-stages one after another, each in a process of its own: the commands that a user types where there
-is one. A scripted engine answers in place of a VLM; an open_clip model of the least size is
-trained, embeds and is searched; vectors of the published dimension are random. Stages that are done
-are not run again. The full share takes some hours and 40 GB of disk; ``--stages`` takes some of
-them, a hundredth takes minutes.
+``python -m benchmarks.speed full_size --share=[0.01,0.1,1]`` writes a root of M-BEIR's sixteen rows
+(sizes of UniIR's table 1: 5.56 million candidates, 193 thousand test queries) and runs the stages
+one after another, each in a process of its own: the commands that a user types where there is one.
+A scripted engine answers in place of a VLM; an open_clip model of the least size is trained, embeds
+and is searched; vectors of the published dimension are random. Stages that are done are not run
+again. The full share takes some hours and 40 GB of disk; ``--stages`` takes some of them, a
+hundredth takes minutes. ``--share=[0.1,0.25,1] --stages=[world,table,vectors,search]`` tells how
+search in the union pool grows.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
 import torch
+from PIL import Image
 
-from augment.data import DataRoot
-from augment.data.pools import open_candidates
-from augment.views import open_view
-from benchmarks.speed import metrics
-from benchmarks.speed.full_world import (
-    PICTURES,
-    candidates,
-    queries,
-    rows,
-    write_training,
-    write_world,
+from augment.data import (
+    DataRoot,
+    InstructionRow,
+    write_candidates,
+    write_instructions,
+    write_qrels,
+    write_queries,
 )
-from benchmarks.speed.machine import machine
-from benchmarks.speed.union_scale import write_store
-from retrievers.evaluation.metrics import Judgements, score_run
-from retrievers.evaluation.run import RunTable, read_table, write_run
-from retrievers.evaluation.stats import macro_bootstrap
+from augment.data.pools import open_candidates
+from augment.records import TASKS, Item, Qrel, Query, one_picture
+from augment.views import open_view
+from benchmarks.mbeir import ROWS
+from benchmarks.speed import metrics
+from benchmarks.speed.harness import Report, Row
+from retrievers.evaluation.compare import macro_bootstrap
+from retrievers.evaluation.judgements import Judgements
+from retrievers.evaluation.metrics import score_run
+from retrievers.evaluation.run import RunTable
+from retrievers.evaluation.run_files import read_table, write_run
 from retrievers.vectors import open_index
-from retrievers.vectors.store import EmbeddingStore
+from retrievers.vectors.store import EmbeddingStore, EmbeddingWriter
 
-RESULTS = Path(__file__).parent.parent / "results" / "full_size.md"
 GIB = 1 << 30
 #: Queries searched among vectors of the published dimension; the time is in proportion to them.
 SEARCHED, DIM, DEPTH = 10_000, 768, 50
@@ -61,6 +64,141 @@ SMALL_CLIP = {
 }  # fmt: skip
 #: Optimiser steps of the small encoder, pairs in each.
 STEPS, PAIRS = 100, 256
+#: Picture files, shared by all items: hashing and decoding are done, a disk full of files is not.
+PICTURES = 2_000
+
+
+class MBeirRow(NamedTuple):
+    """A row of M-BEIR at some share of its size.
+
+    Attributes:
+        dataset: number of the data set.
+        name: of the data set.
+        task: M-BEIR task code.
+        train: training queries.
+        test: test queries.
+        pool: candidates of the local pool.
+        first: number of the first candidate; then come its test and its training queries.
+    """
+
+    dataset: int
+    name: str
+    task: int
+    train: int
+    test: int
+    pool: int
+    first: int
+
+    @property
+    def stem(self) -> str:
+        """How its files are named."""
+        return f"mbeir_{self.name}_task{self.task}"
+
+
+def rows(share: float) -> Iterator[MBeirRow]:
+    """All sixteen."""
+    numbers: dict[str, int] = {}
+    following: dict[str, int] = {}
+    for (name, task), (train, _, test, pool) in ROWS.items():
+        number, first = numbers.setdefault(name, len(numbers)), following.get(name, 1)
+        sizes = max(int(train * share * 1e3), 16), max(int(test * share * 1e3), 5)
+        row = MBeirRow(number, name, task, *sizes, max(int(pool * share * 1e3), 60), first)
+        following[name] = first + row.pool + row.test + row.train
+        yield row
+
+
+def candidates(share: float) -> int:
+    """Of all pools."""
+    return sum(row.pool for row in rows(share))
+
+
+def queries(share: float, split: str = "test") -> int:
+    """Of all rows."""
+    return sum(row.test if split == "test" else row.train for row in rows(share))
+
+
+def _words() -> list[str]:
+    random = Random(0)
+    return ["".join(random.choices("abcdefghij", k=random.randint(2, 9))) for _ in range(2_000)]
+
+
+def _items(dataset: int, first: int, count: int, modality: str) -> Iterator[Item]:
+    random, words = Random(f"{dataset}-{first}"), _words()
+    for number in range(first, first + count):
+        text = None
+        if "text" in modality:
+            text = f"{' '.join(random.choices(words, k=38))} {number}"
+        picture = f"mbeir_images/big_images/{number % PICTURES}.jpg"
+        image = picture if "image" in modality else None
+        yield Item(f"{dataset}:{number}", text, one_picture(image), modality, None)  # type: ignore[arg-type]
+
+
+def _asking(row: MBeirRow, first: int, count: int) -> Iterator[Query]:
+    """Queries that each have one positive in the row's pool."""
+    random = Random(f"{row.stem}-{first}")
+    for item in _items(row.dataset, first, count, TASKS[row.task][0]):
+        positive = random.randrange(row.first, row.first + row.pool)
+        yield Query(item, row.task, (f"{row.dataset}:{positive}",))
+
+
+def write_world(out: Path, share: float) -> int:
+    """A root in M-BEIR's layout, with pools, test queries, judgements and pictures."""
+    root = out / "root"
+    parts = ("cand_pool/local", "cand_pool/global", "query/test", "qrels/test", "instructions")
+    for folder in ("mbeir_images/big_images", *parts):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for number in range(PICTURES):
+        pixels = np.random.default_rng(number).integers(0, 255, (12, 16, 3), dtype=np.uint8)
+        picture = Image.fromarray(pixels).resize((64, 48))
+        picture.save(root / "mbeir_images" / "big_images" / f"{number}.jpg")
+    union = root / "cand_pool" / "global" / "mbeir_union_test_cand_pool.jsonl"
+    with union.open("wb") as file:
+        for row in rows(share):
+            pool = root / "cand_pool" / "local" / f"{row.stem}_cand_pool.jsonl"
+            write_candidates(pool, _items(row.dataset, row.first, row.pool, TASKS[row.task][1]))
+            with pool.open("rb") as part:
+                shutil.copyfileobj(part, file)
+            asked = list(_asking(row, row.first + row.pool, row.test))
+            write_queries(root / "query" / "test" / f"{row.stem}_test.jsonl", asked)
+            judged = (Qrel(query.item.id, query.positives[0], 1, row.task) for query in asked)
+            write_qrels(root / "qrels" / "test" / f"{row.stem}_test_qrels.txt", judged)
+    write_instructions(
+        root / "instructions" / "query_instructions.tsv",
+        [
+            InstructionRow(
+                *TASKS[row.task], row.name, str(row.dataset), ("Find what is asked for.",) * 4
+            )
+            for row in rows(share)
+        ],
+    )
+    return candidates(share) + queries(share)
+
+
+def write_training(out: Path, share: float) -> int:
+    """Training queries of the same root."""
+    folder = out / "root" / "query" / "train"
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in rows(share):
+        first = row.first + row.pool + row.test
+        write_queries(folder / f"{row.stem}_train.jsonl", _asking(row, first, row.train))
+    return queries(share, "train")
+
+
+def write_vectors(folder: Path, pool: Path, dim: int) -> None:
+    """Random unit vectors under the ids of a pool, in fp16 on the disk."""
+    random = np.random.default_rng(0)
+    ids = open_candidates(pool).ids
+    with EmbeddingWriter(folder, "generated", shard_rows=65_536) as writer:
+        for start in range(0, len(ids), 65_536):
+            names = ids.slice(start, 65_536).to_pylist()
+            vectors = random.standard_normal((len(names), dim), dtype=np.float32)
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+            keys = np.array([b"%015dx" % (start + n) for n in range(len(names))], dtype="S16")
+            writer.append(names, keys, torch.from_numpy(vectors))
+        writer.finish()
+
+
+# -- stages --------------------------------------------------------------------------------------
 
 
 def _union(out: Path) -> Path:
@@ -89,11 +227,12 @@ def _training(out: Path, share: float) -> int:
 
 def _vectors(out: Path, _: float) -> int:
     shutil.rmtree(out / "vectors", ignore_errors=True)
-    write_store(out / "vectors", _union(out), DIM)
+    write_vectors(out / "vectors", _union(out), DIM)
     return _open(out, 0)
 
 
 def _search(out: Path, share: float) -> int:
+    """Open the vectors, which compares checksums, search them, read the best records."""
     index = open_index(EmbeddingStore.open(out / "vectors", "generated"))
     asked = min(SEARCHED, queries(share))
     random = torch.Generator().manual_seed(1)
@@ -101,6 +240,10 @@ def _search(out: Path, share: float) -> int:
     run = index.run([str(n) for n in range(asked)], vectors, DEPTH, "generated")
     if len(run.rows) != asked * DEPTH:
         raise ValueError("a query is without hits")
+    table = open_candidates(_union(out))
+    best = [run.ids[row].as_py() for row in run.rows[run.starts[:-1]]]
+    if None in table.find_all(best):
+        raise ValueError("a hit is without a record")
     return asked
 
 
@@ -239,15 +382,16 @@ def run_stage(name: str, out: Path, share: float) -> dict[str, Any]:
         SystemExit: if it fails; what it said is in a log beside the data.
     """
     stage = STAGES[name]
-    places = {"root": str(out / "root"), "store": str(out / "store"), "out": str(out)}
-    command = [sys.executable, "-m", *(part.format(**places) for part in stage.command)]
+    places = {"root": out / "root", "store": out / "store", "out": out}
+    command = ["-m", *(part.format(**places) for part in stage.command)]
     if stage.work:
-        command += ["benchmarks.speed.full_size", "--stage", name, "--out", str(out), "--share"]
-        command.append(str(share))
+        command = ["-m", "benchmarks.speed.full_size", name, str(out), str(share)]
     log = out / f"{name}.log"
     start, used = time.perf_counter(), _children_seconds()
     with log.open("w", encoding="utf-8") as file:
-        child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)  # noqa: S603 - ours
+        child = subprocess.Popen(  # noqa: S603 - commands of this package
+            [sys.executable, *command], stdout=file, stderr=subprocess.STDOUT
+        )
         watch = Watch(child.pid)
         status = child.wait()
         peak = watch.stop()
@@ -268,7 +412,7 @@ def _children_seconds() -> float:
     return float(times.children_user + times.children_system)
 
 
-def measure(out: Path, share: float, names: list[str], keep: bool) -> dict[str, Any]:
+def run_share(out: Path, share: float, names: Sequence[str], keep: bool) -> dict[str, Any]:
     """The stages of one share that are not done yet; all that are done."""
     folder = out / f"{share:g}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -291,60 +435,52 @@ def measure(out: Path, share: float, names: list[str], keep: bool) -> dict[str, 
     return done
 
 
-def table(found: dict[float, dict[str, Any]]) -> str:
-    """The outcome as Markdown."""
-    lines = [
-        "# Every stage at M-BEIR's size, on generated data",
-        "",
+def table(stages: dict[str, Any]) -> list[Row]:
+    """The stages that are done, in order."""
+    return [
+        {
+            "stage": stage.title,
+            "items": stages[name]["items"],
+            "seconds": stages[name]["seconds"],
+            "CPU s": stages[name]["cpu"],
+            "items/s": stages[name]["items"] / stages[name]["seconds"],
+            "private GiB": stages[name]["private"],
+        }
+        for name, stage in STAGES.items()
+        if name in stages
+    ]
+
+
+def measure(
+    share: tuple[float, ...] = (0.01, 0.1, 1.0),
+    stages: tuple[str, ...] = tuple(STAGES),
+    folder: Path = Path("runs/full_size"),
+    keep: bool = False,
+) -> Report:
+    """Run the stages.
+
+    Args:
+        share: shares of M-BEIR's size.
+        stages: some of them.
+        folder: of data and timings.
+        keep: whether the data stay there.
+    """
+    found = {one: run_share(folder, one, stages, keep) for one in share}
+    return Report(
+        "Every stage at M-BEIR's size, on generated data",
         "Sixteen rows of the sizes in UniIR's table 1, or a share of them. No VLM ran: a scripted "
         "engine answers; the encoder is an open_clip model of a layer in each tower and 32 numbers "
         f"a vector. {PICTURES:,} small picture files are shared by all items. Each stage is a "
         "process of its own; private is its memory at the peak, workers included, without pages of "
         "mapped files.",
-    ]
-    for share, stages in sorted(found.items()):
-        lines += [
-            "",
-            f"## {candidates(share):,} candidates, {queries(share):,} test queries",
-            "",
-            "| stage | items | seconds | CPU s | items/s | private GiB |",
-            "|---|--:|--:|--:|--:|--:|",
-        ]
-        for name, stage in STAGES.items():
-            if name in stages:
-                one = stages[name]
-                rate = one["items"] / one["seconds"]
-                lines.append(
-                    f"| {stage.title} | {one['items']:,} | {one['seconds']:,.1f} | "
-                    f"{one['cpu']:,.1f} | {rate:,.0f} | {one['private']:.2f} |"
-                )
-    lines += ["", machine("full_size", 0)]
-    return "\n".join(lines) + "\n"
-
-
-def main() -> None:
-    """Run, write, print."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.speed.full_size", description=__doc__
+        {
+            f"## {candidates(one):,} candidates, {queries(one):,} test queries": table(done)
+            for one, done in sorted(found.items())
+        },
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/full_size"), help="data, timings")
-    parser.add_argument("--share", type=float, nargs="+", default=[0.01, 0.1, 1.0])
-    parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES))
-    parser.add_argument("--keep", action="store_true", help="leave the data there")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--stage", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.stage:
-        work = STAGES[args.stage].work
-        if work is not None:
-            print(work(args.out, args.share[0]))
-        return
-    found = {share: measure(args.out, share, args.stages, args.keep) for share in args.share}
-    text = table(found)
-    args.results.parent.mkdir(parents=True, exist_ok=True)
-    args.results.write_text(text, encoding="utf-8")
-    print(text)
 
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # a stage in a process of its own
+    work = STAGES[sys.argv[1]].work
+    if work is not None:
+        print(work(Path(sys.argv[2]), float(sys.argv[3])))

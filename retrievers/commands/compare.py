@@ -13,8 +13,7 @@ from augment.data.pools import open_queries
 from augment.errors import DataError
 from augment.files import replacing
 from augment.records import Query
-from retrievers.evaluation.compare import Comparison, compare, compare_scores
-from retrievers.evaluation.stats import scores_from_run
+from retrievers.evaluation.compare import Comparison, compare, compare_scores, scores_from_run
 from retrievers.training.provenance import source_commit, versions
 
 

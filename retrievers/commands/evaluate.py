@@ -14,22 +14,16 @@ from typing import Any, NamedTuple
 
 import pyarrow.compute as pc
 
-from augment.data import DataRoot, read_qrels
+from augment.data import DataRoot, grades_of, read_qrels
 from augment.data.pools import open_candidates
 from augment.errors import DataError
 from augment.files import replacing
-from retrievers.evaluation.compare import tasks_of
-from retrievers.evaluation.metrics import (
-    Judgements,
-    Measure,
-    QueryScores,
-    grades_of,
-    score_run,
-    standard_measures,
-)
+from retrievers.evaluation.compare import check_queries, tasks_of
+from retrievers.evaluation.judgements import Judgements
+from retrievers.evaluation.metrics import Measure, QueryScores, score_run, standard_measures
 from retrievers.evaluation.protocol import REPORTED, missing_rows, reported_k, row_order
-from retrievers.evaluation.run import RunTable, check_candidates, check_depth, read_table
-from retrievers.evaluation.stats import check_queries
+from retrievers.evaluation.run import RunTable, check_candidates, check_depth
+from retrievers.evaluation.run_files import read_table
 from retrievers.training.provenance import source_commit, versions
 
 #: UniIR's names of run files.

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from augment.data import read_qrels
+from augment.data import grades_of, read_qrels
 from augment.errors import DataError
 from augment.files import replacing
 from retrievers.commands.evaluate import main as evaluate
@@ -20,8 +20,7 @@ from retrievers.evaluation.fusion import (
     tune_weights,
     weighted_fusion,
 )
-from retrievers.evaluation.metrics import grades_of
-from retrievers.evaluation.run import read_table, write_run
+from retrievers.evaluation.run_files import read_table, write_run
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,20 +15,12 @@ from tqdm import tqdm
 
 from augment.data import write_qrels
 from augment.data.images import open_image
+from augment.data.mmeb import Target, read_subset, subset_names
 from augment.errors import DataError
 from augment.files import replacing
 from augment.records import Qrel, Side
-from retrievers.evaluation.mmeb import (
-    Score,
-    Target,
-    rank_lists,
-    read_subset,
-    record,
-    score_subset,
-    subset_names,
-    table,
-)
-from retrievers.evaluation.run import writing_run
+from retrievers.evaluation.mmeb import Score, rank_lists, record, score_subset, table
+from retrievers.evaluation.run_files import writing_run
 from retrievers.models.blip import BlipFeatureFusion, BlipScoreFusion  # noqa: F401 - short names
 from retrievers.models.clip import ClipScoreFusion  # noqa: F401 - a short name for --model
 from retrievers.models.clip_ff import ClipFeatureFusion  # noqa: F401 - a short name

@@ -2,25 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from random import Random
-from typing import Any, final
+from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 from jaxtyping import Int64
 
-from augment.data import DataRoot, read_qrels
+from augment.data import DataRoot, grades_of, read_qrels
 from augment.data.pools import Catalog, open_candidates, open_queries
 from augment.errors import DataError
 from augment.records import Item, Modality, Query, Side
 from retrievers.data.datasets import Reader, target_modality
 from retrievers.data.examples import Example
-from retrievers.evaluation.metrics import grades_of
-from retrievers.evaluation.protocol import PositiveConfig, keep_positives
 from retrievers.vectors.embed import Content
+
+
+@dataclass(frozen=True)
+class PositiveConfig:
+    """What becomes of positives that a pool lacks, or that are of another data set.
+
+    In OVEN task 6, 89.9 % of the judgements name candidates outside OVEN's own pool, in InfoSeek
+    task 6 10.2 % (embeddings-benchmark/mteb#5021): success@k is unharmed, recall@k and nDCG not.
+
+    Args:
+        dangling: positives that are not in the pool. keep: they stay in the judgements and cannot
+            be found (UniIR); drop: they are removed, and queries that have no other are left out
+            and counted; combine: the local pools that hold them are searched together with it.
+        foreign: positives of another data set than the query's. keep (UniIR) or drop.
+    """
+
+    dangling: Literal["keep", "drop", "combine"] = "keep"
+    foreign: Literal["keep", "drop"] = "keep"
+
+
+class Kept(NamedTuple):
+    """Judgements after a policy.
+
+    Attributes:
+        grades: query id -> candidate id -> grade; queries without a positive are gone.
+        dropped: relevant (query, candidate) pairs removed.
+        left_out: ids of queries that lost their last positive.
+    """
+
+    grades: dict[str, dict[str, int]]
+    dropped: int
+    left_out: list[str]
+
+
+def keep_positives(
+    grades: Mapping[str, Mapping[str, int]],
+    policy: PositiveConfig,
+    inside: Callable[[str], bool],
+) -> Kept:
+    """Apply a policy to the judgements of a task.
+
+    Args:
+        grades: query id -> candidate id -> grade.
+        policy: what to drop; ``combine`` drops nothing here.
+        inside: whether a candidate is in the pool.
+    """
+
+    def stays(qid: str, did: str, grade: int) -> bool:
+        if policy.foreign == "drop" and did.partition(":")[0] != qid.partition(":")[0]:
+            return False
+        return grade <= 0 or policy.dangling != "drop" or inside(did)
+
+    kept: dict[str, dict[str, int]] = {}
+    dropped, left_out = 0, []
+    for qid, judged in grades.items():
+        own = {did: grade for did, grade in judged.items() if stays(qid, did, grade)}
+        lost = sum(grade > 0 and did not in own for did, grade in judged.items())
+        dropped += lost
+        if lost and not any(grade > 0 for grade in own.values()):
+            left_out.append(qid)
+        else:
+            kept[qid] = own
+    return Kept(kept, dropped, left_out)
 
 
 @dataclass
@@ -166,7 +227,7 @@ def plan_test(
     union: bool,
     tasks: Iterable[int] | None,
     limit: int | None,
-    positives: PositiveConfig = PositiveConfig(),  # noqa: B008 - frozen
+    positives: PositiveConfig = PositiveConfig(),
 ) -> Plan:
     """Every query file of a split with its local pool, and the union pool if asked for.
 

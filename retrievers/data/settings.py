@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from retrievers.evaluation.protocol import PositiveConfig
+from retrievers.data.plan import PositiveConfig
 from retrievers.vectors.store import Dtype
 
 

@@ -17,11 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from augment.errors import DataError
-from retrievers.evaluation.metrics import Grades, Judgements, score_run
-from retrievers.evaluation.run import RunTable
-
-#: Scores are rounded so, as those of the indexes, before ties are settled by id.
-_DECIMALS = 6
+from retrievers.evaluation.judgements import Grades, Judgements
+from retrievers.evaluation.metrics import score_run
+from retrievers.evaluation.run import DECIMALS, RunTable
 
 
 def reciprocal_rank_fusion(
@@ -101,7 +99,7 @@ def _fuse(runs: Sequence[RunTable], parts: Sequence[np.ndarray], depth: int | No
         row = np.asarray(pc.index_in(run.ids, value_set=ids), dtype=np.int64)[run.rows]
         keys.append(query * max(len(ids), 1) + row)
     pairs, place = np.unique(np.concatenate(keys), return_inverse=True)
-    scores = np.round(np.bincount(place, np.concatenate(parts), len(pairs)), _DECIMALS)
+    scores = np.round(np.bincount(place, np.concatenate(parts), len(pairs)), DECIMALS)
     query, row = np.divmod(pairs, max(len(ids), 1))
     fused = RunTable(qids, ids, query, row, scores)
     return fused if depth is None else fused.cut(depth)
@@ -137,8 +135,8 @@ def tune_weights(
 
     Args:
         dev: tasks, each with its runs (in the same order) and judgements; each weighs the same.
-        metric: see :meth:`retrievers.evaluation.metrics.Measure.parse`. nDCG moves with every rank, so that
-            few dev queries tell weights apart.
+        metric: see :meth:`~retrievers.evaluation.metrics.Measure.parse`. nDCG moves with every
+            rank, so that few dev queries tell weights apart.
         steps: the grid divides 1 into so many parts.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Runs: hits of many queries in columns, and TREC run files (``qid Q0 did rank score tag``).
+"""Runs: hits of many queries in columns.
 
 Ranking rule, everywhere in this package: by score in single precision, ties by id in descending
 order. It is trec_eval's rule (its ``sim`` is a C float), so trec_eval ranks a run file as we do.
@@ -6,12 +6,8 @@ order. It is trec_eval's rule (its ``sim`` is a C float), so trec_eval ranks a r
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
-from typing import IO, Any, final
+from collections.abc import Iterable
+from typing import Any, final
 
 import numpy as np
 import pyarrow as pa
@@ -20,10 +16,7 @@ from jaxtyping import Float32, Int64, Shaped
 from numpy.typing import ArrayLike
 
 from augment.errors import DataError
-from augment.files import replacing
 from augment.records import Hit, Run
-from retrievers.evaluation.run_lines import run_lines
-from retrievers.evaluation.run_text import parse_lines, parse_quickly
 
 #: Decimals of a score: runs and indexes round to them before ties are settled by id.
 DECIMALS = 6
@@ -228,119 +221,6 @@ class RunTable:
         """The best ``depth`` hits of each query (trec_eval's ``-M``)."""
         keep = self.rank <= depth
         return RunTable(self.qids, self.ids, self.query[keep], self.rows[keep], self.scores[keep])
-
-
-def write_run(path: str | Path, run: Run | RunTable, tag: str = "run") -> None:
-    """Write a run file; the file appears whole or not at all.
-
-    Scores are written so that they read back as the same single-precision number: with six
-    decimals where that is enough (the precision that the indexes of this package rank by), else
-    with nine digits.
-
-    Args:
-        path: the file; its folder is made.
-        run: hits per query, in any order.
-        tag: last column; must not contain white space.
-
-    Raises:
-        ValueError: if the tag contains white space.
-        DataError: if an id is empty or contains white space.
-    """
-    _write(Path(path), run, tag, None)
-
-
-@contextmanager
-def writing_run(path: str | Path, run: Run | RunTable, tag: str = "run") -> Iterator[None]:
-    """The same while something else is done with the run, such as scoring it.
-
-    The file is there when the block ends. Arguments and errors are those of :func:`write_run`.
-    """
-    with writing_runs({Path(path): run}, tag):
-        yield
-
-
-@contextmanager
-def writing_runs(runs: Mapping[Path, Run | RunTable], tag: str = "run") -> Iterator[None]:
-    """The same for several files, one after another."""
-    with ThreadPoolExecutor(1) as thread:
-        written = [thread.submit(write_run, path, run, tag) for path, run in runs.items()]
-        yield
-        for one in written:
-            one.result()
-
-
-def write_uniir_run(
-    path: str | Path, run: Run | RunTable, tasks: Mapping[str, int], tag: str = "run"
-) -> None:
-    """Write a run file as UniIR does, with the task code in a seventh column.
-
-    Args:
-        path: the file; its folder is made.
-        run: hits per query, in any order.
-        tasks: query id -> M-BEIR task code.
-        tag: sixth column; must not contain white space.
-
-    Raises:
-        ValueError: if the tag contains white space.
-        DataError: if a query has no task code, or an id contains white space.
-    """
-    _write(Path(path), run, tag, tasks)
-
-
-def _write(path: Path, run: Run | RunTable, tag: str, tasks: Mapping[str, int] | None) -> None:
-    if not tag or any(character.isspace() for character in tag):
-        raise ValueError(f"run tag {tag!r} must be one word")
-    table = run if isinstance(run, RunTable) else RunTable.from_run(run)
-    tails = [f" {tag}\n".encode()]
-    if tasks is not None:
-        lacking = [qid for qid in table.qids.to_pylist() if qid not in tasks]
-        if lacking:
-            raise DataError("no task code is known; write six columns", f"query {lacking[0]}")
-        tails = [f" {tag} {tasks[qid]}\n".encode() for qid in table.qids.to_pylist()]
-    with replacing(path, DataError) as stream:
-        _write_blocks(stream.buffer, run_lines(table, tails))
-
-
-def _write_blocks(file: IO[bytes], blocks: Iterable[bytes | bytearray]) -> None:
-    """Write, and have each block go to the disk at once: little is left to wait for at the end."""
-    start = 0
-    for block in blocks:
-        file.write(block)
-        file.flush()
-        if hasattr(os, "posix_fadvise"):  # Linux begins to write what is said not to be needed
-            os.posix_fadvise(file.fileno(), start, len(block), os.POSIX_FADV_DONTNEED)
-        start += len(block)
-
-
-def read_run(path: str | Path) -> dict[str, list[Hit]]:
-    """Read a run file; hits come back by score, ties by id, whatever the rank column says.
-
-    Raises:
-        DataError: see :func:`read_table`.
-    """
-    return read_table(path).to_run()
-
-
-def read_table(path: str | Path, *, empty: bool = False) -> RunTable:
-    """Read a run file of six columns, or of UniIR's seven, into columns.
-
-    Args:
-        path: the file.
-        empty: accept a file without a line: a search that found nothing.
-
-    Raises:
-        DataError: with ``file:line``, if the file is empty, a line is malformed, a score is no
-            finite number, a candidate stands twice under one query, or two tags occur.
-    """
-    if empty and Path(path).is_file() and not Path(path).stat().st_size:
-        return RunTable([], [], [], [], [])
-    found = parse_quickly(Path(path))
-    if found is not None:
-        try:
-            return RunTable(*found)
-        except DataError:
-            pass  # read again, line by line, to say where
-    return RunTable(*parse_lines(Path(path)))
 
 
 def check_depth(table: RunTable, k: int, pool: int | None = None) -> None:

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from augment.enrichment.card import Shown, provenance
+from augment.enrichment.export import Shown, provenance
 from augment.records import Side
-from retrievers.evaluation.compare import TASK_NAMES
+from retrievers.evaluation.protocol import TASK_NAMES
 from retrievers.training.base import Retriever
 
 #: The libraries that a folder is written for.

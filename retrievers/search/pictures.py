@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import shutil
 import tempfile
 import weakref
@@ -25,8 +24,6 @@ MAX_PIXELS = 50_000_000
 
 #: Pictures kept; the one that was longest unused goes first.
 KEPT = 64
-
-_NAME = re.compile(r"[0-9a-f]{40}")
 
 
 @final
@@ -110,6 +107,10 @@ class QueryPictures:
             )
             raise ImageError(told, where, error.reason) from error
 
+    def holds(self, name: str) -> bool:
+        """Whether a picture of this name is here."""
+        return name in self._names
+
     def open(self, name: str) -> Image.Image:
         """A kept picture as RGB.
 
@@ -117,7 +118,7 @@ class QueryPictures:
             ImageError: ``missing`` if it is not, or no longer, here.
         """
         with self._lock:
-            if not _NAME.fullmatch(name) or name not in self._names:
+            if name not in self._names:
                 raise ImageError("is no longer here; add it again", "the picture", "missing")
             self._names.move_to_end(name)
             return open_image(self.folder, name, self._max_pixels)

@@ -11,7 +11,8 @@ from typing import NamedTuple, final
 
 from augment.engines import Engine, make_engine
 from augment.enrichment import pipeline as cli
-from augment.enrichment.enrich import Job, enrich
+from augment.enrichment.enrich import enrich_jobs
+from augment.enrichment.jobs import Job
 from augment.errors import EngineError, MismatchError
 from augment.prompts import Prompt, load_prompt
 from augment.prompts.route import QUERY_PROMPTS, Kind, classify
@@ -83,7 +84,7 @@ class QueryRewriter:
         """
         kind, reason = classify(Query(item, None))
         job = Job(item, self._prompts[kind], f"{kind} ({reason})")
-        summary = enrich([job], self._engine, self._store, self._recipe, self._pictures)
+        summary = enrich_jobs([job], self._engine, self._store, self._recipe, self._pictures)
         if summary.incomplete or summary.failures:
             why = summary.incomplete or summary.failures[0].reason
             raise EngineError(f"{self.model} could not rewrite the query: {why}")

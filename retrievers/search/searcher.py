@@ -12,36 +12,42 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import final
+from typing import Any, final
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from augment.data import DataRoot, InstructionRow
 from augment.errors import DataError, StoreError
-from augment.records import Item, Modality, one_picture
+from augment.records import Hit, Item, Modality, one_picture
+from augment.store import Store
 from augment.views import TextView, open_view
-from retrievers.data.datasets import CandidateBook
-from retrievers.data.examples import Example, make_inputs
+from retrievers.data.datasets import ImageLoader, ItemDataset, Reader
+from retrievers.data.examples import Inputs, ItemCollator
+from retrievers.data.plan import Embedder, Plan
 from retrievers.data.texts import TextRecipe
 from retrievers.models.loading import load_retriever, open_recipe
 from retrievers.search.answers import Answer, Result
-from retrievers.search.candidates import datasets, encode, pool_files
-from retrievers.search.opening import (
-    device_named,
-    index_words,
-    open_vectors,
-    shown_view,
-    words_view,
-)
 from retrievers.search.pictures import QueryPictures
 from retrievers.search.rewriting import QueryRewriter
 from retrievers.training.base import Retriever
+from retrievers.vectors import make_index
 from retrievers.vectors.bm25 import Bm25Index
+from retrievers.vectors.encoding import Content, encode
 from retrievers.vectors.index import Index, Vectors
+from retrievers.vectors.store import EmbeddingStore, read_manifest
 
 #: In place of a checkpoint: search by words.
 BM25 = "bm25"
+
+_BATCH = 128
 
 
 @final
@@ -53,29 +59,30 @@ class Searcher:
 
     def __init__(
         self,
+        root: DataRoot,
+        plan: Plan,
         retriever: Retriever | None,
         recipe: TextRecipe,
-        root: DataRoot,
-        pools: Sequence[Path],
-        index: Index[Vectors] | Bm25Index,
+        index: Index[Any],
         shown: TextView,
+        pictures: QueryPictures,
         rewriter: QueryRewriter | None = None,
-        pictures: QueryPictures | None = None,
         notes: Sequence[str] = (),
     ) -> None:
         self.root = root.path
-        self.pictures = pictures or QueryPictures()
-        self._notes = tuple(notes)
+        self.pictures = pictures
+        self._plan = plan
         self._retriever = retriever
         self._recipe = recipe
-        self._book = CandidateBook(pools)
         self._index = index
         self._shown = shown
         self._rewriter = rewriter
+        self._notes = tuple(notes)
         self._lock = Lock()
         self._instructions: tuple[InstructionRow, ...] = ()
         if recipe.instructions is not None:
-            found = datasets(pools)
+            numbers = pc.replace_substring_regex(plan.ids, ":.*$", "")
+            found = set(pc.unique(numbers).to_pylist())
             rows = recipe.instructions.rows
             self._instructions = tuple(row for row in rows if row.dataset_id in found)
 
@@ -118,28 +125,35 @@ class Searcher:
                 the embeddings are not of this checkpoint.
             EngineError: if there is no such VLM.
         """
-        data = DataRoot(Path(root))
-        files = pool_files(data, pools)
+        data, plan = DataRoot(Path(root)), Plan()
+        for path in _pool_files(data, pools):
+            plan.add_pool(path.name, path)
         texts = None if store is None else Path(store)
         if texts is not None and not texts.is_dir():
             raise StoreError(f"{texts}: no such folder of generated texts")
+        pictures = pictures or QueryPictures()
         if str(checkpoint) == BM25:
             if embeddings is not None or vlm is not None:
                 raise DataError("bm25 has no embeddings and no rewritten queries; leave them out")
-            recipe = TextRecipe(open_view("query", "raw"), words_view(texts), "plain", None)
-            words = index_words(files, recipe)
-            return cls(None, recipe, data, files, words, recipe.corpus_view, None, pictures)
-        retriever = load_retriever(checkpoint, device_named(device))
+            recipe = TextRecipe(open_view("query", "raw"), _generated(texts), "plain", None)
+            index = Bm25Index()
+            index.add(plan.ids, [recipe.candidate(i) or "" for i in plan.catalog.items()], BM25)
+            index.build()
+            return cls(data, plan, None, recipe, index, recipe.corpus_view, pictures)
+        retriever = load_retriever(checkpoint, _device(device))
         recipe = open_recipe(retriever.trained_on, data, texts, allow_mismatch)
-        pictures = pictures or QueryPictures()
         rewriter = (
             QueryRewriter(vlm, pictures.folder, recipe.query_view, allow_mismatch) if vlm else None
         )
-        found = open_vectors(retriever, recipe, data, files, device, checkpoint, embeddings)
-        shown = shown_view(recipe.corpus_view, texts)
-        return cls(
-            retriever, recipe, data, files, found.index, shown, rewriter, pictures, found.notes
+        made_by = retriever.fingerprint_for(recipe.fingerprint)
+        folder = _embeddings(Path(checkpoint), made_by) if embeddings is None else Path(embeddings)
+        vectors, notes = (
+            _embed(retriever, recipe, data, plan, device)
+            if folder is None
+            else _read_embeddings(folder, made_by, plan, device)
         )
+        shown = recipe.corpus_view if recipe.corpus_view.view != "raw" else _generated(texts)
+        return cls(data, plan, retriever, recipe, vectors, shown, pictures, rewriter, notes)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -198,7 +212,7 @@ class Searcher:
 
     def item(self, id: str) -> Item | None:  # noqa: A002 - the word of the format
         """A candidate as published, or None."""
-        return self._book.find(id)
+        return self._plan.find(id)
 
     def search(
         self,
@@ -206,6 +220,8 @@ class Searcher:
         image: str | Path | None = None,
         k: int = 10,
         instruction: str | None = None,
+        *,
+        picture: str | None = None,
     ) -> Answer:
         """The best candidates for a query.
 
@@ -215,24 +231,15 @@ class Searcher:
             k: how many candidates, at least 1.
             instruction: put before the query. None takes the first one that the root has for this
                 kind of query, an empty one leaves it out.
+            picture: in place of a file, the name of a picture in :attr:`pictures`.
 
         Raises:
             DataError: if there is neither text nor picture, or ``k`` is below 1.
             ImageError: if the picture cannot be used.
             EngineError: if the VLM cannot rewrite the query.
         """
-        return self.search_picture(
-            query, None if image is None else self.pictures.add_file(image), k, instruction
-        )
-
-    def search_picture(
-        self,
-        query: str = "",
-        picture: str | None = None,
-        k: int = 10,
-        instruction: str | None = None,
-    ) -> Answer:
-        """As :meth:`search`, with a picture by its name in :attr:`pictures`."""
+        if image is not None:
+            picture = self.pictures.add_file(image)
         text = query.strip() or None
         if text is None and picture is None:
             raise DataError("the query is empty; type a text or give a picture")
@@ -279,30 +286,148 @@ class Searcher:
     def _find(
         self, text: str | None, picture: str | None, k: int, notes: list[str]
     ) -> tuple[Result, ...]:
-        if isinstance(self._index, Bm25Index):
-            if picture is not None:
-                notes.append("BM25 reads words and does not see the picture")
-            run = self._index.run(["query"], [text], k, "words") if text is not None else None
-            hits = run.to_run()["query"] if run is not None else []
-            return tuple(
-                self._result(rank, hit.score, hit.did) for rank, hit in enumerate(hits, start=1)
-            )
-        assert self._retriever is not None  # noqa: S101 - only bm25 has none
-        image = None
-        if picture is not None:
-            image = self._retriever.processor.image(self.pictures.open(picture))
-        batch = make_inputs([Example(0, text, image)], self._retriever.processor)
-        vector = encode(self._retriever, batch, "query")
-        found = self._index.search(vector, min(k, len(self._index)))
-        ids, scores = self._index.ids.take(found.rows[0]).to_pylist(), found.scores[0].tolist()
-        return tuple(
-            self._result(rank, score, did)
-            for rank, (did, score) in enumerate(zip(ids, scores, strict=True), start=1)
-        )
+        asked: Any = [text]
+        if self._retriever is not None:
+            image = None if picture is None else self.pictures.open(picture)
+            asked = encode(self._retriever, [Content(text, image)], "query")
+        elif picture is not None:
+            notes.append("BM25 reads words and does not see the picture")
+            if text is None:
+                return ()
+        run = self._index.run(["typed"], asked, k, self._index.made_by or "")
+        hits = run.to_run()["typed"]
+        return tuple(self._result(rank, hit) for rank, hit in enumerate(hits, start=1))
 
-    def _result(self, rank: int, score: float, did: str) -> Result:
-        item = self._book.find(did)
+    def _result(self, rank: int, hit: Hit) -> Result:
+        item = self._plan.find(hit.did)
         assert item is not None  # noqa: S101 - the index was made from the plan
-        found = self._shown.enrichment(did)
-        generated = found.text if found is not None and not found.rejected else None
-        return Result(rank, round(score, 6), did, item.text, generated, item.image)
+        made = self._shown.enrichment(hit.did)
+        generated = made.text if made is not None and not made.rejected else None
+        return Result(rank, round(hit.score, 6), hit.did, item.text, generated, item.image)
+
+
+def _pool_files(root: DataRoot, names: Sequence[str]) -> list[Path]:
+    """The files of some local pools; without names all of them, or else the union pools.
+
+    Raises:
+        DataError: if there are no such pools.
+    """
+    pools = root.pools()
+    files = [file.path for file in pools or root.union_pools()]
+    if not files:
+        raise DataError(
+            "no candidate pool in cand_pool/local or cand_pool/global; check the root with "
+            "`python -m augment validate`",
+            str(root.path),
+        )
+    if not names:
+        return files
+    by_name: dict[str, list[Path]] = {}
+    for dataset, task, path in pools:
+        for name in {dataset, dataset if task is None else f"{dataset}_task{task}"}:
+            by_name.setdefault(name, []).append(path)
+    unknown = [name for name in names if name not in by_name]
+    if unknown:
+        raise DataError(
+            f"no pool named {', '.join(unknown)}; there are {', '.join(sorted(by_name))}",
+            str(root.path),
+        )
+    return list(dict.fromkeys(path for name in names for path in by_name[name]))
+
+
+def _generated(store: Path | None) -> TextView:
+    """Published text, and generated text behind it where there is some."""
+    if store is None or not Store(store).recipes("corpus"):
+        return open_view("corpus", "raw")
+    return open_view("corpus", "append", store)
+
+
+def _device(name: str) -> str:
+    """A device of torch; ``auto`` takes a graphics card where there is one.
+
+    Raises:
+        DataError: if there is no such device.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise DataError(f"no device {name!r} here; use auto, cpu, cuda or cuda:N") from error
+    return name
+
+
+def _embeddings(checkpoint: Path, made_by: str) -> Path | None:
+    """The folder that ``embed`` fills by default, if it did with these weights and text."""
+    folder = checkpoint.parent.parent / "embeddings"
+    manifest = read_manifest(folder / "corpus") if (folder / "corpus").is_dir() else None
+    known = manifest is not None and manifest.complete and manifest.made_by == made_by
+    return folder if known else None
+
+
+def _embed(
+    retriever: Retriever, recipe: TextRecipe, root: DataRoot, plan: Plan, device: str
+) -> tuple[Index[Vectors], list[str]]:
+    """Embed the candidates of a plan, and keep the vectors in memory.
+
+    Raises:
+        DataError: if there is no candidate, or none that can be embedded.
+    """
+    reader = Reader(recipe, ImageLoader(root.path, retriever.processor), "skip")
+    loader = DataLoader(
+        ItemDataset(len(plan), Embedder(plan, reader).candidate),
+        batch_size=_BATCH,
+        collate_fn=ItemCollator(retriever.processor),
+    )
+    failed = degraded = 0
+    parts: list[Tensor] = []
+    rows: list[int] = []
+    with torch.inference_mode():
+        for batch in tqdm(loader, desc="embedding", unit="batch", leave=False, disable=None):
+            failed += len(batch.failed)
+            degraded += len(batch.degraded)
+            if batch.inputs.size:
+                moved = (part.to(retriever.device) for part in batch.inputs[1:])
+                inputs = Inputs(batch.inputs.size, *moved)
+                parts.append(retriever.encode(inputs, "corpus").float().cpu())
+                rows.extend(batch.rows.tolist())
+    if not rows:
+        raise DataError("its pools hold no candidate that can be embedded", str(root.path))
+    made_by = retriever.fingerprint_for(recipe.fingerprint)
+    index = make_index("exact", made_by, device)
+    index.add(plan.catalog.names(np.array(rows)), torch.cat(parts), made_by)
+    return index, _notes(failed, degraded)
+
+
+def _read_embeddings(
+    folder: Path, made_by: str, plan: Plan, device: str
+) -> tuple[Index[Vectors], list[str]]:
+    """The candidates of a plan with the vectors that ``embed`` left, read where they lie.
+
+    Vectors go by id: a candidate that changed after embedding is found by what it was then.
+
+    Raises:
+        StoreError: if there are no embeddings, or unfinished or damaged ones.
+        MismatchError: if other weights or text made them.
+        DataError: if they hold no candidate of these pools.
+    """
+    inner = folder / "corpus"
+    # Checksums are compared, a second or two per GB: exact search reads every vector anyway.
+    store = EmbeddingStore.open(inner if inner.is_dir() else folder, made_by)
+    live, wanted = store.live, plan.ids
+    places = pc.index_in(wanted, value_set=store.ids(live))
+    kept = wanted.filter(pc.is_valid(places))
+    if not len(kept):
+        raise DataError("holds no vector of these pools; embed the same root", str(store.folder))
+    rows = live[places.drop_null().to_numpy()]
+    index = make_index("exact", store.made_by, device)
+    index.add(kept, store, store.made_by, rows)
+    return index, _notes(len(wanted) - len(kept), int(np.count_nonzero(store.degraded[rows])))
+
+
+def _notes(failed: int, degraded: int) -> list[str]:
+    kinds: Mapping[str, int] = {
+        "candidates left out, without a vector: no text, and no picture that can be read": failed,
+        "candidates found by their text alone, because their picture cannot be read": degraded,
+    }
+    return [f"{what}: {number:,}" for what, number in kinds.items() if number]

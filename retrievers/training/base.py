@@ -16,7 +16,7 @@ from retrievers.data.examples import Items, Pairs
 from retrievers.data.module import MBeirData
 from retrievers.data.settings import SearchConfig
 from retrievers.data.texts import check_recipe
-from retrievers.evaluation.run import writing_runs
+from retrievers.evaluation.run_files import writing_runs
 from retrievers.models.stored import StoredRetriever
 from retrievers.search.mining import Tally
 from retrievers.training.failures import not_finite

@@ -20,10 +20,10 @@ from jaxtyping import Int64
 from augment.data import DataRoot, TextRule
 from augment.errors import DataError
 from augment.files import digest
-from retrievers.data.plan import Plan, plan_test
+from retrievers.data.plan import Plan, PositiveConfig, plan_test
 from retrievers.data.texts import TextRecipe, ViewConfig, check_untrained
-from retrievers.evaluation.protocol import PositiveConfig
-from retrievers.evaluation.run import DECIMALS, RunTable, writing_runs
+from retrievers.evaluation.run import DECIMALS, RunTable
+from retrievers.evaluation.run_files import writing_runs
 from retrievers.vectors.embed import Embeddings
 from retrievers.vectors.index import Found, Index
 from retrievers.vectors.scoring import Results, run_files, score, write_results

@@ -18,7 +18,7 @@ from benchmarks.experiments import graph, noise, spec
 from benchmarks.experiments.__main__ import main
 from benchmarks.experiments.build import Builder, Setup
 from benchmarks.experiments.effects import CELLS, CONTRASTS, crossing, effect
-from benchmarks.experiments.graph import Step
+from benchmarks.experiments.graph import CachedStep
 from benchmarks.experiments.roots import digest_root, make_part
 from benchmarks.experiments.texts import Enriching, derived, made_anew, read_source
 from benchmarks.flagland import language
@@ -38,7 +38,7 @@ def counted(name, needs=(), fail=False):
             raise DataError("cannot")
         (folder / "made").write_text(name)
 
-    return Step("train", name, {"name": name}, needs, work), calls
+    return CachedStep("train", name, {"name": name}, needs, work), calls
 
 
 def test_steps_run_once_in_order_and_after_a_failure_go_on(tmp_path):
@@ -61,7 +61,7 @@ def test_steps_run_once_in_order_and_after_a_failure_go_on(tmp_path):
 
 def test_a_fingerprint_moves_with_settings_and_needs():
     def make(settings, needs=()):
-        return Step("train", "any title", settings, needs, lambda folder, given: None)
+        return CachedStep("train", "any title", settings, needs, lambda folder, given: None)
 
     base = make({"seed": 0})
     assert make({"seed": 0}).fingerprint == base.fingerprint
@@ -75,7 +75,7 @@ def test_estimates_come_from_what_was_measured(tmp_path):
     path = done.folder(tmp_path) / "done.json"
     record = {**json.loads(path.read_text()), "seconds": 30.0, "size": 10.0}
     path.write_text(json.dumps(record))
-    new = Step("train", "new", {}, (), lambda folder, given: None, size=5.0)
+    new = CachedStep("train", "new", {}, (), lambda folder, given: None, size=5.0)
     assert graph.plan([new], tmp_path)[0].seconds == pytest.approx(15.0)
 
 
@@ -166,15 +166,10 @@ def test_a_part_of_a_root_has_its_lists_and_pictures(tmp_path):
     }  # fmt: skip
     assert kept < whole
     assert all((part / path).read_bytes() == (root / path).read_bytes() for path in kept)
-
-
-def test_a_root_is_known_by_its_contents(tmp_path):
-    root = make_root(tmp_path / "root")
     before = digest_root(root)
-    assert digest_root(make_root(tmp_path / "other")) == before
     file = next((root / "query" / "test").glob("*task0*.jsonl"))
     file.write_text(file.read_text().replace("number", "Number"))
-    assert digest_root(root) != before
+    assert digest_root(root) != before, "a root is known by its contents"
 
 
 def losses(root, **setup):
@@ -350,35 +345,30 @@ TEXT = (
 )
 
 
-def test_noise_at_rate_nothing_and_everything():
+def test_noise_comes_at_its_rates():
     same = noise.corrupt(TEXT, Random(0), 0.0, 0.0)
-    assert (same.text, same.wrong, same.gone) == (TEXT, 0, 0)
     # horizontal, red, light blue, red, green, triangle, at the hoist, large, yellow, star, in the
     # centre, three, white, rings, at the fly
-    assert same.facts == 15
+    assert same == (TEXT, 15, 0, 0)
     wrong = noise.corrupt(TEXT, Random(0), 1.0, 0.0)
-    assert (wrong.facts, wrong.wrong) == (15, 15)
+    assert wrong[1:] == (15, 15, 0)
     unchanged = {("proportion", "middle wide"), ("charge count", "0:1")}
     assert not language.parse(wrong.text) & language.parse(TEXT) - unchanged
     gone = noise.corrupt(TEXT, Random(0), 0.0, 1.0)
     assert gone.gone == 15
     assert "  " not in gone.text
+    changed = [noise.corrupt(TEXT, Random(n), 0.25, 0.1) for n in range(400)]
+    assert sum(one.wrong for one in changed) / 6000 == pytest.approx(0.25, abs=0.02)
+    assert sum(one.gone for one in changed) / 6000 == pytest.approx(0.1, abs=0.02)
     with pytest.raises(ValueError, match="sum at most 1"):
         noise.corrupt(TEXT, Random(0), 0.8, 0.3)
-
-
-def test_noise_comes_at_its_rates():
-    found = [noise.corrupt(TEXT, Random(n), 0.25, 0.1) for n in range(400)]
-    facts = sum(one.facts for one in found)
-    assert sum(one.wrong for one in found) / facts == pytest.approx(0.25, abs=0.02)
-    assert sum(one.gone for one in found) / facts == pytest.approx(0.1, abs=0.02)
 
 
 def test_filler_has_its_length_and_no_fact():
     text = noise.filler(90, 7)
     assert len(text.split()) == 90
-    assert noise.corrupt(text, Random(0), 1.0, 0.0, noise.FLAGLAND).facts == 0
-    assert noise.corrupt(text, Random(0), 1.0, 0.0, noise.GENERAL).facts == 0
+    for rivals in (noise.FLAGLAND, noise.GENERAL):
+        assert noise.corrupt(text, Random(0), 1.0, 0.0, rivals).facts == 0
 
 
 def test_routers_put_items_in_order(tmp_path):
@@ -391,10 +381,9 @@ def test_routers_put_items_in_order(tmp_path):
     run = ["q1 Q0 1:3 1 0.9 x", "q1 Q0 1:2 2 0.5 x", "q2 Q0 1:0 1 0.8 x", "q2 Q0 1:2 2 0.7 x"]
     (tmp_path / "x_task0.local.trec").write_text("\n".join(run) + "\n")
     assert noise.margins(tmp_path) == pytest.approx({"q1": 0.4, "q2": 0.1}, abs=1e-6)
-    near = noise.closeness(tmp_path)
-    assert near == pytest.approx({"1:3": 0.4, "1:2": 0.1, "1:0": 0.1}, abs=1e-6)
-    kept = noise.chosen(items, "corpus", 0.5, "contested", 0, tmp_path)
-    assert kept == {"1:0", "1:2"}
+    near = {"1:3": 0.4, "1:2": 0.1, "1:0": 0.1}
+    assert noise.closeness(tmp_path) == pytest.approx(near, abs=1e-6)
+    assert noise.chosen(items, "corpus", 0.5, "contested", 0, tmp_path) == {"1:0", "1:2"}
     with pytest.raises(DataError, match="asks a retriever"):
         noise.chosen(items, "corpus", 0.5, "contested")
     with pytest.raises(DataError, match="unknown router"):
@@ -402,72 +391,48 @@ def test_routers_put_items_in_order(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def flagland(tmp_path_factory):
-    """A small Flagland and the step of the oracle's texts, done."""
+def made(tmp_path_factory):
+    """Makes a text of the oracle's on a small Flagland: what is said of it, and texts by side."""
     base = tmp_path_factory.mktemp("flagland")
     write_world(base / "root", WorldConfig(200, 5, width=48))
     using = Enriching(base / "root", digest_root(base / "root"))
     oracle = made_anew(spec.TextSpec("oracle"), using)
-    graph.run([oracle], base / "out")
-    return base, using, oracle
+
+    def make(kind="oracle", **settings):
+        text = spec.TextSpec(kind, "oracle", **settings)
+        step = oracle if kind == "oracle" else derived(text, oracle, using)
+        graph.run([step], base / "out")
+        source = read_source(step.folder(base / "out"))
+        about = json.loads((step.folder(base / "out") / "texts.json").read_text())["sides"]
+        return about, {side: Store(source.store).texts(side, source.recipes[side])
+                       for side in spec.SIDES}  # fmt: skip
+
+    return make
 
 
-def made_of(flagland, kind, **settings):
-    base, using, oracle = flagland
-    step = derived(spec.TextSpec(kind, "oracle", **settings), oracle, using)
-    graph.run([step], base / "out")
-    folder = step.folder(base / "out")
-    return json.loads((folder / "texts.json").read_text()), read_source(folder)
-
-
-def texts_of(source, side):
-    return Store(source.store).texts(side, source.recipes[side])
-
-
-def test_the_oracle_states_every_fact_and_nothing_else(flagland):
-    base, _, oracle = flagland
-    about = json.loads((oracle.folder(base / "out") / "texts.json").read_text())["sides"]
-    for side in ("query", "corpus"):
-        assert about[side]["facts"]["all"]["precision"] == 1
-        assert about[side]["facts"]["all"]["recall"] == 1
-
-
-def test_noisy_texts_are_as_wrong_as_was_asked_for(flagland):
-    about, source = made_of(flagland, "noise", hallucination=0.3, seed=1)
-    for side in ("query", "corpus"):
-        changed = about["sides"][side]["changed"]
-        assert changed["wrong"] / changed["facts"] == pytest.approx(0.3, abs=0.02)
+def test_the_oracle_states_every_fact_and_noise_is_as_wrong_as_was_asked_for(made):
+    for side, about in made()[0].items():
+        assert about["facts"]["all"]["precision"] == about["facts"]["all"]["recall"] == 1, side
+    noisy, texts = made("noise", hallucination=0.3, seed=1)
+    for about in noisy.values():
+        assert about["changed"]["wrong"] / about["changed"]["facts"] == pytest.approx(0.3, abs=0.02)
         # One wrong word may spoil more than one fact (of a charge, of a list), not less.
-        assert about["sides"][side]["facts"]["all"]["precision"] < 0.78
-    recipe = texts_of(source, "corpus").recipe
-    assert recipe.settings["changed"]["hallucination"] == 0.3
+        assert about["facts"]["all"]["precision"] < 0.78
+    assert texts["corpus"].recipe.settings["changed"]["hallucination"] == 0.3
 
 
-def test_filler_is_as_long_as_the_enrichment(flagland):
-    base, _, oracle = flagland
-    _, source = made_of(flagland, "filler")
-    whole = texts_of(read_source(oracle.folder(base / "out")), "corpus")
-    for item_id, text in list(texts_of(source, "corpus").items())[:20]:
-        assert len(text.text.split()) == len(whole[item_id].text.split())
-        assert not language.parse(text.text)
-
-
-def test_permuted_texts_are_others_own(flagland):
-    base, _, oracle = flagland
-    _, source = made_of(flagland, "permuted")
-    whole = texts_of(read_source(oracle.folder(base / "out")), "corpus")
-    found = texts_of(source, "corpus")
-    assert sorted(text.text for text in found.values()) == sorted(
-        text.text for text in whole.values()
-    )
-    differing = sum(found[item_id].text != text.text for item_id, text in whole.items())
+def test_derived_texts_are_what_their_kind_says(made):
+    whole = made()[1]["corpus"]
+    filler = made("filler")[1]["corpus"]
+    permuted = made("permuted")[1]["corpus"]
+    prefixed = made("prefixed", prefix="Look:")[1]["corpus"]
+    for item_id, text in whole.items():
+        assert len(filler[item_id].text.split()) == len(text.text.split())
+        assert not language.parse(filler[item_id].text)
+        assert prefixed[item_id].text == f"Look: {text.text}"
+    assert sorted(t.text for t in permuted.values()) == sorted(t.text for t in whole.values())
+    differing = sum(permuted[item_id].text != text.text for item_id, text in whole.items())
     assert differing > 0.9 * len(whole)
-
-
-def test_a_share_is_a_share_of_every_split(flagland):
-    base, _, oracle = flagland
-    _, source = made_of(flagland, "select", share=0.25, router="random")
-    whole = read_source(oracle.folder(base / "out"))
-    for side in ("query", "corpus"):
-        kept = texts_of(source, side)
-        assert len(kept) == pytest.approx(0.25 * len(texts_of(whole, side)), abs=3)
+    share = made("select", share=0.25, router="random")[1]
+    for side, texts in made()[1].items():
+        assert len(share[side]) == pytest.approx(0.25 * len(texts), abs=3), "of every split"

@@ -11,6 +11,7 @@ import pytest
 
 from augment.data import DataRoot
 from augment.data.pools import open_candidates, open_queries
+from augment.files import write_json
 from benchmarks.experiments import plots, results, spec, tables
 from benchmarks.experiments.build import Builder, Setup
 from benchmarks.experiments.notebooks import picture
@@ -67,7 +68,7 @@ def made(root, tmp_path_factory):
             "examples": {"wins": [example], "losses": [example]}})  # fmt: skip
         for experiment in spec.load_all(["all"]):
             reader = ArmReader(Builder(experiment, setup), folder, "success@1")
-            results.save(results.collect(reader), folder / f"{experiment.name}.json")
+            write_json(folder / f"{experiment.name}.json", results.collect(reader))
     return folder
 
 

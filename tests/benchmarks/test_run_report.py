@@ -14,7 +14,7 @@ from augment.records import Hit, Item, Qrel, Query, one_picture
 from benchmarks.report.page import main, scatter
 from benchmarks.report.runs import Moved, pick
 from retrievers.data.texts import ViewConfig
-from retrievers.evaluation.run import write_run
+from retrievers.evaluation.run_files import write_run
 from retrievers.vectors.bm25 import bm25
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or ""

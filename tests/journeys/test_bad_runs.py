@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from augment.data import read_qrels
+from augment.data import grades_of, read_qrels
 from augment.errors import DataError
 from augment.records import Qrel
 from retrievers.cli import main
-from retrievers.evaluation.metrics import grades_of
-from retrievers.evaluation.run import read_run
+from retrievers.evaluation.run_files import read_run
 
 DOCS = Path(__file__).parents[2] / "docs" / "bad-input-runs.md"
 RUN = "1:1 Q0 1:5 1 0.9 a\n1:1 Q0 1:6 2 0.8 a\n1:2 Q0 1:5 1 0.7 a\n"

@@ -17,13 +17,13 @@ import pytest
 from PIL import Image
 
 from augment import corpus
+from augment.__main__ import main
 from augment.data import write_candidates
-from augment.enrichment import pipeline as cli
-from augment.enrichment import retry
-from augment.enrichment.pipeline import Options
+from augment.enrichment.pipeline import Options, carry_out
 from augment.enrichment.supervise import supervise
 from augment.records import Item
-from augment.store import Store, wal
+from augment.store import Store, log
+from augment.store.runs import load_runs
 
 HOME = Path(__file__).parents[2]
 ITEMS = 60
@@ -54,11 +54,11 @@ def processes():
 def _work(root, store, model, options):
     os.setpgrp()
     sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - as long as it lives
-    options = cli.Options(model=model, **options)
+    options = Options(model=model, **options)
 
     def work(dead):
         plan = corpus.plan(root, (), "rar/corpus")
-        return cli.carry_out(plan, root, store, options, seen_dead=dead).exit_code
+        return carry_out(plan, root, store, options, seen_dead=dead).exit_code
 
     sys.exit(supervise(work, store))
 
@@ -93,7 +93,7 @@ def rows_written(store):
     found = Counter()
     for path in store.glob("wal/*.jsonl"):
         with path.open("rb") as file:
-            records = [line.record for line in wal.read(file) if line.record]
+            records = [line.record for line in log.read(file) if line.record]
         found.update(record["key"] for record in records if record["kind"] == "text")
     for path in store.glob("texts/*.parquet"):
         found.update(pq.read_table(path, columns=["key"])["key"].to_pylist())
@@ -164,9 +164,9 @@ def test_an_item_that_kills_the_process_is_found_and_set_aside(root, processes):
     again = start(processes, root, store, deadly, batch_size=16)
     again.join()
     assert again.exitcode == 3, "it is not asked again"
-    assert Store(store).runs()[-1].counts["generated"] == 0
+    assert load_runs(store)[-1].counts["generated"] == 0
     arguments = ["corpus", "--root", str(root), "--store", str(store), "--model", "scripted:"]
-    assert retry.command([*arguments, "--reason", "engine-died"]) == 0
+    assert main(["retry", *arguments, "--reason", "engine-died"]) == 0
     assert texts(store) == texts(calm)
 
 
@@ -187,8 +187,8 @@ def test_a_worker_killed_from_outside_is_replaced(root, processes):
     running = start(processes, root, store, "scripted:?delay=0.02")
     while running.is_alive() and size(store) < 4_000:
         time.sleep(0.005)
-    (log,) = store.glob("wal/*.jsonl")
-    worker = wal.writer_pid(log.name)
+    (path,) = store.glob("wal/*.jsonl")
+    worker = log.writer_pid(path.name)
     assert worker != running.pid
     os.kill(worker, signal.SIGKILL)
     running.join()

@@ -12,7 +12,7 @@ from augment.checks import Forbidden, Limits, check, clean, clean_steps, judge
 from augment.checks.rewrite import Positives, added, answered, leaks, lost_negations, lost_numbers
 from augment.checks.text import compression, filler, foreign, repetition
 from augment.data import write_candidates, write_queries
-from augment.enrichment import pipeline as cli
+from augment.enrichment.pipeline import Options
 from augment.prompts import load_prompt
 from augment.records import Item, Query, Reply
 from augment.store import Store
@@ -270,7 +270,7 @@ def test_refused_rewrites_fall_back_with_reason_and_scores(root, tmp_path):
     script = tmp_path / "answers.json"
     script.write_text(__import__("json").dumps(answers))
     summary = queries.run(
-        root, tmp_path / "store", splits=["test"], options=cli.Options(model=f"scripted:{script}")
+        root, tmp_path / "store", splits=["test"], options=Options(model=f"scripted:{script}")
     )
     assert summary.rejected == {"leak": 2}
     stored = Store(tmp_path / "store").texts("query")

@@ -9,13 +9,14 @@ import pandas as pd
 import pytest
 
 from augment import corpus
+from augment.__main__ import main
 from augment.checks.faithful import Faithfulness
 from augment.data import write_candidates
-from augment.enrichment import pipeline as cli
-from augment.errors import DataError, EngineError
+from augment.enrichment.pipeline import Options
+from augment.errors import EngineError
 from augment.records import Item
-from augment.store import Store, report, scores
-from augment.store.reporting.collect import collect
+from augment.store import Store
+from augment.store.report import collect, report
 from benchmarks.flagland import atlas, language
 from benchmarks.flagland.edits import random_edit
 from benchmarks.flagland.render import draw_flat
@@ -80,30 +81,30 @@ def test_the_table_has_every_score_as_a_column(tmp_path, world, capsys):
     answers["1:3"] = "I'm sorry, I can't help with that."
     (tmp_path / "a.json").write_text(json.dumps(answers))
     store = tmp_path / "s"
-    corpus.run(root, store, options=cli.Options(model=f"scripted:{tmp_path / 'a.json'}"))
+    corpus.run(root, store, options=Options(model=f"scripted:{tmp_path / 'a.json'}"))
     out = tmp_path / "t" / "scores.parquet"
     arguments = ["--store", str(store), "--out", str(out)]
-    assert scores.command([*arguments, "--root", str(root), "--clip", str(CLIP)]) == 0
+    assert main(["scores", *arguments, "--root", str(root), "--clip", str(CLIP)]) == 0
     assert "4 texts" in capsys.readouterr().out
     table = pd.read_parquet(out)
     assert table["rejected"].to_dict()["1:3"] == "refusal"
     assert {"refusal", "length", "repetition", "clip_cosine", "clip_rank"} <= set(table.columns)
     assert set(table["clip_cosine"].nsmallest(2).index) == {"1:2", "1:3"}
     in_store = ["--store", str(store), "--root", str(root), "--clip", str(CLIP)]
-    assert scores.command(in_store) == 0
+    assert main(["scores", *in_store]) == 0
     texts = Store(store).texts("corpus")
     found = collect(Store(store), root, "corpus").faithful
     assert found.scored == 4
     low = (table["clip_rank"] < 0.5) | (table["clip_word"] < 0.05)
     assert 0 < found.doubtful == low.sum() < 4
     assert {one.item_id for one in found.worst} <= set(table.index[low])
-    page = report.report(store, root, tmp_path / "page").read_text(encoding="utf-8")
+    page = report(store, root, tmp_path / "page").read_text(encoding="utf-8")
     assert "doubted by CLIP" in page
     assert f"a sentence of {low.sum()} of the 4 that it scored" in page
     word = table.loc["1:2"]
     assert word["clip_doubted"] in texts["1:2"].text
     assert f"CLIP doubts “{word['clip_doubted']}” ({word['clip_word']:.2g})" in page
-    with pytest.raises(DataError, match="--root"):
-        scores.command([*arguments, "--clip", str(CLIP)])
-    with pytest.raises(DataError, match="parquet"):
-        scores.command(["--store", str(store), "--out", "x.txt"])
+    assert main(["scores", *arguments, "--clip", str(CLIP)]) == 2
+    assert "--root" in capsys.readouterr().err
+    assert main(["scores", "--store", str(store), "--out", "x.txt"]) == 2
+    assert "parquet" in capsys.readouterr().err

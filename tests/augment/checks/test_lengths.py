@@ -11,7 +11,7 @@ from augment import corpus
 from augment.checks import judge
 from augment.checks.lengths import LENGTHS, derive, parse_lengths
 from augment.data import write_candidates
-from augment.enrichment import pipeline as cli
+from augment.enrichment.pipeline import Options
 from augment.errors import DataError
 from augment.prompts import load_prompt
 from augment.records import Item, Reply
@@ -122,7 +122,7 @@ def test_views_choose_a_length(tmp_path):
     item = Item("1:1", "entry", ("i/1.png",), "image,text")
     write_candidates(root / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl", [item])
     (tmp_path / "a.json").write_text(json.dumps([f"```json\n{GOOD}\n```"]))
-    options = cli.Options(model=f"scripted:{tmp_path / 'a.json'}")
+    options = Options(model=f"scripted:{tmp_path / 'a.json'}")
     corpus.run(root, tmp_path / "s", prompt="rar/corpus_lengths", options=options)
     (stored,) = Store(tmp_path / "s")
     assert (stored.lengths, stored.checks["derived_lengths"]) == (WANTED, 0)
@@ -142,7 +142,7 @@ def test_a_plain_text_has_every_length_too(tmp_path):
     item = Item("1:1", None, ("i/1.png",), "image")
     write_candidates(root / "cand_pool/local/mbeir_x_task0_cand_pool.jsonl", [item])
     (tmp_path / "a.json").write_text(json.dumps([WANTED["dense"]]))
-    corpus.run(root, tmp_path / "s", options=cli.Options(model=f"scripted:{tmp_path / 'a.json'}"))
+    corpus.run(root, tmp_path / "s", options=Options(model=f"scripted:{tmp_path / 'a.json'}"))
     view = open_view("corpus", "append", tmp_path / "s", length="short")
     assert view.text(item) == "A red flag."
 

@@ -3,6 +3,7 @@
 import itertools
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -16,8 +17,7 @@ from augment.engines import make_engine
 from augment.engines.models import PACKAGED
 from augment.prompts import load_prompt
 from augment.records import Item, Sampling
-from benchmarks.flagland import atlas, language, muon, score_vlm, vlm_data, vlm_loss
-from benchmarks.flagland.build_vlm import build_qwen3_vl
+from benchmarks.flagland import atlas, language, score_vlm, train_vlm, vlm
 from benchmarks.flagland.grammar import Flag
 from benchmarks.flagland.render import draw_flat
 from retrievers.models.backbone import load_clip
@@ -27,15 +27,15 @@ from retrievers.models.towers import encode_text
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vlm")
-    texts = vlm_data.tokenizer_texts(0, count=40)
-    build_qwen3_vl(
+    texts = train_vlm.tokenizer_texts(0, count=40)
+    vlm.build_qwen3_vl(
         folder, texts, vocab_size=600, vision_width=32, vision_depth=2, text_width=64,
         text_depth=2, init_std=0.15,
     )  # fmt: skip
     return folder
 
 
-class FakePictures(vlm_data.Pictures):
+class FakePictures(train_vlm.Pictures):
     """Random pixels of one size with real scene graphs."""
 
     def __init__(self) -> None:
@@ -46,10 +46,18 @@ class FakePictures(vlm_data.Pictures):
         return pixels.astype(np.uint8), rng.choices(self.flags, k=count)
 
 
+def plain_loss(model: Any, batch: dict[str, Any]) -> torch.Tensor:
+    """Sum of the cross-entropies of the answers, every row on its own: the slow reference."""
+    hidden = model.model(**batch["inputs"]).last_hidden_state[:, :-1]
+    labels = batch["labels"][:, 1:]
+    logits = model.lm_head(hidden).flatten(0, 1).float()
+    return torch.nn.functional.cross_entropy(logits, labels.flatten(), reduction="sum")
+
+
 def test_patches_equal_the_image_processor(tiny: Path) -> None:
     processor = AutoProcessor.from_pretrained(tiny)
     pixels = np.random.default_rng(0).integers(0, 255, (3, 128, 192, 3)).astype(np.uint8)
-    values, grids = vlm_data.patches(pixels)
+    values, grids = train_vlm.patches(pixels)
     expected = processor.image_processor(
         images=[Image.fromarray(picture) for picture in pixels], return_tensors="pt"
     )
@@ -63,7 +71,7 @@ def test_shortcuts_of_training_change_no_number(
     """Shared prefix, batched vision attention, linear patches: loss and gradient stay."""
     processor = AutoProcessor.from_pretrained(tiny)
     model = AutoModelForImageTextToText.from_pretrained(tiny, dtype=torch.float32)
-    batches = vlm_data.Batches(FakePictures(), processor, seed=0)
+    batches = train_vlm.Batches(FakePictures(), processor, seed=0)
 
     def grads(loss: torch.Tensor) -> dict[str, torch.Tensor]:
         model.zero_grad()
@@ -72,12 +80,12 @@ def test_shortcuts_of_training_change_no_number(
 
     for batch in batches.draw(0, 16, warm=False):
         monkeypatch.undo()
-        plain = vlm_loss.plain_loss(model, batch)
+        plain = plain_loss(model, batch)
         expected = grads(plain)
-        attention, patches = vlm_loss.batched_vision_attention, vlm_loss.linear_patch_embedding
+        attention, patches = vlm.batched_vision_attention, vlm.linear_patch_embedding
         monkeypatch.setattr(qwen.Qwen3VLVisionAttention, "forward", attention)
         monkeypatch.setattr(qwen.Qwen3VLVisionPatchEmbed, "forward", patches)
-        quick = vlm_loss.shared_prefix_loss(model, batch)
+        quick = vlm.shared_prefix_loss(model, batch)
         found = grads(quick)
         torch.testing.assert_close(quick, plain, rtol=1e-4, atol=1e-3)
         assert found.keys() == expected.keys()
@@ -99,23 +107,34 @@ def test_half_precision_training_keeps_attention_whole(
 
     processor = AutoProcessor.from_pretrained(tiny)
     model = AutoModelForImageTextToText.from_pretrained(tiny, dtype=torch.float32)
-    batch = vlm_data.Batches(FakePictures(), processor, seed=0).draw(0, 16, warm=False)[0]
-    plain = vlm_loss.shared_prefix_loss(model, batch)
+    batch = train_vlm.Batches(FakePictures(), processor, seed=0).draw(0, 16, warm=False)[0]
+    plain = vlm.shared_prefix_loss(model, batch)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
-    vlm_loss.attention_in_full_precision()
+    vlm.attention_in_full_precision()
     with torch.autocast("cpu", torch.bfloat16):
-        half = vlm_loss.shared_prefix_loss(model, batch)
+        half = vlm.shared_prefix_loss(model, batch)
     half.backward()  # type: ignore[no-untyped-call]
     assert set(seen) == {torch.float32}
     torch.testing.assert_close(half, plain, rtol=0.02, atol=0)
 
 
-def test_newton_schulz_brings_singular_values_near_one() -> None:
-    matrices = torch.randn(3, 24, 40, generator=torch.Generator().manual_seed(0))
-    for shape in (matrices, matrices.mT):
-        values = torch.linalg.svdvals(muon.orthogonalised(shape))
-        assert values.min() > 0.5
-        assert values.max() < 1.4
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.10 has no Muon")
+def test_matrices_inside_the_layers_are_muons_and_a_step_has_adams_size(tiny: Path) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(tiny, dtype=torch.float32)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    muon, adam = train_vlm.optimisers(model, lr=1e-3, muon_lr=1e-3)
+    inner = [names[p] for group in muon.param_groups for p in group["params"]]
+    rest = [names[p] for group in adam.param_groups for p in group["params"]]
+    assert sorted(inner + rest) == sorted(names.values())
+    assert all(name.endswith("weight") and "embed" not in name for name in inner)
+    assert any("mlp" in name for name in inner)
+    before = {name: parameter.detach().clone() for parameter, name in names.items()}
+    for parameter in names:
+        parameter.grad = torch.randn_like(parameter)
+    muon.step()
+    for parameter, name in names.items():
+        moved = (parameter - before[name]).square().mean().sqrt().item()
+        assert (2e-5 < moved < 6e-4) if name in inner else moved == 0, name
 
 
 def test_judging_a_question() -> None:

@@ -14,13 +14,15 @@ import yaml
 from PIL import Image
 
 from augment import corpus, queries
+from augment.__main__ import main
 from augment.data import DataRoot, read_candidates, read_queries, write_candidates, write_queries
-from augment.enrichment import export
-from augment.enrichment import pipeline as cli
+from augment.enrichment.command import guarded
+from augment.enrichment.pipeline import Options
 from augment.errors import StoreError
 from augment.prompts import load_prompt
+from augment.prompts.route import QUERY_PROMPTS
 from augment.records import Item, Query, one_picture
-from augment.store import Store, wal
+from augment.store import Store, log, runs
 from augment.views import open_view
 
 HOME = Path(__file__).parents[3]
@@ -63,9 +65,10 @@ def program(name, root, *more, model="scripted:"):
 
 def command(module, root, *more, model="scripted:"):
     """Run in this process, which spares the start of an interpreter; the exit code."""
-    with pytest.raises(SystemExit) as end:
-        cli.main(lambda _: module.command(program("x", root, *more, model=model)[3:]))
-    return end.value.code
+    try:
+        return guarded(lambda: module.command(program("x", root, *more, model=model)[3:]))
+    except SystemExit as end:
+        return end.code
 
 
 def texts(root, side="corpus", store="store"):
@@ -76,14 +79,14 @@ def written(root):
     found = Counter()
     for path in (root.parent / "store/wal").glob("*"):
         with path.open("rb") as file:
-            records = [line.record for line in wal.read(file) if line.record]
+            records = [line.record for line in log.read(file) if line.record]
         found.update(record["key"] for record in records if record["kind"] == "text")
     return found
 
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_texts_of_an_undisturbed_run(root):
-    calm = corpus.run(root, root.parent / "calm", options=cli.Options(model="scripted:"))
+    calm = corpus.run(root, root.parent / "calm", options=Options(model="scripted:"))
     dice = random.Random()
     slow = program("corpus", root, "--batch-size", "3", model="scripted:?delay=0.02")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -121,6 +124,42 @@ def test_a_second_run_generates_nothing(root, capsys):
     out = capsys.readouterr().out
     assert " 0 generated" in out
     assert f"{ITEMS} cached" in out
+
+
+def test_every_share_of_a_job_takes_part_and_together_they_take_everything(root, capsys):
+    store = Store(root.parent / "store")
+    items = set()
+    for part in range(3):
+        assert runs.complete_recipes(store.folder, "corpus") == set()
+        assert command(corpus, root, "--shard", f"{part}/3") == 0
+        here = set(texts(root)) - items
+        # A third of 90 pictures; five standard deviations.
+        assert 8 < len(here) < 52
+        assert f"{len(here)} generated" in capsys.readouterr().out
+        items |= here
+    assert items == {f"3:{n}" for n in range(ITEMS)}
+    assert len(runs.complete_recipes(store.folder, "corpus")) == 1
+
+
+def test_a_script_does_what_the_commands_do(root):
+    import augment
+
+    engine = augment.Options(model="scripted:").engine(root)
+    store = augment.Store(root.parent / "api")
+    data = augment.DataRoot(root)
+    pool = list(read_candidates(data.pools()[0].path))
+    done = augment.enrich(pool, "rar/corpus", engine, store, root=root)
+    assert (done.generated, done.skipped) == (ITEMS, {"no picture": 1})
+    asked = list(read_queries(data.query_files("test")[0].path))
+    done = augment.enrich(asked, QUERY_PROMPTS, engine, store, root=root)
+    assert (done.generated, done.skipped.total()) == (3, 1)
+    assert command(corpus, root) == command(queries, root) == 0
+    for side in ("corpus", "query"):
+        assert dict(store.texts(side)) == dict(Store(root.parent / "store").texts(side))
+    view = augment.open_view("corpus", "append", store.folder)
+    assert view.text(pool[1]).startswith("country 1\nanswer to")
+    assert augment.verify(store.folder).problems == {}
+    assert [one.complete for one in augment.status(store)] == [True, True]
 
 
 def test_bad_pictures_are_named_and_the_rest_survives(root, capsys):
@@ -161,14 +200,14 @@ def test_queries_are_routed_and_text_is_left_alone(root, capsys):
     with pytest.raises(StoreError, match="2 query recipes"):
         texts(root, "query")
     (second,) = {recipe.id for recipe in store.recipes("query")} - {first}
-    store.choose("query", second)
+    runs.choose(store.folder, "query", second)
     after = texts(root, "query")
     assert {item for item in before if before[item] != after[item]} == {"3:3"}
     assert " 1 generated" in capsys.readouterr().out
 
 
 def test_a_changed_prompt_file_regenerates_only_its_own(root, tmp_path, capsys):
-    source = (HOME / "augment/prompts/rar/question.md").read_text()
+    source = (HOME / "augment/prompts/rar/rar/question.md").read_text()
     mine = tmp_path / "mine.md"
     mine.write_text(source)
     command(queries, root, "--question-prompt", str(mine))
@@ -234,7 +273,7 @@ def test_export_is_a_plain_root(root, tmp_path, capsys, images):
     command(queries, root)
     out = tmp_path / "out"
     arguments = ["--root", str(root), "--store", str(tmp_path / "store"), "--out", str(out)]
-    assert export.command([*arguments, "--images", images]) == 0
+    assert main(["export", *arguments, "--images", images]) == 0
     pool = "cand_pool/local/mbeir_x_task2_cand_pool.jsonl"
     view = open_view("corpus", "append", tmp_path / "store")
     before, after = (list(read_candidates(base / pool)) for base in (root, out))
@@ -260,13 +299,11 @@ def test_export_is_a_plain_root(root, tmp_path, capsys, images):
     assert picture.is_symlink() == (images == "symlink")
     # The exported root is itself input for the toolkit, and nothing half-written stays behind.
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".out")]
-    with pytest.raises(SystemExit) as end:
-        cli.main(lambda _: export.command(arguments))
-    assert end.value.code == 2
+    assert main(["export", *arguments]) == 2
     assert "exists" in capsys.readouterr().err
 
 
 def test_the_default_prompt_is_the_packaged_one(root):
-    corpus.run(root, root.parent / "store", options=cli.Options(model="scripted:", limit=2))
+    corpus.run(root, root.parent / "store", options=Options(model="scripted:", limit=2))
     recipe = Store(root.parent / "store").recipe("corpus")
     assert recipe.prompts == {"rar/corpus": load_prompt("rar/corpus").id}

@@ -13,16 +13,16 @@ from augment.checks import Forbidden, Limits
 from augment.data.images import content_hash
 from augment.engines import Engine
 from augment.engines.scripted import ScriptedEngine
-from augment.enrichment.enrich import Job, Retry, Summary, enrich
-from augment.enrichment.progress import Progress, duration
-from augment.enrichment.shards import Shard, parse_shard
+from augment.enrichment.account import Summary
+from augment.enrichment.enrich import enrich_jobs
+from augment.enrichment.jobs import Job, Retry, Shard, parse_shard
 from augment.enrichment.supervise import draining
 from augment.errors import DataError, StoreError
 from augment.prompts import load_prompt
-from augment.records import Enrichment, Item, Reply, Sampling, one_picture
+from augment.records import Item, Reply, Sampling, one_picture
 from augment.store import Store
-from augment.store.keys import Recipe, text_key
-from augment.store.wal import decode
+from augment.store.keys import Recipe
+from augment.store.log import decode
 
 CORPUS, HIDDEN = load_prompt("rar/corpus"), load_prompt("rar/modification")
 
@@ -51,7 +51,7 @@ def run(jobs, root, engine=None, **options):
         {"image": CORPUS.name},
     )
     with Store(root.parent / "store") as store:
-        return enrich(jobs, engine, store, recipe, root, **options)
+        return enrich_jobs(jobs, engine, store, recipe, root, **options)
 
 
 def texts(root):
@@ -204,17 +204,6 @@ def test_a_sum_that_does_not_fit_is_a_defect():
         Summary(total=2, generated=1).verify()
 
 
-def test_progress_lines(capsys):
-    progress = Progress("corpus", 100, line_seconds=0)
-    progress.add(50)
-    progress.add(10, new=10, failed=1)
-    progress.close()
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("corpus: 60 of 100 items, ")
-    assert last.endswith(" left, 1 failed")
-    assert [duration(s) for s in (3, 125, 4020)] == ["3 s", "2 min 05 s", "1 h 07 min"]
-
-
 def test_the_first_signal_asks_the_second_stops(capsys, monkeypatch):
     before = signal.getsignal(signal.SIGINT)
     with draining() as stop:
@@ -321,25 +310,6 @@ def test_a_verdict_belongs_to_the_item_and_a_text_to_all_that_send_the_same(root
         "1:3": "",
     }
     assert len(engine.calls) == 1
-
-
-def test_the_seed_of_greedy_decoding_changes_nothing_and_older_texts_stay_known(root):
-    """Earlier versions made the seed part of the key: such a store is used as it is."""
-    engine = ScriptedEngine(root=root)
-    seeded = Sampling(CORPUS.max_new_tokens, seed=5)
-    old = Recipe("corpus", {CORPUS.name: CORPUS.id}, engine.model, engine.revision,
-                 {CORPUS.name: seeded}, {"image": CORPUS.name})  # fmt: skip
-    request = CORPUS.render(job(1).item)
-    sent = (request, content_hash(root, "0.png"), engine.model, engine.revision)
-    key = text_key(*sent, seeded, {}, as_before=True)
-    assert key != text_key(*sent, seeded, {}) == text_key(*sent, replace(seeded, seed=0), {})
-    with Store(root.parent / "store") as store:
-        store.save_recipe(old)
-        store.append(Enrichment(key, "1:1", "An old flag.", CORPUS.id, "scripted", "r", seeded))
-        store.link(old.id, "1:1", key)
-    assert counts(run([job(1), job(2, "1.png")], root, engine)) == (2, 1, 1, 0, 0)
-    warm = [replace(seeded, temperature=0.5, seed=n) for n in (1, 2)]
-    assert text_key(*sent, warm[0], {}) != text_key(*sent, warm[1], {})
 
 
 def test_a_long_stretch_of_known_items_does_not_hold_finished_replies_back(root):

@@ -6,9 +6,10 @@ import time
 import pytest
 
 from augment import corpus
-from augment.enrichment import pipeline as cli
-from augment.enrichment import progress
-from augment.enrichment.progress import Progress, duration
+from augment.enrichment import account
+from augment.enrichment.account import Progress
+from augment.enrichment.command import guarded
+from augment.store.upkeep import duration
 from tests.augment.store.test_report import made  # noqa: F401  # a root with pictures
 
 
@@ -16,7 +17,7 @@ from tests.augment.store.test_report import made  # noqa: F401  # a root with pi
 def clock(monkeypatch):
     """Time that goes by when it is told to."""
     now = [1000.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(account.time, "monotonic", lambda: now[0])
     return lambda seconds: now.__setitem__(0, now[0] + seconds)
 
 
@@ -75,9 +76,7 @@ def test_dry_run_writes_nothing_and_preview_saves(made, tmp_path, capsys):  # no
     shown = [line for line in out.splitlines() if line.startswith("  generated")]
     assert corpus.command(arguments) == 3  # one picture is missing, one is none
     assert f"{len(shown):,} cached" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as end:
-        cli.main(lambda _: corpus.command([*arguments, "--dry-run", "--preview", "5"]))
-    assert end.value.code == 2
+    assert guarded(lambda: corpus.command([*arguments, "--dry-run", "--preview", "5"])) == 2
 
 
 def test_the_engine_tells_how_long_its_model_waited(tmp_path, monkeypatch):

@@ -12,11 +12,11 @@ from PIL import Image
 from augment import corpus
 from augment.checks import UNSAID, Limits, checks_of
 from augment.data import write_candidates
-from augment.enrichment import pipeline as cli
+from augment.enrichment.pipeline import Options
 from augment.errors import DataError, StoreError
 from augment.files import digest
 from augment.records import Enrichment, Item, Sampling
-from augment.store import Scope, Store
+from augment.store import Scope, Store, runs
 from augment.store.keys import Recipe
 from augment.views import open_view, render
 
@@ -77,7 +77,7 @@ def test_fingerprint_follows_view_and_recipe(folder):
         store.save_recipe(other)
     with pytest.raises(StoreError, match="not clear which"):
         open_view("corpus", "append", folder)
-    Store(folder).choose("corpus", other.id)
+    runs.choose(folder, "corpus", other.id)
     latest = open_view("corpus", "append", folder)
     old = open_view("corpus", "append", folder, RECIPE.id)
     assert latest.fingerprint not in first
@@ -146,7 +146,7 @@ def test_two_views_that_show_different_text_have_different_fingerprints(tmp_path
     (tmp_path / "a.json").write_text(json.dumps(["A flag of two red bands over one green band."]))
     seen = {}
     for limits in (Limits(), Limits(slack=0.05), Limits()):
-        options = cli.Options(model=f"scripted:{tmp_path / 'a.json'}", limits=limits)
+        options = Options(model=f"scripted:{tmp_path / 'a.json'}", limits=limits)
         corpus.run(root, tmp_path / "s", options=options)
         view = open_view("corpus", "append", tmp_path / "s")
         text = view.text(one)

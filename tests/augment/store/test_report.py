@@ -12,18 +12,17 @@ import yaml
 from PIL import Image
 
 from augment import corpus, queries
+from augment.__main__ import main
 from augment.checks import Limits
 from augment.data import write_candidates, write_queries
 from augment.engines.scripted import ScriptedEngine
-from augment.enrichment import export
-from augment.enrichment import pipeline as cli
+from augment.enrichment.pipeline import Options
 from augment.prompts import load_prompt
 from augment.records import Item, Query, one_picture
-from augment.store import Store, report
-from augment.store.charts import BOTTOM, HEIGHT, TOP, histogram, quantile
-from augment.store.page import percent, visible
-from augment.store.reporting.collect import collect
-from augment.store.reporting.wording import compare
+from augment.store import Store
+from augment.store.charts import histogram, quantile
+from augment.store.page import compare, percent, visible
+from augment.store.report import collect, report, verdict
 
 HOSTILE = (
     "<script>document.title='owned'</script> \"q\" 'q' </style><style>*{display:none}</style> &"
@@ -67,7 +66,7 @@ def made(tmp_path_factory):
     corpus.run(root, store, engine=ScriptedEngine(answers, root=root))
     rewritten = {"3:1": "what is the capital of the country with a plain blue flag?"}
     queries.run(root, store, splits=["test"], engine=ScriptedEngine(rewritten, root=root))
-    page = report.report(store, root, base / "out")
+    page = report(store, root, base / "out")
     return root, store, page
 
 
@@ -99,15 +98,14 @@ def test_the_page_counts_what_the_store_holds(made):
     found = collect(Store(store), root, "corpus")
     assert {reason.name: reason.items for reason in found.failed} == {"missing": 1, "corrupt": 1}
     assert {reason.name: reason.items for reason in found.refused} == {"refusal": 1, "empty": 1}
-    tally = found.tally
-    assert (tally.texts, tally.accepted, found.with_picture) == (ITEMS - 2, ITEMS - 4, ITEMS)
+    assert (found.texts, found.accepted, found.with_picture) == (ITEMS - 2, ITEMS - 4, ITEMS)
     texts = {text.key: text for text in Store(store).texts("corpus").values()}
-    assert tally.generations == len(texts)
-    assert tally.tokens == (
+    assert found.generations == len(texts)
+    assert (found.read, found.written) == (
         sum(text.prompt_tokens for text in texts.values()),
         sum(text.output_tokens for text in texts.values()),
     )
-    assert tally.words.total() == sum(bar_counts(found.plots[0])) == ITEMS - 2
+    assert sum(number for *_, number in bars(found.plots[0])[0]) == ITEMS - 2
     whys = {card.item_id: card.why for card in found.worst}
     assert "very same words for 3 different pictures" in whys["3:20"]
     assert {"3:21", "3:22"}.isdisjoint(whys)
@@ -117,10 +115,9 @@ def test_the_page_counts_what_the_store_holds(made):
     assert {card.asked for i, card in by_id.items() if i in ("3:6", "3:8")} <= {
         "a square that is green"
     }
-    assert report.verdict(found).tone == "warn"
-    assert report.verdict(found).text.startswith(
-        "90.0 % of 40 items have an accepted text; 2 failed"
-    )
+    tone, said = verdict(found)
+    assert tone == "warn"
+    assert said.startswith("90.0 % of 40 items have an accepted text; 2 failed")
 
 
 def test_one_picture_in_two_requests_is_no_repetition_and_other_limits_are_told(tmp_path):
@@ -135,28 +132,23 @@ def test_one_picture_in_two_requests_is_no_repetition_and_other_limits_are_told(
     answers = {f"3:{n}": text for n, text in enumerate(words)}
     corpus.run(root, store, engine=ScriptedEngine(answers, root=root))
     found = collect(Store(store), root, "corpus")
-    assert found.tally.generations == 4
+    assert found.generations == 4
     assert (found.repeats.texts, found.repeats.contents, found.repeats.most) == (1, 2, 2)
-    assert found.repeats.words == "A flag."
-    assert "2 different pictures share 1 texts" in report.verdict(found).text
+    assert "2 different pictures share 1 texts" in verdict(found)[1]
     assert (found.used.known, found.used.others) == (True, 0)
     # Some are judged under other limits than the rest.
-    strict = cli.Options(limits=Limits(filler=0.1), limit=1)
+    strict = Options(limits=Limits(filler=0.1), limit=1)
     corpus.run(root, store, engine=ScriptedEngine(answers, root=root), options=strict)
     found = collect(Store(store), root, "corpus")
     assert (found.used.limits.filler, found.used.others) == (0.1, 3)
-    assert "3 verdicts are not from the limits of the latest run" in report.verdict(found).text
-    page = report.report(store, root, tmp_path / "out").read_text(encoding="utf-8")
+    assert "3 verdicts are not from the limits of the latest run" in verdict(found)[1]
+    page = report(store, root, tmp_path / "out").read_text(encoding="utf-8")
     assert "filler 0.1" in page
 
 
 def root_file(root, name):
     root.mkdir(exist_ok=True)
     return root / name
-
-
-def bar_counts(plot):
-    return [int(bar.label.rpartition(": ")[2].replace(",", "")) for bar in plot.bars]
 
 
 def test_nothing_shown_becomes_markup_and_nothing_is_fetched(made):
@@ -185,20 +177,37 @@ def test_a_rewrite_is_marked_word_by_word_and_a_description_is_not():
     assert compare(None, "text")[0][0].text == ""
 
 
+def bars(plot):
+    """Left edge, height and count of every bar, and where the limit stands, as drawn."""
+    drawn = r"<title>([^<]*)</title>\s*<path d=\"M ([\d.]+) ([\d.]+)\s+L ([\d.]+) ([\d.]+)\s+(?:L \S+ ([\d.]+))?"
+    found = re.findall(drawn, plot.svg)
+    limits = [float(left) for said, left, *_ in found if said.startswith("limit")]
+    return [
+        (float(left), float(bottom) - float(top), int(said.rpartition(": ")[2].replace(",", "")))
+        for said, left, bottom, _, _, top in found
+        if not said.startswith("limit")
+    ], limits
+
+
 def test_histogram_and_quantile_agree_with_numpy():
     dice = np.random.default_rng(0)
     for values in (dice.integers(0, 90, 500), dice.integers(5, 7, 40), np.array([3])):
-        counts = Counter(values.tolist())
-        plot = histogram("words", counts)
-        assert sum(bar_counts(plot)) == len(values)
-        assert plot.top == max(bar_counts(plot))
-        assert max(bar.height for bar in plot.bars) == pytest.approx(HEIGHT - TOP - BOTTOM)
+        plot = histogram("words", values)
+        drawn, limits = bars(plot)
+        assert sum(number for *_, number in drawn) == len(values)
+        highest = max(number for *_, number in drawn)
+        assert f">{highest}</text>" in plot.svg
+        for _, height, number in drawn:
+            assert height == pytest.approx(0.786 * 150 * number / highest, abs=0.01)
+        assert limits == []
         for share in (0.05, 0.5, 0.95):
-            assert quantile(counts, share) == np.quantile(values, share, method="inverted_cdf")
-    scores = Counter(np.round(0.98 * dice.random(300), 2).tolist())
-    plot = histogram("score", scores, whole=False, limit=0.5)
-    assert plot.limit == pytest.approx(34 + (320 - 34 - 8) / 2, abs=2)
-    assert histogram("score", scores, whole=False, limit=9.0).limit is None
+            assert quantile(values, share) == np.quantile(values, share, method="inverted_cdf")
+    scores = np.round(0.98 * dice.random(300), 2)
+    drawn, (limit,) = bars(histogram("score", scores, whole=False, limit=0.5))
+    left, right = drawn[0][0], 320 * (0.106 + 0.869)
+    assert limit == pytest.approx(left + (right - left) / 2, abs=2)
+    assert bars(histogram("score", scores, whole=False, limit=9.0))[1] == []
+    assert "<img" not in histogram("<img src=x>", values, unit="<b>").svg
 
 
 def test_shares_and_long_texts_are_honest():
@@ -211,19 +220,16 @@ def test_shares_and_long_texts_are_honest():
 def test_the_command_names_the_page_and_prices_tokens(made, tmp_path, capsys):
     root, store, _ = made
     arguments = [str(store), "--root", str(root), "--out", str(tmp_path), "--samples", "2"]
-    assert report.command([*arguments, "--price-written", "1000000"]) == 0
+    assert main(["report", *arguments, "--price-written", "1000000"]) == 0
     assert "report.html" in capsys.readouterr().out
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    _, written = collect(Store(store), root, "query").tally.tokens
-    assert f"{written:.2f}" in text
+    assert f"{collect(Store(store), root, 'query').written:.2f}" in text
     for arguments, message in (
         (["/nowhere", "--root", str(root), "--out", str(tmp_path)], "no such store"),
         ([str(store), "--root", "/nowhere", "--out", str(tmp_path)], "no such folder"),
         ([str(tmp_path), "--root", str(root), "--out", str(tmp_path)], "no corpus recipe"),
     ):
-        with pytest.raises(SystemExit) as end:
-            cli.main(lambda _, given=arguments: report.command(given))
-        assert end.value.code == 2
+        assert main(["report", *arguments]) == 2
         assert message in capsys.readouterr().err
 
 
@@ -281,7 +287,7 @@ def test_the_card_of_an_export_tells_what_was_written(made, tmp_path):
     (root / "LICENSE-pictures").write_text("CC0")
     out = tmp_path / "out"
     options = [f"--{name}={value}" for name, value in (("root", root), ("store", store))]
-    assert export.command([*options, f"--out={out}"]) == 0
+    assert main(["export", *options, f"--out={out}"]) == 0
     card = (out / "README.md").read_text(encoding="utf-8")
     recipe = Store(store).recipe("corpus")
     accepted = sum(not text.rejected for text in Store(store).texts("corpus").values())

@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 
 from augment.errors import StoreError, StoreWriteError
 from augment.records import Enrichment, Request, Sampling, one_picture
-from augment.store import Failure, Scope, Store
-from augment.store.evidence import Death, suspects
+from augment.store import Failure, Scope, Store, runs
 from augment.store.keys import Recipe, text_key
-from augment.store.rows import Index
+from augment.store.log import Death, suspects
+from augment.store.schema import ids_of, pair_id
+from augment.store.segments import Index
+from augment.store.upkeep import verify
 
 RECIPE = Recipe("corpus", {"p": "p@1"}, "m", "r", {"p": Sampling()}, {"image": "p"})
 
@@ -127,7 +129,7 @@ def test_two_writers_and_every_reader_agrees(tmp_path):
             path.rename(path.with_name(f"x{name}.jsonl"))
         store = Store(tmp_path)
         assert store.get("k").text == "earlier"
-        assert store.key_of(RECIPE.id, "1:1") == "k"
+        assert store.link_of(RECIPE.id, "1:1").key == "k"
         assert len(store) == 3
 
 
@@ -150,25 +152,25 @@ def test_recipes_live_side_by_side_and_the_last_one_is_never_guessed(tmp_path):
         store.finish(whole, {})
         store.finish(trial, {})
         assert store.texts("corpus")["1:1"].text == "k1"
-        store.choose("corpus", other.id)
+        runs.choose(tmp_path, "corpus", other.id)
         assert store.texts("corpus")["1:1"].text == "k2"
         with pytest.raises(StoreError, match=r"augment\.queries"):
             store.texts("query")
         with pytest.raises(StoreError, match=RECIPE.id):
             store.texts("corpus", "0" * 12)
         with pytest.raises(StoreError, match=RECIPE.id):
-            store.choose("corpus", "0" * 12)
+            runs.choose(tmp_path, "corpus", "0" * 12)
 
 
 def test_shards_make_a_recipe_complete_together(tmp_path):
     store = Store(tmp_path)
     for shard in ("0/2", "1/3", "1/2"):
-        assert store.complete("corpus") == set()
+        assert runs.complete_recipes(tmp_path, "corpus") == set()
         run = store.begin(RECIPE, Scope(shard=shard))
-        assert store.complete("corpus") == set(), "it is running"
+        assert runs.complete_recipes(tmp_path, "corpus") == set(), "it is running"
         store.finish(run, {"incomplete": ""})
-    assert store.complete("corpus") == {RECIPE.id}
-    assert [run.complete for run in store.runs()] == [True] * 3
+    assert runs.complete_recipes(tmp_path, "corpus") == {RECIPE.id}
+    assert [run.complete for run in runs.load_runs(tmp_path)] == [True] * 3
 
 
 def test_an_edited_recipe_is_refused(tmp_path):
@@ -224,10 +226,90 @@ def test_a_file_that_may_not_grow_says_so_and_the_next_write_starts_a_new_one(tm
 def test_a_disk_that_fails_to_sync_says_so(tmp_path, monkeypatch):
     store = Store(tmp_path, sync_seconds=0.01)
     store.append(text("k0"))
-    monkeypatch.setattr("augment.store.wal.os.fsync", _full)
+    monkeypatch.setattr("augment.store.log.os.fsync", _full)
     time.sleep(0.1)
     with pytest.raises(StoreWriteError, match="No space left"):
         store.append(text("k1"))
+
+
+def test_what_is_renamed_or_removed_has_reached_the_disk(tmp_path, monkeypatch):
+    """A segment before it has its name and its log goes; a log by the interval, or each record."""
+    done = []
+    sync, rename, unlink = os.fsync, os.replace, os.unlink
+
+    def spy(name, real):
+        def call(one, *more, **options):
+            path = f"/proc/self/fd/{one}" if isinstance(one, int) else os.fspath(one)
+            done.append((name, os.path.realpath(path)))
+            return real(one, *more, **options)
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", spy("sync", sync))
+    monkeypatch.setattr(os, "replace", spy("rename", rename))
+    monkeypatch.setattr(os, "rename", spy("rename", os.rename))
+    monkeypatch.setattr(os, "unlink", spy("remove", unlink))
+    store = Store(tmp_path, sync_seconds=0, seal_rows=2)
+    store.append(text("k0"))
+    (path,) = wal(tmp_path)
+    assert done[-1] == ("sync", str(path)), "each record, where no interval is given"
+    store.append(text("k1"))
+    assert not path.exists()
+    renamed = [place for what, place in done if what == "rename" and "/texts/" in place]
+    assert len(renamed) == 1
+    order = [
+        done.index(("sync", renamed[0])),
+        done.index(("rename", renamed[0])),
+        done.index(("sync", str(tmp_path / "texts"))),
+        done.index(("remove", str(path))),
+    ]
+    assert order == sorted(order)
+    store.save_recipe(RECIPE)
+    recipe = next(place for what, place in done if what == "rename" and "/recipes/" in place)
+    assert done.index(("sync", recipe)) < done.index(("rename", recipe))
+
+
+def test_whatever_the_log_accepts_can_be_sealed(tmp_path):
+    odd = {"prompt_tokens": 2**40, "output_tokens": 2**70, "checks": {"words": float("nan")}}
+    with Store(tmp_path, seal_rows=3) as store:
+        store.append(text("k0", "a\x00b\ud800", **odd))
+        store.append(text("k1", ["no", "text"], lengths={"short": "s"}))
+        store.fail(RECIPE.id, Failure("1:2", None, "server: 5", "k2"))
+        assert [len(list(tmp_path.glob(f"{kind}/*.parquet"))) for kind in ("wal", "texts")] == [
+            0,
+            1,
+        ]
+        assert store.get("k0").output_tokens == 2**63 - 1
+    again = Store(tmp_path)
+    assert again.get("k0").prompt_tokens == 2**40
+    assert again.get("k0").text == "a\x00b?"
+    assert again.get("k1").text == '["no", "text"]'
+    assert verify(tmp_path).problems == {}
+
+
+def test_texts_of_pairs_stand_beside_those_of_items(tmp_path):
+    pair = pair_id("9:1", "1:1")
+    assert ids_of(pair) == ("9:1", "1:1")
+    assert ids_of("1:1") == ("", "1:1")
+    for rows in (1_000, 1):
+        with Store(tmp_path / str(rows), seal_rows=rows) as store:
+            store.save_recipe(RECIPE)
+            for owner, key in (("1:1", "k"), (pair, "k2"), (pair_id("9:2", "1:1"), "k3")):
+                store.append(text(key, f"for {key}"))
+                store.link(RECIPE.id, owner, key)
+            store.fail(RECIPE.id, Failure(pair_id("9:3", "1:1"), None, "engine: gone"))
+        texts = Store(tmp_path / str(rows)).texts("corpus")
+        assert (texts["1:1"].text, texts[pair].text) == ("for k", "for k2")
+        assert len(texts) == 3
+        assert pair_id("9:3", "1:1") in Store(tmp_path / str(rows)).failures("corpus")
+
+
+def test_what_was_not_synced_when_it_was_closed_is_told(tmp_path, monkeypatch):
+    store = Store(tmp_path, sync_seconds=3600)
+    store.append(text("k0"))
+    monkeypatch.setattr("augment.store.log.os.fsync", _full)
+    with pytest.raises(StoreWriteError, match="No space left"):
+        store.close()
 
 
 def _full(_):
@@ -356,8 +438,8 @@ def test_a_refused_text_is_replaced_by_the_accepted_one_of_a_retry(tmp_path):
 
 
 def test_a_store_of_another_format_is_refused(tmp_path):
-    (tmp_path / "recipe-corpus.json").write_text("{}")
-    with pytest.raises(StoreError, match="format 1"):
+    (tmp_path / "store.json").write_text('{"format": 2}')
+    with pytest.raises(StoreError, match="format 2"):
         Store(tmp_path)
 
 
@@ -371,8 +453,7 @@ def test_the_index_finds_the_row_that_counts(rows, latest):
         for low in range(4):
             times = [time for h, low_, time in rows if (h, low_) == (high, low)]
             wanted = np.array([[high, low]], np.uint64)
-            row = index.find(wanted)[0]
-            assert row == index.find_one(wanted.tobytes())
+            row = index.find(wanted.tobytes())
             assert (row >= 0) == bool(times)
             if times:
                 assert at[row] == best(times)

@@ -5,8 +5,8 @@ import pytest
 from augment.errors import DataError
 from augment.records import Hit
 from retrievers.evaluation.fusion import reciprocal_rank_fusion, tune_weights, weighted_fusion
-from retrievers.evaluation.metrics import ranked
 from retrievers.evaluation.run import RunTable
+from tests.references import ranked
 
 
 def make(seed, queries=6):

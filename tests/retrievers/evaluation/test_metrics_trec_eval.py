@@ -8,21 +8,21 @@ import pytrec_eval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from augment.data import read_qrels
+from augment.data import grades_of, read_qrels
 from augment.records import Hit
-from retrievers.evaluation.metrics import (
-    Judgements,
+from retrievers.evaluation.judgements import Judgements
+from retrievers.evaluation.metrics import score_run
+from retrievers.evaluation.run import RunTable
+from retrievers.evaluation.run_files import read_run, read_table, write_run
+from tests.references import (
     average_precision,
-    grades_of,
     mrr,
     ndcg_at_k,
     precision_at_k,
     ranked,
     recall_at_k,
-    score_run,
     success_at_k,
 )
-from retrievers.evaluation.run import RunTable, read_run, read_table, write_run
 
 FOLDER = Path(__file__).parents[4] / "shared" / "data" / "trec_eval"
 needs_files = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"{FOLDER} is not there")
@@ -204,7 +204,7 @@ def test_the_lines_are_those_of_a_plain_loop(tmp_path_factory, run, block):
     hits = {qid: [Hit(*pair) for pair in found.items()] for qid, found in run.items()}
     path = tmp_path_factory.mktemp("run") / "a.trec"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("retrievers.evaluation.run_lines._BLOCK", block)
+        patch.setattr("retrievers.evaluation.run_files._BLOCK", block)
         write_run(path, hits, "tag")
         by_block = [shown(hits, part) for part in blocks(hits, block)]
     assert path.read_text() == "".join(by_block)
@@ -235,7 +235,7 @@ def shown(hits, qids):
 
 
 def test_ids_of_very_uneven_length_and_results_that_found_fewer(tmp_path, monkeypatch):
-    monkeypatch.setattr("retrievers.evaluation.run_lines._MOST_BYTES", 100)
+    monkeypatch.setattr("retrievers.evaluation.run_files._MOST_BYTES", 100)
     dids = ["x" * 300, "y", "z" * 40, "unused"]
     rows = np.array([[0, 1, -1], [2, -1, -1]])
     found = np.array([[0.5, 0.25, -np.inf], [0.125, -np.inf, -np.inf]])

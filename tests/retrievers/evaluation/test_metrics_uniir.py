@@ -10,22 +10,11 @@ from collections import defaultdict
 
 import pytest
 
-from augment.data import read_qrels
-from augment.errors import DataError
-from augment.records import Hit, Item, Query
-from retrievers.evaluation.metrics import grades_of, score_run
-from retrievers.evaluation.run import RunTable, read_run, read_table, write_uniir_run
-from retrievers.evaluation.uniir import (
-    Result,
-    Retrieved,
-    hash_did,
-    hash_qid,
-    read_retrieved,
-    unhash_did,
-    unhash_qid,
-    write_results_tsv,
-    write_retrieved,
-)
+from augment.data import grades_of, read_qrels
+from augment.records import Hit
+from retrievers.evaluation.metrics import score_run
+from retrievers.evaluation.run import RunTable
+from retrievers.evaluation.run_files import read_run, read_table, write_uniir_run
 
 
 def uniir(run_lines, qrels_lines, k):
@@ -104,39 +93,3 @@ def test_the_seventh_column_is_written_and_read(tmp_path):
         "5:2 Q0 5:2 1 0.125000 id 8",
     ]
     assert read_run(tmp_path / "run.txt") == RunTable.from_run(run).to_run()
-
-
-def test_hashed_ids_are_uniirs_and_refuse_to_collide():
-    assert hash_qid("9:41") == 4_500_041
-    assert hash_did("9:41") == 90_000_041
-    for name in ("0:1", "3:499999", "9:41"):
-        assert unhash_qid(hash_qid(name)) == name
-        assert unhash_did(hash_did(name)) == name
-    for bad in ("0:500000", "a:1", "1"):
-        with pytest.raises(DataError, match=bad):
-            hash_qid(bad)
-    with pytest.raises(DataError, match="as 1:0"):
-        hash_did("0:10000000")
-
-
-def test_retrieved_candidates_and_the_table_of_results(tmp_path):
-    query = Query(Item("5:1", "which bridge?", ("a.jpg",), "image,text"), 6, ("5:2",))
-    items = {did: Item(did, f"text of {did}", (), "text") for did in ("5:2", "6:3")}
-    run = {"5:1": [Hit("5:2", 0.5), Hit("6:3", 0.75)]}
-    path = tmp_path / "x_retrieved.jsonl"
-    assert write_retrieved(path, [query], run, items.get) == 1
-    assert list(read_retrieved(path)) == [Retrieved(query, (items["6:3"], items["5:2"]))]
-    with pytest.raises(DataError, match="6:3 is in no pool"):
-        write_retrieved(path, [query], run, {"5:2": items["5:2"]}.get)
-    path.write_text('{"query": {"qid": "5:1"}, "candidates": [{"did": 3}]}\n')
-    with pytest.raises(DataError, match=r"x_retrieved.jsonl:1: candidate 1: did is 3"):
-        list(read_retrieved(path))
-    rows = [
-        Result("oven_task6", 6, "test", "oven_task6", {1: 0.25, 5: 1 / 3}),
-        Result("oven_task6", 6, "test", "union", {5: 0.3}),
-    ]
-    write_results_tsv(tmp_path / "r.tsv", rows)
-    assert (tmp_path / "r.tsv").read_text().splitlines()[1:] == [
-        "6\timage,text -> text\toven_task6\ttest\tRecall@1\toven_task6\t0.2500\t\t",
-        "6\timage,text -> text\toven_task6\ttest\tRecall@5\toven_task6\t0.3333\tunion\t0.3000",
-    ]

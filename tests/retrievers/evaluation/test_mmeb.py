@@ -12,19 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from augment.data.mmeb import CATEGORIES, IN_DISTRIBUTION, Target, read_subset, subset_names
 from augment.errors import DataError
 from retrievers.cli import main
-from retrievers.evaluation.mmeb import (
-    CATEGORIES,
-    IN_DISTRIBUTION,
-    Score,
-    Target,
-    rank_lists,
-    read_subset,
-    score_subset,
-    subset_names,
-    summary,
-)
+from retrievers.evaluation.mmeb import Score, rank_lists, score_subset, summary
 from retrievers.models.clip import ClipScoreFusion
 from retrievers.vectors.encoding import encode
 from tests.retrievers.models.test_retriever import make_config

@@ -7,15 +7,8 @@ import pytest
 from augment.data import DataRoot, write_candidates, write_qrels, write_queries
 from augment.records import Item, Qrel, Query
 from retrievers.cli import main
-from retrievers.data.plan import plan_test
-from retrievers.evaluation.protocol import (
-    ROWS,
-    PositiveConfig,
-    keep_positives,
-    missing_rows,
-    reported_k,
-    row_order,
-)
+from retrievers.data.plan import PositiveConfig, keep_positives, plan_test
+from retrievers.evaluation.protocol import ROWS, missing_rows, reported_k, row_order
 
 
 def test_the_rows_and_cut_offs_are_those_of_the_paper():

@@ -25,7 +25,7 @@ from retrievers.data.module import MBeirData
 from retrievers.data.plan import plan_test
 from retrievers.data.settings import LoaderConfig, SearchConfig
 from retrievers.data.texts import ViewConfig, check_recipe
-from retrievers.evaluation.run import read_run
+from retrievers.evaluation.run_files import read_run
 from retrievers.models.backbone import load_clip
 from retrievers.models.clip import ClipScoreFusion
 from retrievers.models.towers import encode_text
@@ -215,7 +215,7 @@ def test_evaluate_writes_runs_that_give_the_same_numbers(retriever, root, tmp_pa
     assert {(r["task"], r["pool"], r["candidates"]) for r in saved["rows"]} == {
         (0, "local", 20), (3, "local", 20), (0, "union", 40), (3, "union", 40),
     }  # fmt: skip
-    from retrievers.evaluation.stats import scores_from_run
+    from retrievers.evaluation.compare import scores_from_run
 
     for row in first.rows:
         stem = tmp_path / "a" / f"squares_task{row.task}"

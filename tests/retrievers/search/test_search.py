@@ -19,9 +19,9 @@ from retrievers import Searcher
 from retrievers.data.module import MBeirData
 from retrievers.data.settings import EmbeddingConfig, LoaderConfig
 from retrievers.data.texts import ViewConfig
-from retrievers.evaluation.run import read_run
+from retrievers.evaluation.run_files import read_run
 from retrievers.models.loading import load_retriever
-from retrievers.search import command as search
+from retrievers.search import answers as search
 from retrievers.search.pictures import QueryPictures
 from retrievers.training.trainer import Trainer
 from retrievers.vectors.evaluate import evaluate
@@ -146,7 +146,7 @@ def test_embeddings_are_searched_where_they_lie(world, raw, tmp_path, monkeypatc
     trainer = Trainer(accelerator="cpu", enable_checkpointing=False, **quiet)
     trainer.embed(load_retriever(world.raw), data)
     # Found beside the checkpoint, or named; nothing is embedded again.
-    monkeypatch.setattr("retrievers.search.opening.embed", None)
+    monkeypatch.setattr("retrievers.search.searcher._embed", None)
     checkpoint = run / "checkpoints" / "last.ckpt"
     image = world.root / "mbeir_images/squares_images/3.png"
     for given in ({}, {"embeddings": run / "embeddings"}, {"embeddings": kept.folder + "/corpus"}):

@@ -7,8 +7,8 @@ from augment.data.pools import open_candidates
 from augment.errors import DataError
 from augment.store import Store
 from retrievers import Searcher
-from retrievers.search.serve.command import names
-from retrievers.search.serve.page import Asked, render_page
+from retrievers.search.page import Asked, render_page
+from retrievers.search.serve import names_of
 from retrievers.vectors.bm25 import Bm25Index
 from tests.worlds import World
 
@@ -77,7 +77,7 @@ def test_generated_text_is_found_and_what_words_cannot_do_is_refused(world):
     assert made.text in found
     with pytest.raises(DataError, match="bm25 has no embeddings"):
         Searcher.open("bm25", world.root, embeddings="x")
-    assert names(["bm25", "a=RUN/checkpoints/last.ckpt"]) == {
+    assert names_of(["bm25", "a=RUN/checkpoints/last.ckpt"]) == {
         "bm25": "bm25",
         "a": "RUN/checkpoints/last.ckpt",
     }

@@ -3,17 +3,12 @@
 import base64
 import io
 import shutil
-import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from retrievers import Searcher
-from retrievers.search.pictures import QueryPictures
-from retrievers.search.serve.server import PageServer
-from retrievers.search.serve.site import Site
-from tests.worlds import HOSTILE, World
+from tests.worlds import HOSTILE, World, served
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or ""
 DRIVER = shutil.which("chromedriver") or ""
@@ -47,15 +42,8 @@ def encoded(size=(40, 60)):
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     world = World(tmp_path_factory.mktemp("browser"))
-    given = {"store": world.store, "pictures": QueryPictures(max_bytes=100_000)}
-    enriched = Searcher.open(world.enriched, world.root, vlm="scripted:", **given)
-    site = Site({"raw": Searcher.open(world.raw, world.root, **given), "enriched": enriched})
-    server = PageServer("127.0.0.1", 0, site)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server.address
-    server.shutdown()
-    server.server_close()
+    with served(world.searchers(max_bytes=100_000)) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,193 @@
+"""MMEB's 36 image data sets (VLM2Vec, 2410.05160): files, candidate lists, categories.
+
+A data set is a folder of parquet files, or a ``.jsonl`` file, with a row for each query::
+
+    qry_text, qry_img_path       the query; "" is absent. Version 2 has its instruction in qry_inst
+    tgt_text[], tgt_img_path[]   its own candidates, parallel lists; the first one is right.
+                                 Version 2 has an instruction in tgt_inst
+
+Every query is ranked against its own list. A candidate is its text and its picture together, so
+that a list naming the right one twice does not punish finding the second; ties go by id, as
+everywhere in this package (the authors' code takes whatever sorts first).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from augment.errors import DataError
+from augment.files import text_lines
+
+#: Category -> data sets, as published folders are called (2410.05160, Table 1).
+CATEGORIES: Mapping[str, tuple[str, ...]] = {
+    "classification": (
+        "ImageNet-1K", "N24News", "HatefulMemes", "VOC2007", "SUN397", "Place365", "ImageNet-A",
+        "ImageNet-R", "ObjectNet", "Country211",
+    ),
+    "vqa": (
+        "OK-VQA", "A-OKVQA", "DocVQA", "InfographicsVQA", "ChartQA", "Visual7W", "ScienceQA",
+        "VizWiz", "GQA", "TextVQA",
+    ),
+    "retrieval": (
+        "VisDial", "CIRR", "VisualNews_t2i", "VisualNews_i2t", "MSCOCO_t2i", "MSCOCO_i2t",
+        "NIGHTS", "WebQA", "FashionIQ", "Wiki-SS-NQ", "OVEN", "EDIS",
+    ),
+    "grounding": ("MSCOCO", "RefCOCO", "RefCOCO-Matching", "Visual7W-Pointing"),
+}  # fmt: skip
+
+#: Those with a training subset; the other 16 are out of distribution.
+IN_DISTRIBUTION = frozenset(
+    (
+        "ImageNet-1K", "N24News", "HatefulMemes", "VOC2007", "SUN397", "OK-VQA", "A-OKVQA",
+        "DocVQA", "InfographicsVQA", "ChartQA", "Visual7W", "VisDial", "CIRR", "VisualNews_t2i",
+        "VisualNews_i2t", "MSCOCO_t2i", "MSCOCO_i2t", "NIGHTS", "WebQA", "MSCOCO",
+    )
+)  # fmt: skip
+
+#: Phi-3's mark of a picture, which the published texts carry.
+_IMAGE_MARK = "<|image_1|>"
+#: All of them.
+KNOWN = frozenset(name for names in CATEGORIES.values() for name in names)
+
+
+class Target(NamedTuple):
+    """A query or candidate: text and picture path, either may be None."""
+
+    text: str | None
+    image: str | None
+
+
+@dataclass(frozen=True)
+class Subset:
+    """One data set.
+
+    Attributes:
+        name: as its folder.
+        queries: in file order.
+        candidates: each once, in order of first appearance.
+        lists: for each query the places of its candidates, the right one first.
+    """
+
+    name: str
+    queries: list[Target] = field(default_factory=list)
+    candidates: list[Target] = field(default_factory=list)
+    lists: list[tuple[int, ...]] = field(default_factory=list)
+
+    def qid(self, row: int) -> str:
+        """Id of a query, by its row from 0."""
+        return f"{self.name}:q{row + 1}"
+
+    def did(self, row: int) -> str:
+        """Id of a candidate, by its place from 0."""
+        return f"{self.name}:c{row + 1}"
+
+    @property
+    def grades(self) -> dict[str, dict[str, int]]:
+        """The right candidate of each query."""
+        return {self.qid(row): {self.did(own[0]): 1} for row, own in enumerate(self.lists)}
+
+
+def subset_names(root: Path) -> list[str]:
+    """Data sets of a folder, those of MMEB in its order, then others by name.
+
+    Raises:
+        DataError: if there are none.
+    """
+    if not root.is_dir():
+        raise DataError("no such folder", str(root))
+    found = {path.stem for path in root.glob("*.jsonl")}
+    found |= {path.name for path in root.iterdir() if path.is_dir() and _parquet(path)}
+    if not found:
+        raise DataError("holds no data set; expected NAME/test-*.parquet or NAME.jsonl", str(root))
+    known = [name for names in CATEGORIES.values() for name in names if name in found]
+    return [*known, *sorted(found - KNOWN)]
+
+
+def read_subset(root: Path, name: str, limit: int | None = None) -> Subset:
+    """Read one data set.
+
+    Args:
+        root: folder of the data sets.
+        name: one of :func:`subset_names`.
+        limit: only so many queries.
+
+    Raises:
+        DataError: with file and row, if there is none, a column is missing, the lists of a row are
+            empty or not parallel, or a query or candidate has neither text nor picture.
+    """
+    subset = Subset(name)
+    places: dict[Target, int] = {}
+    for where, row in _rows(root, name):
+        if limit is not None and len(subset.queries) >= limit:
+            break
+        query = _target(row, "qry", row.get("qry_text"), row.get("qry_img_path"), where)
+        texts, images = row.get("tgt_text"), row.get("tgt_img_path")
+        if not isinstance(texts, list) or not isinstance(images, list):
+            raise DataError("tgt_text and tgt_img_path must be lists", where)
+        if len(texts) != len(images) or not texts:
+            raise DataError(
+                f"{len(texts)} texts and {len(images)} pictures; a query needs parallel lists of "
+                "at least one candidate, the right one first",
+                where,
+            )
+        targets = [
+            _target(row, "tgt", *both, f"{where}: candidate {n}")
+            for n, both in enumerate(zip(texts, images, strict=True), start=1)
+        ]
+        own = dict.fromkeys(places.setdefault(target, len(places)) for target in targets)
+        subset.queries.append(query)
+        subset.lists.append(tuple(own))
+    if not subset.queries:
+        raise DataError("holds no query", str(root / name))
+    subset.candidates.extend(places)
+    return subset
+
+
+def _rows(root: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    file = root / f"{name}.jsonl"
+    if file.is_file():
+        for number, line in text_lines(file):
+            where = f"{file}:{number}"
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"is not a line of JSON: {error}", where) from error
+            if not isinstance(row, dict):
+                raise DataError("expected a JSON object", where)
+            yield where, row
+        return
+    for path in _parquet(root / name):
+        try:
+            table = pq.read_table(path)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(f"is no parquet file: {error}", str(path)) from error
+        lacking = {"qry_text", "qry_img_path", "tgt_text", "tgt_img_path"} - set(table.column_names)
+        if lacking:
+            raise DataError(f"lacks the columns {', '.join(sorted(lacking))}", str(path))
+        for batch in table.to_batches(max_chunksize=64):
+            for number, row in enumerate(batch.to_pylist(), start=1):
+                yield f"{path}: row {number}", row
+
+
+def _parquet(folder: Path) -> list[Path]:
+    """Files as published (``test-00000-of-00001.parquet``) or as converted (``test/0000``)."""
+    return sorted({*folder.glob("test*.parquet"), *folder.glob("test/*.parquet")})
+
+
+def _target(row: Mapping[str, Any], side: str, text: object, image: object, where: str) -> Target:
+    if not isinstance(text, str | None) or not isinstance(image, str | None):
+        raise DataError(f"{side}_text and {side}_img_path must be strings", where)
+    instruction = row.get(f"{side}_inst") or ""
+    # The published text, with the mark of another model's picture taken out.
+    parts = [str(part).replace(_IMAGE_MARK, "").strip() for part in (instruction, text or "")]
+    joined = " ".join(part for part in parts if part)
+    if not joined and not image:
+        raise DataError("has neither text nor picture", where)
+    return Target(joined or None, image or None)

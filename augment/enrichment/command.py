@@ -1,0 +1,157 @@
+"""The grammar of the commands: options out of signatures, errors as one line and an exit code.
+
+An option is documented once, where the function or the dataclass that takes it is. ``batch_size``
+is spelled ``--batch-size``, a sequence takes several words, and a switch none.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+
+from augment.errors import StoreWriteError, ToolkitError
+
+#: Marks of reStructuredText that mean nothing on a terminal.
+_MARKS = re.compile(r":\w+:`~?(?:\w+\.)*(\w+)`|``([^`]*)``")
+
+_METAVARS = {"int": "N", "float": "X", "Path": "PATH", "str": "TEXT", "bool": "BOOL"}
+
+
+class _Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Defaults behind every option; the description and the exit codes keep their lines."""
+
+
+def parser(prog: str, description: str, epilog: str = "") -> ArgumentParser:
+    """A parser that reads YAML files with its options, too.
+
+    Args:
+        prog: how the command is called.
+        description: what it does.
+        epilog: what stands below the options.
+    """
+    made = ArgumentParser(
+        prog=prog, description=_plain(description), epilog=epilog, formatter_class=_Help
+    )
+    made.add_argument("--config", action="config", metavar="FILE", help="YAML with these options.")
+    return made
+
+
+def add_options(
+    made: ArgumentParser,
+    source: Callable[..., Any],
+    *,
+    positional: Collection[str] = (),
+    skip: Collection[str] = (),
+) -> None:
+    """Add an option for every parameter of a function, or field of a dataclass.
+
+    Args:
+        made: the parser.
+        source: has a docstring with the ``Args:`` or ``Attributes:``.
+        positional: names of parameters that are given without their names.
+        skip: names of parameters that are no options.
+    """
+    hints, texts = get_type_hints(source), _documented(source)
+    for name, parameter in inspect.signature(source).parameters.items():
+        if name in skip:
+            continue
+        kind, several = _kind(hints[name])
+        plain = (get_args(kind) or (kind,))[0]
+        given: dict[str, Any] = {"help": texts.get(name, "")}
+        required = parameter.default is parameter.empty
+        if kind is bool and parameter.default is False:
+            given["action"] = "store_true"
+        else:
+            given["type"] = {Path: str, Path | None: str | None}.get(kind, kind)
+            given["metavar"] = _METAVARS.get(getattr(plain, "__name__", ""))
+        if several:
+            given["nargs"] = "+" if not required or name in positional else "*"
+        if name in positional:
+            made.add_argument(name, **{**given, "metavar": name.upper()})
+            continue
+        if required:
+            given["required"] = True
+        else:
+            default = parameter.default
+            given["default"] = list(default) if several else _shown(default)
+        made.add_argument(f"--{name.replace('_', '-')}", **given)
+
+
+def values(parsed: Namespace, source: Callable[..., Any], skip: Collection[str] = ()) -> Any:
+    """What :func:`add_options` added, as keyword arguments for ``source``."""
+    found = {}
+    for name, hint in get_type_hints(source).items():
+        if name in inspect.signature(source).parameters and name not in skip:
+            value, (kind, several) = parsed[name], _kind(hint)
+            if kind in (Path, Path | None) and value is not None:
+                value = [Path(one) for one in value] if several else Path(value)
+            found[name] = value
+    return found
+
+
+def call(
+    function: Callable[..., int],
+    arguments: Sequence[str],
+    prog: str,
+    positional: Collection[str] = (),
+) -> int:
+    """Call a function with the arguments of a command line; its exit code."""
+    made = parser(prog, inspect.getdoc(function).partition("\n\nArgs:")[0])  # type: ignore[union-attr]
+    add_options(made, function, positional=positional)
+    return function(**values(made.parse_args(list(arguments)), function))
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Run a command: errors that a user can mend become one line and an exit code."""
+    try:
+        return command()
+    except StoreWriteError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 5
+    except ToolkitError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; run the same command again to go on\n")
+        return 4
+
+
+def main(command: Callable[[Sequence[str]], int]) -> None:
+    """Run a command with the arguments of this process, and exit."""
+    sys.exit(guarded(partial(command, sys.argv[1:])))
+
+
+def _kind(hint: Any) -> tuple[Any, bool]:
+    """The type of one value, and whether an option takes several of them."""
+    if isinstance(get_origin(hint), type) and issubclass(get_origin(hint), Collection):
+        return get_args(hint)[0], True
+    return hint, False
+
+
+def _shown(default: Any) -> Any:
+    return str(default) if isinstance(default, Path) else default
+
+
+def _documented(source: Callable[..., Any]) -> dict[str, str]:
+    """Parameter -> its line in the docstring, those of a dataclass's bases included."""
+    from docstring_parser import parse
+
+    sources = reversed(inspect.getmro(source)) if isinstance(source, type) else [source]
+    documented = (parse(inspect.getdoc(one) or "") for one in sources)
+    return {
+        one.arg_name: _plain(" ".join((one.description or "").split())).replace("%", "%%")
+        for found in documented
+        for one in found.params
+    }
+
+
+def _plain(text: str) -> str:
+    return _MARKS.sub(lambda mark: mark[1] or mark[2], text)

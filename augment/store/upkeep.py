@@ -1,0 +1,416 @@
+"""What is done with whole stores: what they hold, whether they are sound, joined, compared."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+import numpy as np
+import pyarrow as pa
+
+from augment.errors import StoreError
+from augment.files import write_text
+from augment.records import Enrichment, Side
+from augment.store import log, runs
+from augment.store.keys import Recipe
+from augment.store.runs import SIDES, RunRecord
+from augment.store.schema import (
+    FOLDERS,
+    SCHEMAS,
+    Failure,
+    Kind,
+    Link,
+    code,
+    enrichment,
+    name_of,
+    reason_class,
+)
+from augment.store.segments import checksum, numbers, opened
+from augment.store.store import Store
+
+_REMEDIES: Mapping[str, str] = {
+    "damaged segment": "restore it from a copy, or delete it: its texts are generated again",
+    "damaged line": "its text is generated again by the next run",
+    "wrong code": "the segment was written by something else; delete it",
+    "malformed text": "the segment was written by something else; delete it",
+    "link without a text": "the next run of its recipe generates the text",
+    "recipe": "restore the file from a copy; it must not be edited",
+    "run": "delete the file, or restore it from a copy",
+}
+
+#: Problems of a store that may be merged all the same: nothing wrong is taken over.
+_HARMLESS = {"link without a text", "damaged line"}
+
+
+def open_store(folder: Path) -> Store:
+    """A store that is there.
+
+    Raises:
+        StoreError: if there is none, or it cannot be read.
+    """
+    if not runs.check_folder(folder):
+        raise StoreError(f"{folder}: no store here")
+    return Store(folder)
+
+
+def duration(seconds: float) -> str:
+    """``3 s``, ``2 min 05 s`` or ``1 h 07 min``."""
+    whole = max(round(seconds), 0)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+# What a store holds
+
+
+@final
+@dataclass(frozen=True)
+class Held:
+    """What a store holds under one recipe.
+
+    Attributes:
+        side: query or corpus.
+        recipe: its id.
+        model: its model.
+        prompts: ``name@hash`` of each.
+        complete: whether it was run to the end of its input.
+        items: items (or pairs) with a text.
+        refused: class of reason -> items whose text is refused.
+        failed: class of reason -> items without a text.
+        runs: what is known of each, the earliest first.
+    """
+
+    side: Side
+    recipe: str
+    model: str
+    prompts: Sequence[str]
+    complete: bool
+    items: int
+    refused: Mapping[str, int]
+    failed: Mapping[str, int]
+    runs: Sequence[Mapping[str, Any]]
+
+    def __str__(self) -> str:
+        state = "complete" if self.complete else "not run to the end of its input"
+        rows = [
+            f"{self.side} recipe {self.recipe}: {state}",
+            f"  {self.model}, {', '.join(self.prompts)}",
+            f"  {self.items:>9,} items with a text{_reasons(self.refused, 'refused: ')}",
+        ]
+        if self.failed:
+            rows.append(f"  {sum(self.failed.values()):>9,} failed{_reasons(self.failed)}")
+        return "\n".join([*rows, *(f"  run {_run_line(run)}" for run in self.runs[-5:])])
+
+
+def status(store: Store) -> list[Held]:
+    """What a store holds, recipe by recipe.
+
+    Raises:
+        StoreError: if the store cannot be read.
+    """
+    refused = store.rows("text").where("rejected", "key")
+    reasons = {row["key"]: reason_class(row["rejected"]) for row in refused}
+    ran = runs.load_runs(store.folder)
+    return [
+        Held(
+            side,
+            recipe.id,
+            recipe.model,
+            list(recipe.prompts.values()),
+            recipe.id in runs.complete_recipes(store.folder, side),
+            len(store.rows("link", recipe.id)),
+            dict(_refused(store, recipe.id, reasons)),
+            dict(_counted(store.failures(side, recipe.id))),
+            [_run(run) for run in ran if run.recipe == recipe.id],
+        )
+        for side in SIDES
+        for recipe in store.recipes(side)
+    ]
+
+
+def _counted(failures: Mapping[str, Failure]) -> Counter[str]:
+    return Counter(reason_class(failure.reason) for failure in failures.values())
+
+
+def _refused(store: Store, recipe: str, reasons: Mapping[str, str]) -> Counter[str]:
+    """Class of reason -> items whose text is refused, by the link's verdict or else the text's."""
+    found: Counter[str] = Counter()
+    for row in store.rows("link", recipe).scan("key", "judged", "rejected", "at"):
+        link = Link.of(row)
+        judged = link.judged
+        reason = reason_class(judged.rejected) if judged.mark else reasons.get(link.key, "")
+        if reason:
+            mended = store.mended(link.key)
+            found[reason] += mended is None or link.judged_since(mended)
+    return +found
+
+
+def _run(run: RunRecord) -> dict[str, Any]:
+    state = "complete" if run.complete else "ended"
+    if run.ended is None:
+        state = "running" if _alive(run) else "killed, or running on another machine"
+    elif run.counts.get("incomplete"):
+        state = "cut short"
+    return {
+        "state": state,
+        "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.started)),
+        "seconds": None if run.ended is None else round(run.ended - run.started, 1),
+        "generated": run.counts.get("generated"),
+        "limit": run.scope.limit,
+        "shard": run.scope.shard,
+        "retry": list(run.scope.retry),
+        "host": run.host.partition("_")[0],
+    }
+
+
+def _alive(run: RunRecord) -> bool:
+    if run.host != log.host():
+        return False
+    try:
+        os.kill(run.pid, 0)
+    except OSError:
+        return False
+    return True
+
+
+def _run_line(run: Mapping[str, Any]) -> str:
+    parts = [run["started"], run["state"]]
+    parts += [duration(run["seconds"])] if run["seconds"] is not None else []
+    parts += [f"{run['generated']:,} generated"] if run["generated"] is not None else []
+    parts += [f"limit {run['limit']}"] if run["limit"] is not None else []
+    parts += [f"shard {run['shard']}"] if run["shard"] else []
+    parts += [f"retry of {', '.join(run['retry'])}"] if run["retry"] else []
+    return ", ".join(parts)
+
+
+def _reasons(counts: Mapping[str, int], before: str = "") -> str:
+    listing = ", ".join(f"{number:,} {reason}" for reason, number in sorted(counts.items()))
+    return f" ({before}{listing})" if counts else ""
+
+
+def choose(store: Store, recipe: str) -> None:
+    """Make a recipe the one that views show when none is named.
+
+    Raises:
+        StoreError: if there is no such recipe, or the choice cannot be written.
+    """
+    known = [(side, one.id) for side in SIDES for one in store.recipes(side)]
+    for side, name in known:
+        if name == recipe:
+            runs.choose(store.folder, side, recipe)
+            return
+    listing = ", ".join(name for _, name in known) or "none"
+    raise StoreError(f"{store.folder}: no recipe {recipe}; there are {listing}")
+
+
+# Whether it is sound
+
+
+@final
+@dataclass
+class Soundness:
+    """What a check found.
+
+    Attributes:
+        texts: keys with a text.
+        linked: recipe -> items with a text.
+        copies: rows that repeat a key, of writers that worked on the same items or of a crash
+            while sealing; harmless, one of them counts for every reader.
+        problems: kind of problem -> where.
+    """
+
+    texts: int = 0
+    linked: dict[str, int] = field(default_factory=dict)
+    copies: int = 0
+    problems: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, kind: str, where: str) -> None:
+        """Note a problem."""
+        self.problems.setdefault(kind, []).append(where)
+
+    def __str__(self) -> str:
+        rows = [f"{self.texts:>9,} texts, {self.copies:,} harmless copies"]
+        rows += [f"{number:>9,} items by {recipe}" for recipe, number in self.linked.items()]
+        for kind, places in self.problems.items():
+            rows.append(f"{len(places):>9,} {kind}: {_REMEDIES[kind]}")
+            rows += [f"          {place}" for place in places[:10]]
+        return "\n".join(rows if self.problems else [*rows, "all is well"])
+
+
+def verify(folder: Path) -> Soundness:
+    """Check lines, segments, codes, texts, links, recipes and runs.
+
+    Raises:
+        StoreError: if there is no store, or it cannot be read.
+    """
+    if not runs.check_folder(folder):
+        raise StoreError(f"{folder}: no store here")
+    found = Soundness()
+    _check_segments(folder, found)
+    if found.problems:
+        return found  # what follows would read the damaged files
+    store = Store(folder)
+    for where in store.damaged:
+        found.add("damaged line", where)
+    texts = store.rows("text")
+    found.texts, found.copies = len(texts), texts.copies()
+    for side, recipe in _sound_recipes(folder, found):
+        links = store.rows("link", recipe.id)
+        found.linked[f"{side} recipe {recipe.id}"] = len(links)
+        for link in links.scan("item", "key"):
+            if link["key"] not in store:
+                found.add("link without a text", f"{link['item']} under {recipe.id}")
+    return found
+
+
+def _sound_recipes(folder: Path, found: Soundness) -> Iterator[tuple[Side, Recipe]]:
+    """The recipes that can be read; notes those that cannot, and such runs."""
+    for path in sorted((folder / "runs").glob("*.json")):
+        with _noting(found, "run"):
+            runs.load_run(path)
+    for side in SIDES:
+        for name in runs.recipe_ids(folder, side):
+            with _noting(found, "recipe"):
+                yield side, runs.load_recipe(folder, side, name)
+
+
+@contextlib.contextmanager
+def _noting(found: Soundness, kind: str) -> Iterator[None]:
+    try:
+        yield
+    except StoreError as error:
+        found.add(kind, str(error))
+
+
+def _check_segments(folder: Path, found: Soundness) -> None:
+    for kind in FOLDERS:
+        for path in sorted((folder / FOLDERS[kind]).rglob("*.parquet")):
+            problem, where = _segment_problem(kind, path)
+            if problem:
+                found.add(problem, where)
+
+
+def _segment_problem(kind: Kind, path: Path) -> tuple[str, str]:
+    """Compute the checksum and every code again; what is wrong, and where."""
+    try:
+        if checksum(path) != path.name.split(".")[-2]:
+            return "damaged segment", f"{path}: its checksum is not the one in its name"
+        file = opened(path)
+        if file.schema_arrow.names != SCHEMAS[kind].names:
+            return "wrong code", str(path)
+        for part in file.iter_batches():
+            problem = _rows_problem(kind, part)
+            if problem:
+                return problem, str(path)
+    except (OSError, pa.ArrowException) as error:
+        return "damaged segment", f"{path}: {str(error).splitlines()[0]}"
+    return "", ""
+
+
+def _rows_problem(kind: Kind, part: Any) -> str:
+    """What is wrong with some rows; empty if nothing is."""
+    if kind == "picture":  # the names are not kept
+        return ""
+    rows = part.to_pylist()
+    codes = b"".join(code(name_of(kind, row)) for row in rows)
+    if codes != numbers(part.column("code"), np.uint64, 2).tobytes():
+        return "wrong code"
+    if kind == "text":
+        try:
+            for row in rows:
+                enrichment(row)
+        except (KeyError, TypeError, ValueError):
+            return "malformed text"
+    return ""
+
+
+# Joined
+
+
+def merge(into: Path, others: Sequence[Path]) -> Counter[str]:
+    """Add what other stores hold: texts, links, failures, recipes and runs.
+
+    Nothing of the others changes, and merging twice adds nothing. Of two texts of one key the
+    earlier counts, of two links of one item the later, as everywhere.
+
+    Args:
+        into: store to add to; made if absent.
+        others: stores to read.
+
+    Returns:
+        How many texts, links and failures were added.
+
+    Raises:
+        StoreError: if one of the others is damaged or no store; nothing is added then.
+        StoreWriteError: if the store cannot be written.
+    """
+    for other in others:
+        problems = verify(other).problems
+        if set(problems) - _HARMLESS:
+            raise StoreError(
+                f"{other} is damaged ({', '.join(problems)}); see python -m augment verify --store"
+                f" {other}"
+            )
+    done: Counter[str] = Counter({"texts": 0, "links": 0, "failures": 0})
+    with Store(into) as store:
+        for other in others:
+            _add(store, Store(other), done)
+            with runs.writing(into):
+                for path in (other / "runs").glob("*.json"):
+                    write_text(into / "runs" / path.name, path.read_text(encoding="utf-8"))
+    return done
+
+
+def _add(store: Store, other: Store, done: Counter[str]) -> None:
+    for row in other.rows("text").scan():
+        done["texts"] += store.put("text", "", row)
+    for side in SIDES:
+        for recipe in other.recipes(side):
+            runs.save_recipe(store.folder, recipe)
+            for row in other.rows("link", recipe.id).scan():
+                done["links"] += store.put("link", recipe.id, row)
+            for row in other.rows("fail", recipe.id).scan():
+                done["failures"] += store.put("fail", recipe.id, row)
+
+
+# Compared
+
+
+class Difference(NamedTuple):
+    """An item whose texts differ; None where one side has none."""
+
+    item: str
+    before: Enrichment | None
+    after: Enrichment | None
+
+    def __str__(self) -> str:
+        return "\n".join([f"@ {self.item}", *_lines("-", self.before), *_lines("+", self.after)])
+
+
+def _lines(mark: str, text: Enrichment | None) -> list[str]:
+    if text is None:
+        return []
+    refused = f"  [{text.rejected}]" if text.rejected else ""
+    return [f"{mark} {line}" for line in f"{text.text}{refused}".splitlines()]
+
+
+def differences(
+    before: Mapping[str, Enrichment], after: Mapping[str, Enrichment]
+) -> Iterator[Difference]:
+    """Items whose text, or whose refusal, differs; first those of ``before``, in its order."""
+    for item, old in before.items():
+        new = after.get(item)
+        if new is None or (old.text, old.rejected) != (new.text, new.rejected):
+            yield Difference(item, old, new)
+    for item, new in after.items():
+        if item not in before:
+            yield Difference(item, None, new)

@@ -1,0 +1,51 @@
+"""``python -m benchmarks.speed STAGE [options]``: measure one stage; without a stage, list them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from benchmarks.speed.harness import RESULTS, Report
+
+#: Stage -> module and function that measures it, and the page it writes.
+STAGES = {
+    "data": ("data", "measure", "data_open"),
+    "store": ("store", "measure", "ledger"),
+    "engines": ("engines", "measure", "engines"),
+    "vllm": ("engines", "measure_vllm", "vllm_cpu"),
+    "training": ("training", "measure", "training_speed"),
+    "gradcache": ("training", "measure_chunks", "gradcache"),
+    "embedding": ("embedding", "measure", "embedding"),
+    "search": ("search", "measure", "search"),
+    "metrics": ("metrics", "measure", "metrics"),
+    "startup": ("startup", "measure", "startup"),
+    "full_size": ("full_size", "measure", "full_size"),
+    "checks": ("checks", "measure", "checks"),
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure a stage, write its page, print it."""
+    stage, *options = arguments or [""]
+    if stage not in STAGES:
+        print(f"{__doc__}\n\nStages: {', '.join(STAGES)}; --help after one tells its options.")
+        return 0 if stage in ("", "-h", "--help") else 2
+    module_name, function, page = STAGES[stage]
+    module = importlib.import_module(f"benchmarks.speed.{module_name}")
+    program = f"benchmarks.speed {stage}"
+    parser = ArgumentParser(prog=f"python -m {program}", description=module.__doc__)
+    parser.add_function_arguments(getattr(module, function), as_group=False)
+    parser.add_argument("--out", type=Path, default=RESULTS / f"{page}.md", help="page to write")
+    given = parser.parse_args(options).as_dict()
+    out = Path(str(given.pop("out")))
+    report: Report = getattr(module, function)(**given)
+    print(report.write(out, [*program.split(), *options]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,229 @@
+"""What every measurement shares: variants that take turns, costs, tables, the machine.
+
+A stage file declares variants of one thing and their sizes, and returns a :class:`Report`;
+``python -m benchmarks.speed STAGE`` writes it as a page of ``benchmarks/results``.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import psutil
+
+from augment.files import markdown, read_json, write_json, write_text
+from retrievers.training.provenance import source_commit
+
+RESULTS = Path(__file__).parent.parent / "results"
+MIB = 1 << 20
+
+_PACKAGES = ("numpy", "torch", "transformers", "pyarrow", "faiss-cpu")
+_T = TypeVar("_T")
+
+
+class Cost(NamedTuple):
+    """What a piece of work costs.
+
+    Attributes:
+        seconds: on the clock, which depend on what else the machine does.
+        cpu: seconds of processors, this process's and its children's, which hardly do.
+        private: bytes that only this process holds, added by the work.
+        result: what the work returned.
+    """
+
+    seconds: float
+    cpu: float
+    private: int
+    result: Any
+
+
+def cost(work: Callable[[], Any]) -> Cost:
+    """Do the work once."""
+    process = psutil.Process()
+    private, cpu, start = process.memory_full_info().uss, _processors(), time.perf_counter()
+    result = work()
+    seconds, cpu = time.perf_counter() - start, _processors() - cpu
+    return Cost(seconds, cpu, process.memory_full_info().uss - private, result)
+
+
+def _processors() -> float:
+    children = os.times()
+    return time.process_time() + children.children_user + children.children_system
+
+
+def apart(work: Callable[..., _T], *arguments: Any) -> _T:
+    """What the work returns in a fresh process, which may have children of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as worker:
+        return worker.submit(work, *arguments).result()
+
+
+class Turns(NamedTuple):
+    """What a variant cost in its rounds.
+
+    Attributes:
+        seconds: on the clock, the median of the rounds; ``least`` and ``most`` of them beside it.
+        cpu: seconds of processors, the median.
+        ratio: median over the rounds of the first variant's seconds to this one's: above 1, this
+            one is quicker. ``ratio_cpu`` is the same of the seconds of processors.
+        result: of the last round.
+    """
+
+    seconds: float
+    least: float
+    most: float
+    cpu: float
+    ratio: float
+    ratio_cpu: float
+    result: Any
+
+
+def take_turns(
+    variants: Mapping[str, Callable[[], Any]], rounds: int, warm: bool = True
+) -> dict[str, Turns]:
+    """Measure variants of one thing; in turns, so that a drift of the machine meets them all.
+
+    Args:
+        variants: name -> work; the first is what the others are compared with.
+        rounds: that are counted.
+        warm: whether a round that is not counted goes before.
+    """
+    costs: dict[str, list[Cost]] = {name: [] for name in variants}
+    for number in range(-1 if warm else 0, rounds):
+        for name, work in variants.items():
+            spent = cost(work)
+            if number >= 0:
+                costs[name].append(spent)
+                sys.stderr.write(f"{name}: {spent.seconds:.3f} s\n")
+    first = next(iter(costs.values()))
+    return {name: _summary(own, first) for name, own in costs.items()}
+
+
+def _summary(own: Sequence[Cost], first: Sequence[Cost]) -> Turns:
+    seconds, pairs = [one.seconds for one in own], list(zip(first, own, strict=True))
+    return Turns(
+        statistics.median(seconds),
+        min(seconds),
+        max(seconds),
+        statistics.median(one.cpu for one in own),
+        statistics.median(base.seconds / one.seconds for base, one in pairs),
+        statistics.median(base.cpu / max(one.cpu, 1e-9) for base, one in pairs),
+        own[-1].result,
+    )
+
+
+Row = Mapping[str, object]
+
+
+def rows_of(turns: Mapping[str, Turns], items: int, unit: str = "items") -> list[Row]:
+    """The usual table of variants that each handle so many items."""
+    first = next(iter(turns))
+    return [
+        {
+            "": name,
+            f"{unit}/s": items / own.seconds,
+            "seconds": own.seconds,
+            "least": own.least,
+            "most": own.most,
+            "CPU s": own.cpu,
+            f"times as quick as {first}": own.ratio,
+            "by CPU": own.ratio_cpu,
+        }
+        for name, own in turns.items()
+    ]
+
+
+def _cell(value: object) -> str:
+    if not isinstance(value, float):
+        return f"{value:,}" if isinstance(value, int) else str(value)
+    digits = next((n for n, least in enumerate((100, 10, 1, 0.01)) if abs(value) >= least), 4)
+    return f"{value:,.{digits}f}"
+
+
+def _table(rows: Sequence[Row]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    words = [name for name in names if any(isinstance(row.get(name), str) for row in rows)]
+    left = 1 + max((names.index(name) for name in words[:1]), default=0)
+    return markdown(names, [[_cell(row.get(name, "")) for name in names] for row in rows], left)
+
+
+@dataclass
+class Report:
+    """What a stage found.
+
+    Attributes:
+        title: of the page.
+        about: what was measured, and at what size.
+        tables: heading or sentence -> rows.
+        notes: behind the tables.
+        settings: what else the numbers depend on, such as threads.
+    """
+
+    title: str
+    about: str
+    tables: Mapping[str, Sequence[Row]]
+    notes: Sequence[str] = ()
+    settings: Sequence[str] = ()
+
+    def write(self, path: Path, command: Sequence[str]) -> str:
+        """Write the page; among the results, also note in their index how it was made.
+
+        Args:
+            path: of the page.
+            command: words behind ``python -m``.
+
+        Returns:
+            The page.
+        """
+        where = circumstances(command, self.settings)
+        parts = [f"# {self.title}", self.about]
+        for heading, rows in self.tables.items():
+            parts += [heading, _table(rows)]
+        made = "Command: `{command}`; commit {commit}. {machine}. {versions}.".format(**where)
+        text = "\n\n".join(part for part in [*parts, *self.notes, made] if part) + "\n"
+        write_text(path, text)
+        if path.parent.resolve() == RESULTS.resolve():
+            index = read_json(RESULTS / "index.json")
+            before = index.get(path.name, {"measures": ["augment", "retrievers"]})
+            clean = where["commit"].removesuffix("-dirty")
+            index[path.name] = {**before, **where, "commit": clean}
+            write_json(RESULTS / "index.json", index)
+        return text
+
+
+def circumstances(command: Sequence[str], settings: Sequence[str] = ()) -> dict[str, str]:
+    """Under what a page was made: its command, commit, machine and versions.
+
+    Args:
+        command: words behind ``python -m``.
+        settings: what else of the machine matters.
+    """
+    versions = [f"{package} {metadata.version(package)}" for package in _PACKAGES]
+    memory = psutil.virtual_memory().total / 2**30
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parts = [_processor(), f"{cores} of {os.cpu_count()} cores", f"{memory:.0f} GiB", *settings]
+    return {
+        "command": f"python -m {shlex.join(command)}",
+        "commit": source_commit() or "unknown",
+        "machine": ", ".join([*parts, platform.system()]),
+        "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(found, platform.machine())

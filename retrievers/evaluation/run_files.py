@@ -1,0 +1,324 @@
+"""TREC run files (``qid Q0 did rank score tag``), and UniIR's with a task code in a seventh column.
+
+Written from columns; read by pyarrow where they are regular, line by line where they are not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+from jaxtyping import Shaped
+
+from augment.errors import DataError
+from augment.files import replacing, text_lines
+from augment.records import TASKS, Hit, Run
+from retrievers.evaluation.run import RunTable
+
+#: Lines formatted at once; more of them leave the processor's cache, fewer cost calls.
+_BLOCK = 1 << 17
+#: Ids as a column of fixed width take no more memory than this; larger ones are made per block.
+_MOST_BYTES = 1 << 27
+#: Query ids, candidate ids, and per hit: place of the query, place of the candidate, score.
+_Columns = tuple[Any, Any, Any, Any, Any]
+_NAMES = ("qid", "q0", "did", "rank", "score", "tag", "task")
+#: Bytes of a file that is not worth starting threads for.
+_SMALL = 1 << 22
+
+
+def write_run(path: str | Path, run: Run | RunTable, tag: str = "run") -> None:
+    """Write a run file; the file appears whole or not at all.
+
+    Scores are written so that they read back as the same single-precision number: with six
+    decimals where that is enough (the precision that the indexes of this package rank by), else
+    with nine digits.
+
+    Args:
+        path: the file; its folder is made.
+        run: hits per query, in any order.
+        tag: last column; must not contain white space.
+
+    Raises:
+        ValueError: if the tag contains white space.
+        DataError: if an id is empty or contains white space.
+    """
+    _write(Path(path), run, tag, None)
+
+
+@contextmanager
+def writing_run(path: str | Path, run: Run | RunTable, tag: str = "run") -> Iterator[None]:
+    """The same while something else is done with the run, such as scoring it.
+
+    The file is there when the block ends. Arguments and errors are those of :func:`write_run`.
+    """
+    with writing_runs({Path(path): run}, tag):
+        yield
+
+
+@contextmanager
+def writing_runs(runs: Mapping[Path, Run | RunTable], tag: str = "run") -> Iterator[None]:
+    """The same for several files, one after another."""
+    with ThreadPoolExecutor(1) as thread:
+        written = [thread.submit(write_run, path, run, tag) for path, run in runs.items()]
+        yield
+        for one in written:
+            one.result()
+
+
+def write_uniir_run(
+    path: str | Path, run: Run | RunTable, tasks: Mapping[str, int], tag: str = "run"
+) -> None:
+    """Write a run file as UniIR does, with the task code in a seventh column.
+
+    Args:
+        path: the file; its folder is made.
+        run: hits per query, in any order.
+        tasks: query id -> M-BEIR task code.
+        tag: sixth column; must not contain white space.
+
+    Raises:
+        ValueError: if the tag contains white space.
+        DataError: if a query has no task code, or an id contains white space.
+    """
+    _write(Path(path), run, tag, tasks)
+
+
+def _write(path: Path, run: Run | RunTable, tag: str, tasks: Mapping[str, int] | None) -> None:
+    if not tag or any(character.isspace() for character in tag):
+        raise ValueError(f"run tag {tag!r} must be one word")
+    table = run if isinstance(run, RunTable) else RunTable.from_run(run)
+    tails = [f" {tag}\n"]
+    if tasks is not None:
+        lacking = [qid for qid in table.qids.to_pylist() if qid not in tasks]
+        if lacking:
+            raise DataError("no task code is known; write six columns", f"query {lacking[0]}")
+        tails = [f" {tag} {tasks[qid]}\n" for qid in table.qids.to_pylist()]
+    with replacing(path, DataError) as stream:
+        for lines in _blocks(table, pa.array(tails, pa.string())):
+            stream.buffer.write(lines)
+
+
+def _blocks(table: RunTable, tails: Any) -> Iterator[bytes]:
+    """Whole lines of some :data:`_BLOCK` hits at a time; those of a query stay together.
+
+    Each field is a column of fixed width, padded with zero bytes; dropping these leaves the lines.
+
+    Args:
+        table: the run.
+        tails: what stands behind the score: one for all queries, or one for each.
+
+    Raises:
+        DataError: if an id is empty or contains white space or a zero byte.
+    """
+    if not len(table.rows):
+        return
+    used = np.zeros(len(table.ids), dtype=bool)
+    used[table.rows] = True
+    for words in (table.qids, table.ids.filter(pa.array(used))):
+        bad = words.filter(pc.match_substring_regex(words, r"^$|[\s\x00]"))
+        if len(bad):
+            raise DataError(f"id {bad[0].as_py()!r} is empty or contains white space; rename it")
+    # Ids of very uneven length are widened block by block, lest one of them make all wide.
+    longest = pc.max(pc.binary_length(table.ids)).as_py() or 1
+    dids = _fixed(table.ids) if longest * len(table.ids) <= _MOST_BYTES else None
+    ranks = np.array([b" %d " % rank for rank in range(1, table.depth + 1)])
+    ends, place, rank = _fixed(tails), table.query, table.rank
+    first, stop = 0, len(table)
+    while first < stop:
+        last = int(np.searchsorted(table.starts, table.starts[first] + _BLOCK, side="right")) - 1
+        last = min(max(last, first + 1), stop)
+        hits = slice(int(table.starts[first]), int(table.starts[last]))
+        query, rows = place[hits], table.rows[hits]
+        if len(query):
+            heads = _fixed(pc.binary_join_element_wise(table.qids[first:last], "Q0", "", " "))
+            found = dids[rows] if dids is not None else _fixed(table.ids.take(pa.array(rows)))
+            fields = (
+                heads[query - first],
+                found,
+                ranks[rank[hits] - 1],
+                _scores(table.scores[hits]),
+                ends[query] if len(ends) > 1 else ends,
+            )
+            lines = np.empty(len(query), [(str(n), field.dtype) for n, field in enumerate(fields)])
+            for n, field in enumerate(fields):
+                lines[str(n)] = field
+            yield lines.tobytes().translate(None, b"\0")
+        first = last
+
+
+def _fixed(words: Any) -> Shaped[np.ndarray, " words"]:
+    """An Arrow array of strings as bytes of one width, zeros behind."""
+    lengths = pc.binary_length(words).to_numpy()
+    width = int(lengths.max(initial=1))
+    offsets = np.frombuffer(words.buffers()[1], dtype=np.int32)
+    cells = np.zeros((len(words), width), dtype=np.uint8)
+    data = np.frombuffer(words.buffers()[2] or b"", dtype=np.uint8)
+    cells[np.arange(width) < lengths[:, None]] = data[
+        offsets[words.offset] : offsets[words.offset + len(words)]
+    ]
+    return cells.view(f"S{width}")[:, 0]
+
+
+def _scores(scores: Shaped[np.ndarray, " hits"]) -> Shaped[np.ndarray, " hits"]:
+    """Six decimals where they read back as the same single-precision number, else nine digits."""
+    millionths = np.rint(scores.astype(np.float64) * 1e6)
+    exact = (millionths / 1e6).astype(np.float32) == scores
+    size = np.abs(millionths)
+    if not exact.all() or size.max() >= 1e9:
+        return np.array([f"{score:.9g}".encode() for score in scores.tolist()])
+    digits = _fixed(pa.array(size.astype(np.int64) + 1_000_000_000).cast(pa.string()))
+    cells = digits.view(np.uint8).reshape(len(scores), 10)
+    # "1012345678" becomes "012.345678", and its leading zeros go.
+    cells[:, :3], cells[:, 3] = cells[:, 1:4], ord(".")
+    cells[:, 0] *= size >= 1e8
+    cells[:, 1] *= size >= 1e7
+    signs = np.where(millionths < 0, ord("-"), 0).astype(np.uint8)
+    return np.hstack([signs[:, None], cells]).view("S11")[:, 0]
+
+
+def read_run(path: str | Path) -> dict[str, list[Hit]]:
+    """Read a run file; hits come back by score, ties by id, whatever the rank column says.
+
+    Raises:
+        DataError: see :func:`read_table`.
+    """
+    return read_table(path).to_run()
+
+
+def read_table(path: str | Path, *, empty: bool = False) -> RunTable:
+    """Read a run file of six columns, or of UniIR's seven, into columns.
+
+    Args:
+        path: the file.
+        empty: accept a file without a line: a search that found nothing.
+
+    Raises:
+        DataError: with ``file:line``, if the file is empty, a line is malformed, a score is no
+            finite number, a candidate stands twice under one query, or two tags occur.
+    """
+    if empty and Path(path).is_file() and not Path(path).stat().st_size:
+        return RunTable([], [], [], [], [])
+    found = _parse_quickly(Path(path))
+    if found is not None:
+        try:
+            return RunTable(*found)
+        except DataError:
+            pass  # read again, line by line, to say where
+    return RunTable(*_parse_lines(Path(path)))
+
+
+def _parse_quickly(path: Path) -> _Columns | None:
+    """Columns of a file whose fields are parted by single blanks or tabs; None for any other.
+
+    What it cannot vouch for goes to :func:`_parse_lines`, which knows line numbers.
+    """
+    try:
+        with path.open("rb") as stream:
+            first = stream.readline()
+        delimiter = "\t" if b"\t" in first else " "
+        width = first.count(delimiter.encode()) + 1
+        if width not in (6, 7) or len(first.split()) != width:
+            return None
+        words = pa.dictionary(pa.int32(), pa.string())
+        kinds = dict.fromkeys(_NAMES[:width], words) | {"score": pa.float64()}
+        table = pa_csv.read_csv(
+            path,
+            pa_csv.ReadOptions(
+                column_names=list(_NAMES[:width]), use_threads=path.stat().st_size > _SMALL
+            ),
+            pa_csv.ParseOptions(delimiter=delimiter, quote_char=False),
+            pa_csv.ConvertOptions(column_types=kinds, null_values=[], strings_can_be_null=False),
+        )
+    except (OSError, pa.ArrowInvalid):
+        return None
+    columns = {name: table.column(name).combine_chunks() for name in ("qid", "did", "tag", "score")}
+    regular = len(columns["tag"].dictionary) == 1 and all(
+        _one_word(columns[name].dictionary) for name in ("qid", "did")
+    )
+    if not regular or (width == 7 and not _tasks(table.column("task"))):
+        return None
+    return (
+        columns["qid"].dictionary,
+        columns["did"].dictionary,
+        columns["qid"].indices.to_numpy(),
+        columns["did"].indices.to_numpy(),
+        columns["score"].to_numpy(),
+    )
+
+
+def _one_word(ids: Any) -> bool:
+    return not pc.any(pc.match_substring_regex(ids, r"^$|\s")).as_py()
+
+
+def _tasks(column: Any) -> bool:
+    return set(column.combine_chunks().dictionary.to_pylist()) <= {str(task) for task in TASKS}
+
+
+def _parse_lines(path: Path) -> _Columns:
+    """Columns of any run file, with the place of the first thing wrong.
+
+    Raises:
+        DataError: with ``file:line``.
+    """
+    queries: dict[str, int] = {}
+    candidates: dict[str, int] = {}
+    seen: dict[tuple[int, int], int] = {}
+    query, rows, scores = [], [], []
+    tag: tuple[str, int] | None = None
+    for number, line in text_lines(path):
+        where = f"{path}:{number}"
+        parts = line.split()
+        qid, did, score = _parse(parts, where)
+        tag = tag or (parts[5], number)
+        if parts[5] != tag[0]:
+            raise DataError(
+                f"tag {parts[5]!r} after {tag[0]!r} in line {tag[1]}: two runs in one file; "
+                "write each to its own",
+                where,
+            )
+        place = queries.setdefault(qid, len(queries)), candidates.setdefault(did, len(candidates))
+        if seen.setdefault(place, number) != number:
+            raise DataError(
+                f"candidate {did} stands twice under query {qid}, first in line {seen[place]}; "
+                "keep its best score only",
+                where,
+            )
+        query.append(place[0])
+        rows.append(place[1])
+        scores.append(score)
+    if not query:
+        raise DataError("is empty; a run has a line 'qid Q0 did rank score tag' a hit", str(path))
+    return list(queries), list(candidates), query, rows, scores
+
+
+def _parse(parts: Sequence[str], where: str) -> tuple[str, str, float]:
+    # UniIR appends the task id as a seventh column.
+    if len(parts) not in (6, 7):
+        hint = " (MS MARCO's form? write the run with --output-format trec)"
+        raise DataError(
+            f"expected 'qid Q0 did rank score tag', found {len(parts)} columns"
+            f"{hint if len(parts) == 3 else ''}",
+            where,
+        )
+    try:
+        score = float(parts[4])
+    except ValueError:
+        raise DataError(
+            f"score {parts[4]!r} is not a number; the fifth column holds the score", where
+        ) from None
+    if not math.isfinite(score) or abs(score) > float(np.finfo(np.float32).max):
+        raise DataError(
+            f"score {parts[4]!r} is not finite in single precision; search again, or drop the hit",
+            where,
+        )
+    if len(parts) == 7 and parts[6] not in {str(task) for task in TASKS}:
+        raise DataError(f"task code is {parts[6]!r}; expected 0 to 8", where)
+    return parts[0], parts[2], score

@@ -1,0 +1,187 @@
+"""The page as HTML. Everything that comes from data or from the user is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from augment.errors import DataError
+from retrievers.search.answers import Answer, Result
+
+if TYPE_CHECKING:
+    from augment.data import InstructionRow
+    from retrievers.search.searcher import Searcher
+
+#: Longest typed query, in characters.
+MAX_QUERY = 4000
+
+#: Most results of one search on the page.
+MAX_RESULTS = 100
+
+#: Most fields that an address may have.
+_MAX_FIELDS = 20
+
+#: Longer texts are folded, in characters.
+_SHORT = 200
+
+_READS = {
+    "raw": "reads published text",
+    "append": "reads published and generated text",
+    "replace": "reads generated text",
+}
+_SIGNS = {"text": "text", "image": "picture", "image,text": "picture + text"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the form was sent with.
+
+    Attributes:
+        query: typed text.
+        picture: name of an uploaded picture, or empty.
+        k: how many results.
+        instruction: ``auto``, ``none``, or the instruction itself.
+        own: an instruction in the user's words; counts before ``instruction``.
+    """
+
+    query: str = ""
+    picture: str = ""
+    k: int = 12
+    instruction: str = "auto"
+    own: str = ""
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, str]) -> Asked:
+        """The fields of the form.
+
+        Raises:
+            DataError: if one cannot be used.
+        """
+        if len(fields) > _MAX_FIELDS:
+            raise DataError("too many fields in the address")
+        query, k = fields.get("q", ""), fields.get("k", "12")
+        if len(query) > MAX_QUERY:
+            raise DataError(f"the query has {len(query):,} characters; the most is {MAX_QUERY:,}")
+        if not (k.isascii() and k.isdigit() and 1 <= int(k[:9]) <= MAX_RESULTS):
+            raise DataError(f"cannot find {k[:20]!r} results; ask for 1 to {MAX_RESULTS}")
+        return cls(
+            query=query,
+            picture=fields.get("picture", ""),
+            k=int(k),
+            instruction=fields.get("instruction", "auto")[:MAX_QUERY],
+            own=fields.get("own", "").strip()[:MAX_QUERY],
+        )
+
+    @property
+    def given_instruction(self) -> str | None:
+        """As :meth:`retrievers.search.searcher.Searcher.search` takes it."""
+        if self.own:
+            return self.own
+        return {"auto": None, "none": ""}.get(self.instruction, self.instruction)
+
+
+class Card(NamedTuple):
+    """One result as drawn: ``also`` says where the other retriever has it."""
+
+    result: Result
+    alt: str
+    address: str
+    also: str
+
+
+def render_page(
+    searchers: Mapping[str, Searcher],
+    asked: Asked,
+    answers: Mapping[str, Answer],
+    problem: str,
+    max_bytes: int,
+) -> str:
+    """The whole page.
+
+    Args:
+        searchers: by name.
+        asked: what the form shows.
+        answers: by name of the searcher; empty where nothing was asked.
+        problem: shown above the results; empty if there is none.
+        max_bytes: largest picture.
+    """
+    first = next(iter(searchers.values()))
+    return _template().render(
+        title=first.root.resolve().name,
+        size=len(first),
+        searchers={
+            name: {
+                "view": searcher.corpus_view,
+                "reads": _READS[searcher.corpus_view],
+                "vlm": searcher.vlm,
+                "score": searcher.score,
+                "notes": searcher.notes,
+            }
+            for name, searcher in searchers.items()
+        },
+        asked=asked,
+        answers=answers,
+        cards={name: _cards(name, answers) for name in answers},
+        groups=_groups(searchers),
+        problem=problem,
+        max_bytes=max_bytes,
+        short=_SHORT,
+    )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("retrievers.search", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html")
+
+
+def _groups(searchers: Mapping[str, Searcher]) -> dict[str, list[tuple[str, str]]]:
+    """Data set -> instruction and how it is listed; the first one of every kind of query."""
+    rows = dict.fromkeys(row for searcher in searchers.values() for row in searcher.instructions())
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for row in rows:
+        groups.setdefault(row.dataset_name, []).append((row.prompts[0], _listed(row)))
+    return groups
+
+
+def _listed(row: InstructionRow) -> str:
+    signs = f"{_SIGNS[row.query_modality]} → {_SIGNS[row.candidate_modality]}"
+    return f"{signs}: {row.prompts[0]}"
+
+
+def _cards(name: str, answers: Mapping[str, Answer]) -> list[Card]:
+    ranks = {
+        other: {result.id: result.rank for result in answer}
+        for other, answer in answers.items()
+        if other != name
+    }
+    cards = []
+    for result in answers[name]:
+        also = "; ".join(
+            f"{other}: rank {known[result.id]}"
+            if result.id in known
+            else (f"{other}: not in the first {len(known)}" if known else f"{other}: found nothing")
+            for other, known in ranks.items()
+        )
+        told = result.text or result.generated or "no text"
+        alt = f"Candidate {result.id}: {_cut(told, 120)}"
+        cards.append(Card(result, alt, f"/image/{quote(result.id, safe='')}", also))
+    return cards
+
+
+def _cut(text: str, length: int) -> str:
+    """The beginning of a text, whole words."""
+    if len(text) <= length:
+        return text
+    return text[:length].rsplit(None, 1)[0].rstrip(" .,;:") + " …"

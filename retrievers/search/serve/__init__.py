@@ -1,1 +1,0 @@
-"""``python -m retrievers serve``: search as a small local page."""

@@ -1,0 +1,58 @@
+"""The index of results: nothing is missing from it, and documents hold the numbers of the JSON."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from augment.errors import DataError
+from benchmarks import results
+from benchmarks.results import FOLDER, ROOT, Measured, ages, fill, index, main, newer
+
+
+def test_every_result_is_in_the_index_and_measures_what_is_there():
+    names = [result.name for result in index()]
+    files = {path.relative_to(FOLDER).as_posix() for path in FOLDER.iterdir()} - {"index.json"}
+    assert {name.partition("/")[0] for name in names} == files
+    for result in index():
+        assert re.fullmatch(r"[0-9a-f]{40}", result.commit)
+        assert result.command
+        assert all((ROOT / path).exists() for path in result.measures), result.name
+
+
+def test_changes_of_the_measured_code_are_counted(tmp_path, monkeypatch):
+    def git(*arguments):
+        named = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        command = [shutil.which("git"), *named, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    git("init", "-q")
+    for name in ("code", "other", "code", "code"):
+        (tmp_path / name).write_text(f"{len(git('log', '--all', '--oneline'))}")
+        git("add", ".")
+        git("commit", "-q", "-m", f"change of {name}")
+    first = git("rev-list", "--max-parents=0", "HEAD")
+    result = Measured("x.md", "command", first, ["code"])
+    assert len(newer(result)) == 2
+    assert "x.md" in ages([result])
+    assert newer(Measured("x.md", "command", "0" * 40, ["code"])) is None
+    assert "history not here" in ages([Measured("x.md", "command", "0" * 40, ["code"])])
+
+
+def test_the_readme_holds_the_demos_numbers(tmp_path, capsys):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    copy = tmp_path / "README.md"
+    copy.write_text(re.sub(r"\| mean \|.*", "| mean | stale |", text), encoding="utf-8")
+    fill(copy)
+    assert copy.read_text(encoding="utf-8") == text
+    row = json.loads((FOLDER / "demo.json").read_text())["comparisons"][0]["rows"][-1]
+    assert f"| mean | {row['queries']} | {100 * row['first']:.1f} " in text
+    copy.write_text("<!-- filled from none.json -->\n<!-- end -->", encoding="utf-8")
+    with pytest.raises(DataError, match=r"no result none\.json"):
+        fill(copy)
+    assert main([]) == 0
+    assert "changes since" in capsys.readouterr().out
