@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from augment.checks import Limits as Limits
     from augment.data import DataRoot as DataRoot
     from augment.engines import Engine as Engine
-    from augment.engines import make_engine as load_engine  # noqa: F401
+    from augment.engines import load_engine as load_engine
     from augment.enrichment.account import Summary as Summary
     from augment.enrichment.export import export as export
     from augment.enrichment.pipeline import Options as Options

@@ -15,12 +15,13 @@ from augment.checks import DEFAULT_LIMITS, Forbidden, Limits, checks_of
 from augment.checks.rewrite import Positives
 from augment.data import DataRoot
 from augment.data.pools import open_candidates
-from augment.engines import Engine, EngineOptions, make_engine
+from augment.engines import Engine, EngineOptions, load_engine
 from augment.enrichment import command
 from augment.enrichment.account import Progress, Summary
 from augment.enrichment.enrich import enrich_jobs
 from augment.enrichment.estimate import SAMPLE_BATCHES, choose, describe, measure, show, survey
 from augment.enrichment.jobs import Job, Retry, Shard, parse_shard
+from augment.enrichment.launch import launch
 from augment.enrichment.supervise import SUCCESSOR, draining, supervise
 from augment.errors import DataError
 from augment.prompts import Prompt, load_prompt
@@ -51,7 +52,7 @@ class Options(EngineOptions):
 
     Attributes:
         model: ``flagland-vlm`` (packaged), a model folder, a Hugging Face name, ``vllm:NAME``,
-            with ``--urls`` a name that servers know, or ``scripted:``.
+            with ``--urls`` a name that servers know, ``scripted:``, or ``ray:`` before any of them.
         limit: only the first N items; null takes all.
         max_new_tokens: most tokens to generate; null takes each prompt's own limit.
         temperature: 0 decodes greedily.
@@ -83,7 +84,7 @@ class Options(EngineOptions):
             EngineError: if there is no such model.
         """
         shared = {name: getattr(self, name) for name in EngineOptions.__dataclass_fields__}
-        return make_engine(self.model, root=root, **shared)
+        return load_engine(self.model, root=root, **shared)
 
     def sampling(self, prompt: Prompt) -> Sampling:
         """Decoding parameters for a prompt."""
@@ -229,7 +230,7 @@ def enrich(
         prompt: name of a packaged prompt or path of an ``.md`` file; for queries also kind of
             query -> such a name (None leaves the kind alone), as
             :data:`augment.prompts.route.QUERY_PROMPTS`. One name takes all queries with a picture.
-        engine: what answers, as :func:`augment.engines.make_engine` makes it.
+        engine: what answers, as :func:`augment.engines.load_engine` makes it.
         store: where texts are looked up and saved.
         root: folder that image paths are relative to; rewrites are compared with its pools.
         options: sampling, limits and share; of its options of the engine none counts here.
@@ -406,6 +407,9 @@ def run_command(
         ladder = Retry(tuple(asked["reason"]), tuple(asked["temperatures"]), options.seed)
     elif asked["dry_run"] or asked["preview"] is not None:
         return _trial(work(), root, store, options, Trial(**asked))
+    code = launch(prog, arguments, options.model, options, options.shard, options.limit)
+    if code is not None:
+        return code
 
     def one(dead: Collection[int]) -> int:
         summary = carry_out(work(), root, store, options, retry=ladder, seen_dead=dead)

@@ -28,7 +28,7 @@ import jsonargparse
 
 from augment.data import DataRoot
 from augment.data.pools import open_candidates, open_queries
-from augment.engines import make_engine
+from augment.engines import load_engine
 from augment.prompts import load_prompt
 from augment.records import Item, Reply, Sampling, one_picture
 from benchmarks.flagland import atlas, language
@@ -118,7 +118,7 @@ class Scorer:
 
     def __init__(self, model: str, folder: Path, batch_size: int) -> None:
         self.folder = folder
-        self.engine = make_engine(model, root=folder, batch_size=batch_size)
+        self.engine = load_engine(model, root=folder, batch_size=batch_size)
         self.asked, self.seconds = 0, 0.0
 
     def ask(self, prompt: str, items: Sequence[Item]) -> list[Reply]:

@@ -45,10 +45,9 @@ from PIL import Image
 from augment import corpus
 from augment.data import write_candidates
 from augment.data.images import open_image
-from augment.engines import decoding, make_engine
-from augment.engines.inputs import encode, resized
-from augment.engines.models import PACKAGED
-from augment.engines.pictures import Budget, data_uri, fit
+from augment.engines import decoding, load_engine
+from augment.engines.base import PACKAGED
+from augment.engines.inputs import Budget, data_uri, encode, fit, resized
 from augment.engines.transformers import HFEngine
 from augment.engines.vllm import VLLMEngine
 from augment.prompts import load_prompt
@@ -276,8 +275,9 @@ def kill_in_the_middle(engine: VLLMEngine, store: Path, after: int, killed: list
     """Kill the server's processes once the store has some texts."""
     while sum(path.read_bytes().count(b"\n") for path in store.glob("wal/*")) < 2 * after:
         time.sleep(0.05)
-    leash = next(server.process for server in engine.servers if server.process)
-    for process in psutil.Process(leash.pid).children(recursive=True):
+    if engine.leash is None:
+        raise RuntimeError("texts without a server")
+    for process in psutil.Process(engine.leash.pid).children(recursive=True):
         killed.append(f"{process.name()} ({process.pid})")
         process.kill()
 
@@ -297,7 +297,7 @@ def measure_vllm(
         after: texts in the store when the server is killed.
     """
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    engine: Any = make_engine(
+    engine: Any = load_engine(
         "vllm:flagland-vlm", root=root, server_python=server_python, server_args=SERVER_ARGS
     )
     killed: list[str] = []
@@ -308,10 +308,10 @@ def measure_vllm(
             target=kill_in_the_middle, args=(engine, one, after, killed), daemon=True
         ).start()
         first = cost(lambda: described(one, engine=engine))
-        logs = [server.log.read_text() for server in engine.servers]
+        log = engine.log.read_text()
         again = cost(lambda: described(one, engine=engine))
         engine.close()
-        local = make_engine("flagland-vlm", root=root, device="cpu")
+        local = load_engine("flagland-vlm", root=root, device="cpu")
         other = cost(lambda: described(two, engine=local))
         ours, theirs = _texts(one), _texts(two)
     rows = {
@@ -319,9 +319,7 @@ def measure_vllm(
             f"{first.seconds:.0f} s, with all starts"
         ),
         "processes killed": ", ".join(killed),
-        "complete starts of the server, by its log": sum(
-            log.count("Application startup complete") for log in logs
-        ),
+        "complete starts of the server, by its log": log.count("Application startup complete"),
         "exit code": first.result.exit_code,
         "same command again": f"{again.seconds:.1f} s: {again.result.generated} generated, "
         f"{again.result.cached} cached",

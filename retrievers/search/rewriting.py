@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, final
 
-from augment.engines import Engine, make_engine
+from augment.engines import Engine, load_engine
 from augment.enrichment import pipeline as cli
 from augment.enrichment.enrich import enrich_jobs
 from augment.enrichment.jobs import Job
@@ -35,7 +35,7 @@ class QueryRewriter:
     """A VLM that rewrites queries as they come.
 
     Args:
-        model: a name that :func:`augment.engines.make_engine` knows, such as ``flagland-vlm``.
+        model: a name that :func:`augment.engines.load_engine` knows, such as ``flagland-vlm``.
         pictures: folder that the pictures of queries are relative to.
         trained: view of the training queries. Its recipe says which prompts, sampling, model and
             revision made them, and the same are used here.
@@ -57,7 +57,7 @@ class QueryRewriter:
         self._pictures = pictures
         settings = dict(trained.recipe.get("settings") or {})  # type: ignore[call-overload]
         limits = {name: settings.get(name) for name in ("min_pixels", "max_pixels")}
-        self._engine = make_engine(model, root=pictures, batch_size=1, **limits)
+        self._engine = load_engine(model, root=pictures, batch_size=1, **limits)
         self._recipe, self._prompts = _recipe(self._engine, trained.recipe)
         wanted = trained.recipe.get("id", self._recipe.id)
         if wanted != self._recipe.id and not allow_mismatch:

@@ -203,8 +203,8 @@ def test_settings_of_every_arm_are_known_to_the_command_line(tmp_path, capsys):
 
 
 def tiny_config(folder):
-    tiny = yaml.safe_load(Path("retrievers/configs/flagland.yaml").read_text())
-    tiny["model"]["init_args"]["model_name"] = make_config(folder)
+    tiny = yaml.safe_load(Path("retrievers/configs/rar/flagland.yaml").read_text())
+    tiny["model"]["encoder"]["init_args"]["model_name"] = make_config(folder)
     config = folder / "tiny.yaml"
     config.write_text(yaml.safe_dump(tiny))
     return config

@@ -1,5 +1,6 @@
 """The page about two runs: its numbers, that nothing escapes, and how a browser shows it."""
 
+import itertools
 import random
 import shutil
 from html.parser import HTMLParser
@@ -151,45 +152,35 @@ def test_a_browser_shows_it_at_every_width(made, tmp_path):
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
     if not BROWSER or not DRIVER:
         pytest.skip("chromium or chromedriver is not installed")
-    from selenium.webdriver.chrome.service import Service
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.common.keys import Keys
-
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
-    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-                 "--disable-dev-shm-usage", "--disable-background-networking",
-                 "--disable-component-update", f"--user-data-dir={tmp_path}"):  # fmt: skip
+    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                 f"--user-data-dir={tmp_path}"):  # fmt: skip
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=Service(DRIVER))
-    try:
+    service = webdriver.chrome.service.Service(DRIVER)
+    with webdriver.Chrome(options=options, service=service) as browser:
         backs = set()
-        for width in (420, 1200):
-            for scheme in ("light", "dark"):
-                shape = {"width": width, "height": 900, "deviceScaleFactor": 1,
-                         "mobile": width < 600}  # fmt: skip
-                browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", shape)
-                media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-                browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-                browser.get(made[1].as_uri())
-                wide = browser.execute_script("return document.documentElement.scrollWidth")
-                assert wide <= width
-                back = "return getComputedStyle(document.body).backgroundColor"
-                backs.add((scheme, browser.execute_script(back)))
-                # The first lane of a bar is not wider than the room for it.
-                lanes = browser.find_elements(By.CSS_SELECTOR, ".lane")
-                assert all(0 < lane.size["width"] <= width for lane in lanes)
+        for width, scheme in itertools.product((420, 1200), ("light", "dark")):
+            shape = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", shape)
+            media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+            browser.get(made[1].as_uri())
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+            back = "return getComputedStyle(document.body).backgroundColor"
+            backs.add((scheme, browser.execute_script(back)))
+            # The first lane of a bar is not wider than the room for it.
+            lanes = browser.find_elements("css selector", ".lane")
+            assert all(0 < lane.size["width"] <= width for lane in lanes)
         assert len(backs) == 2
         # By keyboard: skip link, contents, then the table behind its summary.
-        body = browser.find_element(By.TAG_NAME, "body")
+        place = browser.find_element("tag name", "body")
         for _ in range(7):
-            body.send_keys(Keys.TAB)
-            body = browser.switch_to.active_element
-        assert body.tag_name == "summary"
-        body.send_keys(Keys.ENTER)
-        assert browser.find_element(By.TAG_NAME, "table").is_displayed()
+            place.send_keys(webdriver.Keys.TAB)
+            place = browser.switch_to.active_element
+        assert place.tag_name == "summary"
+        place.send_keys(webdriver.Keys.ENTER)
+        assert browser.find_element("tag name", "table").is_displayed()
         assert browser.title == "raw and enriched, compared"
         assert not browser.get_log("browser")
-    finally:
-        browser.quit()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from augment.checks import check
-from augment.engines import make_engine
+from augment.engines import load_engine
 from augment.prompts import fence, load_prompt
 from augment.prompts.fence import LONGEST, fenced
 from augment.records import Item, Request, Sampling
@@ -79,7 +79,7 @@ def asked(tmp_path_factory):
 
     country = next(iter(atlas.countries(11)))
     draw_flat(country.flag, 192, random.Random(0)).save(root / "a.png")
-    engine = make_engine("flagland-vlm", root=root)
+    engine = load_engine("flagland-vlm", root=root)
     return engine, country
 
 
