@@ -183,7 +183,7 @@ def by_run(run: RunTable, positives: Mapping[str, Collection[str]]) -> Iterator[
         dids = run.ids.take(pa.array(run.rows[start:stop])).to_pylist()
         scores = run.scores[start:stop]
         wanted = tuple(positives[qid])
-        query = Query(Item(qid, None, None, "text"), None, wanted)
+        query = Query(Item(qid, None, (), "text"), None, wanted)
         found = zip(dids, scores.tolist(), strict=True)
         own = {did: score for did, score in found if did in set(wanted)}
         yield Ranked(query, dids, scores, own, None)

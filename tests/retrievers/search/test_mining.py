@@ -35,11 +35,11 @@ class World:
         for n in range(queries):
             best = (self.vectors @ asked[n]).argsort(descending=True)
             positives = (self.ids[int(best[4])], self.ids[int(best[9])], "1:999")[: 1 + n % 3]
-            self.queries.append(Query(Item(f"1:{n}", "q", None, "text"), 1, positives))
-        self.queries.append(Query(Item("1:8", "q", None, "text"), 1, ("1:2",)))
+            self.queries.append(Query(Item(f"1:{n}", "q", (), "text"), 1, positives))
+        self.queries.append(Query(Item("1:8", "q", (), "text"), 1, ("1:2",)))
         self.asked = torch.cat([asked, self.vectors[2:3]])
         path = folder / "pool.jsonl"
-        write_candidates(path, [Item(did, did, None, "text") for did in self.ids])
+        write_candidates(path, [Item(did, did, (), "text") for did in self.ids])
         self.plan = Plan()
         self.plan.add_pool("pool", path)
         self.plan.tasks = [
