@@ -1,20 +1,77 @@
-"""Everything with weights: retrievers, their training, embedding, search and scoring."""
+"""Everything with weights: encoders, their training, embedding, search and scoring.
 
-from __future__ import annotations
+::
 
+    from retrievers import Contrastive, MBeirData, Searcher, ViewConfig, compare, fit, load, test
+
+What is named here is loaded when it is used, so that importing this package costs nothing. Worked
+examples: ``docs/python.md``.
+"""
+
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from retrievers.search.answers import Answer, Result
-    from retrievers.search.searcher import Searcher
+    from retrievers.data.module import MBeirData as MBeirData
+    from retrievers.data.negatives import NegativesConfig as NegativesConfig
+    from retrievers.data.settings import EmbeddingConfig as EmbeddingConfig
+    from retrievers.data.settings import LoaderConfig as LoaderConfig
+    from retrievers.data.settings import SearchConfig as SearchConfig
+    from retrievers.data.texts import ViewConfig as ViewConfig
+    from retrievers.evaluation.compare import compare as compare
+    from retrievers.evaluation.metrics import score_run as score_run
+    from retrievers.evaluation.results import Results as Results
+    from retrievers.evaluation.run_files import read_table as read_table
+    from retrievers.export.folder import export_to as export_to
+    from retrievers.export.folder import push as push
+    from retrievers.export.folder import save as save
+    from retrievers.models.base import Encoder as Encoder
+    from retrievers.models.clip import ClipFeatureFusion as ClipFeatureFusion
+    from retrievers.models.clip import ClipScoreFusion as ClipScoreFusion
+    from retrievers.models.load import load as load
+    from retrievers.search.answers import Answer as Answer
+    from retrievers.search.answers import Result as Result
+    from retrievers.search.mining import MiningConfig as MiningConfig
+    from retrievers.search.mining import mine_negatives as mine_negatives
+    from retrievers.search.mining import mine_run as mine_run
+    from retrievers.search.searcher import Searcher as Searcher
+    from retrievers.training.module import Contrastive as Contrastive
+    from retrievers.training.module import fit as fit
+    from retrievers.training.objective import Objective as Objective
+    from retrievers.training.optim import AdamWCosine as AdamWCosine
+    from retrievers.vectors.embed import embed as embed
+    from retrievers.vectors.embed import embed_contents as embed_contents
+    from retrievers.vectors.search import test as test
 
-__all__ = ["Answer", "Result", "Searcher"]
+#: Module -> what of it is named here.
+_PLACES = {
+    "data.module": ("MBeirData",),
+    "data.negatives": ("NegativesConfig",),
+    "data.settings": ("EmbeddingConfig", "LoaderConfig", "SearchConfig"),
+    "data.texts": ("ViewConfig",),
+    "evaluation.compare": ("compare",),
+    "evaluation.metrics": ("score_run",),
+    "evaluation.results": ("Results",),
+    "evaluation.run_files": ("read_table",),
+    "export.folder": ("export_to", "push", "save"),
+    "models.base": ("Encoder",),
+    "models.clip": ("ClipFeatureFusion", "ClipScoreFusion"),
+    "models.load": ("load",),
+    "search.answers": ("Answer", "Result"),
+    "search.mining": ("MiningConfig", "mine_negatives", "mine_run"),
+    "search.searcher": ("Searcher",),
+    "training.module": ("Contrastive", "fit"),
+    "training.objective": ("Objective",),
+    "training.optim": ("AdamWCosine",),
+    "vectors.embed": ("embed", "embed_contents"),
+    "vectors.search": ("test",),
+}
+_MODULE = {name: module for module, names in _PLACES.items() for name in names}
+
+__all__ = sorted(_MODULE)
 
 
 def __getattr__(name: str) -> Any:
-    """Load what a search needs when it is asked for, so that the import itself stays light."""
-    if name in __all__:
-        from retrievers.search import searcher
-
-        return getattr(searcher, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE[name]}"), name)

@@ -1,0 +1,43 @@
+"""What docs/python.md shows runs, on a small world, with few steps and a scripted model."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import retrievers
+
+PAGE = Path(__file__).parents[2] / "docs" / "python.md"
+SMALLER = {
+    "countries=600": "countries=12",
+    '"flagland-vlm"': '"scripted:"',
+    "max_steps=60": "max_steps=2",
+    "MBeirData(": "MBeirData(batch_size=8, root=",
+}
+
+
+@pytest.mark.slow
+def test_the_worked_examples_run(tmp_path, monkeypatch, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 4
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    printed = []
+    for number, block in enumerate(blocks, start=1):
+        for whole, small in SMALLER.items():
+            block = block.replace(whole, small)
+        exec(compile(block, f"{PAGE.name}, example {number}", "exec"), names)  # noqa: S102
+        printed.append(capsys.readouterr().out)
+    tested, found, mined, compared = printed
+    assert "success@5" in tested
+    assert [line.split()[0] for line in found.splitlines()] == ["1", "2", "3"]
+    assert "known positive" in mined
+    assert "raw" in compared
+    assert {"success@1", "ndcg@10"} <= set(names["scores"])
+    assert names["again"].trained_on == names["encoder"].trained_on
+
+
+def test_what_is_named_is_there():
+    assert [name for name in retrievers.__all__ if not hasattr(retrievers, name)] == []
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        retrievers.nothing  # noqa: B018
