@@ -60,7 +60,7 @@ from PIL import Image, ImageDraw
 
 from augment.data.images import open_image
 from augment.engines.base import Ask, Asked, Engine, EngineOptions, Pause, Replies
-from augment.engines.inputs import MAX_PIXELS, Budget, data_uri, fit
+from augment.engines.inputs import MAX_PIXELS, PixelBudget, data_uri, fit
 from augment.errors import EngineError, ImageError
 from augment.records import Reply, Request, Sampling
 
@@ -125,7 +125,7 @@ class OpenAIEngine(Engine):
         *,
         root: Path,
         options: EngineOptions,
-        budget: Budget | None = None,
+        budget: PixelBudget | None = None,
         tend: Callable[[], None] | None = None,
     ) -> None:
         for url in options.urls or [""]:
@@ -134,7 +134,7 @@ class OpenAIEngine(Engine):
         self._name = name
         self._root = root
         self._options = options
-        limits = Budget(options.min_pixels or 0, options.max_pixels or MAX_PIXELS)
+        limits = PixelBudget(options.min_pixels or 0, options.max_pixels or MAX_PIXELS)
         self._budget = budget or limits
         self._tend = tend
         self._begun = False
@@ -863,7 +863,7 @@ def canary_pictures() -> list[Image.Image]:
     return pictures
 
 
-def _huge(budget: Budget) -> Image.Image:
+def _huge(budget: PixelBudget) -> Image.Image:
     """More pixels than the budget, with detail that does not vanish in resizing."""
     dice = random.Random(0)  # noqa: S311  # a picture, not cryptography
     tile = Image.frombytes("RGB", (16, 12), dice.randbytes(16 * 12 * 3))
@@ -871,7 +871,7 @@ def _huge(budget: Budget) -> Image.Image:
     return tile.resize((side * 8, side * 6), Image.Resampling.NEAREST)
 
 
-async def check_server(ask: _AskCanary, budget: Budget) -> str:
+async def check_server(ask: _AskCanary, budget: PixelBudget) -> str:
     """Ask the questions; what was found, in one line.
 
     Args:
