@@ -22,9 +22,8 @@ from typing import Any, NamedTuple, final
 
 from filelock import FileLock
 
-from augment.files import read_json, write_json
-from augment.store.keys import digest
-from retrievers.training.provenance import source_commit
+from augment.files import digest, read_json, write_json
+from retrievers.evaluation.versions import source_commit
 
 #: Part of every fingerprint; raised when a step's work changes what it makes.
 FORMAT = 1

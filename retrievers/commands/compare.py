@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from augment.data import DataRoot
-from augment.data.columnar import open_queries
+from augment.data.pools import open_queries
 from augment.errors import DataError
 from augment.files import replacing
 from augment.records import Query
 from retrievers.evaluation.compare import Comparison, compare, compare_scores, scores_from_run
-from retrievers.training.provenance import source_commit, versions
+from retrievers.evaluation.versions import source_commit, versions
 
 
 def _parser() -> argparse.ArgumentParser:

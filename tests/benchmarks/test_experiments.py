@@ -203,8 +203,8 @@ def test_settings_of_every_arm_are_known_to_the_command_line(tmp_path, capsys):
 
 
 def tiny_config(folder):
-    tiny = yaml.safe_load(Path("retrievers/configs/flagland.yaml").read_text())
-    tiny["model"]["init_args"]["model_name"] = make_config(folder)
+    tiny = yaml.safe_load(Path("retrievers/configs/rar/flagland.yaml").read_text())
+    tiny["model"]["encoder"]["init_args"]["model_name"] = make_config(folder)
     config = folder / "tiny.yaml"
     config.write_text(yaml.safe_dump(tiny))
     return config
@@ -372,7 +372,7 @@ def test_filler_has_its_length_and_no_fact():
 
 
 def test_routers_put_items_in_order(tmp_path):
-    items = {f"1:{n}": Item(f"1:{n}", "word " * n or None, "a.jpg", "image,text")
+    items = {f"1:{n}": Item(f"1:{n}", "word " * n or None, ("a.jpg",), "image,text")
              for n in range(4)}  # fmt: skip
     assert noise.chosen(items, "corpus", 0.5, "thin") == {"1:0", "1:1"}
     half = noise.chosen(items, "corpus", 0.5, "random", 1)
