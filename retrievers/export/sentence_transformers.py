@@ -87,7 +87,8 @@ def write_sentence_transformers(
         )
     if folder.exists() and any(folder.iterdir()):
         raise DataError("is not empty; name a new folder", str(folder))
-    model, tokenizer, image_processor = to_transformers(encoder.clip, encoder.collator())
+    ours: Any = encoder
+    model, tokenizer, image_processor = to_transformers(ours.clip, ours.collator())
     library = _library()
     with tempfile.TemporaryDirectory() as made:
         model.save_pretrained(made)
