@@ -303,6 +303,35 @@ def test_export_is_a_plain_root(root, tmp_path, capsys, images):
     assert "exists" in capsys.readouterr().err
 
 
+def test_an_export_writes_through_no_link_and_takes_nothing_from_elsewhere(root, tmp_path, capsys):
+    pool = root / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl"
+    (root / "README.md").write_text("mine")
+    items = list(read_candidates(pool))
+    names = ["README.md", "./readme.md", str(pool.relative_to(root)), "query/test/x.jsonl"]
+    (root / "readme.md").write_text("mine")
+    (root / "query/test/x.jsonl").write_text("")
+    items += [Item(f"3:{2000 + n}", None, name, "image") for n, name in enumerate(names)]
+    write_candidates(pool, items)
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    command(corpus, root)
+    arguments = ["export", f"--root={root}", f"--store={tmp_path / 'store'}", "--query-view=raw"]
+    for images in ("link", "symlink"):
+        out = tmp_path / images
+        assert main([*arguments, f"--out={out}", f"--images={images}"]) == 0
+        assert f"{len(names)} pictures under a name that an export needs" in capsys.readouterr().out
+        assert {path: path.read_bytes() for path in before} == before
+        view = open_view("corpus", "append", tmp_path / "store")
+        shown = list(read_candidates(out / pool.relative_to(root)))
+        assert [item.text for item in shown] == [view.text(item) for item in items]
+        assert (out / "README.md").read_text().startswith("---")
+    secret = tmp_path / "secret.txt"
+    secret.write_text("3:1 0 3:1 1 7\n")
+    (root / "qrels/test/mbeir_y_task7_test_qrels.txt").symlink_to(secret)
+    assert main([*arguments, f"--out={tmp_path / 'out'}"]) == 2
+    assert "leaves the root" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_default_prompt_is_the_packaged_one(root):
     corpus.run(root, root.parent / "store", options=Options(model="scripted:", limit=2))
     recipe = Store(root.parent / "store").recipe("corpus")
