@@ -16,7 +16,7 @@ from retrievers.models.clip import ClipScoreFusion
 from retrievers.search.pictures import QueryPictures
 from retrievers.search.searcher import Searcher
 from retrievers.search.serve import address_of, listen, make_server, search_app
-from tests.retrievers.models.test_retriever import make_config, make_root
+from tests.retrievers.models.test_retriever import checkpoint_of, make_config, make_root
 
 HOSTILE = '<script>document.title = "owned"</script><img src=x onerror=alert(1)> & "quoted"'
 SCRIPTED = Options(model="scripted:")
@@ -54,8 +54,7 @@ class World:
     def checkpoint(self, name: str, query: ViewConfig, candidates: ViewConfig) -> Path:
         """What fit would write after no step."""
         self.retriever.trained_on = self.recipe(query, candidates).fingerprint
-        saved = {"state_dict": self.retriever.state_dict()}
-        self.retriever.on_save_checkpoint(saved)
+        saved = checkpoint_of(self.retriever)
         path = self.folder / name / "checkpoints" / "last.ckpt"
         path.parent.mkdir(parents=True)
         torch.save(saved, path)

@@ -262,7 +262,7 @@ class Builder:
         needs, _ = self._shown(views, home)
 
         def work(folder: Path, made: Sequence[Path]) -> None:
-            self._command("mine", arm, seed, home, folder, f"ckpt_path={_weights(made[-1])}",
+            self._command("mine", arm, seed, home, folder, f"model={_weights(made[-1])}",
                           *view_arguments(views, made))  # fmt: skip
 
         title = f"mine negatives by {name} (seed {seed})"
@@ -311,6 +311,8 @@ class Builder:
             *([f"data.tasks={json.dumps(list(setup.tasks))}"] if setup.tasks else []),
             *setup.fit, *self.experiment.fit, *arm.model, f"out={out.resolve()}",
         ]  # fmt: skip
+        if verb == "mine":  # it has no trainer
+            shared = [one for one in shared if one.startswith(("config=", "data.", "out="))]
         if status := retrievers([verb, *(f"--{one}" for one in (*shared, *arguments))]):
             raise SystemExit(status)
 

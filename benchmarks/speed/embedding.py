@@ -25,9 +25,10 @@ from augment.data import write_candidates
 from augment.records import Item
 from benchmarks.speed.machine import machine
 from retrievers.data.module import MBeirData
+from retrievers.data.plan import plan_pools
 from retrievers.data.settings import EmbeddingConfig, LoaderConfig
 from retrievers.models.clip import ClipScoreFusion
-from retrievers.training.trainer import Trainer
+from retrievers.vectors.embed import embed
 
 RESULTS = Path("benchmarks/results/embedding.md")
 
@@ -54,18 +55,9 @@ def embed_seconds(root: Path, folder: Path, workers: int, batch_size: int) -> fl
         loader=LoaderConfig(workers=workers, cache_mib=0, eval_batch_size=batch_size),
         embeddings=EmbeddingConfig(str(folder)),
     )
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=str(folder),
-    )
-    retriever = ClipScoreFusion()
+    retriever, plan = ClipScoreFusion(), plan_pools(data.root)
     start = time.perf_counter()
-    trainer.embed(retriever, data)
+    embed(retriever, data, plan, device="cpu")
     return time.perf_counter() - start
 
 

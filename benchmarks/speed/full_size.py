@@ -285,7 +285,7 @@ class Stage(NamedTuple):
 
 
 _SMALL = (
-    "--config=flagland", "--data.root={root}", "--model.model_name={out}/small-clip.json",
+    "--config=flagland", "--data.root={root}", "--model.encoder.model_name={out}/small-clip.json",
     "--data.loader.cache_mib=0", "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
 )  # fmt: skip
@@ -321,7 +321,8 @@ STAGES = {
     ),
     "embed": Stage(
         "`retrievers embed` with it: every candidate and test query", None,
-        ("retrievers", "embed", *_SMALL, *_TRAINED, "--out={out}/embed",
+        ("retrievers", "embed", "--data.root={root}", "--data.loader.cache_mib=0",
+         "--model={out}/fit/checkpoints/last.ckpt", "--embeddings={out}/embedded",
          "--data.loader.eval_batch_size=512"),
         "all",
     ),

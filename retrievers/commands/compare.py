@@ -14,7 +14,7 @@ from augment.errors import DataError
 from augment.files import replacing
 from augment.records import Query
 from retrievers.evaluation.compare import Comparison, compare, compare_scores, scores_from_run
-from retrievers.training.provenance import source_commit, versions
+from retrievers.evaluation.versions import source_commit, versions
 
 
 def _parser() -> argparse.ArgumentParser:

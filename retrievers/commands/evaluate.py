@@ -24,7 +24,7 @@ from retrievers.evaluation.metrics import Measure, QueryScores, score_run, stand
 from retrievers.evaluation.protocol import REPORTED, missing_rows, reported_k, row_order
 from retrievers.evaluation.run import RunTable, check_candidates, check_depth
 from retrievers.evaluation.run_files import read_table
-from retrievers.training.provenance import source_commit, versions
+from retrievers.evaluation.versions import source_commit, versions
 
 #: UniIR's names of run files.
 _UNIIR = re.compile(r"mbeir_(.+?)_task([0-8])_(single|union)_pool_(\w+?)_k\d+_run\.txt")

@@ -19,7 +19,20 @@ from augment.records import Item, Modality, Query, Side
 from retrievers.data.catalog import Catalog
 from retrievers.data.datasets import Reader, target_modality
 from retrievers.data.examples import Example
-from retrievers.vectors.embed import Content
+
+
+class Content(NamedTuple):
+    """What an encoder sees of one item.
+
+    Attributes:
+        id: unique in its store.
+        text: as rendered by the view, instruction included; None if there is none.
+        image: path relative to the data root, or None.
+    """
+
+    id: str
+    text: str | None
+    image: str | None
 
 
 @dataclass(frozen=True)

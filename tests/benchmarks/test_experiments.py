@@ -220,8 +220,8 @@ def test_scores_are_averaged_over_seeds_before_they_are_compared(tmp_path, monke
 
 
 def tiny_config(folder):
-    tiny = yaml.safe_load(Path("retrievers/configs/flagland.yaml").read_text())
-    tiny["model"]["init_args"]["model_name"] = make_config(folder)
+    tiny = yaml.safe_load(Path("retrievers/configs/rar/flagland.yaml").read_text())
+    tiny["model"]["encoder"]["init_args"]["model_name"] = make_config(folder)
     config = folder / "tiny.yaml"
     config.write_text(yaml.safe_dump(tiny))
     return config

@@ -20,8 +20,7 @@ from augment.records import Item, Sampling
 from benchmarks.flagland import atlas, language, score_vlm, train_vlm, vlm
 from benchmarks.flagland.grammar import Flag
 from benchmarks.flagland.render import draw_flat
-from retrievers.models.backbone import load_clip
-from retrievers.models.towers import encode_text
+from retrievers.models.towers import encode_text, load_clip
 
 
 @pytest.fixture(scope="module")

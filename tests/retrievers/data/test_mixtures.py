@@ -17,7 +17,7 @@ from retrievers.data.mixtures import make_mixture, named_views
 from retrievers.data.module import MBeirData
 from retrievers.data.sentences import SentenceSampling, sample_sentences
 from retrievers.data.texts import TextRecipe, ViewConfig, check_recipe
-from retrievers.models.loading import load_retriever, open_recipe
+from retrievers.models.load import load, open_recipe
 from tests.retrievers.test_cli_retrievers import options
 from tests.worlds import World
 
@@ -152,16 +152,14 @@ def test_a_view_of_the_mixture_may_be_shown_and_no_other(folder):
 def test_nothing_is_drawn_outside_training(world):
     mixed = ViewConfig("append", str(world.store), mix={"dense": 1}, dropout=0.5)
     data = MBeirData(str(world.root), corpus=mixed, seed=3)
-    data.use(world.retriever.processor)
-    data.setup("fit")
-    pairs = data.train_dataloader().dataset
+    pairs, plan = data.training(world.retriever.collator())
     size = len(pairs)
     texts = {key: pairs[key].positive.example.text for key in range(4 * size)}
     again = {key: pairs[key].positive.example.text for key in reversed(range(4 * size))}
     assert texts == again, "a draw depends on the key alone"
     epochs = [[texts[n * size + row] for row in range(size)] for n in range(4)]
     assert len(set(map(tuple, epochs))) == 4, "each epoch draws anew"
-    for item in map(data.plan.item, range(len(data.plan))):
+    for item in map(plan.item, range(len(plan))):
         shown = data.recipe.corpus_view.text(item)
         assert data.recipe.candidate(item) == shown.strip()
     query, target = data.plan.queries[0]
@@ -173,7 +171,7 @@ def test_a_checkpoint_of_a_mixture_is_searched_with_the_named_view(world):
     mixed = ViewConfig("append", str(world.store), mix={"dense": 1, "short": 1})
     raw = ViewConfig()
     path = world.checkpoint("mixed", raw, mixed)
-    retriever = load_retriever(path)
+    retriever = load(path)
     retriever.trained_on = {
         **retriever.trained_on,
         "corpus": mixed.mixture("corpus", mixed.open("corpus")).name,

@@ -12,7 +12,7 @@ from augment.records import Item, Query
 from retrievers.cli import main
 from retrievers.search.mining import KEPT, MiningConfig, Pool, Tally, mine
 from tests.retrievers.models.test_retriever import make_config, make_root
-from tests.retrievers.test_cli_retrievers import options
+from tests.retrievers.test_cli_retrievers import options, plain_options
 
 
 def make_world(seed, candidates=40, queries=7, dim=5):
@@ -129,7 +129,8 @@ def test_the_command_mines_and_training_reads_it(world, tmp_path, capsys):
     # Vectors of a random model lie close together.
     near = ["--mining.relative_margin=null", "--mining.duplicate=null"]
     wanted = ["--mining.per_query=3", "--mining.last=8", *near]
-    arguments = [*options(world, tmp_path / "mined"), *wanted]
+    untrained = ["--model=ClipScoreFusion", f"--model.model_name={world[1]}"]
+    arguments = [*plain_options(world, tmp_path / "mined"), *untrained, *wanted]
     assert main(["mine", *arguments]) == 0
     told = capsys.readouterr().out
     assert "known positive" in told

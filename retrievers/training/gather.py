@@ -11,22 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from retrievers.training.losses.ids import NO_ID, known_pairs
-
-
-class Labels(NamedTuple):
-    """Who is who in a batch, by :func:`~retrievers.training.losses.hash_id`.
-
-    Attributes:
-        queries: id of each query.
-        candidates: id of each candidate; the first ``batch`` are the queries' positives in order,
-            the rest are hard negatives or further positives.
-        positives: all known positives of each query, padded with :data:`~retrievers.training.losses.NO_ID`.
-    """
-
-    queries: Int[Tensor, " batch"]
-    candidates: Int[Tensor, " n"]
-    positives: Int[Tensor, "batch most"]
+from retrievers.data.examples import NO_ID, Labels
 
 
 class Joint(NamedTuple):
@@ -108,6 +93,24 @@ def join(
         known_pairs(gather(positives, batches), own_ids).T | same,
         batch * len(batches) / sum(batches),
     )
+
+
+def known_pairs(
+    positives: Int[Tensor, "batch most"], candidate_ids: Int[Tensor, " n"]
+) -> Bool[Tensor, "batch n"]:
+    """Which candidates are known positives of which query, by id.
+
+    Args:
+        positives: hashed ids of all known positives of each query, padded with :data:`NO_ID`.
+        candidate_ids: hashed id of each candidate.
+    """
+    distinct, inverse = torch.unique(candidate_ids, return_inverse=True)
+    slot = torch.searchsorted(distinct, positives).clamp(max=len(distinct) - 1)
+    found = distinct[slot] == positives
+    table = torch.zeros(len(positives), len(distinct), dtype=torch.bool, device=positives.device)
+    row = torch.arange(len(positives), device=positives.device)[:, None].expand_as(positives)
+    table[row[found], slot[found]] = True
+    return table[:, inverse]
 
 
 def gather(rows: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -1,15 +1,17 @@
-"""InfoNCE and the sigmoid loss over a joint batch, with known positives kept out of negatives."""
+"""Losses on unit vectors, with known positives kept out of negatives; towards a teacher's scores."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from retrievers.training.losses.joint import Joint
+from retrievers.data.examples import Groups
+from retrievers.training.gather import Joint, distributed
 
 #: What the other known positives of a query in the batch are: left out; each a positive of its own;
 #: or one positive together.
@@ -29,7 +31,7 @@ def info_nce(
     """In-batch InfoNCE (1807.03748) in which no known positive is a negative.
 
     Args:
-        joint: the batch (see :func:`~retrievers.training.losses.join`).
+        joint: the batch (see :func:`~retrievers.training.gather.join`).
         logit_scale: multiplies the cosine: the exponential of CLIP's parameter.
         symmetric: average with the loss from candidate to query (CLIP 2103.00020, figure 3); hard
             negatives take part from query to candidate only. UniIR has only that direction.
@@ -119,3 +121,71 @@ def _negatives(
 
 def _own(target: Int[Tensor, " batch"], like: Float[Tensor, "batch n"]) -> Bool[Tensor, "batch n"]:
     return torch.zeros_like(like, dtype=torch.bool).scatter_(1, target[:, None], True)
+
+
+def kl_divergence(
+    queries: Float[Tensor, "batch dim"],
+    candidates: Float[Tensor, "n dim"],
+    groups: Groups,
+    logit_scale: Float[Tensor, ""],
+    temperature: float = 1.0,
+) -> Float[Tensor, ""]:
+    """Kullback-Leibler divergence from the teacher's distribution over a group to ours.
+
+    Args:
+        queries: unit vectors.
+        candidates: unit vectors.
+        groups: scored candidates; a query with fewer than two scores does not count.
+        logit_scale: multiplies our cosine.
+        temperature: divides the teacher's scores; about 0.02 to 0.05 for cosines, 1 for logits.
+    """
+    cosine, scored, counted = _own_candidates(queries, candidates, groups)
+    low = torch.finfo(cosine.dtype).min
+    ours = (logit_scale * cosine).masked_fill(~scored, low).log_softmax(1)
+    teacher = (groups.scores.to(cosine.dtype) / temperature).masked_fill(~scored, low)
+    target = teacher.log_softmax(1)
+    each = functional.kl_div(ours, target, reduction="none", log_target=True)
+    return _joint_mean((each * scored).sum(1), counted)
+
+
+def margin_mse(
+    queries: Float[Tensor, "batch dim"],
+    candidates: Float[Tensor, "n dim"],
+    groups: Groups,
+    temperature: float = 1.0,
+) -> Float[Tensor, ""]:
+    """Squared error of the margins between positive and negatives (Margin-MSE, 2010.02666).
+
+    Args:
+        queries: unit vectors.
+        candidates: unit vectors.
+        groups: scored candidates; a query whose positive has no score, or nothing else, does not
+            count.
+        temperature: divides the teacher's margins, to bring logits to the range of cosines.
+    """
+    cosine, scored, counted = _own_candidates(queries, candidates, groups)
+    teacher = groups.scores.to(cosine.dtype).masked_fill(~scored, 0.0) / temperature
+    error = (cosine[:, :1] - cosine[:, 1:]) - (teacher[:, :1] - teacher[:, 1:])
+    others = scored[:, 1:]
+    each = (error.square() * others).sum(1) / others.sum(1).clamp(min=1)
+    return _joint_mean(each, counted & scored[:, 0])
+
+
+def _own_candidates(
+    queries: Float[Tensor, "batch dim"], candidates: Float[Tensor, "n dim"], groups: Groups
+) -> tuple[Float[Tensor, "batch width"], Bool[Tensor, "batch width"], Bool[Tensor, " batch"]]:
+    rows = groups.rows.clamp(min=0)
+    cosine = torch.einsum("bd,bwd->bw", queries, candidates[rows])
+    scored = (groups.rows >= 0) & groups.scores.isfinite()
+    return cosine, scored, scored.sum(1) >= 2
+
+
+def _joint_mean(
+    each: Float[Tensor, " batch"], counted: Bool[Tensor, " batch"]
+) -> Float[Tensor, ""]:
+    """Mean over the counted rows of the joint batch, so that the mean over processes is it."""
+    total, world = counted.sum(), 1
+    if distributed():
+        dist.all_reduce(total)
+        world = dist.get_world_size()
+    return world * (each * counted).sum() / total.clamp(min=1)

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retrievers.training.losses.contrastive import Several, info_nce, siglip
-from retrievers.training.losses.distillation import Groups, kl_divergence, margin_mse
-from retrievers.training.losses.joint import Joint, Labels, join
+from retrievers.data.examples import Groups, Labels
+from retrievers.training.gather import Joint, join
+from retrievers.training.losses import Several, info_nce, kl_divergence, margin_mse, siglip
 
 
 @dataclass(frozen=True)

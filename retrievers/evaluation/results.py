@@ -1,28 +1,23 @@
-"""From vectors to runs, from runs to a table: functions over a plan."""
+"""From runs to a table of scores; functions over a :class:`retrievers.data.plan.Plan`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from augment.data import write_qrels
-from augment.errors import DataError
 from augment.files import aligned, write_text
 from augment.records import Qrel, Run
 from retrievers.data.plan import EvalTask, Plan
 from retrievers.evaluation.metrics import means, score_run, standard_measures
 from retrievers.evaluation.protocol import REPORTED, missing_rows, reported_k
 from retrievers.evaluation.run import RunTable
-from retrievers.training.provenance import source_commit, versions
-from retrievers.vectors import make_index
-from retrievers.vectors.embed import Embeddings
-from retrievers.vectors.index import Recall
+from retrievers.evaluation.versions import source_commit, versions
 
 #: (task name, "local" or "union") -> run.
 Runs = Mapping[tuple[str, str], Run | RunTable]
@@ -75,6 +70,7 @@ class Results:
         commit: of the source that ran, with ``-dirty`` if files had changed; None outside git.
         cost: seconds of each stage, items embedded and items per second.
         recall: of an approximate index against exact search, by pool; empty for an exact one.
+        runs: (task name, "local" or "union") -> run; not in the JSON.
     """
 
     rows: list[Row]
@@ -84,6 +80,7 @@ class Results:
     commit: str | None = field(default_factory=source_commit)
     cost: dict[str, float] = field(default_factory=dict)
     recall: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    runs: Runs = field(default_factory=dict, repr=False)
 
     @property
     def mean(self) -> dict[str, dict[str, float]]:
@@ -150,79 +147,39 @@ class Results:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, JSON-serialisable."""
-        return {**asdict(self), "mean": self.mean}
+        """Everything but the runs, JSON-serialisable."""
+        told = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "runs"}
+        return {**told, "rows": [asdict(row) for row in self.rows], "mean": self.mean}
+
+    def __str__(self) -> str:
+        return f"{self.table()}\n{self.notes()}".rstrip()
 
 
-class Searched(NamedTuple):
-    """Runs of a plan, and for each pool the recall of an approximate index; none of an exact one.
+class Lost(NamedTuple):
+    """Rows of one side that have no vector, or one made without their unreadable picture."""
 
-    Attributes:
-        runs: (task name, "local" or "union") -> run.
-        recall: what :func:`retrievers.vectors.exact.measure_recall` found, by pool.
-    """
-
-    runs: dict[tuple[str, str], RunTable]
-    recall: dict[str, list[Recall]]
+    failed: Sequence[int]
+    degraded: Sequence[int]
 
 
-def search_plan(
-    plan: Plan,
-    candidates: Embeddings,
-    queries: Embeddings,
-    made_by: str,
-    depth: int,
-    device: str = "cpu",
-    kind: str = "exact",
-    parameters: str = "",
-) -> Searched:
-    """Search every task in its local pool and, if the plan has one, in the union.
+def score(plan: Plan, runs: Runs, candidates: Lost, queries: Lost, made_by: str) -> Results:
+    """Metrics of every run, tasks in the order of the plan, local before union.
 
     Args:
-        plan: what to search.
-        candidates: one vector per row of the plan.
-        queries: one vector per query, task after task.
-        made_by: fingerprint of both.
-        depth: hits per query.
-        device: where the products run.
-        kind: of index, see :func:`retrievers.vectors.make_index`.
-        parameters: of an approximate index.
+        plan: what was searched.
+        runs: (task name, "local" or "union") -> run.
+        candidates: rows of the plan that could not be embedded, or not as a whole.
+        queries: the same of the plan's queries.
+        made_by: fingerprint of what made the runs.
     """
-    found = Searched({}, {})
-    for pool, rows in plan.pools.items():
-        kept = torch.from_numpy(rows)[candidates.done[rows]]
-        searching = [(t, n) for t, n in _spans(plan) if pool in ("union", t.pool)]
-        if not len(kept):
-            raise DataError("no candidate of this pool could be embedded", pool)
-        index = make_index(kind, made_by, device, parameters)
-        ids = plan.catalog.names(kept.numpy())
-        candidates.add_to(index, ids, kept, made_by)
-        for task, span in searching:
-            own = torch.arange(span.start, span.stop)
-            own = own[queries.done[own]]
-            run = RunTable([], [], [], [], [])
-            if len(own):
-                qids = [plan.queries[row][0].item.id for row in own.tolist()]
-                hits = index.search(queries.take(own), min(depth, len(index)), made_by)
-                run = RunTable.from_search(qids, ids, hits.rows, hits.scores, unique=True)
-            found.runs[task.name, "union" if pool == "union" else "local"] = run
-        if index.recall:
-            found.recall[pool] = list(index.recall.values())
-    return found
-
-
-def score(
-    plan: Plan, runs: Runs, candidates: Embeddings, queries: Embeddings, made_by: str
-) -> Results:
-    """Metrics of every run, tasks in the order of the plan, local before union."""
     rows = []
-    for task, span in _spans(plan):
+    for task, span in spans(plan):
         for pool in ("local", "union"):
             if (task.name, pool) not in runs:
                 continue
             members = plan.pools["union" if pool == "union" else task.pool]
             rows.append(_row(plan, task, span, pool, members, runs, candidates, queries))
-    return Results(rows, made_by, versions=versions())
+    return Results(rows, made_by, versions=versions(), runs=runs)
 
 
 def _row(
@@ -232,8 +189,8 @@ def _row(
     pool: str,
     members: Any,
     runs: Runs,
-    candidates: Embeddings,
-    queries: Embeddings,
+    candidates: Lost,
+    queries: Lost,
 ) -> Row:
     inside = np.zeros(len(plan), dtype=bool)
     inside[members] = True
@@ -261,12 +218,13 @@ def _row(
     )
 
 
-def _spans(plan: Plan) -> list[tuple[EvalTask, range]]:
-    spans, start = [], 0
+def spans(plan: Plan) -> list[tuple[EvalTask, range]]:
+    """Each task with the rows of its queries."""
+    found, start = [], 0
     for task in plan.tasks:
-        spans.append((task, range(start, start + len(task.queries))))
+        found.append((task, range(start, start + len(task.queries))))
         start += len(task.queries)
-    return spans
+    return found
 
 
 def run_files(folder: Path, runs: Runs) -> dict[Path, Run | RunTable]:
