@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from augment.data import DataRoot
-from augment.data.columnar import open_candidates
+from augment.data.pools import open_candidates
 from benchmarks.experiments import plots, spec, tables
 from benchmarks.experiments.notebooks import RESULTS, load, picture
 from benchmarks.flagland.world import WorldConfig, write_world

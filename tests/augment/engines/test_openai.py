@@ -26,7 +26,7 @@ from augment.engines.base import PACKAGED
 from augment.engines.inputs import Budget, fit
 from augment.engines.openai import OpenAIEngine
 from augment.errors import EngineError
-from augment.records import Item, Request, Sampling
+from augment.records import Item, Request, Sampling, one_picture
 from augment.store import Store
 from tests.fakes import FakeServer, Fault, answer_to, parse_fault
 
@@ -54,7 +54,7 @@ def quick(monkeypatch):
 def ask(count):
     pictures = [None, "0.png", "1.png", "2.png", "3.png"]
     return [
-        Request(f"1:{n}", "Be exact.", f"request {n}!", pictures[n % len(pictures)])
+        Request(f"1:{n}", "Be exact.", f"request {n}!", one_picture(pictures[n % len(pictures)]))
         for n in range(count)
     ]
 
@@ -101,7 +101,11 @@ def test_every_request_is_answered_with_its_own_picture(root):
 
 
 def test_pictures_that_cannot_be_used_fail_alone_and_cost_no_request(root):
-    requests = [*ask(3), Request("a", "s", "t", "broken.png"), Request("b", "s", "t", "no.png")]
+    requests = [
+        *ask(3),
+        Request("a", "s", "t", ("broken.png",)),
+        Request("b", "s", "t", ("no.png",)),
+    ]
     with FakeServer() as server:
         replies = list(engine(root, server).generate(requests, SAMPLING))
     assert [reply.finish for reply in replies] == ["stop"] * 3 + ["error"] * 2
@@ -307,7 +311,7 @@ def test_closing_the_iterator_ends_at_once_even_if_the_server_hangs(root):
 
 def test_it_tells_how_long_pictures_kept_the_server_waiting(root, monkeypatch):
     waited, opened = [], openai.open_image
-    requests = [Request(f"1:{n}", "s", "describe", f"{n % 4}.png") for n in range(6)]
+    requests = [Request(f"1:{n}", "s", "describe", (f"{n % 4}.png",)) for n in range(6)]
     for pause in (0.0, 0.2):
         monkeypatch.setattr(
             openai, "open_image", lambda *a, p=pause: (time.sleep(p), opened(*a))[1]
@@ -432,7 +436,7 @@ def test_a_signal_ends_a_run_whose_server_hangs(tmp_path):
     (tmp_path / "root/cand_pool/local").mkdir(parents=True)
     Image.new("RGB", (30, 20)).save(tmp_path / "root/1.png")
     pool = tmp_path / "root/cand_pool/local/mbeir_x_task0_cand_pool.jsonl"
-    write_candidates(pool, [Item("3:1", None, "1.png", "image")])
+    write_candidates(pool, [Item("3:1", None, ("1.png",), "image")])
     with FakeServer(faults=[parse_fault("hang:every=1")]) as server:
         command = [sys.executable, "-m", "augment.corpus", "--root", str(tmp_path / "root")]
         command += ["--store", str(tmp_path / "store"), "--model", "fake", "--urls", server.url]
@@ -545,7 +549,7 @@ def test_pictures_are_resized_here_as_the_local_engine_does(root):
     budget = Budget(size["shortest_edge"], size["longest_edge"], 32)
     for name in ("0.png", "1.png", "2.png"):
         image = open_image(root, name)
-        local = hf.resized(made._processor, Request("a", "s", "t", name), image)
+        local = hf.resized(made._processor, Request("a", "s", "t", one_picture(name)), image)
         assert local.tobytes() == fit(image, budget).tobytes()
 
 
@@ -554,7 +558,7 @@ def test_large_pictures_cost_no_more_than_the_limit(root, tmp_path):
     budget = Budget(max_pixels=50_000)
     with FakeServer() as server:
         made = engine(tmp_path, server, budget=budget)
-        (reply,) = made.generate([Request("a", "", "", "large.png")], SAMPLING)
+        (reply,) = made.generate([Request("a", "", "", ("large.png",))], SAMPLING)
     assert reply.text.endswith("of 258 by 193 pixels")
     assert reply.prompt_tokens <= 10 * 7 + 9
 
@@ -574,7 +578,7 @@ def test_make_engine_takes_urls(root):
 
 
 def test_the_command_enriches_through_a_url(tmp_path, capsys):
-    pool = [Item(f"3:{n}", None, f"{n}.png", "image") for n in range(24)]
+    pool = [Item(f"3:{n}", None, (f"{n}.png",), "image") for n in range(24)]
     data = tmp_path / "root"
     (data / "cand_pool/local").mkdir(parents=True)
     for item in pool:
@@ -599,11 +603,11 @@ def test_a_real_server_transformers_serve(tmp_path):
     from benchmarks.flagland import atlas
     from benchmarks.flagland.render import draw_flat
 
-    prompt, requests = load_prompt("rar_corpus"), []
+    prompt, requests = load_prompt("rar/corpus"), []
     for n, country in enumerate(islice(atlas.countries(5), 4)):
         # In the model's own limits and multiples, so that nobody resizes.
         draw_flat(country.flag, 160, random.Random(n)).resize((160, 96)).save(tmp_path / f"{n}.png")
-        requests.append(prompt.render(Item(f"1:{n}", None, f"{n}.png", "image")))
+        requests.append(prompt.render(Item(f"1:{n}", None, (f"{n}.png",), "image")))
     (tmp_path / "hub").mkdir()
     folder, port = str(PACKAGED["flagland-vlm"]), free_port()
     command = [sys.executable, "-c", "from transformers.cli.transformers import main; main()"]
