@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from augment.files import read_json, write_json
 from augment.store.keys import digest
-from retrievers.training.provenance import source_commit
+from retrievers.evaluation.versions import source_commit
 
 #: Part of every fingerprint; raised when a step's work changes what it makes.
 FORMAT = 1

@@ -32,7 +32,7 @@ from retrievers.evaluation.compare import (
     tasks_of,
 )
 from retrievers.evaluation.protocol import task_title
-from retrievers.training.provenance import source_commit, versions
+from retrievers.evaluation.versions import source_commit, versions
 
 #: Shares of the whole gain that curves look for.
 _SHARES = {"break_even": 0.0, "keep_95": 0.95}

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 import psutil
 
 from augment.files import markdown, read_json, write_json, write_text
-from retrievers.training.provenance import source_commit
+from retrievers.evaluation.versions import source_commit
 
 RESULTS = Path(__file__).parent.parent / "results"
 MIB = 1 << 20

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from retrievers.training.provenance import source_commit
+from retrievers.evaluation.versions import source_commit
 
 _PACKAGES = ("numpy", "torch", "pyarrow", "faiss-cpu")
 

@@ -7,12 +7,13 @@ from importlib import import_module
 
 from augment.errors import DataError
 
-#: Word on the command line -> module with ``main(arguments)``, imported when it is asked for.
+#: Word on the command line -> module with ``main(arguments)``, or with another function of these
+#: arguments, imported when it is asked for.
 COMMANDS = {
-    "compare": "retrievers.commands.compare",
-    "evaluate": "retrievers.commands.evaluate",
+    "compare": "retrievers.evaluation.command:run_compare",
+    "evaluate": "retrievers.evaluation.command:run_evaluate",
     "bm25": "retrievers.commands.bm25",
-    "fuse": "retrievers.commands.fuse",
+    "fuse": "retrievers.evaluation.command:run_fuse",
     "mmeb": "retrievers.commands.mmeb",
     "export": "retrievers.commands.export",
 }
@@ -24,8 +25,8 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         ToolkitError: if a user can mend it.
     """
-    module = import_module(COMMANDS[arguments[0]])
+    module, _, function = COMMANDS[arguments[0]].partition(":")
     try:
-        module.main(list(arguments[1:]))
+        getattr(import_module(module), function or "main")(list(arguments[1:]))
     except ValueError as error:  # an unknown metric, scores that do not pair up
         raise DataError(str(error)) from error

@@ -16,7 +16,7 @@ import numpy as np
 from augment.data.mmeb import CATEGORIES, IN_DISTRIBUTION, KNOWN, Subset
 from retrievers.evaluation.metrics import score_run
 from retrievers.evaluation.run import DECIMALS, RunTable
-from retrievers.training.provenance import source_commit, versions
+from retrievers.evaluation.versions import source_commit, versions
 
 
 def rank_lists(subset: Subset, queries: np.ndarray, candidates: np.ndarray) -> RunTable:

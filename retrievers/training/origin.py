@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from retrievers.data.module import MBeirData
-from retrievers.training.provenance import source_commit, versions
+from retrievers.evaluation.versions import source_commit, versions
 
 
 def origin_of_fit(data: MBeirData, arguments: Sequence[str] | None) -> dict[str, Any]:

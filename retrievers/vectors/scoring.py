@@ -19,7 +19,7 @@ from retrievers.data.plan import EvalTask, Plan
 from retrievers.evaluation.metrics import means, score_run, standard_measures
 from retrievers.evaluation.protocol import REPORTED, missing_rows, reported_k
 from retrievers.evaluation.run import RunTable
-from retrievers.training.provenance import source_commit, versions
+from retrievers.evaluation.versions import source_commit, versions
 from retrievers.vectors import make_index
 from retrievers.vectors.embed import Embeddings
 from retrievers.vectors.index import Recall
