@@ -6,28 +6,27 @@ touched; texts go to the store, and views decide how an encoder sees them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from augment.data import DataRoot
-from augment.data.columnar import open_candidates
+from augment.data.pools import open_candidates
 from augment.engines import Engine
 from augment.enrichment.account import Summary
 from augment.enrichment.command import main
-from augment.enrichment.jobs import Job
 from augment.enrichment.pipeline import (
     DEFAULT_OPTIONS,
     Options,
     Plan,
+    candidate_plan,
     carry_out,
     not_empty,
     run_command,
 )
-from augment.prompts import Prompt, load_prompt
-from augment.prompts.budget import within
+from augment.prompts import load_prompt, within
 from augment.prompts.route import CORPUS_PROMPT
-from augment.records import Item
 
 
 def run(
@@ -79,16 +78,9 @@ def plan(
         DataError: if the data or the prompt cannot be used.
     """
     files = pool or not_empty([f.path for f in DataRoot(root).pools()], "local pools", root)
-    template = within(load_prompt(prompt), budget)
     pools = [open_candidates(path) for path in files]
-    return Plan("corpus", {"image": template}, _jobs(pools, template), sum(map(len, pools)))
-
-
-def _jobs(pools: Sequence[Sequence[Item]], prompt: Prompt) -> Iterator[Job]:
-    for pool in pools:
-        for item in pool:
-            shown = item.image is not None
-            yield Job(item, prompt if shown else None, "picture" if shown else "no picture")
+    items = chain.from_iterable(pools)
+    return candidate_plan(items, within(load_prompt(prompt), budget), sum(map(len, pools)))
 
 
 #: Takes the arguments of the command line and whether to supervise; returns the exit code.

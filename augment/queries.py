@@ -7,28 +7,28 @@ answer; a modification becomes a description of what is wanted; text alone is le
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
-from augment.checks.positives import Positives
 from augment.data import DataRoot
-from augment.data.columnar import open_candidates, open_queries
+from augment.data.pools import open_queries
 from augment.engines import Engine
 from augment.enrichment.account import Summary
 from augment.enrichment.command import main
-from augment.enrichment.jobs import Job
 from augment.enrichment.pipeline import (
     DEFAULT_OPTIONS,
     Options,
     Plan,
     carry_out,
+    forbidden_of,
     not_empty,
+    query_plan,
     run_command,
 )
-from augment.prompts import Prompt, load_prompt
-from augment.prompts.route import QUERY_PROMPTS, Kind, classify
-from augment.records import Query
+from augment.prompts import load_prompt
+from augment.prompts.route import QUERY_PROMPTS, Kind
 
 SPLITS = ("train", "val", "test")
 
@@ -109,21 +109,9 @@ def _plan(
     chosen = {kind: None if str(name).lower() == "none" else name for kind, name in prompts.items()}
     templates = {kind: load_prompt(name) if name else None for kind, name in chosen.items()}
     opened = [open_queries(path) for path in found]
-    rewrites = any(p is not None and p.kind == "rewrite" for p in templates.values())
-    pools = data.pools() if rewrites and options.limits.leak != "off" else []
-    jobs = _jobs(opened, templates, Positives([open_candidates(pool.path) for pool in pools]))
-    routes = {str(kind): template for kind, template in templates.items()}
-    return Plan("query", routes, jobs, sum(map(len, opened)))
-
-
-def _jobs(
-    files: Sequence[Sequence[Query]], prompts: Mapping[Kind, Prompt | None], positives: Positives
-) -> Iterator[Job]:
-    for queries in files:
-        for query in queries:
-            kind, reason = classify(query)
-            forbidden = partial(positives.forbidden, query)
-            yield Job(query.item, prompts[kind], f"{kind} ({reason})", forbidden)
+    forbidden = forbidden_of(root, templates.values(), options)
+    queries = chain.from_iterable(opened)
+    return query_plan(queries, templates, forbidden, sum(map(len, opened)))
 
 
 #: Takes the arguments of the command line and whether to supervise; returns the exit code.

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from retrievers.training.losses import NO_ID, Distillation, Groups, Labels, Objective
+from retrievers.data.examples import NO_ID, Groups, Labels
+from retrievers.training.objective import Distillation, Objective
 
 OBJECTIVES = [
     *(

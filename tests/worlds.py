@@ -8,7 +8,7 @@ import torch
 
 from augment import corpus, queries
 from augment.data import DataRoot, write_candidates
-from augment.data.columnar import open_candidates
+from augment.data.pools import open_candidates
 from augment.enrichment.pipeline import Options
 from augment.records import Item
 from retrievers.data.texts import TextRecipe, ViewConfig
@@ -16,7 +16,7 @@ from retrievers.models.clip import ClipScoreFusion
 from retrievers.search.pictures import QueryPictures
 from retrievers.search.searcher import Searcher
 from retrievers.search.serve import address_of, listen, make_server, search_app
-from tests.retrievers.models.test_retriever import make_config, make_root
+from tests.retrievers.models.test_retriever import checkpoint_of, make_config, make_root
 
 HOSTILE = '<script>document.title = "owned"</script><img src=x onerror=alert(1)> & "quoted"'
 SCRIPTED = Options(model="scripted:")
@@ -32,9 +32,9 @@ class World:
         pool = self.root / "cand_pool" / "local" / "mbeir_squares_task3_cand_pool.jsonl"
         texts = list(open_candidates(pool))
         # One stands for what people write into data, one is long, one points out of the root.
-        texts[0] = Item(texts[0].id, HOSTILE, None, "text")
-        texts[1] = Item(texts[1].id, "word " * 200, None, "text")
-        texts.append(Item("7:99", "a picture from elsewhere", "../secret.png", "image,text"))
+        texts[0] = Item(texts[0].id, HOSTILE, (), "text")
+        texts[1] = Item(texts[1].id, "word " * 200, (), "text")
+        texts.append(Item("7:99", "a picture from elsewhere", ("../secret.png",), "image,text"))
         write_candidates(pool, texts)
         self.store = folder / "store"
         corpus.run(self.root, self.store, options=SCRIPTED)
@@ -54,8 +54,7 @@ class World:
     def checkpoint(self, name: str, query: ViewConfig, candidates: ViewConfig) -> Path:
         """What fit would write after no step."""
         self.retriever.trained_on = self.recipe(query, candidates).fingerprint
-        saved = {"state_dict": self.retriever.state_dict()}
-        self.retriever.on_save_checkpoint(saved)
+        saved = checkpoint_of(self.retriever)
         path = self.folder / name / "checkpoints" / "last.ckpt"
         path.parent.mkdir(parents=True)
         torch.save(saved, path)

@@ -1,5 +1,5 @@
-"""Engines: what answers requests. ``make_engine`` picks one by name; only ``hf`` needs torch."""
+"""Engines: what answers requests. ``load_engine`` picks one by name; only transformers' needs torch."""
 
-from augment.engines.base import Ask, Asked, Engine, EngineOptions, Pause, Replies, make_engine
+from augment.engines.base import Ask, Asked, Engine, EngineOptions, Pause, Replies, load_engine
 
-__all__ = ["Ask", "Asked", "Engine", "EngineOptions", "Pause", "Replies", "make_engine"]
+__all__ = ["Ask", "Asked", "Engine", "EngineOptions", "Pause", "Replies", "load_engine"]

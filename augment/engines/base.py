@@ -7,6 +7,7 @@ that cannot go on raises :class:`~augment.errors.EngineError`.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -121,24 +122,26 @@ class EngineOptions:
 
     Attributes:
         batch_size: most requests answered together, where batches are made here.
-        min_pixels: pictures with fewer pixels are enlarged; None takes the model's own limit.
-        max_pixels: pictures with more pixels are shrunk; None takes the model's own limit, and
-            behind a URL :data:`~augment.engines.pictures.MAX_PIXELS`.
-        device: of transformers, see :class:`augment.engines.transformers.HFEngine`; several with commas
-            between them, or ``all`` GPUs, get a copy of the model each.
-        threads: of the CPU in torch; None leaves the choice to torch.
+        min_pixels: pictures with fewer pixels are enlarged; null takes the model's own limit.
+        max_pixels: pictures with more pixels are shrunk; null takes the model's own limit, and
+            behind a URL 802,816.
+        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``; ``split``
+            spreads one model over all GPUs; of several with commas between them, or ``all``, a
+            command starts a process for each, and a single engine takes the first.
+        threads: of the CPU in torch; null leaves the choice to torch.
         workers: threads that decode and resize pictures.
-        urls: base URLs of servers, up to ``/v1``.
+        urls: base URLs of servers of the OpenAI API, up to ``/v1``; requests are balanced over
+            them.
         concurrency: most requests in flight at one server.
         timeout: seconds after which a server's answer is no longer awaited.
         patience: seconds without a usable server after which a run ends.
         encoding: of pictures sent to a server, ``png`` or ``jpeg``.
-        revision: of the model, e.g. a commit of the Hub; None takes the newest, and behind a URL
+        revision: of the model, e.g. a commit of the Hub; null takes the newest, and behind a URL
             what is served.
         canaries: try a server with a few pictures before the first request.
-        server_python: interpreter of the environment that vLLM is installed in; None is our own.
+        server_python: interpreter of the environment that vLLM is installed in; null is our own.
         server_args: further arguments of ``vllm serve``, as on a command line.
-        replicas: copies of the model on a Ray cluster; None is one for each GPU.
+        replicas: shards on a Ray cluster; null is one for each GPU.
     """
 
     batch_size: int = 16
@@ -159,18 +162,7 @@ class EngineOptions:
     replicas: int | None = None
 
 
-#: Kind of engine -> the module whose ``make`` builds it. By name, so that the import contract can
-#: promise that only engines of transformers need torch.
-_MODULES = {
-    "scripted": "augment.engines.scripted",
-    "vllm": "augment.engines.vllm",
-    "ray": "augment.engines.ray",
-    "url": "augment.engines.remote",
-    "hf": "augment.engines.transformers",
-}
-
-
-def make_engine(name: str, *, root: Path, **options: Any) -> Engine:
+def load_engine(name: str, *, root: Path, **options: Any) -> Engine:
     """An engine by the name of its model.
 
     ==================  ========================================================================
@@ -178,8 +170,8 @@ def make_engine(name: str, *, root: Path, **options: Any) -> Engine:
                         ``save_pretrained``, or a name on the Hugging Face Hub
     ``NAME`` and URLs   servers that offer this name over the OpenAI API
     ``vllm:NAME``       vLLM on every GPU of this machine, started and ended by us
-    ``ray:NAME``        any of the others, on many machines
     ``scripted:...``    answers without a model, see :mod:`augment.engines.scripted`
+    ``ray:...``         any of these; a command runs its shards on a Ray cluster
     ==================  ========================================================================
 
     Args:
@@ -191,8 +183,34 @@ def make_engine(name: str, *, root: Path, **options: Any) -> Engine:
         EngineError: if there is no such model.
     """
     chosen = EngineOptions(**options)
-    kind, _, rest = name.partition(":")
-    if kind not in ("scripted", "vllm", "ray"):
-        kind, rest = "url" if chosen.urls else "hf", name
-    make: Callable[[str, Path, EngineOptions], Engine] = import_module(_MODULES[kind]).make
-    return make(rest, root, chosen)
+    kind, _, rest = name.removeprefix("ray:").partition(":")
+    if kind not in ("scripted", "vllm"):
+        kind, rest = "openai" if chosen.urls else "transformers", name.removeprefix("ray:")
+    # By name, so that only those who want a model of transformers wait for torch.
+    engine: Engine = import_module(f"augment.engines.{kind}").make(rest, root=root, options=chosen)
+    return engine
+
+
+#: Names that stand for a folder shipped with the package.
+PACKAGED = {"flagland-vlm": Path(__file__).parent / "weights" / "flagland-vlm"}
+
+#: Files of a model folder that change its answers; cards and logs do not.
+_ANSWERING = (".safetensors", ".json", ".jinja", ".txt", ".model")
+
+
+def fingerprint(folder: Path) -> str:
+    """Forty hex digits over the names and bytes of a model folder's files that matter."""
+    total = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _ANSWERING and path.is_file():
+            with path.open("rb") as file:
+                part = hashlib.sha256()
+                while block := file.read(1 << 20):
+                    part.update(block)
+            total.update(f"{path.name}\0{part.hexdigest()}\n".encode())
+    return total.hexdigest()[:40]
+
+
+def resolve_model(name: str) -> str:
+    """The folder of a packaged model, or the name unchanged (a folder or a hub name)."""
+    return str(PACKAGED[name]) if name in PACKAGED else name

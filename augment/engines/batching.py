@@ -12,10 +12,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from itertools import islice
-from typing import Generic, Protocol, TypeVar, final
+from typing import NamedTuple, final
+
+from PIL import Image
 
 from augment.engines.base import Ask, Asked, Pause
-from augment.records import Sampling
+from augment.records import Request, Sampling
 
 #: Requests whose pictures are ready at a time, in batches: those of similar size share a batch.
 WINDOW_BATCHES = 8
@@ -24,36 +26,28 @@ WINDOW_BATCHES = 8
 AHEAD_BATCHES = 2
 
 
-class Sized(Protocol):
-    """What can be put in a batch."""
+class Ready(NamedTuple):
+    """A request that can be put in a batch, or the reason why it cannot.
 
-    @property
-    def position(self) -> int:
-        """Its place in the stream."""
+    Attributes:
+        position: its place in the stream.
+        request: what is asked.
+        sampling: how its reply is decoded; equal within a batch.
+        image: its picture, None if it shows none.
+        cost: tokens to read, about.
+        error: why it cannot be used; empty if it can.
+    """
 
-    @property
-    def cost(self) -> int:
-        """Tokens to read."""
-
-    @property
-    def sampling(self) -> Sampling:
-        """How its reply is decoded; equal within a batch."""
-
-
-class Opened(Sized, Protocol):
-    """A request whose picture was opened."""
-
-    @property
-    def error(self) -> str:
-        """Why it cannot be used; empty if it can."""
-
-
-S = TypeVar("S", bound=Sized)
-R = TypeVar("R", bound=Opened)
+    position: int
+    request: Request
+    sampling: Sampling
+    image: Image.Image | None
+    cost: int
+    error: str = ""
 
 
 @final
-class Window(Generic[S]):
+class Window:
     """Requests that are ready, of which the next batch is chosen.
 
     Args:
@@ -65,18 +59,18 @@ class Window(Generic[S]):
     def __init__(self, size: int, tokens: int) -> None:
         self._size = size
         self._tokens = tokens
-        self._sorted: dict[Sampling, list[S]] = {}
-        self._ages: dict[int, S] = {}
+        self._sorted: dict[Sampling, list[Ready]] = {}
+        self._ages: dict[int, Ready] = {}
 
     def __len__(self) -> int:
         return len(self._ages)
 
-    def add(self, one: S) -> None:
+    def add(self, one: Ready) -> None:
         """Take up a request. They must come in the order of their positions."""
         self._ages[one.position] = one
         insort(self._sorted.setdefault(one.sampling, []), one, key=_place)
 
-    def take(self) -> list[S]:
+    def take(self) -> list[Ready]:
         """Remove and return the next batch, its longest request first.
 
         It is the request that has waited longest, so that none waits for ever, and those nearest
@@ -93,7 +87,7 @@ class Window(Generic[S]):
             del self._ages[one.position]
         return batch[::-1]
 
-    def _around(self, ranked: Sequence[S], at: int, new: int) -> tuple[int, int]:
+    def _around(self, ranked: Sequence[Ready], at: int, new: int) -> tuple[int, int]:
         """The stretch around a place that grows the spread of sizes least."""
         low, high = at, at + 1
         while high - low < self._size:
@@ -112,12 +106,12 @@ class Window(Generic[S]):
         return low, high
 
 
-def _place(one: Sized) -> tuple[int, int]:
+def _place(one: Ready) -> tuple[int, int]:
     return one.cost, one.position
 
 
 @final
-class Feed(Generic[R]):
+class Feed:
     """The stream of requests, some way ahead of the model.
 
     How far is counted in requests, never in time, so that the same stream gives the same batches.
@@ -132,7 +126,9 @@ class Feed(Generic[R]):
         ended: whether there is no further request.
     """
 
-    def __init__(self, asked: Asked, opening: Callable[[int, Ask], Future[R]], size: int) -> None:
+    def __init__(
+        self, asked: Asked, opening: Callable[[int, Ask], Future[Ready]], size: int
+    ) -> None:
         self.ended = False
         self._asked = iter(asked)
         self._opening = opening
@@ -140,7 +136,7 @@ class Feed(Generic[R]):
         self._want = 2 * size
         self._pause: Pause | None = None
         self._position = 0
-        self._coming: deque[Future[R]] = deque()
+        self._coming: deque[Future[Ready]] = deque()
 
     def read(self, ready: int) -> None:
         """Read the stream as far as the window and what lies ahead of it have room."""
@@ -165,7 +161,7 @@ class Feed(Generic[R]):
         """Whether :meth:`fill` would not wait."""
         return all(one.done() for one in islice(self._coming, max(self._want - ready, 0)))
 
-    def fill(self, window: Window[R]) -> list[R]:
+    def fill(self, window: Window) -> list[Ready]:
         """Move what is ready into the window, and return what cannot be used."""
         failed = []
         while self._coming and len(window) < self._want:

@@ -2,7 +2,8 @@
 
 The command gets a process group of its own. When the pipe at our standard input closes, because
 whoever holds it closed it or was killed in any way, the whole group is asked to end, and killed
-after :data:`GRACE` seconds. A server that holds a GPU is thus never left behind.
+after :data:`GRACE` seconds. A server that holds a GPU is thus never left behind. SIGTERM is handed
+on to the command.
 """
 
 from __future__ import annotations
@@ -20,7 +21,15 @@ GRACE = 10.0
 
 def main(command: Sequence[str]) -> int:
     """Run the command; its exit code."""
+    children: list[subprocess.Popen[bytes]] = []
+
+    def hand_on(number: int, frame: object) -> None:
+        for child in children:
+            child.send_signal(number)
+
+    signal.signal(signal.SIGTERM, hand_on)
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
+    children.append(child)
     watch = threading.Thread(target=_end_with_pipe, args=(child,), daemon=True)
     watch.start()
     code = child.wait()

@@ -136,7 +136,7 @@ class ScriptedEngine(Engine):
         return self._answers[(len(self.calls) - 1) % len(self._answers)]
 
 
-def make(spec: str, root: Path, options: EngineOptions) -> ScriptedEngine:
+def make(spec: str, *, root: Path, options: EngineOptions) -> ScriptedEngine:
     """A scripted engine from what follows ``scripted:`` (see the module).
 
     Raises:

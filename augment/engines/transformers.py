@@ -16,12 +16,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import torch
-from PIL import Image
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -29,15 +28,20 @@ from transformers import (
 )
 
 from augment.data.images import open_image
-from augment.engines.base import Ask, Asked, Engine, EngineOptions, Replies
-from augment.engines.batching import Feed, Window
+from augment.engines.base import (
+    Ask,
+    Asked,
+    Engine,
+    EngineOptions,
+    Replies,
+    fingerprint,
+    resolve_model,
+)
+from augment.engines.batching import Feed, Ready, Window
 from augment.engines.decoding import Decode, decode_with
 from augment.engines.inputs import encode, resized, to_messages
-from augment.engines.models import fingerprint, resolve_model
-from augment.engines.parallel import ParallelEngine
-from augment.engines.processes import ProcessCrew
 from augment.errors import EngineDied, EngineError, ImageError
-from augment.records import Reply, Request, Sampling
+from augment.records import Reply, Sampling
 
 __all__ = ["HFEngine", "encode", "fingerprint", "resized", "to_messages"]
 
@@ -47,17 +51,6 @@ BATCH_TOKENS = 65_536
 
 _FAILURES = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, OSError)
 _LOG = logging.getLogger(__name__)
-
-
-class _Ready(NamedTuple):
-    """A request whose picture is in memory, or the reason why it cannot be."""
-
-    position: int
-    request: Request
-    sampling: Sampling
-    image: Image.Image | None
-    cost: int
-    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,47 +67,28 @@ class HFEngine(Engine):
     Args:
         name: packaged model, folder, or name on the Hub.
         root: folder that image paths are relative to.
-        batch_size: most requests in a batch.
-        batch_tokens: most tokens in a batch; see :data:`BATCH_TOKENS`.
-        min_pixels: smaller pictures are enlarged; None keeps the model's own limit.
-        max_pixels: larger pictures are shrunk; None keeps the model's own limit.
-        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``; ``split``
-            spreads one model over all GPUs by accelerate's ``device_map="auto"``.
-        threads: CPU threads of torch; None leaves torch's choice.
-        workers: threads that decode and resize pictures.
-        revision: commit, branch or tag on the Hub; None is the newest. Folders have none.
+        **options: ``batch_size``, ``min_pixels``, ``max_pixels``, ``device``, ``threads``,
+            ``workers`` and ``revision`` of :class:`EngineOptions` count.
 
     Raises:
         EngineError: if the model's configuration or processor cannot be loaded.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        root: Path,
-        batch_size: int = 16,
-        batch_tokens: int = BATCH_TOKENS,
-        min_pixels: int | None = None,
-        max_pixels: int | None = None,
-        device: str = "auto",
-        threads: int | None = None,
-        workers: int = 4,
-        revision: str | None = None,
-    ) -> None:
+    def __init__(self, name: str, *, root: Path, **options: Any) -> None:
+        chosen = EngineOptions(**options)
         self._source = resolve_model(name)
         folder = Path(self._source)
         self._model = folder.resolve().name if folder.is_dir() else name
         self._root = root
-        self._batch_size = batch_size
-        self._batch_tokens = batch_tokens
-        self._workers = workers
+        self._batch_size = chosen.batch_size
+        self._workers = chosen.workers
+        device = chosen.device.split(",")[0]
         self._split = device == "split"
-        self._device = _device("auto" if self._split else device)
+        self._device = _device("auto" if device in ("split", "all") else device)
         self._loaded: _Model | None = None
-        self._wanted = revision
-        if threads is not None:
-            torch.set_num_threads(threads)
+        self._wanted = revision = chosen.revision
+        if chosen.threads is not None:
+            torch.set_num_threads(chosen.threads)
         try:
             config = AutoConfig.from_pretrained(
                 self._source, revision=revision, trust_remote_code=False
@@ -129,7 +103,7 @@ class HFEngine(Engine):
         )
         # A fast tokenizer must not decode in one thread while it encodes in another.
         self._decoder = copy.deepcopy(self._processor.tokenizer)
-        self._settings = self._limit(min_pixels, max_pixels)
+        self._settings = self._limit(chosen.min_pixels, chosen.max_pixels)
 
     @property
     def model(self) -> str:
@@ -178,9 +152,9 @@ class HFEngine(Engine):
                 decoders.shutdown(wait=False, cancel_futures=True)
                 encoder.shutdown(wait=False, cancel_futures=True)
 
-    def _answer_all(self, feed: Feed[_Ready], encoder: ThreadPoolExecutor) -> Iterator[Replies]:
-        window: Window[_Ready] = Window(self._batch_size, self._batch_tokens)
-        present: tuple[list[_Ready], Future[Any]] | None = None
+    def _answer_all(self, feed: Feed, encoder: ThreadPoolExecutor) -> Iterator[Replies]:
+        window = Window(self._batch_size, BATCH_TOKENS)
+        present: tuple[list[Ready], Future[Any]] | None = None
         while True:
             feed.read(len(window))
             loaded = self._load() if feed.begun else None
@@ -213,12 +187,12 @@ class HFEngine(Engine):
         finally:
             self.waited += time.monotonic() - start
 
-    def _open(self, position: int, ask: Ask) -> _Ready:
+    def _open(self, position: int, ask: Ask) -> Ready:
         """Decode and resize; runs in a thread."""
         request, sampling = ask
         # About four characters a token; only the order and the bound of batches depend on it.
         cost = (len(request.system) + len(request.text)) // 4
-        ready = _Ready(position, request, sampling, None, cost)
+        ready = Ready(position, request, sampling, None, cost)
         if request.image is None:
             return ready
         try:
@@ -230,13 +204,13 @@ class HFEngine(Engine):
         side = 2 * (getattr(self._processor.image_processor, "patch_size", None) or 16)
         return ready._replace(image=image, cost=cost + image.width * image.height // side**2)
 
-    def _encode(self, batch: Sequence[_Ready]) -> Any:
+    def _encode(self, batch: Sequence[Ready]) -> Any:
         return encode(self._processor, [one.request for one in batch], [one.image for one in batch])
 
     def _answer(
         self,
         loaded: _Model,
-        batch: Sequence[_Ready],
+        batch: Sequence[Ready],
         encoded: Future[Any] | None = None,
     ) -> list[Reply]:
         """Replies of a batch; one that fails is halved until the item at fault stands alone."""
@@ -248,7 +222,8 @@ class HFEngine(Engine):
         except _FAILURES as error:
             if "CUDA error" in str(error):
                 raise EngineDied(f"{self._model}: {error}") from error
-            reason = f"{_reason(error)}: {error}".replace("\n", " ")
+            kind = "out-of-memory" if isinstance(error, torch.OutOfMemoryError) else "engine"
+            reason = f"{kind}: {error}".replace("\n", " ")
         # Out of the except block, so that the failed batch's memory is no longer held.
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -299,32 +274,9 @@ class HFEngine(Engine):
         return self._loaded
 
 
-def make(name: str, root: Path, options: EngineOptions) -> Engine:
-    """The engine that some options describe.
-
-    Raises:
-        EngineError: if there is no such model or device.
-    """
-    devices = options.device.split(",")
-    if options.device == "all":
-        devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
-    if len(devices) > 1:
-        for device in devices:
-            _device(device)
-        inner = make(name, root, replace(options, device=devices[0]))
-        crew = ProcessCrew(name, root, options, devices)
-        return ParallelEngine(inner, crew, size=len(devices), batch_size=options.batch_size)
-    return HFEngine(
-        name,
-        root=root,
-        batch_size=options.batch_size,
-        min_pixels=options.min_pixels,
-        max_pixels=options.max_pixels,
-        device=devices[0],
-        threads=options.threads,
-        workers=options.workers,
-        revision=options.revision,
-    )
+def make(name: str, *, root: Path, options: EngineOptions) -> HFEngine:
+    """See :func:`augment.engines.load_engine`."""
+    return HFEngine(name, root=root, **vars(options))
 
 
 def _ids(value: int | Sequence[int] | None) -> set[int]:
@@ -343,10 +295,6 @@ def _device(name: str) -> torch.device:
             f"no device {name!r}; say auto, cpu, cuda, cuda:N, several of them with"
             " commas between, all, or split"
         ) from error
-
-
-def _reason(error: BaseException) -> str:
-    return "out-of-memory" if isinstance(error, torch.OutOfMemoryError) else "engine"
 
 
 def _no_model(name: str, error: BaseException) -> str:

@@ -75,7 +75,7 @@ def add_options(
         if several:
             given["nargs"] = "+" if not required or name in positional else "*"
         if name in positional:
-            made.add_argument(name, **given)
+            made.add_argument(name, **{**given, "metavar": name.upper()})
             continue
         if required:
             given["required"] = True

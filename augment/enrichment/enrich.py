@@ -20,8 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import final
 
-from augment.checks import DEFAULT_LIMITS, Limits, Verdict, judge
-from augment.checks.judging import mark
+from augment.checks import DEFAULT_LIMITS, Limits, Verdict, judge, mark
 from augment.engines import Ask, Engine, Pause
 from augment.enrichment.account import Account, Progress, Summary
 from augment.enrichment.jobs import SET_ASIDE, Group, Job, Retry
@@ -37,7 +36,7 @@ from augment.store.segments import Seen
 QUIET = 64
 
 
-def enrich(
+def enrich_jobs(
     jobs: Iterable[Job],
     engine: Engine,
     store: Store,
@@ -104,7 +103,7 @@ def enrich(
 
 @final
 class _Run:
-    """The state of one call of :func:`enrich`."""
+    """The state of one call of :func:`enrich_jobs`."""
 
     def __init__(
         self,

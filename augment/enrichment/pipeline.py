@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from augment.checks import DEFAULT_LIMITS, Limits
-from augment.checks.judging import checks_of
-from augment.engines import Engine, EngineOptions, make_engine
+from augment.checks import DEFAULT_LIMITS, Forbidden, Limits, checks_of
+from augment.checks.rewrite import Positives
+from augment.data import DataRoot
+from augment.data.pools import open_candidates
+from augment.engines import Engine, EngineOptions, load_engine
 from augment.enrichment import command
 from augment.enrichment.account import Progress, Summary
-from augment.enrichment.enrich import enrich
+from augment.enrichment.enrich import enrich_jobs
 from augment.enrichment.estimate import SAMPLE_BATCHES, choose, describe, measure, show, survey
 from augment.enrichment.jobs import Job, Retry, Shard, parse_shard
+from augment.enrichment.launch import launch
 from augment.enrichment.supervise import SUCCESSOR, draining, supervise
 from augment.errors import DataError
-from augment.prompts import Prompt
-from augment.records import Sampling, Side
+from augment.prompts import Prompt, load_prompt
+from augment.prompts.route import Kind, classify
+from augment.records import Item, Query, Sampling, Side
 from augment.store import Scope, Store
 from augment.store.keys import Recipe, greedy
 from augment.store.runs import Prices
@@ -48,7 +52,7 @@ class Options(EngineOptions):
 
     Attributes:
         model: ``flagland-vlm`` (packaged), a model folder, a Hugging Face name, ``vllm:NAME``,
-            with ``--urls`` a name that servers know, or ``scripted:``.
+            with ``--urls`` a name that servers know, ``scripted:``, or ``ray:`` before any of them.
         limit: only the first N items; null takes all.
         max_new_tokens: most tokens to generate; null takes each prompt's own limit.
         temperature: 0 decodes greedily.
@@ -80,7 +84,7 @@ class Options(EngineOptions):
             EngineError: if there is no such model.
         """
         shared = {name: getattr(self, name) for name in EngineOptions.__dataclass_fields__}
-        return make_engine(self.model, root=root, **shared)
+        return load_engine(self.model, root=root, **shared)
 
     def sampling(self, prompt: Prompt) -> Sampling:
         """Decoding parameters for a prompt."""
@@ -141,18 +145,117 @@ class Plan(NamedTuple):
         side: query or corpus.
         routes: kind of item -> prompt, None where it is left alone.
         jobs: all of them; read once.
-        total: how many.
+        total: how many, None where that is not known before.
     """
 
     side: Side
     routes: Mapping[str, Prompt | None]
     jobs: Iterable[Job]
-    total: int
+    total: int | None = None
 
     def share(self, options: Options) -> tuple[Iterator[Job], Shard]:
         """The jobs that the options take, and which share of all these are."""
         shard = parse_shard(options.shard)
         return islice((job for job in self.jobs if shard.takes(job.item)), options.limit), shard
+
+
+def candidate_plan(items: Iterable[Item], prompt: Prompt, total: int | None = None) -> Plan:
+    """Describe every candidate that has a picture.
+
+    Args:
+        items: the candidates.
+        prompt: how.
+        total: how many there are, None where that is not known before.
+    """
+    jobs = (
+        Job(item, None, "no picture") if item.image is None else Job(item, prompt, "picture")
+        for item in items
+    )
+    return Plan("corpus", {"image": prompt}, jobs, total)
+
+
+def query_plan(
+    queries: Iterable[Query],
+    prompts: Mapping[Kind, Prompt | None],
+    forbidden: Callable[[Query], Forbidden] | None = None,
+    total: int | None = None,
+) -> Plan:
+    """Refine queries, each kind in its own way.
+
+    Args:
+        queries: the queries.
+        prompts: kind of query -> how, None leaves it alone.
+        forbidden: what the rewrite of a query must not say; None where nothing is known.
+        total: how many there are, None where that is not known before.
+    """
+
+    def job(query: Query) -> Job:
+        kind, reason = classify(query)
+        told = None if forbidden is None else partial(forbidden, query)
+        return Job(query.item, prompts[kind], f"{kind} ({reason})", told)
+
+    routes = {str(kind): prompt for kind, prompt in prompts.items()}
+    return Plan("query", routes, map(job, queries), total)
+
+
+def forbidden_of(
+    root: Path, prompts: Iterable[Prompt | None], options: Options
+) -> Callable[[Query], Forbidden] | None:
+    """What the rewrite of a query must not say: what its positives in the pools of a root say.
+
+    None where the root has no pools, no prompt rewrites, or the options do not ask.
+    """
+    rewrites = any(prompt is not None and prompt.kind == "rewrite" for prompt in prompts)
+    if not rewrites or options.limits.leak == "off" or not (root / "cand_pool").is_dir():
+        return None
+    pools = [open_candidates(pool.path) for pool in DataRoot(root).pools()]
+    return Positives(pools).forbidden
+
+
+def enrich(
+    items: Iterable[Item] | Iterable[Query],
+    prompt: str | Mapping[Kind, str | None],
+    engine: Engine,
+    store: Store,
+    *,
+    root: Path,
+    options: Options = DEFAULT_OPTIONS,
+) -> Summary:
+    """Give items a text each, from the store or else from a model.
+
+    It may be interrupted at any time and called again: what is in the store is not asked again.
+
+    Args:
+        items: candidates, of which those with a picture are described; or queries.
+        prompt: name of a packaged prompt or path of an ``.md`` file; for queries also kind of
+            query -> such a name (None leaves the kind alone), as
+            :data:`augment.prompts.route.QUERY_PROMPTS`. One name takes all queries with a picture.
+        engine: what answers, as :func:`augment.engines.load_engine` makes it.
+        store: where texts are looked up and saved.
+        root: folder that image paths are relative to; rewrites are compared with its pools.
+        options: sampling, limits and share; of its options of the engine none counts here.
+
+    Returns:
+        What became of every item.
+
+    Raises:
+        DataError: if the data or a prompt cannot be used.
+        StoreError: if the store cannot be read or written.
+    """
+    given = iter(items)
+    first = next(given, None)
+    everything: Iterator[Any] = given if first is None else chain([first], given)
+    total = len(items) if isinstance(items, Sized) else None
+    if isinstance(prompt, str) and not isinstance(first, Query):
+        plan = candidate_plan(everything, load_prompt(prompt), total)
+    else:
+        names = prompt
+        if isinstance(names, str):
+            names = {"image": names, "question": names, "modification": names, "text": None}
+        prompts = {kind: load_prompt(name) if name else None for kind, name in names.items()}
+        forbidden = forbidden_of(root, prompts.values(), options)
+        plan = query_plan(everything, prompts, forbidden, total)
+    return carry_out(plan, root, store, options, engine)
 
 
 def recipe(
@@ -187,7 +290,7 @@ def carry_out(
     retry: Retry | None = None,
     seen_dead: Collection[int] = (),
 ) -> Summary:
-    """Run :func:`augment.enrichment.enrich.enrich` with progress, draining on the first signal.
+    """Run :func:`augment.enrichment.enrich.enrich_jobs` with progress, draining on the first signal.
 
     Args:
         plan: what to do.
@@ -205,8 +308,6 @@ def carry_out(
     """
     jobs, shard = plan.share(options)
     engine = engine or options.engine(root)
-    # Shares are equal within a percent or so; the exact number is known at the end.
-    share = -(-plan.total // shard.shares)
     scope = Scope(
         options.limit,
         str(shard),
@@ -214,10 +315,12 @@ def carry_out(
         str(root.resolve()),
         checks_of(options.limits, [prompt for prompt in plan.routes.values() if prompt]),
     )
-    total = share if options.limit is None else min(share, options.limit)
+    # Shares are equal within a percent or so; the exact number is known at the end.
+    share = None if plan.total is None else -(-plan.total // shard.shares)
+    total = min((one for one in (share, options.limit) if one is not None), default=None)
     opened = store if isinstance(store, Store) else Store(store)
     with closing(Progress(plan.side, total)) as progress, draining() as stop, opened:
-        return enrich(
+        return enrich_jobs(
             jobs,
             engine,
             opened,
@@ -304,6 +407,9 @@ def run_command(
         ladder = Retry(tuple(asked["reason"]), tuple(asked["temperatures"]), options.seed)
     elif asked["dry_run"] or asked["preview"] is not None:
         return _trial(work(), root, store, options, Trial(**asked))
+    code = launch(prog, arguments, options.model, options, options.shard, options.limit)
+    if code is not None:
+        return code
 
     def one(dead: Collection[int]) -> int:
         summary = carry_out(work(), root, store, options, retry=ladder, seen_dead=dead)

@@ -171,19 +171,24 @@ class Builder:
 
     def _fusion(self, arm: Arm, seed: int, split: str, where: Enriching) -> CachedStep:
         runs = [self.arm(name, seed, split, where) for name in arm.of]
-        # Weights are tuned on queries of the data that was trained on.
-        home = self.setup.enriching
-        has_dev = self.setup.split != "val" and bool(DataRoot(home.root).query_files("val"))
-        tuned = arm.tuned and has_dev
-        dev = [self.arm(name, seed, "val", home) for name in arm.of] if tuned else []
+        home, dev = self.setup.enriching, self._dev_split(arm) if arm.tuned else ""
+        tuning = [self.arm(name, seed, dev, home) for name in arm.of] if dev else []
         title = f"fuse {' and '.join(arm.of)} (seed {seed})"
-        settings = {"arms": len(runs), "tuned": tuned}
+        settings = {"arms": len(runs), "tuned": bool(dev)}
 
         def work(folder: Path, needs: Sequence[Path]) -> None:
             fuse(needs[: len(runs)], folder, dev=needs[len(runs) :] or None)
             write_json(folder / "metrics.json", evaluate(folder).to_json())
 
-        return CachedStep("fused", title, settings, (*runs, *dev), work)
+        return CachedStep("fused", title, settings, (*runs, *tuning), work)
+
+    def _dev_split(self, arm: Arm) -> str:
+        """Queries of the data that was trained on, seen by no training, for weights of a fusion."""
+        trained = any(self.experiment.arms[name].train for name in arm.of)
+        splits = ["val"] if trained else ["val", "train"]
+        data = DataRoot(self.setup.enriching.root)
+        known = [split for split in splits if data.query_files(split)]
+        return next((split for split in known if split != self.setup.split), "")
 
     def _shown(
         self, views: Views, where: Enriching
@@ -258,7 +263,7 @@ class Builder:
         needs, _ = self._shown(views, home)
 
         def work(folder: Path, made: Sequence[Path]) -> None:
-            self._command("mine", arm, seed, home, folder, f"ckpt_path={_weights(made[-1])}",
+            self._command("mine", arm, seed, home, folder, f"model={_weights(made[-1])}",
                           *view_arguments(views, made))  # fmt: skip
 
         title = f"mine negatives by {name} (seed {seed})"
@@ -307,6 +312,8 @@ class Builder:
             *([f"data.tasks={json.dumps(list(setup.tasks))}"] if setup.tasks else []),
             *setup.fit, *self.experiment.fit, *arm.model, f"out={out.resolve()}",
         ]  # fmt: skip
+        if verb == "mine":  # it has no trainer
+            shared = [one for one in shared if one.startswith(("config=", "data.", "out="))]
         if status := retrievers([verb, *(f"--{one}" for one in (*shared, *arguments))]):
             raise SystemExit(status)
 

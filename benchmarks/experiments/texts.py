@@ -2,7 +2,7 @@
 
 ========= =====================================================================================
 vlm       the describing model, or the store that was given; ``modification_prompt`` replaces the
-          prompt of requests to change a picture (rar_modification withholds the picture)
+          prompt of requests to change a picture (rar/modification withholds the picture)
 oracle    read off Flagland's scene graphs
 clauses   the same words with a sentence for every part, so that lengths and samples of sentences
           mean something for texts of one sentence
@@ -23,22 +23,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, final
 
 from augment import corpus, queries
 from augment.data import DataRoot
-from augment.data.columnar import open_candidates, open_queries
+from augment.data.pools import open_candidates, open_queries
 from augment.enrichment.account import Summary
 from augment.enrichment.pipeline import Options
 from augment.errors import DataError
-from augment.files import read_json, write_json
+from augment.files import digest, read_json, write_json
 from augment.prompts import load_prompt
 from augment.prompts.route import CORPUS_PROMPT, QUERY_PROMPTS, Kind
 from augment.records import Enrichment, Item, Side
 from augment.store import Scope, Store
-from augment.store.keys import Recipe, digest
+from augment.store.keys import Recipe
 from augment.store.runs import load_runs
 from augment.store.upkeep import merge
 from benchmarks.experiments import noise
@@ -96,11 +97,13 @@ def made_anew(text: TextSpec, using: Enriching) -> CachedStep:
         if not has_truth(using.root):
             raise DataError("the oracle needs truth/scene_graphs.jsonl", str(using.root))
         about = {"kind": "oracle", "root": using.root_digest}
-        return CachedStep("texts", "texts of the oracle", about, (), _oracle(using), 200)
+        return CachedStep("texts", "texts of the oracle", about, (), partial(_oracle, using), 200)
     if using.store is not None and not text.settings:
         recipes = {side: Store(using.store).recipe(side).id for side in SIDES}
         about = {"kind": "given", "keys": _keys(using.store, recipes)}
-        return CachedStep("texts", f"texts of {using.store}", about, (), _given(using, recipes), 1)
+        return CachedStep(
+            "texts", f"texts of {using.store}", about, (), partial(_given, using, recipes), 1
+        )
     prompts: dict[Kind, str | None] = dict(QUERY_PROMPTS)
     changed = text.modification_prompt
     if changed:
@@ -115,7 +118,7 @@ def made_anew(text: TextSpec, using: Enriching) -> CachedStep:
     title = f"texts of {using.model}" + (f" with {changed}" if changed else "")
     # Measured in items: those of a second recipe are known but for the changed prompt's.
     size = _rows(DataRoot(using.root)) * (0.1 if changed else 1.0)
-    return CachedStep("texts", title, settings, (), _vlm(using, prompts), size)
+    return CachedStep("texts", title, settings, (), partial(_vlm, using, prompts), size)
 
 
 def _rows(data: DataRoot) -> int:
@@ -134,11 +137,8 @@ def _keys(store: Path, recipes: Mapping[Side, str]) -> str:
     return digest(rows)
 
 
-def _given(using: Enriching, recipes: Mapping[Side, str]) -> Callable[..., None]:
-    def work(folder: Path, needs: Sequence[Path]) -> None:
-        _record(folder, using.root, TextSource(using.store or Path(), recipes))
-
-    return work
+def _given(using: Enriching, recipes: Mapping[Side, str], folder: Path, _: Sequence[Path]) -> None:
+    _record(folder, using.root, TextSource(using.store or Path(), recipes))
 
 
 def _settled(summary: Summary, tolerate: bool) -> None:
@@ -147,31 +147,26 @@ def _settled(summary: Summary, tolerate: bool) -> None:
         raise SystemExit(summary.exit_code)
 
 
-def _vlm(using: Enriching, prompts: Mapping[Kind, str | None]) -> Callable[..., None]:
+def _vlm(
+    using: Enriching, prompts: Mapping[Kind, str | None], folder: Path, _: Sequence[Path]
+) -> None:
     options = Options(model=using.model, batch_size=64, threads=using.threads)
-
-    def work(folder: Path, needs: Sequence[Path]) -> None:
-        # One store for all recipes of one root: what they share is generated once.
-        store = folder.parent / f"store-{using.root_digest[:12]}"
-        if using.store is not None:  # of another recipe, but texts of the same request are shared
-            merge(store, [using.store])
-        engine = options.engine(using.root)
-        _settled(corpus.run(using.root, store, options=options, engine=engine), using.tolerate)
-        found = queries.run(using.root, store, prompts=prompts, options=options, engine=engine)
-        _settled(found, using.tolerate)
-        _record(folder, using.root, TextSource(store, _latest(store)))
-
-    return work
+    # One store for all recipes of one root: what they share is generated once.
+    store = folder.parent / f"store-{using.root_digest[:12]}"
+    if using.store is not None:  # of another recipe, but texts of the same request are shared
+        merge(store, [using.store])
+    engine = options.engine(using.root)
+    _settled(corpus.run(using.root, store, options=options, engine=engine), using.tolerate)
+    summary = queries.run(using.root, store, prompts=prompts, options=options, engine=engine)
+    _settled(summary, using.tolerate)
+    _record(folder, using.root, TextSource(store, _latest(store)))
 
 
-def _oracle(using: Enriching) -> Callable[..., None]:
-    def work(folder: Path, needs: Sequence[Path]) -> None:
-        store = folder / "store"
-        for side, enrich in (("corpus", corpus.run), ("query", queries.run)):
-            _settled(enrich(using.root, store, engine=oracle_engine(using.root, side)), False)
-        _record(folder, using.root, TextSource(store, _latest(store)))
-
-    return work
+def _oracle(using: Enriching, folder: Path, _: Sequence[Path]) -> None:
+    store = folder / "store"
+    for side, enrich in (("corpus", corpus.run), ("query", queries.run)):
+        _settled(enrich(using.root, store, engine=oracle_engine(using.root, side)), False)
+    _record(folder, using.root, TextSource(store, _latest(store)))
 
 
 def _latest(store: Path) -> dict[Side, str]:
@@ -197,39 +192,36 @@ def derived(
     needs = (of,) if raw_runs is None else (of, raw_runs)
     told = ", ".join(f"{key} {value}" for key, value in text.settings.items())
     title = f"{text.kind} of ({of.title})" + (f": {told}" if told else "")
-    return CachedStep("derived", title, settings, needs, _deriving(text, using), 1)
+    return CachedStep("derived", title, settings, needs, partial(_derive, text, using), 1)
 
 
-def _deriving(text: TextSpec, using: Enriching) -> Callable[..., None]:
-    def work(folder: Path, needs: Sequence[Path]) -> None:
-        source = read_source(needs[0])
-        recipes: dict[Side, str] = {}
-        counts: dict[str, Any] = {}
-        for side in SIDES:
-            texts = Store(source.store).texts(side, source.recipes[side])
-            given = {item_id: one for item_id, one in texts.items() if not one.rejected}
-            groups = {name: {item.id: item for item in members if item.id in given}
-                      for name, members in _groups(using.root, side)}  # fmt: skip
-            items = {name: item for group in groups.values() for name, item in group.items()}
-            runs = needs[1] if len(needs) > 1 else None
-            change = _change(text, side, list(groups.values()), given, using.root, runs)
-            recipe = _recipe(texts.recipe, text)
-            recipes[side] = recipe.id
-            counts[side] = _write(folder / "store", recipe, items, given, change, text)
-        _record(folder, using.root, TextSource(folder / "store", recipes), counts)
-
-    return work
+def _derive(text: TextSpec, using: Enriching, folder: Path, needs: Sequence[Path]) -> None:
+    source = read_source(needs[0])
+    recipes: dict[Side, str] = {}
+    counts: dict[str, Any] = {}
+    for side in SIDES:
+        texts = Store(source.store).texts(side, source.recipes[side])
+        given = {item_id: one for item_id, one in texts.items() if not one.rejected}
+        groups = [{item.id: item for item in members if item.id in given}
+                  for members in _groups(using.root, side)]  # fmt: skip
+        runs = needs[1] if len(needs) > 1 else None
+        change = _change(text, side, groups, given, using.root, runs)
+        recipe = _recipe(texts.recipe, text)
+        recipes[side] = recipe.id
+        items = {name: item for group in groups for name, item in group.items()}
+        counts[side] = _write(folder / "store", recipe, items, given, change, text)
+    _record(folder, using.root, TextSource(folder / "store", recipes), counts)
 
 
-def _groups(root: Path, side: Side) -> Iterator[tuple[str, Iterable[Item]]]:
+def _groups(root: Path, side: Side) -> Iterator[Iterable[Item]]:
     """Items of a side; queries by split, so that a share is a share of each split."""
     data = DataRoot(root)
     if side == "corpus":
-        yield side, (item for file in data.pools() for item in open_candidates(file.path))
+        yield (item for file in data.pools() for item in open_candidates(file.path))
         return
     for split in queries.SPLITS:
         files = data.query_files(split)
-        yield split, (query.item for file in files for query in open_queries(file.path))
+        yield (query.item for file in files for query in open_queries(file.path))
 
 
 def _recipe(of: Recipe, text: TextSpec) -> Recipe:

@@ -22,12 +22,13 @@ import torch
 from PIL import Image
 
 from augment.data import write_candidates
-from augment.records import Item
+from augment.records import Item, one_picture
 from benchmarks.speed.machine import machine
 from retrievers.data.module import MBeirData
+from retrievers.data.plan import plan_pools
 from retrievers.data.settings import EmbeddingConfig, LoaderConfig
 from retrievers.models.clip import ClipScoreFusion
-from retrievers.training.trainer import Trainer
+from retrievers.vectors.embed import embed
 
 RESULTS = Path("benchmarks/results/embedding.md")
 
@@ -42,7 +43,7 @@ def write_root(root: Path, items: int, seed: int) -> None:
         path = f"mbeir_images/noise_images/{number}.jpg"
         small = random.integers(0, 256, (28, 28, 3), dtype=np.uint8)
         Image.fromarray(small).resize((224, 224)).save(root / path, quality=90)
-        pool.append(Item(f"1:{number}", f"noise number {number}", path, "image,text"))
+        pool.append(Item(f"1:{number}", f"noise number {number}", one_picture(path), "image,text"))
     write_candidates(root / "cand_pool" / "local" / "mbeir_noise_task2_cand_pool.jsonl", pool)
 
 
@@ -54,18 +55,9 @@ def embed_seconds(root: Path, folder: Path, workers: int, batch_size: int) -> fl
         loader=LoaderConfig(workers=workers, cache_mib=0, eval_batch_size=batch_size),
         embeddings=EmbeddingConfig(str(folder)),
     )
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=str(folder),
-    )
-    retriever = ClipScoreFusion()
+    retriever, plan = ClipScoreFusion(), plan_pools(data.root)
     start = time.perf_counter()
-    trainer.embed(retriever, data)
+    embed(retriever, data, plan, device="cpu")
     return time.perf_counter() - start
 
 

@@ -45,14 +45,13 @@ from PIL import Image
 from augment import corpus
 from augment.data import write_candidates
 from augment.data.images import open_image
-from augment.engines import decoding, make_engine
-from augment.engines.inputs import encode, resized
-from augment.engines.models import PACKAGED
-from augment.engines.pictures import Budget, data_uri, fit
+from augment.engines import decoding, load_engine
+from augment.engines.base import PACKAGED
+from augment.engines.inputs import PixelBudget, data_uri, encode, fit, resized
 from augment.engines.transformers import HFEngine
 from augment.engines.vllm import VLLMEngine
 from augment.prompts import load_prompt
-from augment.records import Item, Request, Sampling
+from augment.records import Item, Request, Sampling, one_picture
 from augment.store import Store
 from benchmarks.flagland import atlas
 from benchmarks.flagland.render import draw_photo
@@ -73,7 +72,9 @@ def write_root(root: Path, count: int) -> Path:
         width = (192, 256, 384)[number % 3]
         path = folder / f"{number}.jpg"
         draw_photo(country.flag, width, random.Random(number)).save(path)
-        items.append(Item(f"1:{number}", None, path.relative_to(root).as_posix(), "image"))
+        items.append(
+            Item(f"1:{number}", None, one_picture(path.relative_to(root).as_posix()), "image")
+        )
     pool = root / "cand_pool" / "local" / "mbeir_flags_task4_cand_pool.jsonl"
     write_candidates(pool, items)
     return pool
@@ -86,10 +87,10 @@ class Variants:
         from transformers import AutoModelForImageTextToText
 
         self.root, self.pool = root, write_root(root, count)
-        prompt = load_prompt("rar_corpus")
+        prompt = load_prompt("rar/corpus")
         names = [f"mbeir_images/flags_images/{number}.jpg" for number in range(count)]
         self.requests = [
-            prompt.render(Item(f"1:{number}", None, name, "image"))
+            prompt.render(Item(f"1:{number}", None, one_picture(name), "image"))
             for number, name in enumerate(names)
         ]
         self.sampling = Sampling(prompt.max_new_tokens)
@@ -163,7 +164,7 @@ def profile(variants: Variants) -> list[Row]:
 
 def prepare(encoding: Any, root: Path, name: str) -> int:
     """One picture as the remote engine prepares it; the characters to send."""
-    return len(data_uri(fit(open_image(root, name), Budget()), encoding))
+    return len(data_uri(fit(open_image(root, name), PixelBudget()), encoding))
 
 
 def feed(root: Path, count: int) -> list[Row]:
@@ -274,8 +275,9 @@ def kill_in_the_middle(engine: VLLMEngine, store: Path, after: int, killed: list
     """Kill the server's processes once the store has some texts."""
     while sum(path.read_bytes().count(b"\n") for path in store.glob("wal/*")) < 2 * after:
         time.sleep(0.05)
-    leash = next(server.process for server in engine.servers if server.process)
-    for process in psutil.Process(leash.pid).children(recursive=True):
+    if engine.leash is None:
+        raise RuntimeError("texts without a server")
+    for process in psutil.Process(engine.leash.pid).children(recursive=True):
         killed.append(f"{process.name()} ({process.pid})")
         process.kill()
 
@@ -295,7 +297,7 @@ def measure_vllm(
         after: texts in the store when the server is killed.
     """
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    engine: Any = make_engine(
+    engine: Any = load_engine(
         "vllm:flagland-vlm", root=root, server_python=server_python, server_args=SERVER_ARGS
     )
     killed: list[str] = []
@@ -306,10 +308,10 @@ def measure_vllm(
             target=kill_in_the_middle, args=(engine, one, after, killed), daemon=True
         ).start()
         first = cost(lambda: described(one, engine=engine))
-        logs = [server.log.read_text() for server in engine.servers]
+        log = engine.log.read_text()
         again = cost(lambda: described(one, engine=engine))
         engine.close()
-        local = make_engine("flagland-vlm", root=root, device="cpu")
+        local = load_engine("flagland-vlm", root=root, device="cpu")
         other = cost(lambda: described(two, engine=local))
         ours, theirs = _texts(one), _texts(two)
     rows = {
@@ -317,9 +319,7 @@ def measure_vllm(
             f"{first.seconds:.0f} s, with all starts"
         ),
         "processes killed": ", ".join(killed),
-        "complete starts of the server, by its log": sum(
-            log.count("Application startup complete") for log in logs
-        ),
+        "complete starts of the server, by its log": log.count("Application startup complete"),
         "exit code": first.result.exit_code,
         "same command again": f"{again.seconds:.1f} s: {again.result.generated} generated, "
         f"{again.result.cached} cached",

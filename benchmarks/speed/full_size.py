@@ -37,8 +37,8 @@ from augment.data import (
     write_qrels,
     write_queries,
 )
-from augment.data.columnar import open_candidates
-from augment.records import TASKS, Item, Qrel, Query
+from augment.data.pools import open_candidates
+from augment.records import TASKS, Item, Qrel, Query, one_picture
 from augment.views import open_view
 from benchmarks.mbeir import ROWS
 from benchmarks.speed import metrics
@@ -130,7 +130,7 @@ def _items(dataset: int, first: int, count: int, modality: str) -> Iterator[Item
             text = f"{' '.join(random.choices(words, k=38))} {number}"
         picture = f"mbeir_images/big_images/{number % PICTURES}.jpg"
         image = picture if "image" in modality else None
-        yield Item(f"{dataset}:{number}", text, image, modality, None)  # type: ignore[arg-type]
+        yield Item(f"{dataset}:{number}", text, one_picture(image), modality, None)  # type: ignore[arg-type]
 
 
 def _asking(row: MBeirRow, first: int, count: int) -> Iterator[Query]:
@@ -285,7 +285,7 @@ class Stage(NamedTuple):
 
 
 _SMALL = (
-    "--config=flagland", "--data.root={root}", "--model.model_name={out}/small-clip.json",
+    "--config=flagland", "--data.root={root}", "--model.encoder.model_name={out}/small-clip.json",
     "--data.loader.cache_mib=0", "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
 )  # fmt: skip
@@ -321,7 +321,8 @@ STAGES = {
     ),
     "embed": Stage(
         "`retrievers embed` with it: every candidate and test query", None,
-        ("retrievers", "embed", *_SMALL, *_TRAINED, "--out={out}/embed",
+        ("retrievers", "embed", "--data.root={root}", "--data.loader.cache_mib=0",
+         "--model={out}/fit/checkpoints/last.ckpt", "--embeddings={out}/embedded",
          "--data.loader.eval_batch_size=512"),
         "all",
     ),

@@ -14,19 +14,22 @@ import resource
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from retrievers.data.examples import Example, Inputs, Pairs, make_inputs
+from retrievers.data.examples import Example, Groups, Labels, Pairs
 from retrievers.models.clip import ClipScoreFusion
-from retrievers.training.losses import Groups, Labels, Objective
+from retrievers.models.inputs import Inputs
+from retrievers.training.module import Contrastive
+from retrievers.training.objective import Objective
 from retrievers.training.optim import AdamWCosine
 
 RESULTS = Path(__file__).parent.parent / "results" / "gradcache.md"
 TEXT = "a flag with three horizontal bands of red, white and green"
 
 
-def make_pairs(retriever: ClipScoreFusion, size: int) -> Pairs:
+def make_pairs(retriever: Any, size: int) -> Pairs:
     """Texts that ask for pictures of noise."""
     height, width = retriever.clip.visual.image_size
     random = torch.Generator().manual_seed(size)
@@ -37,17 +40,16 @@ def make_pairs(retriever: ClipScoreFusion, size: int) -> Pairs:
     labels = Labels(rows, rows, rows[:, None])
     groups = Groups(rows[:, None], torch.full((size, 1), float("nan")))
     names = tuple((f"0:{n}", f"0:{n}") for n in range(size))
-    return Pairs(make_inputs(texts, retriever.processor), candidates, labels, groups, names, 0)
+    return Pairs(retriever.collator()(texts), candidates, labels, groups, names, 0)
 
 
-def make_step(chunk: int | None, keep: int = 0) -> ClipScoreFusion:
+def make_step(chunk: int | None, keep: int = 0) -> Contrastive:
     """The packaged model with a chunk size."""
-    return ClipScoreFusion(
-        objective=Objective(symmetric=True), normalize_towers=True, chunk=chunk, keep_chunks=keep
-    )
+    encoder = ClipScoreFusion(normalize_towers=True)
+    return Contrastive(encoder, Objective(symmetric=True), chunk, keep)
 
 
-def seconds(retriever: ClipScoreFusion, batch: Pairs) -> float:
+def seconds(retriever: Contrastive, batch: Pairs) -> float:
     """One step, optimiser included."""
     optimizer, _ = AdamWCosine().build(retriever.named_parameters(), 10)
     start = time.perf_counter()
@@ -65,7 +67,7 @@ def overhead(size: int, chunk: int, repeats: int) -> list[tuple[str, float, floa
         name: make_step(size_, size // chunk // 2 if keep else 0)
         for name, (size_, keep) in settings.items()
     }
-    batch = make_pairs(steps["plain"], size)
+    batch = make_pairs(steps["plain"].encoder, size)
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(repeats + 1):
         for name, retriever in steps.items():
@@ -85,7 +87,7 @@ def overhead(size: int, chunk: int, repeats: int) -> list[tuple[str, float, floa
 def _peak(size: int, chunk: int | None, threads: int) -> tuple[float, float]:
     torch.set_num_threads(threads)
     retriever = make_step(chunk)
-    batch = make_pairs(retriever, size)
+    batch = make_pairs(retriever.encoder, size)
     before = _most_memory()
     spent = seconds(retriever, batch)
     return (_most_memory() - before) / 1024, spent

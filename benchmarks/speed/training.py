@@ -32,12 +32,15 @@ from augment.errors import ToolkitError
 from augment.records import TASKS
 from benchmarks.speed import gradcache
 from retrievers.data.datasets import ImageLoader
-from retrievers.data.examples import Example, Inputs, Pairs, make_inputs
+from retrievers.data.examples import Example, Groups, Labels, Pairs
 from retrievers.models.clip import ClipScoreFusion
-from retrievers.training.losses import Groups, Labels, Objective
+from retrievers.models.inputs import Inputs
+from retrievers.training.module import Contrastive
+from retrievers.training.objective import Objective
 from retrievers.training.optim import AdamWCosine
 from retrievers.vectors import make_index
 
+_OBJECTIVE = Objective()
 RESULTS = Path(__file__).parent.parent / "results" / "training_speed.md"
 
 PARTS = ("towers", "chunks", "peer", "loader", "growth")
@@ -91,19 +94,19 @@ def draw_pairs(size: int, seed: int) -> tuple[Items, Items]:
 def make_batch(retriever: ClipScoreFusion, items: Items) -> Inputs:
     """Items as a loader gives them; pictures are noise."""
     random = torch.Generator().manual_seed(len(items))
-    shape = retriever.processor.image(Image.new("RGB", (32, 32))).shape
+    shape = retriever.collator().image(Image.new("RGB", (32, 32))).shape
     examples = [
         Example(n, text, torch.randn(shape, generator=random) if picture else None)
         for n, (text, picture) in enumerate(items)
     ]
-    return make_inputs(examples, retriever.processor)
+    return retriever.collator()(examples)
 
 
 def both_towers(retriever: ClipScoreFusion, batch: Inputs) -> Tensor:
     """Unit vectors as UniIR makes them: every item through both towers at full length, masked."""
     size, clip = batch.size, retriever.clip
-    shape = retriever.processor.image(Image.new("RGB", (32, 32))).shape
-    empty = retriever.processor.tokenize([""])
+    shape = retriever.collator().image(Image.new("RGB", (32, 32))).shape
+    empty = retriever.collator().tokenize([""])
     texts = empty.repeat(size, 1).index_copy(0, batch.text_rows, batch.texts)
     images = torch.zeros(size, *shape)
     if len(batch.image_rows):
@@ -171,11 +174,11 @@ def routed(retriever: ClipScoreFusion, batch: int, rounds: int) -> Iterator[str]
     retriever.eval()
     inputs = make_batch(retriever, draw_pool(2 * batch, seed=1))
     with torch.inference_mode():
-        ours, theirs = retriever.encode(inputs, "corpus"), both_towers(retriever, inputs)
+        ours, theirs = retriever.encode(inputs, "corpus").vectors, both_towers(retriever, inputs)
         least = float(functional.cosine_similarity(ours, theirs).min())
         found = alternate(
             {
-                "the needed tower": lambda: retriever.encode(inputs, "corpus"),
+                "the needed tower": lambda: retriever.encode(inputs, "corpus").vectors,
                 "both towers": lambda: both_towers(retriever, inputs),
             },
             rounds,
@@ -187,11 +190,13 @@ def routed(retriever: ClipScoreFusion, batch: int, rounds: int) -> Iterator[str]
     def masked() -> Tensor:
         q, c = (both_towers(retriever, side) for side in sides)
         scale = retriever.clip.logit_scale.exp()
-        return retriever.objective(q, c, pairs.labels, pairs.groups, scale)["loss"]
+        return _OBJECTIVE(q, c, pairs.labels, pairs.groups, scale)["loss"]
 
     found = alternate(
         {
-            "the needed tower": Step(retriever, lambda: retriever.loss(pairs)["loss"]),
+            "the needed tower": Step(
+                retriever, lambda: Contrastive(retriever, _OBJECTIVE).loss(pairs)["loss"]
+            ),
             "both towers": Step(retriever, masked),
         },
         rounds,
@@ -216,11 +221,11 @@ def against_sentence_transformers(
     texts, pictures = _things(batch)
 
     def ours() -> Tensor:
-        queries = make_inputs([Example(n, t, None) for n, t in enumerate(texts)], processor)
+        queries = processor([Example(n, t, None) for n, t in enumerate(texts)])
         shown = [Example(n, None, processor.image(p)) for n, p in enumerate(pictures)]
-        return retriever.loss(labelled(queries, make_inputs(shown, processor)))["loss"]
+        return Contrastive(retriever, _OBJECTIVE).loss(labelled(queries, processor(shown)))["loss"]
 
-    processor = retriever.processor
+    processor = retriever.collator()
     found = alternate({"here": Step(retriever, ours), "sentence-transformers": theirs}, rounds)
     yield from _rows(f"training on {batch} text-picture pairs from Pillow and strings", found)
 
@@ -266,7 +271,7 @@ def loader(retriever: ClipScoreFusion, pictures: int, step_rate: float) -> Itera
             ("JPEG of 341 x 256, as M-BEIR's", "mbeir", None),
             ("kept at the model's size (data.loader.resized)", "mbeir", root / "kept"),
         ):
-            images = ImageLoader(root, retriever.processor, resized=kept)
+            images = ImageLoader(root, retriever.collator(), resized=kept)
             paths = [f"{kind}{n}.jpg" for n in range(pictures)]
             for path in paths if kept else paths[:1]:
                 images(path)
@@ -282,10 +287,11 @@ def growth(retriever: ClipScoreFusion, batch: int, corpus: int, rounds: int) -> 
     for size in (batch // 4, batch // 2, batch):
         sides = [make_batch(retriever, side) for side in draw_pairs(size, seed=5)]
         pairs = labelled(sides[0], sides[1])
-        step = Step(retriever, lambda pairs=pairs: retriever.loss(pairs)["loss"])  # type: ignore[misc]
+        loss = Contrastive(retriever, _OBJECTIVE).loss
+        step = Step(retriever, lambda pairs=pairs, loss=loss: loss(pairs)["loss"])  # type: ignore[misc]
         spent = alternate({"step": step}, rounds)["step"][0]
         yield f"| step of {size} pairs | {spent:.3f} s | {1000 * spent / size:.1f} ms a pair |"
-    dim = int(retriever.encode(make_batch(retriever, [("a", False)]), "query").shape[1])
+    dim = int(retriever.encode(make_batch(retriever, [("a", False)]), "query").vectors.shape[1])
     queries = functional.normalize(torch.randn(100, dim), dim=-1)
     for size in (corpus // 100, corpus // 10, corpus):
         index = make_index("exact", "benchmark", "cpu")
@@ -309,7 +315,7 @@ def report(args: argparse.Namespace) -> str:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         named = str(_tiny_model(Path(folder))) if args.tiny else args.model
-        retriever = ClipScoreFusion(named, random_init=True, objective=Objective(symmetric=False))
+        retriever = ClipScoreFusion(named, random_init=True)
     named = Path(named).stem
     lines = [
         "# Speed of training", "",
@@ -353,7 +359,7 @@ def _chunks(args: argparse.Namespace) -> Iterator[str]:
 def _loading(retriever: ClipScoreFusion, args: argparse.Namespace) -> Iterator[str]:
     sides = [make_batch(retriever, side) for side in draw_pairs(args.batch, seed=6)]
     pairs = labelled(sides[0], sides[1])
-    step = Step(retriever, lambda: retriever.loss(pairs)["loss"])
+    step = Step(retriever, lambda: Contrastive(retriever, _OBJECTIVE).loss(pairs)["loss"])
     spent = alternate({"step": step}, 1)["step"][0]
     needed = sum(len(side.image_rows) for side in sides) / spent
     yield f"| a step asks for | {needed:.0f} pictures/s | |"

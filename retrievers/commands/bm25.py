@@ -8,8 +8,8 @@ from typing import cast
 
 import jsonargparse
 
+from retrievers.evaluation.results import Results
 from retrievers.vectors.bm25 import bm25
-from retrievers.vectors.scoring import Results
 
 
 def main(arguments: Sequence[str]) -> None:

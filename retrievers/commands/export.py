@@ -21,10 +21,9 @@ from retrievers.export.check import (
     sentence_transformers_encoders,
 )
 from retrievers.export.sentence_transformers import write_sentence_transformers
+from retrievers.models.base import Encoder
 from retrievers.models.clip import ClipScoreFusion
-from retrievers.models.contrastive import ClipRetriever
-from retrievers.models.loading import load_retriever
-from retrievers.training.base import Retriever
+from retrievers.models.load import load
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,10 +60,8 @@ def main(arguments: Sequence[str]) -> None:
         raise DataError("--push uploads the open_clip form; leave --to out")
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise DataError("is there already; name a new folder with --out", str(args.out))
-    retriever = load_retriever(args.checkpoint)
+    retriever = load(args.checkpoint)
     metrics = _metrics(retriever, args.checkpoint, args.metrics)
-    if isinstance(retriever, ClipRetriever):
-        retriever.merge_lora()
     form: Form = args.to
     card = model_card(retriever, args.name or args.out.resolve().name, metrics, args.license, form)
     partial = args.out.with_name(f".{args.out.name}.partial")
@@ -84,7 +81,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _write(
-    retriever: Retriever, form: Form, folder: Path, card: str, root: Path | None
+    retriever: Encoder, form: Form, folder: Path, card: str, root: Path | None
 ) -> dict[str, float]:
     if form == "sentence_transformers":
         prompts = _prompts(retriever, root)
@@ -97,9 +94,7 @@ def _write(
     return {}  # open_clip has no such model; the folder is for from_pretrained
 
 
-def _metrics(
-    retriever: Retriever, checkpoint: Path, given: Path | None
-) -> Mapping[str, Any] | None:
+def _metrics(retriever: Encoder, checkpoint: Path, given: Path | None) -> Mapping[str, Any] | None:
     path = given or checkpoint.parent.parent / "metrics.json"
     if given is None and not path.is_file():
         return None
@@ -110,7 +105,7 @@ def _metrics(
         raise DataError(
             f"is no metrics.json of a test ({type(error).__name__}: {error})", str(path)
         ) from error
-    if made_by == retriever.fingerprint_for(text):
+    if made_by == retriever.fingerprint(text):
         return metrics
     if given is not None:
         raise MismatchError(
@@ -120,7 +115,7 @@ def _metrics(
     return None
 
 
-def _prompts(retriever: Retriever, root: Path | None) -> dict[str, str]:
+def _prompts(retriever: Encoder, root: Path | None) -> dict[str, str]:
     """First instruction of each kind of query, by data set and modalities."""
     trained = retriever.trained_on or {}
     if root is None or trained.get("instructions") != "on":

@@ -11,6 +11,7 @@ from pathlib import Path
 import jsonargparse
 import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from augment.data import write_qrels
@@ -19,20 +20,18 @@ from augment.data.mmeb import Target, read_subset, subset_names
 from augment.errors import DataError
 from augment.files import replacing
 from augment.records import Qrel, Side
+from retrievers.data.plan import Content
 from retrievers.evaluation.mmeb import Score, rank_lists, record, score_subset, table
 from retrievers.evaluation.run_files import writing_run
-from retrievers.models.blip import BlipFeatureFusion, BlipScoreFusion  # noqa: F401 - short names
-from retrievers.models.clip import ClipScoreFusion  # noqa: F401 - a short name for --model
-from retrievers.models.clip_ff import ClipFeatureFusion  # noqa: F401 - a short name
-from retrievers.training.base import Retriever
-from retrievers.vectors.embed import Content as Keyed
-from retrievers.vectors.embed import Embeddings, item_keys
-from retrievers.vectors.encoding import Content, encode
+from retrievers.models.base import Encoder
+from retrievers.models.load import load_weights
+from retrievers.vectors.embed import embed_contents
+from retrievers.vectors.rows import Embeddings, item_keys
 from retrievers.vectors.store import SHARD_SECONDS, EmbeddingWriter
 
 
 def evaluate_mmeb(
-    model: Retriever,
+    model: Encoder,
     root: Path,
     images: Path,
     out: Path,
@@ -73,7 +72,7 @@ def evaluate_mmeb(
     if lacking:
         raise DataError(f"has no data set {lacking[0]}; there are {', '.join(names)}", str(root))
     if ckpt_path is not None:
-        model.load_weights(ckpt_path)
+        load_weights(model, ckpt_path)
     model.to(torch.device(device))
     scores = []
     vectors = _Vectors(model, images, embeddings or out / "embeddings", batch_size)
@@ -87,7 +86,7 @@ def evaluate_mmeb(
         qrels = [Qrel(q, d, g) for q, own in subset.grades.items() for d, g in own.items()]
         write_qrels(out / f"{name}.qrels", qrels, columns=4)
         sys.stdout.write(f"{name}: hit@1 {100 * scores[-1].metrics['success@1']:.1f}\n")
-    settings = {"model": model.describe(), "root": str(root), "limit": limit, "depth": depth}
+    settings = {"model": model.settings(), "root": str(root), "limit": limit, "depth": depth}
     told = record(scores, {**settings, "ckpt_path": ckpt_path}, time.monotonic() - started)
     with replacing(out / "metrics.json", DataError) as stream:
         stream.write(json.dumps(told, indent=1, default=str) + "\n")
@@ -97,12 +96,12 @@ def evaluate_mmeb(
 class _Vectors:
     """Embeds a side of a data set, but for what an earlier run left in the folder."""
 
-    def __init__(self, model: Retriever, images: Path, folder: Path, batch_size: int) -> None:
+    def __init__(self, model: Encoder, images: Path, folder: Path, batch_size: int) -> None:
         self._model, self._images, self._folder = model, images, folder
         self._size = batch_size
         # The texts are the data's own; they count by item.
-        self._made_by = model.fingerprint_for({})
-        told = {name: json.dumps(value, default=str) for name, value in model.describe().items()}
+        self._made_by = model.fingerprint({})
+        told = {name: json.dumps(value, default=str) for name, value in model.settings().items()}
         self._made_with = told
 
     def of(
@@ -113,7 +112,7 @@ class _Vectors:
         writer = EmbeddingWriter(folder, *made, "float32", shard_seconds=SHARD_SECONDS)
         for shard, problem in writer.damaged.items():
             sys.stderr.write(f"shard {shard} of {folder} is embedded again: {problem}\n")
-        items = (Keyed(label(row), *target) for row, target in enumerate(targets))
+        items = (Content(label(row), *target) for row, target in enumerate(targets))
         room = Embeddings(
             len(targets),
             writer,
@@ -128,14 +127,14 @@ class _Vectors:
         for start in tqdm(starts, desc=f"{name} {side}", leave=False, disable=None):
             rows = missing[start : start + self._size]
             contents = [self._content(targets[row]) for row in rows]
-            found = encode(self._model, contents, side, f"{name} {side}")
+            found = embed_contents(self._model, contents, side, f"{name} {side}")
             room.put(torch.from_numpy(rows), found)
         room.finish()
         return room.vectors.numpy()
 
-    def _content(self, target: Target) -> Content:
+    def _content(self, target: Target) -> tuple[str | None, Image.Image | None]:
         picture = open_image(self._images, target.image) if target.image else None
-        return Content(target.text, picture)
+        return target.text, picture
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -16,11 +16,11 @@ from jaxtyping import Bool
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from augment.data.columnar import open_candidates
 from augment.data.images import open_image
+from augment.data.pools import open_candidates
 from augment.errors import DataError, ImageError
 from augment.records import TASKS, Item, Modality, Query
-from retrievers.data.examples import Candidate, Example, PairExample, Processor
+from retrievers.data.examples import Candidate, Collator, Example, PairExample
 from retrievers.data.negatives import HardNegatives, Scored
 from retrievers.data.resized import ResizedPictures
 from retrievers.data.texts import TextRecipe
@@ -34,18 +34,18 @@ class ImageLoader:
 
     Args:
         root: data root.
-        processor: its ``image`` is applied; deterministic, so a cached tensor is the same.
+        collator: its ``image`` is applied; deterministic, so a cached tensor is the same.
         cache_mib: limit of the cache in MiB, per process; 0 keeps nothing.
         resized: folder of pictures at the model's size (see
             :class:`~retrievers.data.resized.ResizedPictures`); None for none.
     """
 
     def __init__(
-        self, root: Path, processor: Processor, cache_mib: int = 0, resized: Path | None = None
+        self, root: Path, collator: Collator, cache_mib: int = 0, resized: Path | None = None
     ) -> None:
         self._root = root
-        self._processor = processor
-        self._resized = None if resized is None else ResizedPictures(root, processor.image, resized)
+        self._image = collator.image
+        self._resized = None if resized is None else ResizedPictures(root, collator.image, resized)
         self._room = cache_mib * 2**20
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
 
@@ -61,7 +61,7 @@ class ImageLoader:
         if self._resized is not None:
             tensor = self._resized(path)
         else:
-            tensor = self._processor.image(open_image(self._root, path))
+            tensor = self._image(open_image(self._root, path))
         self._remember(path, tensor)
         return tensor
 

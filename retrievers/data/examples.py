@@ -1,54 +1,92 @@
-"""What flows from a loader into a retriever: batches in which absent modalities take no room."""
+"""What flows from data to a model: examples, batches, training pairs; of no model."""
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
+from typing_extensions import Self
 
-from augment.errors import DataError
-from retrievers.training.losses import Groups, Labels, hash_id, pad_ids
+from augment.records import Side
 
-
-@dataclass(frozen=True)
-class Processor:
-    """How a retriever turns text and pictures into tensors; goes into loader processes.
-
-    Attributes:
-        tokenize: texts to token ids, padded and cut to the model's context.
-        image: RGB picture to a normalised tensor.
-        windows: a text in pieces that fit the context, to be pooled outside training; None where
-            longer texts are cut.
-    """
-
-    tokenize: Callable[[list[str]], Tensor]
-    image: Callable[[Image.Image], Tensor]
-    windows: Callable[[str], list[str]] | None = None
+#: Fills the rows of a table of ids; no id hashes to it.
+NO_ID = -1
 
 
-class Inputs(NamedTuple):
-    """One side of a batch. Rows without text (picture) are absent from ``texts`` (``images``).
+class Example(NamedTuple):
+    """One item as it goes into a batch.
 
     Attributes:
-        size: number of rows.
-        texts: token ids of the rows that have text.
-        text_rows: which rows these are, ascending; a row stands several times if its text is read
-            in several windows.
-        images: pictures of the rows that have one.
-        image_rows: which rows these are.
+        row: its position in the data set.
+        text: rendered, instruction included; None if there is none.
+        image: what :meth:`Collator.image` made of its picture; None if there is none.
+        problem: why its picture is missing; empty if nothing is wrong.
+        id: of the item.
     """
 
-    size: int
-    texts: Int[Tensor, "texts context"]
-    text_rows: Int[Tensor, " texts"]
-    images: Float[Tensor, "images 3 height width"]
-    image_rows: Int[Tensor, " images"]
+    row: int
+    text: str | None
+    image: Any = None
+    problem: str = ""
+    id: str = ""
+
+
+class Batch(Protocol):
+    """One side of a batch, in whatever form its model reads."""
+
+    @property
+    def size(self) -> int:
+        """Number of items."""
+
+    def rows(self, start: int, stop: int) -> Self:
+        """Items ``start`` to ``stop``; fewer at the end."""
+
+    def to(self, device: Any) -> Self:
+        """The same on another device."""
+
+
+class Collator(Protocol):
+    """How a model's items become batches; picklable and without weights: goes to the loader."""
+
+    def image(self, picture: Image.Image, /) -> Any:
+        """An RGB picture as an example carries it; the same for the same picture."""
+
+    def __call__(self, examples: Sequence[Example], side: Side, training: bool = False) -> Batch:
+        """A batch of one side."""
+
+
+class Labels(NamedTuple):
+    """Who is who in a batch, by :func:`hash_id`.
+
+    Attributes:
+        queries: id of each query.
+        candidates: id of each candidate; the first ``batch`` are the queries' positives in order,
+            the rest are hard negatives or further positives.
+        positives: all known positives of each query, padded with :data:`NO_ID`.
+    """
+
+    queries: Int[Tensor, " batch"]
+    candidates: Int[Tensor, " n"]
+    positives: Int[Tensor, "batch most"]
+
+
+class Groups(NamedTuple):
+    """Each query's own candidates and what the teacher gives them.
+
+    Attributes:
+        rows: rows of the candidates in the batch, the positive first; -1 fills up.
+        scores: the teacher's scores, higher is better; NaN where it gave none.
+    """
+
+    rows: Int[Tensor, "batch width"]
+    scores: Float[Tensor, "batch width"]
 
 
 class Pairs(NamedTuple):
@@ -63,8 +101,8 @@ class Pairs(NamedTuple):
         dropped: pairs left out because a picture could not be read.
     """
 
-    queries: Inputs
-    candidates: Inputs
+    queries: Batch
+    candidates: Batch
     labels: Labels
     groups: Groups
     names: tuple[tuple[str, str], ...]
@@ -81,23 +119,10 @@ class Items(NamedTuple):
         degraded: positions of items embedded from text alone because the picture is unreadable.
     """
 
-    inputs: Inputs
+    inputs: Batch
     rows: Int[Tensor, " batch"]
     failed: Int[Tensor, " failed"]
     degraded: Int[Tensor, " degraded"]
-
-
-class Example(NamedTuple):
-    """One item, text rendered and picture preprocessed.
-
-    ``problem`` says why its picture is missing; empty if nothing is wrong.
-    """
-
-    row: int
-    text: str | None
-    image: Tensor | None
-    problem: str = ""
-    id: str = ""
 
 
 class Candidate(NamedTuple):
@@ -124,79 +149,28 @@ class PairExample(NamedTuple):
     others: tuple[Candidate, ...] = ()
 
 
-def make_inputs(
-    examples: Sequence[Example], processor: Processor, training: bool = False
-) -> Inputs:
-    """Tokenise and stack; no filler for what is absent.
+def hash_id(text: str) -> int:
+    """A 63-bit non-negative integer for an id, the same in every process.
 
-    Args:
-        examples: one side of a batch.
-        processor: of the retriever.
-        training: one window for each text, whatever the processor can do.
-
-    Raises:
-        DataError: if pictures differ in size; names two items.
+    Not UniIR's ``dataset * 10_000_000 + n``, which aliases above its bound.
     """
-    windows = [
-        (row, window)
-        for row, example in enumerate(examples)
-        if example.text is not None
-        for window in _windows(example.text, processor, training)
-    ]
-    image_rows = [row for row, example in enumerate(examples) if example.image is not None]
-    images = [example.image for example in examples if example.image is not None]
-    _check_sizes([examples[row] for row in image_rows], images)
-    return Inputs(
-        len(examples),
-        processor.tokenize([window for _, window in windows])
-        if windows
-        else torch.zeros(0, 1, dtype=torch.int64),
-        torch.tensor([row for row, _ in windows], dtype=torch.int64),
-        torch.stack(images) if images else torch.zeros(0, 3, 1, 1),
-        torch.tensor(image_rows, dtype=torch.int64),
-    )
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
-def _windows(text: str, processor: Processor, training: bool) -> list[str]:
-    return [text] if training or processor.windows is None else processor.windows(text)
-
-
-def _check_sizes(examples: Sequence[Example], images: Sequence[Tensor]) -> None:
-    for example, image in zip(examples, images, strict=True):
-        if image.shape != images[0].shape:
-            raise DataError(
-                f"picture becomes a tensor of {tuple(image.shape)}, that of "
-                f"{examples[0].id or examples[0].row} one of {tuple(images[0].shape)}; the image "
-                "transform must give one size",
-                example.id or f"row {example.row}",
-            )
-
-
-def split_inputs(batch: Inputs, size: int) -> list[Inputs]:
-    """A batch cut into parts of at most ``size`` rows."""
-    return [slice_inputs(batch, start, start + size) for start in range(0, batch.size, size)]
-
-
-def slice_inputs(batch: Inputs, start: int, stop: int) -> Inputs:
-    """Rows ``start`` to ``stop`` of a batch whose rows are in order."""
-    stop = min(stop, batch.size)
-    bounds = torch.tensor([start, stop])
-    text = slice(*torch.searchsorted(batch.text_rows.cpu(), bounds).tolist())
-    image = slice(*torch.searchsorted(batch.image_rows.cpu(), bounds).tolist())
-    return Inputs(
-        stop - start,
-        batch.texts[text],
-        batch.text_rows[text] - start,
-        batch.images[image],
-        batch.image_rows[image] - start,
-    )
+def pad_ids(rows: Iterable[Iterable[int]]) -> Int[Tensor, "batch most"]:
+    """Ragged id lists as one table, filled up with :data:`NO_ID`."""
+    lists = [torch.tensor(list(row), dtype=torch.int64) for row in rows]
+    if not lists:
+        return torch.zeros(0, 1, dtype=torch.int64)
+    return torch.nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=NO_ID)
 
 
 @dataclass(frozen=True)
 class PairCollator:
     """Training pairs to :class:`Pairs`; those with an unreadable picture are dropped, counted."""
 
-    processor: Processor
+    collator: Collator
 
     def __call__(self, pairs: Sequence[PairExample]) -> Pairs:
         """Collate one batch; it may come out empty."""
@@ -215,8 +189,8 @@ class PairCollator:
         table = pad_ids(rows)
         scores = torch.tensor([c.score for c in candidates] or [math.nan])
         return Pairs(
-            make_inputs([pair.query for pair in kept], self.processor, training=True),
-            make_inputs([c.example for c in candidates], self.processor, training=True),
+            self.collator([pair.query for pair in kept], "query", True),
+            self.collator([candidate.example for candidate in candidates], "corpus", True),
             labels,
             Groups(table, scores[table.clamp(min=0)].masked_fill(table < 0, math.nan)),
             tuple((pair.query.id, pair.positive.id) for pair in kept),
@@ -226,16 +200,17 @@ class PairCollator:
 
 @dataclass(frozen=True)
 class ItemCollator:
-    """Items to :class:`Items`."""
+    """Items of one side to :class:`Items`."""
 
-    processor: Processor
+    collator: Collator
+    side: Side
 
     def __call__(self, examples: Sequence[Example]) -> Items:
         """Collate one batch; items with neither text nor picture go to ``failed``."""
         kept = [e for e in examples if e.text is not None or e.image is not None]
         failed = [e.row for e in examples if e.text is None and e.image is None]
         return Items(
-            make_inputs(kept, self.processor),
+            self.collator(kept, self.side),
             torch.tensor([e.row for e in kept], dtype=torch.int64),
             torch.tensor(failed, dtype=torch.int64),
             torch.tensor([e.row for e in kept if e.problem], dtype=torch.int64),

@@ -21,11 +21,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import cast, final
+from typing import final
 
 from augment.checks.lengths import LENGTHS, Length, split_sentences
 from augment.errors import DataError
-from augment.records import Item, Side, View
+from augment.records import Item, Side
 from augment.views import VIEWS, TextView
 
 _NAMED = re.compile(rf"\b(?:{'|'.join(VIEWS)}):[0-9a-f]{{12}}")
@@ -205,7 +205,7 @@ def make_mixture(
     )
 
 
-def _parse(name: str, named: TextView, where: str) -> tuple[View, Length]:
+def _parse(name: str, named: TextView, where: str) -> tuple[str, Length]:
     if name == "raw":
         return "raw", "dense"
     view, colon, length = name.rpartition(":")
@@ -217,7 +217,7 @@ def _parse(name: str, named: TextView, where: str) -> tuple[View, Length]:
             f"append:short{hint}",
             where,
         )
-    return cast("View", view), length
+    return view, length
 
 
 def named_views(remembered: str) -> tuple[str, ...]:

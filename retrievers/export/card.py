@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from augment.enrichment.export import Shown, provenance
 from augment.records import Side
 from retrievers.evaluation.protocol import TASK_NAMES
-from retrievers.training.base import Retriever
+from retrievers.models.base import Encoder
 
 #: The libraries that a folder is written for.
 Form = Literal["open_clip", "sentence_transformers"]
@@ -35,8 +35,8 @@ _OURS = """\
 With the toolkit that trained it, instructions and views included:
 
 ```python
-from retrievers.training.base import Retriever
-retriever = Retriever.from_pretrained("FOLDER")
+from retrievers import load
+retriever = load("FOLDER")
 ```
 """
 
@@ -51,7 +51,7 @@ both = text + image  # an item with text and picture; compare by cosine
 
 
 def model_card(
-    retriever: Retriever,
+    retriever: Encoder,
     name: str,
     metrics: Mapping[str, Any] | None = None,
     licence: str | None = None,
@@ -80,7 +80,7 @@ def model_card(
 
 
 def _lines(
-    retriever: Retriever,
+    retriever: Encoder,
     name: str,
     metrics: Mapping[str, Any] | None,
     licence: str | None,
@@ -115,8 +115,8 @@ def _lines(
     )
 
 
-def _cut(retriever: Retriever) -> str:
-    if retriever.processor.windows is None:
+def _cut(retriever: Encoder) -> str:
+    if getattr(retriever.collator(), "windows", None) is None:
         return "Text beyond the context is cut."
     return (
         "Text beyond the context was read in several windows, whose vectors were pooled; other "
@@ -124,18 +124,18 @@ def _cut(retriever: Retriever) -> str:
     )
 
 
-def _usage(retriever: Retriever, form: Form) -> str:
+def _usage(retriever: Encoder, form: Form) -> str:
     if form == "sentence_transformers":
         return _SENTENCE_TRANSFORMERS
     if not hasattr(retriever, "clip"):
         return _OURS
-    normalised = bool(retriever.describe().get("normalize_towers"))
+    normalised = bool(retriever.settings().get("normalize_towers"))
     fusion = type(retriever).__name__ == "ClipScoreFusion"
     shown = _OPEN_CLIP.format(inner=", normalize=True" if normalised else "") if fusion else ""
     return f"{shown}\n{_OURS}" if shown else _OURS
 
 
-def _text(retriever: Retriever, origin: Mapping[str, Any]) -> Iterator[str]:
+def _text(retriever: Encoder, origin: Mapping[str, Any]) -> Iterator[str]:
     trained = retriever.trained_on
     if trained is None:
         yield "It was not trained here, or does not remember on what."
@@ -158,7 +158,7 @@ def _text(retriever: Retriever, origin: Mapping[str, Any]) -> Iterator[str]:
             yield from provenance(side, Shown(view, recipe))
 
 
-def _training(retriever: Retriever, origin: Mapping[str, Any]) -> Iterator[str]:
+def _training(retriever: Encoder, origin: Mapping[str, Any]) -> Iterator[str]:
     if not origin:
         yield "Nothing is remembered of the training."
     data = origin.get("data") or {}
@@ -172,11 +172,11 @@ def _training(retriever: Retriever, origin: Mapping[str, Any]) -> Iterator[str]:
     versions = ", ".join(f"{name} {v}" for name, v in (origin.get("versions") or {}).items())
     if versions:
         yield f"- versions: {versions}; source {origin.get('commit') or 'installed, no commit'}"
-    settings = ", ".join(f"{key} `{value}`" for key, value in retriever.describe().items())
+    settings = ", ".join(f"{key} `{value}`" for key, value in retriever.settings().items())
     yield f"- model: {settings}"
 
 
-def _measured(retriever: Retriever, metrics: Mapping[str, Any] | None) -> Iterator[str]:
+def _measured(retriever: Encoder, metrics: Mapping[str, Any] | None) -> Iterator[str]:
     if not metrics:
         yield "No test of these weights was given when this card was written."
         return

@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from augment.errors import MismatchError
 from retrievers.export.sentence_transformers import import_sentence_transformers
-from retrievers.training.base import Retriever
-from retrievers.vectors.encoding import Content, encode
+from retrievers.models.base import Encoder
+from retrievers.vectors.embed import embed_contents
 
 #: Cosine between our vector and that of the exported folder, at least.
 AGREEMENT = 0.9999
@@ -58,20 +58,20 @@ def sentence_transformers_encoders(folder: Path) -> Encoders:
 
 
 @torch.inference_mode()
-def agreement(retriever: Retriever, encoders: Encoders) -> dict[str, float]:
+def agreement(retriever: Encoder, encoders: Encoders) -> dict[str, float]:
     """Least cosine over a few texts and pictures of noise, for each modality.
 
     Raises:
         MismatchError: if one is below :data:`AGREEMENT`.
     """
     side = _side(retriever)
-    cuts = retriever.processor.windows is None
+    cuts = getattr(retriever.collator(), "windows", None) is None
     # The last text is beyond the context, which other libraries cut.
     texts = list(_TEXTS if cuts else _TEXTS[:-1])
     pictures = [_picture(w * side, h * side) for w, h in _SHAPES]
     ours = (
-        encode(retriever, [Content(text) for text in texts], "corpus"),
-        encode(retriever, [Content(None, picture) for picture in pictures], "corpus"),
+        embed_contents(retriever, [(text, None) for text in texts], "corpus"),
+        embed_contents(retriever, [(None, picture) for picture in pictures], "corpus"),
     )
     theirs = (encoders[0](texts), encoders[1](pictures))
     found = {
@@ -87,9 +87,9 @@ def agreement(retriever: Retriever, encoders: Encoders) -> dict[str, float]:
     return found
 
 
-def _side(retriever: Retriever) -> int:
+def _side(retriever: Encoder) -> int:
     blank = Image.new("RGB", (64, 64))
-    return int(retriever.processor.image(blank).shape[-1])
+    return int(retriever.collator().image(blank).shape[-1])
 
 
 def _least_cosine(ours: Float[Tensor, "n dim"], theirs: Float[Tensor, "n dim"]) -> float:

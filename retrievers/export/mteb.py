@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from augment.errors import DataError
-from retrievers.training.base import Retriever
-from retrievers.vectors.encoding import Content, encode
+from retrievers.models.base import Encoder
+from retrievers.vectors.embed import embed_contents
 
 if TYPE_CHECKING:
     from mteb.models.model_meta import ModelMeta
@@ -45,7 +45,7 @@ class MtebEncoder:
 
     def __init__(
         self,
-        retriever: Retriever,
+        retriever: Encoder,
         name: str = "local/retriever",
         revision: str = "local",
         instructions: bool = True,
@@ -85,7 +85,7 @@ class MtebEncoder:
         query = getattr(prompt_type, "value", prompt_type) == "query"
         instruction = _instruction(task_metadata) if query and self._instructions else ""
         parts = [
-            encode(
+            embed_contents(
                 self.retriever,
                 _contents(batch, instruction, task_metadata.name),
                 "query" if query else "corpus",
@@ -106,7 +106,9 @@ class MtebEncoder:
         return (first * second).sum(dim=-1)
 
 
-def _contents(batch: Mapping[str, Any], instruction: str, task: str) -> list[Content]:
+def _contents(
+    batch: Mapping[str, Any], instruction: str, task: str
+) -> list[tuple[str | None, Any]]:
     texts, images = batch.get("text"), batch.get("image")
     if texts is None and images is None:
         raise DataError(f"a batch has {', '.join(batch)}; only text and image are read", task)
@@ -115,7 +117,7 @@ def _contents(batch: Mapping[str, Any], instruction: str, task: str) -> list[Con
     if instruction:
         words = [f"{instruction} {text}".strip() for text in words]
     pictures = list(images) if images is not None else [None] * size
-    return [Content(text or None, image) for text, image in zip(words, pictures, strict=True)]
+    return [(text or None, image) for text, image in zip(words, pictures, strict=True)]
 
 
 def _instruction(metadata: Any) -> str:
@@ -124,7 +126,7 @@ def _instruction(metadata: Any) -> str:
     return (found or "").strip()
 
 
-def _meta(retriever: Retriever, name: str, revision: str) -> ModelMeta:
+def _meta(retriever: Encoder, name: str, revision: str) -> ModelMeta:
     try:
         from mteb.models.model_meta import ModelMeta, ScoringFunction
     except ImportError as error:

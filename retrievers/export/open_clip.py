@@ -15,10 +15,9 @@ from torch import Tensor
 
 from augment.errors import MismatchError
 from augment.files import write_text
-from retrievers.data.examples import Processor
+from retrievers.models.inputs import Processor
+from retrievers.models.load import CONFIG, WEIGHTS
 
-CONFIG = "open_clip_config.json"
-WEIGHTS = "open_clip_model.safetensors"
 _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
 
@@ -28,7 +27,7 @@ def write_architecture(clip: Any, processor: Processor, folder: Path) -> None:
     CLIP's own tokenizer is part of open_clip and takes no file.
 
     Args:
-        clip: a model that :func:`retrievers.models.backbone.load_clip` made, perhaps changed since.
+        clip: a model that :func:`retrievers.models.towers.load_clip` made, perhaps changed since.
         processor: its processor.
         folder: is made.
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from augment.errors import DataError, EngineError, MismatchError
 from retrievers.export.transformers import to_transformers
+from retrievers.models.base import Encoder
 from retrievers.models.clip import ClipScoreFusion
-from retrievers.training.base import Retriever
 
 
 def import_sentence_transformers() -> Any:
@@ -29,7 +29,7 @@ def import_sentence_transformers() -> Any:
 
 
 def write_sentence_transformers(
-    retriever: Retriever, folder: Path, prompts: dict[str, str] | None = None
+    retriever: Encoder, folder: Path, prompts: dict[str, str] | None = None
 ) -> None:
     """Write transformers' ``CLIPModel``, its processor, and the modules around them.
 
@@ -50,11 +50,11 @@ def write_sentence_transformers(
     if not isinstance(retriever, ClipScoreFusion):
         raise MismatchError(
             f"a {type(retriever).__name__} fuses text and picture in layers that no class of "
-            "sentence-transformers has; only score fusion goes there. Use save_pretrained"
+            "sentence-transformers has; only score fusion goes there. Export it with --to=open_clip"
         )
     if folder.exists() and any(folder.iterdir()):
         raise DataError("is not empty; name a new folder", str(folder))
-    model, tokenizer, image_processor = to_transformers(retriever.clip, retriever.processor)
+    model, tokenizer, image_processor = to_transformers(retriever.clip, retriever.collator())
     library = import_sentence_transformers()
     from transformers import CLIPProcessor
 
@@ -63,7 +63,7 @@ def write_sentence_transformers(
         processor = CLIPProcessor(image_processor, tokenizer)  # type: ignore[no-untyped-call]
         processor.save_pretrained(made)
         modules = [library.sentence_transformer.modules.Transformer(made)]
-        if retriever.describe()["normalize_towers"]:
+        if retriever.settings()["normalize_towers"]:
             modules.append(library.sentence_transformer.modules.Normalize())
         whole = library.SentenceTransformer(
             modules=modules, prompts=prompts or {}, similarity_fn_name="cosine", device="cpu"

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from augment.errors import MismatchError
-from retrievers.data.examples import Processor
+from retrievers.models.inputs import Processor
 
 #: What ftfy, which open_clip's tokenizer calls, turns into plain characters; its repair of broken
 #: encodings cannot be written as a rule.

@@ -6,17 +6,22 @@ training that is the text of the first epoch, with every query's first instructi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, final
 
-from augment.files import aligned
+from augment.errors import DataError
+from augment.files import aligned, write_text
 from augment.records import Item, Modality, Query, Side
 from retrievers.data.datasets import PairDataset, target_modality
-from retrievers.data.examples import Processor
+from retrievers.data.examples import Collator
+from retrievers.data.module import MBeirData
 from retrievers.data.plan import Plan
 from retrievers.data.texts import TextRecipe
-from retrievers.models.windows import Windows, context_of, count_tokens
+from retrievers.models.base import Encoder
+from retrievers.models.long_text import Windows, context_of, count_tokens
 
 #: Texts of one side that are looked at before every fit and test, evenly spread.
 SAMPLED = 5_000
@@ -127,19 +132,52 @@ class Audit:
         return {**asdict(self), "line": self.line() if self.cut else ""}
 
 
+def audit(
+    encoder: Encoder, data: MBeirData, out: str | Path, texts: int | None = None
+) -> dict[str, Audit | None]:
+    """Count what the context of the text encoder cuts off, in training and in test.
+
+    Writes ``audit.json``; no text is encoded.
+
+    Args:
+        encoder: its tokenizer counts.
+        data: the root and what is shown of it.
+        out: folder of ``audit.json``.
+        texts: look at so many of each side, evenly spread; None for all.
+
+    Returns:
+        ``fit`` and ``test``, as far as the root has such queries; None for a tokenizer whose tokens
+        cannot be counted.
+
+    Raises:
+        DataError: if the root has no queries.
+    """
+    collator, found = encoder.collator(), dict[str, Audit | None]()
+    if data.root.query_files("train"):
+        pairs, _ = data.training(collator)
+        found["fit"] = audit_training(pairs, data.recipe, collator, texts)
+    if data.root.query_files(data.test.split):
+        found["test"] = audit_plan(data.test_plan(), data.recipe, collator, texts)
+    if not found:
+        raise DataError("no training or test queries", str(data.root.path))
+    told = {stage: audit and audit.to_json() for stage, audit in found.items()}
+    write_text(Path(out) / "audit.json", json.dumps(told, indent=1) + "\n")
+    return found
+
+
 #: Row number -> modality and text of an item.
 _Shown = Callable[[int], tuple[Modality, str | None]]
 
 
 def audit_plan(
-    plan: Plan, recipe: TextRecipe, processor: Processor, most: int | None = SAMPLED
+    plan: Plan, recipe: TextRecipe, collator: Collator, most: int | None = SAMPLED
 ) -> Audit | None:
     """What a test or validation cuts off.
 
     Args:
         plan: what is embedded.
         recipe: renders the texts.
-        processor: of the retriever.
+        collator: of the encoder.
         most: texts of each side that are looked at, evenly spread; None for all.
 
     Returns:
@@ -155,19 +193,19 @@ def audit_plan(
         return found.item.modality, recipe.query(found, target)
 
     return _audit(
-        {"corpus": (len(plan), candidate), "query": (len(plan.queries), query)}, processor, most, 1
+        {"corpus": (len(plan), candidate), "query": (len(plan.queries), query)}, collator, most, 1
     )
 
 
 def audit_training(
-    pairs: PairDataset, recipe: TextRecipe, processor: Processor, most: int | None = SAMPLED
+    pairs: PairDataset, recipe: TextRecipe, collator: Collator, most: int | None = SAMPLED
 ) -> Audit | None:
     """What training cuts off: every query, and one positive of each.
 
     Args:
         pairs: the training data.
         recipe: renders the texts.
-        processor: of the retriever; windows are not for training.
+        collator: of the encoder; windows are not for training.
         most: texts of each side that are looked at, evenly spread; None for all.
 
     Returns:
@@ -188,7 +226,7 @@ def audit_training(
         "corpus": (len(pairs), candidate),
         "query": (len(pairs), query),
     }
-    return _audit(sides, processor, most, None)
+    return _audit(sides, collator, most, None)
 
 
 def _positive(query: Query, find: Callable[[str], Item | None]) -> Item | None:
@@ -198,15 +236,16 @@ def _positive(query: Query, find: Callable[[str], Item | None]) -> Item | None:
 
 def _audit(
     sides: dict[Side, tuple[int, _Shown]],
-    processor: Processor,
+    collator: Collator,
     most: int | None,
     windows: int | None,
 ) -> Audit | None:
-    context = context_of(processor.tokenize)
-    marks = count_tokens(processor.tokenize, [""])
+    tokenize = getattr(collator, "tokenize", None)
+    context = context_of(tokenize)
+    marks = count_tokens(tokenize, [""])
     if context is None or marks is None:
         return None
-    split = processor.windows if windows is not None else None
+    split = getattr(collator, "windows", None) if windows is not None else None
     split = split if isinstance(split, Windows) else None
     audit = Audit(context, split.most if split else 1)
     for side, (size, shown) in sides.items():
@@ -214,17 +253,17 @@ def _audit(
         audit.items[side], audit.looked[side] = size, len(rows)
         for modality, text in map(shown, rows):
             if text is not None:
-                audit.row(side, modality).add(*_lost(text, processor, split, context, marks[0]))
+                audit.row(side, modality).add(*_lost(text, tokenize, split, context, marks[0]))
     return audit
 
 
 def _lost(
-    text: str, processor: Processor, split: Windows | None, context: int, marks: int
+    text: str, tokenize: Any, split: Windows | None, context: int, marks: int
 ) -> tuple[int, int]:
     """Tokens of a text and those of them that are never read, without marks."""
 
     def count(texts: Sequence[str]) -> list[int]:
-        return [n - marks for n in count_tokens(processor.tokenize, texts) or []]
+        return [n - marks for n in count_tokens(tokenize, texts) or []]
 
     (tokens,) = count([text])
     if tokens <= context - marks or split is None:

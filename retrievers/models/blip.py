@@ -1,46 +1,223 @@
-"""BLIP score and feature fusion (UniIR 2311.17136, section 4) on transformers' BLIP."""
+"""BLIP score and feature fusion (UniIR 2311.17136, section 4) on transformers' BLIP (2201.12086)."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, cast, final
 
 import torch
 from jaxtyping import Float, Int
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 from torch.nn import functional
-from typing_extensions import Self
 
-from augment.errors import DataError, MismatchError
+from augment.errors import DataError, EngineError, MismatchError
 from augment.records import Side
-from retrievers.data.examples import Inputs, Processor
-from retrievers.models.blip_backbone import BlipTokenizer, load_blip
-from retrievers.models.clip_ff import ATTENTIONS, Attention
-from retrievers.training.pairwise import PairRetriever, scatter
+from retrievers.models.base import Encoded, Encoder, unwritten
+from retrievers.models.clip import ATTENTIONS, Attention
+from retrievers.models.inputs import Inputs, Processor, scatter
 
 #: The temperature at the start, and the range it is held in (UniIR's code).
 _TEMPERATURE, _COLDEST, _HOTTEST = 0.07, 0.001, 0.5
 
 
-class BlipEncoder(nn.Module, ABC):
-    """The towers of a BLIP, and how they make vectors; named as in transformers.
+@final
+class BlipScoreFusion(Encoder):
+    """UniIR's BLIP-SF: the sum of both towers' projected class tokens, then L2-normalised.
+
+    ``m_t * W_t text[CLS] + m_i * W_i image[CLS]``; a tower runs only on the items that need it.
+    The temperature is UniIR's parameter: .07 at the start, held between .001 and .5.
+
+    Args:
+        model_name: folder or repository of a BLIP in transformers' form, such as
+            ``Salesforce/blip-itm-large-coco``; weights as safetensors.
+        width: of the vectors; null keeps the model's projections, another width than theirs starts
+            fresh ones. UniIR has 768.
+        random_init: take the architecture and no weights.
+        image_size: pixels of a side; null keeps the model's. UniIR has 224.
+        context: tokens of a text, marks included; UniIR has 100.
+        gradient_checkpointing: recompute the image tower's activations in the backward.
+        truncate_dim: embed with so many first numbers of a vector; null keeps all.
+    """
+
+    fresh: ClassVar[tuple[str, ...]] = ("blip.vision_proj.", "blip.text_proj.")
+
+    def __init__(
+        self,
+        model_name: str,
+        width: int | None = None,
+        random_init: bool = False,
+        image_size: int | None = None,
+        context: int = 100,
+        gradient_checkpointing: bool = False,
+        truncate_dim: int | None = None,
+    ) -> None:
+        settings = {
+            "model_name": model_name, "random_init": random_init, "image_size": image_size,
+            "context": context, "width": width,
+        }  # fmt: skip
+        super().__init__(settings, truncate_dim)
+        model, self._processor = load_blip(model_name, random_init, image_size, context)
+        self.config = model.config
+        self.blip = _Towers(model, self._processor, gradient_checkpointing)
+        self.blip.text_proj, self.blip.vision_proj = (
+            old if width in (None, old.out_features) else nn.Linear(old.in_features, width)
+            for old in (model.text_proj, model.vision_proj)
+        )
+        self.config.image_text_hidden_size = self.blip.text_proj.out_features
+        # Texts do not look at pictures here.
+        for name, parameter in self.blip.text_encoder.named_parameters():
+            parameter.requires_grad_("crossattention" not in name)
+        self.temp = nn.Parameter(torch.tensor(_TEMPERATURE))
+
+    def collator(self) -> Processor:
+        """Word pieces; pictures squashed to the model's size, in training too.
+
+        UniIR crops, flips and changes colours in training.
+        """
+        return self._processor
+
+    def whole(self, batch: Inputs, side: Side) -> Encoded:
+        """Unit vectors; both sides share the towers."""
+        _check(batch)
+        blip, parts = self.blip, []
+        if len(batch.text_rows):
+            states = blip.states(batch.texts).last_hidden_state[:, 0]
+            parts.append(scatter(batch.size, batch.text_rows, blip.text_proj(states).float()))
+        if len(batch.image_rows):
+            states = blip.tokens(batch.images)[:, 0]
+            parts.append(scatter(batch.size, batch.image_rows, blip.vision_proj(states).float()))
+        return unwritten(functional.normalize(torch.stack(parts).sum(0), dim=-1))
+
+    def scale(self) -> Float[Tensor, ""]:
+        """One by the temperature."""
+        return 1 / self.temp
+
+    def hold(self) -> None:
+        """Hold the temperature."""
+        with torch.no_grad():
+            self.temp.clamp_(_COLDEST, _HOTTEST)
+
+
+@final
+class BlipFeatureFusion(Encoder):
+    """UniIR's BLIP-FF: the text encoder's pooled class token, with cross-attention to the picture.
+
+    ``attention=masked`` runs the image tower on items with a picture only, and texts without one
+    look at nothing (BLIP's unimodal text encoder). ``attention=uniir`` is the published form, in
+    which they look at a picture of zeros after normalisation. An absent text is an empty one.
+
+    Args:
+        model_name: see :class:`BlipScoreFusion`, as all that is not said here.
+        attention: ``masked``, or ``uniir`` for parity with the published model.
+        random_init: take the architecture and no weights.
+        image_size: pixels of a side; null keeps the model's. UniIR has 224.
+        context: tokens of a text, marks included; UniIR has 100.
+        gradient_checkpointing: recompute the image tower's activations in the backward.
+        truncate_dim: embed with so many first numbers of a vector; null keeps all.
+    """
+
+    fresh: ClassVar[tuple[str, ...]] = ("blip.text_encoder.pooler.",)
+    empty: Tensor
+
+    def __init__(
+        self,
+        model_name: str,
+        attention: Attention = "masked",
+        random_init: bool = False,
+        image_size: int | None = None,
+        context: int = 100,
+        gradient_checkpointing: bool = False,
+        truncate_dim: int | None = None,
+    ) -> None:
+        settings = {
+            "model_name": model_name, "random_init": random_init, "image_size": image_size,
+            "context": context, "attention": attention,
+        }  # fmt: skip
+        super().__init__(settings, truncate_dim)
+        if attention not in ATTENTIONS:
+            raise DataError(f"attention must be masked or uniir, got {attention!r}")
+        self._attention = attention
+        model, self._processor = load_blip(model_name, random_init, image_size, context)
+        self.config = model.config
+        self.blip = _Towers(model, self._processor, gradient_checkpointing)
+        # BlipForImageTextRetrieval has no pooler; as in UniIR it starts fresh.
+        from transformers import BlipTextModel
+
+        pooled = BlipTextModel(model.config.text_config, add_pooling_layer=True)
+        pooled.load_state_dict({**pooled.state_dict(), **self.blip.text_encoder.state_dict()})
+        self.blip.text_encoder = pooled.train()
+        self.register_buffer("empty", self._processor.tokenize([""]), persistent=False)
+        self.temp = nn.Parameter(torch.tensor(_TEMPERATURE))
+
+    def collator(self) -> Processor:
+        """See :meth:`BlipScoreFusion.collator`."""
+        return self._processor
+
+    def whole(self, batch: Inputs, side: Side) -> Encoded:
+        """Unit vectors; both sides share the towers."""
+        _check(batch)
+        texts = self.empty.expand(batch.size, -1).clone()
+        texts[batch.text_rows] = batch.texts
+        images = self.blip.tokens(batch.images) if len(batch.image_rows) else None
+        made = self._published if self._attention == "uniir" else self._masked
+        return unwritten(functional.normalize(made(texts, images, batch), dim=-1))
+
+    def _masked(self, texts: Tensor, images: Tensor | None, batch: Inputs) -> Tensor:
+        bare = torch.ones(batch.size, dtype=torch.bool, device=texts.device)
+        bare[batch.image_rows] = False
+        parts = []
+        if images is not None:
+            fused = self.blip.states(texts[batch.image_rows], images).pooler_output.float()
+            parts.append(scatter(batch.size, batch.image_rows, fused))
+        if bool(bare.any()):
+            rows = bare.nonzero()[:, 0]
+            fused = self.blip.states(texts[rows]).pooler_output.float()
+            parts.append(scatter(batch.size, rows, fused))
+        return torch.stack(parts).sum(0)
+
+    def _published(self, texts: Tensor, images: Tensor | None, batch: Inputs) -> Tensor:
+        vision = self.blip.vision_model
+        size = vision.config.image_size
+        blank = self.blip.tokens(vision.embeddings.position_embedding.new_zeros(1, 3, size, size))
+        places = torch.zeros(batch.size, dtype=torch.int64, device=texts.device)
+        places[batch.image_rows] = 1 + torch.arange(len(batch.image_rows), device=texts.device)
+        every = blank if images is None else torch.cat([blank, images])
+        fused: Tensor = self.blip.states(texts, every[places]).pooler_output.float()
+        return fused
+
+    def scale(self) -> Float[Tensor, ""]:
+        """One by the temperature."""
+        return 1 / self.temp
+
+    def hold(self) -> None:
+        """Hold the temperature."""
+        with torch.no_grad():
+            self.temp.clamp_(_COLDEST, _HOTTEST)
+
+
+@final
+class _Towers(nn.Module):
+    """The towers of a BLIP, named as in transformers; projections where the vectors need them.
 
     Args:
         model: a ``BlipForImageTextRetrieval``.
-        tokenizer: of its texts.
+        processor: with the tokenizer of its texts.
+        recompute: activations of the image tower, in the backward.
     """
 
-    def __init__(self, model: Any, tokenizer: BlipTokenizer) -> None:
+    text_proj: nn.Linear
+    vision_proj: nn.Linear
+
+    def __init__(self, model: Any, processor: Processor, recompute: bool) -> None:
         super().__init__()
         self.vision_model = model.vision_model
         self.text_encoder = model.text_encoder
-        self._pad = tokenizer.pad
-
-    @abstractmethod
-    def forward(self, batch: Inputs) -> Float[Tensor, "batch dim"]:
-        """Vectors, not normalised."""
+        self._pad = cast("BlipTokenizer", processor.tokenize).pad
+        if recompute:
+            self.vision_model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def states(self, texts: Int[Tensor, "texts context"], images: Tensor | None = None) -> Any:
         """What the text encoder makes of texts, looking at pictures' tokens where there are any.
@@ -69,222 +246,124 @@ class BlipEncoder(nn.Module, ABC):
         return cast("Tensor", self.vision_model(pixel_values=images).last_hidden_state)
 
 
-@final
-class ScoreEncoder(BlipEncoder):
-    """``m_t * W_t text[CLS] + m_i * W_i image[CLS]``; only the towers that an item needs run.
-
-    Args:
-        model: a ``BlipForImageTextRetrieval``.
-        tokenizer: of its texts.
-        width: of the vectors; where it is not the model's own, the projections start fresh.
-    """
-
-    def __init__(self, model: Any, tokenizer: BlipTokenizer, width: int | None) -> None:
-        super().__init__(model, tokenizer)
-        self.text_proj, self.vision_proj = (
-            old if width in (None, old.out_features) else nn.Linear(old.in_features, width)
-            for old in (model.text_proj, model.vision_proj)
-        )
-        # Texts do not look at pictures here.
-        for name, parameter in self.text_encoder.named_parameters():
-            parameter.requires_grad_("crossattention" not in name)
-
-    def forward(self, batch: Inputs) -> Float[Tensor, "batch dim"]:
-        """Vectors, not normalised."""
-        parts = []
-        if len(batch.text_rows):
-            states = self.states(batch.texts).last_hidden_state[:, 0]
-            parts.append(scatter(batch.size, batch.text_rows, self.text_proj(states).float()))
-        if len(batch.image_rows):
-            states = self.tokens(batch.images)[:, 0]
-            parts.append(scatter(batch.size, batch.image_rows, self.vision_proj(states).float()))
-        return torch.stack(parts).sum(0)
+def _check(batch: Inputs) -> None:
+    if not len(batch.text_rows) and not len(batch.image_rows):
+        raise ValueError("a batch needs at least one text or picture")
 
 
 @final
-class FeatureEncoder(BlipEncoder):
-    """The text encoder looks at the picture's tokens; its pooled ``[CLS]`` is the vector.
+@dataclass(frozen=True)
+class BlipTokenizer:
+    """BERT's word pieces, padded and cut to a context; goes into loader processes.
 
-    Args:
-        model: a ``BlipForImageTextRetrieval``.
-        tokenizer: of its texts.
-        attention: see :class:`BlipFeatureFusion`.
+    Attributes:
+        tokenizer: of transformers.
+        context_length: tokens, the marks at both ends included.
     """
 
-    empty: Tensor
+    tokenizer: Any
+    context_length: int
 
-    def __init__(self, model: Any, tokenizer: BlipTokenizer, attention: Attention) -> None:
-        super().__init__(model, tokenizer)
-        # BlipForImageTextRetrieval has no pooler; as in UniIR it starts fresh.
-        from transformers import BlipTextModel
+    def __call__(self, texts: list[str]) -> Int[Tensor, "texts context"]:
+        """Token ids; padding is :attr:`pad`."""
+        found = self.tokenizer(
+            texts, padding="max_length", truncation=True, max_length=self.context_length,
+            return_tensors="pt",
+        )  # fmt: skip
+        return cast("Tensor", found.input_ids)
 
-        pooled = BlipTextModel(model.config.text_config, add_pooling_layer=True)
-        pooled.load_state_dict({**pooled.state_dict(), **self.text_encoder.state_dict()})
-        self.text_encoder = pooled.train()
-        self._attention = attention
-        self.register_buffer("empty", tokenizer([""]), persistent=False)
-
-    def forward(self, batch: Inputs) -> Float[Tensor, "batch dim"]:
-        """Vectors, not normalised."""
-        texts = self.empty.expand(batch.size, -1).clone()
-        texts[batch.text_rows] = batch.texts
-        images = self.tokens(batch.images) if len(batch.image_rows) else None
-        if self._attention == "uniir":
-            return self._published(texts, images, batch)
-        bare = torch.ones(batch.size, dtype=torch.bool, device=texts.device)
-        bare[batch.image_rows] = False
-        parts = []
-        if images is not None:
-            fused = self.states(texts[batch.image_rows], images).pooler_output.float()
-            parts.append(scatter(batch.size, batch.image_rows, fused))
-        if bool(bare.any()):
-            rows = bare.nonzero()[:, 0]
-            parts.append(scatter(batch.size, rows, self.states(texts[rows]).pooler_output.float()))
-        return torch.stack(parts).sum(0)
-
-    def _published(self, texts: Tensor, images: Tensor | None, batch: Inputs) -> Tensor:
-        size = self.vision_model.config.image_size
-        blank = self.tokens(self.vision_model.embeddings.position_embedding.new_zeros(
-            1, 3, size, size
-        ))  # fmt: skip
-        places = torch.zeros(batch.size, dtype=torch.int64, device=texts.device)
-        places[batch.image_rows] = 1 + torch.arange(len(batch.image_rows), device=texts.device)
-        every = blank if images is None else torch.cat([blank, images])
-        fused: Tensor = self.states(texts, every[places]).pooler_output.float()
-        return fused
-
-
-class BlipRetriever(PairRetriever, ABC):
-    """Trains a BLIP of transformers towards an objective on pairs.
-
-    The temperature is UniIR's parameter: .07 at the start, held between .001 and .5.
-
-    Args:
-        model_name: folder or repository of a BLIP in transformers' form, such as
-            ``Salesforce/blip-itm-large-coco``; weights as safetensors.
-        random_init: take the architecture and no weights.
-        image_size: pixels of a side; null keeps the model's. UniIR has 224.
-        context: tokens of a text, marks included; UniIR has 100.
-        gradient_checkpointing: recompute the image tower's activations in the backward.
-        training: see :class:`retrievers.training.pairwise.PairRetriever`.
-    """
-
-    #: Settings that decide the architecture, besides the model.
-    architecture: ClassVar[tuple[str, ...]] = ("image_size", "context")
-
-    def __init__(
-        self,
-        model_name: str,
-        random_init: bool = False,
-        image_size: int | None = None,
-        context: int = 100,
-        gradient_checkpointing: bool = False,
-        **training: Any,
-    ) -> None:
-        super().__init__(**training)
-        self._settings: dict[str, Any] = {
-            "model_name": model_name, "random_init": random_init, "image_size": image_size,
-            "context": context,
-        }  # fmt: skip
-        model, self._processor = load_blip(model_name, random_init, image_size, context)
-        self._config = model.config
-        self.blip = self.make_encoder(model, cast("BlipTokenizer", self._processor.tokenize))
-        if gradient_checkpointing:
-            self.blip.vision_model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.temp = nn.Parameter(torch.tensor(_TEMPERATURE))
-        self.learn_bias()
-
-    @abstractmethod
-    def make_encoder(self, model: Any, tokenizer: BlipTokenizer) -> BlipEncoder:
-        """What makes the vectors."""
-
-    @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
-        """Built without weights, so that nothing is fetched that a checkpoint brings."""
-        given = {name: settings[name] for name in ("model_name", *cls.architecture)}
-        retriever = cls(**given, random_init=True)
-        retriever._settings = dict(settings)
-        return retriever
-
-    def write_architecture(self, folder: Path) -> None:
-        """``config.json`` and the tokenizer's files, from which the same architecture is built."""
-        self._config.save_pretrained(folder)
-        cast("BlipTokenizer", self._processor.tokenize).tokenizer.save_pretrained(folder)
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text before it is cut, marks included."""
+        found = self.tokenizer(list(texts), verbose=False).input_ids if texts else []
+        return [len(ids) for ids in found]
 
     @property
-    def processor(self) -> Processor:
-        """Word pieces; pictures squashed to the model's size, in training too.
-
-        UniIR crops, flips and changes colours in training.
-        """
-        return self._processor
-
-    def vectors(self, batch: Inputs, side: Side) -> Float[Tensor, "batch dim"]:
-        """Unit vectors; both sides share the towers."""
-        if not len(batch.text_rows) and not len(batch.image_rows):
-            raise ValueError("a batch needs at least one text or picture")
-        return functional.normalize(self.blip(batch), dim=-1)
-
-    def scale(self) -> Float[Tensor, ""]:
-        """One by the temperature."""
-        return 1 / self.temp
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Hold the temperature."""
-        with torch.no_grad():
-            self.temp.clamp_(_COLDEST, _HOTTEST)
+    def pad(self) -> int:
+        """What fills up; stands in no text."""
+        return int(self.tokenizer.pad_token_id)
 
 
-@final
-class BlipScoreFusion(BlipRetriever):
-    """UniIR's BLIP-SF: the sum of both towers' projected class tokens, then L2-normalised.
-
-    A tower runs only on the items that need it.
+def load_blip(
+    name: str, random_init: bool, image_size: int | None, context: int
+) -> tuple[Any, Processor]:
+    """A ``BlipForImageTextRetrieval`` in float32 on the CPU and its processor.
 
     Args:
-        model_name: see :class:`BlipRetriever`, whose other arguments follow.
-        width: of the vectors; null keeps the model's projections, another width than theirs starts
-            fresh ones. UniIR has 768.
+        name: folder of transformers' form, or a repository on the Hub.
+        random_init: take architecture and tokenizer, and no weights.
+        image_size: pixels of a side; positions of weights for another size are interpolated. None
+            keeps the model's.
+        context: tokens of a text, marks included.
+
+    Raises:
+        DataError: if it is no BLIP, or size or context do not go with it.
+        EngineError: if it cannot be had; says why.
     """
+    from transformers import AutoConfig, BertTokenizer, BlipConfig, BlipForImageTextRetrieval
+    from transformers.utils import logging as transformers_logging
 
-    fresh = ("blip.vision_proj.", "blip.text_proj.")
-    architecture = (*BlipRetriever.architecture, "width")
+    told = transformers_logging.get_verbosity()
+    # It reports the heads that are not used.
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        config: Any = AutoConfig.from_pretrained(name)
+        if not isinstance(config, BlipConfig):
+            raise DataError(f"is a {config.model_type}; name a BLIP model of transformers", name)
+        model: Any = (
+            BlipForImageTextRetrieval(config)
+            if random_init
+            else BlipForImageTextRetrieval.from_pretrained(
+                name, use_safetensors=True, dtype=torch.float32
+            )
+        )
+        tokenizer = BertTokenizer.from_pretrained(name)
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise EngineError(
+            f"cannot load the BLIP model {name!r}: {str(error)[:300]}; name a folder with "
+            "config.json, model.safetensors and the tokenizer's files, or a repository on the Hub"
+        ) from error
+    finally:
+        transformers_logging.set_verbosity(told)
+    positions = int(model.config.text_config.max_position_embeddings)
+    if not 3 <= context <= positions:
+        raise DataError(f"model.context must be 3 to {positions} for {name}, got {context}")
+    if image_size is not None:
+        resize_positions(model.vision_model, image_size)
+    size = int(model.config.vision_config.image_size)
+    preprocessing = PreprocessCfg(
+        size=(size, size), mean=OPENAI_DATASET_MEAN, std=OPENAI_DATASET_STD,
+        interpolation="bicubic", resize_mode="squash",
+    )  # fmt: skip
+    image = image_transform_v2(preprocessing, is_train=False)
+    return model.train(), Processor(BlipTokenizer(tokenizer, context), image)
 
-    def __init__(self, model_name: str, width: int | None = None, **others: Any) -> None:
-        self._width = width
-        super().__init__(model_name, **others)
-        self._settings["width"] = width
 
-    def make_encoder(self, model: Any, tokenizer: BlipTokenizer) -> BlipEncoder:
-        """The sum."""
-        encoder = ScoreEncoder(model, tokenizer, self._width)
-        self._config.image_text_hidden_size = encoder.text_proj.out_features
-        return encoder
+def resize_positions(vision: Any, size: int) -> None:
+    """Make an image tower take pictures of another size, in place.
 
-
-@final
-class BlipFeatureFusion(BlipRetriever):
-    """UniIR's BLIP-FF: the text encoder's pooled class token, with cross-attention to the picture.
-
-    ``attention=masked`` runs the image tower on items with a picture only, and texts without one
-    look at nothing (BLIP's unimodal text encoder). ``attention=uniir`` is the published form, in
-    which they look at a picture of zeros after normalisation. An absent text is an empty one.
+    Patch positions are interpolated bicubically, the class token's stays, as in BLIP's own code.
 
     Args:
-        model_name: see :class:`BlipRetriever`, whose other arguments follow.
-        attention: ``masked``, or ``uniir`` for parity with the published model.
+        vision: a ``BlipVisionModel``.
+        size: pixels of a side.
+
+    Raises:
+        DataError: if the size is no multiple of the patch.
     """
-
-    fresh = ("blip.text_encoder.pooler.",)
-    architecture = (*BlipRetriever.architecture, "attention")
-
-    def __init__(self, model_name: str, attention: Attention = "masked", **others: Any) -> None:
-        if attention not in ATTENTIONS:
-            raise DataError(f"model.attention must be masked or uniir, got {attention!r}")
-        self._attention: Attention = attention
-        super().__init__(model_name, **others)
-        self._settings["attention"] = attention
-
-    def make_encoder(self, model: Any, tokenizer: BlipTokenizer) -> BlipEncoder:
-        """The fusion."""
-        return FeatureEncoder(model, tokenizer, self._attention)
+    config = vision.config
+    if size < config.patch_size or size % config.patch_size:
+        raise DataError(
+            f"model.image_size must be a multiple of the patch, {config.patch_size}; got {size}"
+        )
+    embeddings, side = vision.embeddings, size // config.patch_size
+    given: Float[Tensor, "1 positions width"] = embeddings.position_embedding.detach()
+    old = int((given.shape[1] - 1) ** 0.5)
+    if old != side:
+        grid = given[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
+        grid = functional.interpolate(grid, (side, side), mode="bicubic", align_corners=False)
+        patches = grid.permute(0, 2, 3, 1).flatten(1, 2)
+        embeddings.position_embedding = nn.Parameter(torch.cat([given[:, :1], patches], 1))
+        embeddings.num_patches, embeddings.num_positions = side * side, side * side + 1
+    embeddings.image_size = config.image_size = size

@@ -1,17 +1,26 @@
-"""The towers of open_clip models: text cut where that is exact, sizes checked, blocks compiled."""
+"""open_clip models by name, and their towers: text cut where that is exact, vectors or tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from copy import deepcopy
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import open_clip
 import torch
-from jaxtyping import Float, Int
-from open_clip.transformer import TextTransformer
+from jaxtyping import Bool, Float, Int
+from open_clip.timm_model import TimmModel
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor
 
-from augment.errors import MismatchError
+from augment.errors import DataError, EngineError, MismatchError
+from retrievers.models.inputs import Processor
+
+#: Packaged models, by the name of their folder under ``retrievers/models``.
+PACKAGED = ("flagland-clip",)
 
 #: Ways to read one position of the text, at or before the end-of-text token.
 _POOLS = ("argmax", "eos")
@@ -19,6 +28,83 @@ _POOLS = ("argmax", "eos")
 #: Share of the positions of a batch of texts that parting it must save, and rows that each part
 #: must have: two passes of small products are slower than one of large ones.
 _WORTH, _LEAST = 0.15, 4
+
+
+def load_clip(
+    name: str, pretrained: str | None = None, random_init: bool = False
+) -> tuple[Any, Processor]:
+    """An open_clip model in float32 on the CPU and its processor.
+
+    Args:
+        name: open_clip's name, ``local-dir:FOLDER``, ``hf-hub:NAME``, a ``.json`` model config, or
+            one of :data:`PACKAGED`.
+        pretrained: open_clip's tag or a weights file.
+        random_init: leave weights out.
+
+    Raises:
+        DataError: if there is no such folder or config.
+        EngineError: if open_clip cannot build the model or get its weights.
+    """
+    name = _resolve(name)
+    try:
+        config = _model_config(name)
+        model = open_clip.create_model(
+            name,
+            pretrained=None if random_init else pretrained,
+            load_weights=not random_init,
+            force_preprocess_cfg=_tag_preprocessing(name, pretrained),
+        )
+        tokenizer = open_clip.get_tokenizer(name)
+    except (RuntimeError, ValueError, OSError) as error:
+        hint = "see open_clip.list_pretrained() for names and tags"
+        raise EngineError(f"cannot load {name!r} ({pretrained}): {error}; {hint}") from error
+    model.open_clip_config = config
+    preprocessing = PreprocessCfg(**open_clip.get_model_preprocess_cfg(model))
+    return model, Processor(tokenizer, image_transform_v2(preprocessing, is_train=False))
+
+
+def _model_config(name: str) -> dict[str, Any]:
+    """What open_clip builds a model from; kept with the model, for export."""
+    config: dict[str, Any] | None = open_clip.get_model_config(name)
+    if config is None:
+        raise ValueError("open_clip knows no such model")
+    given = config.get("text_cfg", {}).get("tokenizer_kwargs") or {}
+    if given.get("trust_remote_code"):
+        raise DataError(
+            "its open_clip_config.json asks to run the tokenizer's own code; that is never done. "
+            "Take tokenizer_kwargs.trust_remote_code out, if the tokenizer works without",
+            name,
+        )
+    return deepcopy(config)
+
+
+def _tag_preprocessing(name: str, tag: str | None) -> dict[str, Any]:
+    """Size, mean and so on of a tag, which open_clip forgets if it is asked for no weights."""
+    found: dict[str, Any] | None = open_clip.get_pretrained_cfg(name, tag) if tag else None
+    wanted = ("mean", "std", "interpolation", "resize_mode")
+    return {key: found[key] for key in wanted if found.get(key) is not None} if found else {}
+
+
+def has_weights(name: str, pretrained: str | None, random_init: bool) -> bool:
+    """Whether the arguments of :func:`load_clip` bring weights, the same each time."""
+    named = name in PACKAGED or name.startswith(("local-dir:", "hf-hub:"))
+    return not random_init and (named or pretrained is not None)
+
+
+def _resolve(name: str) -> str:
+    if name in PACKAGED:
+        folder = Path(str(resources.files("retrievers"))) / "models" / "weights" / name
+        name = f"local-dir:{folder}"
+    if name.startswith("local-dir:"):
+        folder = Path(name.removeprefix("local-dir:"))
+        if not (folder / "open_clip_config.json").is_file():
+            raise DataError("no open_clip_config.json in this folder", str(folder))
+    elif name.endswith(".json"):
+        if not Path(name).is_file():
+            raise DataError("no such model config", name)
+        open_clip.add_model_config(name)
+        name = Path(name).stem
+    return name
 
 
 def text_tower(clip: Any) -> Any:
@@ -133,3 +219,123 @@ def compile_blocks(clip: Any) -> None:
     for module in clip.modules():
         if isinstance(module, open_clip.transformer.ResidualAttentionBlock):
             module.compile()
+
+
+class Widths(NamedTuple):
+    """Numbers per token of each tower, and of the model's vectors."""
+
+    text: int
+    image: int
+    width: int
+
+
+class TextTokens(NamedTuple):
+    """States of texts at some positions; columns that no text needs are left out.
+
+    Attributes:
+        states: last normalised states, not projected.
+        positions: of the columns in the text.
+        mask: which of them belong to the text and are no padding.
+    """
+
+    states: Float[Tensor, "texts columns width"]
+    positions: Int[Tensor, " columns"]
+    mask: Bool[Tensor, "texts columns"]
+
+
+def give_tokens(clip: Any) -> Widths:
+    """Make both towers give their tokens.
+
+    Raises:
+        MismatchError: if a tower has none.
+    """
+    text, visual = text_tower(clip), clip.visual
+    known = isinstance(text, (open_clip.CLIP, TextTransformer))
+    if not known or getattr(text, "cls_emb", None) is not None:
+        raise MismatchError(f"feature fusion cannot read tokens of a {_kind(text)} text tower")
+    if isinstance(text, TextTransformer):
+        text.output_tokens = True
+    # Nothing reads it; weight decay would still move it.
+    text.text_projection = None
+    width = int(text.token_embedding.embedding_dim)
+    if isinstance(visual, VisionTransformer) and visual.proj is not None:
+        visual.output_tokens = True
+        dim = int(visual.proj.shape[1])
+        return Widths(width, dim, dim)
+    if isinstance(visual, TimmModel):
+        height, across = visual.image_size
+        with torch.no_grad():
+            training = visual.training
+            visual.eval()
+            dim = int(visual(torch.zeros(1, 3, height, across)).shape[1])
+            visual.train(training)
+        return Widths(width, int(visual.trunk.num_features), dim)
+    raise MismatchError(f"feature fusion cannot read tokens of a {_kind(visual)} image tower")
+
+
+def _kind(tower: Any) -> str:
+    return type(tower).__name__
+
+
+def text_tokens(clip: Any, texts: Int[Tensor, "texts context"], full: bool = False) -> TextTokens:
+    """States of each text's own tokens, start and end of text included.
+
+    A causal tower is run only up to the longest text of the batch. A tower that sees its padding
+    (SigLIP) is given all of it; the text's tokens are those before the run of equal ones at the
+    end, and the last position, where SigLIP gathers what it pools.
+
+    Args:
+        clip: an open_clip model.
+        texts: token ids, padded to the context.
+        full: all positions, padding too, all of them in the mask.
+    """
+    tower = text_tower(clip)
+    length = texts.shape[1]
+    columns = torch.arange(length, device=texts.device)
+    if full:
+        mask = torch.ones_like(texts, dtype=torch.bool)
+    elif is_causal(tower):
+        end = ends(tower, texts)
+        length = int(end.max()) + 1
+        columns = columns[:length]
+        mask = columns <= end[:, None]
+    else:
+        mask = _before_padding(texts)
+        mask[:, -1 if pool_type(tower) == "last" else 0] = True
+    states = _states(clip, tower, texts, length)
+    if not full and length == texts.shape[1]:
+        columns = mask.any(0).nonzero()[:, 0]
+        states, mask = states[:, columns], mask[:, columns]
+    return TextTokens(states, columns, mask)
+
+
+def _states(clip: Any, tower: Any, texts: Tensor, length: int) -> Tensor:
+    if is_causal(tower):
+        return causal_states(tower, texts, length)
+    if isinstance(tower, open_clip.CLIP):
+        dtype = tower.transformer.get_cast_dtype()
+        x = tower.token_embedding(texts).to(dtype) + tower.positional_embedding.to(dtype)
+        states: Tensor = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask))
+    else:
+        states = clip.encode_text(texts)[1]
+    return states
+
+
+def _before_padding(texts: Int[Tensor, "texts context"]) -> Bool[Tensor, "texts context"]:
+    """False in the run of equal tokens at the end of each row."""
+    same = texts == texts[:, -1:]
+    return ~same.flip(1).long().cumprod(1).bool().flip(1)
+
+
+def image_tokens(
+    clip: Any, images: Float[Tensor, "images 3 height width"]
+) -> Float[Tensor, "images tokens width"]:
+    """The class token or whatever else is pooled, then the patches, projected where CLIP does."""
+    visual = clip.visual
+    if isinstance(visual, VisionTransformer):
+        pooled, patches = visual(images)
+        return torch.cat([pooled[:, None], patches @ visual.proj], 1)
+    states = visual.trunk.forward_features(images)
+    pooled = visual.head(visual.trunk.forward_head(states))
+    flat = states if states.ndim == 3 else states.flatten(2).transpose(1, 2)
+    return torch.cat([pooled[:, None], flat], 1) if pooled.shape[1] == flat.shape[2] else flat

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, final
 
-from augment.engines import Engine, make_engine
+from augment.engines import Engine, load_engine
 from augment.enrichment import pipeline as cli
-from augment.enrichment.enrich import enrich
+from augment.enrichment.enrich import enrich_jobs
 from augment.enrichment.jobs import Job
 from augment.errors import EngineError, MismatchError
 from augment.prompts import Prompt, load_prompt
 from augment.prompts.route import QUERY_PROMPTS, Kind, classify
-from augment.records import Item, Query, View
+from augment.records import Item, Query
 from augment.store import Store
 from augment.store.keys import Recipe
 from augment.views import TextView
@@ -35,7 +35,7 @@ class QueryRewriter:
     """A VLM that rewrites queries as they come.
 
     Args:
-        model: a name that :func:`augment.engines.make_engine` knows, such as ``flagland-vlm``.
+        model: a name that :func:`augment.engines.load_engine` knows, such as ``flagland-vlm``.
         pictures: folder that the pictures of queries are relative to.
         trained: view of the training queries. Its recipe says which prompts, sampling, model and
             revision made them, and the same are used here.
@@ -57,7 +57,7 @@ class QueryRewriter:
         self._pictures = pictures
         settings = dict(trained.recipe.get("settings") or {})  # type: ignore[call-overload]
         limits = {name: settings.get(name) for name in ("min_pixels", "max_pixels")}
-        self._engine = make_engine(model, root=pictures, batch_size=1, **limits)
+        self._engine = load_engine(model, root=pictures, batch_size=1, **limits)
         self._recipe, self._prompts = _recipe(self._engine, trained.recipe)
         wanted = trained.recipe.get("id", self._recipe.id)
         if wanted != self._recipe.id and not allow_mismatch:
@@ -68,7 +68,7 @@ class QueryRewriter:
         folder = Path(tempfile.mkdtemp(prefix="rewritten-"))
         self._store = Store(folder)
         weakref.finalize(self, _forget, self._store, folder)
-        self._shown: View = "replace" if trained.view == "raw" else trained.view
+        self._shown: str = "replace" if trained.view == "raw" else trained.view
         self._length = trained.length
 
     @property
@@ -84,7 +84,7 @@ class QueryRewriter:
         """
         kind, reason = classify(Query(item, None))
         job = Job(item, self._prompts[kind], f"{kind} ({reason})")
-        summary = enrich([job], self._engine, self._store, self._recipe, self._pictures)
+        summary = enrich_jobs([job], self._engine, self._store, self._recipe, self._pictures)
         if summary.incomplete or summary.failures:
             why = summary.incomplete or summary.failures[0].reason
             raise EngineError(f"{self.model} could not rewrite the query: {why}")

@@ -26,21 +26,21 @@ from tqdm import tqdm
 
 from augment.data import DataRoot, InstructionRow
 from augment.errors import DataError, StoreError
-from augment.records import Hit, Item, Modality, View
+from augment.records import Hit, Item, Modality, one_picture
 from augment.store import Store
 from augment.views import TextView, open_view
 from retrievers.data.datasets import ImageLoader, ItemDataset, Reader
-from retrievers.data.examples import Inputs, ItemCollator
+from retrievers.data.examples import ItemCollator
 from retrievers.data.plan import Embedder, Plan
 from retrievers.data.texts import TextRecipe
-from retrievers.models.loading import load_retriever, open_recipe
+from retrievers.models.base import Encoder
+from retrievers.models.load import load, open_recipe
 from retrievers.search.answers import Answer, Result
 from retrievers.search.pictures import QueryPictures
 from retrievers.search.rewriting import QueryRewriter
-from retrievers.training.base import Retriever
 from retrievers.vectors import make_index
 from retrievers.vectors.bm25 import Bm25Index
-from retrievers.vectors.encoding import Content, encode
+from retrievers.vectors.embed import device_named, embed_contents
 from retrievers.vectors.index import Index, Vectors
 from retrievers.vectors.store import EmbeddingStore, read_manifest
 
@@ -61,7 +61,7 @@ class Searcher:
         self,
         root: DataRoot,
         plan: Plan,
-        retriever: Retriever | None,
+        retriever: Encoder | None,
         recipe: TextRecipe,
         index: Index[Any],
         shown: TextView,
@@ -140,12 +140,12 @@ class Searcher:
             index.add(plan.ids, [recipe.candidate(i) or "" for i in plan.catalog.items()], BM25)
             index.build()
             return cls(data, plan, None, recipe, index, recipe.corpus_view, pictures)
-        retriever = load_retriever(checkpoint, _device(device))
+        retriever = load(checkpoint, str(device_named(device)))
         recipe = open_recipe(retriever.trained_on, data, texts, allow_mismatch)
         rewriter = (
             QueryRewriter(vlm, pictures.folder, recipe.query_view, allow_mismatch) if vlm else None
         )
-        made_by = retriever.fingerprint_for(recipe.fingerprint)
+        made_by = retriever.fingerprint(recipe.fingerprint)
         folder = _embeddings(Path(checkpoint), made_by) if embeddings is None else Path(embeddings)
         vectors, notes = (
             _embed(retriever, recipe, data, plan, device)
@@ -159,12 +159,12 @@ class Searcher:
         return len(self._index)
 
     @property
-    def corpus_view(self) -> View:
+    def corpus_view(self) -> str:
         """Which text of candidates the retriever reads: raw, append or replace."""
         return self._recipe.corpus_view.view
 
     @property
-    def query_view(self) -> View:
+    def query_view(self) -> str:
         """Which text of queries the retriever was trained on."""
         return self._recipe.query_view.view
 
@@ -249,7 +249,7 @@ class Searcher:
             "text" if picture is None else "image" if text is None else "image,text"
         )
         digest = hashlib.sha256(f"{text}\0{picture}".encode()).hexdigest()[:16]
-        item = Item(f"typed:{digest}", text, picture, modality)
+        item = Item(f"typed:{digest}", text, one_picture(picture), modality)
         with self._lock:
             notes: list[str] = []
             shown, rewritten = text, None
@@ -289,7 +289,7 @@ class Searcher:
         asked: Any = [text]
         if self._retriever is not None:
             image = None if picture is None else self.pictures.open(picture)
-            asked = encode(self._retriever, [Content(text, image)], "query")
+            asked = embed_contents(self._retriever, [(text, image)], "query")
         elif picture is not None:
             notes.append("BM25 reads words and does not see the picture")
             if text is None:
@@ -342,21 +342,6 @@ def _generated(store: Path | None) -> TextView:
     return open_view("corpus", "append", store)
 
 
-def _device(name: str) -> str:
-    """A device of torch; ``auto`` takes a graphics card where there is one.
-
-    Raises:
-        DataError: if there is no such device.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise DataError(f"no device {name!r} here; use auto, cpu, cuda or cuda:N") from error
-    return name
-
-
 def _embeddings(checkpoint: Path, made_by: str) -> Path | None:
     """The folder that ``embed`` fills by default, if it did with these weights and text."""
     folder = checkpoint.parent.parent / "embeddings"
@@ -366,18 +351,18 @@ def _embeddings(checkpoint: Path, made_by: str) -> Path | None:
 
 
 def _embed(
-    retriever: Retriever, recipe: TextRecipe, root: DataRoot, plan: Plan, device: str
+    retriever: Encoder, recipe: TextRecipe, root: DataRoot, plan: Plan, device: str
 ) -> tuple[Index[Vectors], list[str]]:
     """Embed the candidates of a plan, and keep the vectors in memory.
 
     Raises:
         DataError: if there is no candidate, or none that can be embedded.
     """
-    reader = Reader(recipe, ImageLoader(root.path, retriever.processor), "skip")
+    reader = Reader(recipe, ImageLoader(root.path, retriever.collator()), "skip")
     loader = DataLoader(
         ItemDataset(len(plan), Embedder(plan, reader).candidate),
         batch_size=_BATCH,
-        collate_fn=ItemCollator(retriever.processor),
+        collate_fn=ItemCollator(retriever.collator(), "corpus"),
     )
     failed = degraded = 0
     parts: list[Tensor] = []
@@ -387,13 +372,12 @@ def _embed(
             failed += len(batch.failed)
             degraded += len(batch.degraded)
             if batch.inputs.size:
-                moved = (part.to(retriever.device) for part in batch.inputs[1:])
-                inputs = Inputs(batch.inputs.size, *moved)
-                parts.append(retriever.encode(inputs, "corpus").float().cpu())
+                inputs = batch.inputs.to(retriever.device)
+                parts.append(retriever.encode(inputs, "corpus").vectors.float().cpu())
                 rows.extend(batch.rows.tolist())
     if not rows:
         raise DataError("its pools hold no candidate that can be embedded", str(root.path))
-    made_by = retriever.fingerprint_for(recipe.fingerprint)
+    made_by = retriever.fingerprint(recipe.fingerprint)
     index = make_index("exact", made_by, device)
     index.add(plan.catalog.names(np.array(rows)), torch.cat(parts), made_by)
     return index, _notes(failed, degraded)

@@ -11,6 +11,7 @@ the logit scale receives its gradient once, from the whole batch. Random numbers
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,18 +19,18 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from augment.records import Side
-from retrievers.data.examples import Inputs, split_inputs
+from retrievers.data.examples import Batch
 
-Encode = Callable[[Inputs, Side], Tensor]
+Encode = Callable[[Any, Side], Tensor]
 
 
 def encode_in_chunks(
-    encode: Encode, batch: Inputs, side: Side, size: int | None, keep: int = 0
+    encode: Encode, batch: Batch, side: Side, size: int | None, keep: int = 0
 ) -> Float[Tensor, "batch dim"]:
     """What ``encode`` gives for the whole batch, with the activations of one chunk at a time.
 
     Args:
-        encode: encodes a batch of one side; its rows must not depend on each other.
+        encode: vectors of a batch of one side; its rows must not depend on each other.
         batch: the items.
         side: query or corpus.
         size: items per chunk; None encodes all at once.
@@ -43,7 +44,7 @@ def encode_in_chunks(
         raise ValueError(f"a chunk holds at least 1 item, got {size}")
     if size is None or batch.size <= size or not torch.is_grad_enabled():
         return encode(batch, side)
-    chunks = split_inputs(batch, size)
+    chunks = [batch.rows(start, start + size) for start in range(0, batch.size, size)]
     vectors = []
     for number, chunk in enumerate(chunks):
         if number >= len(chunks) - keep:

@@ -1,45 +1,36 @@
-"""Where a number comes from: the commit of the source and the versions of the libraries."""
+"""Where weights come from: data, text, command and versions of the fit that made them."""
 
 from __future__ import annotations
 
-import platform
-import shutil
-import subprocess
-from functools import cache
-from importlib import metadata
-from pathlib import Path
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-_PACKAGES = ("torch", "lightning", "open_clip_torch", "transformers", "numpy", "bm25s")
-
-
-def versions() -> dict[str, str]:
-    """Python and the libraries that move scores."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # noqa: PERF203 - six of them
-            found[package] = "absent"
-    return found
+from retrievers.data.module import MBeirData
+from retrievers.evaluation.versions import source_commit, versions
 
 
-@cache
-def source_commit() -> str | None:
-    """Commit of this package's source, with ``-dirty`` if its files have changed.
+def origin_of_fit(
+    data: MBeirData, arguments: Sequence[str] | None, cut_text: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What a checkpoint remembers of its training data; plain values.
 
-    None where the package is installed rather than run from a checkout.
+    Reads every byte of pools and training queries once, to hash them.
+
+    Args:
+        data: the data of a running fit.
+        arguments: of the command line; None if there was none.
+        cut_text: what the context of the text encoder cuts off; None where it is not known.
     """
-    git, folder = shutil.which("git"), Path(__file__).parent
-    if git is None or not (folder.parent / ".git").exists():
-        return None
-    try:
-        told = subprocess.run(  # noqa: S603 - a fixed command on our own folder
-            [git, "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return told.stdout.strip() or None
+    found = {
+        "data": {"cut_text": cut_text, **data.describe()},
+        "sha256": data.digest(),
+        "command": None
+        if arguments is None
+        else shlex.join(["python", "-m", "retrievers", *arguments]),
+        "versions": versions(),
+        "commit": source_commit(),
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
+    return plain

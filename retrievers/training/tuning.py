@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast, final
 
-import torch
 from jaxtyping import Float
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from augment.errors import DataError
-from retrievers.models.towers import text_tower
+from retrievers.models.base import Encoder
+from retrievers.models.load import digest_of
+from retrievers.models.towers import has_weights, text_tower
 
 Towers = Literal["none", "image", "text", "both"]
 
@@ -58,20 +58,41 @@ class Tuning:
         """Whether a tower, image or text, is frozen."""
         return self.freeze in (tower, "both")
 
-    def apply(self, clip: Any) -> None:
-        """Freeze parameters of an open_clip model and add low-rank updates, in place."""
+    def apply(self, encoder: Encoder) -> bool:
+        """Freeze parameters of a CLIP and add low-rank updates, in place.
+
+        Returns:
+            Whether the encoder's settings bring the frozen weights again.
+
+        Raises:
+            DataError: if the encoder is no CLIP, or such layers cannot be unlocked.
+        """
+        if self == Tuning():
+            return False
+        clip: Any = getattr(encoder, "clip", None)
+        if clip is None:
+            raise DataError(f"model.tuning is for CLIPs, not for a {type(encoder).__name__}")
         if self.freezes("image") or self.lora_rank:
             self._lock_image(clip)
         if self.freezes("text") or self.lora_rank:
             clip.lock_text_tower(unlocked_layers=self.unlock_text)
-        if not self.lora_rank:
-            return
-        towers = [name for name in ("image", "text") if not self.freezes(name)]
-        blocks = {"image": _image_blocks(clip.visual), "text": text_tower(clip).transformer}
-        for tower in towers:
-            for module, name in list(_matrices(blocks[tower])):
-                update = LowRank(getattr(module, name), self.lora_rank, self.lora_alpha)
-                parametrize.register_parametrization(module, name, update)
+        if self.lora_rank:
+            towers = [name for name in ("image", "text") if not self.freezes(name)]
+            blocks = {"image": _image_blocks(clip.visual), "text": text_tower(clip).transformer}
+            for tower in towers:
+                for module, name in list(_matrices(blocks[tower])):
+                    update = LowRank(getattr(module, name), self.lora_rank, self.lora_alpha)
+                    parametrize.register_parametrization(module, name, update)
+        encoder.register_load_state_dict_pre_hook(_complete)  # type: ignore[no-untyped-call]
+        told = encoder.settings()
+        return encoder.trained_on is None and has_weights(
+            told["model_name"], told["pretrained"], told["random_init"]
+        )
+
+    def digest(self, encoder: Encoder) -> str:
+        """Hash of what is frozen."""
+        frozen = ((n, p) for n, p in encoder.named_parameters() if not p.requires_grad)
+        return digest_of(frozen)
 
     def _lock_image(self, clip: Any) -> None:
         try:
@@ -120,6 +141,11 @@ def merge(model: nn.Module) -> None:
         if parametrize.is_parametrized(module):
             for name in list(cast("Any", module).parametrizations):
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+                # First among its module's parameters, as in a plain model, whose fingerprint it has.
+                others = dict(module._parameters)
+                first = others.pop(name)
+                module._parameters.clear()
+                module._parameters.update({name: first, **others})
 
 
 def _image_blocks(visual: Any) -> nn.Module:
@@ -138,25 +164,8 @@ def _matrices(blocks: nn.Module) -> Iterator[tuple[nn.Module, str]]:
                 yield module, name
 
 
-def frozen_digest(model: nn.Module) -> str:
-    """Hash of all parameters that are not trained."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            digest.update(name.encode())
-            plain = parameter.detach().cpu().contiguous().view(-1)
-            digest.update(plain.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def complete_state(model: nn.Module, state: dict[str, Any], prefix: str, *_hook: Any) -> None:
-    """Bring a state to a tuned model's names: of a plain model, or without its frozen weights.
-
-    Args:
-        model: the tuned model.
-        state: what is about to be loaded; changed in place.
-        prefix: of the model's names in it.
-    """
+def _complete(model: nn.Module, state: dict[str, Any], prefix: str, *_hook: Any) -> None:
+    """Bring a state to a tuned model's names: of a plain model, or without its frozen weights."""
     for name, parameter in model.named_parameters():
         plain, _, rest = name.partition(".parametrizations.")
         matrix, _, part = rest.partition(".")

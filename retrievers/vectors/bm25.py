@@ -19,14 +19,13 @@ from jaxtyping import Int64
 
 from augment.data import DataRoot, TextRule
 from augment.errors import DataError
-from augment.store.keys import digest
+from augment.files import digest
 from retrievers.data.plan import Plan, PositiveConfig, plan_test
 from retrievers.data.texts import TextRecipe, ViewConfig, check_untrained
+from retrievers.evaluation.results import Lost, Results, run_files, score, write_results
 from retrievers.evaluation.run import DECIMALS, RunTable
 from retrievers.evaluation.run_files import writing_runs
-from retrievers.vectors.embed import Embeddings
 from retrievers.vectors.index import Found, Index
-from retrievers.vectors.scoring import Results, run_files, score, write_results
 
 #: All texts of a plan are of one kind.
 _MADE = "words"
@@ -145,7 +144,7 @@ class Bm25Index(Index[Texts]):
 
 def bm25_plan(
     plan: Plan, recipe: TextRecipe, depth: int, config: Bm25Config
-) -> tuple[dict[tuple[str, str], RunTable], Embeddings, Embeddings]:
+) -> tuple[dict[tuple[str, str], RunTable], Lost, Lost]:
     """Search every task in its local pool and, if the plan has one, in the union.
 
     Queries are searched without their instruction, whose words describe the task and not the
@@ -158,9 +157,10 @@ def bm25_plan(
     texts = [recipe.candidate(item) or "" for item in plan.catalog.items()]
     asked = [query for task in plan.tasks for query in task.queries]
     words = [recipe.query_view.text(query.item) or "" for query in asked]
-    lost = Embeddings(len(plan)), Embeddings(len(asked))
-    lost[0].fail([row for row, text in enumerate(texts) if not text], [])
-    lost[1].fail([row for row, text in enumerate(words) if not text.strip()], [])
+    lost = (
+        Lost([row for row, text in enumerate(texts) if not text], []),
+        Lost([row for row, text in enumerate(words) if not text.strip()], []),
+    )
     runs: dict[tuple[str, str], RunTable] = {}
     for pool, rows in plan.pools.items():
         own = [row for row in rows.tolist() if texts[row]]

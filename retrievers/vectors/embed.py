@@ -1,183 +1,240 @@
-"""Vectors of a plan's rows while a run lasts, in memory or in a folder; keys of their items."""
+"""Vectors of what is at hand, or of everything that a plan asks about."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
-from retrievers.vectors.index import Index, Vectors
-from retrievers.vectors.store import EmbeddingStore, EmbeddingWriter
+from augment.errors import DataError
+from augment.records import Side
+from retrievers.data.examples import Example, Items
+from retrievers.data.module import MBeirData
+from retrievers.data.plan import Embedder, Plan
+from retrievers.data.texts import check_recipe
+from retrievers.evaluation.results import Lost
+from retrievers.models.audit import Audit, audit_plan
+from retrievers.models.base import Encoder
+from retrievers.vectors.rows import Embeddings, item_keys
+from retrievers.vectors.store import EmbeddingWriter
+
+#: What is embedded first, and what then.
+SIDES: tuple[Side, Side] = ("corpus", "query")
+
+#: Precisions of Lightning's trainer in which embedding goes, and what autocast makes of them.
+_PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
-@final
-class Embeddings:
-    """Vectors by row, filled batch by batch.
+@torch.inference_mode()
+def embed_contents(
+    encoder: Encoder,
+    contents: Sequence[tuple[str | None, Image.Image | None]],
+    side: Side,
+    where: str = "item",
+) -> Float[Tensor, "items dim"]:
+    """Unit vectors of one batch, on the CPU.
 
     Args:
-        size: number of rows.
-        writer: folder that keeps them; None keeps them in memory.
-        keys: of each row's content; needed with a writer.
-        names: ids of rows, as stored.
+        encoder: its weights are used as they are, in evaluation mode, on the device they are on.
+        contents: text, picture or both of each item, at least one.
+        side: query or corpus.
+        where: what an item is called in errors.
+
+    Raises:
+        DataError: if an item has neither text nor picture.
+    """
+    collator, examples = encoder.collator(), []
+    for row, (given, image) in enumerate(contents):
+        text = given if given and given.strip() else None
+        if text is None and image is None:
+            raise DataError("has neither text nor picture; nothing to embed", f"{where} {row}")
+        picture = image.convert("RGB") if image is not None else None
+        examples.append(Example(row, text, None if picture is None else collator.image(picture)))
+    encoder.eval()
+    batch = collator(examples, side).to(encoder.device)
+    return encoder.encode(batch, side).vectors.float().cpu()
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Vectors of a plan's rows, and what made them.
 
     Attributes:
-        done: which rows have a vector; with a writer, up to date after :meth:`finish`.
-        failed: rows with nothing to embed.
-        degraded: rows embedded without their picture.
-        damaged: shards that were found damaged, and what was wrong.
+        candidates: by row of the plan.
+        queries: by row of the plan's queries.
+        made_by: fingerprint of weights, settings and the text shown.
+        cut: what the context of the text encoder cuts off; None where it is not known.
+        items: how many were embedded now.
+        seconds: that it took.
     """
 
-    def __init__(
-        self,
-        size: int,
-        writer: EmbeddingWriter | None = None,
-        keys: np.ndarray | None = None,
-        names: Callable[[Sequence[int]], list[str]] | None = None,
-    ) -> None:
-        self._size = size
-        self._vectors: Tensor | None = None
-        self._writer = writer
-        self._keys = keys
-        self._names = names
-        self._store: EmbeddingStore | None = None
-        self._rows: Int64[np.ndarray, " size"] = np.arange(size)
-        self.done = torch.zeros(size, dtype=torch.bool)
-        self.failed: list[int] = []
-        self.degraded: list[int] = []
-        self.damaged = {} if writer is None else writer.damaged
-        self._find()
-
-    def missing(self, part: int = 0, parts: int = 1) -> Int64[np.ndarray, " rows"]:
-        """Rows still to be embedded; of several processes, those of one.
-
-        Args:
-            part: number of this process, from 0.
-            parts: how many share the work; each row belongs to one, whatever is done already.
-        """
-        rows = np.nonzero(~self.done.numpy())[0]
-        if self._keys is not None and parts > 1:
-            rows = rows[self._keys[rows].astype("S4").view("<u4") % parts == part]
-        return rows
+    candidates: Embeddings
+    queries: Embeddings
+    made_by: str
+    cut: Audit | None = None
+    items: int = 0
+    seconds: float = 0.0
 
     @property
-    def vectors(self) -> Float[Tensor, "size dim"]:
-        """All vectors in memory; zeros where nothing was put."""
-        if self._store is not None:
-            whole = torch.zeros(self._size, self._store.dim or 1)
-            rows = self._rows[self.done.numpy()]
-            whole[self.done] = torch.from_numpy(self._store.take(rows)).float()
-            return whole
-        return torch.zeros(self._size, 1) if self._vectors is None else self._vectors
+    def lost(self) -> tuple[Lost, Lost]:
+        """Candidates and queries without a vector, or with one of their text alone."""
+        sides = (self.candidates, self.queries)
+        first, second = (Lost(side.failed, side.degraded) for side in sides)
+        return first, second
 
-    def take(self, rows: Int[Tensor, " n"]) -> Float[Tensor, "n dim"]:
-        """Vectors of some rows that have one."""
-        if self._store is None:
-            return self.vectors[rows]
-        return torch.from_numpy(self._store.take(self._rows[rows.numpy()])).float()
-
-    def put(
-        self,
-        rows: Int[Tensor, " n"],
-        vectors: Float[Tensor, "n dim"],
-        degraded: Iterable[int] = (),
-    ) -> None:
-        """Keep vectors of some rows; ``degraded`` are those made without their picture."""
-        if self._writer is not None and self._keys is not None and self._names is not None:
-            places = rows.tolist()
-            lame = np.isin(places, list(degraded))
-            self._writer.append(self._names(places), self._keys[places], vectors, lame)
-            return
-        if self._vectors is None:
-            self._vectors = torch.zeros(self._size, vectors.shape[1])
-        self._vectors[rows] = vectors
-        self.done[rows] = True
-
-    def fail(self, failed: Iterable[int], degraded: Iterable[int]) -> None:
-        """Note rows with nothing to embed, and rows embedded without their picture."""
-        self.failed.extend(failed)
-        if self._writer is None:
-            self.degraded.extend(degraded)
-
-    def finish(self) -> bool:
-        """Bring all vectors to the disk; whether every row has one or has failed."""
-        if self._writer is not None:
-            self._writer.flush()
-            self._find()
-            whole = int(self.done.sum()) + len(self.failed) == self._size
-            self._writer.finish(complete=whole)
-        return int(self.done.sum()) + len(self.failed) == self._size
-
-    def add_to(
-        self, index: Index[Vectors], ids: Any, rows: Int[Tensor, " n"], made_by: str
-    ) -> None:
-        """Add the vectors of some rows to an index, read where they lie.
-
-        Args:
-            index: receives them.
-            ids: of the rows, strings or an Arrow array of strings.
-            rows: those to add; each has a vector.
-            made_by: fingerprint of what made the vectors.
-        """
-        if self._store is None:
-            index.add(ids, self.vectors[rows], made_by)
-        else:
-            index.add(ids, self._store, made_by, self._rows[rows.numpy()])
-
-    def _find(self) -> None:
-        """Look up which rows the folder has."""
-        if self._writer is None or self._keys is None:
-            return
-        self._store = self._writer.reader()
-        self._rows = self._store.find(self._keys)
-        self.done = torch.from_numpy(self._rows >= 0)
-        lame = self.done.numpy().copy()
-        lame[lame] = self._store.degraded[self._rows[lame]]
-        self.degraded = [int(row) for row in np.nonzero(lame)[0]]
+    def lines(self) -> list[str]:
+        """What became of each side, a line each."""
+        return [_line("corpus", self.candidates), _line("query", self.queries)]
 
 
-class Content(NamedTuple):
-    """What an encoder sees of one item.
+def embed(
+    encoder: Encoder,
+    data: MBeirData,
+    plan: Plan | None = None,
+    *,
+    device: str | torch.device = "auto",
+    precision: str = "32-true",
+    allow_mismatch: bool = False,
+) -> Embedded:
+    """Embed what a plan asks about: its candidates and its queries.
 
-    Attributes:
-        id: unique in its store.
-        text: as rendered by the view, instruction included; None if there is none.
-        image: path relative to the data root, or None.
-    """
-
-    id: str
-    text: str | None
-    image: str | None
-
-
-def item_keys(contents: Iterable[Content], root: Path) -> np.ndarray:
-    """BLAKE2b of id, text and picture; an array of 16-byte strings.
-
-    A picture counts by path, size and modification time, so that checking a pool reads no pixel;
-    a picture replaced by one of the same size and time, to the nanosecond, is not noticed.
+    With ``data.embeddings.folder`` vectors go to FOLDER/corpus and FOLDER/query and stay there.
+    What the folder has already is kept; what is new, changed or damaged is embedded. A run that was
+    killed goes on where it stood. Several processes share the work as
+    ``data.embeddings.part`` of ``parts``.
 
     Args:
-        contents: the items.
-        root: data root.
+        encoder: its weights are used as they are, in evaluation mode; moved to the device.
+        data: what is shown, how it is loaded, where vectors are kept.
+        plan: candidates and queries; None takes those of the test.
+        device: auto, cpu, cuda, cuda:N.
+        precision: 32-true, bf16-mixed or 16-mixed.
+        allow_mismatch: embed text of another recipe than the one trained on.
+
+    Returns:
+        Vectors in float32, or as ``data.embeddings.dtype`` keeps them.
+
+    Raises:
+        MismatchError: if the weights were trained on another text, or the folder holds vectors of
+            other weights or text.
+        DataError: if data is missing or malformed.
+        StoreError: if the folder cannot be read or written.
     """
-    return np.fromiter((_key(content, root) for content in contents), dtype="S16")
+    if encoder.trained_on is not None:
+        check_recipe(encoder.trained_on, data.recipe.fingerprint, allow_mismatch)
+    plan = data.test_plan() if plan is None else plan
+    context = _autocast(precision, place := device_named(device))
+    encoder.eval().to(place)
+    cut = audit_plan(plan, data.recipe, encoder.collator())
+    if cut is not None:
+        sys.stderr.write(f"{cut.line()}\n")
+    made_by = encoder.fingerprint(data.recipe.fingerprint)
+    embedder = Embedder(plan, data.reader(encoder.collator()))
+    rooms = {
+        "corpus": _room(encoder, data, embedder, "corpus", len(plan), made_by, precision),
+        "query": _room(encoder, data, embedder, "query", len(plan.queries), made_by, precision),
+    }
+    started, items = time.monotonic(), 0
+    with torch.inference_mode(), context:
+        for side in SIDES:
+            for size in fill(rooms[side], encoder, data, plan, side):
+                items += size
+    for room in rooms.values():
+        room.finish()
+    seconds = time.monotonic() - started
+    return Embedded(rooms["corpus"], rooms["query"], made_by, cut, items, seconds)
 
 
-def _key(content: Content, root: Path) -> bytes:
-    seen = (content.id, content.text, content.image and _picture(root, content.image))
-    packed = json.dumps(seen).encode()
-    return hashlib.blake2b(packed, digest_size=16).digest()
+def fill(
+    room: Embeddings, encoder: Encoder, data: MBeirData, plan: Plan, side: Side
+) -> Iterator[int]:
+    """Embed the missing rows of one side, batch by batch; yields how many each time."""
+    rows = room.missing(data.embeddings.part, data.embeddings.parts)
+    if not len(rows):
+        return
+    loader = data.item_loader(plan, side, encoder.collator(), rows)
+    for batch in tqdm(loader, desc=f"embedding {side}", unit="batch", leave=False, disable=None):
+        put(room, batch, encoder, side)
+        yield batch.inputs.size
 
 
-def _picture(root: Path, path: str) -> tuple[str, int, int]:
+def put(room: Embeddings, batch: Items, encoder: Encoder, side: Side) -> None:
+    """Embed a batch of one side and keep its vectors."""
+    room.fail(batch.failed.tolist(), batch.degraded.tolist())
+    if batch.inputs.size:
+        vectors = encoder.encode(batch.inputs.to(encoder.device), side).vectors
+        room.put(batch.rows.cpu(), vectors.float().cpu(), batch.degraded.tolist())
+
+
+def device_named(name: str | torch.device) -> torch.device:
+    """A device of torch; ``auto`` takes a graphics card where there is one.
+
+    Raises:
+        DataError: if there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        status = (root / path).stat()
-    except (OSError, ValueError):  # said by whoever opens it
-        return path, -1, -1
-    return path, status.st_size, status.st_mtime_ns
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise DataError(f"no device {name!r} here; use auto, cpu, cuda or cuda:N") from error
+    return torch.device(name)
+
+
+def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    if precision not in _PRECISIONS:
+        raise DataError(
+            f"embedding goes in precision {', '.join(_PRECISIONS)}, not in {precision!r}"
+        )
+    kind = _PRECISIONS[precision]
+    return nullcontext() if kind is None else torch.autocast(device.type, dtype=kind)
+
+
+def _room(
+    encoder: Encoder,
+    data: MBeirData,
+    embedder: Embedder,
+    side: Side,
+    size: int,
+    made_by: str,
+    precision: str,
+) -> Embeddings:
+    """Room for the vectors of one side, in memory or in the folder with what is there already."""
+    wanted = data.embeddings
+    if wanted.folder is None:
+        return Embeddings(size)
+    plain = {name: json.dumps(value, default=str) for name, value in encoder.settings().items()}
+    text = {f"text.{name}": value for name, value in data.recipe.fingerprint.items()}
+    writer = EmbeddingWriter(
+        Path(wanted.folder) / side,
+        made_by,
+        {**plain, **text, "precision": precision},
+        wanted.dtype,
+        wanted.shard_rows,
+        wanted.shard_seconds,
+    )
+    for name, problem in writer.damaged.items():
+        sys.stderr.write(f"shard {name} of {writer.folder} is embedded again: {problem}\n")
+    keys = item_keys(embedder.contents(side), data.root.path)
+    return Embeddings(size, writer, keys, lambda rows: embedder.names(side, rows))
+
+
+def _line(side: Side, room: Embeddings) -> str:
+    kept, failed = int(room.done.sum()), len(room.failed)
+    left = len(room.done) - kept - failed
+    return (
+        f"{side}: {kept} vectors, {len(room.degraded)} of them without their unreadable "
+        f"picture; {failed} items with nothing to embed"
+        + (f"; {left} left to other processes" if left else "")
+    )

@@ -1,5 +1,6 @@
 """The page about two runs: its numbers, that nothing escapes, and how a browser shows it."""
 
+import itertools
 import random
 import shutil
 from html.parser import HTMLParser
@@ -10,7 +11,7 @@ from PIL import Image
 from augment import corpus, queries
 from augment.data import write_candidates, write_qrels, write_queries
 from augment.engines.scripted import ScriptedEngine
-from augment.records import Hit, Item, Qrel, Query
+from augment.records import Hit, Item, Qrel, Query, one_picture
 from benchmarks.report.page import main, scatter
 from benchmarks.report.runs import Moved, pick
 from retrievers.data.texts import ViewConfig
@@ -35,12 +36,12 @@ def made(tmp_path_factory):
         path = f"mbeir_images/{n}.png"
         Image.new("RGB", (90, 60), (9 * n, 80, 255 - 9 * n)).save(root / path)
         text = {3: HOSTILE, 7: "a grey square"}.get(n)
-        pool.append(Item(f"5:{n}", text, path, "image,text" if text else "image"))
+        pool.append(Item(f"5:{n}", text, one_picture(path), "image,text" if text else "image"))
         words = f"A {colour} square number{n}, {HOSTILE if n == 4 else 'plain'}."
         answers[f"5:{n}"] = words
-        asked.append(Query(Item(f"5:{n}", f"a {colour} square number{n}", None, "text"), 0,
+        asked.append(Query(Item(f"5:{n}", f"a {colour} square number{n}", (), "text"), 0,
                            (f"5:{n}",)))  # fmt: skip
-    pool.append(Item("5:99", f"a red square without picture {HOSTILE}", None, "text"))
+    pool.append(Item("5:99", f"a red square without picture {HOSTILE}", (), "text"))
     (root / "mbeir_images/7.png").write_bytes(b"no picture")
     write_candidates(root / "cand_pool/local/mbeir_squares_task0_cand_pool.jsonl", pool)
     write_queries(root / "query/test/mbeir_squares_task0_test.jsonl", asked)
@@ -82,7 +83,7 @@ def test_the_page_escapes_and_describes(made):
     assert any(image["alt"].startswith("A green square number") for image in page.images)
     words = " ".join(" ".join(page.words).split())
     assert "picture corrupt" in words
-    assert "rar_corpus@" in words
+    assert "rar/corpus@" in words
     assert "24 queries, local pools, success@1" in words
 
 
@@ -151,45 +152,35 @@ def test_a_browser_shows_it_at_every_width(made, tmp_path):
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
     if not BROWSER or not DRIVER:
         pytest.skip("chromium or chromedriver is not installed")
-    from selenium.webdriver.chrome.service import Service
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.common.keys import Keys
-
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
-    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-                 "--disable-dev-shm-usage", "--disable-background-networking",
-                 "--disable-component-update", f"--user-data-dir={tmp_path}"):  # fmt: skip
+    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                 f"--user-data-dir={tmp_path}"):  # fmt: skip
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=Service(DRIVER))
-    try:
+    service = webdriver.chrome.service.Service(DRIVER)
+    with webdriver.Chrome(options=options, service=service) as browser:
         backs = set()
-        for width in (420, 1200):
-            for scheme in ("light", "dark"):
-                shape = {"width": width, "height": 900, "deviceScaleFactor": 1,
-                         "mobile": width < 600}  # fmt: skip
-                browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", shape)
-                media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-                browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-                browser.get(made[1].as_uri())
-                wide = browser.execute_script("return document.documentElement.scrollWidth")
-                assert wide <= width
-                back = "return getComputedStyle(document.body).backgroundColor"
-                backs.add((scheme, browser.execute_script(back)))
-                # The first lane of a bar is not wider than the room for it.
-                lanes = browser.find_elements(By.CSS_SELECTOR, ".lane")
-                assert all(0 < lane.size["width"] <= width for lane in lanes)
+        for width, scheme in itertools.product((420, 1200), ("light", "dark")):
+            shape = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", shape)
+            media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+            browser.get(made[1].as_uri())
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+            back = "return getComputedStyle(document.body).backgroundColor"
+            backs.add((scheme, browser.execute_script(back)))
+            # The first lane of a bar is not wider than the room for it.
+            lanes = browser.find_elements("css selector", ".lane")
+            assert all(0 < lane.size["width"] <= width for lane in lanes)
         assert len(backs) == 2
         # By keyboard: skip link, contents, then the table behind its summary.
-        body = browser.find_element(By.TAG_NAME, "body")
+        place = browser.find_element("tag name", "body")
         for _ in range(7):
-            body.send_keys(Keys.TAB)
-            body = browser.switch_to.active_element
-        assert body.tag_name == "summary"
-        body.send_keys(Keys.ENTER)
-        assert browser.find_element(By.TAG_NAME, "table").is_displayed()
+            place.send_keys(webdriver.Keys.TAB)
+            place = browser.switch_to.active_element
+        assert place.tag_name == "summary"
+        place.send_keys(webdriver.Keys.ENTER)
+        assert browser.find_element("tag name", "table").is_displayed()
         assert browser.title == "raw and enriched, compared"
         assert not browser.get_log("browser")
-    finally:
-        browser.quit()

@@ -9,7 +9,7 @@ import torch
 
 from retrievers.training.optim import AdamWCosine
 from tests.retrievers.models.test_retriever import make_config, make_root
-from tests.retrievers.training.test_training import fit, make_retriever
+from tests.retrievers.training.test_training import fit, make_training
 
 SLURM = Path(__file__).parents[2] / "docs" / "slurm.sh"
 
@@ -22,7 +22,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain(world):
-    return fit(make_retriever(world[1]), world[0], steps=3)
+    return fit(make_training(world[1]), world[0], steps=3)
 
 
 def largest_difference(found, want):
@@ -49,7 +49,7 @@ def test_the_fused_optimiser_takes_the_same_steps():
 
 
 def test_bf16_stays_close_and_keeps_float32_weights(world, plain):
-    found = fit(make_retriever(world[1]), world[0], steps=3, precision="bf16-mixed")
+    found = fit(make_training(world[1]), world[0], steps=3, precision="bf16-mixed")
     assert {value.dtype for value in found.values()} == {torch.float32}
     assert 0 < largest_difference(found, plain) < 6e-3  # three steps of at most 1e-3 each way
 
@@ -64,7 +64,7 @@ def test_compiled_blocks_train_the_same(world, plain, monkeypatch):
         module._compiled_call_impl = torch.compile(module._call_impl, backend="aot_eager")
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_traced)
-    retriever = make_retriever(world[1], compile=True)
+    retriever = make_training(world[1], compile=True)
     assert len(traced) == 2
     assert largest_difference(fit(retriever, world[0], steps=3), plain) < 1e-5
 

@@ -13,7 +13,7 @@ import torch
 
 from retrievers.cli import main
 from tests.retrievers.models.test_retriever import make_config, make_root
-from tests.retrievers.test_cli_retrievers import options
+from tests.retrievers.test_cli_retrievers import options, plain_options
 
 DOCS = Path(__file__).parents[2] / "docs" / "bad-input-training.md"
 STEP = ["--trainer.max_steps=1", "--data.validation.queries=0", "--trainer.val_check_interval=100"]
@@ -71,17 +71,17 @@ KINDS = {
         "fit", ["--model.optimizer.lr=1e30", *STEP[1:]], "the loss is not finite at step 1",
     ),
     "unknown open_clip model": (
-        "fit", ["--model.model_name=ViT-B-33"], "cannot load 'ViT-B-33'",
+        "fit", ["--model.encoder.model_name=ViT-B-33"], "cannot load 'ViT-B-33'",
     ),
     "unknown open_clip tag": (
-        "fit", ["--model.model_name=ViT-B-32", "--model.pretrained=openay"],
+        "fit", ["--model.encoder.model_name=ViT-B-32", "--model.encoder.pretrained=openay"],
         "cannot load 'ViT-B-32' (openay)",
     ),
     "model folder without its config": (
-        "fit", ["--model.model_name=local-dir:{}"], "no open_clip_config.json in this folder",
+        "fit", ["--model.encoder.model_name=local-dir:{}"], "no open_clip_config.json in this folder",
     ),
     "model config that is not there": (
-        "fit", ["--model.model_name={}/none.json"], "none.json: no such model config",
+        "fit", ["--model.encoder.model_name={}/none.json"], "none.json: no such model config",
     ),
     "initial weights that are not there": (
         "fit", ["--model.init_from={}/none.ckpt"], "none.ckpt: no such checkpoint",
@@ -184,13 +184,13 @@ def world(tmp_path_factory):
 def spoil(folder, saved):
     unknown = {**saved, "retriever": {**saved["retriever"], "class": "Unknown"}}
     torch.save(unknown, folder / "unknown.ckpt")
-    state = {**saved["state_dict"], "clip.visual.proj": torch.zeros(3, 4)}
+    state = {**saved["state_dict"], "encoder.clip.visual.proj": torch.zeros(3, 4)}
     torch.save({**saved, "state_dict": state}, folder / "other.ckpt")
     metrics = {"made_by": "0" * 16, "rows": [], "settings": {"data": {"text": {}}}}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     write_foreign_negatives(folder / "foreign.parquet")
     write_store(folder / "store")
-    given = options((folder / "root", str(folder / "squares-clip.json"), folder), folder / "embed")
+    given = [f"--model={folder / 'last.ckpt'}", f"--data.root={folder / 'root'}"]
     assert main(["embed", *given, f"--embeddings={folder / 'vectors'}"]) == 0
 
 
@@ -246,7 +246,8 @@ def told(arguments, capsys):
 def test_a_bad_run_says_where_and_what_to_do(world, tmp_path, capsys, kind):
     command, more, message = KINDS[kind]
     more = [argument.replace("{}", str(world[2])) for argument in more]
-    status, error = told([command, *options(world, tmp_path / "out", *more)], capsys)
+    given = plain_options if command == "mine" else options
+    status, error = told([command, *given(world, tmp_path / "out"), *more], capsys)
     assert status == 2, error
     assert message.replace("{}", str(world[2])) in error
     assert "Traceback" not in error

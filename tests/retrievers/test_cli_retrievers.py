@@ -12,7 +12,7 @@ import yaml
 from retrievers.cli import USER_ERROR, expand, main
 from retrievers.models.clip import ClipScoreFusion
 from retrievers.vectors.store import EmbeddingStore
-from tests.retrievers.models.test_retriever import make_config, make_root
+from tests.retrievers.models.test_retriever import checkpoint_of, make_config, make_root
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "mbeir_real"
 
@@ -36,7 +36,7 @@ def options(world, out, *more):
     return [
         "--config=flagland",
         f"--data.root={root}",
-        f"--model.model_name={config}",
+        f"--model.encoder.model_name={config}",
         f"--out={out}",
         "--data.batch_size=10",
         "--trainer.max_steps=8",
@@ -46,6 +46,12 @@ def options(world, out, *more):
         "--trainer.enable_model_summary=false",
         *more,
     ]
+
+
+def plain_options(world, out, *more):
+    """Of the verbs that have no trainer."""
+    root, _, _ = world
+    return ["--config=flagland", f"--data.root={root}", f"--out={out}", *more]
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +123,7 @@ def test_another_recipe_is_refused_unless_allowed(world, fitted, tmp_path, capsy
     assert main(["test", *shifted, f"--ckpt_path={checkpoint}"]) == USER_ERROR
     message = capsys.readouterr().err
     assert "rule: trained on plain, data shows uniir" in message
-    assert "--model.allow_mismatch=true" in message
+    assert "allow_mismatch=true" in message
     assert main(["validate", *shifted, f"--ckpt_path={checkpoint}"]) == USER_ERROR
     assert (
         main(["fit", *shifted, f"--ckpt_path={checkpoint}", "--trainer.max_steps=9"]) == USER_ERROR
@@ -147,7 +153,7 @@ def test_initial_weights_come_without_settings_or_step(world, fitted, tmp_path):
 
 def test_weights_of_another_architecture_are_refused(world, fitted, tmp_path, capsys):
     checkpoint = torch.load(fitted / "checkpoints" / "last.ckpt", weights_only=True)
-    checkpoint["state_dict"].pop("clip.logit_scale")
+    checkpoint["state_dict"].pop("encoder.clip.logit_scale")
     torch.save(checkpoint, tmp_path / "other.ckpt")
     more = options(world, tmp_path, f"--model.init_from={tmp_path / 'other.ckpt'}")
     assert main(["test", *more]) == USER_ERROR
@@ -220,37 +226,34 @@ def test_real_data_goes_through(world, tmp_path):
     assert {row["dataset"] for row in rows} == {"flags", "luma"}
 
 
-class Died(lightning.Callback):
-    """A run that is killed after its second batch of candidates."""
-
-    def on_test_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
-        if batch_idx == 1:
-            raise KeyboardInterrupt
-
-
 def test_embeddings_are_kept_resumed_and_used_by_test(tmp_path, capsys, monkeypatch):
     root, config = make_root(tmp_path / "root"), make_config(tmp_path)
     world = root, config, tmp_path
     out = tmp_path / "out"
     small = ["--data.loader.eval_batch_size=8", "--data.embeddings.shard_rows=8"]
     given = [*options(world, out, *small), f"--embeddings={out / 'kept'}"]
-    weights = ClipScoreFusion(config, random_init=True)
-    save = lightning.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
-    save.strategy.connect(weights)
-    save.save_checkpoint(tmp_path / "w.ckpt")
-    given += [f"--model.init_from={tmp_path / 'w.ckpt'}"]
+    torch.save(checkpoint_of(ClipScoreFusion(config, random_init=True)), tmp_path / "w.ckpt")
+    embedding = [
+        *plain_options(world, out, *small), f"--embeddings={out / 'kept'}",
+        f"--model={tmp_path / 'w.ckpt'}",
+    ]  # fmt: skip
+    given += [f"--model.init_from={tmp_path / 'w.ckpt'}", "--model.encoder.normalize_towers=false"]
     encoded = []
-    encode = ClipScoreFusion.encode
-    monkeypatch.setattr(
-        ClipScoreFusion,
-        "encode",
-        lambda self, batch, side: encoded.append(batch.size) or encode(self, batch, side),
-    )
-    stop = ["--trainer.callbacks+=tests.retrievers.test_cli_retrievers.Died"]
-    with pytest.raises((SystemExit, KeyboardInterrupt)):
-        main(["embed", *given, *stop])
+    whole = ClipScoreFusion.whole
+
+    def watched(self, batch, side):
+        if len(encoded) == 2 and dying:
+            raise KeyboardInterrupt  # killed in the third batch
+        encoded.append(batch.size)
+        return whole(self, batch, side)
+
+    monkeypatch.setattr(ClipScoreFusion, "whole", watched)
+    dying = True
+    with pytest.raises(KeyboardInterrupt):
+        main(["embed", *embedding])
     assert sum(encoded) == 16
-    assert main(["embed", *given]) == 0
+    dying = False
+    assert main(["embed", *embedding]) == 0
     assert sum(encoded) == 40 + 16  # 40 candidates, 16 queries, none twice
     told = capsys.readouterr().out
     assert "corpus: 40 vectors, 0 of them" in told
@@ -267,7 +270,7 @@ def test_embeddings_are_kept_resumed_and_used_by_test(tmp_path, capsys, monkeypa
     pool.write_text(pool.read_text().replace("number 3", "number 33"))
     assert main(["test", *given]) == 0
     assert sum(encoded) == 3  # candidate 5, query 5 that shows the same picture, text 3
-    fresh = [*options(world, tmp_path / "fresh", *small), given[-1]]
+    fresh = [*options(world, tmp_path / "fresh", *small), *given[-2:]]
     assert main(["test", *fresh]) == 0
     rows = [json.loads((f / "metrics.json").read_text())["rows"] for f in (out, tmp_path / "fresh")]
     assert rows[0] == rows[1]
@@ -293,7 +296,7 @@ def test_pools_alone_can_be_embedded(world, tmp_path, capsys):
     root = tmp_path / "root"
     shutil.copytree(world[0] / "cand_pool", root / "cand_pool")
     shutil.copytree(world[0] / "mbeir_images", root / "mbeir_images")
-    given = options(world, tmp_path / "out", "--data.instructions=false", f"--data.root={root}")
-    assert main(["embed", *given]) == 0
+    given = plain_options(world, tmp_path / "out", "--data.instructions=false")
+    assert main(["embed", *given, f"--data.root={root}"]) == 0
     assert "corpus: 40 vectors" in capsys.readouterr().out
     assert len(EmbeddingStore.open(tmp_path / "out" / "embeddings" / "corpus")) == 40

@@ -14,7 +14,7 @@ from pyarrow import parquet
 from augment.files import write_text
 from retrievers.data.plan import EvalTask, Plan
 from retrievers.search.mining.judge import Mined, MiningConfig, Pool, Tally, mine
-from retrievers.vectors.embed import Embeddings
+from retrievers.vectors.rows import Embeddings
 
 _NAMES, _SCORES = pa.list_(pa.string()), pa.list_(pa.float32())
 _NEGATIVES = pa.schema(

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import pytest
 from PIL import Image
 
-from augment.engines import Ask, Pause, batching, make_engine
+from augment.engines import Ask, Pause, batching, load_engine
 from augment.engines.batching import Window
 from augment.engines.scripted import ScriptedEngine
 from augment.errors import EngineError
 from augment.prompts import load_prompt
-from augment.records import Item, Request, Sampling
+from augment.records import Item, Request, Sampling, one_picture
 from tests import tiny_vlms
 
 hf = pytest.importorskip("augment.engines.transformers")
@@ -46,19 +46,23 @@ def tiny(tmp_path_factory):
 
 
 def requests(pictures):
-    prompt = load_prompt("rar_corpus")
-    items = [Item(f"1:{n}", TEXTS[n % 4], f"{n}.png", "image") for n in range(len(SIZES))]
+    prompt = load_prompt("rar/corpus")
+    items = [Item(f"1:{n}", TEXTS[n % 4], (f"{n}.png",), "image") for n in range(len(SIZES))]
     shown = [prompt.render(item) for item in items]
     return [*shown, Request("1:99", "You refine search queries.", "no picture here")]
 
 
 def test_scripted_answers_follow_the_picture_and_the_text(pictures):
-    engine = make_engine("scripted:", root=pictures)
+    engine = load_engine("scripted:", root=pictures)
     first, second, third = engine.generate(
-        [Request("a", "s", "t", "0.png"), Request("b", "s", "t", "1.png"), Request("c", "s", "t")],
+        [
+            Request("a", "s", "t", ("0.png",)),
+            Request("b", "s", "t", ("1.png",)),
+            Request("c", "s", "t"),
+        ],
         Sampling(),
     )
-    again = next(engine.generate([Request("z", "s", "t", "0.png")], Sampling()))
+    again = next(engine.generate([Request("z", "s", "t", ("0.png",))], Sampling()))
     assert first.text == again.text
     assert len({first.text, second.text, third.text}) == 3
     assert "96 by 96" in first.text
@@ -73,16 +77,16 @@ def test_scripted_takes_a_callable_a_list_and_a_file(tmp_path):
     assert texts(ScriptedEngine(lambda request: request.text.upper())) == ["ONE", "TWO", "THREE"]
     assert texts(ScriptedEngine(["x", "y"])) == ["x", "y", "x"]
     (tmp_path / "answers.json").write_text(json.dumps({"a": "A", "c": "C"}))
-    engine = make_engine(f"scripted:{tmp_path}/answers.json", root=tmp_path, batch_size=2)
+    engine = load_engine(f"scripted:{tmp_path}/answers.json", root=tmp_path, batch_size=2)
     assert [r.finish for r in engine.generate(ask, Sampling())] == ["stop", "error", "stop"]
 
 
 def test_scripted_fails_and_dies_on_demand(tmp_path):
     ask = [Request(str(n), "s", "t") for n in range(6)]
-    engine = make_engine("scripted:?fail_every=3", root=tmp_path, batch_size=4)
+    engine = load_engine("scripted:?fail_every=3", root=tmp_path, batch_size=4)
     finishes = [reply.finish for reply in engine.generate(ask, Sampling())]
     assert finishes == ["stop", "stop", "error"] * 2
-    engine = make_engine("scripted:?die_after=4", root=tmp_path, batch_size=2)
+    engine = load_engine("scripted:?die_after=4", root=tmp_path, batch_size=2)
     replies = engine.generate(ask, Sampling())
     assert [next(replies).finish for _ in range(4)] == ["stop"] * 4
     with pytest.raises(EngineError, match="death after 4"):
@@ -92,23 +96,23 @@ def test_scripted_fails_and_dies_on_demand(tmp_path):
 @pytest.mark.parametrize("spec", ["?speed=3", "/nowhere.json", "?delay=soon"])
 def test_scripted_refuses_what_it_does_not_know(spec, tmp_path):
     with pytest.raises(EngineError, match="scripted:"):
-        make_engine(f"scripted:{spec}", root=tmp_path)
+        load_engine(f"scripted:{spec}", root=tmp_path)
 
 
 def test_unknown_model_is_named_with_the_remedy(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(EngineError, match="save_pretrained"):
-        make_engine(str(tmp_path / "empty"), root=tmp_path)
+        load_engine(str(tmp_path / "empty"), root=tmp_path)
 
 
 def test_batches_give_the_tokens_of_single_calls(tiny, pictures):
     ask = requests(pictures)
     sampling = Sampling(max_new_tokens=12)
     single = [
-        next(make_engine(str(tiny), root=pictures, batch_size=1).generate([one], sampling))
+        next(load_engine(str(tiny), root=pictures, batch_size=1).generate([one], sampling))
         for one in ask
     ]
-    engine = make_engine(str(tiny), root=pictures, batch_size=4, device="cpu")
+    engine = load_engine(str(tiny), root=pictures, batch_size=4, device="cpu")
     batched = list(engine.generate(ask, sampling))
     assert batched == single
     assert len({reply.text for reply in batched}) > len(batched) // 2, "the pictures are not seen"
@@ -164,7 +168,7 @@ def test_batches_are_of_similar_size_and_within_the_token_budget():
 def test_the_model_never_waits_for_the_end_of_a_window_and_reads_no_further_than_it_needs(
     tiny, pictures
 ):
-    engine = make_engine(str(tiny), root=pictures, batch_size=2, device="cpu")
+    engine = load_engine(str(tiny), root=pictures, batch_size=2, device="cpu")
     ask, read, sizes, replies = requests(pictures), 0, [], {}
 
     def stream():
@@ -187,7 +191,7 @@ def test_the_model_never_waits_for_the_end_of_a_window_and_reads_no_further_than
 
 
 def test_a_flush_answers_what_is_there_before_more_comes(tiny, pictures):
-    engine = make_engine(str(tiny), root=pictures, batch_size=4, device="cpu")
+    engine = load_engine(str(tiny), root=pictures, batch_size=4, device="cpu")
     replies = {}
 
     def stream():
@@ -218,15 +222,15 @@ def test_the_picture_reaches_the_model_as_the_processor_alone_would_size_it(tiny
 def test_pixel_limits_take_effect_and_are_part_of_the_settings(tiny, pictures):
     ask = [requests(pictures)[4]]
     sampling = Sampling(max_new_tokens=1)
-    plain = make_engine(str(tiny), root=pictures, device="cpu")
-    small = make_engine(str(tiny), root=pictures, device="cpu", max_pixels=64 * 64)
+    plain = load_engine(str(tiny), root=pictures, device="cpu")
+    small = load_engine(str(tiny), root=pictures, device="cpu", max_pixels=64 * 64)
     tokens = [next(e.generate(ask, sampling)).prompt_tokens for e in (plain, small)]
     # 300 by 300 within 128*128 pixels: 4 by 4 merged patches of 32; within 64*64: 2 by 2.
     assert tokens[0] - tokens[1] == 16 - 4
     assert plain.settings == {}
     assert small.settings == {"min_pixels": 32 * 32, "max_pixels": 64 * 64}
     with pytest.raises(EngineError, match="above max_pixels"):
-        make_engine(str(tiny), root=pictures, min_pixels=9000, max_pixels=8000)
+        load_engine(str(tiny), root=pictures, min_pixels=9000, max_pixels=8000)
 
 
 def test_a_bad_picture_fails_alone(tiny, pictures, tmp_path):
@@ -235,8 +239,8 @@ def test_a_bad_picture_fails_alone(tiny, pictures, tmp_path):
     (tmp_path / "corrupt.png").write_bytes((pictures / "0.png").read_bytes()[:60])
     Image.new("RGB", (2, 900)).save(tmp_path / "thin.png")
     names = ["0.png", "corrupt.png", "1.png", "absent.png", "thin.png", "2.png"]
-    ask = [Request(str(n), "s", "describe", name) for n, name in enumerate(names)]
-    engine = make_engine(str(tiny), root=tmp_path, batch_size=8, device="cpu")
+    ask = [Request(str(n), "s", "describe", one_picture(name)) for n, name in enumerate(names)]
+    engine = load_engine(str(tiny), root=tmp_path, batch_size=8, device="cpu")
     replies = list(engine.generate(ask, Sampling(max_new_tokens=2)))
     assert [r.finish == "error" for r in replies] == [False, True, False, True, True, False]
     assert replies[1].reason.startswith("corrupt:")
@@ -299,7 +303,7 @@ def test_revision_follows_the_content_of_the_folder_not_its_place(tiny, pictures
 
     copy = tmp_path / "elsewhere" / "tiny-vlm"
     shutil.copytree(tiny, copy)
-    one, two = (make_engine(str(path), root=pictures) for path in (tiny, copy))
+    one, two = (load_engine(str(path), root=pictures) for path in (tiny, copy))
     assert (one.model, one.revision) == (two.model, two.revision)
     (copy / "README.md").write_text("a card")
     assert hf.fingerprint(copy) == one.revision
@@ -310,7 +314,7 @@ def test_revision_follows_the_content_of_the_folder_not_its_place(tiny, pictures
 
 def test_messages_have_the_text_before_the_picture():
     image = Image.new("RGB", (4, 4))
-    system, user = hf.to_messages(Request("a", "sys", "ask", "x.png"), image)
+    system, user = hf.to_messages(Request("a", "sys", "ask", ("x.png",)), image)
     assert system == {"role": "system", "content": [{"type": "text", "text": "sys"}]}
     assert user["content"] == [{"type": "text", "text": "ask"}, {"type": "image", "image": image}]
 

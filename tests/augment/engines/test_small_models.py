@@ -13,15 +13,14 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen
 
-from augment.engines import make_engine
-from augment.engines.models import PACKAGED
+from augment.engines import load_engine
+from augment.engines.base import PACKAGED
 from augment.prompts import load_prompt
 from augment.records import Item, Sampling
 from benchmarks.flagland import atlas, language, score_vlm, train_vlm, vlm
 from benchmarks.flagland.grammar import Flag
 from benchmarks.flagland.render import draw_flat
-from retrievers.models.backbone import load_clip
-from retrievers.models.towers import encode_text
+from retrievers.models.towers import encode_text, load_clip
 
 
 @pytest.fixture(scope="module")
@@ -156,9 +155,9 @@ def test_the_packaged_vlm_sees(tmp_path: Path) -> None:
     for country in countries:
         picture = draw_flat(country.flag, 192, random.Random(country.index))
         picture.save(tmp_path / f"{country.index}.jpg", quality=90)
-    engine = make_engine("flagland-vlm", root=tmp_path, batch_size=24)
-    prompt = load_prompt("rar_image_query")
-    items = [Item(f"0:{c.index + 1}", None, f"{c.index}.jpg", "image") for c in countries]
+    engine = load_engine("flagland-vlm", root=tmp_path, batch_size=24)
+    prompt = load_prompt("rar/image_query")
+    items = [Item(f"0:{c.index + 1}", None, (f"{c.index}.jpg",), "image") for c in countries]
     counts = score_vlm.FactCounts()
     replies = engine.generate([prompt.render(item) for item in items], Sampling(96))
     for country, reply in zip(countries, replies, strict=True):

@@ -17,14 +17,13 @@ from retrievers.cli import USER_ERROR, main
 from retrievers.export import folder as hub
 from retrievers.export.sentence_transformers import write_sentence_transformers
 from retrievers.export.transformers import refusals, to_transformers
-from retrievers.models.clip import ClipScoreFusion
-from retrievers.models.clip_ff import ClipFeatureFusion
+from retrievers.models.clip import ClipFeatureFusion, ClipScoreFusion
 from retrievers.models.fusion_layers import FusionLayers
-from retrievers.models.loading import load_retriever
-from retrievers.training.base import Retriever
-from retrievers.training.losses import Objective
+from retrievers.models.load import load
+from retrievers.training.module import Contrastive, trained
+from retrievers.training.objective import Objective
 from retrievers.training.tuning import Tuning
-from retrievers.vectors.encoding import Content, encode
+from retrievers.vectors.embed import embed_contents
 from tests.retrievers.models.test_retriever import CONFIG, make_config, make_root
 from tests.retrievers.test_cli_retrievers import options
 
@@ -100,8 +99,8 @@ def run(world):
 
 def least_cosine(retriever, pictures, vectors):
     ours = [
-        encode(retriever, [Content(text) for text in TEXTS], "query"),
-        encode(retriever, [Content(None, Image.open(path)) for path in pictures], "corpus"),
+        embed_contents(retriever, [(text, None) for text in TEXTS], "query"),
+        embed_contents(retriever, [(None, Image.open(path)) for path in pictures], "corpus"),
     ]
     pairs = zip(ours, vectors, strict=True)
     return min(functional.cosine_similarity(a, b).min().item() for a, b in pairs)
@@ -119,7 +118,7 @@ def test_exported_folders_load_without_this_package(world, run, pictures, tmp_pa
     assert "image: cosine" in told
     assert not list(out.rglob("*.bin")) + list(out.rglob("*.py")) + list(out.rglob("*.p*t*h"))
     vectors = foreign(library, out, TEXTS, pictures)
-    assert least_cosine(load_retriever(checkpoint), pictures, vectors) > 0.9999
+    assert least_cosine(load(checkpoint), pictures, vectors) > 0.9999
     card = (out / "README.md").read_text()
     assert "license: apache-2.0" in card
     named = {"open_clip": "open_clip", "sentence_transformers": "sentence-transformers"}[library]
@@ -139,7 +138,7 @@ def test_exported_folders_load_without_this_package(world, run, pictures, tmp_pa
 def test_flagland_clip_goes_to_open_clip_and_is_refused_elsewhere(pictures, tmp_path, capfd):
     out = tmp_path / "model"
     assert main(["export", "--checkpoint=flagland-clip", f"--out={out}"]) == 0
-    retriever = load_retriever("flagland-clip")
+    retriever = load("flagland-clip")
     assert (out / "tokenizer.json").is_file()
     vectors = foreign("open_clip", out, TEXTS, pictures)
     assert least_cosine(retriever, pictures, vectors) > 0.9999
@@ -183,20 +182,20 @@ def retriever_of(folder, change=None, **settings):
 )
 def test_other_architectures_are_refused_with_the_reason(tmp_path, change, reason):
     retriever = retriever_of(tmp_path, change)
-    assert any(reason in told for told in refusals(retriever.clip, retriever.processor))
+    assert any(reason in told for told in refusals(retriever.clip, retriever.collator()))
     with pytest.raises(MismatchError, match="Export it for open_clip"):
-        to_transformers(retriever.clip, retriever.processor)
+        to_transformers(retriever.clip, retriever.collator())
 
 
 @pytest.mark.parametrize("quick", [False, True])
 def test_transformers_copy_keeps_the_activation(tmp_path, quick):
     retriever = retriever_of(tmp_path, lambda c: c.update(quick_gelu=quick))
-    model, tokenizer, _ = to_transformers(retriever.clip, retriever.processor)
+    model, tokenizer, _ = to_transformers(retriever.clip, retriever.collator())
     given = tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt")
     with torch.no_grad():
         theirs = model.get_text_features(**given)
         theirs = getattr(theirs, "pooler_output", theirs)
-        ours = retriever.clip.encode_text(retriever.processor.tokenize(TEXTS))
+        ours = retriever.clip.encode_text(retriever.collator().tokenize(TEXTS))
         torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
         model.text_model.config.hidden_act = "gelu" if quick else "quick_gelu"
         other = type(model)(model.config)
@@ -206,20 +205,20 @@ def test_transformers_copy_keeps_the_activation(tmp_path, quick):
 
 
 def test_folders_of_ours_come_back_whole(world, run, tmp_path):
-    retriever = load_retriever(run / "checkpoints" / "last.ckpt")
-    retriever.save_pretrained(tmp_path / "model")
+    retriever = load(run / "checkpoints" / "last.ckpt")
+    hub.save(retriever, tmp_path / "model")
     assert {path.name for path in (tmp_path / "model").iterdir()} == {
         "README.md", "open_clip_config.json", "open_clip_model.safetensors", "retriever.json",
     }  # fmt: skip
     moved = (tmp_path / "model").rename(tmp_path / "moved")
-    for back in (Retriever.from_pretrained(moved), load_retriever(moved)):
+    for back in (load(moved), load(str(moved))):
         assert isinstance(back, ClipScoreFusion)
         assert back.trained_on == retriever.trained_on
         assert back.origin == retriever.origin
-        assert back.fingerprint_for({}) == retriever.fingerprint_for({})
+        assert back.fingerprint({}) == retriever.fingerprint({})
     # A fresh process of another package is not needed: any open_clip folder is a retriever.
     (moved / "retriever.json").unlink()
-    plain = ClipScoreFusion.from_pretrained(moved)
+    plain = load(moved)
     assert plain.trained_on is None
     assert torch.equal(plain.clip.visual.proj, retriever.clip.visual.proj)
 
@@ -228,34 +227,35 @@ def test_feature_fusion_comes_back_whole_and_is_refused_elsewhere(world, tmp_pat
     torch.manual_seed(0)
     small = FusionLayers(layers=1, heads=2, head_width=4, feedforward=8)
     retriever = ClipFeatureFusion(world[1], fusion=small, random_init=True).eval()
-    retriever.save_pretrained(tmp_path / "model")
+    hub.save(retriever, tmp_path / "model")
     assert not (tmp_path / "model" / "open_clip_model.safetensors").exists()
-    back = Retriever.from_pretrained(tmp_path / "model")
+    back = load(tmp_path / "model")
     assert isinstance(back, ClipFeatureFusion)
-    things = [Content("a text"), Content("with", Image.new("RGB", (20, 30), "red"))]
-    assert torch.equal(encode(back, things, "query"), encode(retriever, things, "query"))
-    with pytest.raises(MismatchError, match="holds a ClipFeatureFusion, not a ClipScoreFusion"):
-        ClipScoreFusion.from_pretrained(tmp_path / "model")
+    things = [("a text", None), ("with", Image.new("RGB", (20, 30), "red"))]
+    assert torch.equal(
+        embed_contents(back, things, "query"), embed_contents(retriever, things, "query")
+    )
     with pytest.raises(MismatchError, match="only score fusion goes there"):
         write_sentence_transformers(retriever, tmp_path / "out")
 
 
 def test_low_rank_updates_are_merged_first(tmp_path):
-    retriever = retriever_of(tmp_path, tuning=Tuning(lora_rank=2))
-    with pytest.raises(MismatchError, match=r"call merge_lora\(\) first"):
-        retriever.save_pretrained(tmp_path / "model")
-    retriever.merge_lora()
-    retriever.save_pretrained(tmp_path / "model")
-    back = Retriever.from_pretrained(tmp_path / "model")
-    things = [Content("a text"), Content(None, Image.new("RGB", (20, 30), "red"))]
-    ours = encode(retriever, things, "query")
-    torch.testing.assert_close(encode(back, things, "query"), ours, rtol=0, atol=1e-6)
+    training = Contrastive(retriever_of(tmp_path), tuning=Tuning(lora_rank=2))
+    retriever = training.encoder
+    with pytest.raises(MismatchError, match="low-rank updates, which no other library reads"):
+        hub.save(retriever, tmp_path / "model")
+    trained(training)
+    hub.save(retriever, tmp_path / "model")
+    back = load(tmp_path / "model")
+    things = [("a text", None), (None, Image.new("RGB", (20, 30), "red"))]
+    ours = embed_contents(retriever, things, "query")
+    torch.testing.assert_close(embed_contents(back, things, "query"), ours, rtol=0, atol=1e-6)
 
 
 def test_siglips_bias_goes_along(tmp_path):
-    retriever = retriever_of(tmp_path, objective=Objective("siglip"))
-    retriever.save_pretrained(tmp_path / "model")
-    back = Retriever.from_pretrained(tmp_path / "model")
+    retriever = Contrastive(retriever_of(tmp_path), Objective("siglip")).encoder
+    hub.save(retriever, tmp_path / "model")
+    back = load(tmp_path / "model")
     assert back.clip.logit_bias.item() == -10
 
 
@@ -288,18 +288,18 @@ class Hub:
 def test_push_and_pull(run, tmp_path, monkeypatch, capsys):
     Hub.folder = tmp_path / "repository"
     monkeypatch.setattr(hub.huggingface_hub, "HfApi", Hub)
-    monkeypatch.setattr(hub.huggingface_hub, "snapshot_download", Hub.snapshot)
-    retriever = load_retriever(run / "checkpoints" / "last.ckpt")
-    assert retriever.push_to_hub("mine", private=True, token="t") == "https://hub/mine"  # noqa: S106
+    monkeypatch.setattr("huggingface_hub.snapshot_download", Hub.snapshot)
+    retriever = load(run / "checkpoints" / "last.ckpt")
+    assert hub.push(retriever, "mine", private=True, token="t") == "https://hub/mine"  # noqa: S106
     assert Hub.seen == {
         "token": "t", "private": True, "repo": "someone/mine", "revision": None,
         "message": "Upload retriever",
     }  # fmt: skip
-    back = Retriever.from_pretrained("someone/mine", revision="main")
+    back = load("someone/mine", revision="main")
     assert Hub.seen["name"] == "someone/mine"
     assert "*.bin" not in Hub.seen["allow_patterns"]
     assert "*.py" not in Hub.seen["allow_patterns"]
-    assert back.fingerprint_for({}) == retriever.fingerprint_for({})
+    assert back.fingerprint({}) == retriever.fingerprint({})
     Hub.folder = tmp_path / "second"
     given = [f"--checkpoint={run / 'checkpoints' / 'last.ckpt'}", f"--out={tmp_path / 'out'}"]
     assert main(["export", *given, "--push=mine"]) == 0
@@ -309,39 +309,39 @@ def test_push_and_pull(run, tmp_path, monkeypatch, capsys):
 
 def test_what_cannot_be_loaded_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        hub.huggingface_hub, "snapshot_download",
+        "huggingface_hub.snapshot_download",
         lambda *a, **k: (_ for _ in ()).throw(OSError("offline")),
     )  # fmt: skip
-    with pytest.raises(DataError, match=r"nobody/nothing: is no folder, and .*offline"):
-        Retriever.from_pretrained("nobody/nothing")
+    with pytest.raises(DataError, match=r"nobody/nothing: is no file or folder, and .*offline"):
+        load("nobody/nothing")
     with pytest.raises(DataError, match=r"holds neither retriever\.json nor open_clip_config"):
-        Retriever.from_pretrained(tmp_path)
+        load(tmp_path)
     (tmp_path / "open_clip_config.json").write_text("{}")
     (tmp_path / "open_clip_pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(DataError, match="holds no weights as safetensors"):
-        Retriever.from_pretrained(tmp_path)
-    retriever_of(tmp_path).save_pretrained(tmp_path / "model")
+        load(tmp_path)
+    hub.save(retriever_of(tmp_path), tmp_path / "model")
     told = json.loads((tmp_path / "model" / "retriever.json").read_text())
     (tmp_path / "model" / "retriever.json").write_text(json.dumps({**told, "class": "Other"}))
-    with pytest.raises(DataError, match=r"holds a Other; known retrievers: .*ClipScoreFusion"):
-        Retriever.from_pretrained(tmp_path / "model")
+    with pytest.raises(DataError, match=r"holds a Other; known encoders: .*ClipScoreFusion"):
+        load(tmp_path / "model")
     (tmp_path / "model" / "retriever.json").write_text("[")
-    with pytest.raises(DataError, match="is not what save_pretrained writes"):
-        Retriever.from_pretrained(tmp_path / "model")
+    with pytest.raises(DataError, match="is not what an export writes"):
+        load(tmp_path / "model")
     (tmp_path / "model" / "retriever.json").write_text(json.dumps(told))
     (tmp_path / "model" / "open_clip_model.safetensors").write_bytes(b"\x80\x04pickle")
     with pytest.raises(DataError, match="only safetensors are loaded"):
-        Retriever.from_pretrained(tmp_path / "model")
+        load(tmp_path / "model")
 
 
 def test_a_folder_cannot_ask_to_run_code(tmp_path):
-    ClipScoreFusion().save_pretrained(tmp_path)
+    hub.save(ClipScoreFusion(), tmp_path)
     path = tmp_path / "open_clip_config.json"
     config = json.loads(path.read_text())
     config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
     path.write_text(json.dumps(config))
     with pytest.raises(DataError, match="that is never done"):
-        Retriever.from_pretrained(tmp_path)
+        load(tmp_path)
 
 
 def test_missing_library_is_named(tmp_path, monkeypatch):

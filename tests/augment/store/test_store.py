@@ -17,11 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from augment.errors import StoreError, StoreWriteError
-from augment.records import Enrichment, Request, Sampling
+from augment.records import Enrichment, Request, Sampling, one_picture
 from augment.store import Failure, Scope, Store, runs
 from augment.store.keys import Recipe, text_key
 from augment.store.log import Death, suspects
+from augment.store.schema import ids_of, pair_id
 from augment.store.segments import Index
+from augment.store.upkeep import verify
 
 RECIPE = Recipe("corpus", {"p": "p@1"}, "m", "r", {"p": Sampling()}, {"image": "p"})
 
@@ -230,6 +232,86 @@ def test_a_disk_that_fails_to_sync_says_so(tmp_path, monkeypatch):
         store.append(text("k1"))
 
 
+def test_what_is_renamed_or_removed_has_reached_the_disk(tmp_path, monkeypatch):
+    """A segment before it has its name and its log goes; a log by the interval, or each record."""
+    done = []
+    sync, rename, unlink = os.fsync, os.replace, os.unlink
+
+    def spy(name, real):
+        def call(one, *more, **options):
+            path = f"/proc/self/fd/{one}" if isinstance(one, int) else os.fspath(one)
+            done.append((name, os.path.realpath(path)))
+            return real(one, *more, **options)
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", spy("sync", sync))
+    monkeypatch.setattr(os, "replace", spy("rename", rename))
+    monkeypatch.setattr(os, "rename", spy("rename", os.rename))
+    monkeypatch.setattr(os, "unlink", spy("remove", unlink))
+    store = Store(tmp_path, sync_seconds=0, seal_rows=2)
+    store.append(text("k0"))
+    (path,) = wal(tmp_path)
+    assert done[-1] == ("sync", str(path)), "each record, where no interval is given"
+    store.append(text("k1"))
+    assert not path.exists()
+    renamed = [place for what, place in done if what == "rename" and "/texts/" in place]
+    assert len(renamed) == 1
+    order = [
+        done.index(("sync", renamed[0])),
+        done.index(("rename", renamed[0])),
+        done.index(("sync", str(tmp_path / "texts"))),
+        done.index(("remove", str(path))),
+    ]
+    assert order == sorted(order)
+    store.save_recipe(RECIPE)
+    recipe = next(place for what, place in done if what == "rename" and "/recipes/" in place)
+    assert done.index(("sync", recipe)) < done.index(("rename", recipe))
+
+
+def test_whatever_the_log_accepts_can_be_sealed(tmp_path):
+    odd = {"prompt_tokens": 2**40, "output_tokens": 2**70, "checks": {"words": float("nan")}}
+    with Store(tmp_path, seal_rows=3) as store:
+        store.append(text("k0", "a\x00b\ud800", **odd))
+        store.append(text("k1", ["no", "text"], lengths={"short": "s"}))
+        store.fail(RECIPE.id, Failure("1:2", None, "server: 5", "k2"))
+        assert [len(list(tmp_path.glob(f"{kind}/*.parquet"))) for kind in ("wal", "texts")] == [
+            0,
+            1,
+        ]
+        assert store.get("k0").output_tokens == 2**63 - 1
+    again = Store(tmp_path)
+    assert again.get("k0").prompt_tokens == 2**40
+    assert again.get("k0").text == "a\x00b?"
+    assert again.get("k1").text == '["no", "text"]'
+    assert verify(tmp_path).problems == {}
+
+
+def test_texts_of_pairs_stand_beside_those_of_items(tmp_path):
+    pair = pair_id("9:1", "1:1")
+    assert ids_of(pair) == ("9:1", "1:1")
+    assert ids_of("1:1") == ("", "1:1")
+    for rows in (1_000, 1):
+        with Store(tmp_path / str(rows), seal_rows=rows) as store:
+            store.save_recipe(RECIPE)
+            for owner, key in (("1:1", "k"), (pair, "k2"), (pair_id("9:2", "1:1"), "k3")):
+                store.append(text(key, f"for {key}"))
+                store.link(RECIPE.id, owner, key)
+            store.fail(RECIPE.id, Failure(pair_id("9:3", "1:1"), None, "engine: gone"))
+        texts = Store(tmp_path / str(rows)).texts("corpus")
+        assert (texts["1:1"].text, texts[pair].text) == ("for k", "for k2")
+        assert len(texts) == 3
+        assert pair_id("9:3", "1:1") in Store(tmp_path / str(rows)).failures("corpus")
+
+
+def test_what_was_not_synced_when_it_was_closed_is_told(tmp_path, monkeypatch):
+    store = Store(tmp_path, sync_seconds=3600)
+    store.append(text("k0"))
+    monkeypatch.setattr("augment.store.log.os.fsync", _full)
+    with pytest.raises(StoreWriteError, match="No space left"):
+        store.close()
+
+
 def _full(_):
     raise OSError(28, "No space left on device")
 
@@ -405,16 +487,18 @@ WORDS = st.text(max_size=8)
 @given(WORDS, WORDS, WORDS, WORDS)
 def test_item_and_path_do_not_count(system, body, one, two):
     def key(item, image):
-        return text_key(Request(item, system, body, image), "hash", "m", "r", Sampling(), {})
+        return text_key(
+            Request(item, system, body, one_picture(image)), "hash", "m", "r", Sampling(), {}
+        )
 
     assert key(one, f"{one}.jpg") == key(two, f"{two}.jpg")
 
 
 def test_everything_that_changes_the_answer_counts():
-    base = (Request("1:1", "s", "t", "a"), "hash", "m", "r", Sampling(), {})
+    base = (Request("1:1", "s", "t", ("a",)), "hash", "m", "r", Sampling(), {})
     changed = [
-        (0, Request("1:1", "s2", "t", "a")),
-        (0, Request("1:1", "s", "t2", "a")),
+        (0, Request("1:1", "s2", "t", ("a",))),
+        (0, Request("1:1", "s", "t2", ("a",))),
         (1, "other"),
         (1, None),
         (2, "m2"),

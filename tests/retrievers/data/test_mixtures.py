@@ -21,12 +21,12 @@ from retrievers.data.mixtures import (
 )
 from retrievers.data.module import MBeirData
 from retrievers.data.texts import TextRecipe, ViewConfig, check_recipe
-from retrievers.models.loading import load_retriever, open_recipe
+from retrievers.models.load import load, open_recipe
 from tests.retrievers.test_cli_retrievers import options
 from tests.worlds import World
 
 RECIPE = Recipe("corpus", {"p": "p@1"}, "m", "r", {"p": Sampling()}, {"image": "p"})
-ITEM = Item("1:1", "Old.", "a.jpg", "image,text")
+ITEM = Item("1:1", "Old.", ("a.jpg",), "image,text")
 TEXTS = {"Old.": "raw", "Old.\nOne. Two.": "dense", "Old.\nbrief": "short", "One. Two.": "replaced"}
 
 
@@ -74,12 +74,10 @@ def test_dropout_alone(folder):
     found = drawn(mixture(folder, dropout=0.25))
     assert set(map(TEXTS.__getitem__, found)) == {"raw", "dense"}
     assert 0.22 < found["Old."] / 4000 < 0.28
-    alone = Item("1:1", None, "a.jpg", "image")
+    alone = Item("1:1", None, ("a.jpg",), "image")
     assert set(drawn(mixture(folder, dropout=0.5), alone)) == {None, "One. Two."}
     # An item that would be left with nothing keeps its text.
-    assert set(drawn(mixture(folder, dropout=0.5), Item("1:1", None, None, "text"))) == {
-        "One. Two."
-    }
+    assert set(drawn(mixture(folder, dropout=0.5), Item("1:1", None, (), "text"))) == {"One. Two."}
 
 
 def test_order_of_settings_changes_no_draw_and_no_name(folder):
@@ -156,16 +154,14 @@ def test_a_view_of_the_mixture_may_be_shown_and_no_other(folder):
 def test_nothing_is_drawn_outside_training(world):
     mixed = ViewConfig("append", str(world.store), mix={"dense": 1}, dropout=0.5)
     data = MBeirData(str(world.root), corpus=mixed, seed=3)
-    data.use(world.retriever.processor)
-    data.setup("fit")
-    pairs = data.train_dataloader().dataset
+    pairs, plan = data.training(world.retriever.collator())
     size = len(pairs)
     texts = {key: pairs[key].positive.example.text for key in range(4 * size)}
     again = {key: pairs[key].positive.example.text for key in reversed(range(4 * size))}
     assert texts == again, "a draw depends on the key alone"
     epochs = [[texts[n * size + row] for row in range(size)] for n in range(4)]
     assert len(set(map(tuple, epochs))) == 4, "each epoch draws anew"
-    for item in map(data.plan.item, range(len(data.plan))):
+    for item in map(plan.item, range(len(plan))):
         shown = data.recipe.corpus_view.text(item)
         assert data.recipe.candidate(item) == shown.strip()
     query, target = data.plan.queries[0]
@@ -177,7 +173,7 @@ def test_a_checkpoint_of_a_mixture_is_searched_with_the_named_view(world):
     mixed = ViewConfig("append", str(world.store), mix={"dense": 1, "short": 1})
     raw = ViewConfig()
     path = world.checkpoint("mixed", raw, mixed)
-    retriever = load_retriever(path)
+    retriever = load(path)
     retriever.trained_on = {
         **retriever.trained_on,
         "corpus": mixed.mixture("corpus", mixed.open("corpus")).name,

@@ -9,9 +9,9 @@ from PIL import Image
 
 from augment.errors import DataError, ImageError, StoreWriteError
 from retrievers.data.datasets import ImageLoader
-from retrievers.data.examples import Processor
 from retrievers.data.resized import ResizedPictures
-from retrievers.models.backbone import load_clip
+from retrievers.models.inputs import Processor
+from retrievers.models.towers import load_clip
 from tests.retrievers.models.test_retriever import make_config
 
 

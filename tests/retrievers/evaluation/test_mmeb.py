@@ -17,8 +17,8 @@ from augment.errors import DataError
 from retrievers.cli import main
 from retrievers.evaluation.mmeb import Score, rank_lists, score_subset, summary
 from retrievers.models.clip import ClipScoreFusion
-from retrievers.vectors.encoding import encode
-from tests.retrievers.models.test_retriever import make_config
+from retrievers.vectors.embed import embed_contents
+from tests.retrievers.models.test_retriever import checkpoint_of, make_config
 
 
 def write_rows(path, rows):
@@ -198,7 +198,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_scores(tmp_path, monkeypatc
 
     torch.manual_seed(0)
     weights = tmp_path / "weights.ckpt"
-    torch.save({"state_dict": ClipScoreFusion(str(config)).state_dict()}, weights)
+    torch.save(checkpoint_of(ClipScoreFusion(str(config))), weights)
     given = [f"--ckpt_path={weights}"]
     assert main([*arguments(tmp_path / "whole"), *given]) == 0
     calls = []
@@ -207,9 +207,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_scores(tmp_path, monkeypatc
         calls.append(args)
         if len(calls) == 9:
             os.kill(os.getpid(), signal.SIGKILL)
-        return encode(*args)
+        return embed_contents(*args)
 
-    monkeypatch.setattr("retrievers.commands.mmeb.encode", dies)
+    monkeypatch.setattr("retrievers.commands.mmeb.embed_contents", dies)
     monkeypatch.setattr("retrievers.commands.mmeb.SHARD_SECONDS", 0.0)
     out = tmp_path / "out"
     child = os.fork()
@@ -238,6 +238,6 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_scores(tmp_path, monkeypatc
     assert len(calls) == 9 + 1
     assert f"shard {shard.stem} of" in capsys.readouterr().err
     # Other weights never mix with these.
-    torch.save({"state_dict": ClipScoreFusion(str(config)).state_dict()}, weights)
+    torch.save(checkpoint_of(ClipScoreFusion(str(config))), weights)
     assert main([*arguments(out), *given]) == 2
     assert "holds vectors made by" in capsys.readouterr().err

@@ -55,13 +55,15 @@ def evaluate(retriever, task):
 def test_scores_of_a_text_task_are_those_of_our_own_vectors(retriever):
     from retrievers.evaluation.metrics import score_run
     from retrievers.evaluation.run import RunTable
-    from retrievers.vectors.encoding import Content, encode
+    from retrievers.vectors.embed import embed_contents
 
     queries = [{"id": f"q{name}", "text": f"a {name} square"} for name in SHADES]
     corpus = [{"id": f"d{name}", "text": f"{name} things", "title": ""} for name in SHADES]
     scores = evaluate(retriever, make_task("t2t", ["text"], queries, corpus))
-    asked = encode(retriever, [Content(f"Find it. {row['text']}") for row in queries], "query")
-    found = encode(retriever, [Content(row["text"]) for row in corpus], "corpus")
+    asked = embed_contents(
+        retriever, [(f"Find it. {row['text']}", None) for row in queries], "query"
+    )
+    found = embed_contents(retriever, [(row["text"], None) for row in corpus], "corpus")
     products = (asked @ found.T).numpy()
     table = RunTable.from_search(
         [row["id"] for row in queries],

@@ -12,11 +12,12 @@ from transformers import BlipImageProcessorPil as BlipImageProcessor
 
 from augment.errors import DataError, EngineError, MismatchError
 from retrievers.cli import USER_ERROR, main
-from retrievers.data.examples import Example, make_inputs
+from retrievers.data.examples import Example
+from retrievers.export.folder import save
 from retrievers.models.blip import BlipFeatureFusion, BlipScoreFusion
-from retrievers.models.loading import load_retriever
-from retrievers.models.windows import context_of, count_tokens
-from retrievers.training.base import Retriever
+from retrievers.models.load import load
+from retrievers.models.long_text import context_of, count_tokens
+from retrievers.training.module import Contrastive
 from tests.retrievers.models.test_retriever import make_root
 
 WORDS = [
@@ -60,11 +61,11 @@ def batch(retriever, kinds=("text", "image", "both", "text")):
                 torch.randn(3, size, size) if kind != "text" else None)
         for row, kind in enumerate(kinds)
     ]  # fmt: skip
-    return examples, make_inputs(examples, retriever.processor)
+    return examples, retriever.collator()(examples, "query")
 
 
 def ids(retriever, text):
-    found = retriever.processor.tokenize([text])
+    found = retriever.collator().tokenize([text])
     return {"input_ids": found, "attention_mask": (found != 0).long()}
 
 
@@ -82,7 +83,7 @@ def test_score_fusion_is_the_masked_sum_of_transformers_features(folder):
                 (example.text is not None) * model.text_proj(text.last_hidden_state[:, 0])
                 + (example.image is not None) * model.vision_proj(image.last_hidden_state[:, 0])
             )
-        found = retriever.encode(inputs, "corpus")
+        found = retriever.encode(inputs, "corpus").vectors
     torch.testing.assert_close(found, functional.normalize(torch.cat(expected), dim=-1))
 
 
@@ -104,7 +105,7 @@ def test_feature_fusion_is_the_pooled_class_token(folder, attention):
                 mask = torch.ones(tokens.shape[:2], dtype=torch.long)
                 given = {"encoder_hidden_states": tokens, "encoder_attention_mask": mask}
             expected.append(model(**ids(retriever, example.text or ""), **given).pooler_output)
-        found = retriever.encode(inputs, "query")
+        found = retriever.encode(inputs, "query").vectors
     torch.testing.assert_close(found, functional.normalize(torch.cat(expected), dim=-1))
     assert (
         state["encoder.layer.0.attention.self.query.weight"]
@@ -128,7 +129,7 @@ def test_only_the_towers_that_items_need_run(folder, kind):
         ["vision_model"] if kind is BlipScoreFusion else ["vision_model", "text_encoder"]
     )
     with pytest.raises(ValueError, match="at least one text or picture"):
-        retriever.encode(make_inputs([Example(0, None, None)], retriever.processor), "query")
+        retriever.encode(retriever.collator()([Example(0, None, None)], "query"), "query")
 
 
 def test_texts_and_pictures_are_prepared_as_transformers_prepares_them(folder):
@@ -136,9 +137,9 @@ def test_texts_and_pictures_are_prepared_as_transformers_prepares_them(folder):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 25, 3), dtype=np.uint8)
     picture = Image.fromarray(pixels)
     theirs = BlipImageProcessor(size={"height": 16, "width": 16})(picture, return_tensors="pt")
-    torch.testing.assert_close(retriever.processor.image(picture), theirs.pixel_values[0],
+    torch.testing.assert_close(retriever.collator().image(picture), theirs.pixel_values[0],
                                rtol=0, atol=0.02)  # fmt: skip
-    tokenize = retriever.processor.tokenize
+    tokenize = retriever.collator().tokenize
     assert context_of(tokenize) == 8
     assert tokenize(["red " * 20]).shape == (1, 8)
     assert count_tokens(tokenize, ["red", "red " * 20]) == [3, 22]
@@ -152,7 +153,7 @@ def test_positions_are_interpolated_for_another_size(folder):
         theirs = vision(images, interpolate_pos_encoding=True).last_hidden_state
         ours = large.blip.eval().tokens(images)
     torch.testing.assert_close(ours, theirs)
-    assert large.processor.image(Image.new("RGB", (9, 5))).shape == (3, 32, 32)
+    assert large.collator().image(Image.new("RGB", (9, 5))).shape == (3, 32, 32)
     with pytest.raises(MismatchError, match="16 x 16 pixels for a model that takes 32 x 32"):
         large.blip.tokens(torch.zeros(1, 3, 16, 16))
 
@@ -163,19 +164,20 @@ def test_folders_and_checkpoints_give_the_same_vectors(folder, tmp_path, kind, m
     retriever = kind(str(folder), image_size=24, context=9, **special).eval()
     inputs = batch(retriever)[1]
     with torch.no_grad():
-        expected = retriever.encode(inputs, "corpus")
-    retriever.save_pretrained(tmp_path / "saved")
+        expected = retriever.encode(inputs, "corpus").vectors
+    save(retriever, tmp_path / "saved")
     assert sorted(path.suffix for path in (tmp_path / "saved").iterdir()).count(".safetensors") == 1
-    again = Retriever.from_pretrained(tmp_path / "saved")
+    again = load(tmp_path / "saved")
     with torch.no_grad():
-        torch.testing.assert_close(again.encode(inputs, "corpus"), expected, rtol=0, atol=0)
-    assert again.describe() == retriever.describe()
+        torch.testing.assert_close(again.encode(inputs, "corpus").vectors, expected, rtol=0, atol=0)
+    assert again.settings() == retriever.settings()
 
 
 def settings(root, folder, out, kind, *more):
     return [
-        "--config=flagland", f"--model=retrievers.models.blip.{kind}", f"--model.model_name={folder}",
-        f"--data.root={root}", f"--out={out}", "--data.batch_size=8", "--model.context=12",
+        "--config=flagland", f"--model.encoder=retrievers.models.blip.{kind}",
+        f"--model.encoder.model_name={folder}",
+        f"--data.root={root}", f"--out={out}", "--data.batch_size=8", "--model.encoder.context=12",
         "--trainer.val_check_interval=4", "--trainer.enable_progress_bar=false",
         "--trainer.enable_model_summary=false", "--data.validation.queries=4", *more,
     ]  # fmt: skip
@@ -194,8 +196,8 @@ def test_fit_resume_test_and_load(folder, root, tmp_path, kind):
     assert main(["test", *test]) == 0
     metrics = json.loads((tmp_path / "test" / "metrics.json").read_text())
     assert metrics["settings"]["model"]["model_name"] == str(folder)
-    loaded = load_retriever(checkpoint)
-    assert metrics["made_by"] == loaded.fingerprint_for(loaded.trained_on)
+    loaded = load(checkpoint)
+    assert metrics["made_by"] == loaded.fingerprint(loaded.trained_on)
 
 
 def test_chunks_train_like_whole_batches(folder, root):
@@ -203,7 +205,7 @@ def test_chunks_train_like_whole_batches(folder, root):
 
     def make(**options):
         torch.manual_seed(0)
-        return BlipFeatureFusion(str(folder), **options)
+        return Contrastive(BlipFeatureFusion(str(folder)), **options)
 
     whole, chunked = fit(make(), root), fit(make(chunk=3), root)
     for name, value in whole.items():

@@ -11,15 +11,14 @@ from transformers.models.t5.modeling_t5 import T5Stack
 
 from augment.errors import DataError, MismatchError
 from retrievers.cli import USER_ERROR, main
-from retrievers.data.examples import slice_inputs
-from retrievers.models.clip_ff import ClipFeatureFusion
+from retrievers.models.clip import ClipFeatureFusion
 from retrievers.models.fusion_layers import FusionLayers, T5Encoder
-from retrievers.models.loading import load_retriever
+from retrievers.models.load import load
 from retrievers.search.searcher import Searcher
 from retrievers.training.gradcache import encode_in_chunks
 from retrievers.training.optim import AdamWCosine
 from tests.retrievers.models.test_retriever import CONFIG, batch_of, make_config, make_root
-from tests.retrievers.test_cli_retrievers import options
+from tests.retrievers.test_cli_retrievers import options, plain_options
 
 FUSION = FusionLayers(2, 4, 6, 20, 0.1)
 KINDS = ["t", "i", "it", "t", "it", "i"]
@@ -129,7 +128,7 @@ def one_by_one(retriever, examples, inputs):
     context = retriever.clip.context_length
     vectors = []
     for row, _ in enumerate(examples):
-        part = slice_inputs(inputs, row, row + 1)
+        part = inputs.rows(row, row + 1)
         states, places = [], []
         if len(part.texts):
             found, columns = tokens_alone(retriever, part.texts[0])
@@ -156,7 +155,7 @@ def test_masked_equals_items_alone_without_padding(configs, name):
     assert (name == "plain") == isinstance(retriever.text_adapter, torch.nn.Linear)
     examples, inputs = inputs_for(retriever, KINDS)
     with torch.no_grad():
-        vectors = retriever.encode(inputs, "query")
+        vectors = retriever.encode(inputs, "query").vectors
         want = one_by_one(retriever, examples, inputs)
     torch.testing.assert_close(vectors, want, rtol=1e-4, atol=1e-5)
     assert vectors.norm(dim=1).tolist() == pytest.approx([1.0] * len(KINDS))
@@ -166,7 +165,7 @@ def uniir(retriever, examples, images):
     """CLIPFeatureFusion.encode_multimodal_input, written down from its code."""
     clip, visual = retriever.clip, retriever.clip.visual
     tower = getattr(clip, "text", clip)
-    txt_tensor = retriever.processor.tokenize([e.text or "" for e in examples])
+    txt_tensor = retriever.collator().tokenize([e.text or "" for e in examples])
     x = tower.token_embedding(txt_tensor) + tower.positional_embedding
     txt_feat = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask))
     x = visual.conv1(images).flatten(2).transpose(1, 2)
@@ -186,9 +185,9 @@ def test_uniir_attention_equals_the_original(configs, kinds):
     zeros = torch.zeros(3, 16, 16)
     images = torch.stack([zeros if e.image is None else e.image for e in examples])
     with torch.no_grad():
-        ours = retriever.encode(inputs, "query")
+        ours = retriever.encode(inputs, "query").vectors
         torch.testing.assert_close(ours, uniir(retriever, examples, images), rtol=1e-4, atol=1e-5)
-        other = make(configs, "split").encode(inputs, "query")
+        other = make(configs, "split").encode(inputs, "query").vectors
     assert not torch.allclose(ours, other, atol=1e-3)
 
 
@@ -200,9 +199,9 @@ def test_vectors_do_not_depend_on_the_batch(configs, name, attention):
     retriever = make(configs, name, attention=attention)
     _, inputs = inputs_for(retriever, [*KINDS, "t"])
     with torch.no_grad():
-        together = retriever.encode(inputs, "query")
+        together = retriever.encode(inputs, "query").vectors
         for row in range(inputs.size):
-            alone = retriever.encode(slice_inputs(inputs, row, row + 1), "corpus")
+            alone = retriever.encode(inputs.rows(row, row + 1), "corpus").vectors
             torch.testing.assert_close(alone[0], together[row], rtol=1e-4, atol=1e-5)
 
 
@@ -217,7 +216,7 @@ def test_only_the_needed_tower_runs(configs, monkeypatch):
             patch.setattr(part, "forward", never)
             retriever.encode(inputs, "query")
     with pytest.raises(ValueError, match="at least one"):
-        retriever.encode(slice_inputs(inputs, 0, 0), "query")
+        retriever.encode(inputs.rows(0, 0), "query")
 
 
 @pytest.mark.parametrize("attention", ["masked", "uniir"])
@@ -227,7 +226,12 @@ def test_chunks_give_the_gradients_of_the_whole_batch(configs, attention):
         retriever = make(configs, attention=attention).double()
         _, inputs = inputs_for(retriever, KINDS)
         inputs = inputs._replace(images=inputs.images.double())
-        vectors = encode_in_chunks(retriever.encode, inputs, "query", size)
+        vectors = encode_in_chunks(
+            lambda batch, side, own=retriever: own.encode(batch, side).vectors,
+            inputs,
+            "query",
+            size,
+        )
         (vectors.double() ** 3).sum().backward()
         grads.append({name: p.grad for name, p in retriever.named_parameters()})
     unused = {name for name, grad in grads[0].items() if grad is None}
@@ -256,7 +260,7 @@ def test_models_without_tokens_and_wrong_settings_are_told(tmp_path):
         ClipFeatureFusion(str(tmp_path / "fusion-resnet.json"))
     with pytest.raises(DataError, match=r"fusion\.heads must be at least 1"):
         FusionLayers(heads=0)
-    with pytest.raises(DataError, match=r"model\.attention must be masked or uniir"):
+    with pytest.raises(DataError, match=r"attention must be masked or uniir"):
         ClipFeatureFusion(attention="open")
 
 
@@ -272,7 +276,7 @@ def one_thread():
 def test_fit_resume_test_mine_and_search(tmp_path, capsys):
     world = make_root(tmp_path / "root"), make_config(tmp_path), tmp_path
     common = [
-        "--config=flagland_ff", "--model.fusion.heads=2", "--model.fusion.feedforward=16",
+        "--config=flagland_ff", "--model.encoder.fusion.heads=2", "--model.encoder.fusion.feedforward=16",
         "--model.chunk=4", "--trainer.val_check_interval=2", "--trainer.max_steps=4",
     ]  # fmt: skip
 
@@ -298,15 +302,16 @@ def test_fit_resume_test_mine_and_search(tmp_path, capsys):
     assert saved[0]["retriever"]["settings"]["fusion"]["heads"] == 2
     kept = [f"--ckpt_path={last}", f"--embeddings={tmp_path / 'kept'}"]
     assert run("test", "whole", *kept) == 0
-    assert run("mine", "whole", f"--ckpt_path={last}") == 0
+    mining = plain_options(world, tmp_path / "whole", f"--model={last}")
+    assert main(["mine", *mining]) == 0
     assert (tmp_path / "whole" / "negatives.parquet").is_file()
     # The same weights with other attention are another model.
-    assert run("test", "whole", *kept, "--model.attention=uniir") == USER_ERROR
+    assert run("test", "whole", *kept, "--model.encoder.attention=uniir") == USER_ERROR
     assert 'attention: "masked", now "uniir"' in capsys.readouterr().err
     searcher = Searcher.open(last, world[0], embeddings=tmp_path / "kept", device="cpu")
     found = searcher.search("red number 0", k=3)
     assert len(found) == 3
-    retriever = load_retriever(last)
+    retriever = load(last)
     assert isinstance(retriever, ClipFeatureFusion)
 
 

@@ -15,16 +15,22 @@ from augment.data import write_candidates
 from augment.errors import DataError
 from augment.records import Item
 from retrievers.cli import main
-from retrievers.data.examples import Candidate, Example, PairCollator, PairExample, make_inputs
+from retrievers.data.examples import Candidate, Example, PairCollator, PairExample
 from retrievers.data.module import MBeirData
-from retrievers.models.backbone import load_clip
+from retrievers.models.audit import audit_plan, audit_training
 from retrievers.models.clip import ClipScoreFusion
-from retrievers.models.loading import load_retriever
-from retrievers.models.long_text import LongText, pool_windows, stretch_positions
-from retrievers.models.towers import encode_text
-from retrievers.models.windows import count_tokens, split_windows
-from tests.retrievers.models.test_retriever import CONFIG, make_config, make_root
-from tests.retrievers.test_cli_retrievers import options
+from retrievers.models.load import load, load_weights
+from retrievers.models.long_text import (
+    LongText,
+    count_tokens,
+    pool_windows,
+    split_windows,
+    stretch_positions,
+)
+from retrievers.models.towers import encode_text, load_clip
+from retrievers.training.module import Contrastive
+from tests.retrievers.models.test_retriever import CONFIG, checkpoint_of, make_config, make_root
+from tests.retrievers.test_cli_retrievers import options, plain_options
 
 LONG = "A red flag. It has four stars. A blue ring stands below. The border is of gold and thin."
 SIGLIP = {
@@ -55,7 +61,7 @@ def embed(retriever, *texts, images=None):
     pictures = images or [None] * len(texts)
     examples = [Example(n, text, pictures[n]) for n, text in enumerate(texts)]
     with torch.no_grad():
-        return retriever.encode(make_inputs(examples, retriever.processor), "corpus")
+        return retriever.encode(retriever.collator()(examples, "query"), "corpus").vectors
 
 
 def slow_stretch(positions, factor, keep):
@@ -88,14 +94,14 @@ def test_stretch_against_a_loop(old, factor, keep, new):
 def test_stretched_model_reads_on_and_knows_short_text_as_before(config):
     plain = built(config)
     stretched = built(config, text=LongText(stretch=2, keep=8))
-    assert stretched.processor.tokenize(["a"]).shape == (1, 24)
-    assert plain.processor.tokenize(["a"]).shape == (1, 16)
+    assert stretched.collator().tokenize(["a"]).shape == (1, 24)
+    assert plain.collator().tokenize(["a"]).shape == (1, 16)
     assert torch.equal(embed(plain, "a red flag"), embed(stretched, "a red flag"))
     other = LONG.replace("border", "margin")  # token 17
     assert torch.equal(embed(plain, LONG), embed(plain, other))
     assert not torch.equal(embed(stretched, LONG), embed(stretched, other))
     # Trimming to the batch is as exact as it was.
-    tokens = stretched.processor.tokenize(["a", LONG])
+    tokens = stretched.collator().tokenize(["a", LONG])
     with torch.no_grad():
         torch.testing.assert_close(
             encode_text(stretched.clip, tokens), stretched.clip.encode_text(tokens)
@@ -104,44 +110,42 @@ def test_stretched_model_reads_on_and_knows_short_text_as_before(config):
 
 def test_shorter_context_reads_less_and_the_same(config):
     plain, short = built(config), built(config, text=LongText(context=8))
-    assert short.processor.tokenize([LONG]).shape == (1, 8)
+    assert short.collator().tokenize([LONG]).shape == (1, 8)
     assert torch.equal(embed(short, "a red flag"), embed(plain, "a red flag"))
     torch.testing.assert_close(
         embed(short, LONG), embed(plain, "A red flag. It has"), rtol=1e-5, atol=1e-6
     )
     both = LongText(context=8, stretch=2, keep=4)
-    assert built(config, text=both).processor.tokenize(["a"]).shape == (1, 12)
+    assert built(config, text=both).collator().tokenize(["a"]).shape == (1, 12)
 
 
 def save(retriever, path):
     retriever.trained_on = {"query": "raw:x"}
-    saved = {"state_dict": retriever.state_dict()}
-    retriever.on_save_checkpoint(saved)
-    torch.save(saved, path)
+    torch.save(checkpoint_of(retriever), path)
     return path
 
 
 def test_checkpoints(config, tmp_path):
     text = LongText(stretch=2, keep=4, windows=3)
     stretched = built(config, text=text)
-    again = load_retriever(save(stretched, tmp_path / "a.ckpt"))
+    again = load(save(stretched, tmp_path / "a.ckpt"))
     assert torch.equal(embed(stretched, LONG), embed(again, LONG))
-    assert again.describe()["text"] == {"context": None, "stretch": 2, "keep": 4, "windows": 3}
+    assert again.settings()["text"] == {"context": None, "stretch": 2, "keep": 4, "windows": 3}
     plain = built(config)
-    assert "text" not in plain.describe(), "embeddings made before stay valid"
+    assert "text" not in plain.settings(), "embeddings made before stay valid"
     fresh = ClipScoreFusion(config, text=text, random_init=True)
-    fresh.load_weights(save(plain, tmp_path / "b.ckpt"))
+    load_weights(fresh, save(plain, tmp_path / "b.ckpt"))
     assert torch.equal(
         fresh.clip.positional_embedding, stretch_positions(plain.clip.positional_embedding, 2, 4)
     )
     windows = built(config, text=LongText(windows=2))
-    windows.load_weights(tmp_path / "b.ckpt")
-    assert windows.fingerprint_for({}) != plain.fingerprint_for({})
+    load_weights(windows, tmp_path / "b.ckpt")
+    assert windows.fingerprint({}) != plain.fingerprint({})
 
 
 def test_siglip_is_padded_and_not_stretched(siglip):
     retriever = built(siglip)
-    tokens = retriever.processor.tokenize(["a", "a red flag with stars"])
+    tokens = retriever.collator().tokenize(["a", "a red flag with stars"])
     assert tokens.shape == (2, 16)
     with torch.no_grad():
         whole = encode_text(retriever.clip, tokens)
@@ -154,7 +158,7 @@ def test_siglip_is_padded_and_not_stretched(siglip):
         with pytest.raises(DataError, match="must be padded"):
             built(siglip, text=text)
     windows = built(siglip, text=LongText(windows=4))
-    inputs = make_inputs([Example(0, LONG, None)], windows.processor)
+    inputs = windows.collator()([Example(0, LONG, None)], "query")
     assert inputs.texts.shape == (2, 16)
     with torch.no_grad():
         check_pooled(windows, LONG)
@@ -162,7 +166,7 @@ def test_siglip_is_padded_and_not_stretched(siglip):
 
 def check_pooled(retriever, text, image=None):
     """Against a loop over the windows."""
-    clip, processor = retriever.clip, retriever.processor
+    clip, processor = retriever.clip, retriever.collator()
     vectors = [clip.encode_text(processor.tokenize([part]))[0] for part in processor.windows(text)]
     assert len(vectors) > 1
     mean = sum(vector / vector.norm() for vector in vectors)
@@ -177,7 +181,7 @@ def check_pooled(retriever, text, image=None):
 @torch.no_grad()
 def test_windows_against_a_loop(config):
     plain, windows = built(config), built(config, text=LongText(windows=4))
-    assert windows.processor.windows(LONG) == [
+    assert windows.collator().windows(LONG) == [
         "A red flag. It has four stars.",
         "A blue ring stands below. The border is of gold and thin.",
     ]
@@ -205,9 +209,9 @@ def test_training_reads_one_window(config):
     retriever = built(config, text=LongText(windows=4))
     example = Example(0, LONG, None, id="1:1")
     pair = PairExample(example, Candidate(example, "1:1"), ("1:1",))
-    batch = PairCollator(retriever.processor)([pair])
+    batch = PairCollator(retriever.collator())([pair])
     assert batch.queries.texts.shape == (1, 16)
-    assert retriever.loss(batch)["loss"].isfinite()
+    assert Contrastive(retriever).loss(batch)["loss"].isfinite()
 
 
 words = st.text(st.characters(codec="utf-8", categories=["L", "N"]), min_size=1, max_size=6)
@@ -257,16 +261,14 @@ def world(tmp_path_factory):
 def test_audit_against_a_loop(world, config):
     root = make_root(world[2] / "long")
     pool = root / "cand_pool" / "local" / "mbeir_squares_task3_cand_pool.jsonl"
-    items = [Item(f"7:{21 + n}", "word " * (n + 1), None, "text") for n in range(20)]
+    items = [Item(f"7:{21 + n}", "word " * (n + 1), (), "text") for n in range(20)]
     write_candidates(pool, items)
     data = MBeirData(str(root))
     for text, windows, lost in [
         (LongText(), 1, lambda n: max(0, n - 14)),
         (LongText(windows=2), 2, lambda n: max(0, n - 28)),  # no sentence: full windows
     ]:
-        data.use(built(config, text=text).processor)
-        data.setup("test")
-        audit = data.audit
+        audit = audit_plan(data.test_plan(), data.recipe, built(config, text=text).collator(), None)
         assert (audit.context, audit.windows) == (16, windows)
         row = audit.row("corpus", "text")
         assert (row.texts, row.longest, row.tokens) == (20, 20, sum(range(1, 21)))
@@ -274,25 +276,25 @@ def test_audit_against_a_loop(world, config):
         assert row.cut == sum(lost(n) > 0 for n in range(1, 21))
         assert audit.row("corpus", "image").texts == 0
     assert "none of 16 queries is cut" in audit.line()
-    data.use(built(config).processor)
-    sampled = data.audited("test", 10)
+    collator = built(config).collator()
+    sampled = audit_plan(data.test_plan(), data.recipe, collator, 10)
     assert sampled.looked == {"corpus": 10, "query": 10}
     assert "(a sample of 40)" in sampled.line()
-    data.setup("fit")
-    assert data.audit.row("corpus", "text").cut == 6
+    trained = audit_training(data.training(collator)[0], data.recipe, collator)
+    assert trained.row("corpus", "text").cut == 6
 
 
 def test_audit_as_a_command_and_in_the_results(world, tmp_path, capsys):
-    small = "--model.text.context=5"
-    given = [*options(world, tmp_path), small]
-    assert main(["audit", *given]) == 0
+    given = [*options(world, tmp_path), "--model.encoder.text.context=5"]
+    short = f"--model.model_name={world[1]}", "--model.text.context=5"
+    assert main(["audit", *plain_options(world, tmp_path), "--model=ClipScoreFusion", *short]) == 0
     told = capsys.readouterr().out
     assert "corpus  text" in told
     assert "candidates are cut" in told
     saved = json.loads((tmp_path / "audit.json").read_text())
     assert set(saved) == {"fit", "test"}
     assert main(["test", *given]) == 0
-    assert "text beyond 5 tokens: " in capsys.readouterr().out
+    assert "text beyond 5 tokens: " in capsys.readouterr().err
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     found = metrics["settings"]["data"]["cut_text"]
     assert found["rows"] == saved["test"]["rows"]

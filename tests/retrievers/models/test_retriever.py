@@ -18,19 +18,20 @@ from augment.data import (
     write_queries,
 )
 from augment.errors import DataError, EngineError, ImageError, MismatchError
-from augment.records import Item, Qrel, Query
+from augment.records import Item, Qrel, Query, one_picture
 from retrievers.data.datasets import ImageLoader
-from retrievers.data.examples import Example, Processor, make_inputs
+from retrievers.data.examples import Example
 from retrievers.data.module import MBeirData
 from retrievers.data.plan import plan_test
 from retrievers.data.settings import LoaderConfig, SearchConfig
 from retrievers.data.texts import ViewConfig, check_recipe
 from retrievers.evaluation.run_files import read_run
-from retrievers.models.backbone import load_clip
 from retrievers.models.clip import ClipScoreFusion
-from retrievers.models.towers import encode_text
+from retrievers.models.inputs import Processor
+from retrievers.models.towers import encode_text, load_clip
+from retrievers.training.module import Contrastive
 from retrievers.training.optim import AdamWCosine
-from retrievers.vectors.evaluate import evaluate
+from retrievers.vectors.search import test as evaluate
 
 CONFIG = {
     "embed_dim": 16,
@@ -56,17 +57,17 @@ def make_root(root, items=20):
         path = f"mbeir_images/squares_images/{n}.png"
         shade = np.array([n * 12, 255 - n * 9, (n * 53) % 256], dtype=np.uint8)
         Image.fromarray(np.broadcast_to(shade, (16, 16, 3))).save(root / path)
-        pictures.append(Item(f"7:{n + 1}", None, path, "image"))
-        texts.append(Item(f"7:{items + n + 1}", f"{COLOURS[n % 5]} number {n}", None, "text"))
+        pictures.append(Item(f"7:{n + 1}", None, one_picture(path), "image"))
+        texts.append(Item(f"7:{items + n + 1}", f"{COLOURS[n % 5]} number {n}", (), "text"))
     local = root / "cand_pool" / "local"
     write_candidates(local / "mbeir_squares_task0_cand_pool.jsonl", pictures)
     write_candidates(local / "mbeir_squares_task3_cand_pool.jsonl", texts)
     to_image = [
-        Query(Item(f"7:{n + 1}", texts[n].text, None, "text"), 0, (pictures[n].id,))
+        Query(Item(f"7:{n + 1}", texts[n].text, (), "text"), 0, (pictures[n].id,))
         for n in range(items)
     ]
     to_text = [
-        Query(Item(f"7:{items + n + 1}", None, pictures[n].image, "image"), 3, (texts[n].id,))
+        Query(Item(f"7:{items + n + 1}", None, pictures[n].images, "image"), 3, (texts[n].id,))
         for n in range(items)
     ]
     write_queries(root / "query" / "train" / "mbeir_squares_train.jsonl", to_image + to_text)
@@ -97,13 +98,21 @@ def config(tmp_path_factory):
 @pytest.fixture
 def retriever(config):
     torch.manual_seed(0)
-    return ClipScoreFusion(config, optimizer=AdamWCosine(lr=1e-3))
+    return ClipScoreFusion(config)
 
 
-def read_for(retriever, data):
-    data.use(retriever.processor)
-    data.setup("fit")
-    return data
+def loader_for(retriever, data):
+    """Batches of training pairs."""
+    pairs, _ = data.training(retriever.collator())
+    return data.pairs_loader(pairs, retriever.collator())
+
+
+def checkpoint_of(retriever):
+    """What fit would write after no step."""
+    module = Contrastive(retriever)
+    saved = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(saved)
+    return saved
 
 
 def batch_of(retriever, kinds):
@@ -116,7 +125,7 @@ def batch_of(retriever, kinds):
         )
         for n, kind in enumerate(kinds)
     ]
-    return examples, make_inputs(examples, retriever.processor)
+    return examples, retriever.collator()(examples, "query")
 
 
 @pytest.mark.parametrize("kinds", [["t", "i", "it", "t"], ["t", "t"], ["i"], ["it"]])
@@ -126,7 +135,7 @@ def test_routed_towers_equal_masked_towers(config, kinds, normalise):
     retriever = ClipScoreFusion(config, normalize_towers=normalise)
     examples, inputs = batch_of(retriever, kinds)
     clip = retriever.clip
-    texts = clip.encode_text(retriever.processor.tokenize([e.text or "" for e in examples]))
+    texts = clip.encode_text(retriever.collator().tokenize([e.text or "" for e in examples]))
     blank = torch.zeros(3, 16, 16)
     images = clip.encode_image(
         torch.stack([blank if e.image is None else e.image for e in examples])
@@ -136,7 +145,9 @@ def test_routed_towers_equal_masked_towers(config, kinds, normalise):
     mask_t = torch.tensor([[float("t" in kind)] for kind in kinds])
     mask_i = torch.tensor([[float("i" in kind)] for kind in kinds])
     want = functional.normalize(mask_t * texts + mask_i * images, dim=-1)
-    torch.testing.assert_close(retriever.encode(inputs, "query"), want, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        retriever.encode(inputs, "query").vectors, want, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_only_the_needed_tower_runs(retriever, monkeypatch):
@@ -152,11 +163,11 @@ def test_only_the_needed_tower_runs(retriever, monkeypatch):
         patch.setattr(retriever.clip.transformer, "forward", never)
         retriever.encode(images, "query")
     with pytest.raises(ValueError, match="at least one"):
-        retriever.encode(make_inputs([], retriever.processor), "query")
+        retriever.encode(retriever.collator()([], "query"), "query")
 
 
 def test_trimmed_text_equals_full_text(retriever):
-    tokens = retriever.processor.tokenize(["a", "a red square", "word " * 40])
+    tokens = retriever.collator().tokenize(["a", "a red square", "word " * 40])
     for rows in (tokens[:1], tokens[:2], tokens):
         torch.testing.assert_close(
             encode_text(retriever.clip, rows),
@@ -168,7 +179,7 @@ def test_trimmed_text_equals_full_text(retriever):
 
 def test_training_text_has_a_random_instruction_and_test_text_the_first(root):
     data = MBeirData(str(root), text_rule="uniir")
-    query = Query(Item("7:1", "a thing", None, "text"), 0, ("7:1",))
+    query = Query(Item("7:1", "a thing", (), "text"), 0, ("7:1",))
     assert data.recipe.query(query, "image") == "Find it. a thing."
     from random import Random
 
@@ -180,8 +191,7 @@ def test_training_text_has_a_random_instruction_and_test_text_the_first(root):
 
 
 def test_pairs_are_drawn_anew_per_epoch_and_the_same_in_any_process(retriever, root):
-    data = read_for(retriever, MBeirData(str(root)))
-    loader = data.train_dataloader()
+    loader = loader_for(retriever, MBeirData(str(root)))
     size = len(loader.dataset)
     assert size == 40
     first = [loader.dataset[key].query.text for key in range(size)]
@@ -207,8 +217,8 @@ def test_image_cache_is_bounded_and_changes_nothing(root):
 
 def test_evaluate_writes_runs_that_give_the_same_numbers(retriever, root, tmp_path):
     data = MBeirData(str(root), loader=LoaderConfig(eval_batch_size=7))
-    first = evaluate(retriever, data, tmp_path / "a", accelerator="cpu")
-    again = evaluate(retriever, data, tmp_path / "b", accelerator="cpu")
+    first = evaluate(retriever, data, tmp_path / "a", device="cpu")
+    again = evaluate(retriever, data, tmp_path / "b", device="cpu")
     assert [row.metrics for row in first.rows] == [row.metrics for row in again.rows]
     assert first.made_by == again.made_by
     saved = json.loads((tmp_path / "a" / "metrics.json").read_text())
@@ -232,20 +242,20 @@ def test_evaluate_writes_runs_that_give_the_same_numbers(retriever, root, tmp_pa
 
 def test_local_search_equals_a_plain_one(retriever, root, tmp_path):
     data = MBeirData(str(root), test=SearchConfig(union=False, depth=5))
-    evaluate(retriever, data, tmp_path, accelerator="cpu")
+    evaluate(retriever, data, tmp_path, device="cpu")
     plan = plan_test(DataRoot(root), "test", False, [0], None)
     with torch.no_grad():
         retriever.eval()
-        vectors = {}
+        collator, vectors = retriever.collator(), {}
         for side, size, example in (
-            ("c", 20, lambda n: data._reader().candidate(plan.item(n))),
-            ("q", 8, lambda n: data._reader().query(*plan.queries[n])),
+            ("c", 20, lambda n: data.reader(collator).candidate(plan.item(n))),
+            ("q", 8, lambda n: data.reader(collator).query(*plan.queries[n])),
         ):
-            inputs = make_inputs([example(n) for n in range(size)], retriever.processor)
-            vectors[side] = retriever.encode(inputs, "query")
+            inputs = retriever.collator()([example(n) for n in range(size)], "query")
+            vectors[side] = retriever.encode(inputs, "query").vectors
     best = (vectors["q"] @ vectors["c"].T).argmax(1).tolist()
     run = read_run(tmp_path / "squares_task0.local.trec")
-    assert [hits[0].did for hits in run.values()] == [plan.ids[row] for row in best]
+    assert [hits[0].did for hits in run.values()] == [plan.ids[row].as_py() for row in best]
     assert {len(hits) for hits in run.values()} == {5}
 
 
@@ -253,14 +263,13 @@ def test_bad_pictures_stop_or_are_counted(retriever, tmp_path):
     root = make_root(tmp_path / "root", items=10)
     (root / "mbeir_images" / "squares_images" / "9.png").write_bytes(b"no picture")
     with pytest.raises(ImageError, match=r"item 7:10: .*on_bad_image=skip"):
-        evaluate(retriever, MBeirData(str(root)), tmp_path / "a", accelerator="cpu")
+        evaluate(retriever, MBeirData(str(root)), tmp_path / "a", device="cpu")
     data = MBeirData(str(root), on_bad_image="skip", batch_size=20)
-    results = evaluate(retriever, data, tmp_path / "b", accelerator="cpu")
+    results = evaluate(retriever, data, tmp_path / "b", device="cpu")
     row = next(row for row in results.rows if (row.task, row.pool) == (0, "local"))
     assert (row.failed_candidates, row.candidates, row.dangling) == (1, 9, 0)
     assert "candidates without a vector" in results.notes()
-    read_for(retriever, data)
-    batch = next(iter(data.train_dataloader()))
+    batch = next(iter(loader_for(retriever, data)))
     assert batch.dropped == 2  # the picture is a query once and a candidate once
     assert batch.queries.size == 18
 
@@ -269,14 +278,14 @@ def test_dangling_positives_are_counted(retriever, tmp_path):
     root = make_root(tmp_path / "root", items=10)
     with (root / "qrels" / "test" / "mbeir_squares_task0_test_qrels.txt").open("a") as file:
         file.write("7:1 0 7:999 1 0\n")
-    results = evaluate(retriever, MBeirData(str(root)), tmp_path / "a", accelerator="cpu")
+    results = evaluate(retriever, MBeirData(str(root)), tmp_path / "a", device="cpu")
     assert [row.dangling for row in results.rows if row.task == 0] == [1, 1]
 
 
 def test_an_id_for_two_things_is_refused(tmp_path):
     root = make_root(tmp_path, items=10)
     path = root / "cand_pool" / "local" / "mbeir_squares_task3_cand_pool.jsonl"
-    write_candidates(path, [Item("7:1", "another", None, "text")])
+    write_candidates(path, [Item("7:1", "another", (), "text")])
     with pytest.raises(DataError, match="another candidate"):
         plan_test(DataRoot(root), "test", True, None, None)
 
@@ -308,7 +317,7 @@ def test_a_local_folder_brings_weights_and_tokenizer(retriever, tmp_path):
     save_file(state, tmp_path / "open_clip_model.safetensors")
     loaded, processor = load_clip(f"local-dir:{tmp_path}")
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in state.items())
-    assert torch.equal(processor.tokenize(["a b"]), retriever.processor.tokenize(["a b"]))
+    assert torch.equal(processor.tokenize(["a b"]), retriever.collator().tokenize(["a b"]))
     torch.manual_seed(1)
     fresh, _ = load_clip(f"local-dir:{tmp_path}", random_init=True)
     assert not torch.equal(fresh.visual.proj, loaded.visual.proj)

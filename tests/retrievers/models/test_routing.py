@@ -11,12 +11,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from retrievers.data.examples import Candidate, Example, PairCollator, PairExample
-from retrievers.models.backbone import load_clip
-from retrievers.models.clip import ClipScoreFusion
-from retrievers.models.clip_ff import ClipFeatureFusion
+from retrievers.models.clip import ClipFeatureFusion, ClipScoreFusion
 from retrievers.models.fusion_layers import FusionLayers
-from retrievers.models.towers import encode_text, length_groups, text_tower
-from retrievers.training.losses import Objective
+from retrievers.models.towers import encode_text, length_groups, load_clip, text_tower
+from retrievers.training.module import Contrastive
+from retrievers.training.objective import Objective
 from tests.retrievers.models.test_feature_fusion import SIGLIP, SPLIT
 from tests.retrievers.models.test_retriever import make_config
 
@@ -77,10 +76,11 @@ class Step(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         settings = {"fusion": FusionLayers(1, 2, 8, 16, 0.0)} if kind is ClipFeatureFusion else {}
-        self.retriever = kind(config, objective=Objective(symmetric=True), chunk=2, **settings)
+        self.retriever = kind(config, **settings)
+        self.training = Contrastive(self.retriever, Objective(symmetric=True), chunk=2)
 
     def forward(self, batch):
-        return self.retriever.loss(batch)["loss"]
+        return self.training.loss(batch)["loss"]
 
 
 def pairs_of(processor, kinds):
@@ -116,7 +116,7 @@ def two_processes(rank, port, config, folder):
         parallel = DistributedDataParallel(step)
         for _ in range(2):  # the second step waits for ever if the first left a parameter out
             step.zero_grad()
-            parallel(pairs_of(step.retriever.processor, SHARES[rank])).backward()
+            parallel(pairs_of(step.retriever.collator(), SHARES[rank])).backward()
         grads[kind.__name__] = {name: p.grad for name, p in step.named_parameters()}
     torch.save(grads, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -131,7 +131,7 @@ def test_processes_that_lack_a_modality_equal_one(tmp_path):
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     for kind in KINDS:
         step = Step(kind, config)
-        step(pairs_of(step.retriever.processor, SHARES[0] + SHARES[1])).backward()
+        step(pairs_of(step.retriever.collator(), SHARES[0] + SHARES[1])).backward()
         for name, parameter in step.named_parameters():
             first, second = (part[kind.__name__][name] for part in parts)
             assert torch.equal(first, second), name

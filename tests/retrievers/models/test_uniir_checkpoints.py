@@ -12,12 +12,11 @@ from transformers import T5Config
 from transformers.models.t5.modeling_t5 import T5Stack
 
 from augment.errors import DataError, MismatchError
-from retrievers.models import checkpoints
-from retrievers.models.checkpoints import read_checkpoint
-from retrievers.models.clip import ClipScoreFusion
-from retrievers.models.clip_ff import ClipFeatureFusion
+from retrievers.models import load as loading
+from retrievers.models.clip import ClipFeatureFusion, ClipScoreFusion
 from retrievers.models.fusion_layers import FusionLayers
-from retrievers.models.loading import load_retriever
+from retrievers.models.load import load, load_weights, read_checkpoint
+from retrievers.training.module import Contrastive
 from tests.retrievers.models.test_retriever import batch_of
 
 CONFIG = {
@@ -142,39 +141,39 @@ def config(tmp_path_factory):
 def test_released_files_give_uniirs_vectors(config, tmp_path, features, monkeypatch):
     path = tmp_path / "released.pth"
     model = released(path, features)
-    monkeypatch.setitem(checkpoints._UNIIR_MODELS, (128, 8), config)
-    retriever = load_retriever(path)
+    monkeypatch.setitem(loading._UNIIR_MODELS, (128, 8), config)
+    retriever = load(path)
     assert type(retriever) is (ClipFeatureFusion if features else ClipScoreFusion)
     assert retriever.trained_on is None
     examples, inputs = batch_of(retriever, KINDS)
-    texts = retriever.processor.tokenize([e.text or "" for e in examples])
+    texts = retriever.collator().tokenize([e.text or "" for e in examples])
     zeros = torch.zeros(3, 16, 16)
     images = torch.stack([zeros if e.image is None else e.image for e in examples])
     masks = [torch.tensor([[float(letter in kind)] for kind in KINDS]) for letter in "ti"]
     with torch.no_grad():
         want = functional.normalize(model(texts, images, *masks), dim=-1)
-        ours = retriever.encode(inputs, "query")
+        ours = retriever.encode(inputs, "query").vectors
     torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-5)
 
 
 def test_initial_weights_and_what_does_not_fit(config, tmp_path):
     path = tmp_path / "released.pth"
     model = released(path, True)
-    retriever = ClipFeatureFusion(config, init_from=str(path))  # masked attention, their weights
-    retriever.setup("fit")
+    retriever = ClipFeatureFusion(config)  # masked attention, their weights
+    Contrastive(retriever, init_from=str(path)).setup("fit")
     own = retriever.state_dict()
     assert torch.equal(own["clip.visual.proj"], model.clip_model.visual.proj)
     assert own["t5_layers.block.0.layer.0.SelfAttention.q.weight"].dtype == torch.float32
     with pytest.raises(MismatchError, match=r"missing: clip\.text_projection; unexpected: t5_lay"):
-        ClipScoreFusion(config).load_weights(path)
+        load_weights(ClipScoreFusion(config), path)
     small = ClipFeatureFusion(config, fusion=FusionLayers(1, 12))
     with pytest.raises(MismatchError, match=r"unexpected: t5_layers\.block\.1.* and \d+ more"):
-        small.load_weights(path)
+        load_weights(small, path)
     released(path, False, **{"clip_model.visual.proj": torch.zeros(128, 32)})
     with pytest.raises(MismatchError, match=r"visual\.proj \(128, 32\), wanted \(128, 64\)"):
-        ClipScoreFusion(config).load_weights(path)
+        load_weights(ClipScoreFusion(config), path)
     with pytest.raises(DataError, match="of a size that UniIR did not release"):
-        load_retriever(path)
+        load(path)
     released(path, False, **{"clip_model.visual.conv1.weight": None})
     with pytest.raises(DataError, match=r"no clip_model\.visual\.conv1\.weight"):
         read_checkpoint(path)

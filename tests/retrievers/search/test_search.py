@@ -12,7 +12,7 @@ from PIL import Image
 
 import retrievers
 from augment import corpus, queries
-from augment.data.columnar import open_queries
+from augment.data.pools import open_queries
 from augment.enrichment.pipeline import Options
 from augment.errors import DataError, EngineError, ImageError, MismatchError, StoreError
 from retrievers import Searcher
@@ -20,11 +20,11 @@ from retrievers.data.module import MBeirData
 from retrievers.data.settings import EmbeddingConfig, LoaderConfig
 from retrievers.data.texts import ViewConfig
 from retrievers.evaluation.run_files import read_run
-from retrievers.models.loading import load_retriever
+from retrievers.models.load import load
 from retrievers.search import answers as search
 from retrievers.search.pictures import QueryPictures
-from retrievers.training.trainer import Trainer
-from retrievers.vectors.evaluate import evaluate
+from retrievers.vectors.embed import embed
+from retrievers.vectors.search import test as evaluate
 from tests.retrievers.models.test_retriever import make_root
 from tests.worlds import HOSTILE, SCRIPTED, World
 
@@ -43,7 +43,7 @@ def raw(world):
 
 def test_ranks_as_the_evaluation_does(world, raw, tmp_path):
     data = MBeirData(str(world.root), on_bad_image="skip", loader=LoaderConfig(eval_batch_size=8))
-    evaluate(load_retriever(world.raw), data, tmp_path, accelerator="cpu")
+    evaluate(load(world.raw), data, tmp_path, device="cpu")
     for task, name in TASKS.items():
         run = read_run(tmp_path / f"{name}.union.trec")
         file = world.root / "query" / "test" / f"mbeir_squares_task{task}_test.jsonl"
@@ -142,9 +142,7 @@ def test_embeddings_are_searched_where_they_lie(world, raw, tmp_path, monkeypatc
     shutil.copytree(world.raw.parent, run / "checkpoints")
     kept = EmbeddingConfig(str(run / "embeddings"), dtype="float32")
     data = MBeirData(str(world.root), on_bad_image="skip", embeddings=kept)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = Trainer(accelerator="cpu", enable_checkpointing=False, **quiet)
-    trainer.embed(load_retriever(world.raw), data)
+    embed(load(world.raw), data, device="cpu")
     # Found beside the checkpoint, or named; nothing is embedded again.
     monkeypatch.setattr("retrievers.search.searcher._embed", None)
     checkpoint = run / "checkpoints" / "last.ckpt"

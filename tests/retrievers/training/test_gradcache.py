@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from retrievers.data.examples import Inputs, slice_inputs
+from retrievers.models.inputs import Inputs
 from retrievers.training.gradcache import encode_in_chunks
-from retrievers.training.losses import Objective
+from retrievers.training.objective import Objective
 from tests.references import make_batch, make_groups
 
 
@@ -75,9 +75,7 @@ def one_after_another(size):
 
     def encode(towers, batch, side):
         starts = range(0, batch.size, size)
-        return torch.cat(
-            [towers.encode(slice_inputs(batch, start, start + size), side) for start in starts]
-        )
+        return torch.cat([towers.encode(batch.rows(start, start + size), side) for start in starts])
 
     return encode
 
@@ -130,7 +128,7 @@ def test_no_graph_no_chunks_and_no_empty_chunks():
 
 def test_slices_hold_their_rows_and_nothing_else():
     batch = make_inputs(4, 11)
-    parts = [slice_inputs(batch, start, start + 4) for start in range(0, 11, 4)]
+    parts = [batch.rows(start, start + 4) for start in range(0, 11, 4)]
     assert [part.size for part in parts] == [4, 4, 3]
     for name in ("texts", "images"):
         together = torch.cat([getattr(part, name) for part in parts])

@@ -5,21 +5,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from retrievers.training.losses import (
-    NO_ID,
-    Distillation,
-    Groups,
-    Labels,
-    Objective,
-    hash_id,
-    info_nce,
-    join,
-    kl_divergence,
-    known_pairs,
-    margin_mse,
-    pad_ids,
-    siglip,
-)
+from retrievers.data.examples import NO_ID, Groups, Labels, hash_id, pad_ids
+from retrievers.training.gather import join, known_pairs
+from retrievers.training.losses import info_nce, kl_divergence, margin_mse, siglip
+from retrievers.training.objective import Distillation, Objective
 from tests.references import OBJECTIVES, loop_objective, make_batch, make_groups
 
 

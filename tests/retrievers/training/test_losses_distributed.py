@@ -7,9 +7,8 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from retrievers.data.examples import slice_inputs
+from retrievers.data.examples import Groups, Labels
 from retrievers.training.gradcache import encode_in_chunks
-from retrievers.training.losses import Groups, Labels
 from tests.references import OBJECTIVES, loop_objective, make_batch, make_groups
 from tests.retrievers.training.test_gradcache import Towers, make_inputs, make_towers
 
@@ -74,8 +73,8 @@ def two_processes(rank, port, folder):
         value.backward()
         saved.append((value.detach(), scale.grad, q.grad, c.grad))
     model = DistributedDataParallel(Model(2))
-    inputs = slice_inputs(make_inputs(1, BATCH), int(rows[0]), int(rows[-1]) + 1)
-    docs = slice_inputs(make_inputs(2, BATCH), int(rows[0]), int(rows[-1]) + 1)
+    inputs = make_inputs(1, BATCH).rows(int(rows[0]), int(rows[-1]) + 1)
+    docs = make_inputs(2, BATCH).rows(int(rows[0]), int(rows[-1]) + 1)
     only = Labels(labels.queries, labels.candidates[: len(rows)], labels.positives)
     model(inputs, docs, only, Groups(groups.rows[:, :1], groups.scores[:, :1])).backward()
     grads = [p.grad for p in model.parameters()]

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from retrievers.cli import main
-from retrievers.training.saving import LatestCheckpoint
+from retrievers.training.callbacks import LatestCheckpoint
 from tests.retrievers.models.test_retriever import CONFIG, make_root
 from tests.retrievers.test_cli_retrievers import options
 

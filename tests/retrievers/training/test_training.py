@@ -12,16 +12,18 @@ from pyarrow import parquet
 from augment.data import DataRoot, write_queries
 from augment.errors import DataError, MismatchError
 from augment.records import Query
-from retrievers.data.examples import Example, Inputs, make_inputs
+from retrievers.data.examples import NO_ID, Example, hash_id
 from retrievers.data.module import MBeirData
 from retrievers.data.negatives import COLUMNS, NegativesConfig
 from retrievers.data.samplers import SamplingConfig
 from retrievers.data.settings import LoaderConfig, ValidationConfig
 from retrievers.models.clip import ClipScoreFusion
-from retrievers.training.losses import NO_ID, Distillation, Objective, hash_id
-from retrievers.training.monitor import Throughput, hint
+from retrievers.models.inputs import Inputs
+from retrievers.training.callbacks import Throughput, hint
+from retrievers.training.module import Contrastive, Loaders
+from retrievers.training.objective import Distillation, Objective
 from retrievers.training.optim import AdamWCosine
-from tests.retrievers.models.test_retriever import make_config, make_root, read_for
+from tests.retrievers.models.test_retriever import loader_for, make_config, make_root
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +36,10 @@ def config(tmp_path_factory):
     return make_config(tmp_path_factory.mktemp("model"))
 
 
-def make_retriever(config, **settings):
+def make_training(config, truncate_dim=None, compile=False, **settings):  # noqa: A002
     torch.manual_seed(0)
-    return ClipScoreFusion(config, optimizer=AdamWCosine(lr=1e-3), **settings)
+    encoder = ClipScoreFusion(config, truncate_dim=truncate_dim, compile=compile)
+    return Contrastive(encoder, optimizer=AdamWCosine(lr=1e-3), **settings)
 
 
 class Watch(lightning.Callback):
@@ -49,15 +52,15 @@ class Watch(lightning.Callback):
         self.seen.update({k: float(v) for k, v in trainer.callback_metrics.items()})
 
 
-def fit(retriever, root, steps=2, watch=None, **options):
+def fit(training, root, steps=2, watch=None, **options):
     data = MBeirData(str(root), batch_size=8, validation=ValidationConfig(queries=0))
     trainer = lightning.Trainer(
         accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
         enable_model_summary=False, enable_progress_bar=False, max_steps=steps,
         callbacks=[watch] if watch else None, limit_val_batches=0, log_every_n_steps=2, **options,
     )  # fmt: skip
-    trainer.fit(retriever, datamodule=data)
-    return {name: value.clone() for name, value in retriever.state_dict().items()}
+    trainer.fit(training, datamodule=Loaders(data))
+    return {name: value.clone() for name, value in training.state_dict().items()}
 
 
 @pytest.mark.parametrize(
@@ -68,9 +71,9 @@ def fit(retriever, root, steps=2, watch=None, **options):
     ],
 )
 def test_chunks_train_like_whole_batches(config, root, options, tolerance):
-    whole = fit(make_retriever(config), root, **options)
-    chunked = fit(make_retriever(config, chunk=3, keep_chunks=1), root, **options)
-    start = make_retriever(config).state_dict()
+    whole = fit(make_training(config), root, **options)
+    chunked = fit(make_training(config, chunk=3, keep_chunks=1), root, **options)
+    start = make_training(config).state_dict()
     assert any(not torch.equal(start[name], value) for name, value in whole.items())
     for name, value in whole.items():
         torch.testing.assert_close(chunked[name], value, rtol=0, atol=tolerance)
@@ -78,7 +81,7 @@ def test_chunks_train_like_whole_batches(config, root, options, tolerance):
 
 def test_speed_and_memory_are_logged(config, root):
     watch = Watch()
-    fit(make_retriever(config), root, steps=5, watch=watch)
+    fit(make_training(config), root, steps=5, watch=watch)
     assert watch.seen["speed/pairs_per_s"] > 0
     assert 0 <= watch.seen["speed/data_wait"] <= 1
     assert watch.seen["speed/peak_mib"] > 10
@@ -95,7 +98,7 @@ def test_speed_reaches_the_loggers(config, root, tmp_path, accumulate):
         enable_model_summary=False, enable_progress_bar=False, limit_val_batches=0,
         log_every_n_steps=3, accumulate_grad_batches=accumulate,
     )  # fmt: skip
-    trainer.fit(make_retriever(config), datamodule=data)
+    trainer.fit(make_training(config), datamodule=Loaders(data))
     with Path(logger.log_dir, "metrics.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["step"] for row in rows if float(row["speed/pairs_per_s"]) > 0] == ["2", "5"]
@@ -118,9 +121,9 @@ def test_waiting_for_data_is_measured(config, root):
             self.share = trainer.callback_metrics["speed/data_wait"]
 
     slow = Slow()
-    fit(make_retriever(config), root, steps=5, watch=slow)
+    fit(make_training(config), root, steps=5, watch=slow)
     assert slow.share > 0.2
-    assert sum(isinstance(c, Throughput) for c in make_retriever(config).configure_callbacks()) == 1
+    assert sum(isinstance(c, Throughput) for c in make_training(config).configure_callbacks()) == 1
 
 
 def test_other_objectives_train(config, root):
@@ -129,30 +132,34 @@ def test_other_objectives_train(config, root):
         Objective(matryoshka=(4, 8), several="average", margin=0.1),
         Objective(distillation=Distillation("kl")),
     ):
-        retriever = make_retriever(config, objective=objective)
-        before = retriever.clip.visual.proj.clone()
-        fit(retriever, root, steps=1)
-        assert not torch.equal(before, retriever.clip.visual.proj)
-    plain, sigmoid = make_retriever(config), make_retriever(config, objective=Objective("siglip"))
-    assert sigmoid.logit_bias.item() == -10
+        training = make_training(config, objective=objective)
+        before = training.encoder.clip.visual.proj.clone()
+        fit(training, root, steps=1)
+        assert not torch.equal(before, training.encoder.clip.visual.proj)
+    plain, sigmoid = make_training(config), make_training(config, objective=Objective("siglip"))
+    assert sigmoid.encoder.logit_bias.item() == -10
     sigmoid.load_state_dict(plain.state_dict())
     plain.load_state_dict(sigmoid.state_dict())
 
 
 def test_blocks_compile_in_place(config):
-    compiled = make_retriever(config, compile=True)
-    assert list(compiled.state_dict()) == list(make_retriever(config).state_dict())
-    blocks = [*compiled.clip.visual.transformer.resblocks, *compiled.clip.transformer.resblocks]
+    compiled = make_training(config, compile=True)
+    assert list(compiled.state_dict()) == list(make_training(config).state_dict())
+    blocks = [
+        *compiled.encoder.clip.visual.transformer.resblocks,
+        *compiled.encoder.clip.transformer.resblocks,
+    ]
     assert all(block._compiled_call_impl is not None for block in blocks)
 
 
 def loader_of(config, root, **settings):
-    data = read_for(make_retriever(config), MBeirData(str(root), batch_size=8, **settings))
-    return data.train_dataloader()
+    encoder = make_training(config).encoder
+    return loader_for(encoder, MBeirData(str(root), batch_size=8, **settings))
 
 
 def test_not_finite_names_the_pairs(config, root):
-    retriever = make_retriever(config)
+    training = make_training(config)
+    retriever = training.encoder
     batch = next(iter(loader_of(config, root)))
     qid, did = batch.names[2]
     with torch.no_grad():
@@ -165,27 +172,28 @@ def test_not_finite_names_the_pairs(config, root):
             place = batch.queries.image_rows.tolist().index(2)
             batch.queries.images[place] = float("nan")
     with pytest.raises(DataError, match=r"not finite at step 0 .*pairs without.*") as caught:
-        retriever.training_step(batch, 0)
+        training.training_step(batch, 0)
     assert f"{qid} with {did}" in str(caught.value)
     with torch.no_grad():
         retriever.clip.logit_scale.fill_(float("nan"))
     with pytest.raises(DataError, match="logit_scale nan"):
-        retriever.training_step(batch, 0)
+        training.training_step(batch, 0)
 
 
 def test_empty_batches_and_wrong_sizes_are_told(config, root):
-    retriever = make_retriever(config)
+    training = make_training(config)
+    retriever = training.encoder
     batch = next(iter(loader_of(config, root)))
-    empty = make_inputs([], retriever.processor)
-    with pytest.raises(DataError, match=r"no pair .* readable .*augment\.validate"):
-        retriever.training_step(batch._replace(queries=empty), 0)
+    empty = retriever.collator()([], "query")
+    with pytest.raises(DataError, match=r"no pair .* readable .*augment validate"):
+        training.training_step(batch._replace(queries=empty), 0)
     large = Inputs(1, torch.zeros(0, 1), torch.zeros(0), torch.zeros(1, 3, 32, 24), torch.zeros(1))
     with pytest.raises(MismatchError, match="32 x 24 pixels for a model that takes 16 x 16"):
         retriever.encode(large, "query")
     two = [Example(0, None, torch.zeros(3, 8, 8), id="1:1"),
            Example(1, None, torch.zeros(3, 8, 9), id="1:2")]  # fmt: skip
     with pytest.raises(DataError, match=r"1:2: .*\(3, 8, 9\).* 1:1 .*\(3, 8, 8\)"):
-        make_inputs(two, retriever.processor)
+        retriever.collator()(two, "query")
     with pytest.raises(DataError, match=r"data\.batch_size must be at least 1"):
         MBeirData(str(root), batch_size=0)
 
@@ -222,7 +230,7 @@ def test_mined_negatives_join_the_batch(config, root, tmp_path):
 def test_published_negatives_and_further_positives(config, tmp_path):
     root = make_root(tmp_path / "root", items=10)
     (file,) = DataRoot(root).query_files("train")
-    from augment.data.columnar import open_queries
+    from augment.data.pools import open_queries
 
     queries = [
         Query(q.item, q.task, (*q.positives, "7:9"), ("7:10", "7:9"))
@@ -269,16 +277,18 @@ def test_homogeneous_batches_by_name(config, root):
 
 
 def test_prefixes_of_vectors(config, root, tmp_path):
-    whole, short = make_retriever(config), make_retriever(config, truncate_dim=4)
+    training = make_training(config, truncate_dim=4)
+    whole, short = make_training(config).encoder, training.encoder
     short.load_state_dict(whole.state_dict())
-    inputs = make_inputs([Example(0, "red", None), Example(1, "blue square", None)],
-                         whole.processor)  # fmt: skip
+    inputs = whole.collator()([Example(0, "red", None), Example(1, "blue square", None)], "query")  # fmt: skip
     with torch.no_grad():
-        expected = torch.nn.functional.normalize(whole.encode(inputs, "query")[:, :4], dim=-1)
-        torch.testing.assert_close(short.encode(inputs, "query"), expected)
-    assert "truncate_dim" not in whole.describe()
-    assert short.describe()["truncate_dim"] == 4
+        expected = torch.nn.functional.normalize(
+            whole.encode(inputs, "query").vectors[:, :4], dim=-1
+        )
+        torch.testing.assert_close(short.encode(inputs, "query").vectors, expected)
+    assert "truncate_dim" not in whole.settings()
+    assert short.settings()["truncate_dim"] == 4
     with pytest.raises(DataError, match=r"--model\.objective\.matryoshka="):
-        fit(short, root)
+        fit(training, root)
     with pytest.raises(MismatchError, match="truncate_dim is 17, and vectors have 16 numbers"):
-        make_retriever(config, truncate_dim=17).encode(inputs, "query")
+        make_training(config, truncate_dim=17).encoder.encode(inputs, "query")

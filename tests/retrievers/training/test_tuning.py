@@ -1,18 +1,20 @@
 """Frozen towers and low-rank updates: what moves, what is saved; merging changes nothing."""
 
+import json
+
 import pytest
 import torch
 
 from augment.errors import DataError, MismatchError
 from retrievers.cli import main
-from retrievers.models.clip import ClipScoreFusion
-from retrievers.models.clip_ff import ClipFeatureFusion
+from retrievers.models.clip import ClipFeatureFusion, ClipScoreFusion
 from retrievers.models.fusion_layers import FusionLayers
-from retrievers.models.loading import load_retriever
-from retrievers.training.tuning import Tuning
+from retrievers.models.load import load, load_weights
+from retrievers.training.module import Contrastive
+from retrievers.training.tuning import Tuning, merge
 from tests.retrievers.models.test_retriever import batch_of, make_config, make_root
 from tests.retrievers.test_cli_retrievers import options
-from tests.retrievers.training.test_training import fit, make_retriever
+from tests.retrievers.training.test_training import fit, make_training
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +51,10 @@ LORA = Tuning(lora_rank=2, lora_alpha=4)
     ],
 )  # fmt: skip
 def test_what_is_frozen_does_not_move_and_the_rest_does(config, root, tuning, moves):
-    retriever = make_retriever(config, tuning=tuning, chunk=3)
+    training = make_training(config, tuning=tuning, chunk=3)
+    retriever = training.encoder
     start = {name: value.clone() for name, value in retriever.state_dict().items()}
-    fit(retriever, root, steps=3)
+    fit(training, root, steps=3)
     for name, parameter in retriever.named_parameters():
         assert parameter.requires_grad == moves(name), name
         assert torch.equal(start[name], parameter) != moves(name), name
@@ -74,22 +77,24 @@ def test_updates_start_at_nothing_and_merge_to_the_same_vectors(config):
         torch.manual_seed(0)
         more = {"fusion": FusionLayers(1, 2, 8, 16)} if kind is ClipFeatureFusion else {}
         plain = kind(config, **more).eval()
-        lora = kind(config, tuning=LORA, **more).eval()
+        lora = Contrastive(kind(config, **more), tuning=LORA).encoder.eval()
         lora.load_state_dict(plain.state_dict())  # of a plain model into one with updates
         _, inputs = batch_of(plain, ["t", "i", "it"])
         with torch.no_grad():
-            torch.testing.assert_close(lora.encode(inputs, "query"), plain.encode(inputs, "query"))
+            torch.testing.assert_close(
+                lora.encode(inputs, "query").vectors, plain.encode(inputs, "query").vectors
+            )
             for name, parameter in lora.named_parameters():
                 if name.endswith("lora_b"):
                     parameter.normal_()
             by_hand = weights_by_hand(lora, plain)
-            moved = lora.encode(inputs, "query")
-            assert not torch.allclose(moved, plain.encode(inputs, "query"), atol=1e-3)
-            lora.merge_lora()
-            torch.testing.assert_close(lora.encode(inputs, "query"), moved)
+            moved = lora.encode(inputs, "query").vectors
+            assert not torch.allclose(moved, plain.encode(inputs, "query").vectors, atol=1e-3)
+            merge(lora)
+            torch.testing.assert_close(lora.encode(inputs, "query").vectors, moved)
             assert set(lora.state_dict()) == set(plain.state_dict())
             plain.load_state_dict(by_hand)  # W + alpha / rank * B A
-            torch.testing.assert_close(plain.encode(inputs, "query"), moved)
+            torch.testing.assert_close(plain.encode(inputs, "query").vectors, moved)
 
 
 def test_checkpoints_are_small_resume_and_load(root, tmp_path, capsys):
@@ -110,25 +115,27 @@ def test_checkpoints_are_small_resume_and_load(root, tmp_path, capsys):
     assert sum(value.numel() for value in saved["state_dict"].values()) < whole / 20
     assert last.stat().st_size < 4 * whole / 4
     assert run("test", "whole", f"--ckpt_path={last}") == 0
-    retriever = load_retriever(last)
-    frozen = ClipScoreFusion().state_dict()
-    own = dict(retriever.named_parameters())
+    retriever = load(last)
+    frozen, own = ClipScoreFusion().state_dict(), retriever.state_dict()
     name = "clip.visual.transformer.resblocks.0.attn"
-    assert torch.equal(
-        own[f"{name}.parametrizations.in_proj_weight.original"], frozen[f"{name}.in_proj_weight"]
+    state, update = saved["state_dict"], f"encoder.{name}.parametrizations.in_proj_weight.0.lora_"
+    added = 16 / 2 * state[f"{update}b"] @ state[f"{update}a"]  # alpha / rank
+    torch.testing.assert_close(
+        own[f"{name}.in_proj_weight"], frozen[f"{name}.in_proj_weight"] + added
     )
-    for key, value in saved["state_dict"].items():
-        assert torch.equal(retriever.state_dict()[key], value), key
+    assert torch.equal(own[f"{name}.in_proj_bias"], frozen[f"{name}.in_proj_bias"])
+    assert torch.equal(own["clip.logit_scale"], state["encoder.clip.logit_scale"])
+    tested = json.loads((tmp_path / "whole" / "metrics.json").read_text())["made_by"]
+    assert tested == retriever.fingerprint(retriever.trained_on)
     # Exported, it is an ordinary model of open_clip with the updates in its weights.
     assert main(["export", f"--checkpoint={last}", f"--out={tmp_path / 'exported'}"]) == 0
-    exported = load_retriever(f"local-dir:{tmp_path / 'exported'}")
-    retriever.merge_lora()
+    exported = load(f"local-dir:{tmp_path / 'exported'}")
     weight = exported.clip.visual.transformer.resblocks[0].attn.in_proj_weight
     assert torch.equal(weight, retriever.clip.visual.transformer.resblocks[0].attn.in_proj_weight)
     assert not torch.equal(weight, frozen[f"{name}.in_proj_weight"])
     capsys.readouterr()
     with pytest.raises(MismatchError, match="this model is frozen otherwise"):
-        ClipScoreFusion(tuning=LORA, random_init=True).load_weights(last)
+        load_weights(ClipScoreFusion(random_init=True), last)
 
 
 def test_settings_that_make_no_sense_are_told():

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from augment.errors import DataError, MismatchError, StoreError
+from retrievers.data.plan import Content
 from retrievers.vectors import open_index
 from retrievers.vectors import store as store_module
-from retrievers.vectors.embed import Content, Embeddings, item_keys
+from retrievers.vectors.rows import Embeddings, item_keys
 from retrievers.vectors.store import EmbeddingStore, EmbeddingWriter
 
 

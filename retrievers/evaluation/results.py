@@ -1,0 +1,244 @@
+"""From runs to a table of scores; functions over a :class:`retrievers.data.plan.Plan`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from augment.data import write_qrels
+from augment.files import aligned, write_text
+from augment.records import Qrel, Run
+from retrievers.data.plan import EvalTask, Plan
+from retrievers.evaluation.metrics import means, score_run, standard_measures
+from retrievers.evaluation.protocol import REPORTED, missing_rows, reported_k
+from retrievers.evaluation.run import RunTable
+from retrievers.evaluation.versions import source_commit, versions
+
+#: (task name, "local" or "union") -> run.
+Runs = Mapping[tuple[str, str], Run | RunTable]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Scores of one data set, task and pool.
+
+    Attributes:
+        dataset: name.
+        task: M-BEIR code 0 to 8.
+        pool: local or union.
+        queries: judged queries; those that could not be embedded count 0.
+        candidates: searched ones.
+        dangling: relevant (query, candidate) pairs whose candidate is not in the pool. They stay
+            in recall's denominator, as in UniIR.
+        dropped: relevant pairs removed by the policy for positives.
+        left_out: queries that lost their last positive by it; they do not count.
+        failed_queries: left without a vector.
+        failed_candidates: of this pool, left without a vector and so out of the search.
+        degraded: queries and candidates embedded from text alone, their picture being unreadable.
+        metrics: success@k, recall@k (true), mrr@10, ndcg@10, map@10, and ``mbeir``, the number
+            that M-BEIR reports for the data set (success@5 or @10); shares of 1.
+    """
+
+    dataset: str
+    task: int | None
+    pool: str
+    queries: int
+    candidates: int
+    dangling: int
+    failed_queries: int
+    failed_candidates: int
+    degraded: int
+    metrics: Mapping[str, float]
+    dropped: int = 0
+    left_out: int = 0
+
+
+@dataclass
+class Results:
+    """What a test measured.
+
+    Attributes:
+        rows: per data set, task and pool.
+        made_by: fingerprint of weights and text.
+        settings: of model and data.
+        versions: of the libraries that matter.
+        commit: of the source that ran, with ``-dirty`` if files had changed; None outside git.
+        cost: seconds of each stage, items embedded and items per second.
+        recall: of an approximate index against exact search, by pool; empty for an exact one.
+        runs: (task name, "local" or "union") -> run; not in the JSON.
+    """
+
+    rows: list[Row]
+    made_by: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    commit: str | None = field(default_factory=source_commit)
+    cost: dict[str, float] = field(default_factory=dict)
+    recall: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    runs: Runs = field(default_factory=dict, repr=False)
+
+    @property
+    def mean(self) -> dict[str, dict[str, float]]:
+        """Pool -> metric -> plain mean over rows, as in M-BEIR's tables."""
+        pools = dict.fromkeys(row.pool for row in self.rows)
+        return {
+            pool: means(
+                {
+                    name: {str(n): row.metrics[name] for n, row in enumerate(self._of(pool))}
+                    for name in self._of(pool)[0].metrics
+                }
+            )
+            for pool in pools
+        }
+
+    def _of(self, pool: str) -> list[Row]:
+        return [row for row in self.rows if row.pool == pool]
+
+    def table(
+        self,
+        names: Iterable[str] = (
+            REPORTED,
+            "success@1",
+            "success@5",
+            "success@10",
+            "recall@5",
+            "mrr@10",
+        ),
+    ) -> str:
+        """A plain table with the mean of each pool; scores in per cent."""
+        names = list(names)
+        head = ["dataset", "task", "pool", "queries", "pool size", *names]
+        lines = [
+            [row.dataset, str(row.task), row.pool, str(row.queries), str(row.candidates)]
+            + [f"{100 * row.metrics[name]:.1f}" for name in names]
+            for row in self.rows
+        ]
+        for pool, mean in self.mean.items():
+            lines.append(["mean", "", pool, "", "", *(f"{100 * mean[name]:.1f}" for name in names)])
+        return aligned([head, *lines], 3)
+
+    def notes(self) -> str:
+        """One line for every kind of loss behind the numbers; empty if there is none."""
+        kinds = {
+            "queries without a vector (they count 0)": [r.failed_queries for r in self.rows],
+            "candidates without a vector (left out)": [r.failed_candidates for r in self.rows],
+            "items embedded without their unreadable picture": [r.degraded for r in self.rows],
+            "relevant candidates that are not in the pool": [r.dangling for r in self.rows],
+            "relevant candidates dropped by data.test.positives": [r.dropped for r in self.rows],
+            "queries left out with them": [r.left_out for r in self.rows],
+        }
+        cut = (self.settings.get("data") or {}).get("cut_text") or {}
+        lacking = missing_rows({(row.dataset, row.task) for row in self.rows})
+        partial = f"the mean lacks {', '.join(lacking)} of M-BEIR's 16 rows\n" if lacking else ""
+        beyond = f"{cut['line']}\n" if cut.get("line") else ""
+        return (
+            partial
+            + beyond
+            + "".join(
+                f"{name}: {sum(counts)} over all rows, per row in metrics.json\n"
+                for name, counts in kinds.items()
+                if sum(counts)
+            )
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the runs, JSON-serialisable."""
+        told = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "runs"}
+        return {**told, "rows": [asdict(row) for row in self.rows], "mean": self.mean}
+
+    def __str__(self) -> str:
+        return f"{self.table()}\n{self.notes()}".rstrip()
+
+
+class Lost(NamedTuple):
+    """Rows of one side that have no vector, or one made without their unreadable picture."""
+
+    failed: Sequence[int]
+    degraded: Sequence[int]
+
+
+def score(plan: Plan, runs: Runs, candidates: Lost, queries: Lost, made_by: str) -> Results:
+    """Metrics of every run, tasks in the order of the plan, local before union.
+
+    Args:
+        plan: what was searched.
+        runs: (task name, "local" or "union") -> run.
+        candidates: rows of the plan that could not be embedded, or not as a whole.
+        queries: the same of the plan's queries.
+        made_by: fingerprint of what made the runs.
+    """
+    rows = []
+    for task, span in spans(plan):
+        for pool in ("local", "union"):
+            if (task.name, pool) not in runs:
+                continue
+            members = plan.pools["union" if pool == "union" else task.pool]
+            rows.append(_row(plan, task, span, pool, members, runs, candidates, queries))
+    return Results(rows, made_by, versions=versions(), runs=runs)
+
+
+def _row(
+    plan: Plan,
+    task: EvalTask,
+    span: range,
+    pool: str,
+    members: Any,
+    runs: Runs,
+    candidates: Lost,
+    queries: Lost,
+) -> Row:
+    inside = np.zeros(len(plan), dtype=bool)
+    inside[members] = True
+    relevant = [d for judged in task.grades.values() for d, g in judged.items() if g > 0]
+    at = plan.catalog.find_all(relevant)
+    metrics = score_run(runs[task.name, pool], task.grades, standard_measures()).means()
+    reported = metrics[f"success@{reported_k(task.dataset)}"]
+    failed, degraded = (
+        int(inside[np.array(rows, dtype=np.int64)].sum())
+        for rows in (candidates.failed, candidates.degraded)
+    )
+    return Row(
+        dataset=task.dataset,
+        task=task.task,
+        pool=pool,
+        queries=len(task.queries) - task.left_out,
+        candidates=int(inside.sum()) - failed,
+        dangling=len(relevant) - int(inside[at[at >= 0]].sum()),
+        failed_queries=sum(row in span for row in queries.failed),
+        failed_candidates=failed,
+        degraded=degraded + sum(row in span for row in queries.degraded),
+        metrics={REPORTED: reported, **metrics},
+        dropped=task.dropped,
+        left_out=task.left_out,
+    )
+
+
+def spans(plan: Plan) -> list[tuple[EvalTask, range]]:
+    """Each task with the rows of its queries."""
+    found, start = [], 0
+    for task in plan.tasks:
+        found.append((task, range(start, start + len(task.queries))))
+        start += len(task.queries)
+    return found
+
+
+def run_files(folder: Path, runs: Runs) -> dict[Path, Run | RunTable]:
+    """``<task>.<pool>.trec`` -> run."""
+    return {folder / f"{name}.{pool}.trec": run for (name, pool), run in runs.items()}
+
+
+def write_results(folder: Path, plan: Plan, results: Results) -> None:
+    """Write ``<task>.qrels`` (four columns) and, when all else is there, ``metrics.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for task in plan.tasks:
+        qrels = [
+            Qrel(q, d, grade) for q, judged in task.grades.items() for d, grade in judged.items()
+        ]
+        write_qrels(folder / f"{task.name}.qrels", qrels, columns=4)
+    text = json.dumps(results.to_json(), indent=1, default=str) + "\n"
+    write_text(folder / "metrics.json", text)

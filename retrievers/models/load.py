@@ -1,0 +1,563 @@
+"""The one way in: an encoder from a checkpoint, a folder, the Hub, open_clip or UniIR."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from augment.checks.lengths import LENGTHS
+from augment.data import DataRoot, TextRule
+from augment.errors import DataError, MismatchError
+from augment.records import Side
+from augment.store import Store
+from augment.views import VIEWS, TextView, judged_under, open_view
+from retrievers.data.mixtures import named_views
+from retrievers.data.texts import TextRecipe, check_recipe
+from retrievers.models.base import Encoder
+from retrievers.models.blip import BlipFeatureFusion, BlipScoreFusion
+from retrievers.models.clip import ClipFeatureFusion, ClipScoreFusion
+from retrievers.models.fusion_layers import FusionLayers
+from retrievers.models.long_text import LongText
+from retrievers.models.towers import PACKAGED
+
+#: What an exported folder holds: the encoder's settings and the text it was trained on,
+SETTINGS = "retriever.json"
+#: open_clip's settings and weights, for models of open_clip,
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+#: weights of encoders that open_clip does not know, and the architecture of a BLIP.
+OWN_WEIGHTS, BLIP_CONFIG = "model.safetensors", "config.json"
+
+#: Every encoder, by the name that checkpoints have.
+ENCODERS: dict[str, type[Encoder]] = {
+    kind.__name__: kind
+    for kind in (ClipScoreFusion, ClipFeatureFusion, BlipScoreFusion, BlipFeatureFusion)
+}
+
+#: Beginnings of model names that need no checkpoint.
+_MODELS = ("local-dir:", "hf-hub:")
+#: Settings that are objects of a class.
+_PARTS = {"text": LongText, "fusion": FusionLayers}
+#: Arguments that change no vector of given weights.
+_TRAINING = ("random_init", "max_logit_scale", "truncate_dim")
+#: Where a module of Lightning keeps its encoder.
+PREFIX = "encoder."
+#: Nothing else is fetched: no pickle, no code.
+_FETCHED = ("*.json", "*.safetensors", "*.txt", "*.model", "README.md")
+
+#: Width and patch of the image tower of the models that UniIR starts from, with open_clip's names
+#: for OpenAI's, which have the quick form of GELU.
+_UNIIR_MODELS = {(768, 32): "ViT-B-32-quickgelu", (1024, 14): "ViT-L-14-quickgelu"}
+
+#: What UniIR's files hold besides tensors: settings as OmegaConf objects. They are skipped.
+_SKIPPED = ("omegaconf.", "builtins.dict", "builtins.list", "builtins.int", "typing.Any",
+            "collections.defaultdict")  # fmt: skip
+
+#: Of OpenAI's files, no weights; and word vectors that the fusion never reads.
+_NO_WEIGHTS = (
+    "clip_model.input_resolution",
+    "clip_model.context_length",
+    "clip_model.vocab_size",
+    "t5_layers.embed_tokens.weight",
+)
+
+
+def load(
+    name: str | Path,
+    device: str = "cpu",
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Encoder:
+    """An encoder in evaluation mode; low-rank updates are written into its weights.
+
+    Args:
+        name: a ``.ckpt`` file that ``fit`` wrote, a ``.pth`` file of UniIR's CLIP-SF or CLIP-FF, a
+            folder that ``export`` wrote, a repository ``owner/name`` on the Hub, or an open_clip
+            model to take as it is: ``flagland-clip`` (packaged), ``local-dir:FOLDER`` or
+            ``hf-hub:NAME``. A folder or repository of open_clip becomes score fusion.
+        device: where it runs.
+        revision: branch, tag or commit of a repository.
+        token: of the Hub; None takes the one that is logged in.
+        cache_dir: where repositories are kept.
+        local_files_only: take what is in the cache and fetch nothing.
+
+    Returns:
+        The encoder; :attr:`~retrievers.models.base.Encoder.trained_on` and ``origin`` say where its
+        weights come from. :func:`open_recipe` opens the text that it was trained on.
+
+    Raises:
+        DataError: if there is no such thing, or it is none of this package.
+        MismatchError: if weights and settings do not fit each other.
+    """
+    path = Path(name)
+    if str(name) in PACKAGED or str(name).startswith(_MODELS):
+        encoder: Encoder = ClipScoreFusion(str(name))
+    elif path.is_dir():
+        encoder = _from_folder(path)
+    elif path.is_file() or not re.fullmatch(r"[\w.-]+/[\w.-]+(?<!\.ckpt)(?<!\.pth)", str(name)):
+        encoder = _from_checkpoint(path)
+    else:
+        encoder = _from_folder(_fetch(str(name), revision, token, cache_dir, local_files_only))
+    return encoder.eval().to(torch.device(device))
+
+
+def load_weights(encoder: Encoder, path: str | Path) -> None:
+    """Weights of a checkpoint, without its optimiser, settings or step.
+
+    Args:
+        encoder: takes them, and what they were trained on.
+        path: a file that ``fit`` wrote, or one of UniIR's CLIP models.
+
+    Raises:
+        DataError: if there is no such file, or it is neither.
+        MismatchError: if it holds another architecture; names the weights.
+    """
+    checkpoint = read_checkpoint(path)
+    told = checkpoint.get("retriever", {})
+    given = checkpoint.get("state_dict", {})
+    state = {name[len(PREFIX) :]: given[name] for name in given if name.startswith(PREFIX)}
+    check_frozen(encoder, checkpoint)
+    if not any(".lora_" in name for name, _ in encoder.named_parameters()):
+        state = _merged(encoder, state, told)
+    try:
+        encoder.load_state_dict(state)
+    except RuntimeError as error:
+        why = _misfit(encoder.state_dict(), state) or str(error)[:300]
+        raise MismatchError(
+            f"{path} does not fit this model: {why}; use the model settings it "
+            f"was trained with: {told.get('settings')}"
+        ) from error
+    recall(encoder, told)
+
+
+def recall(encoder: Encoder, told: Mapping[str, Any]) -> None:
+    """Take what a checkpoint or folder remembers of its training."""
+    encoder.trained_on = dict(told.get("text") or {}) or None
+    encoder.origin = dict(told.get("origin") or {}) or None
+
+
+def _merged(encoder: Encoder, state: dict[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
+    """A tuned state as that of a plain model: updates added, frozen weights the encoder's own."""
+    own = encoder.state_dict()
+    whole = {name: value for name, value in state.items() if ".parametrizations." not in name}
+    for name in state:
+        if name.endswith(".0.lora_a"):
+            place = name.removesuffix(".0.lora_a")
+            plain = plain_name(place)
+            scale = told["tuning"]["lora_alpha"] / told["tuning"]["lora_rank"]
+            weight = state.get(f"{place}.original", own[plain])
+            whole[plain] = weight + scale * (state[f"{place}.0.lora_b"] @ state[name])
+    return {**own, **whole} if "frozen" in told else whole
+
+
+def plain_name(name: str) -> str:
+    """The name of a parameter in a model without low-rank updates."""
+    return name.replace(".parametrizations.", ".").removesuffix(".original")
+
+
+def digest_of(parameters: Iterable[tuple[str, Tensor]]) -> str:
+    """Hash of some parameters under their plain names, in whatever order."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted((plain_name(name), value) for name, value in parameters):
+        digest.update(name.encode())
+        plain = parameter.detach().cpu().contiguous().view(-1)
+        digest.update(plain.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_frozen(encoder: Encoder, checkpoint: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that leaves out frozen weights, if this encoder's are others.
+
+    Raises:
+        MismatchError: names the settings of the training.
+    """
+    told, given = checkpoint.get("retriever", {}), checkpoint.get("state_dict", {})
+    if "frozen" not in told:
+        return
+    left_out = [
+        (name, value)
+        for name, value in encoder.named_parameters()
+        if PREFIX + name not in given and name != "logit_bias"
+    ]
+    if told["frozen"] != digest_of(left_out):
+        raise MismatchError(
+            "the checkpoint holds what was trained and leaves out what was frozen, and this "
+            f"model is frozen otherwise; it was trained with {told.get('settings')}"
+        )
+
+
+def _from_checkpoint(path: Path) -> Encoder:
+    if not path.is_file():
+        raise DataError(
+            f"no such checkpoint; name a .ckpt file that fit wrote (OUT/checkpoints/last.ckpt) or "
+            f"a packaged model ({', '.join(PACKAGED)})",
+            str(path),
+        )
+    told = check_checkpoint(path)
+    if told["settings"].get("model_name", "") is None:
+        raise DataError(
+            "holds towers of a size that UniIR did not release; take its weights into a model of "
+            "that size with --model.init_from",
+            str(path),
+        )
+    encoder = build(told["class"], told["settings"], str(path), "frozen" in told)
+    load_weights(encoder, path)
+    return encoder
+
+
+def check_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint says about itself; its tensors are mapped, not read.
+
+    Raises:
+        DataError: if it is none of this package, or damaged.
+    """
+    try:
+        saved = read_checkpoint(path)["retriever"]
+        return {**saved, "class": str(saved["class"]), "settings": dict(saved["settings"])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"is no checkpoint of this package ({type(error).__name__}: {str(error)[:200]}); name "
+            "one that `python -m retrievers fit` wrote",
+            str(path),
+        ) from error
+
+
+def build(kind: str, settings: Mapping[str, Any], where: str, weights: bool = False) -> Encoder:
+    """An encoder as :meth:`~retrievers.models.base.Encoder.settings` told it.
+
+    Only what decides a vector is taken, so that settings of training may come and go.
+
+    Args:
+        kind: name of its class, one of :data:`ENCODERS`.
+        settings: of the encoder.
+        where: file that says so, for errors.
+        weights: bring those of the model's name, too; otherwise nothing is fetched.
+
+    Raises:
+        DataError: if there is no such class, or it takes no such settings.
+    """
+    if kind not in ENCODERS:
+        raise DataError(f"holds a {kind}; known encoders: {', '.join(sorted(ENCODERS))}", where)
+    taken = set(inspect.signature(ENCODERS[kind]).parameters).difference(_TRAINING)
+    # open_clip warns that the model is random, which it is until the weights come.
+    logging.disable(logging.WARNING)
+    try:
+        given = {
+            name: _PARTS[name](**value) if name in _PARTS else value
+            for name, value in settings.items()
+            if name in taken
+        }
+        encoder = ENCODERS[kind](**{**given, "random_init": not weights})
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"a {kind} cannot be built from its settings ({error}); use the version of this "
+            "package that wrote it, or fit again",
+            where,
+        ) from error
+    finally:
+        logging.disable(logging.NOTSET)
+    encoder.remember(settings)
+    return encoder
+
+
+def _from_folder(folder: Path) -> Encoder:
+    """What :func:`retrievers.export.folder.save` wrote, or a folder of open_clip."""
+    if not (folder / SETTINGS).is_file():
+        if not (folder / CONFIG).is_file():
+            raise DataError(
+                f"holds neither {SETTINGS} nor {CONFIG}; name a folder that "
+                "`python -m retrievers export` wrote",
+                str(folder),
+            )
+        if not any(folder.glob("*.safetensors")):
+            raise DataError(
+                "holds no weights as safetensors, and no other kind is loaded; convert them with "
+                "safetensors.torch.save_file, or name a model that has them",
+                str(folder),
+            )
+        return ClipScoreFusion(f"local-dir:{folder}")
+    told = _told(folder / SETTINGS)
+    settings = dict(told["settings"])
+    here = dict(settings)
+    if (folder / CONFIG).is_file():
+        here["model_name"] = f"local-dir:{folder}"
+        # The folder's model has its positions stretched already; windows are read outside it.
+        here["text"] = {"windows": dict(settings.get("text") or {}).get("windows", 1)}
+    elif (folder / BLIP_CONFIG).is_file():
+        here["model_name"] = str(folder)
+    encoder = build(str(told["class"]), here, str(folder / SETTINGS))
+    _load_folder(encoder, folder)
+    # What made a vector is what it was, wherever the folder lies.
+    encoder.remember(settings)
+    recall(encoder, told)
+    return encoder
+
+
+def _load_folder(encoder: Encoder, folder: Path) -> None:
+    score_fusion = isinstance(encoder, ClipScoreFusion)
+    path = folder / (WEIGHTS if score_fusion else OWN_WEIGHTS)
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"cannot be read ({error}); only safetensors are loaded. Export the checkpoint again",
+            str(path),
+        ) from error
+    if score_fusion:
+        state = {f"clip.{key}": value for key, value in state.items()}
+    try:
+        encoder.load_state_dict(state)
+    except RuntimeError as error:
+        raise MismatchError(
+            f"{path} does not fit the settings beside it: {str(error)[:300]}; export again"
+        ) from error
+
+
+def _told(path: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        dict(told["settings"]), str(told["class"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"is not what an export writes ({type(error).__name__}: {error}); export the "
+            "checkpoint again",
+            str(path),
+        ) from error
+    return dict(told)
+
+
+def _fetch(
+    name: str,
+    revision: str | None,
+    token: str | None,
+    cache_dir: str | Path | None,
+    local_files_only: bool,
+) -> Path:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision, token=token, cache_dir=cache_dir,
+                local_files_only=local_files_only, allow_patterns=list(_FETCHED),
+            )
+        )  # fmt: skip
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        raise DataError(
+            f"is no file or folder, and cannot be had from the Hub: {str(error)[:300]}; check the "
+            "name (owner/name), the network and the token",
+            name,
+        ) from error
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint in this package's form, on the CPU; nothing in the file is executed.
+
+    Args:
+        path: a ``.ckpt`` file that ``fit`` wrote, or a ``.pth`` file of UniIR's CLIP-SF or CLIP-FF.
+
+    Raises:
+        DataError: if there is no such file, or it is neither.
+    """
+    if not Path(path).is_file():
+        raise DataError("no such checkpoint", str(path))
+    try:
+        found = _load(path)
+    except (RuntimeError, EOFError, ValueError, UnpicklingError) as error:
+        raise DataError(
+            f"is no checkpoint of this package ({type(error).__name__}: {str(error)[:200]}); name "
+            "one that `python -m retrievers fit` wrote, or one of UniIR's CLIP models",
+            str(path),
+        ) from error
+    if not isinstance(found, dict):
+        raise DataError(f"holds a {type(found).__name__} and no checkpoint", str(path))
+    return _from_uniir(found, path) if _is_uniir(found) else found
+
+
+class _Skipped:
+    """Stands for an object of the file that nobody needs; takes whatever it is given."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
+    def __setitem__(self, *_: Any) -> None: ...
+
+
+def _load(path: str | Path) -> Any:
+    """Tensors and plain values; of other classes only the listed ones, and as nothing."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except UnpicklingError:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        refused = [name for name in names if not name.startswith(_SKIPPED)]
+        if refused or not names:
+            raise DataError(
+                f"asks for {_some(refused) or 'something unknown'}, which could run code; such a "
+                "file is not opened. A checkpoint holds tensors and plain values",
+                str(path),
+            ) from None
+    with torch.serialization.safe_globals([(_Skipped, name) for name in names]):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+def _is_uniir(found: Mapping[str, Any]) -> bool:
+    model = found.get("model")
+    return isinstance(model, Mapping) and "state_dict" not in found
+
+
+def _from_uniir(found: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
+    """Towers keep OpenAI's names, which are open_clip's; its prefix becomes ours."""
+    given: Mapping[str, Tensor] = found["model"]
+    state = {
+        f"{PREFIX}{name}".replace("clip_model.", "clip.", 1): value
+        for name, value in given.items()
+        if name not in _NO_WEIGHTS
+    }
+    first = state.get(f"{PREFIX}clip.visual.conv1.weight")
+    if first is None:
+        raise DataError(
+            "is of UniIR's form and has no clip_model.visual.conv1.weight; only its CLIP-SF and "
+            f"CLIP-FF can be read. It has {_some(given)}",
+            str(path),
+        )
+    features = any(name.startswith("t5_layers.") for name in given)
+    settings: dict[str, Any] = {
+        "model_name": _UNIIR_MODELS.get((first.shape[0], first.shape[-1])),
+        "pretrained": None,
+        "random_init": False,
+        "max_logit_scale": 100.0,
+    }
+    settings |= (
+        {"fusion": asdict(FusionLayers()), "attention": "uniir"}
+        if features
+        else {"normalize_towers": False}
+    )
+    kind = "ClipFeatureFusion" if features else "ClipScoreFusion"
+    return {
+        "state_dict": state,
+        "retriever": {"class": kind, "settings": settings, "training": {}, "text": {}},
+    }
+
+
+def _misfit(own: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:
+    """What keeps given weights from being a model's, in words.
+
+    Args:
+        own: the model's state.
+        given: the checkpoint's.
+    """
+    shapes = [
+        f"{name} {tuple(given[name].shape)}, wanted {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in given and given[name].shape != value.shape
+    ]
+    kinds = {
+        "missing": [name for name in own if name not in given],
+        "unexpected": [name for name in given if name not in own],
+        "of another shape": shapes,
+    }
+    return "; ".join(f"{kind}: {_some(names)}" for kind, names in kinds.items() if names)
+
+
+def check_shapes(encoder: Encoder, checkpoint: Mapping[str, Any]) -> None:
+    """Refuse weights of another architecture before Lightning does, without a word of remedy.
+
+    Raises:
+        MismatchError: names the first weight that does not fit.
+    """
+    found = checkpoint.get("state_dict", {})
+    for own, value in encoder.state_dict().items():
+        name = PREFIX + own
+        # Positions may be stretched while they are loaded.
+        fits = name.endswith("positional_embedding") or name not in found
+        if not fits and found[name].shape != value.shape:
+            raise MismatchError(
+                f"the checkpoint is of another architecture: its {own} is "
+                f"{tuple(found[name].shape)}, this model's is {tuple(value.shape)}; use the model "
+                "settings it was trained with: "
+                f"{checkpoint.get('retriever', {}).get('settings')}"
+            )
+
+
+def _some(names: Iterable[str]) -> str:
+    every = list(names)
+    more = f" and {len(every) - 4} more" if len(every) > 4 else ""
+    return ", ".join(every[:4]) + more
+
+
+def open_recipe(
+    trained_on: Mapping[str, str] | None,
+    root: DataRoot,
+    store: Path | None = None,
+    allow_mismatch: bool = False,
+) -> TextRecipe:
+    """The text recipe that a checkpoint was trained on, opened on a root and a store.
+
+    Of several recipes and lengths in a store, those of the training are found by their fingerprint.
+
+    Args:
+        trained_on: what the checkpoint remembers; None, of an untrained model, shows the
+            published text without instructions.
+        root: where the instructions are.
+        store: folder of generated texts; needed unless both views are raw.
+        allow_mismatch: where the store has no such recipe, take the one that is meant otherwise.
+
+    Raises:
+        DataError: if a store is needed and none is given.
+        StoreError: if the store cannot be read, or has no texts of a side.
+        MismatchError: if the store holds texts of other recipes only.
+    """
+    if trained_on is None:
+        raw = (open_view("query"), open_view("corpus"))
+        return TextRecipe(*raw, "plain", None)
+    recipe = TextRecipe(
+        _view("query", trained_on["query"], store, allow_mismatch),
+        _view("corpus", trained_on["corpus"], store, allow_mismatch),
+        cast("TextRule", trained_on["rule"]),
+        root.instructions() if trained_on["instructions"] == "on" else None,
+    )
+    try:
+        check_recipe(trained_on, recipe.fingerprint, allow_mismatch)
+    except MismatchError as error:
+        raise MismatchError(
+            f"{error}. The store looked into is {store}; in a search, --allow-mismatch goes on"
+        ) from error
+    return recipe
+
+
+def _view(side: Side, trained: str, store: Path | None, allow_mismatch: bool) -> TextView:
+    """The view of the training; another one, to be refused or allowed, where it is not there.
+
+    Of a mixture it is the named view, the one that tests show.
+    """
+    trained = next(iter(named_views(trained)), trained)
+    view = trained.partition(":")[0]
+    if view not in VIEWS:
+        raise DataError(f"the checkpoint was trained on an unknown {side} view {view!r}")
+    if view == "raw" or store is None:
+        return open_view(side, view, store)
+    opened = Store(store)
+    names = [recipe.id for recipe in opened.recipes(side)]
+    for name, length in product(names, LENGTHS):
+        checks = judged_under(opened, side, name)
+        if TextView(side, view, {"id": name}, {}, length, checks).name == trained:
+            return open_view(side, view, store, name, length)
+    any_other = names[0] if names and not allow_mismatch else None
+    return open_view(side, view, store, any_other)

@@ -1,0 +1,449 @@
+"""Training under Lightning: what every fit does, and the contrastive fit of any encoder."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, final
+
+import lightning
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from augment.errors import DataError
+from augment.records import Side
+from retrievers.data.datasets import PairDataset
+from retrievers.data.examples import Batch, Items, Pairs, hash_id
+from retrievers.data.module import MBeirData
+from retrievers.data.plan import Plan
+from retrievers.data.settings import SearchConfig
+from retrievers.data.texts import check_recipe
+from retrievers.evaluation.results import score
+from retrievers.models.audit import Audit, audit_plan, audit_training
+from retrievers.models.base import Encoder
+from retrievers.models.load import PREFIX, check_frozen, check_shapes, load_weights, recall
+from retrievers.training.callbacks import LatestCheckpoint, Throughput
+from retrievers.training.gradcache import encode_in_chunks
+from retrievers.training.objective import Objective
+from retrievers.training.optim import AdamWCosine
+from retrievers.training.provenance import origin_of_fit
+from retrievers.training.tuning import Tuning, merge
+from retrievers.vectors.embed import SIDES, Embedded, put
+from retrievers.vectors.rows import Embeddings
+from retrievers.vectors.search import search
+
+
+@final
+class Loaders(lightning.LightningDataModule):
+    """What Lightning asks of data: the loaders of a fit and of its validation.
+
+    Args:
+        data: the root and what is shown of it.
+
+    Attributes:
+        validation: the small search; there after ``setup``.
+        cut: what the context of the text encoder cuts off; None where it is not known.
+    """
+
+    def __init__(self, data: MBeirData) -> None:
+        super().__init__()
+        self.data = data
+        self.validation = Plan()
+        self.cut: Audit | None = None
+        self._pairs: PairDataset | None = None
+
+    def setup(self, stage: str) -> None:
+        """Open the files of a fit or a validation; say what the context cuts off.
+
+        Raises:
+            DataError: if they are missing, or nothing is left to train on.
+        """
+        collator = self._encoder.collator()
+        if stage == "fit":
+            self._pairs, self.validation = self.data.training(collator)
+            self.cut = audit_training(self._pairs, self.data.recipe, collator)
+        else:
+            self.validation = self.data.validation_plan()
+            self.cut = audit_plan(self.validation, self.data.recipe, collator)
+        if self.cut is not None:
+            rank_zero_info(self.cut.line())
+
+    def train_dataloader(self) -> Any:
+        """Pairs of this process."""
+        assert self._pairs is not None  # noqa: S101 - setup() comes first
+        trainer: Any = self.trainer
+        return self.data.pairs_loader(
+            self._pairs, self._encoder.collator(), trainer.global_rank, trainer.world_size
+        )
+
+    def val_dataloader(self) -> list[Any]:
+        """Candidates, then queries, of the small validation search."""
+        if not self.validation.tasks:
+            return []
+        collator = self._encoder.collator()
+        return [self.data.item_loader(self.validation, side, collator) for side in SIDES]
+
+    @property
+    def _encoder(self) -> Encoder:
+        trainer: Any = self.trainer
+        encoder: Encoder = trainer.lightning_module.encoder
+        return encoder
+
+
+class Fit(lightning.LightningModule, ABC):
+    """A training of an encoder: resuming, the check of the text, steps and validation are final.
+
+    Hyper-parameters are not saved in Lightning's way: in 2.6 those of ``--ckpt_path`` would
+    override the command line (Lightning issue 20801). The settings stand in the checkpoint under
+    ``retriever`` for the record.
+
+    Args:
+        encoder: what is trained.
+        init_from: checkpoint whose weights are taken at the start, nothing else of it; UniIR's
+            released CLIP models too.
+        allow_mismatch: go on with text of another recipe than the one trained on.
+    """
+
+    def __init__(
+        self, encoder: Encoder, init_from: str | None = None, allow_mismatch: bool = False
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder.train()
+        self.init_from = init_from
+        self.allow_mismatch = allow_mismatch
+        #: Of the command line that runs it; None where Python does.
+        self.arguments: list[str] | None = None
+        self._places: list[dict[str, int]] = []
+        self._vectors: Embedded | None = None
+
+    @abstractmethod
+    def loss(self, batch: Pairs) -> Mapping[str, Tensor]:
+        """Named scalars of a batch; ``loss`` is minimised, all are logged."""
+
+    @abstractmethod
+    def training_settings(self) -> dict[str, Any]:
+        """How it is trained, as plain values, for the record in checkpoints."""
+
+    def trim(self, checkpoint: dict[str, Any]) -> None:
+        """Take out weights that the encoder's settings bring again; by default none."""
+
+    @property
+    def data(self) -> MBeirData:
+        """The data of the running trainer."""
+        return self._loaders.data
+
+    @property
+    def _loaders(self) -> Loaders:
+        loaders: Loaders = self.trainer.datamodule  # type: ignore[attr-defined]
+        return loaders
+
+    @final
+    def setup(self, stage: str) -> None:
+        """Take initial weights from ``init_from``, once."""
+        if self.init_from is not None:
+            path, self.init_from = self.init_from, None
+            load_weights(self.encoder, path)
+
+    @final
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store settings and the fingerprint of the text recipe, as plain values."""
+        told = {
+            "class": type(self.encoder).__qualname__,
+            "settings": self.encoder.settings(),
+            "training": self.training_settings(),
+            "text": self.encoder.trained_on or {},
+            "origin": self.encoder.origin,
+        }
+        checkpoint["retriever"] = json.loads(json.dumps(told, default=str))
+        self.trim(checkpoint)
+
+    @final
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Read what :meth:`on_save_checkpoint` stored, and the loader's place in the epoch.
+
+        Raises:
+            MismatchError: if the weights are of another architecture.
+        """
+        check_frozen(self.encoder, checkpoint)
+        check_shapes(self.encoder, checkpoint)
+        recall(self.encoder, checkpoint.get("retriever", {}))
+        loop = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
+        self._places = list(loop.get("combined_loader", []))
+
+    @final
+    def on_fit_start(self) -> None:
+        """Refuse to resume on other text; remember this one. Initial weights may come from any."""
+        shown, trained_on = self.data.recipe.trained, self.encoder.trained_on
+        if trained_on is not None and self.trainer.ckpt_path is not None:
+            check_recipe(trained_on, shown, self.allow_mismatch, exact=True)
+        self.encoder.trained_on = shown
+        if self.trainer.is_global_zero:
+            cut = self._loaders.cut
+            self.encoder.origin = origin_of_fit(self.data, self.arguments, cut and cut.to_json())
+
+    def configure_callbacks(self) -> list[lightning.Callback]:
+        """Measures speed and memory of training, unless the trainer has such a callback already."""
+        return [Throughput()]
+
+    @final
+    def on_train_batch_start(self, batch: Pairs, batch_idx: int) -> None:
+        """Seed dropout from the place in the run, so that a resumed run draws what it would have.
+
+        Every process has its own draws.
+        """
+        place = f"{self.data.seed}:{self.global_rank}:{self.trainer.fit_loop.total_batch_idx}"
+        torch.manual_seed(hash_id(place))
+
+    @final
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Hold parameters that have a range."""
+        self.encoder.hold()
+
+    @final
+    def on_train_start(self) -> None:
+        """Go on in the middle of an epoch.
+
+        Lightning 2.6 hands a loader its state only if the loader is made after the checkpoint is
+        read; asking for the number of steps makes it before.
+        """
+        places, self._places = self._places, []
+        if places:
+            loader: Any = self.trainer.train_dataloader
+            if not self.allow_mismatch:
+                loader.check_place(places[0])
+            loader.load_state_dict(places[0])
+
+    @final
+    def training_step(self, batch: Pairs, batch_idx: int) -> Tensor:
+        """Loss of one batch.
+
+        Raises:
+            DataError: if the batch is empty or its loss is not finite; names its ids.
+        """
+        size = batch.queries.size
+        if size == 0:
+            raise DataError(
+                "no pair of a training batch has readable pictures; run `python -m "
+                "augment validate` on the data root"
+            )
+        try:
+            parts = self.loss(batch)
+        except ValueError as error:
+            raise DataError(
+                f"{error}; see model.objective, model.chunk and data.negatives"
+            ) from error
+        if not torch.isfinite(parts["loss"]):
+            raise _not_finite(batch, parts, self.global_step, self.encoder)
+        named = {f"train/{name}": value for name, value in parts.items()}
+        self.log_dict({**named, "train/dropped": float(batch.dropped)}, batch_size=size)
+        self.log("loss", parts["loss"], prog_bar=True, logger=False, batch_size=size)
+        return parts["loss"]
+
+    @final
+    def on_validation_epoch_start(self) -> None:
+        """Make room for the vectors of the validation search."""
+        trained_on = self.encoder.trained_on
+        if self.trainer.state.fn == "validate" and trained_on is not None:
+            check_recipe(trained_on, self.data.recipe.fingerprint, self.allow_mismatch)
+        plan = self._loaders.validation
+        self._vectors = Embedded(
+            Embeddings(len(plan)), Embeddings(len(plan.queries)), made_by="validation"
+        )
+
+    @final
+    def validation_step(self, batch: Items, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Embed a batch of candidates (first loader) or queries (second)."""
+        assert self._vectors is not None  # noqa: S101 - the epoch has begun
+        room = (self._vectors.candidates, self._vectors.queries)[dataloader_idx]
+        put(room, batch, self.encoder, SIDES[dataloader_idx])
+
+    @final
+    def on_validation_epoch_end(self) -> None:
+        """Search and log ``val/recall@k``, ``val/success@k``: means over data sets and tasks."""
+        vectors, self._vectors = self._vectors, None
+        plan = self._loaders.validation
+        if not plan.tasks or vectors is None:
+            return
+        found = search(plan, vectors, SearchConfig(depth=10), self.device)
+        means = score(plan, found.runs, *vectors.lost, vectors.made_by).mean["local"]
+        self.log_dict({f"val/{name}": means[name] for name in means if "@" in name})
+        self.log("R@5", means["recall@5"], prog_bar=True, logger=False)
+
+
+@final
+class Contrastive(Fit):
+    """Trains any encoder towards an objective on pairs.
+
+    Args:
+        encoder: what is trained, such as :class:`~retrievers.models.clip.ClipScoreFusion`.
+        objective: what training minimises.
+        chunk: items encoded at a time in training, activations recomputed in the backward
+            (GradCache), so that the batch may be as large as its vectors and pictures allow; null
+            encodes the batch at once.
+        keep_chunks: the last chunks of each side that keep their activations: memory for time.
+        optimizer: AdamW with warm-up and cosine decay.
+        tuning: what is trained of a CLIP's towers: all, some layers, or low-rank updates (LoRA).
+        init_from: checkpoint whose weights are taken at the start, nothing else of it; UniIR's
+            released CLIP models too.
+        allow_mismatch: go on with text of another recipe than the one trained on.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        objective: Objective = Objective(),  # noqa: B008 - frozen
+        chunk: int | None = None,
+        keep_chunks: int = 0,
+        optimizer: AdamWCosine = AdamWCosine(),  # noqa: B008 - frozen
+        tuning: Tuning = Tuning(),  # noqa: B008 - frozen
+        init_from: str | None = None,
+        allow_mismatch: bool = False,
+    ) -> None:
+        super().__init__(encoder, init_from, allow_mismatch)
+        self.objective = objective
+        self.optimizer = optimizer
+        self.tuning = tuning
+        self._chunk, self._keep = chunk, keep_chunks
+        self._partial = tuning.apply(encoder) and init_from is None
+        self._frozen = ""
+        if objective.kind == "siglip":
+            encoder.learn_bias()
+
+    def training_settings(self) -> dict[str, Any]:
+        """Objective and optimiser."""
+        return {"objective": asdict(self.objective), "optimizer": asdict(self.optimizer)}
+
+    def trim(self, checkpoint: dict[str, Any]) -> None:
+        """Say what was tuned; take out what is frozen, if the encoder's name brings it."""
+        if self.tuning == Tuning():
+            return
+        told = checkpoint["retriever"]
+        told["tuning"] = asdict(self.tuning)
+        if self._partial:
+            self._frozen = self._frozen or self.tuning.digest(self.encoder)
+            told["frozen"] = self._frozen
+            for name, parameter in self.encoder.named_parameters():
+                if not parameter.requires_grad:
+                    del checkpoint["state_dict"][PREFIX + name]
+
+    def loss(self, batch: Pairs) -> Mapping[str, Tensor]:
+        """The objective, its parts and the logit scale."""
+        scale = self.encoder.scale()
+        parts = self.objective(
+            encode_in_chunks(self._encode, batch.queries, "query", self._chunk, self._keep),
+            encode_in_chunks(self._encode, batch.candidates, "corpus", self._chunk, self._keep),
+            batch.labels,
+            batch.groups,
+            scale,
+            self.encoder.bias(),
+        )
+        if torch.is_grad_enabled():
+            # A tower that no item of this process needs must still take part in the all-reduce; and
+            # in one process its gradient must be nought, not absent, or AdamW would leave the tower
+            # out of a step in which the masked form, or several processes, carry its momentum on.
+            idle = 0.0 * sum(p.sum() for p in self.encoder.parameters() if p.requires_grad)
+            parts = {**parts, "loss": parts["loss"] + idle}
+        return {**parts, "logit_scale": scale.detach()}
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW and its schedule, one step per batch.
+
+        Raises:
+            DataError: if vectors are to be shortened; training needs them whole.
+        """
+        short = self.encoder.truncate_dim
+        if short is not None:
+            raise DataError(
+                "model.encoder.truncate_dim is for test and embed; train prefixes with "
+                f"--model.objective.matryoshka=[{short}]"
+            )
+        steps = int(self.trainer.estimated_stepping_batches)
+        optimizer, schedule = self.optimizer.build(
+            self.encoder.named_parameters(), steps, self.encoder.fresh
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def _encode(self, batch: Batch, side: Side) -> Tensor:
+        return self.encoder.encode(batch, side).vectors
+
+
+def fit(
+    model: Fit,
+    data: MBeirData,
+    out: str | Path = "runs/retriever",
+    *,
+    max_steps: int = 400,
+    resume: str | Path | None = None,
+    device: str = "auto",
+    callbacks: Sequence[lightning.Callback] = (),
+    **trainer: Any,
+) -> Encoder:
+    """Train an encoder; ``OUT/checkpoints/latest.ckpt`` and ``last.ckpt`` are left.
+
+    Args:
+        model: the training, such as :class:`Contrastive`; weights that start fresh are drawn when
+            it is made: seed before.
+        data: the root and what is shown of it.
+        out: folder of checkpoints.
+        max_steps: optimiser steps.
+        resume: checkpoint to go on from, ``OUT/checkpoints/latest.ckpt`` after a kill.
+        device: auto, cpu or gpu, as Lightning's ``accelerator`` has them.
+        callbacks: of Lightning, beside that of the checkpoints.
+        **trainer: further arguments of :class:`lightning.Trainer`.
+
+    Returns:
+        The encoder, in evaluation mode, with low-rank updates in its weights.
+
+    Raises:
+        DataError: if data is missing or malformed, or a loss is not finite.
+        MismatchError: if a checkpoint does not fit.
+    """
+    saving = LatestCheckpoint(str(Path(out) / "checkpoints"))
+    given = {"devices": 1, "logger": False, "num_sanity_val_steps": 0, "limit_val_batches": 0}
+    running = lightning.Trainer(
+        accelerator=device, max_steps=max_steps, default_root_dir=str(out),
+        callbacks=[saving, *callbacks], use_distributed_sampler=False,
+        **{**given, **trainer},
+    )  # fmt: skip
+    running.fit(model, datamodule=Loaders(data), ckpt_path=None if resume is None else str(resume))
+    return trained(model)
+
+
+def trained(model: Fit) -> Encoder:
+    """The encoder of a training, for use: low-rank updates are written into its weights.
+
+    ``init_from`` is taken first, where no fit has done so.
+    """
+    model.setup("test")
+    merge(model.encoder)
+    return model.encoder.eval()
+
+
+@torch.no_grad()
+def _not_finite(
+    batch: Pairs, parts: Mapping[str, Tensor], step: int, encoder: Encoder
+) -> DataError:
+    """The error of a batch whose loss is not finite, with the pairs that are to blame."""
+    seen = ", ".join(f"{name} {float(value):.4g}" for name, value in parts.items())
+    finite = torch.ones(batch.queries.size, dtype=torch.bool)
+    for side, inputs in zip(SIDES, (batch.candidates, batch.queries), strict=True):
+        vectors = encoder.encode(inputs, side).vectors
+        finite &= vectors.isfinite().all(1).cpu()[: len(finite)]
+    bad = [name for name, good in zip(batch.names, finite.tolist(), strict=True) if not good]
+    shown = bad or batch.names
+    pairs = ", ".join(f"{qid} with {did}" for qid, did in shown[:8])
+    what = "pairs without finite vectors" if bad else "no single pair is to blame; the batch"
+    return DataError(
+        f"the loss is not finite at step {step} ({seen}); {what}: {pairs}"
+        f"{' ...' if len(shown) > 8 else ''}. Lower the learning rate, set "
+        "trainer.gradient_clip_val, or use precision 32 or bf16-mixed; resume from the latest "
+        "checkpoint"
+    )

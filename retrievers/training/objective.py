@@ -1,0 +1,119 @@
+"""What training minimises, as settings: one contrastive loss, prefixes of it, distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from retrievers.data.examples import Groups, Labels
+from retrievers.training.gather import Joint, join
+from retrievers.training.losses import Several, info_nce, kl_divergence, margin_mse, siglip
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How much and how the teacher's scores of mined candidates count.
+
+    Args:
+        kind: none, kl (distribution over the positive and its mined negatives) or margin_mse.
+        weight: factor beside the contrastive loss.
+        temperature: divides the teacher's scores.
+    """
+
+    kind: Literal["none", "kl", "margin_mse"] = "none"
+    weight: float = 1.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What training minimises.
+
+    Args:
+        kind: info_nce or siglip.
+        symmetric: info_nce also from candidate to query; UniIR has query to candidate only.
+        several: what other known positives in the batch are: ignore, average or sum.
+        margin: leave out negatives whose cosine exceeds the positive's by more than this.
+        matryoshka: also train these prefixes of the vectors (2205.13147); the full length counts
+            in any case.
+        matryoshka_weight: factor of each prefix's loss.
+        distillation: towards the scores of mined candidates.
+    """
+
+    kind: Literal["info_nce", "siglip"] = "info_nce"
+    symmetric: bool = False
+    several: Several = "ignore"
+    margin: float | None = None
+    matryoshka: tuple[int, ...] = ()
+    matryoshka_weight: float = 1.0
+    distillation: Distillation = Distillation()
+
+    def __call__(
+        self,
+        queries: Float[Tensor, "batch dim"],
+        candidates: Float[Tensor, "n dim"],
+        labels: Labels,
+        groups: Groups,
+        logit_scale: Float[Tensor, ""],
+        logit_bias: Float[Tensor, ""] | None = None,
+    ) -> Mapping[str, Float[Tensor, ""]]:
+        """The loss and its parts, in float32 whatever the precision of the towers.
+
+        Args:
+            queries: unit vectors.
+            candidates: unit vectors, the queries' positives first.
+            labels: ids of both.
+            groups: each query's own candidates with the teacher's scores.
+            logit_scale: multiplies the cosine.
+            logit_bias: added to the logits of siglip.
+
+        Raises:
+            ValueError: if siglip has no bias, or a prefix is not shorter than the vectors.
+        """
+        # bf16 logits tie; autocast would make them from float32 vectors too.
+        with torch.autocast(queries.device.type, enabled=False):
+            joint = join(_single(queries), _single(candidates), labels)
+            full = self._contrastive(joint, logit_scale, logit_bias)
+            parts = {"contrastive": full}
+            for dim in self.matryoshka:
+                if not 0 < dim < queries.shape[1]:
+                    raise ValueError(f"prefix {dim} of vectors with {queries.shape[1]} numbers")
+                short = self._contrastive(joint.prefix(dim), logit_scale, logit_bias)
+                parts[f"contrastive_{dim}"] = short
+            loss = full + self.matryoshka_weight * sum(
+                (part for name, part in parts.items() if name != "contrastive"),
+                full.new_zeros(()),
+            )
+            if self.distillation.kind != "none":
+                parts["distillation"] = self._distil(
+                    _single(queries), _single(candidates), groups, logit_scale
+                )
+                loss = loss + self.distillation.weight * parts["distillation"]
+        return {"loss": loss, **(parts if len(parts) > 1 else {})}
+
+    def _contrastive(self, joint: Joint, scale: Tensor, bias: Tensor | None) -> Tensor:
+        if self.kind == "siglip":
+            if bias is None:
+                raise ValueError("siglip needs a logit bias")
+            return siglip(joint, scale, bias, self.several, self.margin)
+        return info_nce(joint, scale, self.symmetric, self.several, self.margin)
+
+    def _distil(self, queries: Tensor, candidates: Tensor, groups: Groups, scale: Tensor) -> Tensor:
+        temperature = self.distillation.temperature
+        if self.distillation.kind == "kl":
+            return kl_divergence(queries, candidates, groups, scale, temperature)
+        return margin_mse(queries, candidates, groups, temperature)
+
+
+def _single(vectors: Tensor) -> Tensor:
+    return vectors.float() if vectors.dtype in (torch.bfloat16, torch.float16) else vectors

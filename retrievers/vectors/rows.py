@@ -1,0 +1,170 @@
+"""Vectors of a plan's rows while a run lasts, in memory or in a folder; keys of their items."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Int64
+from torch import Tensor
+
+from retrievers.data.plan import Content
+from retrievers.vectors.index import Index, Vectors
+from retrievers.vectors.store import EmbeddingStore, EmbeddingWriter
+
+
+@final
+class Embeddings:
+    """Vectors by row, filled batch by batch.
+
+    Args:
+        size: number of rows.
+        writer: folder that keeps them; None keeps them in memory.
+        keys: of each row's content; needed with a writer.
+        names: ids of rows, as stored.
+
+    Attributes:
+        done: which rows have a vector; with a writer, up to date after :meth:`finish`.
+        failed: rows with nothing to embed.
+        degraded: rows embedded without their picture.
+        damaged: shards that were found damaged, and what was wrong.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        writer: EmbeddingWriter | None = None,
+        keys: np.ndarray | None = None,
+        names: Callable[[Sequence[int]], list[str]] | None = None,
+    ) -> None:
+        self._size = size
+        self._vectors: Tensor | None = None
+        self._writer = writer
+        self._keys = keys
+        self._names = names
+        self._store: EmbeddingStore | None = None
+        self._rows: Int64[np.ndarray, " size"] = np.arange(size)
+        self.done = torch.zeros(size, dtype=torch.bool)
+        self.failed: list[int] = []
+        self.degraded: list[int] = []
+        self.damaged = {} if writer is None else writer.damaged
+        self._find()
+
+    def missing(self, part: int = 0, parts: int = 1) -> Int64[np.ndarray, " rows"]:
+        """Rows still to be embedded; of several processes, those of one.
+
+        Args:
+            part: number of this process, from 0.
+            parts: how many share the work; each row belongs to one, whatever is done already.
+        """
+        rows = np.nonzero(~self.done.numpy())[0]
+        if self._keys is not None and parts > 1:
+            rows = rows[self._keys[rows].astype("S4").view("<u4") % parts == part]
+        return rows
+
+    @property
+    def vectors(self) -> Float[Tensor, "size dim"]:
+        """All vectors in memory; zeros where nothing was put."""
+        if self._store is not None:
+            whole = torch.zeros(self._size, self._store.dim or 1)
+            rows = self._rows[self.done.numpy()]
+            whole[self.done] = torch.from_numpy(self._store.take(rows)).float()
+            return whole
+        return torch.zeros(self._size, 1) if self._vectors is None else self._vectors
+
+    def take(self, rows: Int[Tensor, " n"]) -> Float[Tensor, "n dim"]:
+        """Vectors of some rows that have one."""
+        if self._store is None:
+            return self.vectors[rows]
+        return torch.from_numpy(self._store.take(self._rows[rows.numpy()])).float()
+
+    def put(
+        self,
+        rows: Int[Tensor, " n"],
+        vectors: Float[Tensor, "n dim"],
+        degraded: Iterable[int] = (),
+    ) -> None:
+        """Keep vectors of some rows; ``degraded`` are those made without their picture."""
+        if self._writer is not None and self._keys is not None and self._names is not None:
+            places = rows.tolist()
+            lame = np.isin(places, list(degraded))
+            self._writer.append(self._names(places), self._keys[places], vectors, lame)
+            return
+        if self._vectors is None:
+            self._vectors = torch.zeros(self._size, vectors.shape[1])
+        self._vectors[rows] = vectors
+        self.done[rows] = True
+
+    def fail(self, failed: Iterable[int], degraded: Iterable[int]) -> None:
+        """Note rows with nothing to embed, and rows embedded without their picture."""
+        self.failed.extend(failed)
+        if self._writer is None:
+            self.degraded.extend(degraded)
+
+    def finish(self) -> bool:
+        """Bring all vectors to the disk; whether every row has one or has failed."""
+        if self._writer is not None:
+            self._writer.flush()
+            self._find()
+            whole = int(self.done.sum()) + len(self.failed) == self._size
+            self._writer.finish(complete=whole)
+        return int(self.done.sum()) + len(self.failed) == self._size
+
+    def add_to(
+        self, index: Index[Vectors], ids: Any, rows: Int[Tensor, " n"], made_by: str
+    ) -> None:
+        """Add the vectors of some rows to an index, read where they lie.
+
+        Args:
+            index: receives them.
+            ids: of the rows, strings or an Arrow array of strings.
+            rows: those to add; each has a vector.
+            made_by: fingerprint of what made the vectors.
+        """
+        if self._store is None:
+            index.add(ids, self.vectors[rows], made_by)
+        else:
+            index.add(ids, self._store, made_by, self._rows[rows.numpy()])
+
+    def _find(self) -> None:
+        """Look up which rows the folder has."""
+        if self._writer is None or self._keys is None:
+            return
+        self._store = self._writer.reader()
+        self._rows = self._store.find(self._keys)
+        self.done = torch.from_numpy(self._rows >= 0)
+        lame = self.done.numpy().copy()
+        lame[lame] = self._store.degraded[self._rows[lame]]
+        self.degraded = [int(row) for row in np.nonzero(lame)[0]]
+
+
+def item_keys(contents: Iterable[Content], root: Path) -> np.ndarray:
+    """BLAKE2b of id, text and picture; an array of 16-byte strings.
+
+    A picture counts by path, size and modification time, so that checking a pool reads no pixel;
+    a picture replaced by one of the same size and time, to the nanosecond, is not noticed.
+
+    Args:
+        contents: the items.
+        root: data root.
+    """
+    return np.fromiter((_key(content, root) for content in contents), dtype="S16")
+
+
+def _key(content: Content, root: Path) -> bytes:
+    seen = (content.id, content.text, content.image and _picture(root, content.image))
+    packed = json.dumps(seen).encode()
+    return hashlib.blake2b(packed, digest_size=16).digest()
+
+
+def _picture(root: Path, path: str) -> tuple[str, int, int]:
+    try:
+        status = (root / path).stat()
+    except (OSError, ValueError):  # said by whoever opens it
+        return path, -1, -1
+    return path, status.st_size, status.st_mtime_ns
