@@ -4,9 +4,9 @@
 them against both towers on every item, at M-BEIR's mix of modalities, for embedding and for a
 training step; encoding in chunks against the whole batch; a training step against
 sentence-transformers on the same weights and pairs; the loader alone, with and without
-``data.loader.resized``, against the step; cost against batch size and corpus size; and a plain
-matrix product as the machine's rate. About eight minutes with ViT-B-32 on two cores; ``--tiny=true``
-runs every part once on a model of one layer and measures nothing.
+``data.loader.resized``, against the step; cost against batch size; and a plain matrix product as
+the machine's rate. About eight minutes with ViT-B-32 on two cores; ``--tiny=true`` runs every part
+once on a model of one layer and measures nothing.
 
 ``python -m benchmarks.speed gradcache`` measures chunks on flagland-clip: their time, and the memory
 that a step adds to a fresh process.
@@ -39,7 +39,6 @@ from retrievers.models.inputs import Inputs
 from retrievers.training.module import Contrastive
 from retrievers.training.objective import Objective
 from retrievers.training.optim import AdamWCosine
-from retrievers.vectors import make_index
 
 Part = Literal["towers", "chunks", "peer", "loader", "growth"]
 PARTS: tuple[Part, ...] = ("towers", "chunks", "peer", "loader", "growth")
@@ -153,13 +152,12 @@ class Parts:
         batch: pairs of a step.
         rounds: that are counted.
         pictures: that the loader reads.
-        corpus: candidates of the largest search.
     """
 
-    def __init__(self, model: str, batch: int, rounds: int, pictures: int, corpus: int) -> None:
+    def __init__(self, model: str, batch: int, rounds: int, pictures: int) -> None:
         self.encoder = ClipScoreFusion(model, random_init=True)
         self.fit = Contrastive(self.encoder, Objective(symmetric=False))
-        self.batch, self.rounds, self.pictures, self.corpus = batch, rounds, pictures, corpus
+        self.batch, self.rounds, self.pictures = batch, rounds, pictures
 
     def _step(self, pairs: Pairs) -> Step:
         return Step(self.encoder, lambda: self.fit.loss(pairs)["loss"])
@@ -257,24 +255,12 @@ class Parts:
                        "ratio": f"{needed / rate:.2f} processes"}  # fmt: skip
 
     def growth(self) -> Iterator[Row]:
-        """A step at three batch sizes, search at three sizes of a corpus."""
+        """A step at three batch sizes."""
         for size in (self.batch // 4, self.batch // 2, self.batch):
             step = self._step(labelled(*make_sides(self.encoder, size, seed=5)))
             spent = take_turns({"step": step}, self.rounds)["step"].seconds
             yield {"what": f"step of {size} pairs", "time": f"{spent:.3f} s",
                    "ratio": f"{1000 * spent / size:.1f} ms a pair"}  # fmt: skip
-        dim = self.encoder.encode(make_batch(self.encoder, [("a", False)]), "query").vectors.shape[
-            1
-        ]
-        queries = functional.normalize(torch.randn(100, dim), dim=-1)
-        for size in (self.corpus // 100, self.corpus // 10, self.corpus):
-            index = make_index("exact", "benchmark", "cpu")
-            vectors = functional.normalize(torch.randn(size, dim), dim=-1)
-            index.add([f"1:{n}" for n in range(size)], vectors, "benchmark")
-            ways = {"search": lambda index=index: index.search(queries, 10, "benchmark")}
-            spent = take_turns(ways, self.rounds)["search"].seconds
-            yield {"what": f"search among {size:,} candidates", "time": f"{spent:.3f} s",
-                   "ratio": f"{10 * spent:.3f} ms a query"}  # fmt: skip
 
 
 def _their_step(folder: Path, texts: list[str], pictures: list[Image.Image]) -> Callable[[], None]:
@@ -309,7 +295,6 @@ def measure(
     batch: int = 16,
     rounds: int = 3,
     pictures: int = 200,
-    corpus: int = 100_000,
     matrix: int = 2048,
     threads: int = 2,
     parts: tuple[Part, ...] = PARTS,
@@ -322,7 +307,6 @@ def measure(
         batch: pairs of a step.
         rounds: of which the median is shown.
         pictures: that the loader reads.
-        corpus: candidates of the largest search.
         matrix: side of the matrices multiplied.
         threads: of torch.
         parts: which.
@@ -332,10 +316,10 @@ def measure(
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         if tiny:
-            model, batch, rounds, pictures, corpus, matrix = (
-                str(_tiny_model(Path(folder))), 8, 1, 8, 1000, 256
+            model, batch, rounds, pictures, matrix = (
+                str(_tiny_model(Path(folder))), 8, 1, 8, 256
             )  # fmt: skip
-        measured = Parts(model, batch, rounds, pictures, corpus)
+        measured = Parts(model, batch, rounds, pictures)
     a, b = torch.randn(matrix, matrix), torch.randn(matrix, matrix)
     product = take_turns({"product": lambda: a @ b}, 5)["product"].seconds
     rate = f"{2 * matrix**3 / product / 1e9:.1f} GFLOP/s"
