@@ -207,7 +207,7 @@ def test_queries_are_routed_and_text_is_left_alone(root, capsys):
 
 
 def test_a_changed_prompt_file_regenerates_only_its_own(root, tmp_path, capsys):
-    source = (HOME / "augment/prompts/rar/rar/question.md").read_text()
+    source = (HOME / "augment/prompts/rar/question.md").read_text()
     mine = tmp_path / "mine.md"
     mine.write_text(source)
     command(queries, root, "--question-prompt", str(mine))
