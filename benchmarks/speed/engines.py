@@ -47,7 +47,7 @@ from augment.data import write_candidates
 from augment.data.images import open_image
 from augment.engines import decoding, load_engine
 from augment.engines.base import PACKAGED
-from augment.engines.inputs import Budget, data_uri, encode, fit, resized
+from augment.engines.inputs import PixelBudget, data_uri, encode, fit, resized
 from augment.engines.transformers import HFEngine
 from augment.engines.vllm import VLLMEngine
 from augment.prompts import load_prompt
@@ -164,7 +164,7 @@ def profile(variants: Variants) -> list[Row]:
 
 def prepare(encoding: Any, root: Path, name: str) -> int:
     """One picture as the remote engine prepares it; the characters to send."""
-    return len(data_uri(fit(open_image(root, name), Budget()), encoding))
+    return len(data_uri(fit(open_image(root, name), PixelBudget()), encoding))
 
 
 def feed(root: Path, count: int) -> list[Row]:
