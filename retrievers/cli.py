@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 #: Exit status of a run that a user can mend.
 USER_ERROR = 2
 
-#: Verb -> the module whose ``main`` runs it, and what it does.
+#: Verb -> the module whose ``main``, or other function, runs it, and what it does.
 VERBS = {
     "fit": ("retrievers.training.command", "train an encoder on an M-BEIR root"),
     "validate": ("retrievers.training.command", "the small search of a fit, for a checkpoint"),
@@ -29,10 +29,13 @@ VERBS = {
     "search": ("retrievers.search.answers", "search a root with a text, a picture or both"),
     "serve": ("retrievers.search.serve", "the same as a page in the browser"),
     "bm25": ("retrievers.commands.bm25", "search a root by words"),
-    "fuse": ("retrievers.commands.fuse", "put the runs of several systems together"),
-    "evaluate": ("retrievers.commands.evaluate", "score run files"),
-    "compare": ("retrievers.commands.compare", "is the second run better than the first?"),
-    "export": ("retrievers.commands.export", "a checkpoint for other libraries and the Hub"),
+    "fuse": ("retrievers.evaluation.command:run_fuse", "put the runs of several systems together"),
+    "evaluate": ("retrievers.evaluation.command:run_evaluate", "score run files"),
+    "compare": (
+        "retrievers.evaluation.command:run_compare",
+        "is the second run better than the first?",
+    ),
+    "export": ("retrievers.export.folder", "a checkpoint for other libraries and the Hub"),
     "mmeb": ("retrievers.commands.mmeb", "evaluate on MMEB's image data sets"),
 }
 
@@ -76,7 +79,8 @@ def _run(arguments: list[str], ours: bool) -> int:
         import_module(place).main(None if ours else arguments)
     else:
         try:
-            return int(import_module(place).main(rest) or 0)
+            module, _, function = place.partition(":")
+            return int(getattr(import_module(module), function or "main")(rest) or 0)
         except ValueError as error:  # an unknown metric, scores that do not pair up
             raise DataError(str(error)) from error
     return 0
@@ -127,9 +131,10 @@ def embed(
 
 
 def mine(
-    model: Encoder | str,
     data: MBeirData,
     mining: MiningConfig,
+    model: Encoder | str | None = None,
+    run: Path | None = None,
     out: Path = Path("runs/retriever"),
     embeddings: Path | None = None,
     device: str = "auto",
@@ -139,9 +144,10 @@ def mine(
     """Write hard negatives of the training queries for ``data.negatives.path``.
 
     Args:
-        model: a checkpoint, an exported folder, a name that ``search`` takes, or an encoder.
+        model: ranks the candidates: a checkpoint, an exported folder, a name that ``search`` takes, or an encoder.
         data: the root and what is shown of it.
         mining: which candidates become hard negatives.
+        run: in place of a model, a TREC run of the training queries, such as a reranked one.
         out: folder of the table.
         embeddings: folder of the vectors; OUT/embeddings if none is named here or as
             ``data.embeddings.folder``.
@@ -149,12 +155,18 @@ def mine(
         precision: 32-true, bf16-mixed or 16-mixed.
         allow_mismatch: embed text of another recipe than the one trained on.
     """
-    from retrievers.search.mining import mine_negatives
+    from retrievers.search.mining import mine_negatives, mine_run
 
+    if run is None and model is None:
+        raise DataError("mining needs a ranking; name a model with --model or a run with --run")
     data.keep_embeddings(embeddings, out)
-    tally = mine_negatives(
-        _encoder(model), data, out, mining, device=device, precision=precision,
-        allow_mismatch=allow_mismatch,
+    tally = (
+        mine_run(run, data, out, mining)
+        if run is not None
+        else mine_negatives(
+            _encoder(model or ""), data, out, mining, device=device, precision=precision,
+            allow_mismatch=allow_mismatch,
+        )
     )  # fmt: skip
     sys.stdout.write(f"{tally.table()}\n{out}/negatives.parquet\n")
 

@@ -60,7 +60,7 @@ from PIL import Image, ImageDraw
 
 from augment.data.images import open_image
 from augment.engines.base import Ask, Asked, Engine, EngineOptions, Pause, Replies
-from augment.engines.inputs import MAX_PIXELS, Budget, data_uri, fit
+from augment.engines.inputs import MAX_PIXELS, PixelBudget, data_uri, fit
 from augment.errors import EngineError, ImageError
 from augment.records import Reply, Request, Sampling
 
@@ -125,37 +125,29 @@ class OpenAIEngine(Engine):
         *,
         root: Path,
         options: EngineOptions,
-        budget: Budget | None = None,
+        budget: PixelBudget | None = None,
         tend: Callable[[], None] | None = None,
     ) -> None:
         for url in options.urls or [""]:
             if not url.startswith(("http://", "https://")):
                 raise EngineError(f"{url!r} is no URL; expected e.g. http://localhost:8000/v1")
-        self._name = name
+        self.model = name
+        self.revision = options.revision or "served"  # servers do not tell
         self._root = root
         self._options = options
-        limits = Budget(options.min_pixels or 0, options.max_pixels or MAX_PIXELS)
+        limits = PixelBudget(options.min_pixels or 0, options.max_pixels or MAX_PIXELS)
         self._budget = budget or limits
+        self.settings = {
+            "min_pixels": self._budget.min_pixels,
+            "max_pixels": self._budget.max_pixels,
+        }
+        if options.encoding != "png":
+            self.settings["encoding"] = options.encoding
         self._tend = tend
         self._begun = False
+        self._preparing = self._asked = 0
+        self._since = 0.0
         _key()
-
-    @property
-    def model(self) -> str:
-        """See :class:`Engine`: the name that the servers know. Not their address."""
-        return self._name
-
-    @property
-    def revision(self) -> str:
-        """See :class:`Engine`: as given, because servers do not tell."""
-        return self._options.revision or "served"
-
-    @property
-    def settings(self) -> Mapping[str, object]:
-        """See :class:`Engine`: the limits of pictures, and a lossy encoding."""
-        limits = {"min_pixels": self._budget.min_pixels, "max_pixels": self._budget.max_pixels}
-        lossy = self._options.encoding != "png"
-        return {**limits, "encoding": self._options.encoding} if lossy else limits
 
     def batches(self, asked: Asked) -> Iterator[Replies]:
         """See :class:`Engine`. A batch is what has been answered since the last one.
@@ -190,11 +182,8 @@ class OpenAIEngine(Engine):
         Half as many again, since a reply counts until it is taken, and whoever takes it also
         writes it down.
         """
-        return self._places + self._places // 2 + 2 * self._options.workers
-
-    @property
-    def _places(self) -> int:
-        return self._options.concurrency * len(self._options.urls)
+        places = self._options.concurrency * len(self._options.urls)
+        return places + places // 2 + 2 * self._options.workers
 
     @contextmanager
     def _asking(self, done: _Done) -> Iterator[Callable[[Ask], Future[Any]]]:
@@ -202,6 +191,7 @@ class OpenAIEngine(Engine):
 
         All that runs there is a future that comes to ``done``, so that nothing ends in silence.
         """
+        self._preparing = self._asked = 0
         pool = ThreadPoolExecutor(self._options.workers, "decode")
         servers = Servers(self._options, self._tend)
         with start_blocking_portal() as portal:
@@ -226,13 +216,28 @@ class OpenAIEngine(Engine):
         self, ask: Ask, servers: Servers, pool: ThreadPoolExecutor, begun: asyncio.Event
     ) -> Reply:
         await begun.wait()
-        since, loop = _now(), asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        self._count_idle(servers.places, preparing=1)
         ready = await loop.run_in_executor(pool, self._prepare, ask.request)
-        if servers.has_room:  # and had it all this while: one of so many places stood empty
-            self.waited += (_now() - since) / self._places
+        self._count_idle(servers.places, preparing=-1)
         if isinstance(ready, Reply):
             return ready
-        return await servers.ask(self._payload(ask.request.system, ready, ask.sampling))
+        self._count_idle(servers.places, asking=1)
+        reply = await servers.ask(self._payload(ask.request.system, ready, ask.sampling))
+        self._count_idle(servers.places, asking=-1)
+        return reply
+
+    def _count_idle(self, places: int, *, preparing: int = 0, asking: int = 0) -> None:
+        """Count place-seconds that stood empty while pictures were made ready, by their places.
+
+        What is not even being made ready is nobody's wait: the run ends, or whoever asks is slow.
+        """
+        now, free = _now(), places - self._asked
+        if self._preparing and free > 0:
+            self.waited += (now - self._since) * min(free, self._preparing) / places
+        self._since = now
+        self._preparing += preparing
+        self._asked += asking
 
     async def _begin(self, servers: Servers, begun: asyncio.Event) -> None:
         """Check the model's name, and ask the canaries."""
@@ -241,19 +246,19 @@ class OpenAIEngine(Engine):
             await self._check_name(servers)
             if self._options.canaries:
                 ask = partial(self._ask_canary, servers)
-                _LOG.info("%s: %s", self._name, await check_server(ask, self._budget))
+                _LOG.info("%s: %s", self.model, await check_server(ask, self._budget))
             self._begun = True
         begun.set()
 
     async def _check_name(self, servers: Servers) -> None:
         names = await servers.models()
-        if not names or self._name in names:
+        if not names or self.model in names:
             return
         # Some servers take names that they do not list: a folder, a model not yet loaded.
         probe = await servers.ask(self._payload("", self._parts("Hello."), Sampling(1)))
         if probe.finish == "error":
             raise EngineError(
-                f"{self._options.urls[0]} has no model {self._name!r} ({probe.reason}); it has"
+                f"{self._options.urls[0]} has no model {self.model!r} ({probe.reason}); it has"
                 f" {', '.join(names[:20])}"
             )
 
@@ -289,7 +294,7 @@ class OpenAIEngine(Engine):
 
     def _payload(self, system: str, parts: _Parts, sampling: Sampling) -> Payload:
         return {
-            "model": self._name,
+            "model": self.model,
             "messages": [{"role": "system", "content": system}, {"role": "user", "content": parts}],
             "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,
@@ -401,9 +406,9 @@ class Servers:
             await server.client.close()
 
     @property
-    def has_room(self) -> bool:
-        """Whether a server would take one more request at this moment."""
-        return any(server.has_room() for server in self._all)
+    def places(self) -> int:
+        """How many requests the servers take together at this moment."""
+        return sum(server.places() for server in self._all)
 
     async def ready(self) -> None:
         """Wait until a server is up."""
@@ -848,7 +853,7 @@ def canary_pictures() -> list[Image.Image]:
     return pictures
 
 
-def _huge(budget: Budget) -> Image.Image:
+def _huge(budget: PixelBudget) -> Image.Image:
     """More pixels than the budget, with detail that does not vanish in resizing."""
     dice = random.Random(0)  # noqa: S311  # a picture, not cryptography
     tile = Image.frombytes("RGB", (16, 12), dice.randbytes(16 * 12 * 3))
@@ -856,7 +861,7 @@ def _huge(budget: Budget) -> Image.Image:
     return tile.resize((side * 8, side * 6), Image.Resampling.NEAREST)
 
 
-async def check_server(ask: _AskCanary, budget: Budget) -> str:
+async def check_server(ask: _AskCanary, budget: PixelBudget) -> str:
     """Ask the questions; what was found, in one line.
 
     Args:

@@ -12,6 +12,7 @@ from typing import Any, final
 
 from augment.data import DataRoot
 from augment.errors import DataError
+from augment.files import write_json
 from augment.records import Side
 from benchmarks.experiments import texts
 from benchmarks.experiments.graph import CachedStep
@@ -21,9 +22,10 @@ from benchmarks.experiments.texts import Enriching, read_source
 from benchmarks.flagland.oracle import has_truth
 from retrievers.cli import expand
 from retrievers.cli import main as retrievers
-from retrievers.commands.fuse import main as fuse
 from retrievers.data.plan import PositiveConfig
 from retrievers.data.texts import ViewConfig
+from retrievers.evaluation.evaluate import evaluate
+from retrievers.evaluation.fusion import fuse
 from retrievers.vectors.bm25 import bm25
 
 #: The last checkpoint is what counts: a look at few items keeps validation cheap.
@@ -169,20 +171,24 @@ class Builder:
 
     def _fusion(self, arm: Arm, seed: int, split: str, where: Enriching) -> CachedStep:
         runs = [self.arm(name, seed, split, where) for name in arm.of]
-        # Weights are tuned on queries of the data that was trained on.
-        home = self.setup.enriching
-        has_dev = self.setup.split != "val" and bool(DataRoot(home.root).query_files("val"))
-        tuned = arm.tuned and has_dev
-        dev = [self.arm(name, seed, "val", home) for name in arm.of] if tuned else []
+        home, dev = self.setup.enriching, self._dev_split(arm) if arm.tuned else ""
+        tuning = [self.arm(name, seed, dev, home) for name in arm.of] if dev else []
         title = f"fuse {' and '.join(arm.of)} (seed {seed})"
-        settings = {"arms": len(runs), "tuned": tuned}
+        settings = {"arms": len(runs), "tuned": bool(dev)}
 
         def work(folder: Path, needs: Sequence[Path]) -> None:
-            given = [str(path) for path in needs]
-            tuning = ["--dev", *given[len(runs) :]] if dev else []
-            fuse([*given[: len(runs)], *tuning, "--out", str(folder)])
+            fuse(needs[: len(runs)], folder, dev=needs[len(runs) :] or None)
+            write_json(folder / "metrics.json", evaluate(folder).to_json())
 
-        return CachedStep("fused", title, settings, (*runs, *dev), work)
+        return CachedStep("fused", title, settings, (*runs, *tuning), work)
+
+    def _dev_split(self, arm: Arm) -> str:
+        """Queries of the data that was trained on, seen by no training, for weights of a fusion."""
+        trained = any(self.experiment.arms[name].train for name in arm.of)
+        splits = ["val"] if trained else ["val", "train"]
+        data = DataRoot(self.setup.enriching.root)
+        known = [split for split in splits if data.query_files(split)]
+        return next((split for split in known if split != self.setup.split), "")
 
     def _shown(
         self, views: Views, where: Enriching
