@@ -30,7 +30,7 @@ def test_the_worked_examples_run(tmp_path, monkeypatch, capsys):
         printed.append(capsys.readouterr().out)
     tested, found, mined, compared = printed
     assert "success@5" in tested
-    assert [line.split()[0] for line in found.splitlines()] == ["1", "2", "3"]
+    assert re.findall(r"^(\d+) [-0-9.]+ \d+:\d+ ", found, re.MULTILINE) == ["1", "2", "3"]
     assert "known positive" in mined
     assert "| first | harder |" in compared
     assert set(names["scores"].means()) == {"success@1", "ndcg@10"}
