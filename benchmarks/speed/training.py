@@ -32,8 +32,8 @@ from torch.nn import functional
 from augment.errors import ToolkitError
 from augment.records import TASKS
 from benchmarks.speed.harness import Page, Row, Turns, apart, cost, take_turns
-from retrievers.data.datasets import ImageLoader
 from retrievers.data.examples import Example, Groups, Labels, Pairs
+from retrievers.data.pictures import ImageLoader
 from retrievers.models.clip import ClipScoreFusion
 from retrievers.models.inputs import Inputs
 from retrievers.training.module import Contrastive
