@@ -82,10 +82,10 @@ def shares(
     elif model.startswith("vllm:"):
         return [Share(device, ())]  # it takes all GPUs by itself
     else:
-        from augment.engines.vllm import gpus
-
         devices = device.split(",")
         if device == "all":
+            from augment.engines.vllm import gpus
+
             devices = [f"cuda:{number}" for number in range(len(gpus()))] or ["cpu"]
         if len(devices) == 1:
             return [Share(device, ("--device", devices[0]))]
@@ -123,7 +123,7 @@ def launch(
     """
     parts = shares(model, options.device, shard, limit, options.replicas)
     on_ray = model.startswith("ray:")
-    if len(parts) == 1 and not on_ray:
+    if not on_ray and (len(parts) == 1 or options.urls):  # servers have no device of ours
         return None
     return run([*prog.split()[1:], *arguments], parts, Cluster() if on_ray else Machine())
 
@@ -159,13 +159,13 @@ class Machine:
             process.send_signal(signal.SIGTERM)
 
     def _one(self, words: Sequence[str], part: Share) -> Ended:
-        return run_share(
-            words,
-            part,
-            str(Path.cwd()),
-            started=lambda process: self._running.update({part.name: process}),
-            again=lambda: not self._stopped,
-        )
+        def started(process: subprocess.Popen[str]) -> None:
+            self._running[part.name] = process
+            if self._stopped:
+                process.send_signal(signal.SIGTERM)
+
+        folder = str(Path.cwd())
+        return run_share(words, part, folder, started=started, again=lambda: not self._stopped)
 
 
 @final
@@ -221,6 +221,7 @@ def run_share(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            errors="replace",
             start_new_session=True,
         )
         with process:
