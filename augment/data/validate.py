@@ -256,7 +256,7 @@ class Extents:
     context: int = 77
 
 
-class Asked(NamedTuple):
+class QueryLinks(NamedTuple):
     """What a query asks of a pool."""
 
     qid: str
@@ -285,7 +285,7 @@ class _Validation:
         self.options = options
         self.report = Report(str(root.path), options.context)
         self.pictures: dict[str, str] = {}  # path -> the first record, as ``file:line (id)``
-        self.links: dict[Path, list[Asked]] = {}
+        self.links: dict[Path, list[QueryLinks]] = {}
         self._texts: list[tuple[FileStats, Reservoir]] = []
 
     def run(self) -> Report:
@@ -332,11 +332,11 @@ class _Validation:
             self.report.add("no-records", stats.file)
         return modalities
 
-    def _queries(self, path: Path) -> list[Asked]:
+    def _queries(self, path: Path) -> list[QueryLinks]:
         """Check a file of queries; what they ask of pools."""
         stats, texts = self._stats(path, "query")
         hint = task_in_name(path)
-        links: list[Asked] = []
+        links: list[QueryLinks] = []
         first: dict[str, tuple[int, Query]] = {}
         for number, query in self._parsed(path, lambda line, at: parse_query(line, at, hint)):
             qid = query.item.id
@@ -348,7 +348,7 @@ class _Validation:
                 self.report.add(kind, stats.file, f"{where}, first in line {line}{other}")
             self._item(query.item, number, QUERY_BOUND, stats, texts)
             self._task(query, where, stats)
-            links.append(Asked(qid, number, query.task, query.positives, query.negatives))
+            links.append(QueryLinks(qid, number, query.task, query.positives, query.negatives))
         if not stats.records:
             self.report.add("no-records", stats.file)
         return links
@@ -486,7 +486,7 @@ class _Validation:
             return
         for path, links in self.links.items():
             file = self._name(path)
-            kinds: dict[tuple[str, int], Asked] = {}
+            kinds: dict[tuple[str, int], QueryLinks] = {}
             for link in links:
                 if link.task is not None:
                     kinds.setdefault((link.qid.partition(":")[0], link.task), link)
@@ -543,7 +543,7 @@ def _maybe(find: Callable[..., Path], *which: Any) -> Path | None:
         return None
 
 
-def _link_problems(link: Asked, ids: Mapping[str, Modality]) -> Iterator[tuple[str, str]]:
+def _link_problems(link: QueryLinks, ids: Mapping[str, Modality]) -> Iterator[tuple[str, str]]:
     if not any(did in ids for did in link.positives):
         yield "no-positive", f"of {len(link.positives)} positives"
     for did in link.positives:
@@ -566,7 +566,7 @@ def _no_instruction(instructions: Instructions, dataset: str, task: int) -> str:
     return ""
 
 
-def _belongs(link: Asked, task: int | None, judged: Collection[str]) -> bool:
+def _belongs(link: QueryLinks, task: int | None, judged: Collection[str]) -> bool:
     """Whether judgements of a task, None for all, should have a query of a file of mixed tasks."""
     if task is None or link.task == task:
         return True
