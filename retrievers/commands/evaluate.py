@@ -40,6 +40,15 @@ class _Source(NamedTuple):
     qrels: Path
 
 
+class _Rules(NamedTuple):
+    """What is asked of every run."""
+
+    level: int
+    short: bool
+    extra: bool
+    candidates: Path | None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m retrievers evaluate",
@@ -69,58 +78,92 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
-    args = _parser().parse_args(list(arguments))
+    args = vars(_parser().parse_args(list(arguments)))
+    out: Path | None = args.pop("out")
+    told = evaluate(**args)
+    sys.stdout.write(_table(told["rows"]))
+    if out is not None:
+        with replacing(out, DataError) as stream:
+            stream.write(json.dumps(told, indent=1) + "\n")
+
+
+def evaluate(
+    run: Path,
+    qrels: Path | None = None,
+    root: Path | None = None,
+    candidates: Path | None = None,
+    metrics: Sequence[str] | None = None,
+    level: int = 1,
+    short: bool = False,
+    extra: bool = False,
+) -> dict[str, Any]:
+    """Score run files, whoever wrote them; a judged query that a run lacks counts 0.
+
+    Args:
+        run: a TREC run file, a folder that ``test`` wrote, or UniIR's run_files.
+        qrels: judgements, for a run file.
+        root: data root with qrels, for UniIR's run_files.
+        candidates: pool file: refuse hits from elsewhere.
+        metrics: such as success@5, recall@10, ndcg@10; None takes M-BEIR's.
+        level: least grade that is relevant.
+        short: the run may be shorter than a metric's cut-off.
+        extra: the run may hold queries that are not judged.
+
+    Returns:
+        ``rows`` with ``metrics`` as shares of 1, their ``mean`` by pool, settings, versions, cost.
+
+    Raises:
+        DataError: if a file is missing or malformed, or run and judgements do not go together.
+        ValueError: if there is no such metric.
+    """
     started = time.monotonic()
-    measures = args.metrics or standard_measures()
+    measures = list(metrics or standard_measures())
     for measure in measures:
         Measure.parse(measure)
-    rows = [_row(source, measures, args) for source in _sources(args)]
+    rules = _Rules(level, short, extra, candidates)
+    rows = [_row(source, measures, rules) for source in _sources(run, qrels, root)]
     rows.sort(key=lambda row: (*row_order(row["dataset"], row["task"]), row["pool"]))
-    sys.stdout.write(_table(rows))
-    if args.out is not None:
-        record = {
-            "rows": rows,
-            "mean": {pool: _mean(rows, pool) for pool in dict.fromkeys(r["pool"] for r in rows)},
-            "settings": {"level": args.level, "metrics": measures},
-            "commit": source_commit(),
-            "versions": versions(),
-            "cost": {"seconds": round(time.monotonic() - started, 3)},
-        }
-        with replacing(args.out, DataError) as stream:
-            stream.write(json.dumps(record, indent=1) + "\n")
+    return {
+        "rows": rows,
+        "mean": {pool: _mean(rows, pool) for pool in dict.fromkeys(r["pool"] for r in rows)},
+        "settings": {"level": level, "metrics": measures},
+        "commit": source_commit(),
+        "versions": versions(),
+        "cost": {"seconds": round(time.monotonic() - started, 3)},
+    }
 
 
-def _sources(args: argparse.Namespace) -> Iterator[_Source]:
-    if not args.run.is_dir():
-        if args.qrels is None:
-            raise DataError("a run file needs --qrels", str(args.run))
-        yield _Source(args.run.stem, None, "-", args.run, args.qrels)
+def _sources(run: Path, qrels: Path | None, root: Path | None) -> Iterator[_Source]:
+    if not run.is_dir():
+        if qrels is None:
+            raise DataError("a run file needs --qrels", str(run))
+        yield _Source(run.stem, None, "-", run, qrels)
         return
-    uniir = [(path, _UNIIR.fullmatch(path.name)) for path in sorted(args.run.iterdir())]
+    uniir = [(path, _UNIIR.fullmatch(path.name)) for path in sorted(run.iterdir())]
     found = [(path, match) for path, match in uniir if match]
     if found:
-        if args.root is None:
-            raise DataError("UniIR's run files need --root, where the qrels are", str(args.run))
+        if root is None:
+            raise DataError("UniIR's run files need --root, where the qrels are", str(run))
         for path, match in found:
             dataset, task, pool, split = match.groups()
-            qrels = DataRoot(args.root).qrels_file(dataset, int(task), split)
+            judged = DataRoot(root).qrels_file(dataset, int(task), split)
             name = "local" if pool == "single" else "union"
-            yield _Source(dataset, int(task), name, path, qrels)
+            yield _Source(dataset, int(task), name, path, judged)
         return
-    pools = [pool for pool in ("local", "union") if list(args.run.glob(f"*.{pool}.trec"))]
+    pools = [pool for pool in ("local", "union") if list(run.glob(f"*.{pool}.trec"))]
     for pool in pools or ["local"]:
-        for name in tasks_of(args.run, pool):
+        for name in tasks_of(run, pool):
             dataset, _, code = name.rpartition("_task")
             task = int(code) if code.isdigit() else None
-            run, qrels = args.run / f"{name}.{pool}.trec", args.run / f"{name}.qrels"
-            yield _Source(dataset or name, task, pool, run, qrels)
+            file, judged = run / f"{name}.{pool}.trec", run / f"{name}.qrels"
+            yield _Source(dataset or name, task, pool, file, judged)
 
 
-def _row(source: _Source, measures: Sequence[str], args: argparse.Namespace) -> dict[str, Any]:
+def _row(source: _Source, measures: Sequence[str], rules: _Rules) -> dict[str, Any]:
     table = read_table(source.run, empty=source.pool != "-")
     grades = grades_of(read_qrels(source.qrels))
     unjudged = check_queries(table, grades, str(source.run), str(source.qrels))
-    if unjudged and not args.extra:
+    if unjudged and not rules.extra:
         raise DataError(
             f"{len(unjudged)} of {len(table)} queries are not judged in {source.qrels}, the first "
             f"is {unjudged[0]}: two data sets in one run? split it, or pass --extra to leave "
@@ -128,13 +171,13 @@ def _row(source: _Source, measures: Sequence[str], args: argparse.Namespace) -> 
             str(source.run),
         )
     pool = None
-    if args.candidates is not None:
-        ids = open_candidates(args.candidates).ids.combine_chunks()
-        check_candidates(table, ids, str(args.candidates))
+    if rules.candidates is not None:
+        ids = open_candidates(rules.candidates).ids.combine_chunks()
+        check_candidates(table, ids, str(rules.candidates))
         pool = len(ids)
-    if not args.short and source.pool == "-":
+    if not rules.short and source.pool == "-":
         _check_depths(table, measures, pool, source.run)
-    judged = Judgements(grades, args.level)
+    judged = Judgements(grades, rules.level)
     wanted = [*measures]
     reported = f"success@{reported_k(source.dataset)}"
     scores = score_run(table, judged, dict.fromkeys([*wanted, reported]))
