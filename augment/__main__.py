@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from augment.enrichment.command import call, guarded
-from augment.records import Side, View
+from augment.records import Side
 
 Length = Literal["short", "dense", "sentences"]
 
@@ -186,10 +186,10 @@ def export(
     root: Path,
     out: Path,
     store: Path | None = None,
-    corpus_view: View = "append",
+    corpus_view: str = "append",
     corpus_recipe: str | None = None,
     corpus_length: Length = "dense",
-    query_view: View = "replace",
+    query_view: str = "replace",
     query_recipe: str | None = None,
     query_length: Length = "dense",
     images: Literal["link", "copy", "symlink", "none"] = "link",

@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 
 from augment.data import DataRoot
-from augment.data.columnar import open_candidates
+from augment.data.pools import open_candidates
 from augment.engines import Engine
 from augment.enrichment.account import Summary
 from augment.enrichment.command import main
@@ -25,8 +25,7 @@ from augment.enrichment.pipeline import (
     not_empty,
     run_command,
 )
-from augment.prompts import load_prompt
-from augment.prompts.budget import within
+from augment.prompts import load_prompt, within
 from augment.prompts.route import CORPUS_PROMPT
 
 

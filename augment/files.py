@@ -41,9 +41,7 @@ def replacing_path(path: Path, error: type[ToolkitError] | None = None) -> Itera
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
-        sync(partial)
-        partial.replace(path)
-        sync_folder(path.parent)
+        publish(partial, path)
     except OSError as cause:
         raise _unwritable(path, cause, error) from cause
     finally:
@@ -103,14 +101,20 @@ def _unwritable(path: Path, cause: OSError, error: type[ToolkitError] | None) ->
     return error(f"{path}: cannot be written: {cause.strerror or cause}")
 
 
-def sync(path: Path) -> None:
-    """Bring the bytes of a file to the disk.
+def publish(partial: Path, path: Path) -> None:
+    """Give a file that is complete its name: first its bytes come to the disk, then its name.
+
+    Args:
+        partial: the file, on the same disk.
+        path: its name from now on; a file that has it is replaced.
 
     Raises:
-        OSError: if it cannot be opened, or the disk reports a fault.
+        OSError: if it cannot be read or renamed, or the disk reports a fault.
     """
-    with path.open("rb") as stream:
+    with partial.open("rb") as stream:
         os.fsync(stream.fileno())
+    partial.replace(path)
+    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -171,6 +175,12 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def digest(value: object) -> str:
+    """SHA-256 in hex over the canonical JSON of ``value`` (sorted keys, no spaces, UTF-8)."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
     """A file opened for reading bytes.
@@ -186,12 +196,16 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         yield stream
 
 
-def numbered_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Non-blank lines with their numbers from 1, without line ends and byte-order mark.
+def numbered_lines(stream: BinaryIO, first: int = 1) -> Iterator[tuple[int, bytes]]:
+    """Non-blank lines with their numbers, without line ends and byte-order mark.
 
     Only a line feed ends a line: the separators that Unicode knows besides occur inside texts.
+
+    Args:
+        stream: stands where a line begins.
+        first: number of that line in the file.
     """
-    for number, line in enumerate(stream, start=1):
+    for number, line in enumerate(stream, start=first):
         body = line[len(_BOM) :] if number == 1 and line.startswith(_BOM) else line
         body = body.rstrip(b"\r\n")
         if body.strip():

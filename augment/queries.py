@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 
 from augment.data import DataRoot
-from augment.data.columnar import open_queries
+from augment.data.pools import open_queries
 from augment.engines import Engine
 from augment.enrichment.account import Summary
 from augment.enrichment.command import main

@@ -1,6 +1,7 @@
 """The nouns of the toolkit: what flows from M-BEIR files to enriched text.
 
-Standard library only. Published fields are never overwritten: generated text is an
+Standard library only. Names of views (:mod:`augment.views`) and of kinds of text
+(:mod:`augment.prompts`) are open: they are refused where they are used and not known. Published fields are never overwritten: generated text is an
 :class:`Enrichment`, and what an encoder sees is decided when a view is rendered.
 """
 
@@ -10,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from augment.errors import DataError
+
 Side = Literal["query", "corpus"]
 Modality = Literal["text", "image", "image,text"]
-View = Literal["raw", "append", "replace"]
 Finish = Literal["stop", "length", "error"]
 
 #: M-BEIR task code -> (query modality, candidate modality). The code numbers tasks 0..8; the
@@ -30,6 +32,17 @@ TASKS: Mapping[int, tuple[Modality, Modality]] = {
 }
 
 
+def one_picture(path: str | None) -> tuple[str, ...]:
+    """The pictures of an item that has at most one."""
+    return () if path is None else (path,)
+
+
+def _only(images: tuple[str, ...], where: str) -> str | None:
+    if len(images) > 1:
+        raise DataError(f"has {len(images)} pictures where one can be shown", where)
+    return images[0] if images else None
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """One query or candidate as published.
@@ -37,16 +50,26 @@ class Item:
     Attributes:
         id: ``"{dataset_id}:{n}"``, kept as a string everywhere so that ids cannot alias.
         text: the published text, or None.
-        image: path relative to the data root, with forward slashes, or None. No file is opened.
+        images: paths of pictures relative to the data root, with forward slashes. No file is
+            opened. M-BEIR has at most one an item.
         modality: as published (``text,image`` is read as ``image,text``).
         source: the published ``src_content`` / ``query_src_content``, verbatim.
     """
 
     id: str
     text: str | None
-    image: str | None
+    images: tuple[str, ...]
     modality: Modality
     source: str | None = None
+
+    @property
+    def image(self) -> str | None:
+        """The picture, or None; for those that can show one and no more.
+
+        Raises:
+            DataError: if there are several.
+        """
+        return _only(self.images, self.id)
 
     @property
     def dataset(self) -> str:
@@ -118,13 +141,22 @@ class Request:
         item_id: whose request this is; never sent.
         system: the system message.
         text: the user message's text.
-        image: path relative to the data root of the picture shown after the text, or None.
+        images: paths relative to the data root of the pictures shown after the text.
     """
 
     item_id: str
     system: str
     text: str
-    image: str | None = None
+    images: tuple[str, ...] = ()
+
+    @property
+    def image(self) -> str | None:
+        """The picture, or None; for those that can show one and no more.
+
+        Raises:
+            DataError: if there are several.
+        """
+        return _only(self.images, self.item_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +198,8 @@ class Enrichment:
         checks: score of every check that applied, by name (see ``augment.checks``).
         lengths: the same text at several lengths, by name, where the prompt asked for them.
         retry_of: key of the refused text that this one was made to replace; else empty.
+        candidate_id: the candidate that it was generated for together with the query
+            ``item_id``; empty for the text of an item alone.
     """
 
     key: str
@@ -183,3 +217,4 @@ class Enrichment:
     checks: Mapping[str, float] = field(default_factory=dict, hash=False)
     lengths: Mapping[str, str] = field(default_factory=dict, hash=False)
     retry_of: str = ""
+    candidate_id: str = ""

@@ -16,17 +16,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
-from augment.checks.judging import said
+from augment.checks import said
 from augment.checks.lengths import LENGTHS, Length, derive
 from augment.errors import DataError
-from augment.records import Enrichment, Item, Side, View
+from augment.files import digest
+from augment.records import Enrichment, Item, Side
 from augment.store import Store, runs
-from augment.store.keys import digest
 
-VIEWS: tuple[View, ...] = ("raw", "append", "replace")
+VIEWS: tuple[str, ...] = ("raw", "append", "replace")
 
 
-def render(text: str | None, generated: str | None, view: View) -> str | None:
+def render(text: str | None, generated: str | None, view: str) -> str | None:
     """One text out of the published and the generated one.
 
     Args:
@@ -56,14 +56,14 @@ class TextView:
         recipe: how the generated texts were made, JSON-serialisable; empty for raw.
         length: which length of a generated text is shown (see :mod:`augment.checks.lengths`).
         checks: what generated texts were judged under, where it differs from
-            :data:`augment.checks.judging.UNSAID`: refused texts are not shown. Several, where the
+            :data:`augment.checks.UNSAID`: refused texts are not shown. Several, where the
             texts may have been judged under several.
     """
 
     def __init__(
         self,
         side: Side,
-        view: View,
+        view: str,
         recipe: Mapping[str, object],
         texts: Mapping[str, Enrichment],
         length: Length = "dense",
@@ -76,7 +76,7 @@ class TextView:
         self.checks = checks
         self._texts = texts
 
-    def other(self, view: View, length: Length = "dense") -> TextView:
+    def other(self, view: str, length: Length = "dense") -> TextView:
         """The same generated texts in another view; raw forgets them."""
         if view == "raw":
             return TextView(self.side, view, {}, {})
@@ -126,7 +126,7 @@ def judged_under(store: Store, side: Side, recipe: str) -> Sequence[Mapping[str,
 
 def open_view(
     side: Side,
-    view: View = "raw",
+    view: str = "raw",
     store: Path | None = None,
     recipe: str | None = None,
     length: Length = "dense",

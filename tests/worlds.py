@@ -8,7 +8,7 @@ import torch
 
 from augment import corpus, queries
 from augment.data import DataRoot, write_candidates
-from augment.data.columnar import open_candidates
+from augment.data.pools import open_candidates
 from augment.enrichment.pipeline import Options
 from augment.records import Item
 from retrievers.data.texts import TextRecipe, ViewConfig
@@ -32,9 +32,9 @@ class World:
         pool = self.root / "cand_pool" / "local" / "mbeir_squares_task3_cand_pool.jsonl"
         texts = list(open_candidates(pool))
         # One stands for what people write into data, one is long, one points out of the root.
-        texts[0] = Item(texts[0].id, HOSTILE, None, "text")
-        texts[1] = Item(texts[1].id, "word " * 200, None, "text")
-        texts.append(Item("7:99", "a picture from elsewhere", "../secret.png", "image,text"))
+        texts[0] = Item(texts[0].id, HOSTILE, (), "text")
+        texts[1] = Item(texts[1].id, "word " * 200, (), "text")
+        texts.append(Item("7:99", "a picture from elsewhere", ("../secret.png",), "image,text"))
         write_candidates(pool, texts)
         self.store = folder / "store"
         corpus.run(self.root, self.store, options=SCRIPTED)

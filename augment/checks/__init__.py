@@ -6,18 +6,33 @@ took away can be read in ``Enrichment.raw``, and every view falls back to the pu
 """
 
 from augment.checks.clean import clean, clean_steps
-from augment.checks.judge import DEFAULT_LIMITS, RULES, Limits, Verdict, check, judge
-from augment.checks.leak import Forbidden, LeakRule
+from augment.checks.judge import (
+    DEFAULT_LIMITS,
+    RULES,
+    UNSAID,
+    Limits,
+    Verdict,
+    check,
+    checks_of,
+    judge,
+    mark,
+    said,
+)
+from augment.checks.rewrite import Forbidden, LeakRule
 
 __all__ = [
     "DEFAULT_LIMITS",
     "RULES",
+    "UNSAID",
     "Forbidden",
     "LeakRule",
     "Limits",
     "Verdict",
     "check",
+    "checks_of",
     "clean",
     "clean_steps",
     "judge",
+    "mark",
+    "said",
 ]

@@ -1,17 +1,24 @@
-"""All checks of one reply: scores, limits, and the first reason to refuse."""
+"""All checks of one reply: scores, limits, the first reason to refuse, and their one mark.
+
+A text belongs to all items that send the very same; a verdict belongs to one item, because what a
+rewrite must keep and must not say differs between them. It is kept with a mark of the limits it was
+made under, so that a run with other limits judges stored texts again and generates nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
+from typing import Any, NamedTuple, final
 
-from augment.checks import keeping, wording
+from augment.checks import rewrite
+from augment.checks import text as wording
 from augment.checks.clean import clean_steps
-from augment.checks.language import foreign
-from augment.checks.leak import Forbidden, LeakRule, leaks
 from augment.checks.lengths import derive, parse_lengths
-from augment.checks.tokens import clip_token_counter
+from augment.checks.rewrite import Forbidden, LeakRule, leaks
+from augment.data.tokens import clip_token_counter
+from augment.files import digest
 from augment.prompts import Prompt
 from augment.records import Finish, Reply
 
@@ -28,13 +35,13 @@ class Limits:
         language: ISO 639-1 code that texts must be in; empty for any. What a rewrite must keep
             is checked in English only.
         foreign: most that may speak against the language, 0 to 1.
-        repetition: largest share of repeated words (see ``augment.checks.wording``).
+        repetition: largest share of repeated words (see ``augment.checks.text``).
         compression: largest share of bytes that compression may save.
         truncation: 0.5 refuses texts that end in the middle of a phrase, 0.9 only those that
             reached the limit of new tokens, 0.3 also those without a full stop.
         filler: largest share of words that say nothing.
         slack: a text may be this much longer than its prompt's ``max_words``.
-        leak: how rewrites are compared with the texts searched for (``augment.checks.leak``).
+        leak: how rewrites are compared with the texts searched for (``augment.checks.rewrite``).
         keep: whether rewrites must keep negations and numbers, and questions stay questions.
     """
 
@@ -163,7 +170,7 @@ def _wording(
     packed = wording.compression(text)
     yield finding("compression", packed, limits.compression, "repetition: compresses too well")
     if limits.language:
-        strange = foreign(text, limits.language)
+        strange = wording.foreign(text, limits.language)
         yield finding("language", strange, limits.foreign, f"language: not {limits.language}")
     yield finding("filler", wording.filler(text), limits.filler, "filler")
     yield _Finding("words", number, "")
@@ -179,7 +186,7 @@ def _in_tokens(text: str, most: int) -> _Finding:
 
 
 def _rewriting(text: str, original: str, prompt: Prompt, limits: Limits) -> Iterator[_Finding]:
-    added = keeping.added(text, original)
+    added = rewrite.added(text, original)
     most = prompt.max_added_words
     over = most is not None and added > most
     yield _Finding("added", added, f"too long: adds {added} words, {most} allowed" if over else "")
@@ -190,16 +197,71 @@ def _rewriting(text: str, original: str, prompt: Prompt, limits: Limits) -> Iter
         yield _Finding(
             name, len(gone), _quoted(name.replace("_", " "), gone) if limits.keep else ""
         )
-    done = keeping.answered(text, original)
+    done = rewrite.answered(text, original)
     reason = "answered: the question is answered" if done == 1 else "answered: no question any more"
     yield _Finding("answered", done, reason if done and limits.keep else "")
 
 
 _LOST: Sequence[tuple[str, Callable[[str, str], list[str]]]] = (
-    ("lost_numbers", keeping.lost_numbers),
-    ("lost_negations", keeping.lost_negations),
+    ("lost_numbers", rewrite.lost_numbers),
+    ("lost_negations", rewrite.lost_negations),
 )
 
 
 def _quoted(name: str, pieces: Sequence[str]) -> str:
     return f"{name}: {', '.join(pieces)}" if pieces else ""
+
+
+def checks_of(limits: Limits, prompts: Iterable[Prompt]) -> dict[str, Any]:
+    """All that verdicts depend on besides text and item, JSON-serialisable; saved with a run.
+
+    Returns:
+        ``rules``, ``limits``, and for every prompt in ``prompts`` its caps and its mark.
+    """
+    asked = {one.name: {**_caps(one), "mark": mark(limits, one)} for one in prompts}
+    return {"rules": RULES, "limits": asdict(limits), "prompts": asked}
+
+
+#: Checks that go without saying, those of the first checkpoints. They stay what they are, whatever
+#: the defaults become, so that fingerprints do.
+UNSAID: Mapping[str, Any] = MappingProxyType(
+    {
+        "rules": 2,
+        "language": "en",
+        "foreign": 0.5,
+        "repetition": 0.3,
+        "compression": 0.7,
+        "truncation": 0.5,
+        "filler": 0.2,
+        "slack": 1.0,
+        "leak": "names",
+        "keep": True,
+    }
+)
+
+
+def said(checks: Mapping[str, Any]) -> dict[str, Any]:
+    """In what checks differ from those that go without saying.
+
+    Caps of prompts are not among them: they are part of the prompts' hashes, so of the recipe.
+
+    Args:
+        checks: of :func:`checks_of`; empty where an earlier version did not keep them.
+    """
+    made = {"rules": max(checks.get("rules", 0), UNSAID["rules"]), **checks.get("limits", {})}
+    return {name: value for name, value in made.items() if value != UNSAID.get(name)}
+
+
+def mark(limits: Limits, prompt: Prompt) -> str:
+    """Twelve hex digits over all that verdicts depend on besides text and item."""
+    made = {"rules": RULES, "limits": asdict(limits), "kind": prompt.kind, **_caps(prompt)}
+    return digest(made)[:12]
+
+
+def _caps(prompt: Prompt) -> Mapping[str, Any]:
+    caps: dict[str, Any] = {
+        "max_words": prompt.max_words,
+        "max_added_words": prompt.max_added_words,
+        "keeps": prompt.keeps,
+    }
+    return caps if prompt.max_tokens is None else {**caps, "max_tokens": prompt.max_tokens}

@@ -5,22 +5,26 @@ a byte-order mark), strict elsewhere: every error names file and line. The forma
 ``docs/formats.md``; it is that of TIGER-Lab/M-BEIR as read by UniIR (2311.17136).
 """
 
-from augment.data.instructions import (
+from augment.data.records import (
+    derive_task,
+    grades_of,
+    read_candidates,
+    read_qrels,
+    read_queries,
+    write_candidates,
+    write_qrels,
+    write_queries,
+)
+from augment.data.root import (
+    DataFile,
+    DataRoot,
     InstructionRow,
     Instructions,
+    TextRule,
+    format_text,
     read_instructions,
     write_instructions,
 )
-from augment.data.modality import derive_task
-from augment.data.qrels import grades_of, read_qrels, write_qrels
-from augment.data.records import (
-    read_candidates,
-    read_queries,
-    write_candidates,
-    write_queries,
-)
-from augment.data.root import DataFile, DataRoot
-from augment.data.text import TextRule, format_text
 
 __all__ = [
     "DataFile",

@@ -1,4 +1,4 @@
-"""Pictures: a path of the data becomes RGB pixels, or an :class:`ImageError` with a reason.
+"""Pictures: a path of the data becomes RGB pixels or a hash, or an :class:`ImageError`.
 
 Paths come from data files that others wrote, so they are confined to the data root, and sizes are
 checked before anything is decoded.
@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import time
 import zlib
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import NamedTuple, final
 
 from PIL import Image, ImageOps
 
 from augment.errors import ImageError
+from augment.files import sha256
 
 #: Pillow's own limit for a suspected decompression bomb (``PIL.Image.MAX_IMAGE_PIXELS``).
 MAX_PIXELS = 89_478_485
+
+#: Seconds after a file's last change from which on its hash is remembered.
+SETTLED_SECONDS = 2.0
 
 #: Raster formats met in retrieval data. Pillow knows more, among them some that start programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO")
@@ -141,16 +149,63 @@ def content_hash(root: Path, path: str) -> str:
     """
     file = resolve(root, path)
     refuse_pointer(file, path)
-    digest = hashlib.sha256()
     try:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+        return sha256(file)
     except PermissionError as error:
         raise ImageError(_FORBIDDEN, path, "corrupt") from error
     except OSError as error:
         raise ImageError(f"cannot be read: {error}", path, "corrupt") from error
-    return digest.hexdigest()
+
+
+class Hashed(NamedTuple):
+    """A picture's hash.
+
+    Attributes:
+        sha256: of its bytes, in hex.
+        name: under which to remember it; empty if it is remembered, or must not be.
+    """
+
+    sha256: str
+    name: str
+
+
+@final
+class PictureHashes:
+    """Hashes of the pictures of one root; may be asked from several threads.
+
+    A hash is remembered under the file's absolute path, size, modification time and inode. If any
+    of them differs, the file is read. A file that changed in the last seconds is read and not
+    remembered: within one tick of the clock it could change again unnoticed.
+
+    Args:
+        root: folder that paths are relative to.
+        remembered: the hash that an earlier run kept under a name, if it did.
+    """
+
+    def __init__(self, root: Path, remembered: Callable[[str], str | None]) -> None:
+        self._root = root
+        self._remembered = remembered
+        # Many candidates share a picture; its file is looked at once.
+        self.hash = lru_cache(maxsize=200_000)(self._hash)
+
+    def _hash(self, path: str) -> Hashed:
+        """The hash of a picture.
+
+        Raises:
+            ImageError: as :func:`content_hash`.
+        """
+        file = resolve(self._root, path)
+        try:
+            status = file.stat()
+        except OSError as error:
+            raise ImageError(f"cannot be looked up: {error}", path, "missing") from error
+        state = f"{file}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ino}"
+        name = hashlib.blake2b(state.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+        known = self._remembered(name)
+        if known is not None:
+            return Hashed(known, "")
+        settled = time.time() - status.st_mtime > SETTLED_SECONDS
+        return Hashed(content_hash(self._root, path), name if settled else "")
 
 
 def refuse_pointer(file: Path, path: str) -> None:

@@ -1,24 +1,35 @@
-"""Queries and candidates, one JSON object per line, to and from records.
+"""Queries and candidates, one JSON object per line, and judgements, to and from records.
 
 ``pos_cand_list`` may hold ids (the published files) or objects with a ``did`` (the dataset card).
 A missing ``task_id`` is taken from ``candidate_modality`` where the record has it, else from
-``_task{t}_`` in the file's name, else it is None (see ``derive_task``).
+``_task{t}_`` in the file's name, else it is None (see :func:`derive_task`).
+
+Judgements have M-BEIR's five columns or TREC's four. The fifth (the task code) is not TREC:
+evaluators of others want four columns.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
-from augment.data.modality import MODALITIES, derive_task
 from augment.errors import DataError
-from augment.files import numbered_lines, opened, replacing
-from augment.records import TASKS, Item, Modality, Query
+from augment.files import numbered_lines, opened, replacing, text_lines
+from augment.records import TASKS, Item, Modality, Qrel, Query, one_picture
 
+#: Spellings met in published data (the dataset card writes ``text,image``) -> ours.
+MODALITIES: Mapping[str, Modality] = {
+    "text": "text",
+    "image": "image",
+    "image,text": "image,text",
+    "text,image": "image,text",
+}
+_CODES = {modalities: code for code, modalities in TASKS.items()}
 _ID = re.compile(r"[0-9]+:[0-9]+")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,9}")
 #: First bytes of files that are something else -> what they are and what to do.
 _OTHER_FILES = {
     b"\x1f\x8b": "it is compressed with gzip; unpack it",
@@ -96,6 +107,11 @@ def numbered_queries(stream: BinaryIO, path: Path) -> Iterator[tuple[int, Query]
         yield number, parse_query(line, f"{path}:{number}", hint)
 
 
+def derive_task(query_modality: Modality, candidate_modality: Modality | None) -> int | None:
+    """The M-BEIR task code of a query, 0 to 8; None while the wanted modality is unknown."""
+    return None if candidate_modality is None else _CODES[query_modality, candidate_modality]
+
+
 def task_in_name(path: Path) -> int | None:
     """The task code in a file name such as ``mbeir_cirr_task7_test.jsonl``."""
     named = _TASK_IN_NAME.search(path.name)
@@ -166,7 +182,7 @@ def _item(record: dict[str, Any], where: str, id_key: str, prefix: str, modality
     return Item(
         _id(record.get(id_key), id_key, where),
         text,
-        image,
+        one_picture(image),
         _modality(record, modality, text, image, where),
         _string(record, f"{prefix}src_content", where),
     )
@@ -272,3 +288,70 @@ def _write(path: Path, records: Iterable[dict[str, Any]]) -> int:
             stream.write(json.dumps(record, ensure_ascii=False) + "\n")
             count += 1
     return count
+
+
+def read_qrels(path: str | Path) -> list[Qrel]:
+    """All judgements of a file in order, those with relevance 0 and below included.
+
+    Raises:
+        DataError: with ``file:line``, if a line has not four or five columns, or the relevance or
+            the task is not a number.
+    """
+    rows: list[Qrel] = []
+    for number, line in text_lines(Path(path)):
+        where = f"{path}:{number}"
+        columns = line.split()
+        if len(columns) not in (4, 5):
+            raise DataError(
+                f"has {len(columns)} columns; expected 'qid 0 did relevance' with or without a "
+                "task code",
+                where,
+            )
+        task = _integer(columns[4], "task code", where) if len(columns) == 5 else None
+        if task is not None and task not in TASKS:
+            raise DataError(f"task code is {task}; expected 0 to 8", where)
+        rows.append(Qrel(columns[0], columns[2], _integer(columns[3], "relevance", where), task))
+    return rows
+
+
+def grades_of(qrels: Iterable[Qrel]) -> dict[str, dict[str, int]]:
+    """Judgements grouped by query, in the order of first appearance.
+
+    Raises:
+        DataError: if a pair is judged twice with different grades.
+    """
+    grades: dict[str, dict[str, int]] = {}
+    for qrel in qrels:
+        judged = grades.setdefault(qrel.qid, {})
+        if judged.setdefault(qrel.did, qrel.relevance) != qrel.relevance:
+            raise DataError(
+                f"candidate {qrel.did} is judged {judged[qrel.did]} and {qrel.relevance}; "
+                "keep one judgement",
+                f"query {qrel.qid}",
+            )
+    return grades
+
+
+def write_qrels(path: str | Path, qrels: Iterable[Qrel], columns: Literal[5, 4] = 5) -> None:
+    """Write judgements with M-BEIR's five columns or TREC's four.
+
+    Raises:
+        DataError: if five columns are asked for and a judgement has no task, or an id has a blank
+            in it.
+    """
+    with replacing(Path(path), DataError) as stream:
+        for qrel in qrels:
+            if any(len(part.split()) != 1 for part in (qrel.qid, qrel.did)):
+                raise DataError(f"an id is empty or has a blank in it: {qrel}", str(path))
+            fields = [qrel.qid, "0", qrel.did, str(qrel.relevance)]
+            if columns == 5:
+                if qrel.task is None:
+                    raise DataError(f"no task code for {qrel}; write four columns", str(path))
+                fields.append(str(qrel.task))
+            stream.write(" ".join(fields) + "\n")
+
+
+def _integer(value: str, name: str, where: str) -> int:
+    if not _INTEGER.fullmatch(value):
+        raise DataError(f"{name} is {value!r}; expected a whole number", where)
+    return int(value)

@@ -2,7 +2,7 @@
 
 For a model in this process: :func:`to_messages`, ``qwen_vl_utils.process_vision_info`` (which
 resizes), the model's own chat template, the model's own processor. For a server: the picture within
-a :class:`Budget`, as a data URI. Resizing here means that a server that ignores its own limit still
+a :class:`PixelBudget`, as a data URI. Resizing here means that a server that ignores its own limit still
 costs no more tokens than ours allows; Pillow gives up the interpreter lock while it decodes,
 resizes and encodes (measured by ``benchmarks/speed/engines.py``), so threads keep a server fed.
 """
@@ -126,7 +126,7 @@ def _broken(text: str, tokens: Sequence[str]) -> str:
     return text
 
 
-class Budget(NamedTuple):
+class PixelBudget(NamedTuple):
     """Limits of a picture's size.
 
     Attributes:
@@ -158,7 +158,7 @@ class Budget(NamedTuple):
         return wide, high
 
 
-def fit(image: Image.Image, budget: Budget) -> Image.Image:
+def fit(image: Image.Image, budget: PixelBudget) -> Image.Image:
     """The picture within its budget, resampled (bicubic) only if its size changes."""
     size = budget.size(*image.size)
     return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)

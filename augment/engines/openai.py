@@ -60,7 +60,7 @@ from PIL import Image, ImageDraw
 
 from augment.data.images import open_image
 from augment.engines.base import Ask, Asked, Engine, EngineOptions, Pause, Replies
-from augment.engines.inputs import MAX_PIXELS, Budget, data_uri, fit
+from augment.engines.inputs import MAX_PIXELS, PixelBudget, data_uri, fit
 from augment.errors import EngineError, ImageError
 from augment.records import Reply, Request, Sampling
 
@@ -125,7 +125,7 @@ class OpenAIEngine(Engine):
         *,
         root: Path,
         options: EngineOptions,
-        budget: Budget | None = None,
+        budget: PixelBudget | None = None,
         tend: Callable[[], None] | None = None,
     ) -> None:
         for url in options.urls or [""]:
@@ -134,10 +134,12 @@ class OpenAIEngine(Engine):
         self._name = name
         self._root = root
         self._options = options
-        limits = Budget(options.min_pixels or 0, options.max_pixels or MAX_PIXELS)
+        limits = PixelBudget(options.min_pixels or 0, options.max_pixels or MAX_PIXELS)
         self._budget = budget or limits
         self._tend = tend
         self._begun = False
+        self._preparing = self._asked = 0
+        self._since = 0.0
         _key()
 
     @property
@@ -190,11 +192,8 @@ class OpenAIEngine(Engine):
         Half as many again, since a reply counts until it is taken, and whoever takes it also
         writes it down.
         """
-        return self._places + self._places // 2 + 2 * self._options.workers
-
-    @property
-    def _places(self) -> int:
-        return self._options.concurrency * len(self._options.urls)
+        places = self._options.concurrency * len(self._options.urls)
+        return places + places // 2 + 2 * self._options.workers
 
     @contextmanager
     def _asking(self, done: _Done) -> Iterator[Callable[[Ask], Future[Any]]]:
@@ -202,6 +201,7 @@ class OpenAIEngine(Engine):
 
         All that runs there is a future that comes to ``done``, so that nothing ends in silence.
         """
+        self._preparing = self._asked = 0
         pool = ThreadPoolExecutor(self._options.workers, "decode")
         servers = Servers(self._options, self._tend)
         with start_blocking_portal() as portal:
@@ -226,13 +226,28 @@ class OpenAIEngine(Engine):
         self, ask: Ask, servers: Servers, pool: ThreadPoolExecutor, begun: asyncio.Event
     ) -> Reply:
         await begun.wait()
-        since, loop = _now(), asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        self._count_idle(servers.places, preparing=1)
         ready = await loop.run_in_executor(pool, self._prepare, ask.request)
-        if servers.has_room:  # and had it all this while: one of so many places stood empty
-            self.waited += (_now() - since) / self._places
+        self._count_idle(servers.places, preparing=-1)
         if isinstance(ready, Reply):
             return ready
-        return await servers.ask(self._payload(ask.request.system, ready, ask.sampling))
+        self._count_idle(servers.places, asking=1)
+        reply = await servers.ask(self._payload(ask.request.system, ready, ask.sampling))
+        self._count_idle(servers.places, asking=-1)
+        return reply
+
+    def _count_idle(self, places: int, *, preparing: int = 0, asking: int = 0) -> None:
+        """Count place-seconds that stood empty while pictures were made ready, by their places.
+
+        What is not even being made ready is nobody's wait: the run ends, or whoever asks is slow.
+        """
+        now, free = _now(), places - self._asked
+        if self._preparing and free > 0:
+            self.waited += (now - self._since) * min(free, self._preparing) / places
+        self._since = now
+        self._preparing += preparing
+        self._asked += asking
 
     async def _begin(self, servers: Servers, begun: asyncio.Event) -> None:
         """Check the model's name, and ask the canaries."""
@@ -401,9 +416,9 @@ class Servers:
             await server.client.close()
 
     @property
-    def has_room(self) -> bool:
-        """Whether a server would take one more request at this moment."""
-        return any(server.has_room() for server in self._all)
+    def places(self) -> int:
+        """How many requests the servers take together at this moment."""
+        return sum(server.places() for server in self._all)
 
     async def ready(self) -> None:
         """Wait until a server is up."""
@@ -848,7 +863,7 @@ def canary_pictures() -> list[Image.Image]:
     return pictures
 
 
-def _huge(budget: Budget) -> Image.Image:
+def _huge(budget: PixelBudget) -> Image.Image:
     """More pixels than the budget, with detail that does not vanish in resizing."""
     dice = random.Random(0)  # noqa: S311  # a picture, not cryptography
     tile = Image.frombytes("RGB", (16, 12), dice.randbytes(16 * 12 * 3))
@@ -856,7 +871,7 @@ def _huge(budget: Budget) -> Image.Image:
     return tile.resize((side * 8, side * 6), Image.Resampling.NEAREST)
 
 
-async def check_server(ask: _AskCanary, budget: Budget) -> str:
+async def check_server(ask: _AskCanary, budget: PixelBudget) -> str:
     """Ask the questions; what was found, in one line.
 
     Args:

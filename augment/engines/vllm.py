@@ -34,7 +34,7 @@ from augment.engines.base import (
     fingerprint,
     resolve_model,
 )
-from augment.engines.inputs import MAX_PIXELS, Budget
+from augment.engines.inputs import MAX_PIXELS, PixelBudget
 from augment.engines.openai import OpenAIEngine
 from augment.errors import EngineError
 
@@ -225,7 +225,7 @@ def _download(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def _budget(folder: Path, options: EngineOptions) -> Budget:
+def _budget(folder: Path, options: EngineOptions) -> PixelBudget:
     """The limits of the model's own processor, or ours where it does not count in pixels."""
     settings: dict[str, Any] = {}
     for file in ("preprocessor_config.json", "processor_config.json"):
@@ -236,6 +236,6 @@ def _budget(folder: Path, options: EngineOptions) -> Budget:
     low = options.min_pixels or size.get("shortest_edge") or settings.get("min_pixels") or 0
     high = options.max_pixels or size.get("longest_edge") or settings.get("max_pixels")
     if "patch_size" not in settings or "merge_size" not in settings or high is None:
-        return Budget(options.min_pixels or 0, options.max_pixels or MAX_PIXELS)
+        return PixelBudget(options.min_pixels or 0, options.max_pixels or MAX_PIXELS)
     high = max(high, low) if options.max_pixels is None else high
-    return Budget(min(low, high), high, settings["patch_size"] * settings["merge_size"])
+    return PixelBudget(min(low, high), high, settings["patch_size"] * settings["merge_size"])

@@ -20,8 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import final
 
-from augment.checks import DEFAULT_LIMITS, Limits, Verdict, judge
-from augment.checks.judging import mark
+from augment.checks import DEFAULT_LIMITS, Limits, Verdict, judge, mark
 from augment.engines import Ask, Engine, Pause
 from augment.enrichment.account import Account, Progress, Summary
 from augment.enrichment.jobs import SET_ASIDE, Group, Job, Retry

@@ -23,6 +23,7 @@ from typing import Any, Literal, final
 from augment.data import DataRoot, read_candidates, read_queries, write_candidates, write_queries
 from augment.data.images import resolve
 from augment.errors import DataError, ImageError
+from augment.files import write_text
 from augment.records import Enrichment, Item, Side
 from augment.store.page import percent, visible
 from augment.store.report import packaged
@@ -30,6 +31,11 @@ from augment.views import TextView
 
 Images = Literal["link", "copy", "symlink", "none"]
 
+
+#: Names that no picture may have in an export: those of its other files.
+_RESERVED = re.compile(
+    r"(?:\./)*(?:(?:query|cand_pool|qrels|instructions)(?:/|$)|readme|licen[cs]e)", re.IGNORECASE
+)
 
 _NAMES: Mapping[Side, str] = {"query": "queries", "corpus": "candidates"}
 
@@ -139,12 +145,15 @@ class _Export:
             "corpus": Shown(corpus.view, corpus.recipe),
         }
         for source, target in self._files("cand_pool", ".jsonl"):
+            before = self._done.items
             write_candidates(target, self._seen(read_candidates(source), corpus, sides["corpus"]))
+            _check_lines(target, self._done.items - before)
         for source, target in self._files("query", ".jsonl"):
             found = list(read_queries(source))
             items = self._seen((query.item for query in found), queries, sides["query"])
             pairs = zip(found, items, strict=True)
             write_queries(target, (replace(query, item=item) for query, item in pairs))
+            _check_lines(target, len(found))
         for folder, suffix in (("qrels", ".txt"), ("instructions", ".tsv")):
             for source, target in self._files(folder, suffix):
                 shutil.copyfile(source, target)
@@ -153,13 +162,17 @@ class _Export:
                 shutil.copytree(source, self._out / source.name, symlinks=True)
             elif source.is_file() and not source.is_symlink():
                 shutil.copyfile(source, self._out / source.name)
-        (self._out / "README.md").write_text(dataset_card(name, sides), encoding="utf-8")
+        write_text(self._out / "README.md", dataset_card(name, sides))
         return self._done
 
     def _files(self, folder: str, suffix: str) -> Iterator[tuple[Path, Path]]:
         for source in sorted((self._root / folder).rglob(f"*{suffix}")):
             inside = source.relative_to(self._root)
             if source.is_file() and not any(part.startswith(".") for part in inside.parts):
+                if not source.resolve().is_relative_to(self._root.resolve()):
+                    raise DataError(
+                        "is a link that leaves the root; put the file itself there", str(source)
+                    )
                 target = self._out / inside
                 target.parent.mkdir(parents=True, exist_ok=True)
                 yield source, target
@@ -183,6 +196,9 @@ class _Export:
         except ImageError as error:
             self._done.absent[error.reason] += 1
             return
+        if _RESERVED.match(path):  # a file of the export would be written through such a link
+            self._done.absent["under a name that an export needs itself"] += 1
+            return
         target = self._out / path
         target.parent.mkdir(parents=True, exist_ok=True)
         if self._images == "symlink":
@@ -190,6 +206,14 @@ class _Export:
         elif self._images == "copy" or not _linked(source, target):
             shutil.copyfile(source, target)
         self._done.images += 1
+
+
+def _check_lines(path: Path, meant: int) -> None:
+    """Compare what a file holds with what was meant to be in it."""
+    with path.open("rb") as file:
+        written = sum(1 for _ in file)
+    if written != meant:
+        raise DataError(f"{written:,} of {meant:,} entries were written; nothing is exported")
 
 
 def _linked(source: Path, target: Path) -> bool:

@@ -11,11 +11,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from augment.checks import DEFAULT_LIMITS, Forbidden, Limits
-from augment.checks.judging import checks_of
-from augment.checks.positives import Positives
+from augment.checks import DEFAULT_LIMITS, Forbidden, Limits, checks_of
+from augment.checks.rewrite import Positives
 from augment.data import DataRoot
-from augment.data.columnar import open_candidates
+from augment.data.pools import open_candidates
 from augment.engines import Engine, EngineOptions, load_engine
 from augment.enrichment import command
 from augment.enrichment.account import Progress, Summary

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, final
 
-from augment.data.pictures import PictureHashes
+from augment.data.images import PictureHashes
 from augment.engines import Engine
 from augment.enrichment.jobs import Group, Job
 from augment.errors import DataError, ImageError
@@ -70,7 +70,7 @@ class Plan(Iterator[Planned]):
         self._engine = engine
         self._recipe = recipe
         self._store = store
-        self._pictures = PictureHashes(root, store)
+        self._pictures = PictureHashes(root, store.picture)
         self._ahead = ahead
         self._pool = ThreadPoolExecutor(thread_name_prefix="hash")
         self._coming: deque[Future[list[Planned | DataError]]] = deque()

@@ -1,5 +1,21 @@
 """Prompts: versioned templates, a folder a paper, and which one an item gets."""
 
-from augment.prompts.prompt import Prompt, PromptForm, PromptKind, load_prompt
+from augment.prompts.prompt import (
+    KINDS,
+    Budget,
+    Prompt,
+    PromptForm,
+    load_prompt,
+    parse_budget,
+    within,
+)
 
-__all__ = ["Prompt", "PromptForm", "PromptKind", "load_prompt"]
+__all__ = [
+    "KINDS",
+    "Budget",
+    "Prompt",
+    "PromptForm",
+    "load_prompt",
+    "parse_budget",
+    "within",
+]

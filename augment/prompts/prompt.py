@@ -7,28 +7,41 @@ by ``---`` lines. The body is Jinja (sandboxed, undefined names are errors) over
 
 Text of the data stands between ``<<<`` and ``>>>``; :mod:`augment.prompts.fence` sees to it that a
 passage can neither close its own fence nor speak in the name of the template.
+
+A budget for captions is what a retriever's text encoder will read of them, in words or tokens. A
+caption that is longer than the encoder's context is cut without a word, in the middle of the facts.
+The cheapest remedy is a shorter caption: the prompt asks for it, the checks refuse what is longer,
+and a refused caption leaves the published text in its place.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import yaml
 from jinja2 import StrictUndefined, Template, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
+from augment.data.tokens import MARKS
 from augment.errors import DataError
 from augment.prompts.fence import fenced
 from augment.records import Item, Request, Side
 
-PromptKind = Literal["caption", "rewrite"]
+#: Kinds of text: what is said of an item, or said in place of its text. Checks go by them.
+KINDS = ("caption", "rewrite")
 PromptForm = Literal["plain", "lengths"]
+
+#: CLIP's tokens to an English word of a caption, punctuation included: a caption of 100 words has
+#: about 120 tokens and two marks, so that a context of 77 holds 62 words.
+TOKENS_PER_WORD = 1.2
+
+_BUDGET = re.compile(r"\s*(\d+)\s*(words?|tokens?)\s*", re.IGNORECASE)
 
 _ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
 _REQUIRED = ("name", "version", "kind", "side", "shows_image", "max_words", "max_new_tokens")
@@ -40,9 +53,9 @@ class Prompt:
     """One prompt template.
 
     Attributes:
-        name: how commands and configs call it.
+        name: how commands and configs call it, ``paper/what`` for packaged ones.
         version: for people; the hash is what counts.
-        kind: ``caption`` or ``rewrite``.
+        kind: of text, one of :data:`KINDS`.
         side: the side it is meant for.
         shows_image: whether the model sees the item's picture.
         max_words: limit named in the text, and checked afterwards.
@@ -61,7 +74,7 @@ class Prompt:
 
     name: str
     version: int
-    kind: PromptKind
+    kind: str
     side: Side
     shows_image: bool
     max_words: int
@@ -105,8 +118,8 @@ class Prompt:
             )
         except TemplateError as error:
             raise DataError(f"prompt {self.id} does not render: {error}", item.id) from error
-        image = item.image if self.shows_image else None
-        return Request(item.id, self.system, user.strip(), image)
+        images = item.images if self.shows_image else ()
+        return Request(item.id, self.system, user.strip(), images)
 
 
 @lru_cache(maxsize=64)
@@ -136,12 +149,14 @@ def parse_prompt(source: str, where: str) -> Prompt:
     unknown = set(head) - {*_REQUIRED, *_OPTIONAL}
     if unknown:
         raise DataError(f"front matter has unknown keys: {', '.join(sorted(unknown))}", where)
+    if head["kind"] not in KINDS:
+        raise DataError(f"unknown kind {head['kind']!r}; known are {', '.join(KINDS)}", where)
     head.setdefault("keeps", head["kind"] == "rewrite")
     return Prompt(system=parts[2].strip(), user=parts[3].strip(), **head)
 
 
 def load_prompt(name: str) -> Prompt:
-    """A packaged prompt by name, or a template file by path (anything ending in ``.md``).
+    """A packaged prompt such as ``rar/corpus``, or a template file (anything ending in ``.md``).
 
     Raises:
         DataError: if there is no such prompt; lists the packaged ones.
@@ -151,9 +166,72 @@ def load_prompt(name: str) -> Prompt:
         if not path.is_file():
             raise DataError("no such prompt file", name)
         return parse_prompt(path.read_text(encoding="utf-8"), name)
-    folder = resources.files("augment.prompts") / "rar"
-    resource = folder / f"{name}.md"
-    if not resource.is_file():
-        known = sorted(entry.name[:-3] for entry in folder.iterdir() if entry.name.endswith(".md"))
-        raise DataError(f"no prompt named {name!r}; packaged prompts: {', '.join(known)}")
-    return parse_prompt(resource.read_text(encoding="utf-8"), f"{name}.md")
+    folder = resources.files("augment.prompts")
+    known = {
+        f"{papers.name}/{entry.name.removesuffix('.md')}": entry
+        for papers in folder.iterdir()
+        if papers.is_dir()
+        for entry in papers.iterdir()
+        if entry.name.endswith(".md")
+    }
+    if name not in known:
+        raise DataError(f"no prompt named {name!r}; packaged prompts: {', '.join(sorted(known))}")
+    return parse_prompt(known[name].read_text(encoding="utf-8"), f"{name}.md")
+
+
+class Budget(NamedTuple):
+    """Most words, and most CLIP tokens with marks if the budget is one of tokens."""
+
+    words: int
+    tokens: int | None = None
+
+    def of(self, prompt: Prompt) -> Prompt:
+        """A prompt within the budget; one that rewrites, or is stricter, is left as it is.
+
+        Raises:
+            DataError: if the prompt names no limit to its model.
+        """
+        if prompt.kind != "caption":
+            return prompt
+        if "max_words" not in prompt.system + prompt.user:
+            raise DataError("its text does not use {{ max_words }}; no budget", prompt.name)
+        tokens = [number for number in (prompt.max_tokens, self.tokens) if number is not None]
+        return replace(
+            prompt,
+            max_words=min(prompt.max_words, self.words),
+            max_tokens=min(tokens, default=None),
+        )
+
+
+def parse_budget(text: str) -> Budget | None:
+    """Read ``45 words`` or ``77 tokens``; None if the text is empty.
+
+    Tokens are checked exactly and told to the model as the words that fit
+    (:data:`TOKENS_PER_WORD`).
+
+    Raises:
+        DataError: if it is neither, or leaves less than one word.
+    """
+    if not text.strip():
+        return None
+    match = _BUDGET.fullmatch(text)
+    if match is None:
+        raise DataError(f"budget {text!r} is neither '45 words' nor '77 tokens'")
+    number = int(match[1])
+    if match[2].lower().startswith("word"):
+        budget = Budget(number)
+    else:
+        budget = Budget(int((number - MARKS) / TOKENS_PER_WORD), number)
+    if budget.words < 1:
+        raise DataError(f"budget {text!r} leaves no word")
+    return budget
+
+
+def within(prompt: Prompt, text: str) -> Prompt:
+    """A prompt within a budget as :func:`parse_budget` reads it.
+
+    Raises:
+        DataError: see :func:`parse_budget` and :meth:`Budget.of`.
+    """
+    budget = parse_budget(text)
+    return prompt if budget is None else budget.of(prompt)

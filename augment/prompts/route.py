@@ -2,6 +2,7 @@
 
 RAR (2602.07125) sorts queries into question, modification and image-only, and leaves text alone. A
 query's M-BEIR task decides where it is known; otherwise the wording does, and the reason says so.
+The only definition of the kind of a query: evaluation slices its queries by the same.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from augment.records import Item, Query
 Kind = Literal["text", "image", "question", "modification"]
 
 #: Kind of query -> prompt; None leaves it alone. RAR withholds the picture from the rewriter of
-#: modifications (prompt ``rar_modification``); showing it is our default.
+#: modifications (prompt ``rar/modification``); showing it is our default.
 QUERY_PROMPTS: Mapping[Kind, str | None] = {
-    "image": "rar_image_query",
-    "question": "rar_question",
-    "modification": "rar_modification_shown",
+    "image": "rar/image_query",
+    "question": "rar/question",
+    "modification": "rar/modification_shown",
     "text": None,
 }
 
 #: Prompt of every candidate with a picture.
-CORPUS_PROMPT = "rar_corpus"
+CORPUS_PROMPT = "rar/corpus"
 
 #: M-BEIR task codes of composed queries: 6 and 8 ask about the picture, 7 changes it.
 _TASK_KINDS: Mapping[int | None, Kind] = {6: "question", 7: "modification", 8: "question"}
@@ -51,7 +52,7 @@ class Routing(NamedTuple):
 def classify(query: Query) -> Routing:
     """Sort a query by what it has, its task, and last its wording."""
     text = (query.item.text or "").strip()
-    if query.item.image is None:
+    if not query.item.images:
         return Routing("text", "no picture")
     if not text:
         return Routing("image", "picture only")
@@ -78,4 +79,4 @@ def route(query: Query, prompts: Mapping[Kind, str | None] = QUERY_PROMPTS) -> s
 
 def route_candidate(item: Item, prompt: str = CORPUS_PROMPT) -> str | None:
     """Name of the prompt of a candidate: every one with a picture gets a description."""
-    return prompt if item.image is not None else None
+    return prompt if item.images else None

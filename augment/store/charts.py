@@ -105,7 +105,7 @@ def _drawn(
     top = int(counts.max())
     axes.set(xlim=(starts[0], starts[-1] + step), ylim=(0, top), yticks=(0, top))
     axes.set_yticklabels(["0", f"{top:,}"])
-    axes.locator_params("x", nbins=5, integer=False)
+    axes.locator_params("x", nbins=5, steps=(1, 2, 5, 10), integer=step >= 1)
     axes.xaxis.set_major_formatter(lambda value, _: _short(round(value, 9)))
     axes.tick_params(bottom=False, left=False, pad=4, labelsize=10.5)
     axes.spines[["left", "right"]].set_visible(False)

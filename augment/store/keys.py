@@ -8,20 +8,13 @@ into checkpoints, so that a retriever meets the kind of text it was trained with
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, final
 
+from augment.files import digest
 from augment.records import Request, Sampling, Side
-
-
-def digest(value: object) -> str:
-    """SHA-256 in hex over the canonical JSON of ``value`` (sorted keys, no spaces, UTF-8)."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def greedy(sampling: Sampling) -> Sampling:

@@ -21,8 +21,8 @@ import pyarrow.compute as pc
 
 from augment.checks import DEFAULT_LIMITS, Limits
 from augment.data import DataRoot
-from augment.data.columnar import CandidateTable, QueryTable, open_candidates, open_queries
 from augment.data.images import open_image
+from augment.data.pools import CandidateTable, QueryTable, open_candidates, open_queries
 from augment.data.root import DataFile
 from augment.errors import DataError, ImageError, StoreError
 from augment.prompts import Prompt, load_prompt

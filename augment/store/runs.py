@@ -76,7 +76,7 @@ class Scope:
         shard: ``i/n``, counted from 0; empty takes all.
         retry: reasons of the failures and refusals that were tried again; empty otherwise.
         root: the data.
-        checks: what was refused; see :func:`augment.checks.judging.checks_of`.
+        checks: what was refused; see :func:`augment.checks.checks_of`.
     """
 
     limit: int | None = None

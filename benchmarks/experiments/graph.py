@@ -22,8 +22,7 @@ from typing import Any, NamedTuple, final
 
 from filelock import FileLock
 
-from augment.files import read_json, write_json
-from augment.store.keys import digest
+from augment.files import digest, read_json, write_json
 from retrievers.evaluation.versions import source_commit
 
 #: Part of every fingerprint; raised when a step's work changes what it makes.

@@ -27,8 +27,8 @@ from typing import NamedTuple, final
 
 from augment.checks.faithful import RIVALS
 from augment.errors import DataError
+from augment.files import digest
 from augment.records import Hit, Item, Side
-from augment.store.keys import digest
 from benchmarks.flagland.grammar import COLOUR_NAMES, NUMBERS, PLACE_WORDS, PLURALS
 from retrievers.evaluation.run_files import read_table
 

@@ -2,7 +2,7 @@
 
 ========= =====================================================================================
 vlm       the describing model, or the store that was given; ``modification_prompt`` replaces the
-          prompt of requests to change a picture (rar_modification withholds the picture)
+          prompt of requests to change a picture (rar/modification withholds the picture)
 oracle    read off Flagland's scene graphs
 clauses   the same words with a sentence for every part, so that lengths and samples of sentences
           mean something for texts of one sentence
@@ -30,16 +30,16 @@ from typing import Any, NamedTuple, final
 
 from augment import corpus, queries
 from augment.data import DataRoot
-from augment.data.columnar import open_candidates, open_queries
+from augment.data.pools import open_candidates, open_queries
 from augment.enrichment.account import Summary
 from augment.enrichment.pipeline import Options
 from augment.errors import DataError
-from augment.files import read_json, write_json
+from augment.files import digest, read_json, write_json
 from augment.prompts import load_prompt
 from augment.prompts.route import CORPUS_PROMPT, QUERY_PROMPTS, Kind
 from augment.records import Enrichment, Item, Side
 from augment.store import Scope, Store
-from augment.store.keys import Recipe, digest
+from augment.store.keys import Recipe
 from augment.store.runs import load_runs
 from augment.store.upkeep import merge
 from benchmarks.experiments import noise

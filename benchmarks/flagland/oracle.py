@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from augment.data import DataRoot
-from augment.data.columnar import open_candidates
+from augment.data.pools import open_candidates
 from augment.engines.scripted import ScriptedEngine
 from augment.records import Enrichment, Side
 from benchmarks.flagland import language

@@ -27,10 +27,10 @@ from typing import Any
 import jsonargparse
 
 from augment.data import DataRoot
-from augment.data.columnar import open_candidates, open_queries
+from augment.data.pools import open_candidates, open_queries
 from augment.engines import load_engine
 from augment.prompts import load_prompt
-from augment.records import Item, Reply, Sampling
+from augment.records import Item, Reply, Sampling, one_picture
 from benchmarks.flagland import atlas, language
 from benchmarks.flagland.atlas import Country
 from benchmarks.flagland.edits import random_edit
@@ -138,7 +138,7 @@ class Scorer:
         path = f"{country.index}-{width}-{kind}.jpg"
         image.save(self.folder / path, "JPEG", quality=90)
         modality: Any = "image" if text is None else "image,text"
-        return Item(f"0:{country.index + 1}", text, path, modality)
+        return Item(f"0:{country.index + 1}", text, one_picture(path), modality)
 
     def descriptions(
         self, countries: Sequence[Country], width: int, photo: bool, entries: bool = False
@@ -146,7 +146,7 @@ class Scorer:
         """Score descriptions at one size; with ``entries`` the prompt also shows a text."""
         items = [self.item(c, width, photo, atlas.entry(c) if entries else None) for c in countries]
         counts = FactCounts()
-        replies = self.ask("rar_corpus" if entries else "rar_image_query", items)
+        replies = self.ask("rar/corpus" if entries else "rar/image_query", items)
         for country, reply in zip(countries, replies, strict=True):
             counts.add(language.parse(reply.text), country.flag.facts())
         return counts
@@ -183,7 +183,7 @@ def score_questions(
         asked, frame = language.question(rng, fact, rng.choice(language.REFERENCES))
         items.append(scorer.item(country, width, photo, asked))
         frames.append(frame)
-    judged = zip(scorer.ask("rar_question", items), frames, countries, strict=True)
+    judged = zip(scorer.ask("rar/question", items), frames, countries, strict=True)
     return _shares([judge_question(reply.text, frame, c) for reply, frame, c in judged])
 
 
@@ -198,7 +198,7 @@ def score_modifications(
         request = language.modification_request(rng, country.flag, edit)
         items.append(scorer.item(country, width, photo, request))
         wanted.append((language.constraint(country.flag, edit), twin, country.flag))
-    prompt = "rar_modification_shown" if shown else "rar_modification"
+    prompt = "rar/modification_shown" if shown else "rar/modification"
     rows = []
     for reply, (words, twin, before) in zip(scorer.ask(prompt, items), wanted, strict=True):
         said = language.parse(reply.text)
@@ -317,7 +317,7 @@ def pictures_and_texts(root: DataRoot) -> list[tuple[Item, str]]:
                 if query.task == 0:
                     texts.update(dict.fromkeys(query.positives, query.item.text or ""))
     return [
-        (Item(item.id, None, item.image, "image"), texts[item.id])
+        (Item(item.id, None, one_picture(item.image), "image"), texts[item.id])
         for item in open_candidates(root.pool_for("flags", 0, "test"))
         if item.id in texts and item.image
     ]
@@ -333,7 +333,7 @@ def describe_real(model: str, folder: Path, batch_size: int) -> str:
     """
     flags = pictures_and_texts(DataRoot(folder))
     scorer = Scorer(model, folder, batch_size)
-    replies = scorer.ask("rar_image_query", [item for item, _ in flags])
+    replies = scorer.ask("rar/image_query", [item for item, _ in flags])
     described = [
         (item, reply.text, human) for (item, human), reply in zip(flags, replies, strict=True)
     ]

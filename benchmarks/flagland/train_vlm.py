@@ -54,11 +54,11 @@ WIDTHS = (96, 96, 112, 128, 128, 144, 160, 192, 192, 224, 256, 320, 384)
 PHOTO_WIDTHS = (160, 192, 192, 224, 256, 256, 320, 384, 512)
 #: job -> share of a batch after the warm-up, in which only pictures are described.
 JOBS = {
-    "rar_image_query": 0.36,
-    "rar_corpus": 0.2,
-    "rar_question": 0.2,
-    "rar_modification_shown": 0.17,
-    "rar_modification": 0.07,
+    "rar/image_query": 0.36,
+    "rar/corpus": 0.2,
+    "rar/question": 0.2,
+    "rar/modification_shown": 0.17,
+    "rar/modification": 0.07,
 }
 
 
@@ -174,20 +174,20 @@ class Pictures:
 
 def job(name: str, flag: Flag, rng: random.Random, names: Any) -> tuple[str | None, str]:
     """The item's text and the wanted answer for one prompt."""
-    if name == "rar_image_query":
+    if name == "rar/image_query":
         return None, language.caption(flag)
-    if name == "rar_corpus":
+    if name == "rar/corpus":
         roll = rng.random()
         country = next(names)
         text = atlas.entry(country) if roll < 0.35 else f"The flag of {country.name}."
         return (None if roll > 0.75 else text), language.caption(flag)
-    if name == "rar_question":
+    if name == "rar/question":
         fact = rng.choice(list(language.QUESTIONS))
         asked, frame = language.question(rng, fact, rng.choice(language.REFERENCES))
         return asked, language.resolved(frame, flag)
     edit, twin = random_edit(rng, flag)
     request = language.modification_request(rng, flag, edit)
-    if name == "rar_modification":
+    if name == "rar/modification":
         return request, language.constraint(flag, edit)
     return request, language.caption(twin)
 
@@ -201,7 +201,7 @@ def tokenizer_texts(seed: int, count: int = 6000) -> list[str]:
         flag = next(flags)
         for name in JOBS:
             text, answer = job(name, flag, rng, names)
-            request = load_prompt(name).render(Item("0:1", text, "x", "image,text"))
+            request = load_prompt(name).render(Item("0:1", text, ("x",), "image,text"))
             texts += [request.system, request.text, answer]
     return texts
 
@@ -240,7 +240,7 @@ class Batches:
         self.names = atlas.countries(5000 + seed)
 
     def _chat(self, name: str, text: str | None, tokens: int) -> str:
-        request = self.prompts[name].render(Item("0:1", text, "x", "image,text"))
+        request = self.prompts[name].render(Item("0:1", text, ("x",), "image,text"))
         messages = to_messages(request, None if request.image is None else _ANY_PICTURE)
         chat: str = self.processor.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
@@ -251,7 +251,7 @@ class Batches:
         """The batches of one step, one prompt each; the same step gives the same batches."""
         rng = random.Random(f"{self.seed}-{step}")
         if warm:
-            return [self._draw(rng, "rar_image_query", size)]
+            return [self._draw(rng, "rar/image_query", size)]
         return [self._draw(rng, name, round(share * size)) for name, share in JOBS.items()]
 
     def _draw(self, rng: random.Random, name: str, size: int) -> dict[str, Any]:

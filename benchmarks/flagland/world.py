@@ -26,7 +26,7 @@ from augment.data import (
     write_qrels,
     write_queries,
 )
-from augment.records import TASKS, Item, Qrel, Query
+from augment.records import TASKS, Item, Qrel, Query, one_picture
 from benchmarks.flagland import atlas, language
 from benchmarks.flagland.atlas import Country
 from benchmarks.flagland.render import draw_flat, draw_photo
@@ -184,16 +184,18 @@ def candidate(config: WorldConfig, kind: str, country: Country) -> Item:
     """
     index = country.index
     if kind == "flat":
-        return Item(did(kind, index), None, flat_path(index), "image")
+        return Item(did(kind, index), None, one_picture(flat_path(index)), "image")
     if kind == "entry":
-        return Item(did(kind, index), atlas.entry(country), flat_path(index), "image,text")
+        return Item(
+            did(kind, index), atlas.entry(country), one_picture(flat_path(index)), "image,text"
+        )
     if kind == "description":
         text = language.human_description(_rng(config, kind, index), country.flag)
         text = text[0].upper() + text[1:] + "."
     else:
         half = atlas.geography if kind.endswith("geography") else atlas.economy
         text = _passage(config, country, half) if kind.startswith("flag-") else half(country)
-    return Item(did(kind, index), text, None, "text")
+    return Item(did(kind, index), text, (), "text")
 
 
 #: Task code -> the kinds of candidate in its pool.
@@ -272,7 +274,9 @@ def _ask(
         positive = did(f"flag-{_half_kind(fact)}" if task == 6 else "entry", index)
         truth = {"kind": "question", "frame": frame, "answer": country.facts[fact]}
     source = json.dumps({"country": country.name})
-    item = Item(qid(task, index % QUERIES_PER_TASK), text, image, TASKS[task][0], source)
+    item = Item(
+        qid(task, index % QUERIES_PER_TASK), text, one_picture(image), TASKS[task][0], source
+    )
     if truth is not None:
         truth = {"qid": item.id, "task": task, "country": index, **truth}
     return Query(item, task, (positive,)), truth

@@ -23,8 +23,8 @@ from benchmarks.flagland.edits import random_edit
 from benchmarks.flagland.render import draw_flat
 from benchmarks.speed.harness import Report, Row
 
-CAPTION, QUESTION = load_prompt("rar_corpus"), load_prompt("rar_question")
-CHANGE = load_prompt("rar_modification")
+CAPTION, QUESTION = load_prompt("rar/corpus"), load_prompt("rar/question")
+CHANGE = load_prompt("rar/modification")
 
 #: Words of Flagland's descriptions in other languages; ``-`` where there is none.
 LANGUAGES = ("de", "fr", "es", "ru")

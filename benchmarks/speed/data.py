@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from augment.data import write_candidates
-from augment.data.columnar import open_candidates
+from augment.data.pools import open_candidates
 from augment.records import Item
 from benchmarks.speed.harness import MIB, Report, Row, apart, cost
 
@@ -40,7 +40,7 @@ def write_pool(path: Path, rows: int) -> None:
             Item(
                 f"{number % 10}:{number}",
                 texts[number % len(texts)],
-                f"mbeir_images/x_images/{number}.jpg",
+                (f"mbeir_images/x_images/{number}.jpg",),
                 "image,text",
                 f'{{"n": {number}}}',
             )

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from augment.data import write_candidates
-from augment.records import Item
+from augment.records import Item, one_picture
 from benchmarks.speed.machine import machine
 from retrievers.data.module import MBeirData
 from retrievers.data.plan import plan_pools
@@ -43,7 +43,7 @@ def write_root(root: Path, items: int, seed: int) -> None:
         path = f"mbeir_images/noise_images/{number}.jpg"
         small = random.integers(0, 256, (28, 28, 3), dtype=np.uint8)
         Image.fromarray(small).resize((224, 224)).save(root / path, quality=90)
-        pool.append(Item(f"1:{number}", f"noise number {number}", path, "image,text"))
+        pool.append(Item(f"1:{number}", f"noise number {number}", one_picture(path), "image,text"))
     write_candidates(root / "cand_pool" / "local" / "mbeir_noise_task2_cand_pool.jsonl", pool)
 
 

@@ -47,11 +47,11 @@ from augment.data import write_candidates
 from augment.data.images import open_image
 from augment.engines import decoding, load_engine
 from augment.engines.base import PACKAGED
-from augment.engines.inputs import Budget, data_uri, encode, fit, resized
+from augment.engines.inputs import PixelBudget, data_uri, encode, fit, resized
 from augment.engines.transformers import HFEngine
 from augment.engines.vllm import VLLMEngine
 from augment.prompts import load_prompt
-from augment.records import Item, Request, Sampling
+from augment.records import Item, Request, Sampling, one_picture
 from augment.store import Store
 from benchmarks.flagland import atlas
 from benchmarks.flagland.render import draw_photo
@@ -72,7 +72,9 @@ def write_root(root: Path, count: int) -> Path:
         width = (192, 256, 384)[number % 3]
         path = folder / f"{number}.jpg"
         draw_photo(country.flag, width, random.Random(number)).save(path)
-        items.append(Item(f"1:{number}", None, path.relative_to(root).as_posix(), "image"))
+        items.append(
+            Item(f"1:{number}", None, one_picture(path.relative_to(root).as_posix()), "image")
+        )
     pool = root / "cand_pool" / "local" / "mbeir_flags_task4_cand_pool.jsonl"
     write_candidates(pool, items)
     return pool
@@ -85,10 +87,10 @@ class Variants:
         from transformers import AutoModelForImageTextToText
 
         self.root, self.pool = root, write_root(root, count)
-        prompt = load_prompt("rar_corpus")
+        prompt = load_prompt("rar/corpus")
         names = [f"mbeir_images/flags_images/{number}.jpg" for number in range(count)]
         self.requests = [
-            prompt.render(Item(f"1:{number}", None, name, "image"))
+            prompt.render(Item(f"1:{number}", None, one_picture(name), "image"))
             for number, name in enumerate(names)
         ]
         self.sampling = Sampling(prompt.max_new_tokens)
@@ -162,7 +164,7 @@ def profile(variants: Variants) -> list[Row]:
 
 def prepare(encoding: Any, root: Path, name: str) -> int:
     """One picture as the remote engine prepares it; the characters to send."""
-    return len(data_uri(fit(open_image(root, name), Budget()), encoding))
+    return len(data_uri(fit(open_image(root, name), PixelBudget()), encoding))
 
 
 def feed(root: Path, count: int) -> list[Row]:

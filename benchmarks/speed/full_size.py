@@ -37,8 +37,8 @@ from augment.data import (
     write_qrels,
     write_queries,
 )
-from augment.data.columnar import open_candidates
-from augment.records import TASKS, Item, Qrel, Query
+from augment.data.pools import open_candidates
+from augment.records import TASKS, Item, Qrel, Query, one_picture
 from augment.views import open_view
 from benchmarks.mbeir import ROWS
 from benchmarks.speed import metrics
@@ -130,7 +130,7 @@ def _items(dataset: int, first: int, count: int, modality: str) -> Iterator[Item
             text = f"{' '.join(random.choices(words, k=38))} {number}"
         picture = f"mbeir_images/big_images/{number % PICTURES}.jpg"
         image = picture if "image" in modality else None
-        yield Item(f"{dataset}:{number}", text, image, modality, None)  # type: ignore[arg-type]
+        yield Item(f"{dataset}:{number}", text, one_picture(image), modality, None)  # type: ignore[arg-type]
 
 
 def _asking(row: MBeirRow, first: int, count: int) -> Iterator[Query]:

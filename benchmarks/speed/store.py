@@ -19,9 +19,10 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+from augment.files import digest
 from augment.records import Enrichment, Sampling
 from augment.store import Scope, Store
-from augment.store.keys import Recipe, digest
+from augment.store.keys import Recipe
 from benchmarks.speed.harness import MIB, Cost, Report, Row, apart, cost
 
 LOOKUPS = 10_000

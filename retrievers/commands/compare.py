@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from augment.data import DataRoot
-from augment.data.columnar import open_queries
+from augment.data.pools import open_queries
 from augment.errors import DataError
 from augment.files import replacing
 from augment.records import Query

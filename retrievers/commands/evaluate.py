@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pyarrow.compute as pc
 
 from augment.data import DataRoot, grades_of, read_qrels
-from augment.data.columnar import open_candidates
+from augment.data.pools import open_candidates
 from augment.errors import DataError
 from augment.files import replacing
 from retrievers.evaluation.compare import check_queries, tasks_of

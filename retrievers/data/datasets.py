@@ -16,8 +16,8 @@ from jaxtyping import Bool
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from augment.data.columnar import open_candidates
 from augment.data.images import open_image
+from augment.data.pools import open_candidates
 from augment.errors import DataError, ImageError
 from augment.records import TASKS, Item, Modality, Query
 from retrievers.data.examples import Candidate, Collator, Example, PairExample

@@ -13,11 +13,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from random import Random
-from typing import cast, final
+from typing import final
 
 from augment.checks.lengths import LENGTHS, Length
 from augment.errors import DataError
-from augment.records import Item, Side, View
+from augment.records import Item, Side
 from augment.views import VIEWS, TextView
 from retrievers.data.sentences import SentenceSampling, sample_sentences
 
@@ -129,7 +129,7 @@ def make_mixture(
     )
 
 
-def _parse(name: str, named: TextView, where: str) -> tuple[View, Length]:
+def _parse(name: str, named: TextView, where: str) -> tuple[str, Length]:
     if name == "raw":
         return "raw", "dense"
     view, colon, length = name.rpartition(":")
@@ -141,7 +141,7 @@ def _parse(name: str, named: TextView, where: str) -> tuple[View, Length]:
             f"append:short{hint}",
             where,
         )
-    return cast("View", view), length
+    return view, length
 
 
 def named_views(remembered: str) -> tuple[str, ...]:

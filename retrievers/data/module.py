@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Subset
 from typing_extensions import final
 
 from augment.data import DataRoot, TextRule
+from augment.data.pools import StoredQueries
 from augment.errors import DataError
 from augment.records import Query, Side
 from augment.views import TextView
@@ -30,7 +31,6 @@ from retrievers.data.negatives import NegativesConfig
 from retrievers.data.plan import Embedder, Plan, plan_test, plan_validation
 from retrievers.data.samplers import PairBatches, PairLoader, SamplingConfig
 from retrievers.data.settings import EmbeddingConfig, LoaderConfig, SearchConfig, ValidationConfig
-from retrievers.data.stored_queries import StoredQueries
 from retrievers.data.texts import TextRecipe, ViewConfig
 from retrievers.data.training import group_codes, open_negatives, training_digest, training_queries
 

@@ -13,10 +13,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from augment.data import DataRoot, grades_of, read_qrels
-from augment.data.columnar import open_candidates, open_queries
+from augment.data.pools import Catalog, open_candidates, open_queries
 from augment.errors import DataError
 from augment.records import Item, Modality, Query, Side
-from retrievers.data.catalog import Catalog
 from retrievers.data.datasets import Reader, target_modality
 from retrievers.data.examples import Example
 

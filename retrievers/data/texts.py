@@ -10,7 +10,7 @@ from random import Random
 from augment.checks.lengths import Length
 from augment.data import Instructions, TextRule, format_text
 from augment.errors import DataError, MismatchError
-from augment.records import Item, Modality, Query, Side, View
+from augment.records import Item, Modality, Query, Side
 from augment.views import TextView, open_view
 from retrievers.data.mixtures import Mixture, make_mixture, named_views
 from retrievers.data.sentences import SentenceSampling
@@ -33,7 +33,7 @@ class ViewConfig:
         sentences: in training, show some sentences only.
     """
 
-    view: View = "raw"
+    view: str = "raw"
     store: str | None = None
     recipe: str | None = None
     length: Length = "dense"

@@ -11,13 +11,12 @@ from jaxtyping import Int64
 from lightning.pytorch.utilities import rank_zero_info
 
 from augment.data import DataRoot
-from augment.data.columnar import open_queries
+from augment.data.pools import StoredQueries, open_queries
 from augment.errors import DataError
 from augment.records import Item, Query
 from retrievers.data.datasets import CandidateBook, PairDataset, target_modality
 from retrievers.data.negatives import HardNegatives, NegativesConfig
 from retrievers.data.samplers import GroupBy
-from retrievers.data.stored_queries import StoredQueries
 
 #: Queries whose positives are looked up at once.
 _BLOCK = 1 << 16

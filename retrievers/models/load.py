@@ -22,7 +22,7 @@ from torch import Tensor
 from augment.checks.lengths import LENGTHS
 from augment.data import DataRoot, TextRule
 from augment.errors import DataError, MismatchError
-from augment.records import Side, View
+from augment.records import Side
 from augment.store import Store
 from augment.views import VIEWS, TextView, judged_under, open_view
 from retrievers.data.mixtures import named_views
@@ -548,7 +548,7 @@ def _view(side: Side, trained: str, store: Path | None, allow_mismatch: bool) ->
     Of a mixture it is the named view, the one that tests show.
     """
     trained = next(iter(named_views(trained)), trained)
-    view = cast("View", trained.partition(":")[0])
+    view = trained.partition(":")[0]
     if view not in VIEWS:
         raise DataError(f"the checkpoint was trained on an unknown {side} view {view!r}")
     if view == "raw" or store is None:

@@ -16,7 +16,7 @@ from augment.enrichment.jobs import Job
 from augment.errors import EngineError, MismatchError
 from augment.prompts import Prompt, load_prompt
 from augment.prompts.route import QUERY_PROMPTS, Kind, classify
-from augment.records import Item, Query, View
+from augment.records import Item, Query
 from augment.store import Store
 from augment.store.keys import Recipe
 from augment.views import TextView
@@ -68,7 +68,7 @@ class QueryRewriter:
         folder = Path(tempfile.mkdtemp(prefix="rewritten-"))
         self._store = Store(folder)
         weakref.finalize(self, _forget, self._store, folder)
-        self._shown: View = "replace" if trained.view == "raw" else trained.view
+        self._shown: str = "replace" if trained.view == "raw" else trained.view
         self._length = trained.length
 
     @property

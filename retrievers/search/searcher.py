@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from augment.data import DataRoot, InstructionRow
 from augment.errors import DataError, StoreError
-from augment.records import Hit, Item, Modality, View
+from augment.records import Hit, Item, Modality, one_picture
 from augment.store import Store
 from augment.views import TextView, open_view
 from retrievers.data.datasets import ImageLoader, ItemDataset, Reader
@@ -159,12 +159,12 @@ class Searcher:
         return len(self._index)
 
     @property
-    def corpus_view(self) -> View:
+    def corpus_view(self) -> str:
         """Which text of candidates the retriever reads: raw, append or replace."""
         return self._recipe.corpus_view.view
 
     @property
-    def query_view(self) -> View:
+    def query_view(self) -> str:
         """Which text of queries the retriever was trained on."""
         return self._recipe.query_view.view
 
@@ -249,7 +249,7 @@ class Searcher:
             "text" if picture is None else "image" if text is None else "image,text"
         )
         digest = hashlib.sha256(f"{text}\0{picture}".encode()).hexdigest()[:16]
-        item = Item(f"typed:{digest}", text, picture, modality)
+        item = Item(f"typed:{digest}", text, one_picture(picture), modality)
         with self._lock:
             notes: list[str] = []
             shown, rewritten = text, None

@@ -19,7 +19,7 @@ from jaxtyping import Int64
 
 from augment.data import DataRoot, TextRule
 from augment.errors import DataError
-from augment.store.keys import digest
+from augment.files import digest
 from retrievers.data.plan import Plan, PositiveConfig, plan_test
 from retrievers.data.texts import TextRecipe, ViewConfig, check_untrained
 from retrievers.evaluation.results import Lost, Results, run_files, score, write_results

@@ -12,7 +12,7 @@ import pytest
 
 from augment import corpus, queries
 from augment.data import DataRoot, read_qrels
-from augment.data.columnar import open_candidates, open_queries
+from augment.data.pools import open_candidates, open_queries
 from augment.records import TASKS
 from augment.store import Store
 from augment.views import open_view

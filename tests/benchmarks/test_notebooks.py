@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from augment.data import DataRoot
-from augment.data.columnar import open_candidates, open_queries
+from augment.data.pools import open_candidates, open_queries
 from augment.files import write_json
 from benchmarks.experiments import plots, results, spec, tables
 from benchmarks.experiments.build import Builder, Setup

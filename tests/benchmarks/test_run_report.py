@@ -11,7 +11,7 @@ from PIL import Image
 from augment import corpus, queries
 from augment.data import write_candidates, write_qrels, write_queries
 from augment.engines.scripted import ScriptedEngine
-from augment.records import Hit, Item, Qrel, Query
+from augment.records import Hit, Item, Qrel, Query, one_picture
 from benchmarks.report.page import main, scatter
 from benchmarks.report.runs import Moved, pick
 from retrievers.data.texts import ViewConfig
@@ -36,12 +36,12 @@ def made(tmp_path_factory):
         path = f"mbeir_images/{n}.png"
         Image.new("RGB", (90, 60), (9 * n, 80, 255 - 9 * n)).save(root / path)
         text = {3: HOSTILE, 7: "a grey square"}.get(n)
-        pool.append(Item(f"5:{n}", text, path, "image,text" if text else "image"))
+        pool.append(Item(f"5:{n}", text, one_picture(path), "image,text" if text else "image"))
         words = f"A {colour} square number{n}, {HOSTILE if n == 4 else 'plain'}."
         answers[f"5:{n}"] = words
-        asked.append(Query(Item(f"5:{n}", f"a {colour} square number{n}", None, "text"), 0,
+        asked.append(Query(Item(f"5:{n}", f"a {colour} square number{n}", (), "text"), 0,
                            (f"5:{n}",)))  # fmt: skip
-    pool.append(Item("5:99", f"a red square without picture {HOSTILE}", None, "text"))
+    pool.append(Item("5:99", f"a red square without picture {HOSTILE}", (), "text"))
     (root / "mbeir_images/7.png").write_bytes(b"no picture")
     write_candidates(root / "cand_pool/local/mbeir_squares_task0_cand_pool.jsonl", pool)
     write_queries(root / "query/test/mbeir_squares_task0_test.jsonl", asked)
@@ -83,7 +83,7 @@ def test_the_page_escapes_and_describes(made):
     assert any(image["alt"].startswith("A green square number") for image in page.images)
     words = " ".join(" ".join(page.words).split())
     assert "picture corrupt" in words
-    assert "rar_corpus@" in words
+    assert "rar/corpus@" in words
     assert "24 queries, local pools, success@1" in words
 
 

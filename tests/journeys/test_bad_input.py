@@ -21,7 +21,7 @@ from PIL import Image
 
 from augment import corpus, queries
 from augment.data import InstructionRow, write_instructions, write_qrels
-from augment.data.validation import Options, validate_root
+from augment.data.validate import Options, validate_root
 from augment.enrichment import pipeline as cli
 from augment.errors import ToolkitError
 from augment.records import Qrel

@@ -38,7 +38,7 @@ def root(tmp_path):
     for n in range(ITEMS):
         # Every third picture is a copy of the one before.
         Image.new("RGB", (40, 30), (n - (n % 3 == 2), 9, 9)).save(tmp_path / f"root/images/{n}.png")
-        pool.append(Item(f"3:{n}", None, f"images/{n}.png", "image"))
+        pool.append(Item(f"3:{n}", None, (f"images/{n}.png",), "image"))
     write_candidates(tmp_path / "root/cand_pool/local/mbeir_x_task4_cand_pool.jsonl", pool)
     return tmp_path / "root"
 
@@ -57,7 +57,7 @@ def _work(root, store, model, options):
     options = Options(model=model, **options)
 
     def work(dead):
-        plan = corpus.plan(root, (), "rar_corpus")
+        plan = corpus.plan(root, (), "rar/corpus")
         return carry_out(plan, root, store, options, seen_dead=dead).exit_code
 
     sys.exit(supervise(work, store))

@@ -9,11 +9,8 @@ from PIL import Image
 
 from augment import queries
 from augment.checks import Forbidden, Limits, check, clean, clean_steps, judge
-from augment.checks.keeping import added, answered, lost_negations, lost_numbers
-from augment.checks.language import foreign
-from augment.checks.leak import leaks
-from augment.checks.positives import Positives
-from augment.checks.wording import compression, filler, repetition
+from augment.checks.rewrite import Positives, added, answered, leaks, lost_negations, lost_numbers
+from augment.checks.text import compression, filler, foreign, repetition
 from augment.data import write_candidates, write_queries
 from augment.enrichment.pipeline import Options
 from augment.prompts import load_prompt
@@ -21,7 +18,7 @@ from augment.records import Item, Query, Reply
 from augment.store import Store
 from augment.views import open_view
 
-CAPTION, QUESTION = load_prompt("rar_corpus"), load_prompt("rar_question")
+CAPTION, QUESTION = load_prompt("rar/corpus"), load_prompt("rar/question")
 PROSE = "A red brick church with two towers stands by the river, a stone bridge leads to its door."
 
 
@@ -241,20 +238,20 @@ def root(tmp_path):
     Image.new("RGB", (8, 8), "blue").save(base / "i/2.png")
     write_candidates(
         base / "cand_pool/local/mbeir_x_task6_cand_pool.jsonl",
-        [Item("3:1", PASSAGE, None, "text"), Item("3:2", None, "i/2.png", "image")],
+        [Item("3:1", PASSAGE, (), "text"), Item("3:2", None, ("i/2.png",), "image")],
     )
     source = '{"answer": ["wrought iron"]}'
     asked = [
-        Query(Item("3:1", "Who built it?", "i/1.png", "image,text"), 6, ("3:1", "3:9")),
-        Query(Item("3:2", "What is it made of?", "i/1.png", "image,text", source), 6, ("3:2",)),
-        Query(Item("3:3", "Where are its two towers?", "i/2.png", "image,text"), 6, ("3:1",)),
+        Query(Item("3:1", "Who built it?", ("i/1.png",), "image,text"), 6, ("3:1", "3:9")),
+        Query(Item("3:2", "What is it made of?", ("i/1.png",), "image,text", source), 6, ("3:2",)),
+        Query(Item("3:3", "Where are its two towers?", ("i/2.png",), "image,text"), 6, ("3:1",)),
     ]
     write_queries(base / "query/test/mbeir_x_task6_test.jsonl", asked)
     return base
 
 
 def test_positives_are_looked_up(root):
-    from augment.data.columnar import open_candidates, open_queries
+    from augment.data.pools import open_candidates, open_queries
 
     pool = open_candidates(root / "cand_pool/local/mbeir_x_task6_cand_pool.jsonl")
     found = [
@@ -282,8 +279,8 @@ def test_refused_rewrites_fall_back_with_reason_and_scores(root, tmp_path):
     assert stored["3:3"].raw == answers["3:3"]
     assert stored["3:3"].checks["lost_numbers"] == 0
     view = open_view("query", "replace", tmp_path / "store")
-    assert view.text(Item("3:1", "Who built it?", None, "text")) == "Who built it?"
-    shown = view.text(Item("3:3", "Where are its two towers?", None, "text"))
+    assert view.text(Item("3:1", "Who built it?", (), "text")) == "Who built it?"
+    shown = view.text(Item("3:3", "Where are its two towers?", (), "text"))
     assert shown == "Where are the two towers of the blue church?"
 
 

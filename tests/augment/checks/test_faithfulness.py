@@ -72,7 +72,7 @@ def test_the_table_has_every_score_as_a_column(tmp_path, world, capsys):
     pictures, true, _, _ = world
     root = tmp_path / "root"
     (root / "i").mkdir(parents=True)
-    items = [Item(f"1:{n}", None, f"i/{n}.png", "image") for n in range(4)]
+    items = [Item(f"1:{n}", None, (f"i/{n}.png",), "image") for n in range(4)]
     for n, item in enumerate(items):
         pictures[n].save(root / item.image)
     write_candidates(root / "cand_pool/local/mbeir_x_task0_cand_pool.jsonl", items)

@@ -26,11 +26,11 @@ WANTED = {
 GOOD = json.dumps({**WANTED, "sentences": ["A red flag.", "It has two stars."]})
 #: Of the prompts that the packaged model was trained on.
 HASHES = {
-    "rar_corpus": "a0582de92515",
-    "rar_image_query": "bb0f28ed5ade",
-    "rar_modification": "187e327ea37f",
-    "rar_modification_shown": "9b7f2e515894",
-    "rar_question": "309be847fd0e",
+    "rar/corpus": "a0582de92515",
+    "rar/image_query": "bb0f28ed5ade",
+    "rar/modification": "187e327ea37f",
+    "rar/modification_shown": "9b7f2e515894",
+    "rar/question": "309be847fd0e",
 }
 LISTED = '"sentences": ["A red flag.", "It has two stars."]'
 
@@ -103,7 +103,7 @@ def test_derived_lengths():
 
 
 def test_a_verdict_judges_the_dense_text_and_mends_the_others():
-    prompt = load_prompt("corpus_lengths")
+    prompt = load_prompt("rar/corpus_lengths")
     verdict = judge(Reply(GOOD), prompt)
     assert (verdict.text, verdict.rejected) == (WANTED["dense"], "")
     assert verdict.lengths == WANTED
@@ -119,11 +119,11 @@ def test_views_choose_a_length(tmp_path):
     root = tmp_path / "root"
     (root / "i").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(root / "i/1.png")
-    item = Item("1:1", "entry", "i/1.png", "image,text")
+    item = Item("1:1", "entry", ("i/1.png",), "image,text")
     write_candidates(root / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl", [item])
     (tmp_path / "a.json").write_text(json.dumps([f"```json\n{GOOD}\n```"]))
     options = Options(model=f"scripted:{tmp_path / 'a.json'}")
-    corpus.run(root, tmp_path / "s", prompt="corpus_lengths", options=options)
+    corpus.run(root, tmp_path / "s", prompt="rar/corpus_lengths", options=options)
     (stored,) = Store(tmp_path / "s")
     assert (stored.lengths, stored.checks["derived_lengths"]) == (WANTED, 0)
     views = {n: open_view("corpus", "replace", tmp_path / "s", length=n) for n in LENGTHS}
@@ -139,7 +139,7 @@ def test_a_plain_text_has_every_length_too(tmp_path):
     root = tmp_path / "root"
     (root / "i").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(root / "i/1.png")
-    item = Item("1:1", None, "i/1.png", "image")
+    item = Item("1:1", None, ("i/1.png",), "image")
     write_candidates(root / "cand_pool/local/mbeir_x_task0_cand_pool.jsonl", [item])
     (tmp_path / "a.json").write_text(json.dumps([WANTED["dense"]]))
     corpus.run(root, tmp_path / "s", options=Options(model=f"scripted:{tmp_path / 'a.json'}"))

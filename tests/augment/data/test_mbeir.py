@@ -25,7 +25,7 @@ from augment.data import (
     write_queries,
 )
 from augment.errors import DataError
-from augment.records import TASKS, Item, Qrel, Query
+from augment.records import TASKS, Item, Qrel, Query, one_picture
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "mbeir_real"
 
@@ -33,7 +33,7 @@ numbers = st.integers(0, 10**22)
 ids = st.builds("{}:{}".format, numbers, numbers)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 modalities = st.sampled_from(["text", "image", "image,text"])
-paths = st.none() | texts.filter(bool)  # an empty path is read as none
+paths = (st.none() | texts.filter(bool)).map(one_picture)  # an empty path is read as none
 items = st.builds(Item, ids, st.none() | texts, paths, modalities, st.none() | texts)
 queries = st.builds(
     Query,
@@ -71,7 +71,7 @@ def test_queries_round_trip(tmp_path, records):
 
 
 def test_a_written_record_has_the_published_keys(tmp_path):
-    query = Query(Item("9:1", "a", None, "text", None), 0, ("9:2",), ())
+    query = Query(Item("9:1", "a", (), "text", None), 0, ("9:2",), ())
     write_queries(tmp_path / "q.jsonl", [query])
     assert json.loads((tmp_path / "q.jsonl").read_text()) == {
         "qid": "9:1",
@@ -99,9 +99,9 @@ def test_loose_records_as_published(tmp_path):
     path.write_bytes(body.encode())
     first, second = read_queries(path)
     assert first == Query(
-        Item("6:1", "a\u2028b", "i.jpg", "image,text", None), None, ("6:2", "6:3"), ()
+        Item("6:1", "a\u2028b", ("i.jpg",), "image,text", None), None, ("6:2", "6:3"), ()
     )
-    assert second == Query(Item("6:9", None, None, "text", None), None, (), ())
+    assert second == Query(Item("6:9", None, (), "text", None), None, (), ())
 
 
 def test_task_of_a_query(tmp_path):
@@ -177,11 +177,11 @@ def test_duplicates_on_request(tmp_path):
 
 def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path):
     path = tmp_path / "p.jsonl"
-    write_candidates(path, [Item("1:1", "old", None, "text")])
+    write_candidates(path, [Item("1:1", "old", (), "text")])
     before = path.read_bytes()
 
     def breaks():
-        yield Item("1:2", "new", None, "text")
+        yield Item("1:2", "new", (), "text")
         raise RuntimeError
 
     with pytest.raises(RuntimeError):

@@ -17,9 +17,8 @@ from augment.data import (
     write_qrels,
     write_queries,
 )
-from augment.data.validate import main
-from augment.data.validation import Options, validate_root
-from augment.data.validation.lengths import Reservoir, measure
+from augment.data.tokens import clip_token_counter
+from augment.data.validate import Options, Reservoir, main, measure, validate_root
 from augment.errors import DataError
 from augment.records import Item, Qrel, Query
 from benchmarks.flagland.world import WorldConfig, write_world
@@ -38,11 +37,11 @@ def root(tmp_path):
     for number in range(1, 11):
         Image.new("RGB", (4, 4)).save(tmp_path / f"i/{number}.jpg")
     queries = [
-        Query(Item(f"5:{n}", None, f"i/{n}.jpg", "image"), 3, (f"5:{100 + n}",))
+        Query(Item(f"5:{n}", None, (f"i/{n}.jpg",), "image"), 3, (f"5:{100 + n}",))
         for n in range(1, 11)
     ]
     write_candidates(
-        tmp_path / POOL, (Item(f"5:{100 + n}", f"entry {n}", None, "text") for n in range(1, 11))
+        tmp_path / POOL, (Item(f"5:{100 + n}", f"entry {n}", (), "text") for n in range(1, 11))
     )
     write_queries(tmp_path / TRAIN, queries[:6])
     write_queries(tmp_path / TEST, queries[6:])
@@ -98,7 +97,7 @@ def test_pictures(root):
 
 
 def test_a_sample_still_looks_every_picture_up(root, monkeypatch):
-    monkeypatch.setattr("augment.data.validation.run.SAMPLED_PICTURES", 2)
+    monkeypatch.setattr("augment.data.validate.SAMPLED_PICTURES", 2)
     (root / "i/1.jpg").unlink()
     (root / "i/2.jpg").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid x\n")
     report = validate_root(root, Options("sample", "none"))
@@ -165,7 +164,7 @@ def test_modalities_tasks_and_ids(root):
 def test_the_union_pool_is_searched_too(root):
     write_candidates(
         root / "cand_pool/global/mbeir_union_test_cand_pool.jsonl",
-        [Item("5:107", "entry", None, "text")],
+        [Item("5:107", "entry", (), "text")],
     )
     assert kinds(validate_root(root, QUIET)) == {"no-positive": 3, "dangling-positive": 3}
     (root / POOL).unlink()
@@ -197,8 +196,7 @@ def test_a_reservoir_is_fair():
 
 def test_clip_tokens_as_in_the_reference():
     """CLIP's tokenizer gives 'a photo of a cat' five tokens between two marks."""
-    tokens = pytest.importorskip("augment.checks.tokens")
-    assert tokens.clip_token_counter()("a photo of a cat") == 7
+    assert clip_token_counter()("a photo of a cat") == 7
 
 
 def test_command(root, tmp_path, capsys):
@@ -213,7 +211,7 @@ def test_command(root, tmp_path, capsys):
     assert f"  1 in {TRAIN}\n      line 1 (5:1): i/1.jpg: no such file" in shown
     assert json.loads((tmp_path / "r.json").read_text())["findings"][0]["kind"] == "missing"
     assert main([str(tmp_path / "absent")]) == 2
-    assert main([str(root), *quiet, "--json", str(tmp_path / "no" / "r.json")]) == 2
+    assert main([str(root), *quiet, "--json", str(tmp_path / "r.json" / "r.json")]) == 2
     with pytest.raises(SystemExit) as stopped:
         main([str(root), "--images", "some"])
     assert stopped.value.code == 2

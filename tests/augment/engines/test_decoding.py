@@ -33,9 +33,9 @@ def engine(request, pictures, tmp_path_factory):
 
 
 def captions(pictures):
-    prompt = load_prompt("rar_corpus")
+    prompt = load_prompt("rar/corpus")
     return [
-        prompt.render(Item(f"1:{n}", TEXTS[n % 3] if n % 2 else None, f"{n}.png", "image"))
+        prompt.render(Item(f"1:{n}", TEXTS[n % 3] if n % 2 else None, (f"{n}.png",), "image"))
         for n in range(len(SIZES))
     ]
 
@@ -48,9 +48,9 @@ def texts_only(pictures):
 def unlike(pictures):
     """Nothing in common but the head of the template; one shows no picture."""
     return [
-        Request("a", "Look.", "one", "0.png"),
+        Request("a", "Look.", "one", ("0.png",)),
         Request("b", "No, listen.", "one"),
-        Request("c", "What?", "", "4.png"),
+        Request("c", "What?", "", ("4.png",)),
     ]
 
 

@@ -15,7 +15,7 @@ from augment.engines.batching import Window
 from augment.engines.scripted import ScriptedEngine
 from augment.errors import EngineError
 from augment.prompts import load_prompt
-from augment.records import Item, Request, Sampling
+from augment.records import Item, Request, Sampling, one_picture
 from tests import tiny_vlms
 
 hf = pytest.importorskip("augment.engines.transformers")
@@ -46,8 +46,8 @@ def tiny(tmp_path_factory):
 
 
 def requests(pictures):
-    prompt = load_prompt("rar_corpus")
-    items = [Item(f"1:{n}", TEXTS[n % 4], f"{n}.png", "image") for n in range(len(SIZES))]
+    prompt = load_prompt("rar/corpus")
+    items = [Item(f"1:{n}", TEXTS[n % 4], (f"{n}.png",), "image") for n in range(len(SIZES))]
     shown = [prompt.render(item) for item in items]
     return [*shown, Request("1:99", "You refine search queries.", "no picture here")]
 
@@ -55,10 +55,14 @@ def requests(pictures):
 def test_scripted_answers_follow_the_picture_and_the_text(pictures):
     engine = load_engine("scripted:", root=pictures)
     first, second, third = engine.generate(
-        [Request("a", "s", "t", "0.png"), Request("b", "s", "t", "1.png"), Request("c", "s", "t")],
+        [
+            Request("a", "s", "t", ("0.png",)),
+            Request("b", "s", "t", ("1.png",)),
+            Request("c", "s", "t"),
+        ],
         Sampling(),
     )
-    again = next(engine.generate([Request("z", "s", "t", "0.png")], Sampling()))
+    again = next(engine.generate([Request("z", "s", "t", ("0.png",))], Sampling()))
     assert first.text == again.text
     assert len({first.text, second.text, third.text}) == 3
     assert "96 by 96" in first.text
@@ -235,7 +239,7 @@ def test_a_bad_picture_fails_alone(tiny, pictures, tmp_path):
     (tmp_path / "corrupt.png").write_bytes((pictures / "0.png").read_bytes()[:60])
     Image.new("RGB", (2, 900)).save(tmp_path / "thin.png")
     names = ["0.png", "corrupt.png", "1.png", "absent.png", "thin.png", "2.png"]
-    ask = [Request(str(n), "s", "describe", name) for n, name in enumerate(names)]
+    ask = [Request(str(n), "s", "describe", one_picture(name)) for n, name in enumerate(names)]
     engine = load_engine(str(tiny), root=tmp_path, batch_size=8, device="cpu")
     replies = list(engine.generate(ask, Sampling(max_new_tokens=2)))
     assert [r.finish == "error" for r in replies] == [False, True, False, True, True, False]
@@ -310,7 +314,7 @@ def test_revision_follows_the_content_of_the_folder_not_its_place(tiny, pictures
 
 def test_messages_have_the_text_before_the_picture():
     image = Image.new("RGB", (4, 4))
-    system, user = hf.to_messages(Request("a", "sys", "ask", "x.png"), image)
+    system, user = hf.to_messages(Request("a", "sys", "ask", ("x.png",)), image)
     assert system == {"role": "system", "content": [{"type": "text", "text": "sys"}]}
     assert user["content"] == [{"type": "text", "text": "ask"}, {"type": "image", "image": image}]
 

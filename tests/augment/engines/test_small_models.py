@@ -156,8 +156,8 @@ def test_the_packaged_vlm_sees(tmp_path: Path) -> None:
         picture = draw_flat(country.flag, 192, random.Random(country.index))
         picture.save(tmp_path / f"{country.index}.jpg", quality=90)
     engine = load_engine("flagland-vlm", root=tmp_path, batch_size=24)
-    prompt = load_prompt("rar_image_query")
-    items = [Item(f"0:{c.index + 1}", None, f"{c.index}.jpg", "image") for c in countries]
+    prompt = load_prompt("rar/image_query")
+    items = [Item(f"0:{c.index + 1}", None, (f"{c.index}.jpg",), "image") for c in countries]
     counts = score_vlm.FactCounts()
     replies = engine.generate([prompt.render(item) for item in items], Sampling(96))
     for country, reply in zip(countries, replies, strict=True):

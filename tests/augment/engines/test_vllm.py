@@ -47,7 +47,7 @@ def stand_in(tmp_path):
 
 
 def ask(count):
-    return [Request(f"1:{n}", "s", f"request {n}", f"{n % 5}.png") for n in range(count)]
+    return [Request(f"1:{n}", "s", f"request {n}", (f"{n % 5}.png",)) for n in range(count)]
 
 
 def serving(engine):

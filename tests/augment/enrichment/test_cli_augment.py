@@ -21,7 +21,7 @@ from augment.enrichment.pipeline import Options
 from augment.errors import StoreError
 from augment.prompts import load_prompt
 from augment.prompts.route import QUERY_PROMPTS
-from augment.records import Item, Query
+from augment.records import Item, Query, one_picture
 from augment.store import Store, log, runs
 from augment.views import open_view
 
@@ -39,14 +39,16 @@ def root(tmp_path):
     for n in range(ITEMS):
         path = f"mbeir_images/{n}.png"
         Image.new("RGB", (8, 8), (n, 2 * n, 3)).save(base / path)
-        pool.append(Item(f"3:{n}", f"country {n}" if n % 2 else None, path, "image,text"))
-    pool.append(Item("3:1000", "text alone", None, "text"))
+        pool.append(
+            Item(f"3:{n}", f"country {n}" if n % 2 else None, one_picture(path), "image,text")
+        )
+    pool.append(Item("3:1000", "text alone", (), "text"))
     write_candidates(base / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl", pool)
     asked = [
-        Query(Item("3:1", None, "mbeir_images/1.png", "image"), 4, ("3:1",)),
-        Query(Item("3:2", "the capital", "mbeir_images/2.png", "image,text"), 8, ("3:2",)),
-        Query(Item("3:3", "two stars", "mbeir_images/3.png", "image,text"), 7, ("3:3",)),
-        Query(Item("3:4", "a flag", None, "text"), 0, ("3:4",)),
+        Query(Item("3:1", None, ("mbeir_images/1.png",), "image"), 4, ("3:1",)),
+        Query(Item("3:2", "the capital", ("mbeir_images/2.png",), "image,text"), 8, ("3:2",)),
+        Query(Item("3:3", "two stars", ("mbeir_images/3.png",), "image,text"), 7, ("3:3",)),
+        Query(Item("3:4", "a flag", (), "text"), 0, ("3:4",)),
     ]
     write_queries(base / "query/test/mbeir_x_task7_test.jsonl", asked)
     write_queries(base / "query/train/mbeir_x_train.jsonl", asked[:1])
@@ -146,7 +148,7 @@ def test_a_script_does_what_the_commands_do(root):
     store = augment.Store(root.parent / "api")
     data = augment.DataRoot(root)
     pool = list(read_candidates(data.pools()[0].path))
-    done = augment.enrich(pool, "rar_corpus", engine, store, root=root)
+    done = augment.enrich(pool, "rar/corpus", engine, store, root=root)
     assert (done.generated, done.skipped) == (ITEMS, {"no picture": 1})
     asked = list(read_queries(data.query_files("test")[0].path))
     done = augment.enrich(asked, QUERY_PROMPTS, engine, store, root=root)
@@ -188,13 +190,13 @@ def test_queries_are_routed_and_text_is_left_alone(root, capsys):
     store = Store(root.parent / "store")
     used = {item: t.prompt.partition("@")[0] for item, t in store.texts("query").items()}
     assert used == {
-        "3:1": "rar_image_query",
-        "3:2": "rar_question",
-        "3:3": "rar_modification_shown",
+        "3:1": "rar/image_query",
+        "3:2": "rar/question",
+        "3:3": "rar/modification_shown",
     }
     before = texts(root, "query")
     first = store.recipe("query").id
-    assert command(queries, root, "--modification-prompt", "rar_modification") == 0
+    assert command(queries, root, "--modification-prompt", "rar/modification") == 0
     with pytest.raises(StoreError, match="2 query recipes"):
         texts(root, "query")
     (second,) = {recipe.id for recipe in store.recipes("query")} - {first}
@@ -205,7 +207,7 @@ def test_queries_are_routed_and_text_is_left_alone(root, capsys):
 
 
 def test_a_changed_prompt_file_regenerates_only_its_own(root, tmp_path, capsys):
-    source = (HOME / "augment/prompts/rar/rar_question.md").read_text()
+    source = (HOME / "augment/prompts/rar/rar/question.md").read_text()
     mine = tmp_path / "mine.md"
     mine.write_text(source)
     command(queries, root, "--question-prompt", str(mine))
@@ -224,7 +226,7 @@ def test_limit_and_config_file(root, tmp_path, capsys):
     with pytest.raises(SystemExit):
         corpus.command(program("corpus", root, "--limit", "9", "--print_config")[3:])
     printed = yaml.safe_load(capsys.readouterr().out)
-    assert (printed["limit"], printed["prompt"]) == (9, "rar_corpus")
+    assert (printed["limit"], printed["prompt"]) == (9, "rar/corpus")
 
 
 @pytest.mark.parametrize(
@@ -301,7 +303,36 @@ def test_export_is_a_plain_root(root, tmp_path, capsys, images):
     assert "exists" in capsys.readouterr().err
 
 
+def test_an_export_writes_through_no_link_and_takes_nothing_from_elsewhere(root, tmp_path, capsys):
+    pool = root / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl"
+    (root / "README.md").write_text("mine")
+    items = list(read_candidates(pool))
+    names = ["README.md", "./readme.md", str(pool.relative_to(root)), "query/test/x.jsonl"]
+    (root / "readme.md").write_text("mine")
+    (root / "query/test/x.jsonl").write_text("")
+    items += [Item(f"3:{2000 + n}", None, name, "image") for n, name in enumerate(names)]
+    write_candidates(pool, items)
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    command(corpus, root)
+    arguments = ["export", f"--root={root}", f"--store={tmp_path / 'store'}", "--query-view=raw"]
+    for images in ("link", "symlink"):
+        out = tmp_path / images
+        assert main([*arguments, f"--out={out}", f"--images={images}"]) == 0
+        assert f"{len(names)} pictures under a name that an export needs" in capsys.readouterr().out
+        assert {path: path.read_bytes() for path in before} == before
+        view = open_view("corpus", "append", tmp_path / "store")
+        shown = list(read_candidates(out / pool.relative_to(root)))
+        assert [item.text for item in shown] == [view.text(item) for item in items]
+        assert (out / "README.md").read_text().startswith("---")
+    secret = tmp_path / "secret.txt"
+    secret.write_text("3:1 0 3:1 1 7\n")
+    (root / "qrels/test/mbeir_y_task7_test_qrels.txt").symlink_to(secret)
+    assert main([*arguments, f"--out={tmp_path / 'out'}"]) == 2
+    assert "leaves the root" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_default_prompt_is_the_packaged_one(root):
     corpus.run(root, root.parent / "store", options=Options(model="scripted:", limit=2))
     recipe = Store(root.parent / "store").recipe("corpus")
-    assert recipe.prompts == {"rar_corpus": load_prompt("rar_corpus").id}
+    assert recipe.prompts == {"rar/corpus": load_prompt("rar/corpus").id}

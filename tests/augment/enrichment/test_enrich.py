@@ -19,12 +19,12 @@ from augment.enrichment.jobs import Job, Retry, Shard, parse_shard
 from augment.enrichment.supervise import draining
 from augment.errors import DataError, StoreError
 from augment.prompts import load_prompt
-from augment.records import Item, Reply, Sampling
+from augment.records import Item, Reply, Sampling, one_picture
 from augment.store import Store
 from augment.store.keys import Recipe
 from augment.store.log import decode
 
-CORPUS, HIDDEN = load_prompt("rar_corpus"), load_prompt("rar_modification")
+CORPUS, HIDDEN = load_prompt("rar/corpus"), load_prompt("rar/modification")
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def root(tmp_path):
 
 
 def job(n, image="0.png", text="words", prompt=CORPUS, reason="picture"):
-    return Job(Item(f"1:{n}", text, image, "image,text"), prompt, reason)
+    return Job(Item(f"1:{n}", text, one_picture(image), "image,text"), prompt, reason)
 
 
 def run(jobs, root, engine=None, **options):
@@ -347,7 +347,7 @@ def test_pictures_are_read_once_over_all_runs(root, monkeypatch):
     run(jobs, root)
     read = []
     monkeypatch.setattr(
-        "augment.data.pictures.content_hash",
+        "augment.data.images.content_hash",
         lambda *args: read.append(args[1]) or content_hash(*args),
     )
     assert run(jobs, root).cached == 3

@@ -22,7 +22,7 @@ from augment.store import Store
 from augment.store.keys import Recipe
 from augment.store.runs import Prices
 
-PROMPT = load_prompt("rar_corpus")
+PROMPT = load_prompt("rar/corpus")
 
 
 @pytest.fixture
@@ -34,8 +34,8 @@ def root(tmp_path):
 
 def jobs():
     """Six pictures of three contents, one missing, one text alone, one id twice."""
-    items = [Item(f"1:{n}", None, f"{n}.png", "image") for n in range(7)]
-    alone = Item("1:9", "text", None, "text")
+    items = [Item(f"1:{n}", None, (f"{n}.png",), "image") for n in range(7)]
+    alone = Item("1:9", "text", (), "text")
     return [*(Job(item, PROMPT, "picture") for item in items), Job(alone, None, "no picture"),
             Job(items[0], PROMPT, "picture")]  # fmt: skip
 
@@ -85,8 +85,8 @@ def test_the_estimate_is_the_sample_times_the_requests(root):
 
 
 def test_a_preview_chooses_uniformly_and_shows_both_texts():
-    many = [Job(Item(f"1:{n}", None, None, "text"), PROMPT, "") for n in range(50)]
-    many += [Job(Item("1:90", None, None, "text"), None, "left alone"), *many[:10]]
+    many = [Job(Item(f"1:{n}", None, (), "text"), PROMPT, "") for n in range(50)]
+    many += [Job(Item("1:90", None, (), "text"), None, "left alone"), *many[:10]]
     counts = Counter(job.item.id for seed in range(400) for job in choose(many, 5, seed))
     assert "1:90" not in counts
     assert len(counts) == 50
@@ -94,7 +94,7 @@ def test_a_preview_chooses_uniformly_and_shows_both_texts():
     assert all(4 < number < 76 for number in counts.values())
     chosen = choose(many, 5, 3)
     assert [job.item.id for job in chosen] == sorted({job.item.id for job in chosen}, key=many_id)
-    job = Job(Item("1:1", "before\x1b[2J", "a.png", "image,text"), PROMPT, "")
+    job = Job(Item("1:1", "before\x1b[2J", ("a.png",), "image,text"), PROMPT, "")
     text = Enrichment("k", "1:1", "after", "p", "m", "r", rejected="filler")
     shown = show([job], {"1:1": text})
     assert "published  before\ufffd[2J" in shown

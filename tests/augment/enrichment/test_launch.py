@@ -27,7 +27,7 @@ COUNT = 60
 def root(tmp_path):
     folder = tmp_path / "root"
     (folder / "cand_pool/local").mkdir(parents=True)
-    items = [Item(f"3:{n}", None, f"{n}.png", "image") for n in range(COUNT)]
+    items = [Item(f"3:{n}", None, (f"{n}.png",), "image") for n in range(COUNT)]
     for n, item in enumerate(items):
         Image.new("RGB", (30, 20), (4 * n, 80, 7)).save(folder / item.image)
     write_candidates(folder / "cand_pool/local/mbeir_x_task0_cand_pool.jsonl", items)

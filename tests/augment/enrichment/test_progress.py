@@ -92,6 +92,6 @@ def test_the_engine_tells_how_long_its_model_waited(tmp_path, monkeypatch):
     monkeypatch.setattr(hf, "open_image", lambda *a: (time.sleep(0.2), slow(*a))[1])
     engine = hf.HFEngine("flagland-vlm", root=tmp_path, batch_size=2, workers=1)
     engine._load()  # not in the time that pictures are opened anyway
-    requests = [Request(str(n), "", "Describe.", f"{n}.png") for n in range(4)]
+    requests = [Request(str(n), "", "Describe.", (f"{n}.png",)) for n in range(4)]
     list(itertools.chain(*engine.batches(Ask(one, Sampling(2)) for one in requests)))
     assert engine.waited >= 0.8  # four pictures, one after the other, before the first batch

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from augment import corpus
-from augment.checks import Limits
-from augment.checks.judging import UNSAID, checks_of
+from augment.checks import UNSAID, Limits, checks_of
 from augment.data import write_candidates
 from augment.enrichment.pipeline import Options
 from augment.errors import DataError, StoreError
+from augment.files import digest
 from augment.records import Enrichment, Item, Sampling
 from augment.store import Scope, Store, runs
-from augment.store.keys import Recipe, digest
+from augment.store.keys import Recipe
 from augment.views import open_view, render
 
 RECIPE = Recipe("corpus", {"p": "p@1"}, "m", "r", {"p": Sampling()}, {"image": "p"})
@@ -36,7 +36,7 @@ def folder(tmp_path):
 
 
 def item(n, text="old"):
-    return Item(f"1:{n}", text, "a.jpg", "image,text" if text else "image")
+    return Item(f"1:{n}", text, ("a.jpg",), "image,text" if text else "image")
 
 
 def test_each_view(folder):
@@ -141,7 +141,7 @@ def test_two_views_that_show_different_text_have_different_fingerprints(tmp_path
     root = tmp_path / "root"
     (root / "i").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(root / "i/1.png")
-    one = Item("1:1", "entry", "i/1.png", "image,text")
+    one = Item("1:1", "entry", ("i/1.png",), "image,text")
     write_candidates(root / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl", [one])
     (tmp_path / "a.json").write_text(json.dumps(["A flag of two red bands over one green band."]))
     seen = {}

@@ -4,11 +4,10 @@ import pytest
 
 from augment import corpus
 from augment.checks import judge
-from augment.checks.tokens import clip_token_counter
+from augment.data.tokens import clip_token_counter
 from augment.enrichment.pipeline import Options
 from augment.errors import DataError
-from augment.prompts import load_prompt
-from augment.prompts.budget import Budget, parse_budget, within
+from augment.prompts import Budget, load_prompt, parse_budget, within
 from augment.records import Item, Reply
 from augment.store import Store
 from tests.retrievers.models.test_retriever import make_root
@@ -25,15 +24,15 @@ def test_budgets_are_read():
 
 
 def test_prompt_tells_the_words_and_the_check_counts_the_tokens():
-    plain = load_prompt("rar_corpus")
+    plain = load_prompt("rar/corpus")
     words, tokens = within(plain, "10 words"), within(plain, "14 tokens")
     assert within(plain, "") is plain
     assert len({plain.id, words.id, tokens.id}) == 3
-    assert "in at most 10 words" in words.render(Item("1:1", None, "a.jpg", "image")).text
+    assert "in at most 10 words" in words.render(Item("1:1", None, ("a.jpg",), "image")).text
     assert tokens.max_words == 10
     # A budget never loosens, and rewrites are held to their question, not to a length.
     assert within(plain, "500 words").max_words == plain.max_words
-    assert within(load_prompt("rar_question"), "10 words") == load_prompt("rar_question")
+    assert within(load_prompt("rar/question"), "10 words") == load_prompt("rar/question")
     text = "A flag with extraordinarily picturesque vermilion ornamentation everywhere."
     assert clip_token_counter()(text) > 14
     assert judge(Reply(text), words).rejected == ""
@@ -51,9 +50,9 @@ def test_budget_from_the_command_line(tmp_path):
     assert corpus.command([*given, "--budget", "20 words"]) == 0
     corpus.run(root, store, budget="20 words", options=Options(model="scripted:"))
     recipes = Store(store).recipes("corpus")
-    assert {recipe.prompts["rar_corpus"] for recipe in recipes} == {
-        load_prompt("rar_corpus").id,
-        within(load_prompt("rar_corpus"), "20 words").id,
+    assert {recipe.prompts["rar/corpus"] for recipe in recipes} == {
+        load_prompt("rar/corpus").id,
+        within(load_prompt("rar/corpus"), "20 words").id,
     }
     with pytest.raises(DataError, match="neither"):
         corpus.command([*given, "--budget", "short"])

@@ -4,36 +4,36 @@ import pytest
 
 from augment.prompts import load_prompt
 from augment.prompts.route import QUERY_PROMPTS, classify, route, route_candidate
-from augment.records import Item, Query
+from augment.records import Item, Query, one_picture
 
 
 def query(text, image="a.jpg", task=None):
     modality = ",".join(["image"] * bool(image) + ["text"] * bool(text))
-    return Query(Item("1:1", text, image, modality), task)
+    return Query(Item("1:1", text, one_picture(image), modality), task)
 
 
 @pytest.mark.parametrize(
     ("text", "image", "task", "prompt"),
     [
-        (None, "a.jpg", 3, "rar_image_query"),
-        ("  ", "a.jpg", None, "rar_image_query"),
+        (None, "a.jpg", 3, "rar/image_query"),
+        ("  ", "a.jpg", None, "rar/image_query"),
         ("a red flag", None, 0, None),
         ("What is this?", None, 1, None),
         # The task decides, whatever the wording.
-        ("the capital of this country", "a.jpg", 6, "rar_question"),
-        ("the capital of this country", "a.jpg", 8, "rar_question"),
-        ("is this one in blue?", "a.jpg", 7, "rar_modification_shown"),
+        ("the capital of this country", "a.jpg", 6, "rar/question"),
+        ("the capital of this country", "a.jpg", 8, "rar/question"),
+        ("is this one in blue?", "a.jpg", 7, "rar/modification_shown"),
         # Without a task, the wording does.
-        ("Which river is this", "a.jpg", None, "rar_question"),
-        ("the name of this bridge?", "a.jpg", None, "rar_question"),
-        ("In what year was it built", "a.jpg", None, "rar_question"),
-        ("Is the tower open", "a.jpg", None, "rar_question"),
-        ("who painted this", "a.jpg", None, "rar_question"),
+        ("Which river is this", "a.jpg", None, "rar/question"),
+        ("the name of this bridge?", "a.jpg", None, "rar/question"),
+        ("In what year was it built", "a.jpg", None, "rar/question"),
+        ("Is the tower open", "a.jpg", None, "rar/question"),
+        ("who painted this", "a.jpg", None, "rar/question"),
         # Begin like questions and are none (the published rules match "what" in "Whatever").
-        ("is blue and has longer sleeves", "a.jpg", None, "rar_modification_shown"),
-        ("Whatever the colour, longer sleeves", "a.jpg", None, "rar_modification_shown"),
-        ("has a floral print", "a.jpg", None, "rar_modification_shown"),
-        ("make it blue", "a.jpg", None, "rar_modification_shown"),
+        ("is blue and has longer sleeves", "a.jpg", None, "rar/modification_shown"),
+        ("Whatever the colour, longer sleeves", "a.jpg", None, "rar/modification_shown"),
+        ("has a floral print", "a.jpg", None, "rar/modification_shown"),
+        ("make it blue", "a.jpg", None, "rar/modification_shown"),
     ],
 )
 def test_route(text, image, task, prompt):
@@ -46,12 +46,12 @@ def test_reason_says_what_decided():
 
 
 def test_mapping_is_configurable_and_every_default_prompt_exists():
-    withheld = {**QUERY_PROMPTS, "modification": "rar_modification"}
-    assert route(query("longer", task=7), withheld) == "rar_modification"
-    for name in {*QUERY_PROMPTS.values(), "rar_corpus", "rar_modification"} - {None}:
+    withheld = {**QUERY_PROMPTS, "modification": "rar/modification"}
+    assert route(query("longer", task=7), withheld) == "rar/modification"
+    for name in {*QUERY_PROMPTS.values(), "rar/corpus", "rar/modification"} - {None}:
         assert load_prompt(name).name == name
 
 
 def test_candidates_with_a_picture_are_described():
-    assert route_candidate(Item("1:1", "text", "a.jpg", "image,text")) == "rar_corpus"
-    assert route_candidate(Item("1:1", "text", None, "text")) is None
+    assert route_candidate(Item("1:1", "text", ("a.jpg",), "image,text")) == "rar/corpus"
+    assert route_candidate(Item("1:1", "text", (), "text")) is None

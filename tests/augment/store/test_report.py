@@ -18,7 +18,7 @@ from augment.data import write_candidates, write_queries
 from augment.engines.scripted import ScriptedEngine
 from augment.enrichment.pipeline import Options
 from augment.prompts import load_prompt
-from augment.records import Item, Query
+from augment.records import Item, Query, one_picture
 from augment.store import Store
 from augment.store.charts import histogram, quantile
 from augment.store.page import compare, percent, visible
@@ -50,12 +50,14 @@ def made(tmp_path_factory):
         path = NAME if n == 7 else f"mbeir_images/{n}.png"
         if n != 3:
             Image.new("RGB", (90, 60), (5 * n, 80, 120)).save(root / path)
-        pool.append(Item(f"3:{n}", HOSTILE if n % 2 else None, path, "image,text"))
+        pool.append(Item(f"3:{n}", HOSTILE if n % 2 else None, one_picture(path), "image,text"))
     (root / "mbeir_images/4.png").write_bytes(b"not a picture")
     write_candidates(root / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl", pool)
     asked = [
-        Query(Item("3:1", "what is the capital here?", "mbeir_images/1.png", "image,text"), 8, ()),
-        Query(Item("3:2", "a square that is green", None, "text"), 0, ("3:6", "3:8")),
+        Query(
+            Item("3:1", "what is the capital here?", ("mbeir_images/1.png",), "image,text"), 8, ()
+        ),
+        Query(Item("3:2", "a square that is green", (), "text"), 0, ("3:6", "3:8")),
     ]
     write_queries(root / "query/test/mbeir_x_task0_test.jsonl", asked)
     answers = {f"3:{n}": f"A plain square of shade {n}, {HOSTILE}" for n in range(ITEMS)}
@@ -124,7 +126,7 @@ def test_one_picture_in_two_requests_is_no_repetition_and_other_limits_are_told(
     pool = []
     for n, picture in enumerate((0, 0, 1, 2)):
         Image.new("RGB", (50, 40), (90 * picture, 1, 1)).save(root_file(root, f"{picture}.png"))
-        pool.append(Item(f"3:{n}", f"text {n}", f"{picture}.png", "image,text"))
+        pool.append(Item(f"3:{n}", f"text {n}", (f"{picture}.png",), "image,text"))
     write_candidates(root / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl", pool)
     words = ["A red square on white.", "A red square on white.", "A flag.", "A flag."]
     answers = {f"3:{n}": text for n, text in enumerate(words)}
@@ -291,8 +293,8 @@ def test_the_card_of_an_export_tells_what_was_written(made, tmp_path):
     accepted = sum(not text.rejected for text in Store(store).texts("corpus").values())
     assert f"| candidates | append | {ITEMS} | {accepted} (90.0 %) | 2 |" in card
     assert "| queries | replace | 2 | 1 (50.0 %) | 0 |" in card
-    for fact in (recipe.id, recipe.revision, recipe.prompts["rar_corpus"], "refusal 1", "empty 1"):
+    for fact in (recipe.id, recipe.revision, recipe.prompts["rar/corpus"], "refusal 1", "empty 1"):
         assert fact in card
-    assert load_prompt("rar_corpus").system in card
+    assert load_prompt("rar/corpus").system in card
     assert yaml.safe_load(card.split("---")[1])["tags"][-1] == "synthetic-text"
     assert (out / "LICENSE-pictures").read_text() == "CC0"

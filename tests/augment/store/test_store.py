@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from augment.errors import StoreError, StoreWriteError
-from augment.records import Enrichment, Request, Sampling
+from augment.records import Enrichment, Request, Sampling, one_picture
 from augment.store import Failure, Scope, Store, runs
 from augment.store.keys import Recipe, text_key
 from augment.store.log import Death, suspects
@@ -487,16 +487,18 @@ WORDS = st.text(max_size=8)
 @given(WORDS, WORDS, WORDS, WORDS)
 def test_item_and_path_do_not_count(system, body, one, two):
     def key(item, image):
-        return text_key(Request(item, system, body, image), "hash", "m", "r", Sampling(), {})
+        return text_key(
+            Request(item, system, body, one_picture(image)), "hash", "m", "r", Sampling(), {}
+        )
 
     assert key(one, f"{one}.jpg") == key(two, f"{two}.jpg")
 
 
 def test_everything_that_changes_the_answer_counts():
-    base = (Request("1:1", "s", "t", "a"), "hash", "m", "r", Sampling(), {})
+    base = (Request("1:1", "s", "t", ("a",)), "hash", "m", "r", Sampling(), {})
     changed = [
-        (0, Request("1:1", "s2", "t", "a")),
-        (0, Request("1:1", "s", "t2", "a")),
+        (0, Request("1:1", "s2", "t", ("a",))),
+        (0, Request("1:1", "s", "t2", ("a",))),
         (1, "other"),
         (1, None),
         (2, "m2"),

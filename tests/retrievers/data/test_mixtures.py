@@ -22,7 +22,7 @@ from tests.retrievers.test_cli_retrievers import options
 from tests.worlds import World
 
 RECIPE = Recipe("corpus", {"p": "p@1"}, "m", "r", {"p": Sampling()}, {"image": "p"})
-ITEM = Item("1:1", "Old.", "a.jpg", "image,text")
+ITEM = Item("1:1", "Old.", ("a.jpg",), "image,text")
 TEXTS = {"Old.": "raw", "Old.\nOne. Two.": "dense", "Old.\nbrief": "short", "One. Two.": "replaced"}
 
 
@@ -70,12 +70,10 @@ def test_dropout_alone(folder):
     found = drawn(mixture(folder, dropout=0.25))
     assert set(map(TEXTS.__getitem__, found)) == {"raw", "dense"}
     assert 0.22 < found["Old."] / 4000 < 0.28
-    alone = Item("1:1", None, "a.jpg", "image")
+    alone = Item("1:1", None, ("a.jpg",), "image")
     assert set(drawn(mixture(folder, dropout=0.5), alone)) == {None, "One. Two."}
     # An item that would be left with nothing keeps its text.
-    assert set(drawn(mixture(folder, dropout=0.5), Item("1:1", None, None, "text"))) == {
-        "One. Two."
-    }
+    assert set(drawn(mixture(folder, dropout=0.5), Item("1:1", None, (), "text"))) == {"One. Two."}
 
 
 def test_order_of_settings_changes_no_draw_and_no_name(folder):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from augment.data import write_qrels
-from augment.records import Hit, Item, Qrel, Query
+from augment.records import Hit, Item, Qrel, Query, one_picture
 from retrievers.cli import main
 from retrievers.evaluation.compare import (
     compare,
@@ -82,7 +82,7 @@ def test_wins_losses_slices_and_correction(tmp_path: Path) -> None:
     first = write_folder(tmp_path / "a", {"x_task0": [True] * 5 + [False] * 15})
     second = write_folder(tmp_path / "b", {"x_task0": [False] * 2 + [True] * 18})
     asked = [
-        Query(Item(f"1:{n}", text, image, "text"), 0)
+        Query(Item(f"1:{n}", text, one_picture(image), "text"), 0)
         for n, text, image in (
             *((n, "a red flag", None) for n in range(1, 11)),
             *((n, "Which river is it?", "p.jpg") for n in range(11, 16)),

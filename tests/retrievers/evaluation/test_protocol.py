@@ -60,13 +60,13 @@ def root(tmp_path):
     words = ("tower", "bridge", "church", "river")
     for number, name in ((5, "oven"), (6, "infoseek")):
         items = [
-            Item(f"{number}:{n}", f"{word} of {name}", None, "text")
+            Item(f"{number}:{n}", f"{word} of {name}", (), "text")
             for n, word in enumerate(words, 1)
         ]
         stem = f"mbeir_{name}_task6"
         write_candidates(tmp_path / "cand_pool/local" / f"{stem}_cand_pool.jsonl", items)
         queries = [
-            Query(Item(f"{number}:{n}", word, "a.jpg", "image,text"), 6, (f"{number}:{n}",))
+            Query(Item(f"{number}:{n}", word, ("a.jpg",), "image,text"), 6, (f"{number}:{n}",))
             for n, word in enumerate(words, 1)
         ]
         write_queries(tmp_path / "query/test" / f"{stem}_test.jsonl", queries)
@@ -119,12 +119,14 @@ def test_results_say_where_they_come_from(root, tmp_path):
 
 
 def test_the_packaged_config_and_fusion_on_dev_queries(root, tmp_path, capsys):
-    from augment.data.columnar import open_queries
+    from augment.data.pools import open_queries
 
     for name in ("oven", "infoseek"):
         stem = f"mbeir_{name}_task6"
         dev = [
-            Query(Item(f"{q.item.dataset}:{100 + n}", q.item.text, "a.jpg", "image,text"), 6, own)
+            Query(
+                Item(f"{q.item.dataset}:{100 + n}", q.item.text, ("a.jpg",), "image,text"), 6, own
+            )
             for n, q in enumerate(open_queries(root / "query/test" / f"{stem}_test.jsonl"))
             for own in [q.positives]
         ]

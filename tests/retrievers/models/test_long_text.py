@@ -261,7 +261,7 @@ def world(tmp_path_factory):
 def test_audit_against_a_loop(world, config):
     root = make_root(world[2] / "long")
     pool = root / "cand_pool" / "local" / "mbeir_squares_task3_cand_pool.jsonl"
-    items = [Item(f"7:{21 + n}", "word " * (n + 1), None, "text") for n in range(20)]
+    items = [Item(f"7:{21 + n}", "word " * (n + 1), (), "text") for n in range(20)]
     write_candidates(pool, items)
     data = MBeirData(str(root))
     for text, windows, lost in [

@@ -18,7 +18,7 @@ from augment.data import (
     write_queries,
 )
 from augment.errors import DataError, EngineError, ImageError, MismatchError
-from augment.records import Item, Qrel, Query
+from augment.records import Item, Qrel, Query, one_picture
 from retrievers.data.datasets import ImageLoader
 from retrievers.data.examples import Example
 from retrievers.data.module import MBeirData
@@ -57,17 +57,17 @@ def make_root(root, items=20):
         path = f"mbeir_images/squares_images/{n}.png"
         shade = np.array([n * 12, 255 - n * 9, (n * 53) % 256], dtype=np.uint8)
         Image.fromarray(np.broadcast_to(shade, (16, 16, 3))).save(root / path)
-        pictures.append(Item(f"7:{n + 1}", None, path, "image"))
-        texts.append(Item(f"7:{items + n + 1}", f"{COLOURS[n % 5]} number {n}", None, "text"))
+        pictures.append(Item(f"7:{n + 1}", None, one_picture(path), "image"))
+        texts.append(Item(f"7:{items + n + 1}", f"{COLOURS[n % 5]} number {n}", (), "text"))
     local = root / "cand_pool" / "local"
     write_candidates(local / "mbeir_squares_task0_cand_pool.jsonl", pictures)
     write_candidates(local / "mbeir_squares_task3_cand_pool.jsonl", texts)
     to_image = [
-        Query(Item(f"7:{n + 1}", texts[n].text, None, "text"), 0, (pictures[n].id,))
+        Query(Item(f"7:{n + 1}", texts[n].text, (), "text"), 0, (pictures[n].id,))
         for n in range(items)
     ]
     to_text = [
-        Query(Item(f"7:{items + n + 1}", None, pictures[n].image, "image"), 3, (texts[n].id,))
+        Query(Item(f"7:{items + n + 1}", None, pictures[n].images, "image"), 3, (texts[n].id,))
         for n in range(items)
     ]
     write_queries(root / "query" / "train" / "mbeir_squares_train.jsonl", to_image + to_text)
@@ -179,7 +179,7 @@ def test_trimmed_text_equals_full_text(retriever):
 
 def test_training_text_has_a_random_instruction_and_test_text_the_first(root):
     data = MBeirData(str(root), text_rule="uniir")
-    query = Query(Item("7:1", "a thing", None, "text"), 0, ("7:1",))
+    query = Query(Item("7:1", "a thing", (), "text"), 0, ("7:1",))
     assert data.recipe.query(query, "image") == "Find it. a thing."
     from random import Random
 
@@ -285,7 +285,7 @@ def test_dangling_positives_are_counted(retriever, tmp_path):
 def test_an_id_for_two_things_is_refused(tmp_path):
     root = make_root(tmp_path, items=10)
     path = root / "cand_pool" / "local" / "mbeir_squares_task3_cand_pool.jsonl"
-    write_candidates(path, [Item("7:1", "another", None, "text")])
+    write_candidates(path, [Item("7:1", "another", (), "text")])
     with pytest.raises(DataError, match="another candidate"):
         plan_test(DataRoot(root), "test", True, None, None)
 

@@ -28,8 +28,8 @@ def make_world(seed, candidates=40, queries=7, dim=5):
     for n in range(queries):
         best = (vectors @ asked[n]).argsort(descending=True)
         positives = (ids[int(best[4])], ids[int(best[9])], "1:999")[: 1 + n % 3]
-        wanted.append(Query(Item(f"1:{n}", "q", None, "text"), 1, positives))
-    wanted.append(Query(Item("1:8", "q", None, "text"), 1, ("1:2",)))
+        wanted.append(Query(Item(f"1:{n}", "q", (), "text"), 1, positives))
+    wanted.append(Query(Item("1:8", "q", (), "text"), 1, ("1:2",)))
     return wanted, torch.cat([asked, vectors[2:3]]), pool
 
 
@@ -104,7 +104,7 @@ def test_random_picks_are_seeded_and_from_those_that_may_be_kept():
 
 def test_a_query_without_an_embedded_positive_keeps_nothing():
     _, vectors, pool = make_world(2)
-    query = Query(Item("1:1", "q", None, "text"), 1, ("1:777",))
+    query = Query(Item("1:1", "q", (), "text"), 1, ("1:777",))
     (mined,) = mine([query], vectors[:1], pool, pool, MiningConfig(last=5))
     assert set(mined.verdicts) == {"query without an embedded positive"}
     tally = Tally()

@@ -12,7 +12,7 @@ from PIL import Image
 
 import retrievers
 from augment import corpus, queries
-from augment.data.columnar import open_queries
+from augment.data.pools import open_queries
 from augment.enrichment.pipeline import Options
 from augment.errors import DataError, EngineError, ImageError, MismatchError, StoreError
 from retrievers import Searcher

@@ -3,7 +3,7 @@
 import pytest
 
 from augment.data import DataRoot
-from augment.data.columnar import open_candidates
+from augment.data.pools import open_candidates
 from augment.errors import DataError
 from augment.store import Store
 from retrievers import Searcher

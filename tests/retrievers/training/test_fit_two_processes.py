@@ -53,12 +53,12 @@ def world(tmp_path_factory):
     root = make_root(folder / "root")
     texts = [f"7:{n}" for n in range(21, 41)]
     queries = [
-        Query(Item(f"7:{n + 1}", f"number {n}", None, "text"), 1, (did,))
+        Query(Item(f"7:{n + 1}", f"number {n}", (), "text"), 1, (did,))
         for n, did in enumerate(texts)
     ]
     queries += [
         Query(
-            Item(f"7:{n + 21}", None, f"mbeir_images/squares_images/{n}.png", "image"),
+            Item(f"7:{n + 21}", None, (f"mbeir_images/squares_images/{n}.png",), "image"),
             4,
             (f"7:{n + 1}",),
         )

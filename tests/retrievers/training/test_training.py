@@ -230,7 +230,7 @@ def test_mined_negatives_join_the_batch(config, root, tmp_path):
 def test_published_negatives_and_further_positives(config, tmp_path):
     root = make_root(tmp_path / "root", items=10)
     (file,) = DataRoot(root).query_files("train")
-    from augment.data.columnar import open_queries
+    from augment.data.pools import open_queries
 
     queries = [
         Query(q.item, q.task, (*q.positives, "7:9"), ("7:10", "7:9"))

@@ -1,0 +1,249 @@
+"""Scores that need the text alone: words, repetition, refusals, language. 0 is no trouble.
+
+The language of a text is told by its letters and its commonest words. A description in key words
+may hold no common word of any language; then only its letters speak, and silence counts as right.
+Languages: those of :data:`COMMON` by common words, others by letters.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+import zlib
+from collections import Counter
+from collections.abc import Mapping
+from functools import lru_cache
+
+from augment.records import Finish
+
+_WORD = re.compile(r"[^\W_]+(?:['\u2019.,-][^\W_]+)*")
+
+
+def word_set(listing: str) -> frozenset[str]:
+    """The words of a listing."""
+    return frozenset(listing.split())
+
+
+#: Words that carry no content of their own; shared by the checks that compare two texts.
+STOP_WORDS = word_set(
+    "a about after an and are as at be before been but by can could did do does for from had"
+    " has have he her his how i if in into is it its like me my no nor not of off on or our"
+    " out over please she should so some such than that the their them then there these they"
+    " this those to too under up was we were what when where which while who whom whose why"
+    " will with without would you your"
+)
+
+
+def words(text: str) -> list[str]:
+    """The words of a text as written; ``3.5``, ``don't`` and ``T-shirt`` are one word each."""
+    return _WORD.findall(text)
+
+
+def folded(text: str) -> list[str]:
+    """The words in lower case, without the possessive ``'s``."""
+    return [fold(word) for word in words(text)]
+
+
+def fold(word: str) -> str:
+    """One word in lower case, straight apostrophes, without the possessive ``'s``."""
+    return word.casefold().replace("\u2019", "'").removesuffix("'s")
+
+
+def stem(word: str) -> str:
+    """A word without its plural ending, good enough to match ``star`` with ``stars``."""
+    word = fold(word)
+    for ending in ("sses", "ies", "es", "s"):
+        if word.endswith(ending) and len(word) > len(ending) + 2:
+            return word[: -len(ending)] + {"sses": "ss", "ies": "y"}.get(ending, "")
+    return word
+
+
+#: Length of the n-gram whose most frequent copy is counted. Gopher (2112.11446, Table A1) refuses
+#: documents whose top 4-gram covers over 16 % of the characters; descriptions of a few words repeat
+#: more ("left ... left"), hence a higher limit in :class:`augment.checks.Limits`.
+REPEATED_WORDS = 4
+
+#: Length of the n-grams whose later copies are counted: finds loops with a long period.
+LOOPED_WORDS = 8
+
+#: Shorter texts are not compressed: the window of the compressor has nothing to repeat.
+COMPRESSED_CHARACTERS = 200
+
+#: Score of a text that stopped by itself but ends in the middle of a phrase.
+DANGLING = 0.8
+
+#: Score of a text of several words without a full stop at its end; usual for key words, so that it
+#: refuses nothing unless the limit is set below it.
+UNENDED = 0.4
+_UNENDED_WORDS = 8
+
+_REFUSAL = re.compile(
+    r"^(i['\u2019]?m (sorry|unable|not able)|i am (sorry|unable|not able)|sorry,|i apologi[sz]e"
+    r"|i (can(no|['\u2019])t|could not|couldn['\u2019]t|won['\u2019]t|will not) "
+    r"(\w+ )?(assist|help|provide|describe|identify|fulfil|comply|answer|see|view)"
+    r"|as an ai\b|unfortunately, i\b)"
+    r"|\bas an ai (language )?(model|assistant)\b"
+    r"|\bi (don['\u2019]t|do not) (see|have access to) (an?|any|the) (image|picture|photo)"
+    r"|\bno (image|picture|photo) (was|is|has been) (provided|attached|given)\b"
+    r"|\bplease (provide|upload|share|attach) (an?|the) (image|picture|photo)",
+    re.IGNORECASE,
+)
+_DANGLING = re.compile(
+    r"([,;:(\[\u2013\u2014-]"
+    r"|\b(a|an|the|and|or|but|nor|its|their|his|my|our|your|whose|into|onto|between|among|than|very"
+    r"|because|although|while))\s*\Z",
+    re.IGNORECASE,
+)
+#: Words that a short request may end with ("what it is made of"), and a long text hardly does.
+_STRANDED = re.compile(
+    r"\b(of|with|from|at|by|for|as|to|is|are|was|were|has|have|which|that|this|each|every)\s*\Z",
+    re.IGNORECASE,
+)
+_FILLER = re.compile(
+    r"\b(in (this|the) (image|picture|photo)"
+    r"|(this|the) (image|picture|photo)(graph)? (shows|depicts|features|displays|captures|contains)"
+    r"|(we|you|one) can see|it (appears|seems) (to be|that)|overall,"
+    r"|(creating|creates|evoking|adding) an? [\w ]{1,30}(atmosphere|mood|feel(ing)?|touch)"
+    r"|here is (the|a|your)|sure, here)\b",
+    re.IGNORECASE,
+)
+
+
+def empty(text: str) -> float:
+    """1 if there is no letter and no digit."""
+    return float(not any(character.isalnum() for character in text))
+
+
+def refusal(text: str) -> float:
+    """1 if the text declines the task instead of doing it."""
+    return float(bool(_REFUSAL.search(text)))
+
+
+def truncation(text: str, finish: Finish) -> float:
+    """1 if the limit of new tokens was reached; else :data:`DANGLING`, :data:`UNENDED` or 0."""
+    if finish == "length":
+        return 1.0
+    if _DANGLING.search(text):
+        return DANGLING
+    ended = text.rstrip("\"')]\u201d\u2019").endswith((".", "!", "?", "\u2026", "\u3002"))
+    if ended or len(words(text)) < _UNENDED_WORDS:
+        return 0.0
+    return DANGLING if _STRANDED.search(text) else UNENDED
+
+
+def repetition(text: str) -> float:
+    """Share of the words that repeat: one frequent 4-gram, or later copies of 8-grams."""
+    said = [word.casefold() for word in words(text)]
+    return max(_frequent(said), _looped(said))
+
+
+def _frequent(said: list[str]) -> float:
+    starts = range(len(said) - REPEATED_WORDS + 1)
+    counts = Counter(tuple(said[at : at + REPEATED_WORDS]) for at in starts)
+    most = max(counts.values(), default=0)
+    return min(1.0, most * REPEATED_WORDS / len(said)) if most > 2 else 0.0
+
+
+def _looped(said: list[str]) -> float:
+    seen: set[tuple[str, ...]] = set()
+    again: set[int] = set()
+    for at in range(len(said) - LOOPED_WORDS + 1):
+        gram = tuple(said[at : at + LOOPED_WORDS])
+        if gram in seen:
+            again.update(range(at, at + LOOPED_WORDS))
+        seen.add(gram)
+    return len(again) / len(said) if said else 0.0
+
+
+def compression(text: str) -> float:
+    """Share of the bytes that DEFLATE saves; prose saves about 0.4, a loop over 0.7."""
+    if len(text) < COMPRESSED_CHARACTERS:
+        return 0.0
+    plain = text.encode("utf-8", "backslashreplace")
+    return max(0.0, 1 - len(zlib.compress(plain, 9)) / len(plain))
+
+
+def filler(text: str) -> float:
+    """Share of the words in phrases that say nothing about the picture."""
+    total = len(words(text))
+    return sum(len(words(match[0])) for match in _FILLER.finditer(text)) / total if total else 0.0
+
+
+#: Common words by language (ISO 639-1), without those that are also words of another in the table.
+COMMON: Mapping[str, frozenset[str]] = {
+    code: word_set(listing)
+    for code, listing in {
+        "en": "the and of with is are it its this that which from by has what there their was",
+        "de": "der das und mit ist ein eine einer einem auf dem den von zu im sind nicht auch"
+        " über für oder zwei drei",
+        "fr": "le la de à un et en les des est avec une dans sur du au aux qui ou deux trois sont"
+        " cette pour",
+        "es": "de la un el los las una con en y del por sobre que dos tres es está son para blanca",
+        "it": "la di un il gli una con di che della nel sulla sono due tre è alla dei e per",
+        "pt": "os uma com em e da na dos sobre que dois três é são para ao do",
+        "nl": "het een met van en op zijn niet ook voor twee drie wordt naar aan",
+        "sv": "och med en ett på är som av till två tre för den det",
+        "da": "og med en et på er som af til to tre den det ikke",
+        "pl": "i z na w jest oraz dwa trzy nie się do przez który biały",
+        "ro": "și cu o pe este din sunt două trei care în pentru",
+        "tr": "ve bir ile bu için üzerinde olan iki üç da de",
+        "id": "dan dengan yang di dari ini itu pada dua tiga untuk adalah",
+    }.items()
+}
+
+#: Language -> the script its letters are named after in Unicode; Latin where not listed.
+_SCRIPTS: Mapping[str, tuple[str, ...]] = {
+    "zh": ("CJK",),
+    "ja": ("CJK", "HIRAGANA", "KATAKANA"),
+    "ko": ("HANGUL", "CJK"),
+    "ru": ("CYRILLIC",),
+    "uk": ("CYRILLIC",),
+    "bg": ("CYRILLIC",),
+    "el": ("GREEK",),
+    "ar": ("ARABIC",),
+    "fa": ("ARABIC",),
+    "he": ("HEBREW",),
+    "hi": ("DEVANAGARI",),
+    "th": ("THAI",),
+}
+
+#: Fewer common words of another language are taken for names ("Tour de France").
+FEWEST = 3
+
+
+def foreign(text: str, language: str) -> float:
+    """How much speaks against a language, 0 to 1.
+
+    Args:
+        text: the text.
+        language: ISO 639-1 code of the language asked for.
+
+    Returns:
+        The share of letters in another script, or the share of foreign words among all common
+        words, whichever is larger.
+    """
+    letters = [character for character in text if character.isalpha()]
+    if not letters:
+        return 0.0
+    wanted = _SCRIPTS.get(language, ("LATIN",))
+    other = sum(not _script(character).startswith(wanted) for character in letters)
+    return max(other / len(letters), _foreign_words(text, language))
+
+
+def _foreign_words(text: str, language: str) -> float:
+    said = folded(text)
+    own = COMMON.get(language)
+    if own is None:
+        return 0.0
+    ours = sum(word in own for word in said)
+    most = max(
+        sum(word in common and word not in own for word in said)
+        for code, common in COMMON.items()
+        if code != language
+    )
+    return most / (most + ours) if most >= FEWEST else 0.0
+
+
+@lru_cache(maxsize=4096)
+def _script(character: str) -> str:
+    return unicodedata.name(character, "")
