@@ -32,7 +32,7 @@ VERBS = {
     "fuse": ("retrievers.commands.fuse", "put the runs of several systems together"),
     "evaluate": ("retrievers.commands.evaluate", "score run files"),
     "compare": ("retrievers.commands.compare", "is the second run better than the first?"),
-    "export": ("retrievers.commands.export", "a checkpoint for other libraries and the Hub"),
+    "export": ("retrievers.export.folder", "a checkpoint for other libraries and the Hub"),
     "mmeb": ("retrievers.commands.mmeb", "evaluate on MMEB's image data sets"),
 }
 
@@ -127,9 +127,10 @@ def embed(
 
 
 def mine(
-    model: Encoder | str,
     data: MBeirData,
     mining: MiningConfig,
+    model: Encoder | str | None = None,
+    run: Path | None = None,
     out: Path = Path("runs/retriever"),
     embeddings: Path | None = None,
     device: str = "auto",
@@ -139,9 +140,10 @@ def mine(
     """Write hard negatives of the training queries for ``data.negatives.path``.
 
     Args:
-        model: a checkpoint, an exported folder, a name that ``search`` takes, or an encoder.
+        model: ranks the candidates: a checkpoint, an exported folder, a name that ``search`` takes, or an encoder.
         data: the root and what is shown of it.
         mining: which candidates become hard negatives.
+        run: in place of a model, a TREC run of the training queries, such as a reranked one.
         out: folder of the table.
         embeddings: folder of the vectors; OUT/embeddings if none is named here or as
             ``data.embeddings.folder``.
@@ -149,12 +151,18 @@ def mine(
         precision: 32-true, bf16-mixed or 16-mixed.
         allow_mismatch: embed text of another recipe than the one trained on.
     """
-    from retrievers.search.mining import mine_negatives
+    from retrievers.search.mining import mine_negatives, mine_run
 
+    if run is None and model is None:
+        raise DataError("mining needs a ranking; name a model with --model or a run with --run")
     data.keep_embeddings(embeddings, out)
-    tally = mine_negatives(
-        _encoder(model), data, out, mining, device=device, precision=precision,
-        allow_mismatch=allow_mismatch,
+    tally = (
+        mine_run(run, data, out, mining)
+        if run is not None
+        else mine_negatives(
+            _encoder(model or ""), data, out, mining, device=device, precision=precision,
+            allow_mismatch=allow_mismatch,
+        )
     )  # fmt: skip
     sys.stdout.write(f"{tally.table()}\n{out}/negatives.parquet\n")
 

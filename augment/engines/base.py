@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from augment.errors import EngineError
@@ -50,14 +51,20 @@ class Engine(ABC):
     """Answers requests, batch by batch.
 
     Attributes:
+        model: name of the model; part of every key.
+        revision: revision or content hash of the model; part of every key. Known before the
+            weights are loaded.
+        settings: further settings that change answers, JSON-serialisable; part of every key.
         on_start: to be called, through :meth:`starting`, with the requests that are about to enter
             the model, from whatever thread, so that the death of the process can be pinned on them.
         waited: seconds for which the model had nothing to do because pictures were not ready. Of
             several models or slots it is the mean: half of them idle for a second is half a second.
     """
 
+    model: str
+    revision: str
+    settings: Mapping[str, object] = MappingProxyType({})
     waited: float = 0.0
-
     on_start: Callable[[Sequence[Request]], None] | None = None
 
     def starting(self, requests: Sequence[Request]) -> None:
@@ -67,21 +74,6 @@ class Engine(ABC):
         """
         if self.on_start is not None:
             self.on_start(requests)
-
-    @property
-    @abstractmethod
-    def model(self) -> str:
-        """Name of the model; part of every key."""
-
-    @property
-    @abstractmethod
-    def revision(self) -> str:
-        """Revision or content hash of the model; part of every key. Does not load the weights."""
-
-    @property
-    def settings(self) -> Mapping[str, object]:
-        """Further settings that change answers, JSON-serialisable; part of every key."""
-        return {}
 
     @abstractmethod
     def batches(self, asked: Asked) -> Iterator[Replies]:

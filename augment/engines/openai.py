@@ -131,33 +131,23 @@ class OpenAIEngine(Engine):
         for url in options.urls or [""]:
             if not url.startswith(("http://", "https://")):
                 raise EngineError(f"{url!r} is no URL; expected e.g. http://localhost:8000/v1")
-        self._name = name
+        self.model = name
+        self.revision = options.revision or "served"  # servers do not tell
         self._root = root
         self._options = options
         limits = PixelBudget(options.min_pixels or 0, options.max_pixels or MAX_PIXELS)
         self._budget = budget or limits
+        self.settings = {
+            "min_pixels": self._budget.min_pixels,
+            "max_pixels": self._budget.max_pixels,
+        }
+        if options.encoding != "png":
+            self.settings["encoding"] = options.encoding
         self._tend = tend
         self._begun = False
         self._preparing = self._asked = 0
         self._since = 0.0
         _key()
-
-    @property
-    def model(self) -> str:
-        """See :class:`Engine`: the name that the servers know. Not their address."""
-        return self._name
-
-    @property
-    def revision(self) -> str:
-        """See :class:`Engine`: as given, because servers do not tell."""
-        return self._options.revision or "served"
-
-    @property
-    def settings(self) -> Mapping[str, object]:
-        """See :class:`Engine`: the limits of pictures, and a lossy encoding."""
-        limits = {"min_pixels": self._budget.min_pixels, "max_pixels": self._budget.max_pixels}
-        lossy = self._options.encoding != "png"
-        return {**limits, "encoding": self._options.encoding} if lossy else limits
 
     def batches(self, asked: Asked) -> Iterator[Replies]:
         """See :class:`Engine`. A batch is what has been answered since the last one.
@@ -256,19 +246,19 @@ class OpenAIEngine(Engine):
             await self._check_name(servers)
             if self._options.canaries:
                 ask = partial(self._ask_canary, servers)
-                _LOG.info("%s: %s", self._name, await check_server(ask, self._budget))
+                _LOG.info("%s: %s", self.model, await check_server(ask, self._budget))
             self._begun = True
         begun.set()
 
     async def _check_name(self, servers: Servers) -> None:
         names = await servers.models()
-        if not names or self._name in names:
+        if not names or self.model in names:
             return
         # Some servers take names that they do not list: a folder, a model not yet loaded.
         probe = await servers.ask(self._payload("", self._parts("Hello."), Sampling(1)))
         if probe.finish == "error":
             raise EngineError(
-                f"{self._options.urls[0]} has no model {self._name!r} ({probe.reason}); it has"
+                f"{self._options.urls[0]} has no model {self.model!r} ({probe.reason}); it has"
                 f" {', '.join(names[:20])}"
             )
 
@@ -304,7 +294,7 @@ class OpenAIEngine(Engine):
 
     def _payload(self, system: str, parts: _Parts, sampling: Sampling) -> Payload:
         return {
-            "model": self._name,
+            "model": self.model,
             "messages": [{"role": "system", "content": system}, {"role": "user", "content": parts}],
             "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,

@@ -65,22 +65,12 @@ class ScriptedEngine(Engine):
         self._fail_every = fail_every
         self._die_after = die_after
         self._kill_on = frozenset(kill_on)
-        self._model = model
+        self.model = model
         data = None if answers is None or callable(answers) else answers
         script = json.dumps(data, sort_keys=True)
-        self._revision = revision or hashlib.sha256(script.encode()).hexdigest()[:12]
+        self.revision = revision or hashlib.sha256(script.encode()).hexdigest()[:12]
         self.calls: list[Request] = []
         self._seen = lru_cache(maxsize=4096)(self._look)
-
-    @property
-    def model(self) -> str:
-        """See :class:`Engine`."""
-        return self._model
-
-    @property
-    def revision(self) -> str:
-        """See :class:`Engine`."""
-        return self._revision
 
     def batches(self, asked: Asked) -> Iterator[Replies]:
         """See :class:`Engine`."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,7 +78,7 @@ class HFEngine(Engine):
         chosen = EngineOptions(**options)
         self._source = resolve_model(name)
         folder = Path(self._source)
-        self._model = folder.resolve().name if folder.is_dir() else name
+        self.model = folder.resolve().name if folder.is_dir() else name
         self._root = root
         self._batch_size = chosen.batch_size
         self._workers = chosen.workers
@@ -98,27 +98,13 @@ class HFEngine(Engine):
             )
         except _FAILURES as error:
             raise EngineError(_no_model(name, error)) from error
-        self._revision = (
+        # The Hub's commit, or of a folder its content.
+        self.revision = (
             fingerprint(folder) if folder.is_dir() else str(getattr(config, "_commit_hash", None))
         )
         # A fast tokenizer must not decode in one thread while it encodes in another.
         self._decoder = copy.deepcopy(self._processor.tokenizer)
-        self._settings = self._limit(chosen.min_pixels, chosen.max_pixels)
-
-    @property
-    def model(self) -> str:
-        """See :class:`Engine`: the name, or of a folder its last part."""
-        return self._model
-
-    @property
-    def revision(self) -> str:
-        """See :class:`Engine`: the Hub's commit, or the :func:`fingerprint` of a folder."""
-        return self._revision
-
-    @property
-    def settings(self) -> Mapping[str, object]:
-        """See :class:`Engine`: the pixel limits, where they are not the model's own."""
-        return self._settings
+        self.settings = self._limit(chosen.min_pixels, chosen.max_pixels)
 
     def _limit(self, min_pixels: int | None, max_pixels: int | None) -> dict[str, object]:
         if min_pixels is None and max_pixels is None:
@@ -126,7 +112,7 @@ class HFEngine(Engine):
         images = self._processor.image_processor
         size = dict(images.size or {})
         if not {"shortest_edge", "longest_edge"} <= set(size):
-            raise EngineError(f"{self._model} does not take limits in pixels")
+            raise EngineError(f"{self.model} does not take limits in pixels")
         low = size["shortest_edge"] if min_pixels is None else min_pixels
         high = size["longest_edge"] if max_pixels is None else max_pixels
         if min_pixels is None:
@@ -221,7 +207,7 @@ class HFEngine(Engine):
             return self._generate(loaded, inputs, batch[0].sampling)
         except _FAILURES as error:
             if "CUDA error" in str(error):
-                raise EngineDied(f"{self._model}: {error}") from error
+                raise EngineDied(f"{self.model}: {error}") from error
             kind = "out-of-memory" if isinstance(error, torch.OutOfMemoryError) else "engine"
             reason = f"{kind}: {error}".replace("\n", " ")
         # Out of the except block, so that the failed batch's memory is no longer held.
@@ -266,7 +252,7 @@ class HFEngine(Engine):
         tokenizer = self._decoder
         stops = _ids(model.generation_config.eos_token_id) | _ids(tokenizer.eos_token_id)
         if not stops:
-            raise EngineError(f"{self._model} names no end token")
+            raise EngineError(f"{self.model} names no end token")
         pad = tokenizer.pad_token_id
         ends = tuple(sorted(stops))
         decode = decode_with(model, ends, min(stops) if pad is None else pad)

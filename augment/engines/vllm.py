@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -81,7 +81,6 @@ class VLLMEngine(Engine):
         source = Path(resolve_model(name))
         is_folder = source.is_dir()
         source = source if is_folder else _download(name, options.revision)
-        self._own_limits = options.min_pixels is None and options.max_pixels is None
         self.log = Path(tempfile.mkdtemp(prefix="vllm-")) / "server.log"
         port = _free_port()
         served = source.resolve().name if is_folder else name
@@ -101,25 +100,14 @@ class VLLMEngine(Engine):
             budget=_budget(source, options),
             tend=self._tend,
         )
+        # As transformers' engine calls it, so that both share texts.
+        self.model, self.revision = self._remote.model, self._remote.revision
+        if options.min_pixels is not None or options.max_pixels is not None:
+            self.settings = self._remote.settings
         self.leash: subprocess.Popen[bytes] | None = None
         self._starts = 0
         self._was_up = False
         self._silent_since = self._tended = 0.0
-
-    @property
-    def model(self) -> str:
-        """See :class:`Engine`: as transformers' engine calls it, so that both share texts."""
-        return self._remote.model
-
-    @property
-    def revision(self) -> str:
-        """See :class:`Engine`: the Hub's commit, or the fingerprint of a folder."""
-        return self._remote.revision
-
-    @property
-    def settings(self) -> Mapping[str, object]:
-        """See :class:`Engine`: the pixel limits, where they are not the model's own."""
-        return {} if self._own_limits else self._remote.settings
 
     @property
     def waited(self) -> float:  # type: ignore[override]
@@ -192,7 +180,7 @@ def gpus() -> Sequence[str]:
     """The GPUs of this machine, as ``CUDA_VISIBLE_DEVICES`` names them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return [part.strip() for part in visible.split(",") if part.strip()]
+        return [part.strip() for part in visible.split(",") if part.strip() not in ("", "-1")]
     try:
         listing = subprocess.run(
             ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],  # noqa: S607

@@ -82,10 +82,10 @@ def shares(
     elif model.startswith("vllm:"):
         return [Share(device, ())]  # it takes all GPUs by itself
     else:
-        from augment.engines.vllm import gpus
-
         devices = device.split(",")
         if device == "all":
+            from augment.engines.vllm import gpus
+
             devices = [f"cuda:{number}" for number in range(len(gpus()))] or ["cpu"]
         if len(devices) == 1:
             return [Share(device, ("--device", devices[0]))]
@@ -123,7 +123,7 @@ def launch(
     """
     parts = shares(model, options.device, shard, limit, options.replicas)
     on_ray = model.startswith("ray:")
-    if len(parts) == 1 and not on_ray:
+    if not on_ray and (len(parts) == 1 or options.urls):  # servers have no device of ours
         return None
     return run([*prog.split()[1:], *arguments], parts, Cluster() if on_ray else Machine())
 

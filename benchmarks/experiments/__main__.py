@@ -74,20 +74,6 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def grid() -> spec.Experiment:
-    """Training view x query view x corpus view."""
-    raw, enriched = (spec.grid_name(*(text,) * 3) for text in ("raw", "enriched"))
-    return spec.parse(
-        {
-            "name": "grid",
-            "question": "What is the text worth to training, queries and corpus?",
-            "prediction": "None was written for this data.",
-            "grid": True,
-            "compare": [[raw, enriched], [raw, spec.grid_name("raw", "enriched", "enriched")]],
-        }
-    )
-
-
 def setup_of(args: argparse.Namespace) -> Setup:
     """The setup that parsed arguments ask for; makes the world if no root is named.
 
@@ -127,8 +113,7 @@ def readers(args: argparse.Namespace) -> list[ArmReader]:
     from benchmarks.experiments.build import Builder
     from benchmarks.experiments.results import ArmReader
 
-    names = [*args.files, *args.experiment]
-    experiments = spec.load_all(names) if names else [grid()]
+    experiments = spec.load_all([*args.files, *args.experiment] or ["grid"])
     if args.pool == "union":
         experiments = [replace(one, union=True) for one in experiments]
     setup = setup_of(args)

@@ -169,20 +169,25 @@ class Builder:
 
     def _fusion(self, arm: Arm, seed: int, split: str, where: Enriching) -> CachedStep:
         runs = [self.arm(name, seed, split, where) for name in arm.of]
-        # Weights are tuned on queries of the data that was trained on.
-        home = self.setup.enriching
-        has_dev = self.setup.split != "val" and bool(DataRoot(home.root).query_files("val"))
-        tuned = arm.tuned and has_dev
-        dev = [self.arm(name, seed, "val", home) for name in arm.of] if tuned else []
+        home, dev = self.setup.enriching, self._dev_split(arm) if arm.tuned else ""
+        tuning = [self.arm(name, seed, dev, home) for name in arm.of] if dev else []
         title = f"fuse {' and '.join(arm.of)} (seed {seed})"
-        settings = {"arms": len(runs), "tuned": tuned}
+        settings = {"arms": len(runs), "tuned": bool(dev)}
 
         def work(folder: Path, needs: Sequence[Path]) -> None:
             given = [str(path) for path in needs]
-            tuning = ["--dev", *given[len(runs) :]] if dev else []
-            fuse([*given[: len(runs)], *tuning, "--out", str(folder)])
+            on_dev = ["--dev", *given[len(runs) :]] if dev else []
+            fuse([*given[: len(runs)], *on_dev, "--out", str(folder)])
 
-        return CachedStep("fused", title, settings, (*runs, *dev), work)
+        return CachedStep("fused", title, settings, (*runs, *tuning), work)
+
+    def _dev_split(self, arm: Arm) -> str:
+        """Queries of the data that was trained on, seen by no training, for weights of a fusion."""
+        trained = any(self.experiment.arms[name].train for name in arm.of)
+        splits = ["val"] if trained else ["val", "train"]
+        data = DataRoot(self.setup.enriching.root)
+        known = [split for split in splits if data.query_files(split)]
+        return next((split for split in known if split != self.setup.split), "")
 
     def _shown(
         self, views: Views, where: Enriching

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import NamedTuple, final
 
 import numpy as np
@@ -18,7 +19,12 @@ from jaxtyping import Float64
 from retrievers.evaluation.compare import Interval, macro_bootstrap
 
 Cell = tuple[int, int, int]
-CELLS: tuple[Cell, ...] = tuple((t, q, c) for t in (0, 1) for q in (0, 1) for c in (0, 1))
+_WORDS = ("raw", "enriched")
+#: Cell -> name of its arm.
+CELLS: Mapping[Cell, str] = {
+    (t, q, c): f"trained {_WORDS[t]}; query {_WORDS[q]}, corpus {_WORDS[c]}"
+    for t, q, c in product((0, 1), repeat=3)
+}
 
 
 @final

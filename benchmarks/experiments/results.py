@@ -20,7 +20,6 @@ from augment.files import read_json
 from benchmarks.experiments.build import Builder, unavailable
 from benchmarks.experiments.effects import CELLS, CONTRASTS, crossing, effect
 from benchmarks.experiments.graph import CachedStep, in_order, record
-from benchmarks.experiments.spec import grid_name
 from benchmarks.experiments.texts import names_of
 from benchmarks.report.gallery import Gallery
 from benchmarks.report.runs import moves, open_run, pick
@@ -186,12 +185,12 @@ def against_json(reader: ArmReader, first: str) -> dict[str, Any] | None:
 
 
 def effects_json(reader: ArmReader) -> list[dict[str, Any]]:
-    """The contrasts of the grid, by task and for the mean."""
-    words = ("raw", "enriched")
-    names = {cell: grid_name(*(words[n] for n in cell)) for cell in CELLS}
+    """The contrasts of the grid, by task and for the mean; none where a cell is not an arm."""
+    if not set(CELLS.values()) <= set(reader.builder.names):
+        return []
     effects = []
     for contrast in CONTRASTS:
-        weights = {names[cell]: weight for cell, weight in contrast.weights.items()}
+        weights = {CELLS[cell]: weight for cell, weight in contrast.weights.items()}
         macro = [reader.tasks[name].loc["mean"] * weight for name, weight in weights.items()]
         seeds = sum(macro[1:], macro[0]).tolist()
         rows = effect(weights, reader.means, reader.seeds[0])
@@ -298,7 +297,7 @@ def collect(reader: ArmReader) -> dict[str, Any]:
                      for name in experiment.arms if name not in names},
         "comparisons": [comparison_json(reader, *pair) for pair in pairs],
         "against": against_json(reader, experiment.against),
-        "effects": effects_json(reader) if experiment.grid else [],
+        "effects": effects_json(reader),
         "curves": curves_json(reader),
         "texts": texts_json(reader),
         **(moves_json(reader, *pairs[0]) if pairs else {"changes": None, "examples": None}),

@@ -25,7 +25,6 @@ import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
 
@@ -156,8 +155,8 @@ class Arm:
         show: text in the test; None for a fusion.
         effort: optimiser steps in units of the ordinary training.
         of: the fused arms.
-        tuned: whether the weights of a fusion are tuned on the val split (where there is one);
-            otherwise reciprocal ranks are added.
+        tuned: whether the weights of a fusion are tuned, on the val split or, where there is none
+            and no fused arm is trained, on train; otherwise reciprocal ranks are added.
         config: of the retriever; empty takes the setup's.
         model: arguments of training and test.
         fit: arguments of the training alone.
@@ -212,7 +211,6 @@ class Experiment:
         compare: pairs of arms, compared task by task.
         against: arm that all others are compared with in one table; empty: none.
         curves: by the name of their axis.
-        grid: whether the arms are joined by training x query x corpus view.
         union: whether the union of all pools is searched as well.
         fit: further arguments of all trainings and tests.
     """
@@ -225,14 +223,8 @@ class Experiment:
     compare: Sequence[tuple[str, str]] = ()
     against: str = ""
     curves: Mapping[str, Curve] = field(default_factory=dict)
-    grid: bool = False
     union: bool = False
     fit: tuple[str, ...] = ()
-
-
-def grid_name(train: str, query: str, corpus: str) -> str:
-    """Name of a cell of the 2 x 2 x 2, such as ``raw: raw, enriched``."""
-    return f"trained {train}; query {query}, corpus {corpus}"
 
 
 def packaged() -> dict[str, Path]:
@@ -290,8 +282,6 @@ def parse(value: Any, where: str = "experiment") -> Experiment:
     arms: dict[str, Arm] = {}
     for name, given in parts["arms"].items():
         arms[name] = _arm(given, shown, texts, arms, f"{where}: arms.{name}")
-    if experiment.grid:
-        arms |= _grid(shown)
     curves = {name: _curve(given, f"{where}: curves.{name}")
               for name, given in parts["curves"].items()}  # fmt: skip
     used = [name for pair in experiment.compare for name in pair]
@@ -329,14 +319,6 @@ def _presets(texts: Mapping[str, TextSpec]) -> dict[str, Views]:
         "query": Views(query=enriched.query),
         "corpus": Views(corpus=enriched.corpus),
     }
-
-
-def _grid(shown: Mapping[str, Views]) -> dict[str, Arm]:
-    cells = {}
-    for train, query, corpus in product(("raw", "enriched"), repeat=3):
-        show = Views(shown[query].query, shown[corpus].corpus)
-        cells[grid_name(train, query, corpus)] = Arm(train=shown[train], show=show)
-    return cells
 
 
 def side_view(value: Any, texts: Collection[str], where: str) -> SideView:

@@ -29,6 +29,7 @@ import jsonargparse
 from augment.data import DataRoot
 from augment.data.pools import open_candidates, open_queries
 from augment.engines import load_engine
+from augment.files import markdown
 from augment.prompts import load_prompt
 from augment.records import Item, Reply, Sampling, one_picture
 from benchmarks.flagland import atlas, language
@@ -241,29 +242,40 @@ def score(model: str, countries: Sequence[Country], batch_size: int) -> dict[str
         }
 
 
-def markdown(result: dict[str, Any]) -> str:
+def tables(result: dict[str, Any]) -> str:
     """The tables for the card."""
-    lines = [
-        "| picture, width | precision | recall | F1 | all facts right |",
-        "|---|---|---|---|---|",
+    means = ("precision", "recall", "f1")
+    described = result["descriptions"]
+    pictures = [
+        [name, *(f"{table['all'][mean]:.3f}" for mean in means), f"{table['exact']:.3f}"]
+        for name, table in described.items()
     ]
-    for name, table in result["descriptions"].items():
-        row = table["all"]
-        lines.append(
-            f"| {name} | {row['precision']:.3f} | {row['recall']:.3f} | {row['f1']:.3f} "
-            f"| {table['exact']:.3f} |"
-        )
-    chosen = [(n, result["descriptions"][n]) for n in ("flat 192", "photo 256")]
-    lines += ["", "| fact | " + " | ".join(f"{n}: P | R | F1" for n, _ in chosen) + " | facts |"]
-    lines.append("|---" * 8 + "|")
-    for kind in (*FACT_TYPES, "all"):
-        cells = [f"{t[kind][m]:.3f}" for _, t in chosen for m in ("precision", "recall", "f1")]
-        lines.append(f"| {kind} | {' | '.join(cells)} | {chosen[0][1][kind]['facts']:.0f} |")
-    lines += ["", "| rewrite | right | detail |", "|---|---|---|"]
-    for name, row in result["rewrites"].items():
-        detail = ", ".join(f"{k} {v:.3f}" for k, v in row.items() if k != "right")
-        lines.append(f"| {name} | {row['right']:.3f} | {detail} |")
-    return "\n".join(lines)
+    chosen = ("flat 192", "photo 256")
+    facts = [
+        [
+            kind,
+            *(f"{described[name][kind][mean]:.3f}" for name in chosen for mean in means),
+            f"{described[chosen[0]][kind]['facts']:.0f}",
+        ]
+        for kind in (*FACT_TYPES, "all")
+    ]
+    rewrites = [
+        [
+            name,
+            f"{row['right']:.3f}",
+            ", ".join(f"{k} {v:.3f}" for k, v in row.items() if k != "right"),
+        ]
+        for name, row in result["rewrites"].items()
+    ]
+    kinds = [f"{name}: {mean}" for name in chosen for mean in ("P", "R", "F1")]
+    head = ["picture, width", "precision", "recall", "F1", "all facts right"]
+    return "\n\n".join(
+        [
+            markdown(head, pictures),
+            markdown(["fact", *kinds, "facts"], facts),
+            markdown(["rewrite", "right", "detail"], rewrites),
+        ]
+    )
 
 
 # -- real flags ------------------------------------------------------------------------------------
@@ -337,27 +349,26 @@ def describe_real(model: str, folder: Path, batch_size: int) -> str:
     described = [
         (item, reply.text, human) for (item, human), reply in zip(flags, replies, strict=True)
     ]
-    lines = [
-        f"{len(flags)} national flags, model {model} {scorer.engine.revision[:12]}.",
-        "",
-        "| words | precision | recall | F1 | words people use |",
-        "|---|--:|--:|--:|--:|",
-    ]
+    compared = []
     for kind in WORDS:
         counts = FactCounts()
         for _, text, human in described:
             said, true = (frozenset((kind, w) for w in words(t, kind)) for t in (text, human))
             counts.add(said, true)
         row = counts.row([kind])
-        lines.append(
-            f"| {kind} | {row['precision']:.3f} | {row['recall']:.3f} | {row['f1']:.3f} "
-            f"| {row['facts']} |"
-        )
-    lines += ["", "| flag | the VLM | a person |", "|---|---|---|"]
-    for item, text, human in described[:: max(1, len(flags) // 12)]:
-        short = human if len(human) < 160 else human[:157] + "..."
-        lines.append(f"| {Path(item.image or '').stem} | {text} | {short.replace('|', '/')} |")
-    return "\n".join(lines)
+        shown = [f"{row[mean]:.3f}" for mean in ("precision", "recall", "f1")]
+        compared.append([kind, *shown, int(row["facts"])])
+    examples = [
+        [Path(item.image or "").stem, text, human if len(human) < 160 else human[:157] + "..."]
+        for item, text, human in described[:: max(1, len(flags) // 12)]
+    ]
+    return "\n\n".join(
+        [
+            f"{len(flags)} national flags, model {model} {scorer.engine.revision[:12]}.",
+            markdown(["words", "precision", "recall", "F1", "words people use"], compared),
+            markdown(["flag", "the VLM", "a person"], examples, 3),
+        ]
+    )
 
 
 def main(
@@ -384,7 +395,7 @@ def main(
         written = shown = describe_real(model, real, batch_size) + "\n"
     else:
         result = score(model, unseen(countries, seed=seed), batch_size)
-        shown, written = markdown(result), json.dumps(result, indent=1)
+        shown, written = tables(result), json.dumps(result, indent=1)
     print(shown)
     if out:
         out.write_text(written, encoding="utf-8")

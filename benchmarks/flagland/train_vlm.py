@@ -36,12 +36,7 @@ from benchmarks.flagland import atlas, language
 from benchmarks.flagland.edits import families, random_edit
 from benchmarks.flagland.grammar import Flag
 from benchmarks.flagland.render import draw_flat, draw_photo, jpeg_round_trip
-from benchmarks.flagland.vlm import (
-    attention_in_full_precision,
-    build_qwen3_vl,
-    install_shortcuts,
-    shared_prefix_loss,
-)
+from benchmarks.flagland.vlm import build_qwen3_vl
 
 _PROGRAM = "benchmarks.flagland.train_vlm"
 #: Image tokens that the small VLM's image processor brings every picture to, least and most.
@@ -337,6 +332,14 @@ def _limit(processor: Any, tokens: Sequence[int]) -> None:
         part.size = {"shortest_edge": least, "longest_edge": most}
 
 
+def answer_loss(model: Any, batch: dict[str, Any]) -> Tensor:
+    """Sum of the cross-entropies of the answers' tokens."""
+    hidden = model.model(**batch["inputs"]).last_hidden_state[:, :-1]
+    labels = batch["labels"][:, 1:]
+    logits = model.lm_head(hidden[labels != -100]).float()
+    return nn.functional.cross_entropy(logits, labels[labels != -100], reduction="sum")
+
+
 class Training:
     """Model, optimisers and counters; saved and taken up again as a whole."""
 
@@ -358,7 +361,7 @@ class Training:
         answered = sum(int((part["labels"] != -100).sum()) for part in parts)
         for part in parts:
             with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-                loss = shared_prefix_loss(self.model, part) / answered
+                loss = answer_loss(self.model, part) / answered
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -412,9 +415,6 @@ def train(
         every: steps between checkpoints.
     """
     torch.set_num_threads(threads)
-    install_shortcuts()
-    if bf16:
-        attention_in_full_precision()
     if not (out / "config.json").exists():
         build_qwen3_vl(out, tokenizer_texts(seed), seed=seed, vocab_size=1024, vision_width=160)
     training = Training(out, lr, muon_lr, bf16)

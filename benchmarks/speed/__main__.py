@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from benchmarks.speed.harness import RESULTS, Report
+from benchmarks.speed.harness import RESULTS, Page
 
 #: Stage -> module and function that measures it, and the page it writes.
 STAGES = {
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS / f"{page}.md", help="page to write")
     given = parser.parse_args(options).as_dict()
     out = Path(str(given.pop("out")))
-    report: Report = getattr(module, function)(**given)
+    report: Page = getattr(module, function)(**given)
     print(report.write(out, [*program.split(), *options]))
     return 0
 

@@ -6,6 +6,7 @@ check finds, and what it refuses without cause, is counted. On a CPU.
 
 from __future__ import annotations
 
+import csv
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -21,69 +22,15 @@ from benchmarks.flagland import atlas, language
 from benchmarks.flagland.atlas import Country
 from benchmarks.flagland.edits import random_edit
 from benchmarks.flagland.render import draw_flat
-from benchmarks.speed.harness import Report, Row
+from benchmarks.speed.harness import Page, Row
 
 CAPTION, QUESTION = load_prompt("rar/corpus"), load_prompt("rar/question")
 CHANGE = load_prompt("rar/modification")
 
-#: Words of Flagland's descriptions in other languages; ``-`` where there is none.
 LANGUAGES = ("de", "fr", "es", "ru")
-WORDS = """
-a ein un una -
-above - - - сверху
-an eine un una -
-and und et y и
-at an à en у
-bands Streifen bandes franjas полосы
-below - - - снизу
-black schwarz noir negra чёрный
-blue blau bleu azul синий
-border Rand bordure borde кайма
-canton Oberecke canton - крыж
-centre Mitte centre centro центр
-crescent - - - полумесяц
-cross - - - крест
-diagonal - - - диагональ
-diamond - - - ромб
-disc - - - диск
-discs - - - диски
-field Feld champ campo поле
-five fünf cinq cinco пять
-flag Flagge drapeau bandera флаг
-fly Ende flottant batiente край
-four vier quatre cuatro четыре
-green grün vert verde зелёный
-hoist Mast mât asta древко
-horizontal waagerechten horizontales horizontales горизонтальные
-in in dans en в
-large großer grande grande большая
-light - - - светло
-maroon dunkelrot bordeaux granate бордовый
-middle - - - средняя
-of aus de de из
-on auf sur sobre на
-one ein un una одна
-orange orange - - оранжевый
-plain einfarbigen uni liso одноцветное
-purple lila violet morada фиолетовый
-quarters - - - четверти
-red rot rouge roja красный
-ring - - - кольцо
-rings - - - кольца
-small kleiner petite pequeña малая
-star Stern étoile estrella звезда
-stars Sterne étoiles estrellas звёзды
-sun - - - солнце
-the der le el -
-three drei trois tres три
-triangle - - - треугольник
-two zwei deux dos две
-vertical senkrechten verticales verticales вертикальные
-white weiß blanc blanca белый
-wide - - - широкая
-with mit avec con с
-yellow gelb jaune amarilla жёлтый
-"""  # noqa: RUF001
+#: Words of Flagland's descriptions in these languages; ``-`` where there is none.
+WORDS = Path(__file__).with_name("words.tsv")
+
 REFUSALS = (
     "I'm sorry, but I can't describe this picture.",
     "As an AI language model, I cannot see images.",
@@ -226,9 +173,9 @@ def cut(reported: bool) -> Callable[[random.Random, Text, Country], Text]:
 
 def translate(code: str) -> Callable[[random.Random, Text, Country], Text]:
     """Word by word; words without a translation stay English, as models mix languages."""
-    column = 1 + LANGUAGES.index(code)
-    rows = (line.split() for line in WORDS.strip().splitlines())
-    table = {row[0]: row[column].replace("-", "") or row[0] for row in rows}
+    with WORDS.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    table = {row["word"]: row[code].replace("-", "") or row["word"] for row in rows}
 
     def spoil(rng: random.Random, text: Text, country: Country) -> Text:
         words = language.caption(country.flag).rstrip(".").replace(",", " ,").split()
@@ -372,7 +319,7 @@ def measure(
     pictures: int = 200,
     clip: Path = Path("retrievers/models/weights/flagland-clip"),
     seed: int = 31_337,
-) -> Report:
+) -> Page:
     """Judge true and spoilt texts.
 
     Args:
@@ -395,7 +342,7 @@ def measure(
             "*AUC*: chance that a true text scores above a spoilt one of any picture; *paired*: of "
             "the same picture."
         ] = faithfulness(clip, world[:pictures], seed)
-    return Report(
+    return Page(
         "Precision and recall of the checks",
         "Flagland: true descriptions and rewrites, each also spoilt in a known way. *Recall*: "
         "spoilt texts that the check finds. *Precision*: share of spoilt ones among those it "

@@ -22,7 +22,7 @@ from typing import Any
 from augment.data import write_candidates
 from augment.data.pools import open_candidates
 from augment.records import Item
-from benchmarks.speed.harness import MIB, Report, Row, apart, cost
+from benchmarks.speed.harness import MIB, Page, Row, apart, cost
 
 LOOKUPS, BATCHED, WORKERS = 10_000, 1_000, 2
 
@@ -49,51 +49,25 @@ def write_pool(path: Path, rows: int) -> None:
     )
 
 
-class _Dicts:
-    """What most tools hold: every line as a dict, by its id."""
-
-    def __init__(self, path: Path) -> None:
-        with path.open(encoding="utf-8") as stream:
-            self._by_id = {record["did"]: record for record in map(json.loads, stream)}
-
-    def __len__(self) -> int:
-        return len(self._by_id)
-
-    def ids(self, keys: Sequence[str]) -> list[str]:
-        """Ids of the records found under ``keys``."""
-        return [self._by_id[key]["did"] for key in keys]
-
-    def read_all(self) -> int:
-        """How many records there are, each touched."""
-        return sum(1 for record in self._by_id.values() if record is not None)
-
-
-class _Table:
-    """The memory-mapped table."""
-
-    def __init__(self, path: Path) -> None:
-        self._table = open_candidates(path)
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def ids(self, keys: Sequence[str]) -> list[str]:
-        """Ids of the records found under ``keys``."""
-        if len(keys) == 1:
-            return [self._table[self._table.row(keys[0])].id]
-        rows = self._table.find_all(keys)
-        return [item.id for item in self._table.take([row for row in rows if row is not None])]
-
-    def read_all(self) -> int:
-        """How many records there are, each read."""
-        return sum(1 for _ in self._table)
+def _dicts(path: Path) -> dict[str, dict[str, Any]]:
+    with path.open(encoding="utf-8") as stream:
+        return {record["did"]: record for record in map(json.loads, stream)}
 
 
 WAYS: dict[str, Callable[[Path], Any]] = {
-    "table, first time (built)": _Table,
-    "table, opened": _Table,
-    "JSON into dicts": _Dicts,
+    "table, first time (built)": open_candidates,
+    "table, opened": open_candidates,
+    "JSON into dicts": _dicts,
 }
+
+
+def _found(opened: Any, keys: Sequence[str]) -> list[str]:
+    """Ids of the records under ``keys``."""
+    if isinstance(opened, dict):
+        return [opened[key]["did"] for key in keys]
+    if len(keys) == 1:
+        return [opened[opened.row(keys[0])].id]
+    return [item.id for item in opened.take(opened.find_all(keys))]
 
 
 def _measure(name: str, path: Path, rows: int) -> Row:
@@ -101,9 +75,9 @@ def _measure(name: str, path: Path, rows: int) -> Row:
     opened = opening.result
     numbers = random.Random(1).choices(range(1, rows + 1), k=LOOKUPS)
     keys = [f"{number % 10}:{number}" for number in numbers]
-    opened.ids(keys[:2])  # what is loaded at the first look-up is no part of it
-    lookup = _each([keys[n : n + 1] for n in range(LOOKUPS)], opened.ids)
-    batched = _each([keys[n : n + BATCHED] for n in range(0, LOOKUPS, BATCHED)], opened.ids)
+    _found(opened, keys[:2])  # what is loaded at the first look-up is no part of it
+    lookup = _each(opened, [keys[n : n + 1] for n in range(LOOKUPS)])
+    batched = _each(opened, [keys[n : n + BATCHED] for n in range(0, LOOKUPS, BATCHED)])
     with multiprocessing.get_context("fork").Pool(WORKERS, _hold, (opened,)) as pool:
         worker = max(pool.map(_grown, range(WORKERS), chunksize=1))
     return {
@@ -117,10 +91,10 @@ def _measure(name: str, path: Path, rows: int) -> Row:
     }
 
 
-def _each(parts: Sequence[list[str]], ids: Callable[[Sequence[str]], list[str]]) -> float:
+def _each(opened: Any, parts: Sequence[list[str]]) -> float:
     start = time.process_time()
     for keys in parts:
-        if ids(keys) != keys:
+        if _found(opened, keys) != keys:
             raise ValueError(f"{keys[:3]} came back as other records")
     return (time.process_time() - start) / LOOKUPS * 1e6
 
@@ -135,13 +109,14 @@ def _hold(opened: Any) -> None:
 
 def _grown(_: int) -> int:
     """Growth of this process's private memory by reading every row."""
-    reading = cost(_held.read_all)
+    records = _held.values() if isinstance(_held, dict) else _held
+    reading = cost(lambda: sum(1 for record in records if record is not None))
     if reading.result != len(_held):
         raise ValueError(f"read {reading.result} rows of {len(_held)}")
     return reading.private
 
 
-def measure(rows: int = 1_000_000, dicts: bool = True) -> Report:
+def measure(rows: int = 1_000_000, dicts: bool = True) -> Page:
     """Write the pool, open it in three ways.
 
     Args:
@@ -154,7 +129,7 @@ def measure(rows: int = 1_000_000, dicts: bool = True) -> Report:
         names = [name for name in WAYS if dicts or "dicts" not in name]
         found = [apart(_measure, name, path, rows) for name in names]
         size = path.stat().st_size
-    return Report(
+    return Page(
         "Opening a pool",
         f"{rows:,} candidates, {size / MIB:,.0f} MiB of JSONL; each line in a fresh process. "
         "Private memory is the growth of the unique set size while opening. `find + read` is the "

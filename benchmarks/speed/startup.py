@@ -16,7 +16,7 @@ from random import Random
 from augment.records import Enrichment, Sampling
 from augment.store import Scope, Store
 from augment.store.keys import Recipe
-from benchmarks.speed.harness import Report, take_turns
+from benchmarks.speed.harness import Page, take_turns
 
 #: Modules and their verbs, as in README's table of commands.
 COMMANDS = {
@@ -79,7 +79,7 @@ def _run(words: list[str]) -> None:
         raise SystemExit(f"{' '.join(words)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
 
 
-def measure(rounds: int = 3) -> Report:
+def measure(rounds: int = 3) -> Page:
     """Time every command.
 
     Args:
@@ -100,7 +100,7 @@ def measure(rounds: int = 3) -> Report:
         for command, own in turns.items()
     ]
     slowest = max(turns.values(), key=lambda own: own.seconds).seconds
-    return Report(
+    return Page(
         "How soon commands answer",
         f"Each in a fresh interpreter, files cached; median of {rounds} rounds in turns. `status` "
         f"reads a store of 100 texts, `evaluate` and `compare` runs of {QUERIES:,} queries with "

@@ -23,7 +23,7 @@ from augment.files import digest
 from augment.records import Enrichment, Sampling
 from augment.store import Scope, Store
 from augment.store.keys import Recipe
-from benchmarks.speed.harness import MIB, Cost, Report, Row, apart, cost
+from benchmarks.speed.harness import MIB, Cost, Page, Row, apart, cost
 
 LOOKUPS = 10_000
 RECIPE = Recipe("corpus", {"p": "p@1"}, "m", "r", {"p": Sampling()}, {"image": "p"})
@@ -146,7 +146,7 @@ def _each(work: Callable[[str], object], names: list[str]) -> float:
     return (time.process_time() - start) / len(names) * 1e6
 
 
-def measure(rows: tuple[int, ...] = (10_000, 100_000, 1_000_000)) -> Report:
+def measure(rows: tuple[int, ...] = (10_000, 100_000, 1_000_000)) -> Page:
     """Write and open in every way.
 
     Args:
@@ -174,7 +174,7 @@ def measure(rows: tuple[int, ...] = (10_000, 100_000, 1_000_000)) -> Report:
                     }
                 )
                 shutil.rmtree(place)
-    return Report(
+    return Page(
         "The store of generated text",
         "A row is a text of 500 characters of random words and, in the store, the link of its "
         "item. Times are CPU time of the process; memory is what only it holds, added by the step. "

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from augment.enrichment.export import Shown, provenance
 from augment.records import Side
 from retrievers.evaluation.protocol import TASK_NAMES
-from retrievers.models.base import Encoder
+
+if TYPE_CHECKING:
+    from retrievers.models.base import Encoder
 
 #: The libraries that a folder is written for.
 Form = Literal["open_clip", "sentence_transformers"]

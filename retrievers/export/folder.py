@@ -1,44 +1,48 @@
-"""Retrievers as folders of safetensors and JSON, on disk and on the Hugging Face Hub.
+"""Encoders as folders of safetensors and JSON, on disk and on the Hugging Face Hub.
 
-The folder of :class:`~retrievers.models.clip.ClipScoreFusion` is an open_clip folder too.
+The folder of a score fusion of CLIP's towers is an open_clip folder too; nothing below this package
+writes one, :func:`retrievers.models.load.load` reads them.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, Any
 
-import huggingface_hub
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
+from augment.data import DataRoot, format_text
 from augment.errors import DataError, MismatchError
-from augment.files import write_text
-from retrievers.export.card import model_card
-from retrievers.export.open_clip import (
-    save_tensors,
-    write_architecture,
-    write_weights,
-)
-from retrievers.models.base import Encoder
-from retrievers.models.blip import BlipFeatureFusion, BlipScoreFusion, BlipTokenizer
-from retrievers.models.clip import ClipFeatureFusion, ClipScoreFusion
-from retrievers.models.load import OWN_WEIGHTS, SETTINGS
+from augment.files import new_folder, write_text
+from retrievers.export.card import Form, model_card
+
+if TYPE_CHECKING:
+    from retrievers.models.base import Encoder
 
 
-def save(retriever: Encoder, folder: str | Path, card: str | None = None) -> Path:
-    """Write a retriever so that :func:`retrievers.models.load.load` and, for score fusion, open_clip read it.
+def save(encoder: Encoder, folder: str | Path, card: str | None = None) -> Path:
+    """Write an encoder so that :func:`retrievers.models.load.load` reads it.
+
+    That of a score fusion of CLIP's towers is read by open_clip, too.
 
     Args:
-        retriever: its weights as they are.
+        encoder: its weights as they are.
         folder: is made; files of the same names are replaced.
         card: text of ``README.md``; None makes one from what the checkpoint remembers.
 
+    Returns:
+        The folder.
+
     Raises:
+        DataError: if the folder is a file.
         MismatchError: if its tokenizer cannot be saved, or low-rank updates are not merged.
     """
-    if any(".lora_" in name for name, _ in retriever.named_parameters()):
+    from retrievers.export import open_clip
+    from retrievers.models.load import OWN_WEIGHTS, SETTINGS
+
+    if any(".lora_" in name for name, _ in encoder.named_parameters()):
         raise MismatchError(
             "its towers have low-rank updates, which no other library reads; fit() and load() give "
             "an encoder that has them in its weights"
@@ -47,29 +51,32 @@ def save(retriever: Encoder, folder: str | Path, card: str | None = None) -> Pat
     if target.exists() and not target.is_dir():
         raise DataError("is a file; name a folder", str(target))
     target.mkdir(parents=True, exist_ok=True)
-    if isinstance(retriever, ClipScoreFusion | ClipFeatureFusion):
-        write_architecture(retriever.clip, retriever.collator(), target)
-    if isinstance(retriever, BlipScoreFusion | BlipFeatureFusion):
-        retriever.config.save_pretrained(target)
-        cast("BlipTokenizer", retriever.collator().tokenize).tokenizer.save_pretrained(target)
-    if isinstance(retriever, ClipScoreFusion):
-        write_weights(retriever.clip, target, retriever.logit_bias)
+    clip: Any = getattr(encoder, "clip", None)
+    if clip is not None:
+        processor: Any = encoder.collator()
+        open_clip.write_architecture(clip, processor, target)
+    else:  # a model of transformers, with its config and tokenizer
+        model: Any = encoder
+        model.config.save_pretrained(target)
+        model.collator().tokenize.tokenizer.save_pretrained(target)
+    if open_clip.is_open_clip(encoder):
+        open_clip.write_weights(clip, target, encoder.logit_bias)
     else:
-        save_tensors(retriever.state_dict(), target / OWN_WEIGHTS)
-    told = {
-        "class": type(retriever).__qualname__,
-        "settings": retriever.settings(),
-        "text": retriever.trained_on or {},
-        "origin": retriever.origin or {},
+        open_clip.save_tensors(encoder.state_dict(), target / OWN_WEIGHTS)
+    about = {
+        "class": type(encoder).__qualname__,
+        "settings": encoder.settings(),
+        "text": encoder.trained_on or {},
+        "origin": encoder.origin or {},
     }
-    write_text(target / SETTINGS, json.dumps(told, indent=1, default=str) + "\n")
-    text = model_card(retriever, target.resolve().name) if card is None else card
+    write_text(target / SETTINGS, json.dumps(about, indent=1, default=str) + "\n")
+    text = model_card(encoder, target.resolve().name) if card is None else card
     write_text(target / "README.md", text)
     return target
 
 
 def push(
-    retriever: Encoder,
+    encoder: Encoder,
     repo_id: str,
     card: str | None = None,
     private: bool | None = None,
@@ -78,18 +85,31 @@ def push(
     create_pr: bool = False,
     commit_message: str = "Upload retriever",
 ) -> str:
-    """Upload a retriever; the repository is made if it is not there. Its address.
+    """Upload an encoder; the repository is made if it is not there. Its address.
+
+    Args:
+        encoder: see :func:`save`.
+        repo_id: ``owner/name``.
+        card: see :func:`save`.
+        private: whether a repository that is made is private; None as the Hub's default.
+        token: of the Hub; None takes the one that is logged in.
+        revision: branch.
+        create_pr: open a pull request with the files.
+        commit_message: of the upload.
 
     Raises:
         DataError: if the Hub refuses; says what it said.
     """
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
     api = huggingface_hub.HfApi(token=token)
     try:
         repo = api.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             if card is None:
-                card = model_card(retriever, str(repo.repo_id).rpartition("/")[2])
-            save(retriever, folder, card)
+                card = model_card(encoder, str(repo.repo_id).rpartition("/")[2])
+            save(encoder, folder, card)
             api.upload_folder(
                 repo_id=repo.repo_id,
                 folder_path=folder,
@@ -104,3 +124,138 @@ def push(
             repo_id,
         ) from error
     return str(repo)
+
+
+def export_to(
+    encoder: Encoder,
+    folder: str | Path,
+    form: Form = "open_clip",
+    card: str | None = None,
+    root: str | Path | None = None,
+) -> dict[str, float]:
+    """Write a new folder for another library, load it with that library, compare the vectors.
+
+    Args:
+        encoder: its weights as they are.
+        folder: nothing is there yet; it appears when it is whole and agrees.
+        form: the library.
+        card: see :func:`save`.
+        root: data root, whose instructions become sentence-transformers' prompts.
+
+    Returns:
+        Least cosine with our own vectors over some texts and over some pictures, by modality;
+        empty where open_clip has no such model and the folder is for ``load`` alone.
+
+    Raises:
+        DataError: if there is something under the name.
+        MismatchError: if the library has no such architecture, or other vectors come out.
+        EngineError: if the library is not installed.
+    """
+    from retrievers.export import open_clip, sentence_transformers
+
+    target = Path(folder)
+    text = model_card(encoder, target.resolve().name, form=form) if card is None else card
+    with new_folder(target) as partial:
+        if form == "sentence_transformers":
+            prompts = _prompts(encoder, root)
+            sentence_transformers.write_sentence_transformers(encoder, partial, prompts)
+            write_text(partial / "README.md", text)
+            return open_clip.agreement(encoder, sentence_transformers.encoders_of(partial))
+        save(encoder, partial, text)
+        if not open_clip.is_open_clip(encoder):
+            return {}
+        return open_clip.agreement(encoder, open_clip.open_clip_encoders(partial))
+
+
+def export(
+    checkpoint: Path,
+    out: Path,
+    to: Form = "open_clip",
+    metrics: Path | None = None,
+    root: Path | None = None,
+    license: str | None = None,  # noqa: A002 - the Hub's word
+    name: str | None = None,
+    push: str | None = None,
+    private: bool = False,
+) -> None:
+    """Write a checkpoint as a folder that open_clip or sentence-transformers loads.
+
+    They need nothing of this package. The folder has a model card; its vectors are compared with
+    ours.
+
+    Args:
+        checkpoint: written by fit.
+        out: new folder.
+        to: the library that loads it; an open_clip folder also loads here.
+        metrics: metrics.json of a test of these weights; default: the one of the checkpoint's run.
+        root: data root, whose instructions become sentence-transformers' prompts.
+        license: of the weights, as the Hub names it: apache-2.0.
+        name: of the model in its card; default: the folder's.
+        push: OWNER/NAME, to upload it too (open_clip only).
+        private: make the repository private.
+    """
+    if push and to != "open_clip":
+        raise DataError("--push uploads the open_clip form; leave --to out")
+    if out.exists():
+        if not out.is_dir() or any(out.iterdir()):
+            raise DataError("is there already; name a new folder with --out", str(out))
+        out.rmdir()
+    from retrievers.models.load import load
+
+    encoder = load(checkpoint)
+    measured = _metrics(encoder, checkpoint, metrics)
+    card = model_card(encoder, name or out.resolve().name, measured, license, to)
+    for modality, cosine in export_to(encoder, out, to, card, root).items():
+        told = f"{modality}: cosine with the checkpoint's vectors at least {cosine:.6f}\n"
+        sys.stdout.write(told)
+    sys.stdout.write(f"{out}\n")
+    if push:
+        sys.stdout.write(f"{_upload(encoder, push, card, private=private)}\n")
+
+
+#: :func:`export` has an option of this name.
+_upload = push
+
+
+def main(args: Sequence[str]) -> None:
+    """``python -m retrievers export``."""
+    from jsonargparse import auto_cli
+
+    auto_cli(export, args=list(args), as_positional=False, prog="python -m retrievers export")
+
+
+def _metrics(encoder: Encoder, checkpoint: Path, given: Path | None) -> Mapping[str, Any] | None:
+    path = given or checkpoint.parent.parent / "metrics.json"
+    if given is None and not path.is_file():
+        return None
+    try:
+        metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        made_by, text = metrics["made_by"], metrics["settings"]["data"]["text"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"is no metrics.json of a test ({type(error).__name__}: {error})", str(path)
+        ) from error
+    if made_by == encoder.fingerprint(text):
+        return metrics
+    if given is not None:
+        raise MismatchError(
+            f"{path} was measured with other weights or text (fingerprint {made_by}); test this "
+            "checkpoint, or leave --metrics out"
+        )
+    return None
+
+
+def _prompts(encoder: Encoder, root: str | Path | None) -> dict[str, str]:
+    """First instruction of each kind of query, by data set and modalities."""
+    trained = encoder.trained_on or {}
+    if root is None or trained.get("instructions") != "on":
+        return {}
+    rule: Any = trained.get("rule", "plain")
+    rows = DataRoot(Path(root)).instructions().rows
+    return {
+        f"{row.dataset_name}: {row.query_modality} -> {row.candidate_modality}": format_text(
+            row.prompts[0], rule
+        )
+        + " "
+        for row in rows
+    }

@@ -1,24 +1,53 @@
-"""An open_clip folder: ``open_clip.create_model_and_transforms("local-dir:FOLDER")`` loads it."""
+"""An open_clip folder: ``open_clip.create_model_and_transforms("local-dir:FOLDER")`` loads it.
+
+And the check of every exported folder: whether it gives the vectors of the encoder it was made of.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
+from jaxtyping import Float
 from open_clip.tokenizer import HFTokenizer, SigLipTokenizer, SimpleTokenizer
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import functional
 
 from augment.errors import MismatchError
 from augment.files import write_text
+from retrievers.models.base import Encoder
 from retrievers.models.inputs import Processor
 from retrievers.models.load import CONFIG, WEIGHTS
+from retrievers.vectors.embed import embed_contents
 
 _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
+
+#: Cosine between our vector and that of the exported folder, at least.
+AGREEMENT = 0.9999
+
+_TEXTS = (
+    "a photo of a dog", "Which currency is used in the country with this flag?",
+    "it's 5 o'clock; \u201cquoted\u201d caf\u00e9 & co.", "word " * 400,
+)  # fmt: skip
+#: Sides of the pictures in sides of the model's. transformers cuts the middle out one pixel off
+#: where 3, 7, 11, ... pixels are too many (it cuts fractions off, torchvision rounds to even); an
+#: even number of sides never has so many.
+_SHAPES = ((1, 1), (2, 1), (2, 4), (4, 4))
+
+Encoders = tuple[Callable[[list[str]], Tensor], Callable[[list[Image.Image]], Tensor]]
+
+
+def is_open_clip(encoder: Encoder) -> bool:
+    """Whether an encoder is the sum of two towers of open_clip, with nothing around them."""
+    return "normalize_towers" in encoder.settings()
 
 
 def write_architecture(clip: Any, processor: Processor, folder: Path) -> None:
@@ -104,3 +133,60 @@ def model_config(clip: Any) -> dict[str, Any]:
 def _plain(size: Any) -> int | list[int]:
     height, width = (int(side) for side in size)
     return height if height == width else [height, width]
+
+
+def open_clip_encoders(folder: Path) -> Encoders:
+    """Text and picture encoders of an open_clip folder, by open_clip alone."""
+    name = f"local-dir:{folder}"
+    model, _, preprocess = open_clip.create_model_and_transforms(name)
+    tokenizer = open_clip.get_tokenizer(name)
+    model.eval()
+    return (
+        lambda texts: model.encode_text(tokenizer(texts)),
+        lambda pictures: model.encode_image(torch.stack([preprocess(p) for p in pictures])),
+    )
+
+
+@torch.inference_mode()
+def agreement(encoder: Encoder, others: Encoders) -> dict[str, float]:
+    """Least cosine over a few texts and pictures of noise, for each modality.
+
+    Raises:
+        MismatchError: if one is below :data:`AGREEMENT`.
+    """
+    side = _side(encoder)
+    cuts = getattr(encoder.collator(), "windows", None) is None
+    # The last text is beyond the context, which other libraries cut.
+    texts = list(_TEXTS if cuts else _TEXTS[:-1])
+    pictures = [_picture(w * side, h * side) for w, h in _SHAPES]
+    ours = (
+        embed_contents(encoder, [(text, None) for text in texts], "corpus"),
+        embed_contents(encoder, [(None, picture) for picture in pictures], "corpus"),
+    )
+    theirs = (others[0](texts), others[1](pictures))
+    found = {
+        name: _least_cosine(*pair)
+        for name, pair in zip(("text", "image"), zip(ours, theirs, strict=True), strict=True)
+    }
+    if min(found.values()) < AGREEMENT:
+        raise MismatchError(
+            f"the exported folder gives other vectors than the checkpoint (least cosine {found}); "
+            "it was not kept. Please report it with the model's name and the versions of "
+            "open_clip, transformers and sentence-transformers"
+        )
+    return found
+
+
+def _side(encoder: Encoder) -> int:
+    blank = Image.new("RGB", (64, 64))
+    return int(encoder.collator().image(blank).shape[-1])
+
+
+def _least_cosine(ours: Float[Tensor, "n dim"], theirs: Float[Tensor, "n dim"]) -> float:
+    return float(functional.cosine_similarity(ours, theirs.float().cpu()).min())
+
+
+def _picture(width: int, height: int) -> Image.Image:
+    random = np.random.default_rng(width)
+    coarse = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height))

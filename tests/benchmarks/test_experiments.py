@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -19,11 +20,13 @@ from benchmarks.experiments.__main__ import main
 from benchmarks.experiments.build import Builder, Setup
 from benchmarks.experiments.effects import CELLS, CONTRASTS, crossing, effect
 from benchmarks.experiments.graph import CachedStep
+from benchmarks.experiments.results import ArmReader, against_json
 from benchmarks.experiments.roots import digest_root, make_part
 from benchmarks.experiments.texts import Enriching, derived, made_anew, read_source
 from benchmarks.flagland import language
 from benchmarks.flagland.world import WorldConfig, write_world
 from retrievers.cli import main as retrievers
+from retrievers.evaluation.compare import holm
 from tests.retrievers.models.test_retriever import make_config, make_root
 
 # -- steps --------------------------------------------------------------------------------------
@@ -57,6 +60,11 @@ def test_steps_run_once_in_order_and_after_a_failure_go_on(tmp_path):
     planned = graph.plan([mended], tmp_path)
     assert [one.done for one in planned] == [True] * 3
     assert "3 steps, 3 of them cached" in graph.describe(planned)
+    for step in graph.in_order([mended]):  # estimates come from what was measured
+        path = step.folder(tmp_path) / "done.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "seconds": 30, "size": 10}))
+    new = CachedStep("train", "new", {}, (), lambda folder, given: None, size=5.0)
+    assert graph.plan([new], tmp_path)[0].seconds == pytest.approx(15.0)
 
 
 def test_a_fingerprint_moves_with_settings_and_needs():
@@ -67,16 +75,6 @@ def test_a_fingerprint_moves_with_settings_and_needs():
     assert make({"seed": 0}).fingerprint == base.fingerprint
     assert make({"seed": 1}).fingerprint != base.fingerprint
     assert make({}, (base,)).fingerprint != make({}, (make({"seed": 1}),)).fingerprint
-
-
-def test_estimates_come_from_what_was_measured(tmp_path):
-    done, _ = counted("done")
-    graph.run([done], tmp_path)
-    path = done.folder(tmp_path) / "done.json"
-    record = {**json.loads(path.read_text()), "seconds": 30.0, "size": 10.0}
-    path.write_text(json.dumps(record))
-    new = CachedStep("train", "new", {}, (), lambda folder, given: None, size=5.0)
-    assert graph.plan([new], tmp_path)[0].seconds == pytest.approx(15.0)
 
 
 # -- experiments --------------------------------------------------------------------------------
@@ -200,6 +198,25 @@ def test_settings_of_every_arm_are_known_to_the_command_line(tmp_path, capsys):
                 retrievers(["fit", *config, *given, "--print_config"])
             assert ended.value.code == 0, arm
     capsys.readouterr()
+
+
+def test_scores_are_averaged_over_seeds_before_they_are_compared(tmp_path, monkeypatch):
+    first, second, third = "CLIP-SF, InfoNCE both ways", "SigLIP's loss", "CLIP-FF, masked"
+    ones = {first: ["1000", "1100"], second: ["1101", "1010"], third: ["0000", "0000"]}
+    builder = losses(make_root(tmp_path / "root"), seeds=(0, 1))
+    arms = {name: builder.experiment.arms[name] for name in ones}
+    builder = Builder(replace(builder.experiment, arms=arms, against=first), builder.setup)
+    reader = ArmReader(builder, tmp_path, "success@1")
+    scores = {reader.folders(name)[seed]: {("0: a", f"q{n}"): float(one) for n, one in enumerate(row)}
+              for name, rows in ones.items() for seed, row in enumerate(rows)}  # fmt: skip
+    monkeypatch.setattr(ArmReader, "_read", lambda self, folder: scores[folder])
+    row = reader.compare(first, second).rows[-1]
+    # By query: 1 to 1, .5 to .5, 0 to .5, 0 to .5.
+    assert (row.first, row.second, row.wins, row.losses) == (0.375, 0.625, 2, 0)
+    against = against_json(reader, first)["rows"]
+    assert [one["seeds"] for one in against] == [[0.5, 0.0], [-0.25, -0.5]]
+    assert against[0]["sd"] == pytest.approx(0.25 * 2**0.5)
+    assert [one["holm"] for one in against] == holm([one["p"] for one in against])
 
 
 def tiny_config(folder):

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from augment.data import write_candidates
-from augment.enrichment.launch import Machine, Share, run, shares
+from augment.engines import EngineOptions
+from augment.enrichment.launch import Machine, Share, launch, run, shares
 from augment.errors import StoreError
 from augment.records import Item
 from augment.store import Store
@@ -66,6 +67,8 @@ def written(root):
 def test_one_device_is_one_process_and_several_are_shards():
     assert len(shares("m", "cuda:1")) == 1
     assert len(shares("vllm:m", "all")) == 1, "the server takes all GPUs by itself"
+    served = EngineOptions(urls=["http://localhost:1/v1"], device="cpu,cpu")
+    assert launch("python -m nothing", (), "m", served, None, None) is None
     first, second = shares("m", "cuda:0,cuda:2")
     assert first.options == ("--device", "cuda:0", "--shard", "0/2")
     assert second.options == ("--device", "cuda:2", "--shard", "1/2")
@@ -121,7 +124,7 @@ def test_an_item_that_kills_its_worker_fails_alone(root):
 
 
 def test_a_killed_shard_is_started_again_and_nothing_is_lost(root):
-    options = ("--model", "scripted:?delay=0.1", "--batch-size", "1", "--device", "cpu,cpu")
+    options = ("--model", "scripted:?delay=0.3", "--batch-size", "1", "--device", "cpu,cpu")
     process = start(root, *options)
     wait_for(lambda: written(root) > 6, process)
     victim = next(one for one in below(process) if "leash" not in " ".join(one.cmdline()))
@@ -134,7 +137,7 @@ def test_a_killed_shard_is_started_again_and_nothing_is_lost(root):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_shards_end_with_the_command(root, number):
-    options = ("--model", "scripted:?delay=0.2", "--batch-size", "1", "--device", "cpu,cpu")
+    options = ("--model", "scripted:?delay=1", "--batch-size", "1", "--device", "cpu,cpu")
     process = start(root, *options)
     wait_for(lambda: written(root) > 2, process)
     others = below(process)

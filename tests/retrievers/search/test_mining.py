@@ -7,44 +7,76 @@ import torch
 from pyarrow import parquet
 from torch.nn import functional
 
+from augment.data import write_candidates
 from augment.errors import DataError
 from augment.records import Item, Query
 from retrievers.cli import main
-from retrievers.search.mining import KEPT, MiningConfig, Pool, Tally, mine
+from retrievers.data.plan import EvalTask, Plan
+from retrievers.evaluation.run import RunTable
+from retrievers.search import mining
+from retrievers.search.mining import KEPT, MiningConfig, Tally, by_run, by_vectors, mine
+from retrievers.vectors.rows import Embeddings
 from tests.retrievers.models.test_retriever import make_config, make_root
 from tests.retrievers.test_cli_retrievers import options, plain_options
 
 
-def make_world(seed, candidates=40, queries=7, dim=5):
-    random = torch.Generator().manual_seed(seed)
-    vectors, asked = (
-        functional.normalize(torch.randn(n, dim, generator=random), dim=1)
-        for n in (candidates, queries)
-    )
-    vectors[3] = vectors[2]  # a duplicate
-    ids = [f"1:{n}" for n in range(candidates)]
-    pool = Pool(ids, vectors, {did: row for row, did in enumerate(ids)}.get)
-    wanted = []
-    for n in range(queries):
-        best = (vectors @ asked[n]).argsort(descending=True)
-        positives = (ids[int(best[4])], ids[int(best[9])], "1:999")[: 1 + n % 3]
-        wanted.append(Query(Item(f"1:{n}", "q", (), "text"), 1, positives))
-    wanted.append(Query(Item("1:8", "q", (), "text"), 1, ("1:2",)))
-    return wanted, torch.cat([asked, vectors[2:3]]), pool
+class World:
+    """A pool of vectors and queries with positives in it, as a plan and as plain values."""
+
+    def __init__(self, folder, seed, candidates=40, queries=7, dim=5):
+        random = torch.Generator().manual_seed(seed)
+        self.vectors, asked = (
+            functional.normalize(torch.randn(n, dim, generator=random), dim=1)
+            for n in (candidates, queries)
+        )
+        self.vectors[3] = self.vectors[2]  # a duplicate
+        self.ids = [f"1:{n}" for n in range(candidates)]
+        self.queries = []
+        for n in range(queries):
+            best = (self.vectors @ asked[n]).argsort(descending=True)
+            positives = (self.ids[int(best[4])], self.ids[int(best[9])], "1:999")[: 1 + n % 3]
+            self.queries.append(Query(Item(f"1:{n}", "q", (), "text"), 1, positives))
+        self.queries.append(Query(Item("1:8", "q", (), "text"), 1, ("1:2",)))
+        self.asked = torch.cat([asked, self.vectors[2:3]])
+        path = folder / "pool.jsonl"
+        write_candidates(path, [Item(did, did, (), "text") for did in self.ids])
+        self.plan = Plan()
+        self.plan.add_pool("pool", path)
+        self.plan.tasks = [
+            EvalTask("one", 1, self.queries[:3], {}, "pool"),
+            EvalTask("two", 1, self.queries[3:], {}, "pool"),
+        ]
+
+    def ranked(self, config, without=()):
+        """The ranking of all queries, but for those whose numbers are given."""
+        rooms = []
+        for vectors, left_out in ((self.vectors, ()), (self.asked, without)):
+            rows = torch.tensor([n for n in range(len(vectors)) if n not in left_out])
+            room = Embeddings(len(vectors))
+            room.put(rows, vectors[rows])
+            rooms.append(room)
+        return by_vectors(self.plan, *rooms, config.last)
 
 
-def loop(query, vector, pool, config):
-    """Every candidate, judged one at a time in the order of its score."""
-    scores = {did: float(v @ vector) for did, v in zip(pool.ids, pool.vectors, strict=True)}
-    ranked = sorted(scores, key=lambda did: -scores[did])[: config.last]
+@pytest.fixture(params=[0, 1])
+def small(request, tmp_path, monkeypatch):
+    monkeypatch.setattr(mining, "_SEARCHED", 3)
+    return World(tmp_path, request.param)
+
+
+def loop(query, vector, world, config):
+    """Every candidate, judged one at a time in the order of its score; ties by id."""
+    own = dict(zip(world.ids, world.vectors, strict=True))
+    scores = {did: round(float(v @ vector), 6) for did, v in own.items()}
+    ranked = sorted(sorted(scores, reverse=True), key=lambda did: -scores[did])[: config.last]
     positives = [did for did in query.positives if did in scores]
     values = [scores[did] for did in positives]
-    reference = {"min": min, "max": max, "mean": lambda v: sum(v) / len(v)}[config.positive_score]
+    level = {"min": min, "max": max, "mean": lambda v: sum(v) / len(v)}[config.positive_score](
+        values
+    )
     verdicts, kept = {}, 0
     for rank, did in enumerate(ranked, start=1):
-        own = pool.vectors[pool.row(did)]
-        twin = max(float(own @ pool.vectors[pool.row(p)]) for p in positives)
-        level = reference(values)
+        twin = max(float(own[did] @ own[p]) for p in positives)
         if did in query.positives:
             verdicts[did] = "known positive"
         elif config.duplicate is not None and twin >= config.duplicate:
@@ -76,40 +108,63 @@ def loop(query, vector, pool, config):
         MiningConfig(per_query=5, last=99, positive_score="max", duplicate=None),
     ],
 )
-def test_mining_equals_the_loop(config):
-    queries, vectors, pool = make_world(0)
-    found = list(mine(queries, vectors, pool, pool, config, block=3))
-    assert [m.qid for m in found] == [q.item.id for q in queries]
-    for query, vector, mined in zip(queries, vectors, found, strict=True):
-        want = loop(query, vector, pool, config)
+def test_mining_equals_the_loop(small, config):
+    found = list(mine(small.ranked(config), config))
+    assert [m.qid for m in found] == [q.item.id for q in small.queries]
+    for query, vector, mined in zip(small.queries, small.asked, found, strict=True):
+        want = loop(query, vector, small, config)
         assert dict(zip(mined.dids, mined.verdicts, strict=True)) == want
         assert list(mined.negatives) == [did for did, v in want.items() if v == KEPT]
         assert not set(mined.negatives) & set(query.positives)
-        own = {did: float(pool.vectors[pool.row(did)] @ vector) for did in mined.positives}
+        own = {
+            did: float(small.vectors[small.ids.index(did)] @ vector)
+            for did in query.positives
+            if did in small.ids
+        }
         assert mined.positives == pytest.approx(own, abs=1e-6)
     if config.duplicate is not None:
         assert "1:3" not in found[-1].negatives
 
 
-def test_random_picks_are_seeded_and_from_those_that_may_be_kept():
-    queries, vectors, pool = make_world(1)
-    top = MiningConfig(per_query=40, last=40)
-    may = [set(m.negatives) for m in mine(queries, vectors, pool, pool, top)]
-    drawn = MiningConfig(per_query=2, last=40, pick="random", seed=3)
-    first, again = ([list(m.negatives) for m in mine(queries, vectors, pool, pool, drawn)]
-                    for _ in range(2))  # fmt: skip
-    assert first == again
-    assert all(set(some) <= all_ for some, all_ in zip(first, may, strict=True))
+def test_queries_without_a_vector_are_passed_over(small):
+    found = [m.qid for m in mine(small.ranked(MiningConfig(), without=(1, 5)), MiningConfig())]
+    assert found == ["1:0", "1:2", "1:3", "1:4", "1:6", "1:8"]
 
 
-def test_a_query_without_an_embedded_positive_keeps_nothing():
-    _, vectors, pool = make_world(2)
-    query = Query(Item("1:1", "q", (), "text"), 1, ("1:777",))
-    (mined,) = mine([query], vectors[:1], pool, pool, MiningConfig(last=5))
-    assert set(mined.verdicts) == {"query without an embedded positive"}
+def test_random_picks_are_seeded_and_from_those_that_may_be_kept(small):
+    def drawn(**settings):
+        config = MiningConfig(last=40, **settings)
+        return {m.qid: list(m.negatives) for m in mine(small.ranked(config), config)}
+
+    may = drawn(per_query=40)
+    first = drawn(per_query=2, pick="random", seed=3)
+    assert first == drawn(per_query=2, pick="random", seed=3)
+    assert all(set(some) <= set(may[qid]) for qid, some in first.items())
+    assert first != drawn(per_query=2, pick="random", seed=4)
+    # Each query's draw is its own: the first places are not drawn for all of them.
+    places = {tuple(may[qid].index(did) for did in some) for qid, some in first.items()}
+    assert len(places) > 1
+
+
+def test_any_run_is_mined_from_by_its_own_scores():
+    # A reranker's scores: d1 is a positive, d2 is within the margin of it, q2's was not found.
+    run = RunTable(
+        ["q1", "q2"],
+        [f"d{n}" for n in range(6)],
+        [0, 0, 0, 0, 0, 1, 1],
+        [0, 1, 2, 3, 4, 0, 5],
+        [0.99, 0.8, 0.78, 0.7, 0.1, 0.5, 0.4],
+    )
+    config = MiningConfig(per_query=1, last=4, relative_margin=0.05)
+    first, second = mine(by_run(run, {"q1": ["d1", "d9"], "q2": ["d1"]}), config)
+    assert first.positives == pytest.approx({"d1": 0.8})
+    assert first.verdicts == ["relative margin", "known positive", "relative margin", KEPT]
+    assert set(second.verdicts) == {"query without a positive that has a score"}
     tally = Tally()
-    tally.add(mined, 8)
+    tally.add(second, 8)
     assert "1 of them with none" in tally.table()
+    with pytest.raises(DataError, match="q1: is no query that has positives"):
+        list(by_run(run, {"q2": ["d1"]}))
 
 
 def test_ranges_that_hold_nothing_are_refused():
@@ -151,6 +206,21 @@ def test_the_command_mines_and_training_reads_it(world, tmp_path, capsys):
     by_verdict = {row["verdict"] for row in seen}
     assert {KEPT, "not needed"} <= by_verdict
     assert parquet.read_schema(tmp_path / "mined" / "negatives.parquet").metadata[b"made"]
+
+    # A run of the same queries, in place of a model's ranking.
+    run = tmp_path / "reranked.trec"
+    run.write_text("".join(
+        f"{row['qid']} Q0 {did} 1 {score} r\n"
+        for row in kept
+        for did, score in [(row["qid"], 0.9), *((did, 0.5) for did in row["negative_ids"][:2])]
+    ))  # fmt: skip
+    again = [f"--run={run}", "--mining.per_query=1"]
+    assert main(["mine", *plain_options(world, tmp_path / "again"), *again]) == 0
+    second = parquet.read_table(tmp_path / "again" / "negatives.parquet").to_pylist()
+    assert {row["qid"]: max(row["negative_ids"]) for row in second} == {
+        row["qid"]: max(row["negative_ids"][:2]) for row in kept
+    }
+    assert all(row["positive_scores"] == pytest.approx([0.9]) for row in second)
 
     more = [f"--data.negatives.path={tmp_path / 'mined'}", "--data.negatives.per_query=2"]
     more += ["--model.objective.distillation.kind=margin_mse", "--trainer.max_steps=2"]

@@ -15,8 +15,11 @@ from torch.nn import functional
 from augment.errors import DataError, EngineError, MismatchError
 from retrievers.cli import USER_ERROR, main
 from retrievers.export import folder as hub
-from retrievers.export.sentence_transformers import write_sentence_transformers
-from retrievers.export.transformers import refusals, to_transformers
+from retrievers.export.sentence_transformers import (
+    refusals,
+    to_transformers,
+    write_sentence_transformers,
+)
 from retrievers.models.clip import ClipFeatureFusion, ClipScoreFusion
 from retrievers.models.fusion_layers import FusionLayers
 from retrievers.models.load import load
@@ -287,7 +290,7 @@ class Hub:
 
 def test_push_and_pull(run, tmp_path, monkeypatch, capsys):
     Hub.folder = tmp_path / "repository"
-    monkeypatch.setattr(hub.huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     monkeypatch.setattr("huggingface_hub.snapshot_download", Hub.snapshot)
     retriever = load(run / "checkpoints" / "last.ckpt")
     assert hub.push(retriever, "mine", private=True, token="t") == "https://hub/mine"  # noqa: S106

@@ -1,0 +1,560 @@
+"""Hard negatives from a ranking: near the query, and not taken for positives; with reasons.
+
+Ranking by a trained retriever and dropping what scores too near the positive is NV-Retriever's
+positive-aware mining (2407.15831, section 4); rank ranges, margins and duplicates are judged by id
+and by vector, whatever the modality. :func:`by_vectors` ranks by a retriever's vectors,
+:func:`by_run` takes any run, such as a reranked one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from random import Random
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from pyarrow import parquet
+
+from augment.data import DataRoot
+from augment.errors import DataError
+from augment.files import replacing_path, write_json
+from augment.records import Item, Modality, Query
+from retrievers.data.datasets import target_modality
+from retrievers.data.module import MBeirData
+from retrievers.data.plan import EvalTask, Plan
+from retrievers.evaluation.run import DECIMALS, RunTable
+from retrievers.evaluation.run_files import read_table
+from retrievers.models.base import Encoder
+from retrievers.vectors import make_index
+from retrievers.vectors.embed import embed
+from retrievers.vectors.rows import Embeddings
+
+KEPT = "kept"
+
+#: Queries searched at a time: each block of candidates is read once for all of them.
+_SEARCHED = 16_384
+#: Queries per row group of the tables.
+_GROUP = 4096
+_ALL = "all"
+
+_NAMES, _SCORES = pa.list_(pa.string()), pa.list_(pa.float32())
+_NEGATIVES = pa.schema(
+    [
+        ("qid", pa.string()),
+        ("positive_ids", _NAMES),
+        ("positive_scores", _SCORES),
+        ("negative_ids", _NAMES),
+        ("negative_scores", _SCORES),
+    ]
+)
+_CANDIDATES = pa.schema(
+    [
+        ("qid", pa.string()),
+        ("did", pa.string()),
+        ("rank", pa.int32()),
+        ("score", pa.float32()),
+        ("positive_score", pa.float32()),
+        ("verdict", pa.dictionary(pa.int32(), pa.string())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class MiningConfig:
+    """Which candidates become hard negatives.
+
+    Args:
+        per_query: negatives kept for each query.
+        first: rank of the first candidate that may be kept, from 1.
+        last: rank of the last one; so many are looked at.
+        relative_margin: reject scores above the positive's by this share of it or nearer: 0.05
+            keeps those below 95 % of it (NV-Retriever's best); null for none.
+        absolute_margin: reject scores nearer to the positive's than this, or above; null for none.
+        positive_score: which of several positives the margins refer to: min is the strictest.
+        min_score: reject scores below; null for none.
+        duplicate: reject candidates whose cosine with a positive of the query is at least this;
+            null for none.
+        same_modality: search only candidates of the wanted modality.
+        scope: dataset searches candidates of the query's own data set, all those of all.
+        pick: top takes the best-ranked that may be kept, random draws among them.
+        seed: of the draws.
+        tables: also write every candidate looked at, with score and reason.
+    """
+
+    per_query: int = 8
+    first: int = 1
+    last: int = 100
+    relative_margin: float | None = 0.05
+    absolute_margin: float | None = None
+    positive_score: Literal["min", "mean", "max"] = "mean"
+    min_score: float | None = None
+    duplicate: float | None = 0.98
+    same_modality: bool = True
+    scope: Literal["dataset", "all"] = "dataset"
+    pick: Literal["top", "random"] = "top"
+    seed: int = 0
+    tables: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse ranges that hold nothing."""
+        if self.per_query < 1:
+            raise DataError(f"mining.per_query must be at least 1, got {self.per_query}")
+        if not 1 <= self.first <= self.last:
+            raise DataError(
+                f"mining looks at ranks first to last, counted from 1; got {self.first} to "
+                f"{self.last}"
+            )
+
+
+class Mined(NamedTuple):
+    """What was found for one query.
+
+    Attributes:
+        qid: the query.
+        positives: id -> score, of those that have a vector.
+        dids: candidates by rank.
+        scores: their cosines with the query, or what the run says.
+        verdicts: ``kept``, or the reason of each rejection.
+    """
+
+    qid: str
+    positives: dict[str, float]
+    dids: list[str]
+    scores: Float[np.ndarray, " ranks"]
+    verdicts: list[str]
+
+    @property
+    def negatives(self) -> dict[str, float]:
+        """Kept candidates with their scores, best first."""
+        found = zip(self.dids, self.scores.tolist(), self.verdicts, strict=True)
+        return {did: score for did, score, verdict in found if verdict == KEPT}
+
+
+class Ranked(NamedTuple):
+    """What is known of the candidates of one query before they are judged.
+
+    Attributes:
+        query: with its known positives.
+        dids: candidates by rank.
+        scores: of each, falling.
+        positives: id -> score of the positives that have one; scores of the same kind.
+        likeness: highest cosine of each candidate with one of these; None where nothing is known.
+    """
+
+    query: Query
+    dids: list[str]
+    scores: Float[np.ndarray, " ranks"]
+    positives: dict[str, float]
+    likeness: Float[np.ndarray, " ranks"] | None
+
+
+def mine(ranked: Iterable[Ranked], config: MiningConfig) -> Iterator[Mined]:
+    """Hard negatives of queries, in order, from what ranks before ``config.last``."""
+    for one in ranked:
+        yield _judge(one, config)
+
+
+def by_run(run: RunTable, positives: Mapping[str, Collection[str]]) -> Iterator[Ranked]:
+    """What a run says of its queries, whoever ranked or reranked it.
+
+    Scores of positives are those of the run, so that a query whose positives were not found has
+    none; no duplicates are known.
+
+    Args:
+        run: such as :func:`retrievers.evaluation.run.read_table` reads.
+        positives: query id -> ids of its positives.
+
+    Raises:
+        DataError: if the positives of a query are not known.
+    """
+    bounds = run.starts.tolist()
+    for qid, start, stop in zip(run.qids.to_pylist(), bounds[:-1], bounds[1:], strict=True):
+        if qid not in positives:
+            raise DataError("is no query that has positives; mine from a run of these", qid)
+        dids = run.ids.take(pa.array(run.rows[start:stop])).to_pylist()
+        scores = run.scores[start:stop]
+        wanted = tuple(positives[qid])
+        query = Query(Item(qid, None, (), "text"), None, wanted)
+        found = zip(dids, scores.tolist(), strict=True)
+        own = {did: score for did, score in found if did in set(wanted)}
+        yield Ranked(query, dids, scores, own, None)
+
+
+def by_vectors(
+    plan: Plan, candidates: Embeddings, queries: Embeddings, depth: int, device: str = "cpu"
+) -> Iterator[Ranked]:
+    """The exact ranking of every query of a plan that has a vector, in the plan's order.
+
+    Vectors are read where they lie: memory holds those of the positives and of the candidates
+    found for one query, and what is found for a block of queries.
+
+    Args:
+        plan: see :func:`plan_mining`.
+        candidates: vectors by row of the plan.
+        queries: vectors by row of the plan's queries.
+        depth: candidates of each query.
+        device: where products are taken.
+    """
+    done, asked = candidates.done.numpy(), queries.done.numpy()
+    ends = np.cumsum([len(task.queries) for task in plan.tasks]).tolist()
+    tasks = zip(plan.tasks, [0, *ends], strict=False)
+    for pool, group in groupby(tasks, key=lambda pair: pair[0].pool):
+        members = plan.pools[pool][done[plan.pools[pool]]]
+        index = make_index("exact", device=device)
+        candidates.add_to(index, plan.catalog.names(members), torch.from_numpy(members), "")
+        for task, first in group:
+            rows = first + np.flatnonzero(asked[first : first + len(task.queries)])
+            for start in range(0, len(rows), _SEARCHED):
+                block = rows[start : start + _SEARCHED]
+                vectors = queries.take(torch.from_numpy(block))
+                found = index.search(vectors, min(depth, len(index)))
+                for place, row in enumerate(block.tolist()):
+                    query = task.queries[row - first]
+                    near, scores = members[found.rows[place]], found.scores[place]
+                    vector = vectors[place].double().numpy()
+                    yield _ranked(query, vector, near, scores, plan, candidates)
+
+
+def _ranked(
+    query: Query,
+    vector: Float[np.ndarray, " dim"],
+    near: np.ndarray,
+    scores: Float[np.ndarray, " ranks"],
+    plan: Plan,
+    candidates: Embeddings,
+) -> Ranked:
+    rows = plan.catalog.find_all(query.positives)
+    known = np.flatnonzero(rows >= 0)
+    known = known[candidates.done.numpy()[rows[known]]]
+    likeness, own = None, {}
+    if len(known):
+        anchors = candidates.take(torch.from_numpy(rows[known])).double().numpy()
+        values = np.round(anchors @ vector, DECIMALS).tolist()
+        own = {query.positives[n]: value for n, value in zip(known, values, strict=True)}
+        others = candidates.take(torch.from_numpy(near)).double().numpy()
+        likeness = (others @ anchors.T).max(axis=1)
+    dids = plan.catalog.names(near).to_pylist()
+    return Ranked(query, dids, scores, own, likeness)
+
+
+def _judge(ranked: Ranked, config: MiningConfig) -> Mined:
+    dids, scores = ranked.dids[: config.last], ranked.scores[: config.last]
+    known = set(ranked.query.positives)
+    limit = _limit(list(ranked.positives.values()), config)
+    twins = np.zeros(len(dids), dtype=bool)
+    if config.duplicate is not None and ranked.likeness is not None:
+        twins = ranked.likeness[: config.last] >= config.duplicate
+    verdicts = [
+        _reason(did in known, bool(twin), float(score), rank, limit, config)
+        for rank, (did, twin, score) in enumerate(zip(dids, twins, scores, strict=True), start=1)
+    ]
+    qid = ranked.query.item.id
+    _pick(qid, verdicts, config)
+    return Mined(qid, ranked.positives, dids, scores, verdicts)
+
+
+class _Limit(NamedTuple):
+    relative: float = float("inf")
+    absolute: float = float("inf")
+    known: bool = False
+
+
+def _limit(scores: Sequence[float], config: MiningConfig) -> _Limit:
+    if not scores:
+        return _Limit()
+    levels = {"min": min(scores), "mean": sum(scores) / len(scores), "max": max(scores)}
+    positive = levels[config.positive_score]
+    relative = absolute = float("inf")
+    if config.relative_margin is not None:
+        relative = positive - config.relative_margin * abs(positive)
+    if config.absolute_margin is not None:
+        absolute = positive - config.absolute_margin
+    return _Limit(relative, absolute, True)
+
+
+def _reason(
+    known: bool, twin: bool, score: float, rank: int, limit: _Limit, config: MiningConfig
+) -> str:
+    """Why a candidate is no negative; empty if it may be one. The first reason counts."""
+    if known:
+        return "known positive"
+    if not limit.known:
+        return "query without a positive that has a score"
+    if twin:
+        return "near duplicate of a positive"
+    if rank < config.first:
+        return "above the rank range"
+    if score > limit.relative:
+        return "relative margin"
+    if score > limit.absolute:
+        return "absolute margin"
+    if config.min_score is not None and score < config.min_score:
+        return "below the least score"
+    return ""
+
+
+def _pick(qid: str, verdicts: list[str], config: MiningConfig) -> None:
+    open_places = [place for place, verdict in enumerate(verdicts) if not verdict]
+    chosen = open_places[: config.per_query]
+    if config.pick == "random":
+        random = Random(f"{config.seed}:{qid}")  # noqa: S311
+        chosen = random.sample(open_places, min(config.per_query, len(open_places)))
+    for place in open_places:
+        verdicts[place] = KEPT if place in set(chosen) else "not needed"
+
+
+@dataclass
+class Tally:
+    """What mining has done, for people.
+
+    Attributes:
+        verdicts: how many candidates met which fate.
+        queries: all of them.
+        short: queries with fewer negatives than wanted.
+        none: those of them with none.
+    """
+
+    verdicts: Counter[str] = field(default_factory=Counter)
+    queries: int = 0
+    short: int = 0
+    none: int = 0
+
+    def add(self, mined: Mined, wanted: int) -> None:
+        """Count one query."""
+        kept = mined.verdicts.count(KEPT)
+        self.verdicts.update(mined.verdicts)
+        self.queries += 1
+        self.short += kept < wanted
+        self.none += kept == 0
+
+    def table(self) -> str:
+        """Reasons with counts and shares, then the queries that came out short."""
+        total = sum(self.verdicts.values())
+        lines = [
+            f"{verdict:<36}{count:>12}{100 * count / total:>8.1f} %"
+            for verdict, count in self.verdicts.most_common()
+        ]
+        lines.append(
+            f"{self.queries} queries; {self.short} with fewer negatives than wanted, "
+            f"{self.none} of them with none"
+        )
+        return "\n".join(lines)
+
+
+def plan_mining(
+    root: DataRoot,
+    queries: Iterable[Query],
+    find: Callable[[str], Item | None],
+    config: MiningConfig,
+) -> Plan:
+    """Training queries, each once, by data set, task and wanted modality; and their pools.
+
+    M-BEIR's local pools of MSCOCO hold no training candidates, so that the union pool of the
+    training split is searched where there is one, cut to the query's data set and the wanted
+    modality.
+
+    Args:
+        root: the data.
+        queries: training queries, each with a positive in a pool.
+        find: a candidate by id.
+        config: says which candidates are searched.
+
+    Raises:
+        DataError: if a query has no candidate to be searched in.
+    """
+    plan = Plan()
+    union = [file.path for file in root.union_pools() if file.dataset == "union_train"]
+    for path in union or [file.path for file in root.pools()]:
+        plan.add_pool(path.name, path)
+    names: dict[str, int] = {}
+    of = (_pool(item.dataset, item.modality, config) for item in plan.catalog.items())
+    numbers = np.fromiter((names.setdefault(name, len(names)) for name in of), np.int32)
+    plan.pools = {name: np.flatnonzero(numbers == number) for name, number in names.items()}
+    groups: dict[tuple[str, int | None, Modality], dict[str, Query]] = defaultdict(dict)
+    for query in queries:
+        target = target_modality(query, find)
+        groups[query.item.dataset, query.task, target].setdefault(query.item.id, query)
+    for (dataset, task, target), members in groups.items():
+        pool = _pool(dataset, target, config)
+        if pool not in plan.pools:
+            raise DataError(
+                f"no {target} candidate of data set {dataset} to mine from; mining.scope=all "
+                "searches those of all data sets",
+                next(iter(members)),
+            )
+        plan.tasks.append(EvalTask(dataset, task, list(members.values()), {}, pool))
+    return plan
+
+
+def _pool(dataset: str, modality: Modality, config: MiningConfig) -> str:
+    scope = dataset if config.scope == "dataset" else _ALL
+    return f"{scope}: {modality if config.same_modality else _ALL}"
+
+
+def mine_negatives(
+    encoder: Encoder,
+    data: MBeirData,
+    out: str | Path,
+    mining: MiningConfig = MiningConfig(),
+    *,
+    device: str | torch.device = "auto",
+    precision: str = "32-true",
+    allow_mismatch: bool = False,
+) -> Tally:
+    """Write hard negatives of the training queries for ``data.negatives.path``.
+
+    Args:
+        encoder: ranks; its weights are used as they are.
+        data: the root, what is shown of it, and where vectors are kept and found again.
+        out: folder of ``negatives.parquet`` and ``mining.json``.
+        mining: which candidates become hard negatives.
+        device: auto, cpu, cuda, cuda:N.
+        precision: of embedding; 32-true, bf16-mixed or 16-mixed.
+        allow_mismatch: show text of another recipe than the one trained on.
+
+    Returns:
+        What became of the candidates.
+
+    Raises:
+        DataError: if data is missing or malformed.
+        MismatchError: if the weights were trained on another text recipe.
+    """
+    if data.embeddings.parts > 1:
+        raise DataError("mining needs all vectors; run it without data.embeddings.parts")
+    book, queries = data.training_queries(None if data.root.query_files("val") else [])
+    plan = plan_mining(data.root, queries, book.find, mining)
+    vectors = embed(
+        encoder, data, plan, device=device, precision=precision, allow_mismatch=allow_mismatch
+    )
+    about = {
+        "made_by": vectors.made_by,
+        "text": data.recipe.fingerprint,
+        "data": data.digest(),
+        "mining": asdict(mining),
+        "without_a_vector": int((~vectors.queries.done).sum()),
+    }
+    sides = (vectors.candidates, vectors.queries)
+    ranked = by_vectors(plan, *sides, mining.last, str(encoder.device))
+    return write_mined(ranked, mining, Path(out), about)
+
+
+def mine_run(
+    run: str | Path,
+    data: MBeirData,
+    out: str | Path,
+    mining: MiningConfig = MiningConfig(),
+) -> Tally:
+    """The same from a TREC run of training queries, such as a reranked one; see :func:`by_run`.
+
+    Args:
+        run: the file.
+        data: the root; nothing is embedded.
+        out: see :func:`mine_negatives`.
+        mining: which candidates become hard negatives.
+
+    Raises:
+        DataError: if data is missing or malformed, or the run has other queries.
+    """
+    _, queries = data.training_queries(None if data.root.query_files("val") else [])
+    positives: dict[str, set[str]] = defaultdict(set)
+    for query in queries:
+        positives[query.item.id].update(query.positives)
+    about = {"run": str(run), "data": data.digest(), "mining": asdict(mining)}
+    return write_mined(by_run(read_table(run), positives), mining, Path(out), about)
+
+
+def write_mined(
+    ranked: Iterable[Ranked], config: MiningConfig, folder: Path, about: Mapping[str, Any]
+) -> Tally:
+    """Mine and write what was found.
+
+    Writes ``negatives.parquet`` (one row per query, for ``data.negatives.path``),
+    ``candidates.parquet`` (every candidate looked at: rank, score, reason) if asked for, and
+    ``mining.json``. Each appears when it is whole.
+
+    Args:
+        ranked: of :func:`by_vectors` or :func:`by_run`.
+        config: what is kept.
+        folder: where the tables go.
+        about: what made the ranking, on which text and data; stored with the tables.
+    """
+    tally = Tally()
+    made = {"made": json.dumps(about, sort_keys=True, default=str)}
+    with ExitStack() as files:
+        kept = files.enter_context(_table(folder / "negatives.parquet", _NEGATIVES, made))
+        seen = (
+            files.enter_context(_table(folder / "candidates.parquet", _CANDIDATES, made))
+            if config.tables
+            else None
+        )
+        for mined in mine(ranked, config):
+            tally.add(mined, config.per_query)
+            kept([_kept(mined)])
+            if seen is not None:
+                seen(_seen(mined))
+    summary = {
+        **about,
+        "queries": tally.queries,
+        "short": tally.short,
+        "none": tally.none,
+        "verdicts": dict(tally.verdicts.most_common()),
+    }
+    write_json(folder / "mining.json", summary)
+    return tally
+
+
+def _kept(mined: Mined) -> dict[str, Any]:
+    negatives = mined.negatives
+    return {
+        "qid": mined.qid,
+        "positive_ids": list(mined.positives),
+        "positive_scores": list(mined.positives.values()),
+        "negative_ids": list(negatives),
+        "negative_scores": list(negatives.values()),
+    }
+
+
+def _seen(mined: Mined) -> list[dict[str, Any]]:
+    scores = list(mined.positives.values())
+    positive = float(np.mean(scores)) if scores else None
+    return [
+        {
+            "qid": mined.qid,
+            "did": did,
+            "rank": rank,
+            "score": float(score),
+            "positive_score": positive,
+            "verdict": verdict,
+        }
+        for rank, (did, score, verdict) in enumerate(
+            zip(mined.dids, mined.scores, mined.verdicts, strict=True), start=1
+        )
+    ]
+
+
+@contextmanager
+def _table(
+    path: Path, schema: Any, about: Mapping[str, str]
+) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
+    """Takes rows for a Parquet file, written in row groups, that appears at the end."""
+    rows: list[dict[str, Any]] = []
+    schema = schema.with_metadata(about)
+    with replacing_path(path) as partial, parquet.ParquetWriter(partial, schema) as writer:
+
+        def add(more: list[dict[str, Any]], least: int = _GROUP) -> None:
+            rows.extend(more)
+            if len(rows) >= least:
+                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+                rows.clear()
+
+        yield add
+        add([], 1)
