@@ -15,10 +15,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from retrievers.commands.evaluate import evaluate as evaluate
     from retrievers.data.module import MBeirData as MBeirData
     from retrievers.data.texts import ViewConfig as Shown  # noqa: F401 - its name here
     from retrievers.evaluation.compare import compare as compare
+    from retrievers.evaluation.evaluate import evaluate as evaluate
     from retrievers.evaluation.results import Results as Results
     from retrievers.export.folder import push as push
     from retrievers.export.folder import save as save
@@ -54,7 +54,7 @@ _PLACES = {
     "Shown": "data.texts:ViewConfig",
     "compare": "evaluation.compare:compare",
     "embed": "vectors.embed:embed",
-    "evaluate": "commands.evaluate:evaluate",
+    "evaluate": "evaluation.evaluate:evaluate",
     "fit": "training.module:fit",
     "load": "models.load:load",
     "mine": "search.mining:mine_negatives",

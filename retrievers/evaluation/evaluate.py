@@ -1,14 +1,11 @@
-"""``python -m retrievers evaluate RUN``: score run files, whoever wrote them."""
+"""Run files scored, whoever wrote them."""
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import json
 import re
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +14,7 @@ import pyarrow.compute as pc
 from augment.data import DataRoot, grades_of, read_qrels
 from augment.data.pools import open_candidates
 from augment.errors import DataError
-from augment.files import replacing
+from augment.files import markdown, sha256
 from retrievers.evaluation.compare import check_queries, tasks_of
 from retrievers.evaluation.judgements import Judgements
 from retrievers.evaluation.metrics import Measure, QueryScores, score_run, standard_measures
@@ -40,97 +37,97 @@ class _Source(NamedTuple):
     qrels: Path
 
 
-class _Rules(NamedTuple):
-    """What is asked of every run."""
+@dataclass(frozen=True)
+class Evaluated:
+    """Scores of run files.
 
-    level: int
-    short: bool
-    extra: bool
-    candidates: Path | None
+    Attributes:
+        rows: of each file its data set, task, pool, counts, SHA-256 and ``metrics``, shares of 1.
+        mean: pool -> metric -> plain mean over its rows.
+        settings: what was asked for.
+        commit: of the source that ran; None outside git.
+        versions: of the libraries that matter.
+        cost: seconds.
+    """
 
+    rows: Sequence[dict[str, Any]]
+    mean: Mapping[str, Mapping[str, float]]
+    settings: Mapping[str, Any]
+    commit: str | None
+    versions: Mapping[str, str]
+    cost: Mapping[str, float]
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m retrievers evaluate",
-        description="Metrics of TREC run files (UniIR's with seven columns and Pyserini's too). A "
-        "judged query that a run lacks counts 0. M-BEIR's number is success@5, or success@10 on "
-        "Fashion200K and FashionIQ, and the plain mean of the rows.",
-    )
-    parser.add_argument(
-        "run", type=Path, help="run file, or folder of `test`, or UniIR's run_files"
-    )
-    parser.add_argument("--qrels", type=Path, help="judgements, for a run file")
-    parser.add_argument("--root", type=Path, help="data root with qrels, for UniIR's run_files")
-    parser.add_argument("--candidates", type=Path, help="pool file: refuse hits from elsewhere")
-    parser.add_argument(
-        "--metrics", nargs="+", default=None, help="success@5 recall@10 ndcg@10 ..."
-    )
-    parser.add_argument("--level", type=int, default=1, help="least grade that is relevant")
-    parser.add_argument(
-        "--short", action="store_true", help="the run may be shorter than a metric's cut-off"
-    )
-    parser.add_argument(
-        "--extra", action="store_true", help="the run may hold queries that are not judged"
-    )
-    parser.add_argument("--out", type=Path, help="write everything as JSON")
-    return parser
+    def table(self) -> str:
+        """Markdown with the mean of each pool, scores in per cent."""
+        names = list(self.rows[0]["metrics"])
+        lines: list[list[object]] = []
+        for row in self.rows:
+            dataset, task = row["dataset"], row["task"]
+            title = dataset if task is None else f"{dataset} task {task}"
+            shown = [f"{100 * row['metrics'].get(name, 0):.2f}" for name in names]
+            lines.append([title, row["pool"], row["queries"], row["missing"], *shown])
+        for pool, mean in self.mean.items():
+            count = sum(row["pool"] == pool for row in self.rows)
+            if count > 1:
+                shown = [f"{100 * value:.2f}" for value in mean.values()]
+                lines.append([f"mean of {count}", pool, "", "", *shown])
+        told = markdown(["run", "pool", "queries", "missing", *names], lines, 2)
+        lacking = missing_rows({(row["dataset"], row["task"]) for row in self.rows})
+        if lacking:
+            told += f"\n\nThe mean lacks {', '.join(lacking)} of M-BEIR's 16 rows."
+        return told
 
-
-def main(arguments: Sequence[str]) -> None:
-    """Run the command."""
-    args = vars(_parser().parse_args(list(arguments)))
-    out: Path | None = args.pop("out")
-    told = evaluate(**args)
-    sys.stdout.write(_table(told["rows"]))
-    if out is not None:
-        with replacing(out, DataError) as stream:
-            stream.write(json.dumps(told, indent=1) + "\n")
+    def to_json(self) -> dict[str, Any]:
+        """Everything, JSON-serialisable."""
+        return asdict(self)
 
 
 def evaluate(
     run: Path,
     qrels: Path | None = None,
+    *,
     root: Path | None = None,
     candidates: Path | None = None,
     metrics: Sequence[str] | None = None,
     level: int = 1,
     short: bool = False,
     extra: bool = False,
-) -> dict[str, Any]:
-    """Score run files, whoever wrote them; a judged query that a run lacks counts 0.
+) -> Evaluated:
+    """Score TREC run files (UniIR's with seven columns and Pyserini's too).
+
+    A judged query that a run lacks counts 0. M-BEIR's number is success@5, or success@10 on
+    Fashion200K and FashionIQ, and the plain mean of the rows.
 
     Args:
-        run: a TREC run file, a folder that ``test`` wrote, or UniIR's run_files.
+        run: a run file, a folder that ``test`` wrote, or UniIR's ``run_files``.
         qrels: judgements, for a run file.
-        root: data root with qrels, for UniIR's run_files.
-        candidates: pool file: refuse hits from elsewhere.
-        metrics: such as success@5, recall@10, ndcg@10; None takes M-BEIR's.
-        level: least grade that is relevant.
-        short: the run may be shorter than a metric's cut-off.
-        extra: the run may hold queries that are not judged.
-
-    Returns:
-        ``rows`` with ``metrics`` as shares of 1, their ``mean`` by pool, settings, versions, cost.
+        root: data root with qrels, for UniIR's run files.
+        candidates: pool file; hits from elsewhere are refused.
+        metrics: see :meth:`~retrievers.evaluation.metrics.Measure.parse`; None for the standard
+            ones.
+        level: the least grade that is relevant.
+        short: whether the run may be shorter than a metric's cut-off.
+        extra: whether the run may hold queries that are not judged.
 
     Raises:
-        DataError: if a file is missing or malformed, or run and judgements do not go together.
-        ValueError: if there is no such metric.
+        ValueError: if a metric is unknown.
+        DataError: if files are missing, malformed, or of different data.
     """
     started = time.monotonic()
     measures = list(metrics or standard_measures())
     for measure in measures:
         Measure.parse(measure)
-    rules = _Rules(level, short, extra, candidates)
-    rows = [_row(source, measures, rules) for source in _sources(run, qrels, root)]
+    found = _sources(run, qrels, root)
+    rows = [_row(source, measures, level, candidates, short, extra) for source in found]
     rows.sort(key=lambda row: (*row_order(row["dataset"], row["task"]), row["pool"]))
-    return {
-        "rows": rows,
-        "mean": {pool: _mean(rows, pool) for pool in dict.fromkeys(r["pool"] for r in rows)},
-        "settings": {"level": level, "metrics": measures},
-        "commit": source_commit(),
-        "versions": versions(),
-        "cost": {"seconds": round(time.monotonic() - started, 3)},
-    }
+    return Evaluated(
+        rows,
+        {pool: _mean(rows, pool) for pool in dict.fromkeys(row["pool"] for row in rows)},
+        {"level": level, "metrics": measures},
+        source_commit(),
+        versions(),
+        {"seconds": round(time.monotonic() - started, 3)},
+    )
 
 
 def _sources(run: Path, qrels: Path | None, root: Path | None) -> Iterator[_Source]:
@@ -159,11 +156,18 @@ def _sources(run: Path, qrels: Path | None, root: Path | None) -> Iterator[_Sour
             yield _Source(dataset or name, task, pool, file, judged)
 
 
-def _row(source: _Source, measures: Sequence[str], rules: _Rules) -> dict[str, Any]:
+def _row(
+    source: _Source,
+    measures: Sequence[str],
+    level: int,
+    candidates: Path | None,
+    short: bool,
+    extra: bool,
+) -> dict[str, Any]:
     table = read_table(source.run, empty=source.pool != "-")
     grades = grades_of(read_qrels(source.qrels))
     unjudged = check_queries(table, grades, str(source.run), str(source.qrels))
-    if unjudged and not rules.extra:
+    if unjudged and not extra:
         raise DataError(
             f"{len(unjudged)} of {len(table)} queries are not judged in {source.qrels}, the first "
             f"is {unjudged[0]}: two data sets in one run? split it, or pass --extra to leave "
@@ -171,13 +175,13 @@ def _row(source: _Source, measures: Sequence[str], rules: _Rules) -> dict[str, A
             str(source.run),
         )
     pool = None
-    if rules.candidates is not None:
-        ids = open_candidates(rules.candidates).ids.combine_chunks()
-        check_candidates(table, ids, str(rules.candidates))
+    if candidates is not None:
+        ids = open_candidates(candidates).ids.combine_chunks()
+        check_candidates(table, ids, str(candidates))
         pool = len(ids)
-    if not rules.short and source.pool == "-":
+    if not short and source.pool == "-":
         _check_depths(table, measures, pool, source.run)
-    judged = Judgements(grades, rules.level)
+    judged = Judgements(grades, level)
     wanted = [*measures]
     reported = f"success@{reported_k(source.dataset)}"
     scores = score_run(table, judged, dict.fromkeys([*wanted, reported]))
@@ -208,7 +212,7 @@ def _record(
         "hits": len(table.rows),
         "candidates_found": pc.count_distinct(table.ids).as_py(),
         "run": str(source.run),
-        "sha256": hashlib.sha256(source.run.read_bytes()).hexdigest(),
+        "sha256": sha256(source.run),
         "metrics": means,
     }
 
@@ -217,28 +221,3 @@ def _mean(rows: Sequence[dict[str, Any]], pool: str) -> dict[str, float]:
     own = [row["metrics"] for row in rows if row["pool"] == pool]
     shared = [name for name in own[0] if all(name in metrics for metrics in own)]
     return {name: sum(metrics[name] for metrics in own) / len(own) for name in shared}
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> str:
-    names = list(rows[0]["metrics"])
-    lines = [
-        "| run | pool | queries | missing | " + " | ".join(names) + " |",
-        "|---|---|--:|--:|" + "--:|" * len(names),
-    ]
-    for row in rows:
-        title = row["dataset"] if row["task"] is None else f"{row['dataset']} task {row['task']}"
-        cells = [f"{100 * row['metrics'].get(name, 0):.2f}" for name in names]
-        lines.append(
-            f"| {title} | {row['pool']} | {row['queries']} | {row['missing']} | "
-            + " | ".join(cells)
-            + " |"
-        )
-    for pool in dict.fromkeys(row["pool"] for row in rows):
-        count = sum(row["pool"] == pool for row in rows)
-        if count > 1:
-            cells = [f"{100 * value:.2f}" for value in _mean(rows, pool).values()]
-            lines.append(f"| mean of {count} | {pool} | | | " + " | ".join(cells) + " |")
-    lacking = missing_rows({(row["dataset"], row["task"]) for row in rows})
-    if lacking:
-        lines += ["", f"The mean lacks {', '.join(lacking)} of M-BEIR's 16 rows."]
-    return "\n".join(lines) + "\n"
