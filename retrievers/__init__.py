@@ -1,20 +1,74 @@
-"""Everything with weights: retrievers, their training, embedding, search and scoring."""
+"""Everything with weights: encoders, their training, embedding, search and scoring.
 
-from __future__ import annotations
+::
 
+    from retrievers import ClipScoreFusion, Contrastive, MBeirData, Shown, fit, test
+
+    data = MBeirData("data/mbeir", corpus=Shown("append", "texts"))
+    model = fit(Contrastive(ClipScoreFusion("ViT-B-32", pretrained="openai")), data, "runs/rar")
+    print(test(model, data))
+
+What is named here is loaded when it is used, so that importing this package costs nothing.
+"""
+
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from retrievers.search.answers import Answer, Result
-    from retrievers.search.searcher import Searcher
+    from retrievers.data.module import MBeirData as MBeirData
+    from retrievers.data.texts import ViewConfig as Shown  # noqa: F401 - its name here
+    from retrievers.evaluation.compare import compare as compare
+    from retrievers.evaluation.evaluate import evaluate as evaluate
+    from retrievers.evaluation.results import Results as Results
+    from retrievers.export.folder import push as push
+    from retrievers.export.folder import save as save
+    from retrievers.models.blip import BlipFeatureFusion as BlipFeatureFusion
+    from retrievers.models.blip import BlipScoreFusion as BlipScoreFusion
+    from retrievers.models.clip import ClipFeatureFusion as ClipFeatureFusion
+    from retrievers.models.clip import ClipScoreFusion as ClipScoreFusion
+    from retrievers.models.load import load as load
+    from retrievers.papers.rar import rar as rar
+    from retrievers.search.answers import Answer as Answer
+    from retrievers.search.answers import Result as Result
+    from retrievers.search.mining import mine_negatives as mine  # noqa: F401 - likewise
+    from retrievers.search.searcher import Searcher as Searcher
+    from retrievers.training.module import Contrastive as Contrastive
+    from retrievers.training.module import fit as fit
+    from retrievers.training.objective import Objective as Objective
+    from retrievers.vectors.embed import embed as embed
+    from retrievers.vectors.search import test as test
 
-__all__ = ["Answer", "Result", "Searcher"]
+#: Name -> where it is, and what it is called there.
+_PLACES = {
+    "Answer": "search.answers:Answer",
+    "BlipFeatureFusion": "models.blip:BlipFeatureFusion",
+    "BlipScoreFusion": "models.blip:BlipScoreFusion",
+    "ClipFeatureFusion": "models.clip:ClipFeatureFusion",
+    "ClipScoreFusion": "models.clip:ClipScoreFusion",
+    "Contrastive": "training.module:Contrastive",
+    "MBeirData": "data.module:MBeirData",
+    "Objective": "training.objective:Objective",
+    "Result": "search.answers:Result",
+    "Results": "evaluation.results:Results",
+    "Searcher": "search.searcher:Searcher",
+    "Shown": "data.texts:ViewConfig",
+    "compare": "evaluation.compare:compare",
+    "embed": "vectors.embed:embed",
+    "evaluate": "evaluation.evaluate:evaluate",
+    "fit": "training.module:fit",
+    "load": "models.load:load",
+    "mine": "search.mining:mine_negatives",
+    "push": "export.folder:push",
+    "rar": "papers.rar:rar",
+    "save": "export.folder:save",
+    "test": "vectors.search:test",
+}
+
+__all__ = sorted(_PLACES)
 
 
 def __getattr__(name: str) -> Any:
-    """Load what a search needs when it is asked for, so that the import itself stays light."""
-    if name in __all__:
-        from retrievers.search import searcher
-
-        return getattr(searcher, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, there = _PLACES[name].partition(":")
+    return getattr(import_module(f"{__name__}.{module}"), there)
