@@ -134,18 +134,13 @@ def write_text(path: Path, text: str, error: type[ToolkitError] | None = None) -
 
 
 def write_json(path: Path, value: Any, error: type[ToolkitError] | None = None) -> None:
-    """:func:`replacing` for a value: JSON with an indent of 1 and a line end.
+    """:func:`replacing` for a value: JSON with an indent of 1 and a line end; paths are strings.
 
     Raises:
         ValueError: for NaN and the infinities, which JSON does not have.
     """
-    write_text(path, json_text(value), error)
-
-
-def json_text(value: Any) -> str:
-    """The text that :func:`write_json` writes; paths and the like become strings."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, default=str)
-    return f"{text}\n"
+    write_text(path, f"{text}\n", error)
 
 
 def read_json(path: Path, error: type[ToolkitError] = DataError) -> Any:

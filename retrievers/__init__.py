@@ -2,7 +2,11 @@
 
 ::
 
-    from retrievers import Contrastive, MBeirData, Searcher, ViewConfig, compare, fit, load, test
+    from retrievers import ClipScoreFusion, Contrastive, MBeirData, Shown, fit, test
+
+    data = MBeirData("data/mbeir", corpus=Shown("append", "texts"))
+    model = fit(Contrastive(ClipScoreFusion("ViT-B-32", pretrained="openai")), data, "runs/rar")
+    print(test(model, data))
 
 What is named here is loaded when it is used, so that importing this package costs nothing. Worked
 examples: ``docs/python.md``.
@@ -12,13 +16,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from retrievers.data.module import EmbeddingConfig as EmbeddingConfig
+    from retrievers.data.module import LoaderConfig as LoaderConfig
     from retrievers.data.module import MBeirData as MBeirData
+    from retrievers.data.module import SearchConfig as SearchConfig
     from retrievers.data.negatives import NegativesConfig as NegativesConfig
-    from retrievers.data.settings import EmbeddingConfig as EmbeddingConfig
-    from retrievers.data.settings import LoaderConfig as LoaderConfig
-    from retrievers.data.settings import SearchConfig as SearchConfig
-    from retrievers.data.texts import ViewConfig as ViewConfig
+    from retrievers.data.texts import ViewConfig as Shown  # noqa: F401 - its name here
     from retrievers.evaluation.compare import compare as compare
+    from retrievers.evaluation.evaluate import evaluate as evaluate
     from retrievers.evaluation.metrics import score_run as score_run
     from retrievers.evaluation.results import Results as Results
     from retrievers.evaluation.run_files import read_table as read_table
@@ -26,13 +31,16 @@ if TYPE_CHECKING:
     from retrievers.export.folder import push as push
     from retrievers.export.folder import save as save
     from retrievers.models.base import Encoder as Encoder
+    from retrievers.models.blip import BlipFeatureFusion as BlipFeatureFusion
+    from retrievers.models.blip import BlipScoreFusion as BlipScoreFusion
     from retrievers.models.clip import ClipFeatureFusion as ClipFeatureFusion
     from retrievers.models.clip import ClipScoreFusion as ClipScoreFusion
     from retrievers.models.load import load as load
+    from retrievers.papers.rar import rar as rar
     from retrievers.search.answers import Answer as Answer
     from retrievers.search.answers import Result as Result
     from retrievers.search.mining import MiningConfig as MiningConfig
-    from retrievers.search.mining import mine_negatives as mine_negatives
+    from retrievers.search.mining import mine_negatives as mine  # noqa: F401 - likewise
     from retrievers.search.mining import mine_run as mine_run
     from retrievers.search.searcher import Searcher as Searcher
     from retrievers.training.module import Contrastive as Contrastive
@@ -43,35 +51,49 @@ if TYPE_CHECKING:
     from retrievers.vectors.embed import embed_contents as embed_contents
     from retrievers.vectors.search import test as test
 
-#: Module -> what of it is named here.
+#: Name -> where it is, and what it is called there.
 _PLACES = {
-    "data.module": ("MBeirData",),
-    "data.negatives": ("NegativesConfig",),
-    "data.settings": ("EmbeddingConfig", "LoaderConfig", "SearchConfig"),
-    "data.texts": ("ViewConfig",),
-    "evaluation.compare": ("compare",),
-    "evaluation.metrics": ("score_run",),
-    "evaluation.results": ("Results",),
-    "evaluation.run_files": ("read_table",),
-    "export.folder": ("export_to", "push", "save"),
-    "models.base": ("Encoder",),
-    "models.clip": ("ClipFeatureFusion", "ClipScoreFusion"),
-    "models.load": ("load",),
-    "search.answers": ("Answer", "Result"),
-    "search.mining": ("MiningConfig", "mine_negatives", "mine_run"),
-    "search.searcher": ("Searcher",),
-    "training.module": ("Contrastive", "fit"),
-    "training.objective": ("Objective",),
-    "training.optim": ("AdamWCosine",),
-    "vectors.embed": ("embed", "embed_contents"),
-    "vectors.search": ("test",),
+    "AdamWCosine": "training.optim:AdamWCosine",
+    "Answer": "search.answers:Answer",
+    "BlipFeatureFusion": "models.blip:BlipFeatureFusion",
+    "BlipScoreFusion": "models.blip:BlipScoreFusion",
+    "ClipFeatureFusion": "models.clip:ClipFeatureFusion",
+    "ClipScoreFusion": "models.clip:ClipScoreFusion",
+    "Contrastive": "training.module:Contrastive",
+    "EmbeddingConfig": "data.module:EmbeddingConfig",
+    "Encoder": "models.base:Encoder",
+    "LoaderConfig": "data.module:LoaderConfig",
+    "MBeirData": "data.module:MBeirData",
+    "MiningConfig": "search.mining:MiningConfig",
+    "NegativesConfig": "data.negatives:NegativesConfig",
+    "Objective": "training.objective:Objective",
+    "Result": "search.answers:Result",
+    "Results": "evaluation.results:Results",
+    "SearchConfig": "data.module:SearchConfig",
+    "Searcher": "search.searcher:Searcher",
+    "Shown": "data.texts:ViewConfig",
+    "compare": "evaluation.compare:compare",
+    "embed": "vectors.embed:embed",
+    "embed_contents": "vectors.embed:embed_contents",
+    "evaluate": "evaluation.evaluate:evaluate",
+    "export_to": "export.folder:export_to",
+    "fit": "training.module:fit",
+    "load": "models.load:load",
+    "mine": "search.mining:mine_negatives",
+    "mine_run": "search.mining:mine_run",
+    "push": "export.folder:push",
+    "rar": "papers.rar:rar",
+    "read_table": "evaluation.run_files:read_table",
+    "save": "export.folder:save",
+    "score_run": "evaluation.metrics:score_run",
+    "test": "vectors.search:test",
 }
-_MODULE = {name: module for module, names in _PLACES.items() for name in names}
 
-__all__ = sorted(_MODULE)
+__all__ = sorted(_PLACES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULE:
+    if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULE[name]}"), name)
+    module, _, there = _PLACES[name].partition(":")
+    return getattr(import_module(f"{__name__}.{module}"), there)

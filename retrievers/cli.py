@@ -28,7 +28,7 @@ VERBS = {
     "audit": ("retrievers.cli", "count what the text encoder's context cuts off"),
     "search": ("retrievers.search.answers", "search a root with a text, a picture or both"),
     "serve": ("retrievers.search.serve", "the same as a page in the browser"),
-    "bm25": ("retrievers.commands.bm25", "search a root by words"),
+    "bm25": ("retrievers.vectors.bm25", "search a root by words"),
     "fuse": ("retrievers.evaluation.command:run_fuse", "put the runs of several systems together"),
     "evaluate": ("retrievers.evaluation.command:run_evaluate", "score run files"),
     "compare": (

@@ -43,7 +43,7 @@ _RIVAL = re.compile(rf"\b({'|'.join(sorted(_GROUP, key=len, reverse=True))})\b",
 
 @final
 @dataclass(frozen=True)
-class Faithful:
+class TextFit:
     """How well one text fits its picture.
 
     Attributes:
@@ -103,7 +103,7 @@ class Faithfulness:
         self._transform: Any = loaded[2]
         self._device = device
 
-    def score(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> list[Faithful]:
+    def score(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> list[TextFit]:
         """Score one text per picture; each text is also the contrast of the others.
 
         Args:
@@ -128,7 +128,7 @@ class Faithfulness:
             cosine = min(value for value, of in zip(cosines[n], owner, strict=True) if of == n)
             others = [value for value, of in zip(cosines[n], owner, strict=True) if of != n]
             rank = sum(value < cosine for value in others) / len(others) if others else 1.0
-            found.append(Faithful(cosine, rank, words[n]))
+            found.append(TextFit(cosine, rank, words[n]))
         return found
 
     def _words(
@@ -157,7 +157,7 @@ class Faithfulness:
         return self._model.encode_text(tokens, normalize=True)
 
 
-def columns(found: Faithful) -> Mapping[str, float | str]:
+def columns(found: TextFit) -> Mapping[str, float | str]:
     """Scores as columns, beside those of :mod:`augment.checks`."""
     return {
         "clip_cosine": round(found.cosine, 4),

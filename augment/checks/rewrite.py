@@ -238,24 +238,15 @@ class Positives:
 
     Args:
         pools: opened pools. Positives that none of them holds forbid nothing.
-        most: see :data:`MOST_POSITIVES`.
-        answer_keys: see :data:`ANSWER_KEYS`.
     """
 
-    def __init__(
-        self,
-        pools: Sequence[CandidateTable],
-        most: int = MOST_POSITIVES,
-        answer_keys: Sequence[str] = ANSWER_KEYS,
-    ) -> None:
+    def __init__(self, pools: Sequence[CandidateTable]) -> None:
         self._pools = tuple(pools)
-        self._most = most
-        self._answer_keys = tuple(answer_keys)
         self._home: dict[str, CandidateTable] = {}
 
     def forbidden(self, query: Query) -> Forbidden:
         """The texts of a query's positives, and its known answers."""
-        items = (self._find(did) for did in query.positives[: self._most])
+        items = (self._find(did) for did in query.positives[:MOST_POSITIVES])
         texts = [item.text for item in items if item is not None and item.text]
         return Forbidden(tuple(dict.fromkeys(texts)), tuple(self._answers(query.item.source)))
 
@@ -272,14 +263,14 @@ class Positives:
         return None
 
     def _answers(self, source: str | None) -> Iterator[str]:
-        if not source or not any(f'"{key}"' in source for key in self._answer_keys):
+        if not source or not any(f'"{key}"' in source for key in ANSWER_KEYS):
             return
         try:
             record = json.loads(source)
         except (ValueError, RecursionError):
             return
         if isinstance(record, Mapping):
-            for key in self._answer_keys:
+            for key in ANSWER_KEYS:
                 value = record.get(key)
                 for answer in value if isinstance(value, list) else [value]:
                     if isinstance(answer, str) and answer.strip():

@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import Any, Literal
 
 from augment.errors import DataError
 from augment.files import numbered_lines, opened, replacing, text_lines
@@ -41,39 +41,29 @@ _OTHER_FILES = {
     b"version https://git-lfs": "it is a Git-LFS pointer; run 'git lfs pull' where it came from",
 }
 _TASK_IN_NAME = re.compile(r"_task([0-8])_")
-_Record = TypeVar("_Record", Item, Query)
 
 
-def read_candidates(path: str | Path, *, unique: bool = False) -> Iterator[Item]:
+def read_candidates(path: str | Path) -> Iterator[Item]:
     """Candidates of a pool, in file order.
 
-    Args:
-        path: a ``cand_pool`` file.
-        unique: refuse a second record with the same id; costs memory for all ids.
-
     Raises:
         DataError: with ``file:line``, at the first line that cannot be used.
     """
     with opened(Path(path)) as stream:
-        records = numbered_candidates(stream, Path(path))
-        for _, item in _unique(records, Path(path)) if unique else records:
-            yield item
+        for number, line in numbered_lines(stream):
+            yield parse_candidate(line, f"{path}:{number}")
 
 
-def read_queries(path: str | Path, *, unique: bool = False) -> Iterator[Query]:
+def read_queries(path: str | Path) -> Iterator[Query]:
     """Queries, in file order. Upsampled training files repeat ids on purpose.
 
-    Args:
-        path: a ``query`` file.
-        unique: refuse a second record with the same id; costs memory for all ids.
-
     Raises:
         DataError: with ``file:line``, at the first line that cannot be used.
     """
+    hint = task_in_name(Path(path))
     with opened(Path(path)) as stream:
-        records = numbered_queries(stream, Path(path))
-        for _, query in _unique(records, Path(path)) if unique else records:
-            yield query
+        for number, line in numbered_lines(stream):
+            yield parse_query(line, f"{path}:{number}", hint)
 
 
 def write_candidates(path: str | Path, items: Iterable[Item]) -> int:
@@ -92,19 +82,6 @@ def write_queries(path: str | Path, queries: Iterable[Query]) -> int:
         How many records were written.
     """
     return _write(Path(path), (query_record(query) for query in queries))
-
-
-def numbered_candidates(stream: BinaryIO, path: Path) -> Iterator[tuple[int, Item]]:
-    """Candidates with their line numbers; ``path`` is only named in errors."""
-    for number, line in numbered_lines(stream):
-        yield number, parse_candidate(line, f"{path}:{number}")
-
-
-def numbered_queries(stream: BinaryIO, path: Path) -> Iterator[tuple[int, Query]]:
-    """Queries with their line numbers; ``path`` is named in errors and may tell the task."""
-    hint = task_in_name(path)
-    for number, line in numbered_lines(stream):
-        yield number, parse_query(line, f"{path}:{number}", hint)
 
 
 def derive_task(query_modality: Modality, candidate_modality: Modality | None) -> int | None:
@@ -239,19 +216,6 @@ def _task(record: dict[str, Any], modality: Modality, hint: int | None, where: s
 
 def _kind(value: object) -> str:
     return "null" if value is None else f"a {type(value).__name__}"
-
-
-def _unique(records: Iterable[tuple[int, _Record]], path: Path) -> Iterator[tuple[int, _Record]]:
-    seen: dict[str, int] = {}
-    for number, record in records:
-        key = record.id if isinstance(record, Item) else record.item.id
-        if key in seen:
-            raise DataError(
-                f"id {key} was used before in line {seen[key]}; ids must be unique in a file",
-                f"{path}:{number}",
-            )
-        seen[key] = number
-        yield number, record
 
 
 def candidate_record(item: Item) -> dict[str, Any]:

@@ -241,7 +241,7 @@ def measure(sample: Reservoir, count: Callable[[str], int], context: int) -> Tex
 
 @final
 @dataclass(frozen=True)
-class Options:
+class Extents:
     """How much is checked.
 
     Attributes:
@@ -256,7 +256,7 @@ class Options:
     context: int = 77
 
 
-class Link(NamedTuple):
+class QueryLinks(NamedTuple):
     """What a query asks of a pool."""
 
     qid: str
@@ -266,7 +266,7 @@ class Link(NamedTuple):
     negatives: tuple[str, ...]
 
 
-def validate_root(path: Path, options: Options | None = None) -> Report:
+def validate_root(path: Path, options: Extents | None = None) -> Report:
     """Check a data root. Problems become findings; the rest is still checked.
 
     Memory: the ids that all queries ask for, the ids of the largest pool and the picture paths;
@@ -275,17 +275,17 @@ def validate_root(path: Path, options: Options | None = None) -> Report:
     Raises:
         DataError: if the folder is no data root at all.
     """
-    return _Validation(DataRoot(path), options or Options()).run()
+    return _Validation(DataRoot(path), options or Extents()).run()
 
 
 @final
 class _Validation:
-    def __init__(self, root: DataRoot, options: Options) -> None:
+    def __init__(self, root: DataRoot, options: Extents) -> None:
         self.root = root
         self.options = options
         self.report = Report(str(root.path), options.context)
         self.pictures: dict[str, str] = {}  # path -> the first record, as ``file:line (id)``
-        self.links: dict[Path, list[Link]] = {}
+        self.links: dict[Path, list[QueryLinks]] = {}
         self._texts: list[tuple[FileStats, Reservoir]] = []
 
     def run(self) -> Report:
@@ -332,11 +332,11 @@ class _Validation:
             self.report.add("no-records", stats.file)
         return modalities
 
-    def _queries(self, path: Path) -> list[Link]:
+    def _queries(self, path: Path) -> list[QueryLinks]:
         """Check a file of queries; what they ask of pools."""
         stats, texts = self._stats(path, "query")
         hint = task_in_name(path)
-        links: list[Link] = []
+        links: list[QueryLinks] = []
         first: dict[str, tuple[int, Query]] = {}
         for number, query in self._parsed(path, lambda line, at: parse_query(line, at, hint)):
             qid = query.item.id
@@ -348,7 +348,7 @@ class _Validation:
                 self.report.add(kind, stats.file, f"{where}, first in line {line}{other}")
             self._item(query.item, number, QUERY_BOUND, stats, texts)
             self._task(query, where, stats)
-            links.append(Link(qid, number, query.task, query.positives, query.negatives))
+            links.append(QueryLinks(qid, number, query.task, query.positives, query.negatives))
         if not stats.records:
             self.report.add("no-records", stats.file)
         return links
@@ -486,7 +486,7 @@ class _Validation:
             return
         for path, links in self.links.items():
             file = self._name(path)
-            kinds: dict[tuple[str, int], Link] = {}
+            kinds: dict[tuple[str, int], QueryLinks] = {}
             for link in links:
                 if link.task is not None:
                     kinds.setdefault((link.qid.partition(":")[0], link.task), link)
@@ -543,7 +543,7 @@ def _maybe(find: Callable[..., Path], *which: Any) -> Path | None:
         return None
 
 
-def _link_problems(link: Link, ids: Mapping[str, Modality]) -> Iterator[tuple[str, str]]:
+def _link_problems(link: QueryLinks, ids: Mapping[str, Modality]) -> Iterator[tuple[str, str]]:
     if not any(did in ids for did in link.positives):
         yield "no-positive", f"of {len(link.positives)} positives"
     for did in link.positives:
@@ -566,7 +566,7 @@ def _no_instruction(instructions: Instructions, dataset: str, task: int) -> str:
     return ""
 
 
-def _belongs(link: Link, task: int | None, judged: Collection[str]) -> bool:
+def _belongs(link: QueryLinks, task: int | None, judged: Collection[str]) -> bool:
     """Whether judgements of a task, None for all, should have a query of a file of mixed tasks."""
     if task is None or link.task == task:
         return True
@@ -687,7 +687,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         report = validate_root(
-            options.root, Options(options.images, options.texts, options.context)
+            options.root, Extents(options.images, options.texts, options.context)
         )
         print(render_report(report), end="")
         if options.json is not None:

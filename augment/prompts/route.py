@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from augment.records import Item, Query
+from augment.records import Query
 
 Kind = Literal["text", "image", "question", "modification"]
 
@@ -70,13 +70,3 @@ def question_reason(text: str) -> str:
     if text.endswith("?"):
         return "ends in a question mark"
     return "begins like a question" if _QUESTION.match(text) else ""
-
-
-def route(query: Query, prompts: Mapping[Kind, str | None] = QUERY_PROMPTS) -> str | None:
-    """Name of the prompt of a query, or None to leave it alone."""
-    return prompts[classify(query).kind]
-
-
-def route_candidate(item: Item, prompt: str = CORPUS_PROMPT) -> str | None:
-    """Name of the prompt of a candidate: every one with a picture gets a description."""
-    return prompt if item.images else None

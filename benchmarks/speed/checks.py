@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from augment.checks import Forbidden, Limits, Verdict, judge
-from augment.checks.faithful import Faithful, Faithfulness
+from augment.checks.faithful import Faithfulness, TextFit
 from augment.prompts import load_prompt
 from augment.records import Reply
 from benchmarks.flagland import atlas, language
@@ -300,7 +300,7 @@ def faithfulness(model: Path, countries: Sequence[Country], seed: int) -> list[R
     other = true[1:] + true[:1]
     wrong = [_sentence(rng, replace(c, flag=random_edit(rng, c.flag)[1])) for c in countries]
     ours, theirs, twins = (scorer.score(pictures, texts) for texts in (true, other, wrong))
-    fields: tuple[tuple[str, Callable[[Faithful], float]], ...] = (
+    fields: tuple[tuple[str, Callable[[TextFit], float]], ...] = (
         ("cosine", lambda f: f.cosine), ("rank", lambda f: f.rank), ("word", lambda f: f.word)
     )  # fmt: skip
     return [

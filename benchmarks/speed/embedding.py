@@ -18,9 +18,8 @@ from PIL import Image
 from augment.data import write_candidates
 from augment.records import Item, one_picture
 from benchmarks.speed.harness import Page, rows_of, take_turns
-from retrievers.data.module import MBeirData
+from retrievers.data.module import EmbeddingConfig, LoaderConfig, MBeirData
 from retrievers.data.plan import plan_pools
-from retrievers.data.settings import EmbeddingConfig, LoaderConfig
 from retrievers.models.clip import ClipScoreFusion
 from retrievers.vectors.embed import embed
 

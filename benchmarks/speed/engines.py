@@ -6,7 +6,7 @@ of it one by one):
 - one by one: ``generate`` on one picture after the other, the usual script;
 - bare engine: ``generate`` on perfect batches, encoded before the clock starts;
 - ours, engine: from paths to replies, decoding included;
-- ours, enrich: ``augment.corpus``, from items to texts in a store, with hashes, keys, checks, links;
+- ours, enrich: ``augment.corpus``, from items to texts in a store, with keys, checks and links;
 - the feed alone: decode, resize and encode, in one thread, in threads and in processes.
 
 All variants must write the same texts, or the run fails.

@@ -16,7 +16,6 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -294,7 +293,7 @@ _ENRICH = ("--model=scripted:", "--batch-size=256")
 STAGES = {
     "world": Stage("data generated (no part of the toolkit)", write_world),
     "validate": Stage(
-        "`augment.data.validate`", None, ("augment.data.validate", "{root}", "--images", "none"), "all"
+        "`augment validate`", None, ("augment", "validate", "{root}", "--images", "none"), "all"
     ),
     "table": Stage("union pool opened the first time: its table built", _open),
     "open": Stage("the same again", _open),
@@ -345,35 +344,15 @@ def _count(stage: Stage, share: float) -> int:
     }[stage.counts]  # fmt: skip
 
 
-class Watch(threading.Thread):
-    """Samples the private memory of a process and its workers."""
-
-    def __init__(self, pid: int) -> None:
-        super().__init__(daemon=True)
-        self.peak = 0
-        self._root = psutil.Process(pid)
-        self._done = threading.Event()
-        self.start()
-
-    def run(self) -> None:
-        """Sample ten times a second."""
-        while not self._done.wait(0.1):
-            with suppress(psutil.NoSuchProcess):
-                family = (self._root, *self._root.children(recursive=True))
-                self.peak = max(self.peak, sum(map(_private, family)))
-
-    def stop(self) -> int:
-        """End sampling; the most that was seen, in bytes."""
-        self._done.set()
-        self.join()
-        return self.peak
-
-
-def _private(process: psutil.Process) -> int:
+def _private(family: psutil.Process) -> int:
+    """Private memory of a process and its workers, in bytes; what ended meanwhile has none."""
+    total = 0
     with suppress(psutil.NoSuchProcess):
-        memory = process.memory_info()
-        return int(memory.rss - memory.shared)
-    return 0
+        for process in (family, *family.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                memory = process.memory_info()
+                total += memory.rss - memory.shared
+    return total
 
 
 def run_stage(name: str, out: Path, share: float) -> dict[str, Any]:
@@ -393,9 +372,10 @@ def run_stage(name: str, out: Path, share: float) -> dict[str, Any]:
         child = subprocess.Popen(  # noqa: S603 - commands of this package
             [sys.executable, *command], stdout=file, stderr=subprocess.STDOUT
         )
-        watch = Watch(child.pid)
-        status = child.wait()
-        peak = watch.stop()
+        family, peak = psutil.Process(child.pid), 0
+        while (status := child.poll()) is None:
+            peak = max(peak, _private(family))
+            time.sleep(0.1)
     if status:
         tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-20:])
         raise SystemExit(f"{name} ended with status {status}; see {log}\n{tail}")

@@ -160,7 +160,7 @@ def _table(rows: Sequence[Row]) -> str:
 
 @dataclass
 class Page:
-    """What a stage found: tables under their headings, and ``settings`` that the numbers depend on."""
+    """What a stage found: tables under their headings, and the settings that numbers depend on."""
 
     title: str
     about: str

@@ -150,8 +150,8 @@ def by_uniir(checkout: Path, world: World, folder: Path) -> Callable[[], Means]:
     from omegaconf import OmegaConf
 
     one = {
-        "enable_retrieve": True, "datasets_name": ["world"], "correspond_cand_pools_name": ["world"],
-        "correspond_qrels_name": ["world"],
+        "enable_retrieve": True, "datasets_name": ["world"],
+        "correspond_cand_pools_name": ["world"], "correspond_qrels_name": ["world"],
         "correspond_metrics_name": [", ".join(f"Recall@{k}" for k in KS)],
     }  # fmt: skip
     names = {

@@ -13,21 +13,23 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
+from augment.__main__ import VERBS as augment_verbs
 from augment.records import Enrichment, Sampling
 from augment.store import Scope, Store
 from augment.store.keys import Recipe
 from benchmarks.speed.harness import Page, take_turns
+from retrievers.cli import VERBS as retrievers_verbs
 
-#: Modules and their verbs, as in README's table of commands.
-COMMANDS = {
-    "augment": "validate report scores status verify retry merge diff export",
-    "retrievers": "fit test embed mine audit export search serve bm25 fuse evaluate compare mmeb",
-    "augment.corpus": "",
-    "augment.queries": "",
-    "benchmarks.flagland": "",
-    "benchmarks.experiments": "",
-    "benchmarks.report": "",
-    "benchmarks.mbeir": "",
+#: Modules and their verbs.
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "augment": ("validate", "retry", *(verb.__name__ for verb in augment_verbs)),
+    "retrievers": tuple(retrievers_verbs),
+    "augment.corpus": (),
+    "augment.queries": (),
+    "benchmarks.flagland": (),
+    "benchmarks.experiments": (),
+    "benchmarks.report": (),
+    "benchmarks.mbeir": (),
 }
 #: What is judged: queries, hits of each.
 QUERIES, HITS = 1_000, 50
@@ -59,7 +61,7 @@ def commands(folder: Path) -> list[list[str]]:
     found = [
         [module, *verb, "--help"]
         for module, verbs in COMMANDS.items()
-        for verb in ([[name] for name in verbs.split()] or [[]])
+        for verb in ([[name] for name in verbs] or [[]])
     ]
     qrels = f"--qrels={folder / 'qrels.txt'}"
     return [

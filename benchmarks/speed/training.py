@@ -5,16 +5,15 @@ them against both towers on every item, at M-BEIR's mix of modalities, for embed
 training step; encoding in chunks against the whole batch; a training step against
 sentence-transformers on the same weights and pairs; the loader alone, with and without
 ``data.loader.resized``, against the step; cost against batch size; and a plain matrix product as
-the machine's rate. About eight minutes with ViT-B-32 on two cores; ``--tiny=true`` runs every part
-once on a model of one layer and measures nothing.
+the machine's rate. About eight minutes with ViT-B-32 on two cores; ``--model=flagland-clip
+--batch=8 --rounds=1 --pictures=8`` sees in seconds that the parts run.
 
-``python -m benchmarks.speed gradcache`` measures chunks on flagland-clip: their time, and the memory
-that a step adds to a fresh process.
+``python -m benchmarks.speed gradcache`` measures chunks on flagland-clip: their time, and the
+memory that a step adds to a fresh process.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import resource
 import tempfile
@@ -32,8 +31,8 @@ from torch.nn import functional
 from augment.errors import ToolkitError
 from augment.records import TASKS
 from benchmarks.speed.harness import Page, Row, Turns, apart, cost, take_turns
-from retrievers.data.datasets import ImageLoader
 from retrievers.data.examples import Example, Groups, Labels, Pairs
+from retrievers.data.pictures import ImageLoader
 from retrievers.models.clip import ClipScoreFusion
 from retrievers.models.inputs import Inputs
 from retrievers.training.module import Contrastive
@@ -281,15 +280,6 @@ def _their_step(folder: Path, texts: list[str], pictures: list[Image.Image]) -> 
     return step
 
 
-def _tiny_model(folder: Path) -> Path:
-    vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
-    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
-    path = folder / "tiny-clip.json"
-    config = {"embed_dim": 32, "vision_cfg": vision, "text_cfg": text}
-    path.write_text(json.dumps(config), encoding="utf-8")
-    return path
-
-
 def measure(
     model: str = "ViT-B-32",
     batch: int = 16,
@@ -298,7 +288,6 @@ def measure(
     matrix: int = 2048,
     threads: int = 2,
     parts: tuple[Part, ...] = PARTS,
-    tiny: bool = False,
 ) -> Page:
     """Measure some parts.
 
@@ -310,16 +299,10 @@ def measure(
         matrix: side of the matrices multiplied.
         threads: of torch.
         parts: which.
-        tiny: see that every part runs, with a model of one layer.
     """
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder:
-        if tiny:
-            model, batch, rounds, pictures, matrix = (
-                str(_tiny_model(Path(folder))), 8, 1, 8, 256
-            )  # fmt: skip
-        measured = Parts(model, batch, rounds, pictures)
+    measured = Parts(model, batch, rounds, pictures)
     a, b = torch.randn(matrix, matrix), torch.randn(matrix, matrix)
     product = take_turns({"product": lambda: a @ b}, 5)["product"].seconds
     rate = f"{2 * matrix**3 / product / 1e9:.1f} GFLOP/s"
@@ -401,6 +384,6 @@ def measure_chunks(
         f"in turns, {threads} threads.",
         {
             "": times,
-            "Memory that one step adds to a fresh process (pictures and model not counted):": memory,
+            "Memory that a step adds to a fresh process (pictures and model not counted):": memory,
         },
     )

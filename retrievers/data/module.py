@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from jaxtyping import Int64
@@ -19,20 +19,98 @@ from augment.records import Query, Side
 from augment.views import TextView
 from retrievers.data.datasets import (
     CandidateBook,
-    ImageLoader,
     ItemDataset,
     OnBadImage,
     PairDataset,
     Reader,
+    group_codes,
+    open_negatives,
+    training_digest,
+    training_queries,
 )
 from retrievers.data.examples import Collator, ItemCollator, PairCollator
 from retrievers.data.mixtures import Mixture
 from retrievers.data.negatives import NegativesConfig
-from retrievers.data.plan import Embedder, Plan, plan_test, plan_validation
+from retrievers.data.pictures import ImageLoader
+from retrievers.data.plan import Embedder, Plan, PositiveConfig, plan_test, plan_validation
 from retrievers.data.samplers import PairBatches, PairLoader, SamplingConfig
-from retrievers.data.settings import EmbeddingConfig, LoaderConfig, SearchConfig, ValidationConfig
 from retrievers.data.texts import TextRecipe, ViewConfig
-from retrievers.data.training import group_codes, open_negatives, training_digest, training_queries
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    """How data is loaded.
+
+    Args:
+        workers: loader processes; 0 loads in the main process.
+        cache_mib: keep so many MiB of preprocessed pictures in memory, per process.
+        resized: keep pictures at the model's size in this folder, which later epochs and runs
+            share; the tensors are the same.
+        eval_batch_size: items per batch when embedding.
+    """
+
+    workers: int = 0
+    cache_mib: int = 256
+    resized: str | None = None
+    eval_batch_size: int = 128
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """The small search that validates during fit.
+
+    Args:
+        queries: queries per data set and task.
+        pool: distractors per data set and task, besides the positives.
+        holdout: share of the training queries held out where the root has no val split.
+    """
+
+    queries: int = 100
+    pool: int = 1000
+    holdout: float = 0.05
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """The test protocol.
+
+    Args:
+        split: query split.
+        union: also search the union of all pools.
+        depth: hits per query in the run files.
+        index: exact, faiss (flat), or a factory string of faiss such as IVF1024,PQ64; approximate
+            ones print their true recall against exact search.
+        index_parameters: of faiss, such as nprobe=32.
+        positives: what becomes of positives that a pool lacks or that are of another data set.
+    """
+
+    split: str = "test"
+    union: bool = True
+    depth: int = 100
+    index: str = "exact"
+    index_parameters: str = ""
+    positives: PositiveConfig = PositiveConfig()  # noqa: RUF009 - frozen
+
+
+@dataclass(frozen=True)
+class EmbeddingConfig:
+    """Where the embeddings of ``embed`` and ``test`` are kept.
+
+    Args:
+        folder: finished vectors stay here and are not made again; null keeps them in memory.
+        dtype: float16 or float32, on disk.
+        shard_rows: vectors per file.
+        shard_seconds: a file is written at least so often; a killed run loses no more.
+        part: number of this process, from 0, where several embed into one folder.
+        parts: how many they are; the last run goes without, to see that nothing is missing.
+    """
+
+    folder: str | None = None
+    dtype: Literal["float16", "float32"] = "float16"
+    shard_rows: int = 16_384
+    shard_seconds: float = 60.0
+    part: int = 0
+    parts: int = 1
 
 
 @final
@@ -75,10 +153,10 @@ class MBeirData:
         negatives: NegativesConfig = NegativesConfig(),  # noqa: B008 - frozen
         on_bad_image: OnBadImage = "error",
         seed: int = 0,
-        loader: LoaderConfig = LoaderConfig(),  # noqa: B008 - frozen
-        validation: ValidationConfig = ValidationConfig(),  # noqa: B008 - frozen
-        test: SearchConfig = SearchConfig(),  # noqa: B008 - frozen
-        embeddings: EmbeddingConfig = EmbeddingConfig(),  # noqa: B008 - frozen
+        loader: LoaderConfig = LoaderConfig(),
+        validation: ValidationConfig = ValidationConfig(),
+        test: SearchConfig = SearchConfig(),
+        embeddings: EmbeddingConfig = EmbeddingConfig(),
     ) -> None:
         for name, number in (("batch_size", batch_size), ("positives", positives)):
             if number < 1:

@@ -29,8 +29,9 @@ from augment.errors import DataError, StoreError
 from augment.records import Hit, Item, Modality, one_picture
 from augment.store import Store
 from augment.views import TextView, open_view
-from retrievers.data.datasets import ImageLoader, ItemDataset, Reader
+from retrievers.data.datasets import ItemDataset, Reader
 from retrievers.data.examples import ItemCollator
+from retrievers.data.pictures import ImageLoader
 from retrievers.data.plan import Embedder, Plan
 from retrievers.data.texts import TextRecipe
 from retrievers.models.base import Encoder

@@ -19,9 +19,8 @@ from augment.errors import DataError
 from augment.records import Side
 from retrievers.data.datasets import PairDataset
 from retrievers.data.examples import Batch, Items, Pairs, hash_id
-from retrievers.data.module import MBeirData
+from retrievers.data.module import MBeirData, SearchConfig
 from retrievers.data.plan import Plan
-from retrievers.data.settings import SearchConfig
 from retrievers.data.texts import check_recipe
 from retrievers.evaluation.results import score
 from retrievers.models.audit import Audit, audit_plan, audit_training

@@ -7,6 +7,7 @@ Relevance Framework", 2009.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -238,3 +239,11 @@ def bm25(
     }
     write_results(out, plan, results)
     return results
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command; ``--config`` takes a YAML file, ``--help`` lists the settings."""
+    import jsonargparse
+
+    results = jsonargparse.auto_cli(bm25, args=list(arguments), as_positional=False, prog="bm25")
+    sys.stdout.write(f"{results.table()}\n{results.notes()}")

@@ -9,9 +9,8 @@ from typing import NamedTuple
 import torch
 
 from augment.errors import DataError
-from retrievers.data.module import MBeirData
+from retrievers.data.module import MBeirData, SearchConfig
 from retrievers.data.plan import Plan
-from retrievers.data.settings import SearchConfig
 from retrievers.evaluation.results import Results, run_files, score, spans, write_results
 from retrievers.evaluation.run import RunTable
 from retrievers.evaluation.run_files import writing_runs

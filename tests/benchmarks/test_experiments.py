@@ -252,7 +252,7 @@ def test_mined_negatives_and_one_table_against_an_arm(tmp_path, capsys):
     shutil.rmtree(out / arm["folders"][1])
     capsys.readouterr()
     assert main([*given, "--dry-run"]) == 0
-    assert "9 steps, 8 of them cached" in capsys.readouterr().out
+    assert "11 steps, 10 of them cached" in capsys.readouterr().out
 
 
 @pytest.mark.slow

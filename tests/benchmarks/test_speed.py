@@ -47,7 +47,8 @@ def test_a_page_says_how_it_was_made_and_the_index_too(tmp_path, monkeypatch):
 
 def test_stages_are_told_and_options_come_from_their_functions(capsys):
     assert main([]) == 0
-    assert all(stage in capsys.readouterr().out for stage in STAGES)
+    told = capsys.readouterr().out
+    assert all(stage in told for stage in STAGES)
     assert main(["nonsense"]) == 2
     with pytest.raises(SystemExit, match=r"^0$"):
         main(["data", "--help"])

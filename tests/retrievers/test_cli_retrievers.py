@@ -232,7 +232,7 @@ def test_embeddings_are_kept_resumed_and_used_by_test(tmp_path, capsys, monkeypa
     out = tmp_path / "out"
     small = ["--data.loader.eval_batch_size=8", "--data.embeddings.shard_rows=8"]
     given = [*options(world, out, *small), f"--embeddings={out / 'kept'}"]
-    torch.save(checkpoint_of(ClipScoreFusion(config, random_init=True)), tmp_path / "w.ckpt")
+    torch.save(checkpoint_of(ClipScoreFusion(config)), tmp_path / "w.ckpt")
     embedding = [
         *plain_options(world, out, *small), f"--embeddings={out / 'kept'}",
         f"--model={tmp_path / 'w.ckpt'}",

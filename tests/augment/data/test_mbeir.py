@@ -168,28 +168,6 @@ def test_bytes_that_are_not_text(tmp_path):
         list(read_candidates(tmp_path / "absent.jsonl"))
 
 
-def test_duplicates_on_request(tmp_path):
-    path = lines(tmp_path / "p.jsonl", {"did": "1:1"}, {"did": "1:2"}, {"did": "1:1"})
-    assert len(list(read_candidates(path))) == 3
-    with pytest.raises(DataError, match=r"p\.jsonl:3: id 1:1 was used before in line 1"):
-        list(read_candidates(path, unique=True))
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path):
-    path = tmp_path / "p.jsonl"
-    write_candidates(path, [Item("1:1", "old", (), "text")])
-    before = path.read_bytes()
-
-    def breaks():
-        yield Item("1:2", "new", (), "text")
-        raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        write_candidates(path, breaks())
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_qrels_of_both_widths(tmp_path):
     path = lines(tmp_path / "q.txt", "9:1 0 9:2 1 3", "", "301\t0\tFBIS3-10082 -1")
     rows = [Qrel("9:1", "9:2", 1, 3), Qrel("301", "FBIS3-10082", -1, None)]

@@ -18,7 +18,7 @@ from augment.data import (
     write_queries,
 )
 from augment.data.tokens import clip_token_counter
-from augment.data.validate import Options, Reservoir, main, measure, validate_root
+from augment.data.validate import Extents, Reservoir, main, measure, validate_root
 from augment.errors import DataError
 from augment.records import Item, Qrel, Query
 from benchmarks.flagland.world import WorldConfig, write_world
@@ -27,7 +27,7 @@ REAL = Path(__file__).parents[4] / "shared" / "data" / "mbeir_real"
 POOL = "cand_pool/local/mbeir_x_task3_cand_pool.jsonl"
 TEST = "query/test/mbeir_x_task3_test.jsonl"
 TRAIN = "query/train/mbeir_x_train.jsonl"
-QUIET = Options(images="all", texts="none")
+QUIET = Extents(images="all", texts="none")
 
 
 @pytest.fixture
@@ -93,14 +93,14 @@ def test_pictures(root):
     edit(root / TRAIN, 4, query_img_path="../x.jpg")
     found = {"missing": 1, "lfs-pointer": 1, "corrupt": 1, "outside-root": 1}
     assert kinds(validate_root(root, QUIET)) == found
-    assert kinds(validate_root(root, Options("none", "none"))) == {}
+    assert kinds(validate_root(root, Extents("none", "none"))) == {}
 
 
 def test_a_sample_still_looks_every_picture_up(root, monkeypatch):
     monkeypatch.setattr("augment.data.validate.SAMPLED_PICTURES", 2)
     (root / "i/1.jpg").unlink()
     (root / "i/2.jpg").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid x\n")
-    report = validate_root(root, Options("sample", "none"))
+    report = validate_root(root, Extents("sample", "none"))
     assert kinds(report) == {"missing": 1, "lfs-pointer": 1}
     assert report.pictures == {"named": 10, "looked_up": 8, "decoded": 2}
 
@@ -227,7 +227,7 @@ def test_validation_starts_without_torch(root):
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="real M-BEIR-style data is not at ../shared")
 def test_the_real_root_is_clean():
-    report = validate_root(REAL, Options(images="none", texts="none"))
+    report = validate_root(REAL, Extents(images="none", texts="none"))
     assert kinds(report) == {}
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from augment.prompts import load_prompt
-from augment.prompts.route import QUERY_PROMPTS, classify, route, route_candidate
+from augment.prompts.route import CORPUS_PROMPT, QUERY_PROMPTS, classify
 from augment.records import Item, Query, one_picture
 
 
@@ -37,7 +37,7 @@ def query(text, image="a.jpg", task=None):
     ],
 )
 def test_route(text, image, task, prompt):
-    assert route(query(text, image, task)) == prompt
+    assert QUERY_PROMPTS[classify(query(text, image, task)).kind] == prompt
 
 
 def test_reason_says_what_decided():
@@ -45,13 +45,6 @@ def test_reason_says_what_decided():
     assert "question mark" in classify(query("longer?")).reason
 
 
-def test_mapping_is_configurable_and_every_default_prompt_exists():
-    withheld = {**QUERY_PROMPTS, "modification": "rar/modification"}
-    assert route(query("longer", task=7), withheld) == "rar/modification"
-    for name in {*QUERY_PROMPTS.values(), "rar/corpus", "rar/modification"} - {None}:
+def test_every_default_prompt_exists():
+    for name in {*QUERY_PROMPTS.values(), CORPUS_PROMPT, "rar/modification"} - {None}:
         assert load_prompt(name).name == name
-
-
-def test_candidates_with_a_picture_are_described():
-    assert route_candidate(Item("1:1", "text", ("a.jpg",), "image,text")) == "rar/corpus"
-    assert route_candidate(Item("1:1", "text", (), "text")) is None

@@ -164,7 +164,7 @@ def test_nothing_is_drawn_outside_training(world):
     for item in map(plan.item, range(len(plan))):
         shown = data.recipe.corpus_view.text(item)
         assert data.recipe.candidate(item) == shown.strip()
-    query, target = data.plan.queries[0]
+    query, target = plan.queries[0]
     assert isinstance(query, Query)
     assert data.recipe.query(query, target) == data.recipe.query(query, target, None, "")
 

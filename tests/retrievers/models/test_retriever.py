@@ -19,11 +19,10 @@ from augment.data import (
 )
 from augment.errors import DataError, EngineError, ImageError, MismatchError
 from augment.records import Item, Qrel, Query, one_picture
-from retrievers.data.datasets import ImageLoader
 from retrievers.data.examples import Example
-from retrievers.data.module import MBeirData
+from retrievers.data.module import LoaderConfig, MBeirData, SearchConfig
+from retrievers.data.pictures import ImageLoader
 from retrievers.data.plan import plan_test
-from retrievers.data.settings import LoaderConfig, SearchConfig
 from retrievers.data.texts import ViewConfig, check_recipe
 from retrievers.evaluation.run_files import read_run
 from retrievers.models.clip import ClipScoreFusion

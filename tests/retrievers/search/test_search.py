@@ -16,8 +16,7 @@ from augment.data.pools import open_queries
 from augment.enrichment.pipeline import Options
 from augment.errors import DataError, EngineError, ImageError, MismatchError, StoreError
 from retrievers import Searcher
-from retrievers.data.module import MBeirData
-from retrievers.data.settings import EmbeddingConfig, LoaderConfig
+from retrievers.data.module import EmbeddingConfig, LoaderConfig, MBeirData
 from retrievers.data.texts import ViewConfig
 from retrievers.evaluation.run_files import read_run
 from retrievers.models.load import load

@@ -13,10 +13,9 @@ from augment.data import DataRoot, write_queries
 from augment.errors import DataError, MismatchError
 from augment.records import Query
 from retrievers.data.examples import NO_ID, Example, hash_id
-from retrievers.data.module import MBeirData
+from retrievers.data.module import LoaderConfig, MBeirData, ValidationConfig
 from retrievers.data.negatives import COLUMNS, NegativesConfig
 from retrievers.data.samplers import SamplingConfig
-from retrievers.data.settings import LoaderConfig, ValidationConfig
 from retrievers.models.clip import ClipScoreFusion
 from retrievers.models.inputs import Inputs
 from retrievers.training.callbacks import Throughput, hint

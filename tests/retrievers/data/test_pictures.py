@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 
 from augment.errors import DataError, ImageError, StoreWriteError
-from retrievers.data.datasets import ImageLoader
-from retrievers.data.resized import ResizedPictures
+from retrievers.data.pictures import ImageLoader, ResizedPictures
 from retrievers.models.inputs import Processor
 from retrievers.models.towers import load_clip
 from tests.retrievers.models.test_retriever import make_config
@@ -36,7 +35,7 @@ def test_kept_pictures_are_the_same_bits(processors, tmp_path, number, monkeypat
         assert torch.equal(kept(name), plain(name))
         assert torch.equal(kept(name), plain(name))
     want = plain("a.png")
-    monkeypatch.setattr("retrievers.data.resized.open_image", None)  # nothing is decoded again
+    monkeypatch.setattr("retrievers.data.pictures.open_image", None)  # nothing is decoded again
     assert torch.equal(kept("a.png"), want)
 
 

@@ -1,9 +1,10 @@
-"""Pictures kept at the model's size on disk, so that decoding and resizing happen once."""
+"""Pictures as preprocessed tensors: the latest in memory, all at the model's size on disk."""
 
 from __future__ import annotations
 
 import hashlib
 import secrets
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,9 +17,56 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 
 from augment.data.images import open_image
 from augment.errors import DataError, StoreWriteError
+from retrievers.data.examples import Collator
 
 #: Steps of a transform that turn a picture of the right size into a tensor.
 _LAST = (ToTensor, Normalize)
+
+
+@final
+class ImageLoader:
+    """Pictures as preprocessed tensors, with a bounded cache of the latest ones.
+
+    Args:
+        root: data root.
+        collator: its ``image`` is applied; deterministic, so a cached tensor is the same.
+        cache_mib: limit of the cache in MiB, per process; 0 keeps nothing.
+        resized: folder of pictures at the model's size (see
+            :class:`ResizedPictures`); None for none.
+    """
+
+    def __init__(
+        self, root: Path, collator: Collator, cache_mib: int = 0, resized: Path | None = None
+    ) -> None:
+        self._root = root
+        self._image = collator.image
+        self._resized = None if resized is None else ResizedPictures(root, collator.image, resized)
+        self._room = cache_mib * 2**20
+        self._cache: OrderedDict[str, Tensor] = OrderedDict()
+
+    def __call__(self, path: str) -> Tensor:
+        """Load one picture.
+
+        Raises:
+            ImageError: if it cannot be used.
+        """
+        if path in self._cache:
+            self._cache.move_to_end(path)
+            return self._cache[path]
+        if self._resized is not None:
+            tensor = self._resized(path)
+        else:
+            tensor = self._image(open_image(self._root, path))
+        self._remember(path, tensor)
+        return tensor
+
+    def _remember(self, path: str, tensor: Tensor) -> None:
+        if tensor.nbytes > self._room:
+            return
+        self._cache[path] = tensor
+        # Pictures of one model have one size.
+        while len(self._cache) * tensor.nbytes > self._room:
+            self._cache.popitem(last=False)
 
 
 @final

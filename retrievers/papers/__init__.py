@@ -1,0 +1,1 @@
+"""Each paper, composed of the parts of this toolkit."""
