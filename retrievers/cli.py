@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 #: Exit status of a run that a user can mend.
 USER_ERROR = 2
 
-#: Verb -> the module whose ``main`` runs it, and what it does.
+#: Verb -> the module whose ``main``, or other function, runs it, and what it does.
 VERBS = {
     "fit": ("retrievers.training.command", "train an encoder on an M-BEIR root"),
     "validate": ("retrievers.training.command", "the small search of a fit, for a checkpoint"),
@@ -29,9 +29,12 @@ VERBS = {
     "search": ("retrievers.search.answers", "search a root with a text, a picture or both"),
     "serve": ("retrievers.search.serve", "the same as a page in the browser"),
     "bm25": ("retrievers.commands.bm25", "search a root by words"),
-    "fuse": ("retrievers.commands.fuse", "put the runs of several systems together"),
-    "evaluate": ("retrievers.commands.evaluate", "score run files"),
-    "compare": ("retrievers.commands.compare", "is the second run better than the first?"),
+    "fuse": ("retrievers.evaluation.command:run_fuse", "put the runs of several systems together"),
+    "evaluate": ("retrievers.evaluation.command:run_evaluate", "score run files"),
+    "compare": (
+        "retrievers.evaluation.command:run_compare",
+        "is the second run better than the first?",
+    ),
     "export": ("retrievers.export.folder", "a checkpoint for other libraries and the Hub"),
     "mmeb": ("retrievers.commands.mmeb", "evaluate on MMEB's image data sets"),
 }
@@ -76,7 +79,8 @@ def _run(arguments: list[str], ours: bool) -> int:
         import_module(place).main(None if ours else arguments)
     else:
         try:
-            return int(import_module(place).main(rest) or 0)
+            module, _, function = place.partition(":")
+            return int(getattr(import_module(module), function or "main")(rest) or 0)
         except ValueError as error:  # an unknown metric, scores that do not pair up
             raise DataError(str(error)) from error
     return 0

@@ -159,13 +159,13 @@ class Machine:
             process.send_signal(signal.SIGTERM)
 
     def _one(self, words: Sequence[str], part: Share) -> Ended:
-        return run_share(
-            words,
-            part,
-            str(Path.cwd()),
-            started=lambda process: self._running.update({part.name: process}),
-            again=lambda: not self._stopped,
-        )
+        def started(process: subprocess.Popen[str]) -> None:
+            self._running[part.name] = process
+            if self._stopped:
+                process.send_signal(signal.SIGTERM)
+
+        folder = str(Path.cwd())
+        return run_share(words, part, folder, started=started, again=lambda: not self._stopped)
 
 
 @final
@@ -221,6 +221,7 @@ def run_share(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            errors="replace",
             start_new_session=True,
         )
         with process:

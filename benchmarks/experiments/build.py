@@ -12,6 +12,7 @@ from typing import Any, final
 
 from augment.data import DataRoot
 from augment.errors import DataError
+from augment.files import write_json
 from augment.records import Side
 from benchmarks.experiments import texts
 from benchmarks.experiments.graph import CachedStep
@@ -21,9 +22,10 @@ from benchmarks.experiments.texts import Enriching, read_source
 from benchmarks.flagland.oracle import has_truth
 from retrievers.cli import expand
 from retrievers.cli import main as retrievers
-from retrievers.commands.fuse import main as fuse
 from retrievers.data.plan import PositiveConfig
 from retrievers.data.texts import ViewConfig
+from retrievers.evaluation.evaluate import evaluate
+from retrievers.evaluation.fusion import fuse
 from retrievers.vectors.bm25 import bm25
 
 #: The last checkpoint is what counts: a look at few items keeps validation cheap.
@@ -175,9 +177,8 @@ class Builder:
         settings = {"arms": len(runs), "tuned": bool(dev)}
 
         def work(folder: Path, needs: Sequence[Path]) -> None:
-            given = [str(path) for path in needs]
-            on_dev = ["--dev", *given[len(runs) :]] if dev else []
-            fuse([*given[: len(runs)], *on_dev, "--out", str(folder)])
+            fuse(needs[: len(runs)], folder, dev=needs[len(runs) :] or None)
+            write_json(folder / "metrics.json", evaluate(folder).to_json())
 
         return CachedStep("fused", title, settings, (*runs, *tuning), work)
 

@@ -12,8 +12,7 @@ from augment.data import Instructions, TextRule, format_text
 from augment.errors import DataError, MismatchError
 from augment.records import Item, Modality, Query, Side
 from augment.views import TextView, open_view
-from retrievers.data.mixtures import Mixture, make_mixture, named_views
-from retrievers.data.sentences import SentenceSampling
+from retrievers.data.mixtures import Mixture, SentenceSampling, make_mixture, named_views
 
 
 @dataclass(frozen=True)

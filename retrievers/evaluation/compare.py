@@ -1,8 +1,5 @@
 """Two tested retrievers side by side: a row a task, paired intervals, slices, wins and losses.
 
-``python -m retrievers compare RUN_A RUN_B`` for two folders that ``test`` wrote, or for two run
-files with ``--qrels``.
-
 Is a difference real? Paired percentile bootstrap over queries and the paired randomisation
 (sign-flip) test, as in Smucker, Allan and Carterette, "A comparison of statistical significance
 tests for information retrieval evaluation" (CIKM 2007), sections 3.3 and 3.4; Holm's correction ("A
@@ -25,6 +22,7 @@ from numpy.typing import ArrayLike
 
 from augment.data import grades_of, read_qrels
 from augment.errors import DataError
+from augment.files import markdown
 from augment.prompts.route import classify, question_reason
 from augment.records import Query
 from retrievers.evaluation.metrics import Measure, score_run
@@ -119,19 +117,22 @@ class Comparison:
 
     def _table(self, title: str, rows: Sequence[Pair]) -> str:
         first, second = self.names
-        lines = [
-            f"| {title} | queries | {first} | {second} | difference, 95 % interval | p | p (Holm) "
-            "| wins | losses |",
-            "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        head = [title, "queries", first, second, "difference, 95 % interval", "p", "p (Holm)"]
+        cells = [
+            [
+                row.name,
+                row.queries,
+                f"{100 * row.first:.1f}",
+                f"{100 * row.second:.1f}",
+                "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * part for part in row.difference)),
+                _p(row.p),
+                _p(row.holm),
+                row.wins,
+                row.losses,
+            ]
+            for row in rows
         ]
-        for row in rows:
-            d = row.difference
-            lines.append(
-                f"| {row.name} | {row.queries} | {100 * row.first:.1f} | {100 * row.second:.1f} "
-                f"| {100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}] "
-                f"| {_p(row.p)} | {_p(row.holm)} | {row.wins} | {row.losses} |"
-            )
-        return "\n".join(lines)
+        return markdown([*head, "wins", "losses"], cells)
 
     def note(self) -> str:
         """How the numbers were made, in a sentence."""
@@ -177,11 +178,12 @@ def compare(
     names: tuple[str, str] = ("raw", "enriched"),
     seed: int = 0,
     queries: Iterable[Query] = (),
+    qrels: Path | None = None,
 ) -> Comparison:
-    """Compare two test folders.
+    """Compare two test folders, or two run files.
 
     Args:
-        first: folder with run files and qrels of the first system.
+        first: folder with run files and qrels of the first system, or a run file.
         second: the same of the second.
         tasks: names of the rows, as the files are called; None takes all, which must be the same.
         metric: per-query score, see :func:`scores_from_run`.
@@ -189,15 +191,24 @@ def compare(
         names: of the two systems.
         seed: of the resampling.
         queries: what was asked; gives the slices.
+        qrels: judgements, if run files are compared.
 
     Raises:
-        ValueError: if the two folders do not judge the same queries.
+        ValueError: if the two do not judge the same queries.
         DataError: if a file is missing or malformed, or the folders hold different tasks.
     """
+    if not (first.is_dir() and second.is_dir()):
+        if qrels is None:
+            raise DataError("two run files need --qrels; two folders that `test` wrote do not")
+        one, other = (scores_from_run(run, qrels, metric, short=False) for run in (first, second))
+        return compare_scores(
+            {qrels.stem: (one, other)}, metric=metric, pool=pool, names=names, seed=seed,
+            queries=queries,
+        )  # fmt: skip
     if tasks is None:
-        tasks, other = tasks_of(first, pool), tasks_of(second, pool)
-        if tasks != other:
-            lacking = sorted(set(tasks) ^ set(other))
+        tasks, others = tasks_of(first, pool), tasks_of(second, pool)
+        if tasks != others:
+            lacking = sorted(set(tasks) ^ set(others))
             raise DataError(
                 f"only one of {first} and {second} has {', '.join(lacking[:3])}; test both on the "
                 "same tasks"

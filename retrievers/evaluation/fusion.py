@@ -9,17 +9,23 @@ fusion functions for hybrid retrieval", 2210.11934.
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from augment.data import grades_of, read_qrels
 from augment.errors import DataError
+from augment.files import write_json
+from retrievers.evaluation.compare import tasks_of
 from retrievers.evaluation.judgements import Grades, Judgements
 from retrievers.evaluation.metrics import score_run
 from retrievers.evaluation.run import DECIMALS, RunTable
+from retrievers.evaluation.run_files import read_table, write_run
 
 
 def reciprocal_rank_fusion(
@@ -177,3 +183,92 @@ def _simplex(size: int, steps: int) -> Iterator[tuple[float, ...]]:
 
 def _spread(weights: Sequence[float]) -> float:
     return sum((weight - 1 / len(weights)) ** 2 for weight in weights)
+
+
+def fuse(
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    rrf_k: float = 60,
+    weights: Sequence[float] | None = None,
+    dev: Sequence[Path] | None = None,
+    metric: str = "ndcg@10",
+    depth: int = 100,
+) -> Tuned | None:
+    """Fuse runs of the same data, dense and lexical for example; writes runs and ``fusion.json``.
+
+    Args:
+        runs: folders that ``test`` or ``bm25`` wrote.
+        out: folder of the fused runs.
+        rrf_k: constant of reciprocal ranks, which are taken without weights.
+        weights: one for each run.
+        dev: the same systems on dev queries; tunes weights on them.
+        metric: what weights are tuned for.
+        depth: hits per query.
+
+    Returns:
+        The weights that were tuned, None if none were.
+
+    Raises:
+        DataError: if folders hold other tasks or no runs, or dev queries are among those fused.
+    """
+    if weights and dev:
+        raise DataError("--weights are given and --dev would tune them; pass one of the two")
+    tuned = _tuned(runs, dev, metric) if dev else None
+    shares = tuned.weights if tuned else weights
+    for pool in ("local", "union"):
+        if not all(list(folder.glob(f"*.{pool}.trec")) for folder in runs):
+            continue
+        for name in _shared(runs, pool):
+            tables = [read_table(folder / f"{name}.{pool}.trec", empty=True) for folder in runs]
+            fused = (
+                weighted_fusion(tables, shares, depth)
+                if shares
+                else reciprocal_rank_fusion(tables, rrf_k, depth)
+            )
+            write_run(out / f"{name}.{pool}.trec", fused, "fused")
+            shutil.copyfile(runs[0] / f"{name}.qrels", out / f"{name}.qrels")
+    if not out.is_dir():
+        raise DataError("the folders hold no runs of the same pool", str(runs[0]))
+    record = {
+        "runs": [str(folder) for folder in runs],
+        "weights": list(shares) if shares else None,
+        "rrf_k": None if shares else rrf_k,
+        "tuned": tuned._asdict() if tuned else None,
+    }
+    write_json(out / "fusion.json", record, DataError)
+    return tuned
+
+
+def _shared(folders: Sequence[Path], pool: str) -> list[str]:
+    names = [tasks_of(folder, pool) for folder in folders]
+    for folder, own in zip(folders, names, strict=True):
+        if own != names[0]:
+            lacking = sorted(set(own) ^ set(names[0]))
+            raise DataError(f"differs in tasks from {folders[0]}: {lacking[:3]}", str(folder))
+    return names[0]
+
+
+def _tuned(runs: Sequence[Path], dev: Sequence[Path], metric: str) -> Tuned:
+    if len(dev) != len(runs):
+        raise DataError(f"{len(dev)} dev folders for {len(runs)} runs; give one for each")
+    same = {folder.resolve() for folder in runs} & {folder.resolve() for folder in dev}
+    if same:
+        raise DataError("is fused and tuned on; tune on other queries", str(min(same)))
+    tasks = []
+    seen: set[str] = set()
+    for name in _shared(dev, "local"):
+        tables = [read_table(folder / f"{name}.local.trec", empty=True) for folder in dev]
+        grades = grades_of(read_qrels(dev[0] / f"{name}.qrels"))
+        seen.update(grades)
+        if grades:
+            tasks.append((tables, grades))
+    for name in _shared(runs, "local"):
+        both = seen & grades_of(read_qrels(runs[0] / f"{name}.qrels")).keys()
+        if both:
+            raise DataError(
+                f"query {min(both)} is among the dev queries and among those to be fused "
+                f"({len(both)} such); tune on other queries",
+                str(runs[0] / f"{name}.qrels"),
+            )
+    return tune_weights(tasks, metric)

@@ -13,9 +13,13 @@ from augment.store import Store
 from augment.store.keys import Recipe
 from augment.views import open_view
 from retrievers.cli import USER_ERROR, main
-from retrievers.data.mixtures import make_mixture, named_views
+from retrievers.data.mixtures import (
+    SentenceSampling,
+    make_mixture,
+    named_views,
+    sample_sentences,
+)
 from retrievers.data.module import MBeirData
-from retrievers.data.sentences import SentenceSampling, sample_sentences
 from retrievers.data.texts import TextRecipe, ViewConfig, check_recipe
 from retrievers.models.load import load, open_recipe
 from tests.retrievers.test_cli_retrievers import options

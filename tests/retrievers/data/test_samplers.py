@@ -11,8 +11,8 @@ from retrievers.data.samplers import PairBatches, PairLoader
 GROUPS = np.array([0] * 50 + [1] * 30 + [2] * 7)
 
 
-def batches_of(rank=0, world=1, epoch=0, groups=GROUPS, size=4, **settings):
-    batches = PairBatches(groups, size, 1, rank, world, **settings)
+def batches_of(rank=0, world=1, epoch=0, groups=GROUPS, size=4, seed=1, **settings):
+    batches = PairBatches(groups, size, seed, rank, world, **settings)
     batches.set_epoch(epoch)
     return batches
 
@@ -29,6 +29,13 @@ def test_every_row_is_dealt_at_most_once_and_few_are_left_out(world, homogeneous
     assert dealt == [list(part) for part in parts]  # and again the same
     other = batches_of(0, world, 3, homogeneous=homogeneous)
     assert [key % 87 for batch in other for key in batch] != [k % 87 for b in dealt[0] for k in b]
+
+
+@pytest.mark.parametrize("settings", [{}, {"homogeneous": True}, {"exponent": 0.5}])
+def test_the_seed_decides_the_order(settings):
+    orders = [list(batches_of(seed=seed, **settings)) for seed in (0, 0, 1, 2)]
+    assert orders[0] == orders[1]
+    assert len({str(order) for order in orders}) == 3
 
 
 def test_two_processes_share_the_batches_of_one():

@@ -1,0 +1,223 @@
+"""Run files scored, whoever wrote them."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.compute as pc
+
+from augment.data import DataRoot, grades_of, read_qrels
+from augment.data.pools import open_candidates
+from augment.errors import DataError
+from augment.files import markdown, sha256
+from retrievers.evaluation.compare import check_queries, tasks_of
+from retrievers.evaluation.judgements import Judgements
+from retrievers.evaluation.metrics import Measure, QueryScores, score_run, standard_measures
+from retrievers.evaluation.protocol import REPORTED, missing_rows, reported_k, row_order
+from retrievers.evaluation.run import RunTable, check_candidates, check_depth
+from retrievers.evaluation.run_files import read_table
+from retrievers.evaluation.versions import source_commit, versions
+
+#: UniIR's names of run files.
+_UNIIR = re.compile(r"mbeir_(.+?)_task([0-8])_(single|union)_pool_(\w+?)_k\d+_run\.txt")
+
+
+class _Source(NamedTuple):
+    """One run file with its judgements; ``task`` is None where the name does not tell."""
+
+    dataset: str
+    task: int | None
+    pool: str
+    run: Path
+    qrels: Path
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Scores of run files.
+
+    Attributes:
+        rows: of each file its data set, task, pool, counts, SHA-256 and ``metrics``, shares of 1.
+        mean: pool -> metric -> plain mean over its rows.
+        settings: what was asked for.
+        commit: of the source that ran; None outside git.
+        versions: of the libraries that matter.
+        cost: seconds.
+    """
+
+    rows: Sequence[dict[str, Any]]
+    mean: Mapping[str, Mapping[str, float]]
+    settings: Mapping[str, Any]
+    commit: str | None
+    versions: Mapping[str, str]
+    cost: Mapping[str, float]
+
+    def table(self) -> str:
+        """Markdown with the mean of each pool, scores in per cent."""
+        names = list(self.rows[0]["metrics"])
+        lines: list[list[object]] = []
+        for row in self.rows:
+            dataset, task = row["dataset"], row["task"]
+            title = dataset if task is None else f"{dataset} task {task}"
+            shown = [f"{100 * row['metrics'].get(name, 0):.2f}" for name in names]
+            lines.append([title, row["pool"], row["queries"], row["missing"], *shown])
+        for pool, mean in self.mean.items():
+            count = sum(row["pool"] == pool for row in self.rows)
+            if count > 1:
+                shown = [f"{100 * value:.2f}" for value in mean.values()]
+                lines.append([f"mean of {count}", pool, "", "", *shown])
+        told = markdown(["run", "pool", "queries", "missing", *names], lines, 2)
+        lacking = missing_rows({(row["dataset"], row["task"]) for row in self.rows})
+        if lacking:
+            told += f"\n\nThe mean lacks {', '.join(lacking)} of M-BEIR's 16 rows."
+        return told
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, JSON-serialisable."""
+        return asdict(self)
+
+
+def evaluate(
+    run: Path,
+    qrels: Path | None = None,
+    *,
+    root: Path | None = None,
+    candidates: Path | None = None,
+    metrics: Sequence[str] | None = None,
+    level: int = 1,
+    short: bool = False,
+    extra: bool = False,
+) -> Evaluated:
+    """Score TREC run files (UniIR's with seven columns and Pyserini's too).
+
+    A judged query that a run lacks counts 0. M-BEIR's number is success@5, or success@10 on
+    Fashion200K and FashionIQ, and the plain mean of the rows.
+
+    Args:
+        run: a run file, a folder that ``test`` wrote, or UniIR's ``run_files``.
+        qrels: judgements, for a run file.
+        root: data root with qrels, for UniIR's run files.
+        candidates: pool file; hits from elsewhere are refused.
+        metrics: see :meth:`~retrievers.evaluation.metrics.Measure.parse`; None for the standard
+            ones.
+        level: the least grade that is relevant.
+        short: whether the run may be shorter than a metric's cut-off.
+        extra: whether the run may hold queries that are not judged.
+
+    Raises:
+        ValueError: if a metric is unknown.
+        DataError: if files are missing, malformed, or of different data.
+    """
+    started = time.monotonic()
+    measures = list(metrics or standard_measures())
+    for measure in measures:
+        Measure.parse(measure)
+    found = _sources(run, qrels, root)
+    rows = [_row(source, measures, level, candidates, short, extra) for source in found]
+    rows.sort(key=lambda row: (*row_order(row["dataset"], row["task"]), row["pool"]))
+    return Evaluated(
+        rows,
+        {pool: _mean(rows, pool) for pool in dict.fromkeys(row["pool"] for row in rows)},
+        {"level": level, "metrics": measures},
+        source_commit(),
+        versions(),
+        {"seconds": round(time.monotonic() - started, 3)},
+    )
+
+
+def _sources(run: Path, qrels: Path | None, root: Path | None) -> Iterator[_Source]:
+    if not run.is_dir():
+        if qrels is None:
+            raise DataError("a run file needs --qrels", str(run))
+        yield _Source(run.stem, None, "-", run, qrels)
+        return
+    uniir = [(path, _UNIIR.fullmatch(path.name)) for path in sorted(run.iterdir())]
+    found = [(path, match) for path, match in uniir if match]
+    if found:
+        if root is None:
+            raise DataError("UniIR's run files need --root, where the qrels are", str(run))
+        for path, match in found:
+            dataset, task, pool, split = match.groups()
+            judged = DataRoot(root).qrels_file(dataset, int(task), split)
+            name = "local" if pool == "single" else "union"
+            yield _Source(dataset, int(task), name, path, judged)
+        return
+    pools = [pool for pool in ("local", "union") if list(run.glob(f"*.{pool}.trec"))]
+    for pool in pools or ["local"]:
+        for name in tasks_of(run, pool):
+            dataset, _, code = name.rpartition("_task")
+            task = int(code) if code.isdigit() else None
+            file, judged = run / f"{name}.{pool}.trec", run / f"{name}.qrels"
+            yield _Source(dataset or name, task, pool, file, judged)
+
+
+def _row(
+    source: _Source,
+    measures: Sequence[str],
+    level: int,
+    candidates: Path | None,
+    short: bool,
+    extra: bool,
+) -> dict[str, Any]:
+    table = read_table(source.run, empty=source.pool != "-")
+    grades = grades_of(read_qrels(source.qrels))
+    unjudged = check_queries(table, grades, str(source.run), str(source.qrels))
+    if unjudged and not extra:
+        raise DataError(
+            f"{len(unjudged)} of {len(table)} queries are not judged in {source.qrels}, the first "
+            f"is {unjudged[0]}: two data sets in one run? split it, or pass --extra to leave "
+            "these queries out",
+            str(source.run),
+        )
+    pool = None
+    if candidates is not None:
+        ids = open_candidates(candidates).ids.combine_chunks()
+        check_candidates(table, ids, str(candidates))
+        pool = len(ids)
+    if not short and source.pool == "-":
+        _check_depths(table, measures, pool, source.run)
+    judged = Judgements(grades, level)
+    wanted = [*measures]
+    reported = f"success@{reported_k(source.dataset)}"
+    scores = score_run(table, judged, dict.fromkeys([*wanted, reported]))
+    means = scores.means()
+    shown = {name: means[name] for name in wanted}
+    means = shown if source.task is None else {REPORTED: means[reported], **shown}
+    return _record(source, table, scores, means)
+
+
+def _check_depths(table: RunTable, measures: Sequence[str], pool: int | None, path: Path) -> None:
+    deepest = max((Measure.parse(measure).k or 1 for measure in measures), default=1)
+    try:
+        check_depth(table, deepest, pool)
+    except DataError as error:
+        raise DataError(f"{error}; --short if the pool is that small", str(path)) from error
+
+
+def _record(
+    source: _Source, table: RunTable, scores: QueryScores, means: dict[str, float]
+) -> dict[str, Any]:
+    return {
+        "dataset": source.dataset,
+        "task": source.task,
+        "pool": source.pool,
+        "queries": len(scores.qids),
+        "missing": len(scores.missing),
+        "unjudged": len(scores.unjudged),
+        "hits": len(table.rows),
+        "candidates_found": pc.count_distinct(table.ids).as_py(),
+        "run": str(source.run),
+        "sha256": sha256(source.run),
+        "metrics": means,
+    }
+
+
+def _mean(rows: Sequence[dict[str, Any]], pool: str) -> dict[str, float]:
+    own = [row["metrics"] for row in rows if row["pool"] == pool]
+    shared = [name for name in own[0] if all(name in metrics for metrics in own)]
+    return {name: sum(metrics[name] for metrics in own) / len(own) for name in shared}
