@@ -227,9 +227,9 @@ def validate(arguments: Sequence[str]) -> int:
 def retry(arguments: Sequence[str]) -> int:
     """Ask again what failed or was refused, by reason: ``retry corpus|queries --reason R ...``."""
     from augment import corpus, queries
-    from augment.enrichment.pipeline import Plan, run_command
+    from augment.enrichment.pipeline import JobPlan, run_command
 
-    plans: Mapping[str, Callable[..., Plan]] = {"corpus": corpus.plan, "queries": queries.plan}
+    plans: Mapping[str, Callable[..., JobPlan]] = {"corpus": corpus.plan, "queries": queries.plan}
     name = arguments[0] if arguments else ""
     if name not in plans:
         sys.stderr.write("usage: python -m augment retry corpus|queries --reason R ... --help\n")

@@ -18,8 +18,8 @@ from augment.enrichment.account import Summary
 from augment.enrichment.command import main
 from augment.enrichment.pipeline import (
     DEFAULT_OPTIONS,
+    JobPlan,
     Options,
-    Plan,
     candidate_plan,
     carry_out,
     not_empty,
@@ -64,7 +64,7 @@ def plan(
     prompt: str = CORPUS_PROMPT,
     budget: str = "",
     options: Options = DEFAULT_OPTIONS,
-) -> Plan:
+) -> JobPlan:
     """Describe every candidate that has a picture.
 
     Args:

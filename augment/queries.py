@@ -19,8 +19,8 @@ from augment.enrichment.account import Summary
 from augment.enrichment.command import main
 from augment.enrichment.pipeline import (
     DEFAULT_OPTIONS,
+    JobPlan,
     Options,
-    Plan,
     carry_out,
     forbidden_of,
     not_empty,
@@ -71,7 +71,7 @@ def plan(
     modification_prompt: str | None = QUERY_PROMPTS["modification"],
     text_prompt: str | None = QUERY_PROMPTS["text"],
     options: Options = DEFAULT_OPTIONS,
-) -> Plan:
+) -> JobPlan:
     """Refine queries, each kind in its own way.
 
     Args:
@@ -102,7 +102,7 @@ def _plan(
     files: Sequence[Path],
     prompts: Mapping[Kind, str | None],
     options: Options,
-) -> Plan:
+) -> JobPlan:
     data = DataRoot(root)
     found = files or [f.path for split in splits for f in data.query_files(split)]
     not_empty(found, f"query files of {', '.join(splits)}", root)

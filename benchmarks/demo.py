@@ -9,7 +9,6 @@ only: on other pictures its texts are out of their depth, and what is shown is t
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from augment.errors import ToolkitError
+from benchmarks.experiments import __main__ as experiments
 
 if TYPE_CHECKING:
     from benchmarks.experiments.results import ArmReader
@@ -27,48 +27,12 @@ DEMO = Path(__file__).with_suffix(".yaml")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    made = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__)
-    made.add_argument("--out", type=Path, default=Path("demo"), help="folder of everything")
-    made.add_argument("--root", type=Path, help="M-BEIR root; none: a Flagland is made")
-    made.add_argument("--tolerate", action="store_true",
-                      help="skip pictures and items that cannot be used")  # fmt: skip
-    made.add_argument("--countries", type=int, default=600, help="of that Flagland")
+    """The command's arguments: those of :mod:`benchmarks.experiments`, and one seed for all."""
+    made = experiments.parser()
+    made.prog, made.description, made.epilog = "python -m benchmarks.demo", __doc__, None
     made.add_argument("--seed", type=int, default=1, help="of the world and both trainings")
-    made.add_argument("--steps", type=int, default=60, help="optimiser steps of each training")
-    made.add_argument("--batch-size", type=int, default=128, help="training pairs per step")
-    made.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
-    made.add_argument("--model", default="flagland-vlm", help="the describing model, or oracle")
-    made.add_argument("--metric", default="success@1", help="per-query score of the table")
+    made.set_defaults(files=[str(DEMO)], out=Path("demo"), steps=60, batch_size=128)
     return made
-
-
-def read(args: argparse.Namespace) -> ArmReader:
-    """The demo's arms on the root that arguments name; the Flagland is made if none is.
-
-    Raises:
-        DataError: if the root cannot be used.
-    """
-    from benchmarks.experiments import spec
-    from benchmarks.experiments.build import Builder, Setup
-    from benchmarks.experiments.results import ArmReader
-    from benchmarks.experiments.roots import digest_root, make_world
-    from benchmarks.experiments.texts import Enriching
-
-    root = args.root
-    if root is None:
-        root = args.out / "world"
-        print(f"== world: {args.countries} countries, seed {args.seed}", flush=True)
-        make_world(root, args.countries, args.seed, args.threads)
-    experiment, model = spec.load_all([str(DEMO)])[0], args.model
-    if model == "oracle":
-        experiment, model = spec.by_oracle(experiment), "flagland-vlm"
-    enriching = Enriching(root, digest_root(root), None, model, args.threads, args.tolerate)
-    setup = Setup(
-        enriching, steps=args.steps, batch_size=args.batch_size, seeds=(args.seed,),
-        fit=("data.on_bad_image=skip",) if args.tolerate else (),
-    )  # fmt: skip
-    return ArmReader(Builder(experiment, setup), args.out, args.metric)
 
 
 def run(reader: ArmReader) -> str:
@@ -113,8 +77,10 @@ def run(reader: ArmReader) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse and run; the exit status."""
     args, started = parser().parse_args(arguments), time.monotonic()
+    args.world_seed, args.seeds = args.seed, [args.seed]
     try:
-        print(run(read(args)))
+        reader = experiments.readers(args)[0]
+        print(experiments.plan([reader]) if args.dry_run else run(reader))
     except ToolkitError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple, final
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from augment.errors import ImageError
@@ -26,8 +27,9 @@ MAX_PIXELS = 89_478_485
 #: Seconds after a file's last change from which on its hash is remembered.
 SETTLED_SECONDS = 2.0
 
-#: Raster formats met in retrieval data. Pillow knows more, among them some that start programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO")
+#: Raster formats met in retrieval data. Pillow knows more, among them some that start programs. Its
+#: reader of JPEG opens MPO, too.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 _POINTER = b"version https://git-lfs"
 _POINTER_BYTES = 1024
@@ -125,7 +127,15 @@ def open_image(root: Path, path: str, max_pixels: int = MAX_PIXELS) -> Image.Ima
         with Image.open(file, formats=FORMATS) as image:
             _refuse_bomb(image, path, max_pixels)
             image.load()
-            return _to_rgb(_upright(image))
+            deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+            if image.mode in ("I", "F") and not deep:
+                raise ImageError(
+                    "has pixels of 32 bits, whose scale the file does not say; convert it to 8 or "
+                    "16 bits",
+                    path,
+                    "corrupt",
+                )
+            return _to_rgb(_upright(image) if not deep else _eight_bits(_upright(image)))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{error}; shrink the picture", path, "too-large") from error
     except PermissionError as error:
@@ -258,6 +268,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")
         return Image.alpha_composite(white, layer).convert("RGB")
-    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip to white
-        return image.convert("I").point(lambda value: value * (1 / 257)).convert("RGB")
     return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey, which ``convert`` would clip to white; the transparent value becomes white."""
+    values = np.asarray(image).astype(np.uint32)
+    grey = np.where(values == image.info.get("transparency"), 255, values // 257)
+    return Image.fromarray(grey.astype(np.uint8))

@@ -24,7 +24,7 @@ from augment.checks import DEFAULT_LIMITS, Limits, Verdict, judge, mark
 from augment.engines import Ask, Engine, Pause
 from augment.enrichment.account import Account, Progress, Summary
 from augment.enrichment.jobs import SET_ASIDE, Group, Job, Retry
-from augment.enrichment.plan import AHEAD, Plan, Planned
+from augment.enrichment.plan import AHEAD, Planned, Planner
 from augment.errors import EngineDied, EngineError, StoreWriteError
 from augment.prompts import Prompt
 from augment.records import Enrichment, Reply, Request
@@ -81,7 +81,7 @@ def enrich_jobs(
     if scope is not None:
         record = store.begin(recipe, scope)
         store.adopt(seen_dead)
-    plan = Plan(jobs, engine, recipe, root, store, ahead)
+    plan = Planner(jobs, engine, recipe, root, store, ahead)
     run = _Run(plan, engine, store, recipe, progress, stop, limits, retry)
     engine.on_start = run.starting
     try:
@@ -107,7 +107,7 @@ class _Run:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: Planner,
         engine: Engine,
         store: Store,
         recipe: Recipe,

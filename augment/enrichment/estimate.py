@@ -22,7 +22,7 @@ import numpy as np
 
 from augment.engines import Engine
 from augment.enrichment.jobs import Job
-from augment.enrichment.plan import Plan
+from augment.enrichment.plan import Planner
 from augment.records import Enrichment, Reply, Request, Sampling
 from augment.store import Store, reason_class
 from augment.store.keys import Recipe
@@ -40,7 +40,7 @@ _NORMAL = 1.96
 _WIDTH = 100
 
 
-class Candidate(NamedTuple):
+class Asked(NamedTuple):
     """A request that a run would send."""
 
     key: str
@@ -71,7 +71,7 @@ class Survey:
     asked: int = 0
     requests: int = 0
     pictures: int = 0
-    sample: list[Candidate] = field(default_factory=list)
+    sample: list[Asked] = field(default_factory=list)
 
 
 @final
@@ -119,7 +119,7 @@ def survey(
     dice = random.Random(seed)  # noqa: S311 - a sample, not a secret
     keys, pictures = array("q"), array("q")
     seen: set[int] = set()
-    plan = Plan(jobs, engine, recipe, root, store)
+    plan = Planner(jobs, engine, recipe, root, store)
 
     try:
         for job, group, failure, _ in plan:
@@ -143,7 +143,7 @@ def survey(
             keys.append(hash(group.key))
             if group.image_hash is not None:
                 pictures.append(hash(group.image_hash))
-            one = Candidate(group.key, group.request, group.sampling)
+            one = Asked(group.key, group.request, group.sampling)
             if len(found.sample) < sample:
                 found.sample.append(one)
             elif (place := dice.randrange(found.asked)) < sample:
@@ -156,7 +156,7 @@ def survey(
     return found
 
 
-def measure(engine: Engine, sample: Sequence[Candidate]) -> Timing:
+def measure(engine: Engine, sample: Sequence[Asked]) -> Timing:
     """Answer a sample of requests by the clock.
 
     Raises:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,7 +22,7 @@ from typing import Any, Literal, final
 from augment.data import DataRoot, read_candidates, read_queries, write_candidates, write_queries
 from augment.data.images import resolve
 from augment.errors import DataError, ImageError
-from augment.files import write_text
+from augment.files import new_folder, write_text
 from augment.records import Enrichment, Item, Side
 from augment.store.page import percent, visible
 from augment.store.report import packaged
@@ -116,18 +115,8 @@ def export(
         DataError: if the root cannot be read, or ``out`` exists.
     """
     data = DataRoot(root)
-    if out.exists():
-        raise DataError("exists; remove it or name another --out", str(out))
-    partial = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
-    try:
-        partial.mkdir(parents=True)
-        done = _Export(data.path, partial, images).write(corpus, queries, out.name)
-        partial.rename(out)
-    except OSError as error:
-        raise DataError(f"cannot be written: {error}", str(out)) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return done
+    with new_folder(out) as partial:
+        return _Export(data.path, partial, images).write(corpus, queries, out.name)
 
 
 @final

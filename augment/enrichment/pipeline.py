@@ -138,7 +138,7 @@ class Again:
     temperatures: Sequence[float] = (0.3, 0.6, 0.9)
 
 
-class Plan(NamedTuple):
+class JobPlan(NamedTuple):
     """What a command is about to do.
 
     Attributes:
@@ -159,7 +159,7 @@ class Plan(NamedTuple):
         return islice((job for job in self.jobs if shard.takes(job.item)), options.limit), shard
 
 
-def candidate_plan(items: Iterable[Item], prompt: Prompt, total: int | None = None) -> Plan:
+def candidate_plan(items: Iterable[Item], prompt: Prompt, total: int | None = None) -> JobPlan:
     """Describe every candidate that has a picture.
 
     Args:
@@ -171,7 +171,7 @@ def candidate_plan(items: Iterable[Item], prompt: Prompt, total: int | None = No
         Job(item, None, "no picture") if item.image is None else Job(item, prompt, "picture")
         for item in items
     )
-    return Plan("corpus", {"image": prompt}, jobs, total)
+    return JobPlan("corpus", {"image": prompt}, jobs, total)
 
 
 def query_plan(
@@ -179,7 +179,7 @@ def query_plan(
     prompts: Mapping[Kind, Prompt | None],
     forbidden: Callable[[Query], Forbidden] | None = None,
     total: int | None = None,
-) -> Plan:
+) -> JobPlan:
     """Refine queries, each kind in its own way.
 
     Args:
@@ -195,7 +195,7 @@ def query_plan(
         return Job(query.item, prompts[kind], f"{kind} ({reason})", told)
 
     routes = {str(kind): prompt for kind, prompt in prompts.items()}
-    return Plan("query", routes, map(job, queries), total)
+    return JobPlan("query", routes, map(job, queries), total)
 
 
 def forbidden_of(
@@ -282,7 +282,7 @@ def recipe(
 
 
 def carry_out(
-    plan: Plan,
+    plan: JobPlan,
     root: Path,
     store: Path | Store,
     options: Options = DEFAULT_OPTIONS,
@@ -335,7 +335,7 @@ def carry_out(
         )
 
 
-def dry_run(plan: Plan, root: Path, store: Path, options: Options, prices: Prices) -> str:
+def dry_run(plan: JobPlan, root: Path, store: Path, options: Options, prices: Prices) -> str:
     """Look at every item as a run would, time a small sample, write nothing; the estimate.
 
     Raises:
@@ -352,7 +352,7 @@ def dry_run(plan: Plan, root: Path, store: Path, options: Options, prices: Price
 
 
 def preview(
-    plan: Plan, root: Path, store: Path, options: Options, number: int
+    plan: JobPlan, root: Path, store: Path, options: Options, number: int
 ) -> tuple[str, Summary]:
     """Generate for some items, save, and show their texts: a small run, so none is paid twice.
 
@@ -375,7 +375,7 @@ def preview(
 
 def run_command(
     prog: str,
-    plan: Callable[..., Plan],
+    plan: Callable[..., JobPlan],
     arguments: Sequence[str],
     supervised: bool = False,
     retry: bool = False,
@@ -423,7 +423,7 @@ def run_command(
     return one(())
 
 
-def _trial(plan: Plan, root: Path, store: Path, options: Options, trial: Trial) -> int:
+def _trial(plan: JobPlan, root: Path, store: Path, options: Options, trial: Trial) -> int:
     if trial.preview:
         shown, summary = preview(plan, root, store, options, trial.preview)
         sys.stdout.write(f"{shown}\n\n")

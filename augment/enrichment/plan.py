@@ -41,7 +41,7 @@ class Planned(NamedTuple):
 
 
 @final
-class Plan(Iterator[Planned]):
+class Planner(Iterator[Planned]):
     """Jobs in their order, planned in threads.
 
     Args:
@@ -106,7 +106,7 @@ class Plan(Iterator[Planned]):
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _plan_all(self, jobs: Sequence[Job]) -> list[Planned | DataError]:
-        """Plan some jobs; runs in a thread."""
+        """Planner some jobs; runs in a thread."""
         return [self._plan_one(job) for job in jobs]
 
     def _plan_one(self, job: Job) -> Planned | DataError:

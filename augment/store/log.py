@@ -35,6 +35,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, final
 
+from augment.files import sync_folder
+
 #: A power cut loses at most this much finished work, in seconds. A killed process loses none.
 SYNC_SECONDS = 1.0
 
@@ -195,16 +197,6 @@ def claim(path: Path) -> BinaryIO | None:
         pass  # its writer lives, or the file system knows no locks
     file.close()
     return None
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut, where the system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def stamp() -> int:

@@ -107,10 +107,7 @@ def save_page(path: Path, page: str) -> None:
     Raises:
         DataError: if the file cannot be written.
     """
-    try:
-        write_text(path, page)
-    except OSError as error:
-        raise DataError(f"cannot write the page: {error}", str(path)) from error
+    write_text(path, page, DataError)
 
 
 class Piece(NamedTuple):

@@ -86,7 +86,7 @@ class Sample(NamedTuple):
     image: str | None = None
 
 
-class Card(NamedTuple):
+class ItemCard(NamedTuple):
     """One item with its picture, the published and the generated text.
 
     Attributes:
@@ -113,17 +113,17 @@ class Card(NamedTuple):
 
 
 class Reason(NamedTuple):
-    """Items that failed, or whose text was refused, for one reason."""
+    """RootItems that failed, or whose text was refused, for one reason."""
 
     name: str
     items: int
-    cards: Sequence[Card]
+    cards: Sequence[ItemCard]
 
 
 class Repeats(NamedTuple):
     """Accepted texts that were written for several different contents.
 
-    A content is an item's picture, or its text where it has none. Items that send the very same
+    A content is an item's picture, or its text where it has none. RootItems that send the very same
     share one generation and count once; so does a picture that is asked about in several requests.
 
     Attributes:
@@ -141,7 +141,7 @@ class Repeats(NamedTuple):
     samples: tuple[Sample, ...] = ()
 
 
-class Faithful(NamedTuple):
+class Doubts(NamedTuple):
     """What a CLIP model found of a recipe's texts, as ``python -m augment scores`` left it.
 
     Attributes:
@@ -226,24 +226,24 @@ class SideReport:
     models: Mapping[str, int]
     used: Used
     repeats: Repeats
-    faithful: Faithful | None
+    faithful: Doubts | None
     failed: Sequence[Reason]
     refused: Sequence[Reason]
     plots: Sequence[Plot]
     scores: Sequence[Mapping[str, Any]]
     groups: Mapping[str, Sequence[Mapping[str, Any]]]
-    worst: Sequence[Card]
-    random: Sequence[Card]
+    worst: Sequence[ItemCard]
+    random: Sequence[ItemCard]
     unknown: int
 
     @property
     def failures(self) -> int:
-        """Items without a text."""
+        """RootItems without a text."""
         return sum(reason.items for reason in self.failed)
 
     @property
     def accepted(self) -> int:
-        """Items with a text that no check refused."""
+        """RootItems with a text that no check refused."""
         return self.texts - self.refused_items
 
 
@@ -381,7 +381,7 @@ def collect(
     used = limits_used(store, how.id)
     frame = table(texts)
     first = frame.drop_duplicates("key")
-    items = Items(root, side)
+    items = RootItems(root, side)
     again = repeats(frame, items, samples)
     faithful = _faithful(store.folder, side, how.id, frame, samples)
     failures = store.failures(side, how.id).values()
@@ -498,7 +498,7 @@ def _scores(frame: pd.DataFrame, limits: Limits) -> Iterator[Mapping[str, Any]]:
 
 
 def _groups(
-    frame: pd.DataFrame, column: str, items: Items | None = None
+    frame: pd.DataFrame, column: str, items: RootItems | None = None
 ) -> Sequence[Mapping[str, Any]]:
     """Texts, refused ones and the median of words, the largest groups first."""
     rows = [
@@ -555,7 +555,7 @@ def packaged(prompts: Mapping[str, str]) -> Iterator[Prompt]:
 # Samples
 
 
-def repeats(frame: pd.DataFrame, items: Items, most: int) -> Repeats:
+def repeats(frame: pd.DataFrame, items: RootItems, most: int) -> Repeats:
     """Count the contents of texts that came more than once.
 
     Args:
@@ -620,7 +620,7 @@ def _worst(
 
 def _faithful(
     store: Path, side: Side, recipe: str, frame: pd.DataFrame, size: int
-) -> Faithful | None:
+) -> Doubts | None:
     """What a CLIP model found, None if it was not asked."""
     import pandas as pd
 
@@ -645,7 +645,7 @@ def _faithful(
             if item in accepted:
                 worst.setdefault(str(item), Sample(str(item), f"{why} ({row[name]:.2g})"))
     doubtful = int(pd.DataFrame(doubted).any(axis=1).sum())
-    return Faithful(model, len(scores), doubtful, plots, list(worst.values()))
+    return Doubts(model, len(scores), doubtful, plots, list(worst.values()))
 
 
 def _by_reason(found: Iterator[tuple[str, Sample]]) -> list[tuple[str, int, list[Sample]]]:
@@ -675,7 +675,7 @@ class Cards:
 
     def __init__(
         self,
-        items: Items,
+        items: RootItems,
         root: Path,
         texts: Mapping[str, Enrichment],
         asked: Mapping[str, str],
@@ -686,18 +686,18 @@ class Cards:
         self._texts = texts
         self._asked = asked
 
-    def cards(self, chosen: Sequence[Sample]) -> list[Card]:
+    def cards(self, chosen: Sequence[Sample]) -> list[ItemCard]:
         """One card for each sample."""
         return [self._card(sample) for sample in chosen]
 
-    def _card(self, sample: Sample) -> Card:
+    def _card(self, sample: Sample) -> ItemCard:
         item = self._items.find(sample.item_id)
         text = None if sample.failed else self._texts.get(sample.item_id)
         self.unknown += item is None
         image = item.image if item is not None else sample.image
         picture, no_picture = self._picture(image, known=item is not None)
         published, generated = compare(item.text if item else None, text.text if text else "")
-        return Card(
+        return ItemCard(
             sample.item_id,
             image or "",
             picture,
@@ -722,7 +722,7 @@ class Cards:
 
 
 @final
-class Items:
+class RootItems:
     """Candidates or queries of a root, found by id without reading whole files.
 
     Args:
@@ -764,7 +764,7 @@ class Items:
         return self._names.get(dataset, dataset)
 
     def with_picture(self) -> int:
-        """Items that have a picture, those in several files counted once."""
+        """RootItems that have a picture, those in several files counted once."""
         shown = [t.ids.filter(t.column("image").is_valid()).chunks for t in self._tables]
         ids = pa.chunked_array([chunk for chunks in shown for chunk in chunks], pa.string())
         return cast("int", pc.count_distinct(ids).as_py())

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, final
 
 from augment.errors import StoreError, StoreWriteError
-from augment.files import write_text
+from augment.files import read_json, write_json
 from augment.records import Side
 from augment.store import log
 from augment.store.keys import Recipe
@@ -43,7 +43,7 @@ def make_folder(folder: Path) -> None:
     """
     if not (folder / "store.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "store.json", json.dumps({"format": FORMAT}) + "\n")
+        write_json(folder / "store.json", {"format": FORMAT})
 
 
 def check_folder(folder: Path) -> bool:
@@ -184,7 +184,7 @@ def finish(folder: Path, run: RunRecord, counts: Mapping[str, Any]) -> None:
 
 def _save_run(folder: Path, run: RunRecord) -> None:
     with writing(folder):
-        write_text(folder / "runs" / f"{run.id}.json", _text(asdict(run)))
+        write_json(folder / "runs" / f"{run.id}.json", asdict(run))
 
 
 def load_runs(folder: Path) -> list[RunRecord]:
@@ -222,7 +222,7 @@ def save_recipe(folder: Path, recipe: Recipe) -> None:
     with writing(folder):
         make_folder(folder)
         if not path.exists():
-            write_text(path, _text(recipe.to_json()))
+            write_json(path, recipe.to_json())
 
 
 def load_recipe(folder: Path, side: Side, name: str) -> Recipe:
@@ -293,21 +293,18 @@ def choose(folder: Path, side: Side, name: str) -> None:
         StoreError: if there is no such recipe, or the choice cannot be written.
     """
     load_recipe(folder, side, name)
-    try:
-        write_text(folder / f"chosen-{side}.json", _text({"recipe": name}))
-    except OSError as error:
-        raise StoreError(f"{folder}: cannot write the choice: {error}") from error
+    write_json(folder / f"chosen-{side}.json", {"recipe": name}, StoreWriteError)
 
 
 def chosen(folder: Path, side: Side) -> str | None:
     """The recipe that somebody chose, or None."""
-    try:
-        value = json.loads((folder / f"chosen-{side}.json").read_text(encoding="utf-8"))
-        return str(value["recipe"])
-    except FileNotFoundError:
+    path = folder / f"chosen-{side}.json"
+    if not path.exists():
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{folder}/chosen-{side}.json: cannot read it: {error}") from error
+    try:
+        return str(read_json(path, StoreError)["recipe"])
+    except (KeyError, TypeError) as error:
+        raise StoreError(f"{path}: names no recipe; delete it and choose again") from error
 
 
 def meant(folder: Path, side: Side) -> str:
@@ -339,7 +336,3 @@ def _line(folder: Path, side: Side, name: str, complete: bool) -> str:
     prompts = ", ".join(recipe.prompts.values())
     state = "complete" if complete else "not run to the end of its input"
     return f"{name}  {recipe.model}  {prompts}  {state}"
-
-
-def _text(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n"

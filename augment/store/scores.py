@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from augment.data import DataRoot, read_candidates, read_queries
 from augment.data.images import open_image
 from augment.errors import DataError, ImageError, StoreError
+from augment.files import replacing_path
 from augment.records import Enrichment, Item, Side
 from augment.store.store import Store
 
@@ -160,13 +161,9 @@ def _place(store: Path, side: Side, recipe: str) -> Path:
 
 def _write(table: pd.DataFrame, out: Path, clip: str) -> None:
     """Write Parquet, whole or not at all, with the name of the model that judged."""
-    partial = out.with_name(f".{out.name}.partial")
     table.attrs = {"clip": clip}
-    try:
+    with replacing_path(out, DataError) as partial:
         table.to_parquet(partial)
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load_scores(store: Path, side: Side, recipe: str) -> tuple[str, pd.DataFrame] | None:

@@ -11,7 +11,6 @@ many.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import secrets
@@ -29,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from augment.store.log import sync_folder
+from augment.files import publish, sha256
 from augment.store.schema import SCHEMAS, Kind, batch, code, name_of
 
 #: Rows of a Parquet row group and of an Arrow batch: memory that reading in a row takes.
@@ -80,28 +79,16 @@ def write(folder: Path, stem: str, kind: Kind, records: Sequence[Mapping[str, An
         ):
             for start in range(0, len(records), GROUP):
                 writer.write_batch(batch(kind, records[start : start + GROUP]))
-            writer.close()
-            sink.flush()
-            os.fsync(sink.fileno())
         path = folder / f"{stem}.{checksum(partial)}.parquet"
-        partial.replace(path)
-        sync_folder(folder)
+        publish(partial, path)
     finally:
         partial.unlink(missing_ok=True)
     return path
 
 
 def checksum(path: Path) -> str:
-    """Sixteen hex digits of the SHA-256 of a file.
-
-    Raises:
-        OSError: if it cannot be read.
-    """
-    total = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            total.update(block)
-    return total.hexdigest()[:16]
+    """Sixteen hex digits of the SHA-256 of a file."""
+    return sha256(path)[:16]
 
 
 def opened(path: Path) -> Any:
@@ -157,7 +144,7 @@ def find(highs: memoryview, lows: memoryview, one: bytes) -> int:
 
 
 @final
-class Index:
+class RowIndex:
     """Where the row that counts is, for every code.
 
     Args:
@@ -281,12 +268,12 @@ class Rows:
         return [0, *np.cumsum(np.fromiter(counts, np.int64)).tolist()]
 
     @cached_property
-    def _index(self) -> Index:
+    def _index(self) -> RowIndex:
         """Of the sealed rows; read when first needed."""
         tables = [column(path, "code", "at") for path in self.segments]
         codes = [numbers(table["code"], np.uint64, 2) for table in tables]
         at = [numbers(table["at"], np.int64) for table in tables]
-        return Index(
+        return RowIndex(
             np.concatenate([np.zeros(0, np.uint64), *codes]).reshape(-1, 2),
             np.concatenate([np.zeros(0, np.int64), *at]),
             self._latest,

@@ -74,7 +74,7 @@ def duration(seconds: float) -> str:
 
 @final
 @dataclass(frozen=True)
-class Held:
+class RecipeStatus:
     """What a store holds under one recipe.
 
     Attributes:
@@ -111,7 +111,7 @@ class Held:
         return "\n".join([*rows, *(f"  run {_run_line(run)}" for run in self.runs[-5:])])
 
 
-def status(store: Store) -> list[Held]:
+def status(store: Store) -> list[RecipeStatus]:
     """What a store holds, recipe by recipe.
 
     Raises:
@@ -121,7 +121,7 @@ def status(store: Store) -> list[Held]:
     reasons = {row["key"]: reason_class(row["rejected"]) for row in refused}
     ran = runs.load_runs(store.folder)
     return [
-        Held(
+        RecipeStatus(
             side,
             recipe.id,
             recipe.model,

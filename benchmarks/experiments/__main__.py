@@ -55,9 +55,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--countries", type=int, default=600, help="of that Flagland")
     made.add_argument("--world-seed", type=int, default=1, help="of that Flagland")
     made.add_argument("--store", type=Path, help="texts that exist; none: they are generated")
-    made.add_argument("--model", default="flagland-vlm", help="the describing model")
+    made.add_argument("--model", default="flagland-vlm",
+                      help="the describing model; oracle: the truth of a Flagland")  # fmt: skip
     made.add_argument("--tolerate", action="store_true",
-                      help="go on when single items could not be enriched")  # fmt: skip
+                      help="skip pictures and items that cannot be used")  # fmt: skip
     made.add_argument("--config", default="flagland", help="of the retriever: packaged or a file")
     made.add_argument("--steps", type=int, help="optimiser steps of a training [flagland: 50]")
     made.add_argument("--batch-size", type=int, help="training pairs per step [the config's]")
@@ -95,9 +96,11 @@ def setup_of(args: argparse.Namespace) -> Setup:
         asked = args.out / "-".join([*args.test_datasets, args.split])
         make_part(args.test_root, args.test_datasets, args.split, asked)
     steps = args.steps or (50 if args.config == "flagland" else None)
+    fit = [one.lstrip("-") for one in args.fit]
+    fit += ["data.on_bad_image=skip"] if args.tolerate else []
     return Setup(
         enriching(root, args.store), args.config, steps, args.batch_size, tuple(args.seeds),
-        args.split, tuple(args.tasks), tuple(one.lstrip("-") for one in args.fit),
+        args.split, tuple(args.tasks), tuple(fit),
         None if asked is None else enriching(asked, None),
     )  # fmt: skip
 
@@ -114,6 +117,8 @@ def readers(args: argparse.Namespace) -> list[ArmReader]:
     from benchmarks.experiments.results import ArmReader
 
     experiments = spec.load_all([*args.files, *args.experiment] or ["grid"])
+    if args.model == "oracle":
+        experiments = [spec.by_oracle(one) for one in experiments]
     if args.pool == "union":
         experiments = [replace(one, union=True) for one in experiments]
     setup = setup_of(args)

@@ -12,7 +12,7 @@ from augment.data.images import open_image
 from augment.errors import ImageError
 from augment.records import Enrichment, Item, Side
 from augment.store.page import DataUri, Piece, compare, thumbnail
-from augment.store.report import Items
+from augment.store.report import RootItems
 from benchmarks.report.runs import Moved, OpenedRun, TaskHits
 
 #: Longest side of a query's picture and of a result's, in pixels.
@@ -95,8 +95,8 @@ class Gallery:
         self._root = root
         self.runs = runs
         self._top = top
-        self._items: dict[Side, Items] = {
-            "query": Items(root, "query"), "corpus": Items(root, "corpus"),
+        self._items: dict[Side, RootItems] = {
+            "query": RootItems(root, "query"), "corpus": RootItems(root, "corpus"),
         }  # fmt: skip
         self._thumbnail = cache(self._open)
 

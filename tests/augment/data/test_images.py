@@ -137,6 +137,32 @@ def test_sixteen_bit_grey_keeps_its_scale(tmp_path):
     assert open_image(tmp_path, "g.png").getpixel((0, 0)) == (128, 128, 128)
 
 
+def test_sixteen_bits_with_a_transparent_value_or_as_ppm(tmp_path):
+    image = Image.new("I;16", (2, 1), 128 * 257)
+    image.putpixel((1, 0), 7)
+    save(tmp_path / "t.png", image, transparency=7)
+    (tmp_path / "p.ppm").write_bytes(b"P5 2 1 65535\n" + bytes([128, 128, 0, 7]))
+    shown = {name: open_image(tmp_path, name) for name in ("t.png", "p.ppm")}
+    assert [shown["t.png"].getpixel((x, 0)) for x in (0, 1)] == [(128,) * 3, (255,) * 3]
+    assert [shown["p.ppm"].getpixel((x, 0)) for x in (0, 1)] == [(128,) * 3, (0,) * 3]
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_pixels_of_an_unknown_scale_are_refused(tmp_path, mode):
+    save(tmp_path / "a.tiff", Image.new(mode, (2, 2), 1))
+    with pytest.raises(ImageError, match="convert it to 8 or 16 bits"):
+        open_image(tmp_path, "a.tiff")
+
+
+def test_a_picture_of_two_views_is_opened_and_an_unknown_format_called_so(tmp_path):
+    views = [Image.new("RGB", (3, 2), colour) for colour in ("red", "blue")]
+    views[0].save(tmp_path / "two.jpg", "MPO", save_all=True, append_images=views[1:])
+    assert open_image(tmp_path, "two.jpg").getpixel((0, 0))[0] > 250
+    (tmp_path / "text.jpg").write_text("not a picture")
+    with pytest.raises(ImageError, match="UnidentifiedImageError"):
+        open_image(tmp_path, "text.jpg")
+
+
 def test_exif_rotation(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by a quarter clockwise

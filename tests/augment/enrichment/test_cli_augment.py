@@ -207,7 +207,7 @@ def test_queries_are_routed_and_text_is_left_alone(root, capsys):
 
 
 def test_a_changed_prompt_file_regenerates_only_its_own(root, tmp_path, capsys):
-    source = (HOME / "augment/prompts/rar/rar/question.md").read_text()
+    source = (HOME / "augment/prompts/rar/question.md").read_text()
     mine = tmp_path / "mine.md"
     mine.write_text(source)
     command(queries, root, "--question-prompt", str(mine))
@@ -310,7 +310,9 @@ def test_an_export_writes_through_no_link_and_takes_nothing_from_elsewhere(root,
     names = ["README.md", "./readme.md", str(pool.relative_to(root)), "query/test/x.jsonl"]
     (root / "readme.md").write_text("mine")
     (root / "query/test/x.jsonl").write_text("")
-    items += [Item(f"3:{2000 + n}", None, name, "image") for n, name in enumerate(names)]
+    items += [
+        Item(f"3:{2000 + n}", None, one_picture(name), "image") for n, name in enumerate(names)
+    ]
     write_candidates(pool, items)
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     command(corpus, root)

@@ -22,7 +22,7 @@ from augment.store import Failure, Scope, Store, runs
 from augment.store.keys import Recipe, text_key
 from augment.store.log import Death, suspects
 from augment.store.schema import ids_of, pair_id
-from augment.store.segments import Index
+from augment.store.segments import RowIndex
 from augment.store.upkeep import verify
 
 RECIPE = Recipe("corpus", {"p": "p@1"}, "m", "r", {"p": Sampling()}, {"image": "p"})
@@ -447,7 +447,7 @@ def test_a_store_of_another_format_is_refused(tmp_path):
 def test_the_index_finds_the_row_that_counts(rows, latest):
     codes = np.array([(high, low) for high, low, _ in rows], np.uint64).reshape(-1, 2)
     at = np.array([time for *_, time in rows], np.int64)
-    index = Index(codes, at, latest)
+    index = RowIndex(codes, at, latest)
     best = max if latest else min
     for high in range(7):
         for low in range(4):
