@@ -1,8 +1,9 @@
 """The nouns of the toolkit: what flows from M-BEIR files to enriched text.
 
 Standard library only. Names of views (:mod:`augment.views`) and of kinds of text
-(:mod:`augment.prompts`) are open: they are refused where they are used and not known. Published fields are never overwritten: generated text is an
-:class:`Enrichment`, and what an encoder sees is decided when a view is rendered.
+(:mod:`augment.prompts`) are open: they are refused where they are used and not known. Published
+fields are never overwritten: generated text is an :class:`Enrichment`, and what an encoder sees is
+decided when a view is rendered.
 """
 
 from __future__ import annotations

@@ -96,8 +96,9 @@ def demo_table(value: Mapping[str, Any]) -> str:
         difference, _, *rest = compared_cells(row)
         scores = [f"{100 * row[key]:.1f}" for key in ("first", "second")]
         rows.append([row["name"], row["queries"], *scores, difference, *rest])
-    head = [f"task ({comparison['pool']} pool, {comparison['metric']})", "queries",
-            *comparison["names"], "difference, 95 % interval", "p (Holm)", "wins", "losses"]  # fmt: skip
+    first = f"task ({comparison['pool']} pool, {comparison['metric']})"
+    last = ("difference, 95 % interval", "p (Holm)", "wins", "losses")
+    head = [first, "queries", *comparison["names"], *last]
     return markdown(head, rows)
 
 

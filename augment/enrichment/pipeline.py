@@ -20,7 +20,7 @@ from augment.enrichment import command
 from augment.enrichment.account import Progress, Summary
 from augment.enrichment.enrich import enrich_jobs
 from augment.enrichment.estimate import SAMPLE_BATCHES, choose, describe, measure, show, survey
-from augment.enrichment.jobs import Job, Retry, Shard, parse_shard
+from augment.enrichment.jobs import Job, Retry, Share, parse_shard
 from augment.enrichment.launch import launch
 from augment.enrichment.supervise import SUCCESSOR, draining, supervise
 from augment.errors import DataError
@@ -153,7 +153,7 @@ class JobPlan(NamedTuple):
     jobs: Iterable[Job]
     total: int | None = None
 
-    def share(self, options: Options) -> tuple[Iterator[Job], Shard]:
+    def share(self, options: Options) -> tuple[Iterator[Job], Share]:
         """The jobs that the options take, and which share of all these are."""
         shard = parse_shard(options.shard)
         return islice((job for job in self.jobs if shard.takes(job.item)), options.limit), shard
@@ -290,7 +290,7 @@ def carry_out(
     retry: Retry | None = None,
     seen_dead: Collection[int] = (),
 ) -> Summary:
-    """Run :func:`augment.enrichment.enrich.enrich_jobs` with progress, draining on the first signal.
+    """Run :func:`~augment.enrichment.enrich.enrich_jobs` with progress; drain on the first signal.
 
     Args:
         plan: what to do.

@@ -328,7 +328,7 @@ def _extras(arm: Arm) -> str:
 
 
 def view_configs(views: Views, made: Sequence[Path]) -> dict[Side, ViewConfig]:
-    """What a retriever is shown of each side; ``made`` begins with the folders of ``views.texts``."""
+    """What a retriever is shown of each side; ``made`` begins with folders of ``views.texts``."""
     sources = {name: read_source(path) for name, path in zip(views.texts, made, strict=False)}
     configs: dict[Side, ViewConfig] = {}
     for side, view in zip(SIDES, (views.query, views.corpus), strict=True):

@@ -28,8 +28,8 @@ from retrievers.evaluation.versions import source_commit
 #: Part of every fingerprint; raised when a step's work changes what it makes.
 FORMAT = 1
 
-#: Seconds per unit of size (see :attr:`CachedStep.size`) before any step of a kind was timed: two cores,
-#: the packaged models, a Flagland of 600 countries.
+#: Seconds per unit of size (see :attr:`CachedStep.size`) before any step of a kind was timed: two
+#: cores, the packaged models, a Flagland of 600 countries.
 RATES: Mapping[str, float] = {
     "world": 0.03, "texts": 0.01, "derived": 5.0, "train": 1.05, "test": 9.0, "lexical": 3.0,
     "fused": 2.0, "mine": 20.0,

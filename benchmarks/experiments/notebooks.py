@@ -1,8 +1,8 @@
 """What the notebooks read, and what runs them.
 
 ``python -m benchmarks.experiments.notebooks PATH ...`` executes them in place (``make notebooks``),
-so that a code host shows their figures, or writes them to ``--out``. A cell that fails is the command's failure. Needs nbclient and ipykernel (extra
-``dev``).
+so that a code host shows their figures, or writes them to ``--out``. A cell that fails is the
+command's failure. Needs nbclient and ipykernel (extra ``dev``).
 """
 
 from __future__ import annotations

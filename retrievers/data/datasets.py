@@ -123,8 +123,8 @@ def target_modality(query: Query, find: Callable[[str], Item | None]) -> Modalit
 class PairDataset(Dataset[PairExample]):
     """Training queries with positives and hard negatives, drawn anew in each epoch.
 
-    Indexed by the keys of :class:`~retrievers.data.samplers.PairBatches`, which say epoch and row, so
-    that the draw is the same in whatever process it happens.
+    Indexed by the keys of :class:`~retrievers.data.samplers.PairBatches`, which say epoch and row,
+    so that the draw is the same in whatever process it happens.
 
     Args:
         queries: training queries, each with a positive in the book.

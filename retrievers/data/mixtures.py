@@ -4,10 +4,10 @@ A retriever that has met every text in one form only is lost when the form chang
 missing. LaCLIP (2305.20088) draws among an original and its rewrites, Recap-DataComp (2406.08478)
 between original and generated captions at a fixed rate; lengths and missing text are ours.
 
-A text may also lose its summary and some of its other sentences. Long captions begin with a summary,
-and a text encoder that is trained on them whole learns to read little else. DeBias-CLIP (2602.22419)
-drops the first sentence and keeps some of the others; DreamLIP (2403.17007) keeps one sentence at a
-time, FLAIR (2412.03561) up to three. Where text is cut at the encoder's context, sampling also brings
+A text may also lose its summary and some of its other sentences. Long captions begin with a
+summary, and a text encoder that is trained on them whole learns to read little else. DeBias-CLIP
+(2602.22419) drops the first sentence and keeps some of the others; DreamLIP (2403.17007) keeps one at
+a time, FLAIR (2412.03561) up to three. Where text is cut at the encoder's context, sampling also brings
 sentences in front of the cut that would never be read. Not taken over from DeBias-CLIP: the caption
 beside its sample in one loss (here one of the two is drawn), and the padding in front of the text.
 

@@ -26,7 +26,7 @@ class ViewConfig:
             complete one; several are an error that lists them.
         length: of generated text: dense, short or sentences (see :mod:`augment.checks.lengths`).
         mix: in training, draw among texts with these weights, such as
-            ``{dense: 0.5, short: 0.3, raw: 0.2}`` (see :func:`retrievers.data.mixtures.make_mixture`);
+            ``{dense: 0.5, short: 0.3, raw: 0.2}`` (:func:`retrievers.data.mixtures.make_mixture`);
             tests show ``view`` and ``length``, which must be among them. Null draws nothing.
         dropout: in training, leave the generated text out with this probability.
         sentences: in training, show some sentences only.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from retrievers.models.base import Encoder
 
 
-class Outcome(NamedTuple):
+class RarResult(NamedTuple):
     """What a run of RAR leaves.
 
     Attributes:
@@ -51,7 +51,7 @@ def rar(
     lr: float = 5e-4,
     seed: int = 0,
     options: Options | None = None,
-) -> Outcome:
+) -> RarResult:
     """Enrich both sides, fit on the enriched views, test.
 
     Killed, it goes on where it was: texts are in the store, and steps since the last checkpoint are
@@ -114,4 +114,4 @@ def rar(
     latest = Path(out) / "checkpoints" / "latest.ckpt"
     resume = latest if latest.is_file() else None
     model = fit(training, data, out, max_steps=max_steps, resume=resume)
-    return Outcome(model, test(model, data, out), candidates, asking)
+    return RarResult(model, test(model, data, out), candidates, asking)

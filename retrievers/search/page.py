@@ -38,7 +38,7 @@ _SIGNS = {"text": "text", "image": "picture", "image,text": "picture + text"}
 
 
 @dataclass(frozen=True)
-class Asked:
+class Question:
     """What the form was sent with.
 
     Attributes:
@@ -56,7 +56,7 @@ class Asked:
     own: str = ""
 
     @classmethod
-    def from_fields(cls, fields: Mapping[str, str]) -> Asked:
+    def from_fields(cls, fields: Mapping[str, str]) -> Question:
         """The fields of the form.
 
         Raises:
@@ -96,7 +96,7 @@ class Card(NamedTuple):
 
 def render_page(
     searchers: Mapping[str, Searcher],
-    asked: Asked,
+    asked: Question,
     answers: Mapping[str, Answer],
     problem: str,
     max_bytes: int,

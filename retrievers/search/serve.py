@@ -36,7 +36,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from augment.data.images import open_image
 from augment.errors import DataError, EngineError, ImageError, ToolkitError
 from retrievers.search.answers import Answer, add_opening, opening, run_command
-from retrievers.search.page import MAX_QUERY, Asked, render_page
+from retrievers.search.page import MAX_QUERY, Question, render_page
 from retrievers.search.pictures import QueryPictures
 
 if TYPE_CHECKING:
@@ -171,23 +171,23 @@ class _Site:
     def page(self, request: Request) -> Response:
         """The whole page."""
         fields = request.query_params
-        asked, answers, problem = Asked(), {}, ""
+        asked, answers, problem = Question(), {}, ""
         try:
-            asked = Asked.from_fields(fields)
+            asked = Question.from_fields(fields)
             if asked.query or asked.picture or "q" in fields:
                 answers = self._search(asked)
         except ToolkitError as error:
             problem = _sentence(error)
             kept = fields.get("picture", "")
             kept = kept if self._pictures.holds(kept) else ""
-            asked = Asked(query=fields.get("q", "")[:MAX_QUERY], picture=kept)
+            asked = Question(query=fields.get("q", "")[:MAX_QUERY], picture=kept)
         text = render_page(self._searchers, asked, answers, problem, self._pictures.max_bytes)
         return HTMLResponse(text, 400 if problem else 200)
 
     def json(self, request: Request) -> Response:
         """The same search as JSON."""
         try:
-            asked = Asked.from_fields(request.query_params)
+            asked = Question.from_fields(request.query_params)
             found = {name: answer.to_json() for name, answer in self._search(asked).items()}
         except ToolkitError as error:
             return _json_refusal(500 if isinstance(error, EngineError) else 400, _sentence(error))
@@ -227,7 +227,7 @@ class _Site:
         """The picture of a candidate."""
         return self._drawn("image", request)
 
-    def _search(self, asked: Asked) -> dict[str, Answer]:
+    def _search(self, asked: Question) -> dict[str, Answer]:
         return {
             name: searcher.search(
                 asked.query,

@@ -1,4 +1,4 @@
-"""Losses on unit vectors, with known positives kept out of negatives; towards a teacher's scores."""
+"""Losses on unit vectors, known positives kept out of negatives; towards a teacher's scores."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def merge(model: nn.Module) -> None:
         if parametrize.is_parametrized(module):
             for name in list(cast("Any", module).parametrizations):
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
-                # First among its module's parameters, as in a plain model, whose fingerprint it has.
+                # First among its module's parameters, as in a plain model: the same fingerprint.
                 others = dict(module._parameters)
                 first = others.pop(name)
                 module._parameters.clear()

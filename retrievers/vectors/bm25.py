@@ -26,7 +26,7 @@ from retrievers.data.texts import TextRecipe, ViewConfig, check_untrained
 from retrievers.evaluation.results import Lost, Results, run_files, score, write_results
 from retrievers.evaluation.run import DECIMALS, RunTable
 from retrievers.evaluation.run_files import writing_runs
-from retrievers.vectors.index import Found, Index
+from retrievers.vectors.index import Index, Nearest
 
 #: All texts of a plan are of one kind.
 _MADE = "words"
@@ -53,7 +53,7 @@ class Bm25Config:
 
 
 @final
-class Texts:
+class Words:
     """Texts by row of an index. Words are runs of two or more letters or digits, in lower case.
 
     There is no stemming, and a script without blanks between words makes one word of a clause.
@@ -87,7 +87,7 @@ class Texts:
 
 
 @final
-class Bm25Index(Index[Texts]):
+class Bm25Index(Index[Words]):
     """Candidates found by the words they share with a query; those without one never are.
 
     Args:
@@ -96,7 +96,7 @@ class Bm25Index(Index[Texts]):
     """
 
     def __init__(self, config: Bm25Config = Bm25Config(), made_by: str | None = None) -> None:
-        super().__init__(Texts(config.stopwords), made_by)
+        super().__init__(Words(config.stopwords), made_by)
         self._config = config
         self._bm25: Any = None
         #: Rows whose text has a word: as in Lucene, the others count in no statistic.
@@ -121,7 +121,7 @@ class Bm25Index(Index[Texts]):
         worded = [words[row] for row in self._worded.tolist()]
         self._bm25.index(worded, show_progress=False, leave_progress=False)
 
-    def _find(self, queries: Sequence[list[str]], k: int) -> Found:
+    def _find(self, queries: Sequence[list[str]], k: int) -> Nearest:
         self.build()
         rows = np.full((len(queries), k), -1)
         scores = np.full((len(queries), k), -np.inf)
@@ -137,7 +137,7 @@ class Bm25Index(Index[Texts]):
             best = self._rank(self._worded[good][None], found[good][None])
             most = min(k, len(good))
             rows[place, :most], scores[place, :most] = best.rows[0, :k], best.scores[0, :k]
-        return Found(rows, scores.astype(np.float32))
+        return Nearest(rows, scores.astype(np.float32))
 
     def _changed(self) -> None:
         self._bm25 = None

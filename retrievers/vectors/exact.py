@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 from torch.nn import functional
 
-from retrievers.vectors.index import Found, Index, Recall, Vectors, lowest, may_tie
+from retrievers.vectors.index import Index, Nearest, Recall, Vectors, lowest, may_tie
 
 #: Candidates fetched beyond k; all rows are looked at again only when ties may reach beyond them.
 _SPARE = 16
@@ -71,13 +71,13 @@ class MatrixIndex(Index[Vectors]):
         self._query_block = query_block
         self._candidate_block = candidate_block
 
-    def _find(self, queries: Tensor, k: int) -> Found:
+    def _find(self, queries: Tensor, k: int) -> Nearest:
         wide = min(k + _SPARE, len(self))
         rows, raw = self._fetch(queries, wide)
         found = self._rank(rows, self.held.rescore(queries, rows))
         if wide < len(self):
             self._settle_ties(queries, found, raw[:, -1], k)
-        return Found(found.rows[:, :k], found.scores[:, :k])
+        return Nearest(found.rows[:, :k], found.scores[:, :k])
 
     def _fetch(
         self, vectors: Float32[Tensor, "queries dim"], k: int
@@ -134,7 +134,7 @@ class MatrixIndex(Index[Vectors]):
     def _settle_ties(
         self,
         vectors: Tensor,
-        found: Found,
+        found: Nearest,
         last: Float32[np.ndarray, " queries"],
         k: int,
     ) -> None:

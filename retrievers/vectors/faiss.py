@@ -14,7 +14,7 @@ from torch import Tensor
 from augment.errors import DataError, MismatchError, StoreError
 from augment.files import write_text
 from retrievers.vectors.exact import tell_recall
-from retrievers.vectors.index import Found, Index, Vectors, may_tie
+from retrievers.vectors.index import Index, Nearest, Vectors, may_tie
 from retrievers.vectors.store import sha256
 
 #: Candidates fetched beyond k.
@@ -168,7 +168,7 @@ class FaissIndex(Index[Vectors]):
             space: Any = faiss.ParameterSpace()
             space.set_index_parameters(index, self.parameters)
 
-    def _find(self, queries: Tensor, k: int) -> Found:
+    def _find(self, queries: Tensor, k: int) -> Nearest:
         self.build()
         if not self.exact:
             name = f"{self.factory} {self.parameters}".strip()
@@ -182,7 +182,7 @@ class FaissIndex(Index[Vectors]):
                 rows, _ = self._fetch(one, len(self))
                 whole = self._rank(rows, self.held.rescore(one, rows))
                 found.rows[query], found.scores[query] = (part[0, :wide] for part in whole)
-        return Found(found.rows[:, :k], found.scores[:, :k])
+        return Nearest(found.rows[:, :k], found.scores[:, :k])
 
     def _fetch(
         self, vectors: Tensor, k: int

@@ -28,7 +28,7 @@ MARGIN = 4e-6
 _RESCORED = 1024
 
 
-class Found(NamedTuple):
+class Nearest(NamedTuple):
     """Result of a search: rows of the index and their scores, best first.
 
     Where fewer than k were found, row -1 and score -inf fill up.
@@ -121,7 +121,7 @@ class Index(ABC, Generic[HeldT]):
         return len(self.ids)
 
     @abstractmethod
-    def _find(self, queries: Any, k: int) -> Found:
+    def _find(self, queries: Any, k: int) -> Nearest:
         """The best ``k`` (at most the size) of checked queries, ranked."""
 
     def build(self) -> None:
@@ -170,7 +170,7 @@ class Index(ABC, Generic[HeldT]):
         self._changed()
 
     @final
-    def search(self, queries: Any, k: int, made_by: str | None = None) -> Found:
+    def search(self, queries: Any, k: int, made_by: str | None = None) -> Nearest:
         """The best ``k`` candidates of each query.
 
         Args:
@@ -195,7 +195,7 @@ class Index(ABC, Generic[HeldT]):
             self._refuse_foreign(made_by)
         asked = self.held.queries(queries)
         if not len(asked):
-            return Found(np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))
+            return Nearest(np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))
         return self._find(asked, k)
 
     @final
@@ -220,12 +220,12 @@ class Index(ABC, Generic[HeldT]):
 
     def _rank(
         self, rows: Int64[np.ndarray, "queries n"], scores: Float[np.ndarray, "queries n"]
-    ) -> Found:
+    ) -> Nearest:
         """Best first, ties by id."""
         if self._ranks is None:
             self._ranks = descending(self.ids)
         order = np.lexsort((self._ranks[rows], -scores), axis=1)
-        return Found(
+        return Nearest(
             np.take_along_axis(rows, order, axis=1),
             np.take_along_axis(scores, order, axis=1).astype(np.float32),
         )
@@ -359,7 +359,7 @@ class Vectors:
 
 def may_tie(
     vectors: Float32[Tensor, "queries dim"],
-    found: Found,
+    found: Nearest,
     last: Float32[np.ndarray, " queries"],
     k: int,
 ) -> Bool[np.ndarray, " queries"]:
@@ -376,7 +376,7 @@ def may_tie(
 
 
 def lowest(
-    vectors: Float32[Tensor, "queries dim"], found: Found, k: int
+    vectors: Float32[Tensor, "queries dim"], found: Nearest, k: int
 ) -> Float[np.ndarray, " queries"]:
     """The single-precision score below which a candidate cannot rank among the best k."""
     floor: np.ndarray = found.scores[:, k - 1] - MARGIN * np.maximum(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from augment.errors import DataError, EngineError, ToolkitError
 from retrievers.vectors.exact import tell_recall
-from retrievers.vectors.index import Found, Index, Vectors
+from retrievers.vectors.index import Index, Nearest, Vectors
 
 #: Candidates fetched beyond k.
 _SPARE = 16
@@ -102,13 +102,13 @@ class MilvusIndex(Index[Vectors]):
             client.insert(name, rows)
         client.flush(name)
 
-    def _find(self, queries: Tensor, k: int) -> Found:
+    def _find(self, queries: Tensor, k: int) -> Nearest:
         self.build()
         tell_recall(self, queries, k, self._told, self._sample)
         wide = min(max(self._refine * k, k + _SPARE), len(self), max(k, _MOST))
         rows = self._fetch(queries, wide)
         found = self._rank(rows, self.held.rescore(queries, rows))
-        return Found(found.rows[:, :k], found.scores[:, :k])
+        return Nearest(found.rows[:, :k], found.scores[:, :k])
 
     def _fetch(self, queries: Tensor, k: int) -> Int64[np.ndarray, "queries k"]:
         rows = np.full((len(queries), k), -1)

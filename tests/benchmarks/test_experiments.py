@@ -207,7 +207,8 @@ def test_scores_are_averaged_over_seeds_before_they_are_compared(tmp_path, monke
     arms = {name: builder.experiment.arms[name] for name in ones}
     builder = Builder(replace(builder.experiment, arms=arms, against=first), builder.setup)
     reader = ArmReader(builder, tmp_path, "success@1")
-    scores = {reader.folders(name)[seed]: {("0: a", f"q{n}"): float(one) for n, one in enumerate(row)}
+    scores = {reader.folders(name)[seed]:
+              {("0: a", f"q{n}"): float(one) for n, one in enumerate(row)}
               for name, rows in ones.items() for seed, row in enumerate(rows)}  # fmt: skip
     monkeypatch.setattr(ArmReader, "_read", lambda self, folder: scores[folder])
     row = reader.compare(first, second).rows[-1]
@@ -259,8 +260,8 @@ def test_mined_negatives_and_one_table_against_an_arm(tmp_path, capsys):
 def test_the_grid_on_any_root_store_and_config_and_again_from_the_cache(tmp_path, capsys):
     root = make_root(tmp_path / "root")
     out = tmp_path / "out"
-    given = ["--root", str(root), "--model", "scripted:", "--config", str(tiny_config(tmp_path)), "--steps", "2",
-             "--batch-size", "8", "--seeds", "0", "--out", str(out)]  # fmt: skip
+    given = ["--root", str(root), "--model", "scripted:", "--config", str(tiny_config(tmp_path)),
+             "--steps", "2", "--batch-size", "8", "--seeds", "0", "--out", str(out)]  # fmt: skip
     assert main([*given, "--dry-run"]) == 0
     assert "11 steps, 0 of them cached" in capsys.readouterr().out
     assert not (out / "results").exists()

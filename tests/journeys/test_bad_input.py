@@ -74,8 +74,8 @@ Spoil = Callable[[Path], None]
 class Kind(NamedTuple):
     """A kind of bad input.
 
-    ``finding`` is what ``augment.data.validate`` reports (empty: nothing). ``outcome`` is what the run
-    does: ``used``, ``left alone``, ``item fails: REASON`` (exit code 3, the others are done) or
+    ``finding`` is what ``augment.data.validate`` reports (empty: nothing). ``outcome`` is what the
+    run does: ``used``, ``left alone``, ``item fails: REASON`` (exit code 3, the others are done) or
     ``stops`` (exit code 2, before any model is asked).
     """
 

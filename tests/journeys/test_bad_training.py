@@ -78,7 +78,8 @@ KINDS = {
         "cannot load 'ViT-B-32' (openay)",
     ),
     "model folder without its config": (
-        "fit", ["--model.encoder.model_name=local-dir:{}"], "no open_clip_config.json in this folder",
+        "fit", ["--model.encoder.model_name=local-dir:{}"],
+        "no open_clip_config.json in this folder",
     ),
     "model config that is not there": (
         "fit", ["--model.encoder.model_name={}/none.json"], "none.json: no such model config",

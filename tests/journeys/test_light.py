@@ -25,7 +25,8 @@ print("loaded:", *sorted({heavy} & set(sys.modules)))
 COMMANDS = [
     "augment --help", "augment status --help", "augment validate --help", "augment verify --help",
     "augment report --help", "augment.corpus --help", "augment.queries --help",
-    "retrievers --help", *(f"retrievers {verb} --help" for verb in VERBS if verb not in READS_CLASSES),
+    "retrievers --help",
+    *(f"retrievers {verb} --help" for verb in VERBS if verb not in READS_CLASSES),
 ]  # fmt: skip
 
 

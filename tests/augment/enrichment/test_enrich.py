@@ -15,7 +15,7 @@ from augment.engines import Engine
 from augment.engines.scripted import ScriptedEngine
 from augment.enrichment.account import Summary
 from augment.enrichment.enrich import enrich_jobs
-from augment.enrichment.jobs import Job, Retry, Shard, parse_shard
+from augment.enrichment.jobs import Job, Retry, Share, parse_shard
 from augment.enrichment.supervise import draining
 from augment.errors import DataError, StoreError
 from augment.prompts import load_prompt
@@ -367,7 +367,7 @@ def test_pictures_are_read_once_over_all_runs(root, monkeypatch):
 
 def test_shards_cover_everything_once_and_keep_pictures_together(root):
     items = [job(n, f"{n % 6}.png").item for n in range(60)]
-    shares = [[item for item in items if Shard(n, 4).takes(item)] for n in range(4)]
+    shares = [[item for item in items if Share(n, 4).takes(item)] for n in range(4)]
     assert sorted(item.id for share in shares for item in share) == sorted(i.id for i in items)
     pictures = [{item.image for item in share} for share in shares]
     assert sum(map(len, pictures)) == len(set().union(*pictures)) == 6

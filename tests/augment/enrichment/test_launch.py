@@ -15,7 +15,7 @@ from PIL import Image
 
 from augment.data import write_candidates
 from augment.engines import EngineOptions
-from augment.enrichment.launch import Machine, Share, launch, run, shares
+from augment.enrichment.launch import Machine, Portion, launch, run, shares
 from augment.errors import StoreError
 from augment.records import Item
 from augment.store import Store
@@ -95,7 +95,7 @@ def test_the_worst_exit_code_counts(tmp_path, capfd):
     script = tmp_path / "ends.py"
     script.write_text("import sys; sys.exit(int(sys.argv[1]))")
     ranked = [0, 3, 4, 2, 5, 1]
-    parts = [Share(f"part {code}", (str(code),)) for code in ranked]
+    parts = [Portion(f"part {code}", (str(code),)) for code in ranked]
     for last, code in enumerate(ranked[1:], 1):
         assert run([str(script)], parts[: last + 1], Machine()) == code
     assert "part 5: exit code 5" in capfd.readouterr().out

@@ -179,7 +179,10 @@ def test_a_rewrite_is_marked_word_by_word_and_a_description_is_not():
 
 def bars(plot):
     """Left edge, height and count of every bar, and where the limit stands, as drawn."""
-    drawn = r"<title>([^<]*)</title>\s*<path d=\"M ([\d.]+) ([\d.]+)\s+L ([\d.]+) ([\d.]+)\s+(?:L \S+ ([\d.]+))?"
+    drawn = (
+        r"<title>([^<]*)</title>\s*<path d=\"M ([\d.]+) ([\d.]+)\s+"
+        r"L ([\d.]+) ([\d.]+)\s+(?:L \S+ ([\d.]+))?"
+    )
     found = re.findall(drawn, plot.svg)
     limits = [float(left) for said, left, *_ in found if said.startswith("limit")]
     return [

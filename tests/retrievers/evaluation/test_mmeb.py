@@ -164,7 +164,8 @@ def test_the_command_leaves_runs_and_scores(tmp_path, capsys):
     root = make_mmeb(tmp_path / "mmeb")
     arguments = [
         "mmeb", f"--root={root}", f"--images={root / 'images'}", f"--out={tmp_path / 'out'}",
-        "--model=retrievers.models.clip.ClipScoreFusion", f"--model.model_name={make_config(tmp_path)}",
+        "--model=retrievers.models.clip.ClipScoreFusion",
+        f"--model.model_name={make_config(tmp_path)}",
     ]  # fmt: skip
     assert main(arguments) == 0
     assert "| mean: all |" in capsys.readouterr().out

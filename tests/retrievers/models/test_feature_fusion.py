@@ -276,7 +276,8 @@ def one_thread():
 def test_fit_resume_test_mine_and_search(tmp_path, capsys):
     world = make_root(tmp_path / "root"), make_config(tmp_path), tmp_path
     common = [
-        "--config=flagland_ff", "--model.encoder.fusion.heads=2", "--model.encoder.fusion.feedforward=16",
+        "--config=flagland_ff", "--model.encoder.fusion.heads=2",
+        "--model.encoder.fusion.feedforward=16",
         "--model.chunk=4", "--trainer.val_check_interval=2", "--trainer.max_steps=4",
     ]  # fmt: skip
 

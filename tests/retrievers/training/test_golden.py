@@ -1,4 +1,4 @@
-"""Twenty steps on a small Flagland: the losses and the validation of the code before the rebuild."""
+"""Twenty steps on a small Flagland: losses and validation of the code before the rebuild."""
 
 import csv
 import json

@@ -279,7 +279,7 @@ def test_prefixes_of_vectors(config, root, tmp_path):
     training = make_training(config, truncate_dim=4)
     whole, short = make_training(config).encoder, training.encoder
     short.load_state_dict(whole.state_dict())
-    inputs = whole.collator()([Example(0, "red", None), Example(1, "blue square", None)], "query")  # fmt: skip
+    inputs = whole.collator()([Example(0, "red", None), Example(1, "blue square", None)], "query")
     with torch.no_grad():
         expected = torch.nn.functional.normalize(
             whole.encode(inputs, "query").vectors[:, :4], dim=-1
