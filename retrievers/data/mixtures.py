@@ -6,10 +6,11 @@ between original and generated captions at a fixed rate; lengths and missing tex
 
 A text may also lose its summary and some of its other sentences. Long captions begin with a
 summary, and a text encoder that is trained on them whole learns to read little else. DeBias-CLIP
-(2602.22419) drops the first sentence and keeps some of the others; DreamLIP (2403.17007) keeps one at
-a time, FLAIR (2412.03561) up to three. Where text is cut at the encoder's context, sampling also brings
-sentences in front of the cut that would never be read. Not taken over from DeBias-CLIP: the caption
-beside its sample in one loss (here one of the two is drawn), and the padding in front of the text.
+(2602.22419) drops the first sentence and keeps some of the others; DreamLIP (2403.17007) keeps one
+at a time, FLAIR (2412.03561) up to three. Where text is cut at the encoder's context, sampling
+also brings sentences in front of the cut that would never be read. Not taken over from DeBias-
+CLIP: the caption beside its sample in one loss (here one of the two is drawn), and the padding in
+front of the text.
 
 A draw depends on what the caller seeds the generator with and on nothing else, so that a resumed
 run draws what it would have drawn. Tests draw nothing: they show the named view.

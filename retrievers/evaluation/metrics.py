@@ -5,8 +5,8 @@ The names are the exact ones. What M-BEIR's papers (UniIR 2311.17136, section 5)
 relevant candidates that are, ``precision@k`` the relevant ones among k however many were found,
 ``mrr`` 1 / rank of the first relevant one, ``map`` the mean precision at the ranks of all relevant
 ones, found or not, and ``ndcg`` has gain = grade (at least 0) and discount = log2(rank + 1). All
-equal trec_eval 9, which ranks by score in single precision and ties by id in descending order; the tests
-have them as plain loops over one ranking.
+equal trec_eval 9, which ranks by score in single precision and ties by id in descending order; the
+tests have them as plain loops over one ranking.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""BLIP score and feature fusion (UniIR 2311.17136, section 4) of transformers' BLIP (2201.12086)."""
+"""BLIP score and feature fusion (UniIR 2311.17136, section 4) by transformers' (2201.12086)."""
 
 from __future__ import annotations
 
