@@ -262,6 +262,7 @@ def build(kind: str, settings: Mapping[str, Any], where: str, weights: bool = Fa
             for name, value in settings.items()
             if name in taken
         }
+        given["model_name"]  # its default is for those who name nothing
         encoder = ENCODERS[kind](**{**given, "random_init": not weights})
     except (KeyError, TypeError) as error:
         raise DataError(

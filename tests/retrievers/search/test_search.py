@@ -217,7 +217,7 @@ def test_what_cannot_be_opened(world, tmp_path):
         Searcher.open(tmp_path / "other.ckpt", world.root)
     settings = {"class": "Unheard", "settings": {}, "text": {}}
     torch.save({"state_dict": {}, "retriever": settings}, tmp_path / "kind.ckpt")
-    with pytest.raises(DataError, match=r"holds a Unheard; known retrievers: .*ClipScoreFusion"):
+    with pytest.raises(DataError, match=r"holds a Unheard; known encoders: .*ClipScoreFusion"):
         Searcher.open(tmp_path / "kind.ckpt", world.root)
     with pytest.raises(DataError, match="no such folder"):
         Searcher.open(world.raw, tmp_path / "none")
