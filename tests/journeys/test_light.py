@@ -9,8 +9,8 @@ from augment.__main__ import main as _augment  # noqa: F401 - its import is ligh
 from retrievers.cli import VERBS
 
 HEAVY = {"torch", "transformers", "lightning", "open_clip", "faiss", "datasets"}
-#: LightningCLI reads the options of a fit off its classes.
-READS_CLASSES = {"fit", "validate", "test", "embed", "mine", "audit", "mmeb"}
+#: Their options are read off classes and functions beside which torch is loaded.
+READS_CLASSES = {"fit", "validate", "test", "embed", "mine", "audit", "mmeb", "bm25", "export"}
 
 RUN = """
 import runpy, sys
