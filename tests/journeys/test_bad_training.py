@@ -100,7 +100,7 @@ KINDS = {
         "fit", ["--ckpt_path={}/short.ckpt"], "short.ckpt: is no checkpoint of this package",
     ),
     "checkpoint of another architecture": (
-        "test", ["--ckpt_path={}/other.ckpt"], "the checkpoint is of another architecture: its",
+        "test", ["--ckpt_path={}/other.ckpt"], "fit this model: of another shape: clip.vis",
     ),
     "checkpoint of other text": (
         "test", ["--ckpt_path={}/last.ckpt", "--data.text_rule=uniir"],
@@ -191,7 +191,10 @@ def spoil(folder, saved):
     (folder / "metrics.json").write_text(json.dumps(metrics))
     write_foreign_negatives(folder / "foreign.parquet")
     write_store(folder / "store")
-    given = [f"--model={folder / 'last.ckpt'}", f"--data.root={folder / 'root'}"]
+    state = {name: -value if name.endswith("visual.proj") else value
+             for name, value in saved["state_dict"].items()}  # fmt: skip
+    torch.save({**saved, "state_dict": state}, folder / "turned.ckpt")
+    given = [f"--model={folder / 'turned.ckpt'}", f"--data.root={folder / 'root'}"]
     assert main(["embed", *given, f"--embeddings={folder / 'vectors'}"]) == 0
 
 
