@@ -7,7 +7,7 @@ from augment.data.pools import open_candidates
 from augment.errors import DataError
 from augment.store import Store
 from retrievers import Searcher
-from retrievers.search.page import Asked, render_page
+from retrievers.search.page import Question, render_page
 from retrievers.search.serve import names_of
 from retrievers.vectors.bm25 import Bm25Index
 from tests.worlds import World
@@ -50,14 +50,14 @@ def test_the_page_says_what_bm25_did_not_see_and_did_not_find(world):
         "words": words.search("", picture),
         "dense": dense.search("", picture, instruction=""),
     }
-    page = render_page({"words": words, "dense": dense}, Asked(), answers, "", 1)
+    page = render_page({"words": words, "dense": dense}, Question(), answers, "", 1)
     assert page.count("No candidate was found.") == 1
     assert page.count("the picture alone") == 1
     assert "words: found nothing" in page
     both = words.search("number word"), dense.search("number word")
     page = render_page(
         {"words": words, "dense": dense},
-        Asked(),
+        Question(),
         dict(zip(("words", "dense"), both, strict=True)),
         "",
         1,
