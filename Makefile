@@ -59,7 +59,8 @@ lock: $(STAMP) ## renew requirements.lock: the newest versions, every platform a
 	  --no-annotate --no-header --no-emit-index-url --extra dev setup.cfg -o requirements.lock
 
 mutants: $(STAMP) ## plant faults in losses, metrics, statistics, index, store, views, samplers
-	bash tests/mutants.sh $(BIN)/python
+	$(BIN)/mutmut run --max-children 2
+	$(BIN)/mutmut results
 
 demo: $(STAMP) ## enrich, retrain, compare: the table of the README, in ./demo
 	$(BIN)/python -m benchmarks.demo --out demo

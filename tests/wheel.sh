@@ -11,7 +11,7 @@ cd "$home"
 
 "$python" -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$work" .
 rm -rf build
-"$python" -m benchmarks.flagland --out "$work/root" --countries 40 --seed 3
+"$python" -m benchmarks.flagland --out "$work/root" --countries 200 --seed 3
 "$python" -m venv "$work/venv"
 # The locked versions, of what the wheel itself asks for.
 sed -E 's/ *\\$//; /^ +--hash/d' requirements.lock > "$work/versions.txt"
