@@ -74,4 +74,4 @@ notebooks: $(STAMP) ## run the notebooks in place, on benchmarks/results/rar or 
 	$(BIN)/python -m benchmarks.experiments.notebooks notebooks/*/*.ipynb
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) .venv-latest .venv-lowest demo runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-latest .venv-lowest demo runs mutants .pytest_cache .mypy_cache .ruff_cache
