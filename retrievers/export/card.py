@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from augment.enrichment.export import Shown, provenance
 from augment.records import Side
+from augment.store.page import visible
 from retrievers.evaluation.protocol import TASK_NAMES
 
 if TYPE_CHECKING:
@@ -88,8 +90,8 @@ def _lines(
     licence: str | None,
     form: Form,
 ) -> Iterator[str]:
-    origin = retriever.origin or {}
-    yield from (f"# {name}", "")
+    origin = _safe(retriever.origin or {})
+    yield from (f"# {_safe(name)}", "")
     yield (
         f"A retriever of text, pictures and both ({type(retriever).__name__}): unit vectors, "
         "compared by inner product."
@@ -100,7 +102,7 @@ def _lines(
     yield from ("", "## Training", "")
     yield from _training(retriever, origin)
     yield from ("", "## Measured", "")
-    yield from _measured(retriever, metrics)
+    yield from _measured(_safe(metrics))
     yield from ("", "## Limits and licences", "")
     yield (
         "Vectors of text in another form than the one above (another view, prompt or instruction) "
@@ -115,6 +117,17 @@ def _lines(
         " The terms of the starting weights, of the training data and of the models that wrote "
         "its text may bind them too."
     )
+
+
+def _safe(value: Any) -> Any:
+    """What a stranger's checkpoint says, with no text that could leave its place in Markdown."""
+    if isinstance(value, Mapping):
+        return {_safe(key): _safe(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_safe(inner) for inner in value]
+    if isinstance(value, str):
+        return re.sub(r"[`|<>\[\]\s]+", " ", visible(value)).strip()
+    return value
 
 
 def _cut(retriever: Encoder) -> str:
@@ -138,7 +151,7 @@ def _usage(retriever: Encoder, form: Form) -> str:
 
 
 def _text(retriever: Encoder, origin: Mapping[str, Any]) -> Iterator[str]:
-    trained = retriever.trained_on
+    trained = _safe(retriever.trained_on)
     if trained is None:
         yield "It was not trained here, or does not remember on what."
         return
@@ -170,15 +183,15 @@ def _training(retriever: Encoder, origin: Mapping[str, Any]) -> Iterator[str]:
     if "sha256" in origin:
         yield f"- SHA-256 of pools and training queries: `{origin['sha256']}`"
     if origin.get("command"):
-        yield f"- command: `{str(origin['command']).replace('`', ' ')}`"
+        yield f"- command: `{origin['command']}`"
     versions = ", ".join(f"{name} {v}" for name, v in (origin.get("versions") or {}).items())
     if versions:
         yield f"- versions: {versions}; source {origin.get('commit') or 'installed, no commit'}"
-    settings = ", ".join(f"{key} `{value}`" for key, value in retriever.settings().items())
+    settings = ", ".join(f"{key} `{value}`" for key, value in _safe(retriever.settings()).items())
     yield f"- model: {settings}"
 
 
-def _measured(retriever: Encoder, metrics: Mapping[str, Any] | None) -> Iterator[str]:
+def _measured(metrics: Mapping[str, Any] | None) -> Iterator[str]:
     if not metrics:
         yield "No test of these weights was given when this card was written."
         return

@@ -7,6 +7,8 @@ import inspect
 import json
 import logging
 import re
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from itertools import product
@@ -22,6 +24,7 @@ from torch import Tensor
 from augment.checks.lengths import LENGTHS
 from augment.data import DataRoot, TextRule
 from augment.errors import DataError, MismatchError
+from augment.files import SUMS, check_sums
 from augment.records import Side
 from augment.store import Store
 from augment.views import VIEWS, TextView, judged_under, open_view
@@ -56,7 +59,7 @@ _TRAINING = ("random_init", "max_logit_scale", "truncate_dim")
 #: Where a module of Lightning keeps its encoder.
 PREFIX = "encoder."
 #: Nothing else is fetched: no pickle, no code.
-_FETCHED = ("*.json", "*.safetensors", "*.txt", "*.model", "README.md")
+_FETCHED = ("*.json", "*.safetensors", "*.txt", "*.model", "README.md", SUMS)
 
 #: Width and patch of the image tower of the models that UniIR starts from, with open_clip's names
 #: for OpenAI's, which have the quick form of GELU.
@@ -292,6 +295,7 @@ def _from_folder(folder: Path) -> Encoder:
                 str(folder),
             )
         return ClipScoreFusion(f"local-dir:{folder}")
+    check_sums(folder)
     told = _told(folder / SETTINGS)
     settings = dict(told["settings"])
     here = dict(settings)
@@ -378,6 +382,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         raise DataError("no such checkpoint", str(path))
+    check_bytes(path)
     try:
         found = _load(path)
     except (RuntimeError, EOFError, ValueError, UnpicklingError) as error:
@@ -389,6 +394,29 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise DataError(f"holds a {type(found).__name__} and no checkpoint", str(path))
     return _from_uniir(found, path) if _is_uniir(found) else found
+
+
+def check_bytes(path: str | Path) -> None:
+    """Compare a checkpoint's bytes with the checksums inside, which torch does not look at.
+
+    Files of torch's older form have none.
+
+    Raises:
+        DataError: if they are not those that were written.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        damaged = str(error)
+    if damaged:
+        raise DataError(
+            f"is damaged (checksum of {damaged}); copy it again, or take another checkpoint of "
+            "the run: latest.ckpt, last.ckpt, best.ckpt",
+            str(path),
+        )
 
 
 class _Skipped:
