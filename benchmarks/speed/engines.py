@@ -100,7 +100,7 @@ class Variants:
         ]
 
     def _picture(self, request: Request) -> Image.Image:
-        return resized(self.processor, request, open_image(self.root, request.image or ""))
+        return resized(self.processor, open_image(self.root, request.image or ""))
 
     def _generate(self, inputs: Any) -> list[str]:
         tokens = self.sampling.max_new_tokens

@@ -215,7 +215,7 @@ def test_the_picture_reaches_the_model_as_the_processor_alone_would_size_it(tiny
     for one in requests(pictures)[:-2]:
         raw = Image.open(pictures / one.image).convert("RGB")
         own = processor.image_processor(images=[raw], return_tensors="pt")["image_grid_thw"]
-        ours = hf.encode(processor, [one], [hf.resized(processor, one, raw)])["image_grid_thw"]
+        ours = hf.encode(processor, [one], [hf.resized(processor, raw)])["image_grid_thw"]
         assert own.tolist() == ours.tolist()
 
 
