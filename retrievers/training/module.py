@@ -26,8 +26,8 @@ from retrievers.evaluation.results import score
 from retrievers.models.audit import Audit, audit_plan, audit_training
 from retrievers.models.base import Encoder
 from retrievers.models.load import check_frozen, check_shapes, load_weights, recall
+from retrievers.models.mllm.conversations import IGNORED, Conversations
 from retrievers.models.mllm.encoder import Mllm
-from retrievers.models.mllm.turns import IGNORED, Turns
 from retrievers.models.tuning import Tuning, merge
 from retrievers.training.callbacks import LatestCheckpoint, Throughput
 from retrievers.training.gradcache import encode_in_chunks
@@ -354,7 +354,7 @@ class Contrastive(Fit):
         queries = encode_in_chunks(encode, batch.queries, "query", self._chunk, self._keep)
         written: Mapping[str, Tensor] = {}
         if self.tokens.weight:
-            counts = (cast("Turns", batch.queries).targets != IGNORED).sum(1) - 1
+            counts = (cast("Conversations", batch.queries).targets != IGNORED).sum(1) - 1
             written = self.tokens(queries[:, -2], queries[:, -1], counts)
             queries = queries[:, :-2]
         parts = self.objective(
@@ -400,7 +400,7 @@ class Contrastive(Fit):
     def _encode(self, batch: Batch, side: Side) -> Tensor:
         return self.encoder.encode(batch, side).vectors
 
-    def _teach(self, batch: Turns, side: Side) -> Tensor:
+    def _teach(self, batch: Conversations, side: Side) -> Tensor:
         """Vectors, and two more columns: the cross-entropy of the first token, and of the rest."""
         vectors, first, rest = cast("Mllm", self.encoder).taught(batch)
         return torch.cat([vectors, first[:, None], rest[:, None]], 1)

@@ -15,9 +15,9 @@ from torch.nn import functional
 from augment.errors import DataError, EngineError, MismatchError
 from augment.records import Side
 from retrievers.models.base import Encoded, Encoder, unwritten
+from retrievers.models.mllm.conversations import IGNORED, ConversationCollator, Conversations
 from retrievers.models.mllm.layout import Layout, layout_named
 from retrievers.models.mllm.reasoning import Reasoning, reason
-from retrievers.models.mllm.turns import IGNORED, Turns, TurnsCollator
 
 #: Configurations (``model_type``) of the models that can be loaded.
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -96,7 +96,7 @@ class Mllm(Encoder):
         #: Id of the mark; None where the layout has none.
         self.mark = _add_mark(vlm, processor, layout.mark) if layout.mark else None
         self.vlm = vlm
-        self._collator = TurnsCollator(processor, layout)
+        self._collator = ConversationCollator(processor, layout)
         width = int(self.vlm.config.get_text_config().hidden_size)
         self.head: nn.Module = nn.Linear(width, width, bias=False) if head else nn.Identity()
         if head:
@@ -116,11 +116,11 @@ class Mllm(Encoder):
         """The model's, as transformers has it."""
         return self.vlm.config
 
-    def collator(self) -> TurnsCollator:
+    def collator(self) -> ConversationCollator:
         """The model's own processor within the layout's limits."""
         return self._collator
 
-    def whole(self, batch: Turns, side: Side) -> Encoded:
+    def whole(self, batch: Conversations, side: Side) -> Encoded:
         """Unit vectors; both sides share the model and differ in their system prompts."""
         if side == "query" and self.reasoning.when != "never" and not self.training:
             found = reason(self, batch, self.reasoning)
@@ -137,7 +137,7 @@ class Mllm(Encoder):
         return unwritten(self._vectors(self.states(batch), taught=batch.targets.shape[1] > 0))
 
     def taught(
-        self, batch: Turns
+        self, batch: Conversations
     ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """Unit vectors, and the cross-entropy of what is to be written, from one forward.
 
@@ -167,7 +167,7 @@ class Mllm(Encoder):
         rest = costs.new_zeros(batch.size).index_add(0, rows[~first], costs[~first])
         return self._vectors(states, taught=True), costs[first], rest
 
-    def states(self, batch: Turns) -> Float[Tensor, "batch length dim"]:
+    def states(self, batch: Conversations) -> Float[Tensor, "batch length dim"]:
         """States after the final norm."""
         padded = bool((batch.mask == 0).any())
         output = self.vlm.model(
@@ -181,7 +181,7 @@ class Mllm(Encoder):
         states: Tensor = output.last_hidden_state
         return states
 
-    def positions(self, batch: Turns) -> Int[Tensor, "3 batch length"]:
+    def positions(self, batch: Conversations) -> Int[Tensor, "3 batch length"]:
         """Places in time, height and width of every token."""
         positions, _ = self.vlm.model.get_rope_index(
             batch.tokens,

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from augment.errors import DataError
-from retrievers.models.mllm.turns import Turns
+from retrievers.models.mllm.conversations import Conversations
 
 #: How a row came to its vector: ``direct`` wrote nothing; ``mark`` wrote the mark itself; ``end``
 #: wrote the end of its turn and ``length`` as much as it may, where the mark was put in its place.
@@ -76,7 +76,7 @@ class Reasoned(NamedTuple):
 
 
 @torch.no_grad()
-def reason(encoder: Any, batch: Turns, how: Reasoning) -> Reasoned:
+def reason(encoder: Any, batch: Conversations, how: Reasoning) -> Reasoned:
     """Write where it is asked for, greedily, and take the vectors.
 
     The model's own defaults of generation (sampling, penalties) have no say.

@@ -13,8 +13,8 @@ from retrievers.data.examples import Candidate, PairCollator, PairExample
 from retrievers.data.module import MBeirData
 from retrievers.export.folder import save
 from retrievers.models.load import load
+from retrievers.models.mllm.conversations import IGNORED
 from retrievers.models.mllm.layout import Layout
-from retrievers.models.mllm.turns import IGNORED
 from retrievers.models.tuning import Tuning, merge
 from retrievers.training.module import Contrastive, fit
 from retrievers.training.objective import TokenLoss

@@ -21,7 +21,7 @@ from retrievers.models.mllm.layout import Layout, cut
 IGNORED = -100
 
 
-class Turns(NamedTuple):
+class Conversations(NamedTuple):
     """One side of a batch, padded on the left, so that every row ends in the last column.
 
     Attributes:
@@ -49,7 +49,7 @@ class Turns(NamedTuple):
         """Number of rows."""
         return len(self.tokens)
 
-    def rows(self, start: int, stop: int) -> Turns:
+    def rows(self, start: int, stop: int) -> Conversations:
         """Rows ``start`` to ``stop``, fewer at the end, with their own pictures and padding."""
         before, until = int(self.shown[:start].sum()), int(self.shown[:stop].sum())
         sizes = self.grids.prod(-1)
@@ -57,7 +57,7 @@ class Turns(NamedTuple):
         mask = self.mask[start:stop]
         pads = int((mask.amax(0) == 0).sum())
         targets = self.targets[start:stop]
-        return Turns(
+        return Conversations(
             self.tokens[start:stop, pads:],
             mask[:, pads:],
             self.kinds[start:stop, pads:],
@@ -67,7 +67,7 @@ class Turns(NamedTuple):
             targets[:, pads:] if targets.shape[1] else targets,
         )
 
-    def without_end(self) -> Turns:
+    def without_end(self) -> Conversations:
         """The same without its last column."""
         return self._replace(
             tokens=self.tokens[:, :-1],
@@ -76,9 +76,9 @@ class Turns(NamedTuple):
             targets=self.targets[:, :0],
         )
 
-    def to(self, device: Any, **options: Any) -> Turns:
+    def to(self, device: Any, **options: Any) -> Conversations:
         """The same on another device; ``options`` as :meth:`torch.Tensor.to` has them."""
-        return Turns(*(part.to(device, **options) for part in self))
+        return Conversations(*(part.to(device, **options) for part in self))
 
     def pictures(self) -> dict[str, Tensor]:
         """What a model takes of the pictures; nothing where there are none."""
@@ -89,7 +89,7 @@ class Turns(NamedTuple):
 
 @final
 @dataclass(frozen=True)
-class TurnsCollator:
+class ConversationCollator:
     """The :class:`~retrievers.data.examples.Collator` of conversations.
 
     Attributes:
@@ -119,7 +119,7 @@ class TurnsCollator:
 
     def __call__(
         self, examples: Sequence[Example], side: Side = "query", training: bool = False
-    ) -> Turns:
+    ) -> Conversations:
         """Render, tokenise and pad.
 
         Args:
@@ -155,7 +155,7 @@ class TurnsCollator:
             ends = [self._end(text) for text in written]
         tokens, mask, kinds, targets = self._padded(read, ends, taught)
         shown = torch.tensor([len(row) for row in pictures], dtype=torch.int64)
-        return Turns(tokens, mask, kinds, patches, grids.long(), shown, targets)
+        return Conversations(tokens, mask, kinds, patches, grids.long(), shown, targets)
 
     def _text(self, example: Example) -> str:
         from augment.engines.inputs import disarmed
@@ -198,7 +198,7 @@ def _listed(image: Any) -> list[Any]:
     return list(image) if isinstance(image, list | tuple) else [image]
 
 
-def _empty() -> Turns:
+def _empty() -> Conversations:
     none = torch.zeros(0, 0, dtype=torch.int64)
     grids = torch.zeros(0, 3, dtype=torch.int64)
-    return Turns(none, none, none, torch.zeros(0, 1), grids, none.flatten(), none)
+    return Conversations(none, none, none, torch.zeros(0, 1), grids, none.flatten(), none)
