@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
+from augment.errors import EngineError
 from augment.records import Request
 
 #: PNG is exact, so that every engine sees the same pixels; JPEG takes less time and network.
@@ -88,16 +89,26 @@ def encode(
 
     Returns:
         The processor's whole output (``BatchFeature``); hand all of it to the model.
+
+    Raises:
+        EngineError: if the model's chat template cannot be used.
     """
     pairs = zip(requests, images, strict=True)
-    texts = [
-        processor.apply_chat_template(
-            to_messages(_disarmed(processor, request), image),
-            tokenize=False,
-            add_generation_prompt=True,
-        )
-        for request, image in pairs
-    ]
+    try:
+        texts = [
+            processor.apply_chat_template(
+                to_messages(_disarmed(processor, request), image),
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+            for request, image in pairs
+        ]
+    except Exception as error:  # a template is a program, which may fail in any way
+        raise EngineError(
+            f"the model's chat template does not render a system message, a text and a picture"
+            f" ({type(error).__name__}: {str(error)[:300]}); take another model, or mend its"
+            " chat_template.jinja"
+        ) from error
     shown = [image for image in images if image is not None]
     return processor(
         text=texts, images=shown or None, padding=True, padding_side="left", return_tensors="pt"
