@@ -4,7 +4,7 @@ For a model in this process: :func:`to_messages`, ``qwen_vl_utils.process_vision
 resizes), the model's own chat template, the model's own processor. For a server: the picture within
 a :class:`PixelBudget`, as a data URI. Resizing here means that a server that ignores its own limit
 still costs no more tokens than ours allows; Pillow gives up the interpreter lock while it decodes,
-resizes and encodes (measured by ``benchmarks/speed/engines.py``), so threads keep a server fed.
+resizes and encodes (``benchmarks/results/engines.md``), so threads keep a server fed.
 """
 
 from __future__ import annotations
@@ -113,16 +113,26 @@ def encode(
 
     Returns:
         The processor's whole output (``BatchFeature``); hand all of it to the model.
+
+    Raises:
+        EngineError: if the model's chat template cannot be used.
     """
     pairs = zip(requests, images, strict=True)
-    texts = [
-        processor.apply_chat_template(
-            to_messages(_disarmed(processor, request), image),
-            tokenize=False,
-            add_generation_prompt=True,
-        )
-        for request, image in pairs
-    ]
+    try:
+        texts = [
+            processor.apply_chat_template(
+                to_messages(_disarmed(processor, request), image),
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+            for request, image in pairs
+        ]
+    except Exception as error:  # a template is a program, which may fail in any way
+        raise EngineError(
+            f"the model's chat template does not render a system message, a text and a picture"
+            f" ({type(error).__name__}: {str(error)[:300]}); take another model, or mend its"
+            " chat_template.jinja"
+        ) from error
     shown = [image for image in images if image is not None]
     return processor(
         text=texts, images=shown or None, padding=True, padding_side="left", return_tensors="pt"

@@ -40,6 +40,7 @@ from augment.engines.base import (
 from augment.engines.batching import Feed, Ready, Window
 from augment.engines.decoding import Decode, decode_with
 from augment.engines.inputs import encode, limit_pixels, resized, to_messages
+from augment.engines.reasoning import has_mark
 from augment.errors import EngineDied, EngineError, ImageError
 from augment.records import Reply, Sampling
 
@@ -104,6 +105,9 @@ class HFEngine(Engine):
         )
         # A fast tokenizer must not decode in one thread while it encodes in another.
         self._decoder = copy.deepcopy(self._processor.tokenizer)
+        # Control tokens are left out of texts, but not those that tell thoughts from answers.
+        marks = zip(self._decoder.all_special_ids, self._decoder.all_special_tokens, strict=True)
+        self._unsaid = {number for number, token in marks if not has_mark(token)}
         self.settings = limit_pixels(self._processor, chosen.min_pixels, chosen.max_pixels)
 
     def batches(self, asked: Asked) -> Iterator[Replies]:
@@ -211,7 +215,7 @@ class HFEngine(Engine):
     def _reply(self, loaded: _Model, row: list[int], read: int) -> Reply:
         end = next((n for n, token in enumerate(row) if token in loaded.stops), None)
         kept = row if end is None else row[:end]
-        text = self._decoder.decode(kept, skip_special_tokens=True).strip()
+        text = self._decoder.decode([token for token in kept if token not in self._unsaid]).strip()
         written = len(row) if end is None else end + 1
         return Reply(text, "length" if end is None else "stop", int(read), written)
 
