@@ -19,6 +19,7 @@ from lightning.pytorch.cli import (
     SaveConfigCallback,
 )
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from augment.errors import DataError
 from retrievers.data.module import MBeirData
@@ -212,6 +213,11 @@ def main(args: Sequence[str] | None) -> None:
         RetrieverCLI(args)
     except MisconfigurationException as error:  # Lightning's word for settings that do not go
         raise DataError(str(error)) from error
+    except OmegaConfBaseException as error:
+        told = ", ".join(line.strip() for line in str(error).splitlines()[:2])
+        raise DataError(
+            f"{told}; ${{...}} names another setting, such as ${{out}}, and no environment"
+        ) from error
 
 
 def _check_paths(settings: Any) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from retrievers.cli import VERBS, expand, kept_answer, main, run, versions
+from retrievers.cli import expand, kept_answer, main, run, versions
 
 FILE = Path(str(resources.files("retrievers"))) / "help.json"
 CONFIGS = sorted(path.stem for path in FILE.parent.glob("configs/*/*.yaml") if path.stem != "bm25")
@@ -53,20 +53,6 @@ def test_the_answers_are_those_of_the_parsers():
     stale = [question for question in questions() if kept["answers"].get(question) != now[question]]
     assert not stale, "run python -m tests.retrievers.test_help"
     assert set(kept["answers"]) == set(questions())
-
-
-def test_help_of_no_verb_imports_torch():
-    script = (
-        "import sys, contextlib\nfrom retrievers.cli import main\n"
-        "for verb in sys.argv[1:]:\n"
-        "    with contextlib.suppress(SystemExit): main([verb, '-h'])\n"
-        "assert not {'torch', 'lightning', 'transformers', 'open_clip'} & set(sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, *VERBS], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-500:]
-    assert done.stdout.count("usage: python -m retrievers") == len(VERBS)
 
 
 def test_other_versions_and_other_questions_are_asked_themselves(tmp_path, monkeypatch, capsys):
