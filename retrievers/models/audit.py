@@ -52,16 +52,17 @@ class Audit:
     texts: pd.DataFrame
 
     @property
-    def rows(self) -> pd.DataFrame:
+    def rows(self) -> list[dict[str, Any]]:
         """Per side and modality: texts, cut ones, tokens, lost ones, tokens of the longest text."""
-        return (
-            self.texts.assign(cut=self.texts.lost > 0)
-            .groupby(["side", "modality"], sort=False, as_index=False)
-            .agg(
-                texts=("tokens", "size"), cut=("cut", "sum"), tokens=("tokens", "sum"),
-                lost=("lost", "sum"), longest=("tokens", "max"),
-            )
+        rows: Any = self.texts.assign(cut=self.texts.lost > 0).groupby(
+            ["side", "modality"], sort=False, as_index=False
+        )
+        counted = rows.agg(
+            texts=("tokens", "size"), cut=("cut", "sum"), tokens=("tokens", "sum"),
+            lost=("lost", "sum"), longest=("tokens", "max"),
         )  # fmt: skip
+        found: list[dict[str, Any]] = counted.to_dict("records")
+        return found
 
     @property
     def cut(self) -> int:
@@ -75,15 +76,15 @@ class Audit:
         return f"text beyond {self.context} tokens{windows}: {told}"
 
     def _told(self, side: Side) -> str:
-        rows = self.rows[self.rows.side == side]
-        texts, cut, tokens, lost = rows[["texts", "cut", "tokens", "lost"]].sum()
+        rows = [row for row in self.rows if row["side"] == side]
+        texts, cut, tokens, lost = (
+            sum(row[name] for row in rows) for name in ("texts", "cut", "tokens", "lost")
+        )
         seen, items = self.looked[side], self.items[side]
         sample = f" (a sample of {items:,})" if seen < items else ""
         if not cut:
             return f"none of {texts:,} {_NOUNS[side]} is cut{sample}"
-        parts = ", ".join(
-            f"{row.modality} {row.cut:,} of {row.texts:,}" for row in rows.itertuples()
-        )
+        parts = ", ".join(f"{row['modality']} {row['cut']:,} of {row['texts']:,}" for row in rows)
         return (
             f"{cut:,} of {texts:,} {_NOUNS[side]} are cut{sample}: {parts}; "
             f"{100 * lost / tokens:.1f} % of their tokens are lost"
@@ -94,12 +95,12 @@ class Audit:
         head = ["side", "modality", "texts", "cut", "%", "tokens", "lost", "%", "mean", "longest"]
         lines = [
             [
-                row.side, row.modality, f"{row.texts:,}", f"{row.cut:,}",
-                f"{100 * row.cut / row.texts:.1f}", f"{row.tokens:,}", f"{row.lost:,}",
-                f"{100 * row.lost / max(row.tokens, 1):.1f}", f"{row.tokens / row.texts:.1f}",
-                str(row.longest),
+                row["side"], row["modality"], f"{row['texts']:,}", f"{row['cut']:,}",
+                f"{100 * row['cut'] / row['texts']:.1f}", f"{row['tokens']:,}",
+                f"{row['lost']:,}", f"{100 * row['lost'] / max(row['tokens'], 1):.1f}",
+                f"{row['tokens'] / row['texts']:.1f}", str(row["longest"]),
             ]
-            for row in self.rows.itertuples()
+            for row in self.rows
         ]  # fmt: skip
         return aligned([head, *lines], 2)
 
@@ -107,7 +108,7 @@ class Audit:
         """Everything but the single texts, JSON-serialisable."""
         told = {name: value for name, value in vars(self).items() if name != "texts"}
         line = self.line() if self.cut else ""
-        return {**told, "rows": self.rows.to_dict("records"), "line": line}
+        return {**told, "rows": self.rows, "line": line}
 
 
 def audit(
