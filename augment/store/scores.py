@@ -163,7 +163,7 @@ def _write(table: pd.DataFrame, out: Path, clip: str) -> None:
     """Write Parquet, whole or not at all, with the name of the model that judged."""
     table.attrs = {"clip": clip}
     with replacing_path(out, DataError) as partial:
-        table.to_parquet(partial)
+        table.to_parquet(partial, write_page_checksum=True)
 
 
 def load_scores(store: Path, side: Side, recipe: str) -> tuple[str, pd.DataFrame] | None:
@@ -178,8 +178,8 @@ def load_scores(store: Path, side: Side, recipe: str) -> tuple[str, pd.DataFrame
     if not path.is_file():
         return None
     try:
-        table = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
+        table = pd.read_parquet(path, page_checksum_verification=True)
+    except (OSError, ValueError) as error:  # Arrow's errors are these
         raise StoreError(f"{path}: cannot read the scores: {error}; delete the file") from error
     names = [name for name in SCORES if name in table]
     if not names:
