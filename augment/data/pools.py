@@ -369,6 +369,13 @@ class Catalog:
             columns = self._columns(rows[start : start + _BLOCK]).columns[:5]
             yield from _items([column.to_pylist() for column in columns])
 
+    def pictures(self) -> Iterator[tuple[str, str]]:
+        """Id and picture of every candidate that has one."""
+        for start in range(0, len(self), _BLOCK):
+            block = self._columns(np.arange(start, min(start + _BLOCK, len(self))))
+            held = block.filter(pc.is_valid(block["image"]))
+            yield from zip(held["id"].to_pylist(), held["image"].to_pylist(), strict=True)
+
     def find(self, did: str) -> Item | None:
         """The candidate with an id, or None."""
         row = int(self.find_all([did])[0])

@@ -32,7 +32,14 @@ from retrievers.data.examples import Collator, ItemCollator, PairCollator
 from retrievers.data.mixtures import Mixture
 from retrievers.data.negatives import NegativesConfig
 from retrievers.data.pictures import ImageLoader
-from retrievers.data.plan import Embedder, Plan, PositiveConfig, plan_test, plan_validation
+from retrievers.data.plan import (
+    Embedder,
+    OwnPicture,
+    Plan,
+    PositiveConfig,
+    plan_test,
+    plan_validation,
+)
 from retrievers.data.samplers import PairBatches, PairLoader, SamplingConfig
 from retrievers.data.texts import TextRecipe, ViewConfig
 
@@ -82,6 +89,8 @@ class SearchConfig:
             ones print their true recall against exact search.
         index_parameters: of faiss, such as nprobe=32.
         positives: what becomes of positives that a pool lacks or that are of another data set.
+        own_picture: keep ranks candidates that show the query's own picture, as UniIR does; file
+            leaves those of the same file out, content those of a file with the same bytes.
     """
 
     split: str = "test"
@@ -90,6 +99,7 @@ class SearchConfig:
     index: str = "exact"
     index_parameters: str = ""
     positives: PositiveConfig = PositiveConfig()  # noqa: RUF009 - frozen
+    own_picture: OwnPicture = "keep"
 
 
 @dataclass(frozen=True)
@@ -262,8 +272,9 @@ class MBeirData:
         """
         wanted = self.test
         return plan_test(
-            self.root, wanted.split, wanted.union, self._tasks, self._limit, wanted.positives
-        )
+            self.root, wanted.split, wanted.union, self._tasks, self._limit, wanted.positives,
+            wanted.own_picture,
+        )  # fmt: skip
 
     def pairs_loader(
         self, pairs: PairDataset, collator: Collator, rank: int = 0, world: int = 1

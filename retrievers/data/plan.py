@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
+from posixpath import normpath
 from random import Random
 from typing import Any, Literal, NamedTuple, final
 
@@ -13,11 +14,16 @@ import numpy as np
 from jaxtyping import Int64
 
 from augment.data import DataRoot, grades_of, read_qrels
+from augment.data.images import content_hash, resolve
 from augment.data.pools import Catalog, open_candidates, open_queries
-from augment.errors import DataError
+from augment.errors import DataError, ImageError
 from augment.records import Item, Modality, Query, Side
 from retrievers.data.datasets import Reader, target_modality
 from retrievers.data.examples import Example
+
+#: What becomes of candidates that show a query's own picture: they are ranked (UniIR), or left out
+#: of its ranking where they are the same file, or a file of the same bytes.
+OwnPicture = Literal["keep", "file", "content"]
 
 
 class Content(NamedTuple):
@@ -109,6 +115,8 @@ class EvalTask:
         pool: name of the local pool, a key of :attr:`Plan.pools`.
         dropped: relevant (query, candidate) pairs removed by the policy for positives.
         left_out: queries that lost their last positive by it; they do not count.
+        own: query id -> candidates that show its own picture and are to be left out of its ranking
+            (:meth:`retrievers.evaluation.run.RunTable.without`).
     """
 
     dataset: str
@@ -118,6 +126,7 @@ class EvalTask:
     pool: str
     dropped: int = 0
     left_out: int = 0
+    own: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -241,6 +250,7 @@ def plan_test(
     tasks: Iterable[int] | None,
     limit: int | None,
     positives: PositiveConfig = PositiveConfig(),
+    own_picture: OwnPicture = "keep",
 ) -> Plan:
     """Every query file of a split with its local pool, and the union pool if asked for.
 
@@ -253,6 +263,8 @@ def plan_test(
         tasks: only these task codes.
         limit: at most so many queries per data set and task.
         positives: what becomes of positives that the local pool lacks.
+        own_picture: whether candidates that show a query's own picture are left out; see
+            :attr:`EvalTask.own`.
 
     Raises:
         DataError: if the split has no queries or a pool is missing.
@@ -268,7 +280,74 @@ def plan_test(
     if union:
         known = [file.path for file in root.union_pools() if file.dataset == f"union_{split}"]
         plan.add_union(known[0] if known else None)
+    leave_out_own(plan, root.path, own_picture)
     return plan
+
+
+def leave_out_own(plan: Plan, root: Path, by: OwnPicture) -> None:
+    """Fill :attr:`EvalTask.own` of every task of a plan whose pools are complete."""
+    if by == "keep":
+        return
+    queries = [query for task in plan.tasks for query in task.queries]
+    found = iter(own_pictures(plan.catalog, queries, root, by))
+    for task in plan.tasks:
+        for query, dids in zip(task.queries, found, strict=False):
+            judged = task.grades.get(query.item.id, {})
+            kept = [did for did in dids if judged.get(did, 0) <= 0]
+            if kept:
+                task.own[query.item.id] = kept
+
+
+def own_pictures(
+    catalog: Catalog, queries: Sequence[Query], root: Path, by: Literal["file", "content"]
+) -> list[list[str]]:
+    """The candidates that show each query's own picture, which any encoder finds first.
+
+    They are no answer to "the same, but shorter": CIRR and CIRCO leave them out, M-BEIR's protocol
+    does not. What a query names as positive is never among them.
+
+    Args:
+        catalog: the candidates.
+        queries: those without a picture have no such candidate.
+        root: folder that paths of pictures are relative to.
+        by: ``file`` compares paths, ``content`` bytes; files of a size that no query's picture has
+            are not read. A picture that cannot be read is compared by its path.
+
+    Returns:
+        Of each query, in order, ids of candidates.
+    """
+    name = normpath if by == "file" else _by_content(root, queries)
+    showing: dict[str, list[int]] = {}
+    for place, query in enumerate(queries):
+        for image in query.item.images:
+            showing.setdefault(name(image), []).append(place)
+    found: list[list[str]] = [[] for _ in queries]
+    for did, image in catalog.pictures() if showing else ():
+        for place in showing.get(name(image), ()):
+            if did not in queries[place].positives:
+                found[place].append(did)
+    return found
+
+
+def _by_content(root: Path, queries: Iterable[Query]) -> Callable[[str], str]:
+    """The hash of a picture; its path if it cannot be read, or is as large as none of a query."""
+
+    def size(path: str) -> int:
+        try:
+            return resolve(root, path).stat().st_size
+        except (ImageError, OSError):
+            return -1
+
+    sizes = {size(image) for query in queries for image in query.item.images} - {-1}
+
+    @lru_cache(maxsize=200_000)
+    def name(path: str) -> str:
+        try:
+            return content_hash(root, path) if size(path) in sizes else normpath(path)
+        except ImageError:
+            return normpath(path)
+
+    return name
 
 
 def _settle_positives(

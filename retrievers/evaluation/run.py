@@ -6,13 +6,13 @@ order. It is trec_eval's rule (its ``sim`` is a C float), so trec_eval ranks a r
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Float32, Int64, Shaped
+from jaxtyping import Bool, Float32, Int64, Shaped
 from numpy.typing import ArrayLike
 
 from augment.errors import DataError
@@ -219,7 +219,31 @@ class RunTable:
 
     def cut(self, depth: int) -> RunTable:
         """The best ``depth`` hits of each query (trec_eval's ``-M``)."""
-        keep = self.rank <= depth
+        return self._kept(self.rank <= depth)
+
+    def without(self, left_out: Mapping[str, Collection[str]]) -> RunTable:
+        """The run less some candidates of each query, such as those of its own picture.
+
+        Args:
+            left_out: query id -> candidate ids; see :attr:`retrievers.data.plan.EvalTask.own`.
+                Search so many hits deeper, and :meth:`cut` afterwards.
+        """
+        return self._kept(~self._among(left_out))
+
+    def only(self, lists: Mapping[str, Collection[str]]) -> RunTable:
+        """The run restricted to a list of candidates of each query; without a list to nothing."""
+        return self._kept(self._among(lists))
+
+    def _among(self, lists: Mapping[str, Collection[str]]) -> Bool[np.ndarray, " hits"]:
+        """Whether the candidate of each hit stands in its query's list."""
+        named = [list(lists.get(qid, ())) for qid in self.qids.to_pylist()]
+        query = np.repeat(np.arange(len(named)), [len(own) for own in named])
+        dids = pa.array([did for own in named for did in own], pa.string())
+        rows = np.asarray(pc.fill_null(pc.index_in(dids, value_set=self.ids), -1), np.int64)
+        wanted = (query * max(len(self.ids), 1) + rows)[rows >= 0]
+        return np.isin(self.query * max(len(self.ids), 1) + self.rows, wanted)
+
+    def _kept(self, keep: Bool[np.ndarray, " hits"]) -> RunTable:
         return RunTable(self.qids, self.ids, self.query[keep], self.rows[keep], self.scores[keep])
 
 

@@ -1,0 +1,77 @@
+"""The query's own picture in the pool: by file and by content, against plain loops."""
+
+import hashlib
+import random
+
+import pytest
+
+from augment.data import DataRoot, write_candidates, write_qrels, write_queries
+from augment.records import Hit, Item, Qrel, Query
+from retrievers.data.plan import plan_test
+from retrievers.evaluation.run import RunTable
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Composed queries; the pool holds their pictures, copies, a positive copy, and others."""
+    for name, content in {"a": "one", "b": "two", "copy": "one", "other": "uno"}.items():
+        (tmp_path / f"{name}.jpg").write_text(content)
+    queries = [
+        Query(Item("9:1", "in red", ("a.jpg",), "image,text"), 7, ("9:4",)),
+        Query(Item("9:2", "in blue", ("./b.jpg",), "image,text"), 7, ("9:5",)),
+        Query(Item("9:3", "in green", ("gone.jpg",), "image,text"), 7, ("9:4",)),
+    ]
+    images = ("a.jpg", "copy.jpg", "b.jpg", "other.jpg", "b.jpg", "gone.jpg", None, "also_gone.jpg")
+    items = [
+        Item(f"9:{n}", None if image else "words", (image,) if image else (), "image")
+        for n, image in enumerate(images, start=1)
+    ]
+    write_candidates(tmp_path / "cand_pool/local/mbeir_dress_task7_cand_pool.jsonl", items)
+    write_queries(tmp_path / "query/test/mbeir_dress_task7_test.jsonl", queries)
+    # A judgement says more than the query's own list does: this copy is right.
+    write_qrels(
+        tmp_path / "qrels/test/mbeir_dress_task7_test_qrels.txt",
+        [Qrel("9:1", "9:4", 1, 7), Qrel("9:2", "9:5", 1, 7), Qrel("9:3", "9:6", 1, 7)],
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize("by", ["file", "content"])
+def test_candidates_that_show_the_picture_of_a_query(root, by):
+    def same(first, second):
+        one, other = root / first, root / second
+        if by == "file" or not (one.is_file() and other.is_file()):
+            return one == other
+        digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (one, other)]
+        return digests[0] == digests[1]
+
+    plan = plan_test(DataRoot(root), "test", True, None, None, own_picture=by)
+    [task] = plan.tasks
+    expected = {}
+    for query in task.queries:
+        found = [
+            item.id
+            for item in plan.catalog.items()
+            if item.image and same(query.item.image, item.image)
+        ]
+        expected[query.item.id] = [did for did in found if not task.grades[query.item.id].get(did)]
+    assert task.own == {qid: dids for qid, dids in expected.items() if dids}
+    assert task.own == {"9:1": ["9:1", *["9:2"] * (by == "content")], "9:2": ["9:3"]}
+    assert plan_test(DataRoot(root), "test", True, None, None).tasks[0].own == {}
+
+
+def test_a_run_without_candidates_and_with_some_only():
+    rng = random.Random(0)
+    run = {
+        f"q{q}": [Hit(f"d{d}", 2.0**-n) for n, d in enumerate(rng.sample(range(20), q * 3))]
+        for q in range(6)
+    }
+    lists = {f"q{q}": [f"d{d}" for d in rng.sample(range(25), 8)] for q in (1, 2, 4, 9)}
+    table = RunTable.from_run(run)
+    assert table.without(lists).to_run() == {
+        qid: [hit for hit in hits if hit.did not in lists.get(qid, ())] for qid, hits in run.items()
+    }
+    assert table.only(lists).to_run() == {
+        qid: [hit for hit in hits if hit.did in lists.get(qid, ())] for qid, hits in run.items()
+    }
+    assert table.without({}).to_run() == run
