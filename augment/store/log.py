@@ -96,7 +96,7 @@ def host() -> str:
 
 
 def _machine() -> str:
-    """Twelve hex digits that every process of this machine finds; the ids themselves are private."""
+    """Twelve hex digits that all processes of this machine find; the ids themselves are private."""
     for path in MACHINE_IDS:
         with contextlib.suppress(OSError):
             if name := Path(path).read_text().strip():

@@ -32,7 +32,7 @@ SIDES: tuple[Side, ...] = ("corpus", "query")
 
 
 #: Version of the layout.
-FORMAT = 3
+FORMAT = 4
 
 
 def make_folder(folder: Path) -> None:

@@ -119,13 +119,15 @@ def _faithfulness(
 
     judge = Faithfulness(clip, pretrained)
     items = {item.id: item for item in _items(root, side)}.values()
-    pairs = ((item, texts[item.id].text) for item in items if item.id in texts and item.image)
-    waiting = iter([(item, text) for item, text in pairs if text])
+    pairs = ((item, texts[item.id]) for item in items if item.id in texts and item.image)
+    waiting = iter([(item, text) for item, text in pairs if text.text])
     rows: dict[str, Mapping[str, float | str]] = {}
     with tqdm(total=len(items), desc="faithfulness", disable=None, leave=False) as bar:
         while batch := list(islice(waiting, BATCH)):
             opened = [
-                (item.id, picture, text) for item, text in batch for picture in _open(root, item)
+                (item.id, picture, text.text)
+                for item, text in batch
+                for picture in _open(root, item, text.picture)
             ]
             if opened:
                 ids, pictures, written = zip(*opened, strict=True)
@@ -136,9 +138,10 @@ def _faithfulness(
     return table
 
 
-def _open(root: Path, item: Item) -> Sequence[Any]:
+def _open(root: Path, item: Item, expected: str) -> Sequence[Any]:
+    """The picture that a text was written about; none if there is another now."""
     try:
-        return [open_image(root, item.image or "")]
+        return [open_image(root, item.image or "", expected=expected)]
     except ImageError:
         return []
 

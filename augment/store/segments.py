@@ -1,11 +1,11 @@
 """Sealed records: Parquet files that appear whole, and how a record is found in them.
 
-A file's name ends with the beginning of the SHA-256 of its bytes, which is compared before a process
-reads from it; pages carry checksums, too. Per sealed row, 32 bytes stay in memory (code, time, place);
-the rest is read on demand. Parquet reads a whole group to give one row, so a reader of single texts
-maps an Arrow copy, made on first use in the store's ``cache`` folder, which may be deleted at any
-time. Records of logs that are not sealed yet are held whole; a log is sealed before they become
-many.
+A file's name ends with the beginning of the SHA-256 of its bytes, which is compared before a
+process reads from it; pages carry checksums, too. Per sealed row, 32 bytes stay in memory (code,
+time, place); the rest is read on demand. Parquet reads a whole group to give one row, so a reader
+of single texts maps a copy, made on first use in the store's ``cache`` folder, which may be deleted
+at any time. Records of logs that are not sealed yet are held whole; a log is sealed before they
+become many.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from augment.files import publish, replacing_path, sha256
 from augment.store.log import decode, encode
 from augment.store.schema import SCHEMAS, Kind, batch, code, name_of
 
-#: Rows of a Parquet row group: memory that reading in a row takes; and of a batch of its copy, which
-#: is checked as a whole when a row of it is read: two milliseconds.
+#: Rows of a Parquet row group: memory that reading in a row takes; and of a batch of its copy,
+#: which is checked as a whole when a row of it is read: two milliseconds.
 GROUP, BATCH = 16_384, 2_048
 
 #: Rows decoded together where rows are asked for in their order, gaps of NEAR included.
@@ -386,9 +386,7 @@ class Rows:
         number = bisect_right(self._starts, row) - 1
         mapped = self._mapped.get(number)
         if mapped is None:
-            mapped = self._mapped[number] = Mapped(
-                self.kind, self.segments[number], self._cache
-            )
+            mapped = self._mapped[number] = Mapped(self.kind, self.segments[number], self._cache)
         return mapped.row(row - self._starts[number])
 
     def _counting(self) -> npt.NDArray[np.bool_]:

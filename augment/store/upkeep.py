@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from augment.errors import StoreError
+from augment.errors import StoreError, printable
 from augment.records import Enrichment, Side
 from augment.store import runs
 from augment.store.keys import Recipe
@@ -233,7 +233,7 @@ class Soundness:
         rows += [f"{number:>9,} items by {recipe}" for recipe, number in self.linked.items()]
         for kind, places in self.problems.items():
             rows.append(f"{len(places):>9,} {kind}: {_REMEDIES[kind]}")
-            rows += [f"          {place}" for place in places[:10]]
+            rows += [f"          {printable(place)}" for place in places[:10]]
         return "\n".join(rows if self.problems else [*rows, "all is well"])
 
 
@@ -249,10 +249,8 @@ def verify(folder: Path) -> Soundness:
     sound.cache_clear()  # what was looked at before may be damaged since
     _check_segments(folder, found)
     for path in sorted(folder.glob("scores/*.parquet")):
-        try:
+        with _noting(found, "damaged scores", str(path)):
             pq.ParquetFile(path, page_checksum_verification=True).read(use_threads=False)
-        except (OSError, pa.ArrowException) as error:
-            found.add("damaged scores", f"{path}: {error}")
     if set(found.problems) - _HARMLESS:
         return found  # what follows would read the damaged files
     store = Store(folder)
@@ -283,11 +281,11 @@ def _sound_recipes(folder: Path, found: Soundness) -> Iterator[tuple[Side, Recip
 
 
 @contextlib.contextmanager
-def _noting(found: Soundness, kind: str) -> Iterator[None]:
+def _noting(found: Soundness, kind: str, where: str = "") -> Iterator[None]:
     try:
         yield
-    except StoreError as error:
-        found.add(kind, str(error))
+    except (StoreError, OSError, pa.ArrowException) as error:
+        found.add(kind, f"{where}: {error}" if where else str(error))
 
 
 def _check_segments(folder: Path, found: Soundness) -> None:
@@ -389,14 +387,16 @@ class Difference(NamedTuple):
     after: Enrichment | None
 
     def __str__(self) -> str:
-        return "\n".join([f"@ {self.item}", *_lines("-", self.before), *_lines("+", self.after)])
+        return "\n".join(
+            [f"@ {printable(self.item)}", *_lines("-", self.before), *_lines("+", self.after)]
+        )
 
 
 def _lines(mark: str, text: Enrichment | None) -> list[str]:
     if text is None:
         return []
     refused = f"  [{text.rejected}]" if text.rejected else ""
-    return [f"{mark} {line}" for line in f"{text.text}{refused}".splitlines()]
+    return [f"{mark} {printable(line)}" for line in f"{text.text}{refused}".splitlines()]
 
 
 def differences(
