@@ -4,7 +4,7 @@ For a model in this process: :func:`to_messages`, ``qwen_vl_utils.process_vision
 resizes), the model's own chat template, the model's own processor. For a server: the picture within
 a :class:`PixelBudget`, as a data URI. Resizing here means that a server that ignores its own limit
 still costs no more tokens than ours allows; Pillow gives up the interpreter lock while it decodes,
-resizes and encodes (measured by ``benchmarks/speed/engines.py``), so threads keep a server fed.
+resizes and encodes (``benchmarks/results/engines.md``), so threads keep a server fed.
 """
 
 from __future__ import annotations
