@@ -40,7 +40,7 @@ from retrievers.search.answers import Answer, Result
 from retrievers.search.pictures import QueryPictures
 from retrievers.search.rewriting import QueryRewriter
 from retrievers.vectors import make_index
-from retrievers.vectors.bm25 import Bm25Index
+from retrievers.vectors.bm25 import Bm25Config, Bm25Index
 from retrievers.vectors.embed import device_named, embed_contents
 from retrievers.vectors.index import Index, Vectors
 from retrievers.vectors.store import EmbeddingStore, read_manifest
@@ -137,8 +137,8 @@ class Searcher:
             if embeddings is not None or vlm is not None:
                 raise DataError("bm25 has no embeddings and no rewritten queries; leave them out")
             recipe = TextRecipe(open_view("query", "raw"), _generated(texts), "plain", None)
-            index = Bm25Index()
-            index.add(plan.ids, [recipe.candidate(i) or "" for i in plan.catalog.items()], BM25)
+            index, words = Bm25Index(), Bm25Config().fingerprint
+            index.add(plan.ids, [recipe.candidate(i) or "" for i in plan.catalog.items()], words)
             index.build()
             return cls(data, plan, None, recipe, index, recipe.corpus_view, pictures)
         retriever = load(checkpoint, str(device_named(device)))

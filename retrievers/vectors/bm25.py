@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
 import bm25s
 import numpy as np
@@ -27,9 +27,7 @@ from retrievers.evaluation.results import Lost, Results, run_files, score, write
 from retrievers.evaluation.run import DECIMALS, RunTable
 from retrievers.evaluation.run_files import writing_runs
 from retrievers.vectors.index import Index, Nearest
-
-#: All texts of a plan are of one kind.
-_MADE = "words"
+from retrievers.vectors.words import VERSION, Language, Words
 
 
 @dataclass(frozen=True)
@@ -40,50 +38,26 @@ class Bm25Config:
         k1: how soon repeating a term stops to help. 0.9 is Anserini's and Pyserini's default,
             tuned on short passages (Yang, Fang and Lin, "Anserini", SIGIR 2017).
         b: share of the normalisation by length; 0.4 likewise.
-        stopwords: english drops Lucene's 33 English stop words from both sides, as Anserini does.
+        stopwords: language whose stop words are dropped from both sides; see
+            :func:`retrievers.vectors.words.analyser`.
     """
 
     k1: float = 0.9
     b: float = 0.4
-    stopwords: Literal["english", "none"] = "english"
+    stopwords: Language = "english"
 
     def __post_init__(self) -> None:
         if self.k1 < 0 or not 0 <= self.b <= 1:
             raise DataError(f"BM25 needs k1 >= 0 and 0 <= b <= 1, got k1={self.k1}, b={self.b}")
 
+    def to_json(self) -> dict[str, Any]:
+        """What decides the score of a text, the analyser included."""
+        return {"name": "bm25", "words": VERSION, **asdict(self)}
 
-@final
-class Words:
-    """Texts by row of an index. Words are runs of two or more letters or digits, in lower case.
-
-    There is no stemming, and a script without blanks between words makes one word of a clause.
-    """
-
-    kind = "texts"
-
-    def __init__(self, stopwords: Literal["english", "none"]) -> None:
-        self._stopwords = "en" if stopwords == "english" else []
-        self.words: list[list[str]] = []
-
-    def checked(self, ids: Any, items: Sequence[str]) -> list[list[str]]:
-        """The words of each text; none of some."""
-        return self._tokens(items)
-
-    def append(self, items: Sequence[list[str]], rows: None = None) -> None:
-        """Keep the words of more texts."""
-        self.words.extend(items)
-
-    def queries(self, queries: Sequence[str]) -> list[list[str]]:
-        """The words of each query."""
-        if not all(text.strip() for text in queries):
-            raise DataError("the query is empty; give it some words")
-        return self._tokens(queries)
-
-    def _tokens(self, texts: Sequence[str]) -> list[list[str]]:
-        found = bm25s.tokenize(
-            list(texts), stopwords=self._stopwords, return_ids=False, show_progress=False
-        )
-        return [[word for word in words if word] for words in found]
+    @property
+    def fingerprint(self) -> str:
+        """Made of :meth:`to_json`: what an index of words is ``made_by``."""
+        return digest(self.to_json())[:16]
 
 
 @final
@@ -163,10 +137,11 @@ def bm25_plan(
         Lost([row for row, text in enumerate(words) if not text.strip()], []),
     )
     runs: dict[tuple[str, str], RunTable] = {}
+    made_by = config.fingerprint
     for pool, rows in plan.pools.items():
         own = [row for row in rows.tolist() if texts[row]]
         index = Bm25Index(config)
-        index.add(plan.catalog.names(np.array(own, np.int64)), [texts[row] for row in own], _MADE)
+        index.add(plan.catalog.names(np.array(own, np.int64)), [texts[row] for row in own], made_by)
         start = 0
         for task in plan.tasks:
             places = [start + n for n in range(len(task.queries)) if words[start + n].strip()]
@@ -176,7 +151,7 @@ def bm25_plan(
             run = RunTable([], [], [], [], [])
             if own and places:  # in a pool of pictures only, every query counts 0
                 qids = [asked[place].item.id for place in places]
-                run = index.run(qids, [words[place] for place in places], depth, _MADE)
+                run = index.run(qids, [words[place] for place in places], depth, made_by)
             runs[task.name, "union" if pool == "union" else "local"] = run
     return runs, *lost
 
@@ -220,7 +195,7 @@ def bm25(
     recipe = TextRecipe(query.open("query"), corpus.open("corpus"), text_rule, None)
     plan = plan_test(DataRoot(root), split, union, tasks, limit, positives)
     settings = {
-        "model": {"name": "bm25", **asdict(model)},
+        "model": model.to_json(),
         "text": recipe.fingerprint,
         "data": {"root": str(root), "query": asdict(query), "corpus": asdict(corpus)},
         "split": split,

@@ -1,10 +1,12 @@
 import math
 from collections import Counter
 
+import bm25s
 import pytest
 
 from augment.errors import DataError
 from retrievers.vectors.bm25 import Bm25Config, Bm25Index
+from retrievers.vectors.words import analyser
 
 #: Of two to nine words, so that the normalisation by length has something to do.
 TEXTS = {
@@ -85,3 +87,57 @@ def test_unusable_texts_are_refused():
 def test_parameters_have_bounds():
     with pytest.raises(DataError, match="b=2"):
         Bm25Config(b=2)
+
+
+#: Texts that hold a word as it is searched for, and as somebody else writes it.
+SPELLINGS = {
+    "Hindi, with vowel signs": ("लाल झंडा", "झंडा"),
+    "Hindi, with a joiner": ("क्‍ष", "क्ष"),
+    "Bengali": ("লাল পতাকা", "পতাকা"),
+    "Turkish capitals": ("İSTANBUL", "istanbul"),
+    "decomposed": ("café", "café"),
+    "composed": ("café", "CAFÉ"),
+    "full width": ("\uff33\uff34\uff21\uff32", "star"),
+    "sharp s": ("Straße", "STRASSE"),
+    "ligature": ("ﬁeld", "field"),
+    "soft hyphen": ("tri­colour", "tricolour"),
+    "a digit alone": ("3 stars", "3"),
+    "a digit and a keycap": ("3️⃣", "3"),
+    "Arabic digits and vowels": ("عَلَم ٣", "٣"),
+    "one ideograph": ("星", "星"),
+}
+
+
+@pytest.mark.parametrize("kind", SPELLINGS)
+def test_words_of_any_script_and_spelling_meet(kind):
+    text, query = SPELLINGS[kind]
+    index = indexed({"1:1": text, "1:2": "?", "1:3": "other words", "1:4": "stanbul caf s t 33"})
+    assert [hit.did for hit in search(index, query, 4)] == ["1:1"]
+
+
+def test_words_of_ascii_letters_are_those_of_bm25s():
+    text = "The country's flag: RED, white-and-blue (a 'Tricolour'), of x or an e.g. B5 NATO"
+    (want,) = bm25s.tokenize([text], stopwords="en", return_ids=False, show_progress=False)
+    assert " ".join(want) == "country flag red white blue tricolour b5 nato"
+    assert analyser("english")(text) == want
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "words"),
+    [
+        ("german", "Die Fahne über der Stadt", ["fahne", "stadt"]),
+        ("turkish", "İstanbul için bir bayrak", ["istanbul", "bayrak"]),
+        ("english", "Die Fahne", ["die", "fahne"]),
+        ("none", "the flag of a", ["the", "flag", "of"]),
+    ],
+)
+def test_stop_words_are_those_of_a_language(language, text, words):
+    assert analyser(language)(text) == words
+
+
+def test_the_analyser_is_named_in_the_fingerprint(monkeypatch):
+    before = {Bm25Config(stopwords=language).fingerprint for language in ("english", "none")}
+    monkeypatch.setattr("retrievers.vectors.bm25.VERSION", "words 2")
+    assert len(before | {Bm25Config().fingerprint}) == 3
+    with pytest.raises(DataError, match="no stop words of 'klingon'; there are english, danish"):
+        Bm25Index(Bm25Config(stopwords="klingon"))
