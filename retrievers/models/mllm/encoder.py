@@ -81,7 +81,8 @@ class Mllm(Encoder):
                 f"has {found}; use the processor that they were trained with"
             )
         settings = {
-            "model_name": model_name, "random_init": random_init, "layout": asdict(layout),
+            "model_name": model_name, "random_init": random_init,
+            "layout": {**asdict(layout), "ask": list(layout.ask)},
             "reasoning": asdict(reasoning), "head": head, "temperature": temperature,
             "learn_temperature": learn_temperature, "dtype": dtype, "template": found,
             "norm": "final",
