@@ -205,9 +205,10 @@ class Mllm(Encoder):
         return self.logit_scale.exp()
 
     def hold(self) -> None:
-        """Hold the scale at CLIP's 100 or below."""
-        with torch.no_grad():
-            self.logit_scale.clamp_(max=math.log(100.0))
+        """Hold a temperature that is learned at CLIP's 0.01 or above."""
+        if isinstance(self.logit_scale, nn.Parameter):
+            with torch.no_grad():
+                self.logit_scale.clamp_(max=math.log(100.0))
 
 
 _SIDES: tuple[Side, Side] = ("query", "corpus")
