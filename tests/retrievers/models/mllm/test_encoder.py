@@ -16,7 +16,7 @@ from retrievers.data.examples import Example
 from retrievers.data.pictures import ImageLoader
 from retrievers.data.plan import Content
 from retrievers.data.texts import TextRecipe
-from retrievers.models.load import build
+from retrievers.models.load import build, load
 from retrievers.models.mllm.encoder import Mllm
 from retrievers.models.mllm.layout import LAYOUTS, Layout, cut
 from retrievers.vectors.rows import item_keys
@@ -99,6 +99,12 @@ def test_text_is_cut_before_the_template_and_pictures_stay_whole(folders):
             assert text.startswith(kept)
             assert len(tokenizer(kept, add_special_tokens=False)["input_ids"]) <= most
     assert collator.processor.image_processor.size["longest_edge"] == 64 * 64
+
+
+def test_the_packaged_model_is_loaded_by_its_name():
+    encoder = load("flagland-vlm")
+    assert isinstance(encoder, Mllm)
+    assert encoder.mark == len(encoder.collator().processor.tokenizer) - 1
 
 
 def test_a_text_cannot_speak_in_control_tokens(folders):
