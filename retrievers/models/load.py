@@ -139,7 +139,10 @@ def load_weights(encoder: Encoder, path: str | Path) -> None:
         DataError: if there is no such file, or it is neither.
         MismatchError: if it holds another architecture; names the weights.
     """
-    checkpoint = read_checkpoint(path)
+    _take(encoder, read_checkpoint(path), path)
+
+
+def _take(encoder: Encoder, checkpoint: Mapping[str, Any], path: str | Path) -> None:
     told = checkpoint.get("retriever", {})
     given = checkpoint.get("state_dict", {})
     state = {name[len(PREFIX) :]: given[name] for name in given if name.startswith(PREFIX)}
@@ -197,7 +200,8 @@ def _from_checkpoint(path: Path) -> Encoder:
             f"a packaged model ({', '.join(PACKAGED)})",
             str(path),
         )
-    told = check_checkpoint(path)
+    checkpoint = check_checkpoint(path)
+    told = checkpoint["retriever"]
     if told["settings"].get("model_name", "") is None:
         raise DataError(
             "holds towers of a size that UniIR did not release; take its weights into a model of "
@@ -205,19 +209,21 @@ def _from_checkpoint(path: Path) -> Encoder:
             str(path),
         )
     encoder = build(told["class"], told["settings"], str(path), "frozen" in told)
-    load_weights(encoder, path)
+    _take(encoder, checkpoint, path)
     return encoder
 
 
 def check_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint says about itself; its tensors are mapped, not read.
+    """A checkpoint that says what it is; its tensors are mapped.
 
     Raises:
         DataError: if it is none of this package, or damaged.
     """
     try:
-        saved = read_checkpoint(path)["retriever"]
-        return {**saved, "class": str(saved["class"]), "settings": dict(saved["settings"])}
+        checkpoint = read_checkpoint(path)
+        told = checkpoint["retriever"]
+        said = {**told, "class": str(told["class"]), "settings": dict(told["settings"])}
+        return {**checkpoint, "retriever": said}
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"is no checkpoint of this package ({type(error).__name__}: {str(error)[:200]}); name "
@@ -472,43 +478,39 @@ def _from_uniir(found: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
 
 
 def _misfit(own: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:
-    """What keeps given weights from being a model's, in words.
+    """What keeps given weights from being a model's, in words."""
+    kinds = {
+        "missing": [name for name in own if name not in given],
+        "unexpected": [name for name in given if name not in own],
+        "of another shape": _misshapen(own, given),
+    }
+    return "; ".join(f"{kind}: {_some(names)}" for kind, names in kinds.items() if names)
 
-    Args:
-        own: the model's state.
-        given: the checkpoint's.
-    """
-    shapes = [
+
+def _misshapen(own: Mapping[str, Tensor], given: Mapping[str, Any]) -> list[str]:
+    return [
         f"{name} {tuple(given[name].shape)}, wanted {tuple(value.shape)}"
         for name, value in own.items()
         if name in given and given[name].shape != value.shape
     ]
-    kinds = {
-        "missing": [name for name in own if name not in given],
-        "unexpected": [name for name in given if name not in own],
-        "of another shape": shapes,
-    }
-    return "; ".join(f"{kind}: {_some(names)}" for kind, names in kinds.items() if names)
 
 
 def check_shapes(encoder: Encoder, checkpoint: Mapping[str, Any]) -> None:
     """Refuse weights of another architecture before Lightning does, without a word of remedy.
 
     Raises:
-        MismatchError: names the first weight that does not fit.
+        MismatchError: names weights that do not fit.
     """
-    found = checkpoint.get("state_dict", {})
-    for own, value in encoder.state_dict().items():
-        name = PREFIX + own
-        # Positions may be stretched while they are loaded.
-        fits = name.endswith("positional_embedding") or name not in found
-        if not fits and found[name].shape != value.shape:
-            raise MismatchError(
-                f"the checkpoint is of another architecture: its {own} is "
-                f"{tuple(found[name].shape)}, this model's is {tuple(value.shape)}; use the model "
-                "settings it was trained with: "
-                f"{checkpoint.get('retriever', {}).get('settings')}"
-            )
+    own = {
+        PREFIX + name: value
+        for name, value in encoder.state_dict().items()
+        if not name.endswith("positional_embedding")  # may be stretched while they are loaded
+    }
+    if wrong := _misshapen(own, checkpoint.get("state_dict", {})):
+        raise MismatchError(
+            f"the checkpoint is of another architecture: {_some(wrong)}; use the model settings it "
+            f"was trained with: {checkpoint.get('retriever', {}).get('settings')}"
+        )
 
 
 def _some(names: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -24,6 +25,7 @@ from retrievers.data.module import MBeirData, SearchConfig
 from retrievers.data.plan import Plan
 from retrievers.data.texts import check_recipe
 from retrievers.evaluation.results import score
+from retrievers.evaluation.versions import source_commit, versions
 from retrievers.models.audit import Audit, audit_plan, audit_training
 from retrievers.models.base import Encoder
 from retrievers.models.load import check_frozen, check_shapes, load_weights, recall
@@ -34,7 +36,6 @@ from retrievers.training.callbacks import CheckpointFiles, LatestCheckpoint, Thr
 from retrievers.training.gradcache import encode_in_chunks
 from retrievers.training.objective import Objective, TokenLoss
 from retrievers.training.optim import AdamWCosine
-from retrievers.training.provenance import origin_of_fit
 from retrievers.vectors.embed import SIDES, Embedded, put
 from retrievers.vectors.rows import Embeddings
 from retrievers.vectors.search import search
@@ -192,8 +193,20 @@ class Fit(lightning.LightningModule, ABC):
             check_recipe(trained_on, shown, self.allow_mismatch, exact=True)
         self.encoder.trained_on = shown
         if self.trainer.is_global_zero:
-            cut = self._loaders.cut
-            self.encoder.origin = origin_of_fit(self.data, self.arguments, cut and cut.to_json())
+            self.encoder.origin = self._origin()
+
+    def _origin(self) -> dict[str, Any]:
+        """Where the weights will come from; hashes every byte of pools and training queries."""
+        cut, given = self._loaders.cut, self.arguments
+        found = {
+            "data": {"cut_text": cut and cut.to_json(), **self.data.describe()},
+            "sha256": self.data.digest(),
+            "command": given and shlex.join(["python", "-m", "retrievers", *given]),
+            "versions": versions(),
+            "commit": source_commit(),
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
+        return plain
 
     def configure_callbacks(self) -> list[lightning.Callback]:
         """Measures speed and memory of training, unless the trainer has such a callback already."""
