@@ -243,7 +243,8 @@ class OpenAIEngine(Engine):
         if request.image is None:
             return ""
         try:
-            return self._encoded(open_image(self._root, request.image))
+            image = open_image(self._root, request.image, expected=request.expected)
+            return self._encoded(image)
         except ImageError as error:
             return _failed(f"{error.reason}: {error}")
         except (OSError, ValueError, MemoryError) as error:

@@ -205,6 +205,7 @@ def test_names_of_packaged_configs():
         "blip_sf_large",
         "flagland",
         "flagland_ff",
+        "flagland_mllm",
         "clip_ff_base",
         "clip_ff_large",
         "clip_sf_base",
