@@ -7,6 +7,7 @@ checked before anything is decoded.
 from __future__ import annotations
 
 import hashlib
+import io
 import struct
 import time
 import zlib
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple, final
+from unicodedata import normalize
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -68,8 +70,7 @@ def resolve(root: Path, path: str) -> Path:
         )
     base = root.resolve()
     try:
-        target = (base / path).resolve()
-        found = target.is_file()
+        target, found = _looked_up(base, path)
     except (OSError, RuntimeError) as error:  # a loop of links, a name too long for the disk
         raise ImageError(f"cannot be looked up: {error}", path, "missing") from error
     if not target.is_relative_to(base):
@@ -82,6 +83,18 @@ def resolve(root: Path, path: str) -> Path:
     if not found:
         raise ImageError(f"{_seen(target, path)} under {base}", path, "missing")
     return target
+
+
+def _looked_up(base: Path, path: str) -> tuple[Path, bool]:
+    """The file of a name as written, or else in another normal form of Unicode; whether it is one.
+
+    An archive unpacked on a Mac names files in NFD, while data mostly names them in NFC.
+    """
+    for form in (path, normalize("NFC", path), normalize("NFD", path)):
+        target = (base / form).resolve()
+        if target.is_file():
+            return target, True
+    return (base / path).resolve(), False
 
 
 def _seen(target: Path, path: str) -> str:
@@ -107,24 +120,29 @@ def _path_problem(path: str) -> str:
     return ""
 
 
-def open_image(root: Path, path: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(
+    root: Path, path: str, max_pixels: int = MAX_PIXELS, expected: str = ""
+) -> Image.Image:
     """Load one picture as RGB: upright by its EXIF tag, transparency put on white.
 
     Args:
         root: data root.
         path: relative path as the data names it.
         max_pixels: width times height above which the file is refused before decoding.
+        expected: SHA-256 in hex of the bytes that are to be decoded; empty takes any.
 
     Returns:
         A fully loaded picture in mode ``RGB``; the file is closed.
 
     Raises:
-        ImageError: see :func:`resolve`; also ``lfs-pointer``, ``too-large`` and ``corrupt``.
+        ImageError: see :func:`resolve`; also ``lfs-pointer``, ``too-large`` and ``corrupt``, and
+            ``changed`` if the bytes are not those expected.
     """
     file = resolve(root, path)
     refuse_pointer(file, path)
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        source = _expected(file, path, expected) if expected else file
+        with Image.open(source, formats=FORMATS) as image:
             _refuse_bomb(image, path, max_pixels)
             image.load()
             deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
@@ -135,7 +153,7 @@ def open_image(root: Path, path: str, max_pixels: int = MAX_PIXELS) -> Image.Ima
                     path,
                     "corrupt",
                 )
-            return _to_rgb(_upright(image) if not deep else _eight_bits(_upright(image)))
+            return _to_rgb(_eight_bits(image) if deep else _upright(image))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{error}; shrink the picture", path, "too-large") from error
     except PermissionError as error:
@@ -148,6 +166,19 @@ def open_image(root: Path, path: str, max_pixels: int = MAX_PIXELS) -> Image.Ima
             path,
             "corrupt",
         ) from error
+
+
+def _expected(file: Path, path: str, expected: str) -> io.BytesIO:
+    """The bytes of a file, read once: those that were hashed are those that are decoded."""
+    data = file.read_bytes()
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise ImageError(
+            "was replaced since it was looked up; run the same command again, which takes it as "
+            "it is then",
+            path,
+            "changed",
+        )
+    return io.BytesIO(data)
 
 
 def content_hash(root: Path, path: str) -> str:
@@ -272,7 +303,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey, which ``convert`` would clip to white; the transparent value becomes white."""
-    values = np.asarray(image).astype(np.uint32)
-    grey = np.where(values == image.info.get("transparency"), 255, values // 257)
-    return Image.fromarray(grey.astype(np.uint8))
+    """Upright 16-bit grey, which ``convert`` would clip; the transparent value becomes white.
+
+    A TIFF may use fewer of the bits (tag 258), and 0 for white (tag 262).
+    """
+    tags = getattr(image, "tag_v2", {})
+    values = np.asarray(_upright(image)).astype(np.uint32)
+    grey = np.minimum(values * 255 // (2 ** tags.get(258, (16,))[0] - 1), 255)
+    grey = 255 - grey if tags.get(262) == 0 else grey
+    shown = np.where(values == image.info.get("transparency"), 255, grey)
+    return Image.fromarray(shown.astype(np.uint8))

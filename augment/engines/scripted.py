@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl
 from augment.data.images import content_hash, open_image
 from augment.engines.base import Ask, Asked, Engine, EngineOptions, Pause, Replies
 from augment.errors import EngineError, ImageError
+from augment.files import home
 from augment.records import Reply, Request
 
 Answers = Callable[[Request], str] | Sequence[str] | Mapping[str, str]
@@ -105,15 +106,16 @@ class ScriptedEngine(Engine):
     def _answer(self, request: Request) -> Reply:
         seen = ""
         if request.image is not None:
-            seen = self._seen(request.image)
+            seen = self._seen(request.image, request.expected)
         text = self._text(request, seen)
         if text is None:
             return Reply("", "error", reason="scripted: no answer for this item")
         return Reply(text, "stop", len(request.text.split()), len(text.split()))
 
-    def _look(self, path: str) -> str:
-        width, height = open_image(self._root, path).size
-        return f"{content_hash(self._root, path)[:12]} of {width} by {height} pixels"
+    def _look(self, path: str, expected: str) -> str:
+        expected = expected or content_hash(self._root, path)
+        width, height = open_image(self._root, path, expected=expected).size
+        return f"{expected[:12]} of {width} by {height} pixels"
 
     def _text(self, request: Request, seen: str) -> str | None:
         if self._answers is None:
@@ -139,7 +141,7 @@ def make(spec: str, *, root: Path, options: EngineOptions) -> ScriptedEngine:
         fail_every = int(script.pop("fail_every", 0))
         die_after = int(script.pop("die_after")) if "die_after" in script else None
         kill_on = [item for item in script.pop("kill_on", "").split(",") if item]
-        answers = json.loads(Path(file).read_text(encoding="utf-8")) if file else None
+        answers = json.loads(Path(home(file)).read_text(encoding="utf-8")) if file else None
     except (ValueError, OSError) as error:
         raise EngineError(f"scripted:{spec}: {error}") from error
     if script or not isinstance(answers, list | dict | None) or answers == []:

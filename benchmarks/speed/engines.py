@@ -53,7 +53,7 @@ def one_by_one(root: Path, requests: list[Request], model: Any, processor: Any) 
     """``generate`` on one picture after the other."""
     texts = []
     for request in requests:
-        shown = resized(processor, request, open_image(root, request.image or ""))
+        shown = resized(processor, open_image(root, request.image or ""))
         inputs: Any = encode(processor, [request], [shown])
         said = model.generate(**inputs, max_new_tokens=PROMPT.max_new_tokens, do_sample=False)
         rows = said[:, inputs["input_ids"].shape[1] :]

@@ -1,5 +1,6 @@
 """The commands as users run them: exit codes, messages, kills, export."""
 
+import gzip
 import os
 import random
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -267,6 +269,18 @@ def test_help_documents_the_exit_codes(module, capsys):
     assert "<class" not in out
 
 
+def test_home_is_known_in_every_path(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "answers.json").write_text('["A red flag with a star."]')
+    prompt = (HOME / "augment/prompts/rar/corpus.md").read_text()
+    (tmp_path / "mine.md").write_text(prompt)
+    given = ["--root=~/root", "--store=~/s", "--model=scripted:~/answers.json"]
+    assert corpus.command([*given, "--prompt=~/mine.md", "--limit=2"]) == 0
+    assert len(Store(tmp_path / "s").texts("corpus")) == 2
+    assert main(["status", "--store=~/s"]) == 0
+    assert main(["validate", "~/root", "--images=none", "--texts=none"]) == 0
+
+
 @pytest.mark.parametrize("images", ["link", "copy", "symlink", "none"])
 def test_export_is_a_plain_root(root, tmp_path, capsys, images):
     command(corpus, root)
@@ -303,16 +317,33 @@ def test_export_is_a_plain_root(root, tmp_path, capsys, images):
     assert "exists" in capsys.readouterr().err
 
 
+def test_an_export_of_packed_files_is_plain(root, tmp_path):
+    pool = root / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl"
+    items = list(read_candidates(pool))
+    pool.with_suffix(".jsonl.gz").write_bytes(gzip.compress(pool.read_bytes()))
+    pool.unlink()
+    qrels = root / "qrels/test/mbeir_x_task7_test_qrels.txt"
+    qrels.with_suffix(".txt.gz").write_bytes(gzip.compress(qrels.read_bytes()))
+    view = "--query-view=raw", "--corpus-view=raw"
+    assert main(["export", f"--root={root}", f"--out={tmp_path / 'out'}", *view]) == 0
+    written = tmp_path / "out" / pool.relative_to(root)
+    assert written.read_bytes().startswith(b"{")
+    assert list(read_candidates(written)) == items
+    assert (tmp_path / "out/qrels/test" / f"{qrels.name}.gz").is_file()
+
+
 def test_an_export_writes_through_no_link_and_takes_nothing_from_elsewhere(root, tmp_path, capsys):
     pool = root / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl"
     (root / "README.md").write_text("mine")
     items = list(read_candidates(pool))
     names = ["README.md", "./readme.md", str(pool.relative_to(root)), "query/test/x.jsonl"]
+    names += [f".//{pool.relative_to(root)}", ".//query//test/x.jsonl"]
     (root / "readme.md").write_text("mine")
     (root / "query/test/x.jsonl").write_text("")
     items += [
         Item(f"3:{2000 + n}", None, one_picture(name), "image") for n, name in enumerate(names)
     ]
+    items.append(Item("3:3000", None, ("./mbeir_images//1.png",), "image"))  # one is there as such
     write_candidates(pool, items)
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     command(corpus, root)
@@ -320,7 +351,10 @@ def test_an_export_writes_through_no_link_and_takes_nothing_from_elsewhere(root,
     for images in ("link", "symlink"):
         out = tmp_path / images
         assert main([*arguments, f"--out={out}", f"--images={images}"]) == 0
-        assert f"{len(names)} pictures under a name that an export needs" in capsys.readouterr().out
+        assert (
+            f"{len(names) - 2} pictures under a name that an export needs"
+            in capsys.readouterr().out
+        )
         assert {path: path.read_bytes() for path in before} == before
         view = open_view("corpus", "append", tmp_path / "store")
         shown = list(read_candidates(out / pool.relative_to(root)))
@@ -338,3 +372,35 @@ def test_the_default_prompt_is_the_packaged_one(root):
     corpus.run(root, root.parent / "store", options=Options(model="scripted:", limit=2))
     recipe = Store(root.parent / "store").recipe("corpus")
     assert recipe.prompts == {"rar/corpus": load_prompt("rar/corpus").id}
+
+
+def test_a_path_forges_no_line_and_moves_no_cursor(root, capsys):
+    pool = root / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl"
+    forged = "mbeir_images/x\nfailed: 3:5: forged\r\x1b[2J\u202e.png"
+    write_candidates(pool, [Item("3:1", "say \x1b[31m", one_picture(forged), "image,text")])
+    assert command(corpus, root) == 3
+    assert command(corpus, root, "--preview", "1") == 3
+    assert main(["status", "--store", str(root.parent / "store"), "--failures"]) == 0
+    shown = "".join(capsys.readouterr())
+    assert (
+        "failed: 3:1 (mbeir_images/x\\nfailed: 3:5: forged\\r\\x1b[2J\\u202e.png): missing" in shown
+    )
+    assert not any(line.startswith(("failed: 3:5", "3:5")) for line in shown.splitlines())
+    assert {letter for letter in shown if not letter.isprintable()} <= {"\n", "\ufffd"}
+
+
+def test_a_second_run_of_the_same_share_is_told_that_it_pays_twice(root, capsys):
+    store = root.parent / "store"
+    assert command(corpus, root) == 0
+    mine = runs.load_runs(store)[0]
+    parent = replace(mine, id="other", ended=None, pid=os.getppid())
+    for run, told in (
+        (parent, True),
+        (replace(parent, scope=replace(mine.scope, shard="0/2")), False),
+        (replace(parent, ended=mine.ended), False),
+        (replace(parent, host="elsewhere"), False),
+    ):
+        runs.save_run(store, run)
+        capsys.readouterr()
+        assert command(corpus, root) == 0
+        assert ("makes the same texts" in capsys.readouterr().err) == told
