@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,9 @@ from augment.errors import ToolkitError
 
 #: Exit status of a command that a user can mend.
 USER_ERROR = 2
+
+#: Exit status of a command that was stopped, as shells give it after Ctrl-C.
+_STOPPED = 130
 
 _WIDTH = 96
 
@@ -218,9 +222,19 @@ def main(args: Sequence[str]) -> int:
 
 
 def run_command(work: Callable[[Sequence[str]], int], args: Sequence[str]) -> int:
-    """The exit code of a command; its errors in one line."""
+    """The exit code of a command; its errors in one line.
+
+    A command that is told to end, or whose terminal is closed, goes as by Ctrl-C: pictures and texts
+    of queries in temporary folders are deleted on the way out.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # of nohup, it is ignored and stays so
+            signal.signal(number, signal.default_int_handler)
     try:
         return work(args)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        return _STOPPED
     except ToolkitError as error:
         sys.stderr.write(f"error: {error}\n")
         return USER_ERROR

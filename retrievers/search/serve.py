@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import ipaddress
-import signal
 import socket
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -373,8 +372,6 @@ def command(args: Sequence[str]) -> int:
     parsed = parser.parse_args(args)
     if not is_loopback(parsed.host):
         sys.stderr.write(_OPEN_TO_ALL.format(host=parsed.host, port=parsed.port))
-    # As Ctrl-C: pictures of queries are deleted on the way out.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Listening comes first: a port in use is told before anything is embedded.
     listening = listen(parsed.host, parsed.port)
     try:

@@ -1,9 +1,12 @@
 """Search with a typed query: the same ranking as evaluation, clear errors, both outputs."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -295,6 +298,22 @@ def test_the_command_tells_errors_in_one_line(world, tmp_path, capsys):
     ):
         assert search.main([*args, *more]) == search.USER_ERROR
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_search_told_to_end_forgets_its_pictures(tmp_path, monkeypatch, capsys, number):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = signal.signal(number, signal.SIG_DFL)
+
+    def work(_):
+        QueryPictures().add_file(picture(tmp_path / "q.png"))
+        os.kill(os.getpid(), number)
+        return 0
+
+    assert search.run_command(work, []) == 130
+    signal.signal(number, before)
+    assert capsys.readouterr().err == "stopped\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["q.png"]
 
 
 def test_importing_the_package_stays_light():

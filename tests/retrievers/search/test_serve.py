@@ -323,9 +323,9 @@ def test_a_failure_is_told_without_its_details(searchers, caplog):
 def test_many_who_come_at_once_are_all_answered(searchers):
     listening = listen("127.0.0.1", 0)
     server = make_server(search_app(searchers))
-    waiting = [socket.create_connection(listening.getsockname(), timeout=60) for _ in range(150)]
+    waiting = [socket.create_connection(listening.getsockname(), timeout=60) for _ in range(200)]
     for connection in waiting:
-        connection.sendall(b"GET /static/icon.svg HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        connection.sendall(b"GET /search.json?q=red&k=1 HTTP/1.0\r\nHost: localhost\r\n\r\n")
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     answers = [connection.recv(1 << 16)[9:12] for connection in waiting]
@@ -334,7 +334,7 @@ def test_many_who_come_at_once_are_all_answered(searchers):
     server.should_exit = True
     thread.join()
     listening.close()
-    assert answers == [b"200"] * 150
+    assert answers == [b"200"] * 200
 
 
 def test_a_port_in_use_and_bad_addresses():
@@ -392,7 +392,7 @@ def test_the_command_tells_errors_in_one_line(world, port, capsys):
     assert "trained on queries as published" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_command_and_deletes_pictures(world, tmp_path, number):
     command = [
         sys.executable, "-m", "retrievers", "serve", "--port=0", "--checkpoint=bm25",
