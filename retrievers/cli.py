@@ -156,18 +156,14 @@ def mine(
         precision: 32-true, bf16-mixed or 16-mixed.
         allow_mismatch: embed text of another recipe than the one trained on.
     """
-    from retrievers.search.mining import mine_negatives, mine_run
+    from retrievers.search.mining import mine_negatives
 
     if run is None and model is None:
         raise DataError("mining needs a ranking; name a model with --model or a run with --run")
     data.keep_embeddings(embeddings, out)
-    tally = (
-        mine_run(run, data, out, mining)
-        if run is not None
-        else mine_negatives(
-            _encoder(model or ""), data, out, mining, device=device, precision=precision,
-            allow_mismatch=allow_mismatch,
-        )
+    tally = mine_negatives(
+        run or _encoder(model or ""), data, out, mining, device=device, precision=precision,
+        allow_mismatch=allow_mismatch,
     )  # fmt: skip
     sys.stdout.write(f"{tally.table()}\n{out}/negatives.parquet\n")
 

@@ -65,7 +65,7 @@ def measure(
     index, other = (MatrixIndex("m", "cpu", product=product) for product in ("faiss", "torch"))
     index.add([f"1:{n}" for n in range(rows)], vectors, "m")
     index.search(asked[:1], 1)  # ids are sorted once per index
-    other.share(index)
+    other.add(index.ids, index.held, index.made_by or "")
     some = asked[: min(queries, 32 * batch)].numpy()
     batches = np.split(some, range(batch, len(some), batch))
     turns = take_turns(

@@ -9,12 +9,13 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 from augment.errors import ToolkitError
+from augment.records import Modality
 
 #: Exit status of a command that a user can mend.
 USER_ERROR = 2
@@ -152,6 +153,17 @@ def command(args: Sequence[str]) -> int:
         metavar="TEXT",
         help="Put before the query; none leaves it out. Default: the root's first one that fits.",
     )
+    parser.add_argument(
+        "--modality",
+        type=Modality | None,
+        help="Only candidates that consist of this: text, image or image,text.",
+    )
+    parser.add_argument(
+        "--own-picture",
+        type=Literal["keep", "content"],
+        default="keep",
+        help="content leaves out candidates whose picture is that of the query, byte for byte.",
+    )
     parser.add_argument("--json", action="store_true", help="Print JSON, one object.")
     parsed = parser.parse_args(args)
     from retrievers.search.searcher import Searcher
@@ -159,7 +171,14 @@ def command(args: Sequence[str]) -> int:
     searcher = Searcher.open(parsed.checkpoint, vlm=parsed.vlm, **opening(parsed))
     given = parsed.instruction
     instruction = "" if given is not None and given.lower() == "none" else given
-    answer = searcher.search(parsed.query, parsed.image, parsed.k, instruction)
+    answer = searcher.search(
+        parsed.query,
+        parsed.image,
+        parsed.k,
+        instruction,
+        modality=parsed.modality,
+        own_picture=parsed.own_picture,
+    )
     for note in (*searcher.notes, *answer.notes):
         sys.stderr.write(f"note: {_printable(note)}\n")
     if parsed.json:
@@ -224,8 +243,8 @@ def main(args: Sequence[str]) -> int:
 def run_command(work: Callable[[Sequence[str]], int], args: Sequence[str]) -> int:
     """The exit code of a command; its errors in one line.
 
-    A command that is told to end, or whose terminal is closed, goes as by Ctrl-C: pictures and texts
-    of queries in temporary folders are deleted on the way out.
+    A command that is told to end, or whose terminal is closed, goes as by Ctrl-C: temporary folders
+    with pictures and texts of queries are deleted on the way out.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # of nohup, it is ignored and stays so

@@ -233,6 +233,8 @@ class _Site:
                 k=asked.k,
                 instruction=asked.given_instruction,
                 picture=asked.picture or None,
+                modality=asked.modality or None,
+                own_picture=asked.own_picture,
             )
             for name, searcher in self._searchers.items()
         }

@@ -1,21 +1,18 @@
-"""faiss: any index of its factory, exact or approximate, with the recall it really has."""
+"""faiss: any index of its factory, with the recall it really has."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any, final
 
 import faiss
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32
 from torch import Tensor
 
-from augment.errors import DataError, MismatchError, StoreError
-from augment.files import write_text
+from augment.errors import DataError
 from retrievers.vectors.exact import tell_recall
-from retrievers.vectors.index import Index, Nearest, Vectors, may_tie
-from retrievers.vectors.store import sha256
+from retrievers.vectors.held import Vectors
+from retrievers.vectors.index import Index, Nearest
 
 #: Candidates fetched beyond k.
 _SPARE = 16
@@ -25,14 +22,13 @@ _BLOCK = 65_536
 _POINTS = 256
 #: Vectors that a training reads at most.
 _MOST_POINTS = 1_000_000
-_VERSION = 1
 
 
 @final
 class FaissIndex(Index[Vectors]):
-    """An index made by a factory string of faiss (``Flat``, ``IVF1024,PQ64``, ``HNSW32``, ``SQ8``).
+    """An index made by a factory string of faiss (``IVF1024,PQ64``, ``HNSW32``, ``SQ8``).
 
-    Approximate ones fetch ``refine * k`` candidates and score those again from the vectors
+    It fetches ``refine * k`` candidates and scores those again from the vectors
     themselves, so a score is always exact; what may be missing are candidates. At the first search
     of each depth the true recall is measured against exact search and printed.
 
@@ -47,7 +43,7 @@ class FaissIndex(Index[Vectors]):
     def __init__(
         self,
         made_by: str | None = None,
-        factory: str = "Flat",
+        factory: str = "HNSW32",
         parameters: str = "",
         refine: int = 4,
         sample: int = 256,
@@ -61,11 +57,6 @@ class FaissIndex(Index[Vectors]):
         self._sample = sample
         self._index: Any = None
 
-    @property
-    def exact(self) -> bool:
-        """Whether nothing can be missed."""
-        return self.factory == "Flat"
-
     def build(self) -> None:
         """Train and fill now, rather than at the first search.
 
@@ -77,9 +68,7 @@ class FaissIndex(Index[Vectors]):
         if not len(self):
             raise DataError("the index is empty; add candidates first")
         try:
-            index = faiss.index_factory(
-                self.held.dim or 0, self.factory, faiss.METRIC_INNER_PRODUCT
-            )
+            index = faiss.index_factory(self.held.dim, self.factory, faiss.METRIC_INNER_PRODUCT)
             if not index.is_trained:
                 index.train(self._training())
             for _, block in self.held.blocks(_BLOCK):
@@ -92,65 +81,6 @@ class FaissIndex(Index[Vectors]):
                 "dimensions, IVF fewer lists than vectors; parameters are such as nprobe=32"
             ) from error
         self._index = index
-
-    def save(self, folder: Path) -> None:
-        """Write ``index.faiss`` and, last, ``index.json`` with what it belongs to.
-
-        Raises:
-            StoreError: if the folder cannot be written.
-        """
-        self.build()
-        partial, target = folder / ".index.faiss.partial", folder / "index.faiss"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "index.json").unlink(missing_ok=True)
-            partial.write_bytes(faiss.serialize_index(self._index).tobytes())
-            partial.replace(target)
-            record = {"version": _VERSION, **self._belongs(), "sha256": sha256(target)}
-            write_text(folder / "index.json", json.dumps(record, indent=1) + "\n")
-        except OSError as error:
-            raise StoreError(f"{folder}: cannot write the index: {error}") from error
-
-    def load(self, folder: Path) -> None:
-        """Take the trained and filled index that :meth:`save` wrote for the vectors added here.
-
-        Raises:
-            StoreError: if there is none, it is damaged, or a newer version wrote it.
-            MismatchError: if it was built from other vectors or by another factory.
-        """
-        try:
-            record = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-            version, digest = record.pop("version"), record.pop("sha256")
-            if version > _VERSION:
-                raise StoreError(
-                    f"{folder / 'index.json'}: version {version}, this package reads up to "
-                    f"{_VERSION}; upgrade the package"
-                )
-            if sha256(folder / "index.faiss") != digest:
-                raise StoreError(
-                    f"{folder / 'index.faiss'}: wrong checksum; delete it and build again"
-                )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(
-                f"{folder}: no index that can be read ({error}); build and save it again"
-            ) from error
-        expected = self._belongs()
-        wrong = [name for name in expected if record.get(name) != expected[name]]
-        if wrong:
-            told = "; ".join(f"{n}: saved {record.get(n)!r}, here {expected[n]!r}" for n in wrong)
-            raise MismatchError(f"{folder}: index of other vectors ({told}); build it again")
-        data = np.frombuffer((folder / "index.faiss").read_bytes(), dtype=np.uint8)
-        self._index = faiss.deserialize_index(data)
-        self._set_parameters(self._index)
-
-    def _belongs(self) -> dict[str, object]:
-        return {
-            "made_by": self.made_by,
-            "factory": self.factory,
-            "size": len(self),
-            "dim": self.held.dim,
-            "ids": self._digest(),
-        }
 
     def _changed(self) -> None:
         self._index = None
@@ -170,25 +100,12 @@ class FaissIndex(Index[Vectors]):
 
     def _find(self, queries: Tensor, k: int) -> Nearest:
         self.build()
-        if not self.exact:
-            name = f"{self.factory} {self.parameters}".strip()
-            tell_recall(self, queries, k, name, self._sample)
-        wide = min(k + _SPARE if self.exact else max(self._refine * k, k + _SPARE), len(self))
-        rows, raw = self._fetch(queries, wide)
+        told = f"{self.factory} {self.parameters}".strip()
+        tell_recall(self, queries, k, told, self._sample)
+        wide = min(max(self._refine * k, k + _SPARE), len(self))
+        rows = self._index.search(np.ascontiguousarray(queries.numpy()), wide)[1]
         found = self._rank(rows, self.held.rescore(queries, rows))
-        if self.exact and wide < len(self):
-            for query in np.nonzero(may_tie(queries, found, raw[:, -1], k))[0]:
-                one = queries[query : query + 1]
-                rows, _ = self._fetch(one, len(self))
-                whole = self._rank(rows, self.held.rescore(one, rows))
-                found.rows[query], found.scores[query] = (part[0, :wide] for part in whole)
         return Nearest(found.rows[:, :k], found.scores[:, :k])
-
-    def _fetch(
-        self, vectors: Tensor, k: int
-    ) -> tuple[Int64[np.ndarray, "queries k"], Float32[np.ndarray, "queries k"]]:
-        scores, rows = self._index.search(np.ascontiguousarray(vectors.numpy()), k)
-        return rows, scores
 
 
 def _numbers(factory: str) -> list[str]:

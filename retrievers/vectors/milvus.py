@@ -11,7 +11,8 @@ from torch import Tensor
 
 from augment.errors import DataError, EngineError, ToolkitError
 from retrievers.vectors.exact import tell_recall
-from retrievers.vectors.index import Index, Nearest, Vectors
+from retrievers.vectors.held import Vectors
+from retrievers.vectors.index import Index, Nearest
 
 #: Candidates fetched beyond k.
 _SPARE = 16
@@ -96,7 +97,7 @@ class MilvusIndex(Index[Vectors]):
         client.create_collection(
             name, self.held.dim, metric_type="IP", auto_id=False, consistency_level="Strong"
         )
-        for start, block in self.held.blocks(max(1, _BYTES // (4 * (self.held.dim or 1)))):
+        for start, block in self.held.blocks(max(1, _BYTES // (4 * self.held.dim))):
             vectors = np.asarray(block, dtype=np.float32)
             rows = [{"id": start + n, "vector": vector} for n, vector in enumerate(vectors)]
             client.insert(name, rows)

@@ -134,6 +134,33 @@ def test_an_unreadable_picture_of_a_candidate_costs_only_the_picture(raw):
     assert "7:99" in [result.id for result in raw.search("red", k=100)]
 
 
+def test_candidates_of_one_modality_and_without_the_own_picture(world, raw):
+    image = world.root / "mbeir_images/squares_images/3.png"
+    whole = {kind: [] for kind in ("image", "text", "image,text")}
+    for result in raw.search("red", image, k=41):
+        item = raw.item(result.id)
+        whole[item.modality].append(result.id)
+    assert [len(ids) for ids in whole.values()] == [20, 20, 1]
+    for kind, ids in whole.items():
+        for k in (1, 5, 41):
+            answer = raw.search("red", image, k, modality=kind)
+            assert [result.id for result in answer] == ids[:k]
+            assert [result.rank for result in answer] == list(range(1, len(answer) + 1))
+    left = [did for did in whole["image"] if did != "7:4"]  # the candidate with this very picture
+    for k in (3, 19, 20):
+        answer = raw.search("red", image, k, modality="image", own_picture="content")
+        assert [result.id for result in answer] == left[:k]
+    assert len(raw.search("red", image, 41, own_picture="content")) == 40
+    assert len(raw.search("red", k=41, own_picture="content")) == 41
+    words = Searcher.open("bm25", world.root, store=world.store)
+    found = {words.item(result.id).modality for result in words.search("number", k=41)}
+    assert "text" in found
+    assert len(words.search("number", k=7, modality="text")) == 7
+    pictures = Searcher.open(world.raw, world.root, pools=["squares_task0"])
+    with pytest.raises(DataError, match="no candidate of these pools is image,text"):
+        pictures.search("red", modality="image,text")
+
+
 def picture(path, size=(8, 8), **options):
     Image.fromarray(np.zeros((*size, 3), np.uint8)).save(path, **options)
     return path
@@ -282,7 +309,10 @@ def test_the_command_prints_text_or_json(world, capsys):
     assert str(world.root / "mbeir_images/squares_images/0.png") in printed.out
     assert "note: candidates found by their text alone" in printed.err
     image = str(world.root / "mbeir_images/squares_images/3.png")
-    assert search.main([*args, "--image", image, "--instruction", "none", "--json"]) == 0
+    more = ["--image", image, "--instruction", "none", "--json"]
+    assert search.main([*args, *more, "--modality=image", "--own-picture=content"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["results"]) == 19
+    assert search.main([*args, *more]) == 0
     told = json.loads(capsys.readouterr().out)
     assert len(told["results"]) == 41
     assert told["read"] is None

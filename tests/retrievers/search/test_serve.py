@@ -138,6 +138,20 @@ def test_a_picture_is_uploaded_asked_with_and_rewritten(site):
     }
 
 
+def test_the_page_narrows_a_search(site, world):
+    with (world.root / "mbeir_images/squares_images/3.png").open("rb") as file:
+        name = site.post("/picture", content=file, headers={
+            "Content-Type": "image/png", "Content-Length": str(os.fstat(file.fileno()).st_size)
+        }).json()["picture"]  # fmt: skip
+    fields = {"picture": name, "k": 96, "modality": "image", "own_picture": "content"}
+    for answer in site.get("/search.json", params=fields).json()["answers"].values():
+        assert len(answer["results"]) == 19
+        assert "7:4" not in [result["id"] for result in answer["results"]]
+    chosen = [tag["value"] for tag in Tags(page(site, q="red", **fields)[1]).all("option")
+              if "selected" in tag and "value" in tag]  # fmt: skip
+    assert chosen == ["auto", "image", "content"]
+
+
 def test_everything_is_escaped(site):
     status, text = page(site, q=HOSTILE, own=HOSTILE, k="96")
     assert status == 200
@@ -154,6 +168,10 @@ def test_everything_is_escaped(site):
         ({"q": ""}, "The query is empty; type a text or give a picture."),
         ({"q": "   "}, "The query is empty"),
         ({"q": "x", "k": "0"}, "ask for 1 to 100"),
+        (
+            {"q": "x", "modality": "video"},
+            "no modality &#39;video&#39;; there are text; image; image",
+        ),
         ({"q": "x", "k": "many"}, "cannot find &#39;many&#39; results"),
         ({"q": "x", "k": "²"}, "results; ask for 1 to 100"),
         ({"q": "x" * 4001}, "the query has 4,001 characters; the most is 4,000"),

@@ -1,13 +1,12 @@
 """Every index against plain sorting; what approximate ones lose is said, and true."""
 
-import json
 import sys
 
 import numpy as np
 import pytest
 import torch
 
-from augment.errors import DataError, EngineError, MismatchError, StoreError
+from augment.errors import DataError, EngineError, MismatchError
 from retrievers.vectors import make_index, open_index
 from retrievers.vectors.exact import MatrixIndex, measure_recall
 from retrievers.vectors.faiss import FaissIndex
@@ -16,7 +15,7 @@ from retrievers.vectors.store import EmbeddingStore, EmbeddingWriter
 from tests.retrievers.vectors.test_embeddings import fill, vectors_of
 
 KINDS = [
-    lambda: FaissIndex("m"),
+    lambda: make_index("faiss", "m"),
     lambda: MatrixIndex("m"),
     lambda: MatrixIndex("m", query_block=3, candidate_block=7),
     lambda: MatrixIndex("m", candidate_block=7, product="faiss"),
@@ -226,34 +225,27 @@ def test_factories_that_cannot_be(capfd):
         measure_recall(indexed(MatrixIndex("m"), clustered(9)), clustered(2), 1, sample=0)
 
 
-def test_a_saved_index_belongs_to_its_vectors(tmp_path):
-    vectors, queries = clustered(600), clustered(5, seed=2)
-    first = indexed(FaissIndex("m", "IVF4,Flat"), vectors)
-    first.save(tmp_path)
-    again = indexed(FaissIndex("m", "IVF4,Flat"), vectors)
-    again.load(tmp_path)
-    assert (again.search(queries, 3).rows == first.search(queries, 3).rows).all()
-    for other, said in (
-        (indexed(FaissIndex("m", "IVF8,Flat"), vectors), "factory: saved 'IVF4,Flat', here 'IVF8"),
-        (indexed(FaissIndex("m", "IVF4,Flat"), vectors[:500]), "size: saved 600, here 500"),
-    ):
-        with pytest.raises(MismatchError, match=said):
-            other.load(tmp_path)
-    foreign = FaissIndex("other", "IVF4,Flat")
-    foreign.add([f"1:{n}" for n in range(600)], vectors, "other")
-    with pytest.raises(MismatchError, match="made_by: saved 'm', here 'other'"):
-        foreign.load(tmp_path)
-    saved = tmp_path / "index.faiss"
-    data = saved.read_bytes()
-    saved.write_bytes(data[:-1] + b"\xff" * 2)
-    with pytest.raises(StoreError, match=r"index.faiss: wrong checksum; delete it"):
-        again.load(tmp_path)
-    record = json.loads((tmp_path / "index.json").read_text())
-    (tmp_path / "index.json").write_text(json.dumps({**record, "version": 9}))
-    with pytest.raises(StoreError, match="version 9, this package reads up to 1"):
-        again.load(tmp_path)
-    with pytest.raises(StoreError, match="no index that can be read"):
-        again.load(tmp_path / "none")
+@pytest.mark.parametrize("kind", ["exact", "faiss", "IVF4,Flat", "milvus"])
+def test_a_part_of_an_index_and_hits_left_out(tmp_path, kind):
+    vectors, queries = clustered(200), clustered(3, seed=2)
+    ids = [f"1:{n}" for n in range(200)]
+    kind = f"milvus:{tmp_path / 'vectors.db'}" if kind == "milvus" else kind
+    index = indexed(make_index(kind, "m", parameters="nprobe=4" if "IVF" in kind else ""), vectors)
+    rows = np.array([9, 3, 150, 77, 31])
+    want = brute_force([ids[row] for row in rows], vectors[rows], queries, 5)
+    whole = brute_force(ids, vectors, queries, 200)
+    assert ranking(index, queries, 7) == [hits[:7] for hits in whole]
+    assert ranking(index.only(rows), queries, 5) == want
+    # In the place of those left out come the next ones, as many as there are.
+    without = {"0": whole[0][:3], "2": [whole[2][1], "9:9"]}
+    run = index.run(["0", "1", "2"], queries, 7, "m", without).to_run()
+    for qid, found in run.items():
+        left = [did for did in whole[int(qid)] if did not in without.get(qid, ())]
+        assert [hit.did for hit in found] == left[:7]
+    if kind in ("exact", "faiss"):
+        assert ranking(index.only(rows).only(np.array([2])), queries, 5) == [["1:150"]] * 3
+        deep = index.run(["0", "1", "2"], queries, 199, "m", without)
+        assert [len(hits) for hits in deep.to_run().values()] == [197, 199, 199]
 
 
 @pytest.mark.parametrize("make", [MatrixIndex, FaissIndex])
