@@ -41,11 +41,14 @@ class _InMemory:
         return len(self._vectors)
 
     def take(self, rows: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n dim"]:
-        # A run of rows needs no copy.
-        if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
-            return self._vectors[rows[0] : rows[-1] + 1]
-        picked: np.ndarray = self._vectors[rows]
-        return picked
+        return pick(self._vectors, rows)
+
+
+def pick(vectors: Float[np.ndarray, "n dim"], rows: Int64[np.ndarray, " k"]) -> np.ndarray:
+    """Some rows of a matrix; a run of them is not copied."""
+    if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
+        return vectors[rows[0] : rows[-1] + 1]
+    return np.asarray(vectors[rows])
 
 
 @final

@@ -187,7 +187,7 @@ def test_embeddings_are_searched_where_they_lie(world, raw, tmp_path, monkeypatc
         Searcher.open(world.enriched, world.root, store=world.store, embeddings=run / "embeddings")
     with pytest.raises(StoreError, match="no embeddings here"):
         Searcher.open(checkpoint, world.root, embeddings=tmp_path)
-    shard = next((run / "embeddings" / "corpus").glob("*.npy"))
+    shard = next((run / "embeddings" / "corpus").glob("*.arrow"))
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1] + b"?")
     with pytest.raises(StoreError, match="wrong checksum"):
