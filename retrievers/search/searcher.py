@@ -20,10 +20,7 @@ from typing import Any, Literal, final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from augment.data import DataRoot, InstructionRow
 from augment.data.images import content_hash
@@ -43,9 +40,10 @@ from retrievers.search.pictures import QueryPictures
 from retrievers.search.rewriting import QueryRewriter
 from retrievers.vectors import make_index
 from retrievers.vectors.bm25 import Bm25Config, Bm25Index
-from retrievers.vectors.embed import device_named, embed_contents
+from retrievers.vectors.embed import device_named, embed_contents, fill
 from retrievers.vectors.held import Vectors
 from retrievers.vectors.index import Index
+from retrievers.vectors.rows import Embeddings
 from retrievers.vectors.store import EmbeddingStore, read_manifest
 
 #: In place of a checkpoint: search by words.
@@ -405,23 +403,15 @@ def _embed(
         batch_size=_BATCH,
         collate_fn=ItemCollator(retriever.collator(), "corpus"),
     )
-    failed = degraded = 0
-    parts: list[Tensor] = []
-    rows: list[int] = []
-    with torch.inference_mode():
-        for batch in tqdm(loader, desc="embedding", unit="batch", leave=False, disable=None):
-            failed += len(batch.failed)
-            degraded += len(batch.degraded)
-            if batch.inputs.size:
-                inputs = batch.inputs.to(retriever.device)
-                parts.append(retriever.encode(inputs, "corpus").vectors.float().cpu())
-                rows.extend(batch.rows.tolist())
-    if not rows:
+    room = Embeddings(len(plan))
+    fill(room, loader, retriever, "corpus")
+    rows = room.done.nonzero().flatten()
+    if not len(rows):
         raise DataError("its pools hold no candidate that can be embedded", str(root.path))
     made_by = retriever.fingerprint(recipe.fingerprint)
     index = make_index("exact", made_by, device)
-    index.add(plan.catalog.names(np.array(rows)), torch.cat(parts), made_by)
-    return index, _notes(failed, degraded)
+    room.add_to(index, plan.catalog.names(rows.numpy()), rows, made_by)
+    return index, _notes(len(room.failed), len(room.degraded))
 
 
 def _read_embeddings(
