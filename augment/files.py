@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -223,6 +225,21 @@ def _decoded(line: bytes, where: str) -> str:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"is not UTF-8: {error}", where) from error
+
+
+def home(path: str | Path) -> str:
+    """A path whose ``~`` is the user's home folder, which shells leave in ``--store=~/texts``."""
+    return os.path.expanduser(path)  # noqa: PTH111  # pathlib raises for users it does not know
+
+
+def legible_output() -> None:
+    """Make standard output and error take every character, whatever their encoding.
+
+    Called where a command begins: a locale without UTF-8 must not end it at its first "\u00e9".
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int = 1, head: Sequence[str] = ()) -> str:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from retrievers.models.clip import ClipFeatureFusion as ClipFeatureFusion
     from retrievers.models.clip import ClipScoreFusion as ClipScoreFusion
     from retrievers.models.load import load as load
+    from retrievers.models.mllm.encoder import Mllm as Mllm
     from retrievers.papers.rar import rar as rar
     from retrievers.search.answers import Answer as Answer
     from retrievers.search.answers import Result as Result
@@ -63,6 +64,7 @@ _PLACES = {
     "Encoder": "models.base:Encoder",
     "LoaderConfig": "data.module:LoaderConfig",
     "MBeirData": "data.module:MBeirData",
+    "Mllm": "models.mllm.encoder:Mllm",
     "MiningConfig": "search.mining:MiningConfig",
     "NegativesConfig": "data.negatives:NegativesConfig",
     "Objective": "training.objective:Objective",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from augment.errors import DataError, ToolkitError
+from augment.files import home, legible_output
 
 if TYPE_CHECKING:
     from retrievers.data.module import MBeirData
@@ -49,6 +50,7 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 2 after an error that a user can mend, told in one line.
     """
+    legible_output()
     arguments = expand(sys.argv[1:] if args is None else args)
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(_help())
@@ -247,17 +249,18 @@ def _narrowed(args: Sequence[str], names: set[str]) -> list[str]:
 
 
 def expand(args: Sequence[str]) -> list[str]:
-    """Names of packaged configs become their paths: ``--config flagland``."""
+    """Names of packaged configs become their paths (``--config flagland``), and so does ``~``."""
     folder = Path(str(resources.files("retrievers"))) / "configs"
     expanded: list[str] = []
-    for position, arg in enumerate(args):
+    for position, arg in enumerate(map(home, args)):
         flag, equals, value = arg.partition("=")
+        value = home(value)
         if equals and flag in ("--config", "-c"):
             expanded.append(f"{flag}={_config(value, folder)}")
         elif position and args[position - 1] in ("--config", "-c"):
             expanded.append(_config(arg, folder))
         else:
-            expanded.append(arg)
+            expanded.append(f"{flag}{equals}{value}" if flag.startswith("--") else arg)
     return expanded
 
 

@@ -93,3 +93,21 @@ def qwen2_5(folder: Path, other: Path) -> Path:
     model = tf.Qwen2_5_VLForConditionalGeneration(config)
     model.save_pretrained(folder)
     return folder
+
+
+def qwen2(folder: Path, other: Path) -> Path:
+    """Qwen2-VL, likewise."""
+    qwen2_5(folder, other)
+    config = tf.AutoConfig.from_pretrained(folder)
+    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2}
+    text = config.text_config.to_dict()
+    text.pop("model_type")
+    ids = {name: value for name, value in config.to_dict().items() if name.endswith("_token_id")}
+    torch.manual_seed(0)
+    model = tf.Qwen2VLForConditionalGeneration(
+        tf.Qwen2VLConfig(vision_config=vision, text_config=text, **ids)
+    )
+    processor = tf.Qwen2VLProcessor.from_pretrained(folder)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

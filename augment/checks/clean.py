@@ -6,12 +6,19 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-_FENCE = re.compile(r"\A```[\w-]*[ \t]*\n(.*?)\n?```\s*\Z", re.DOTALL)
+from augment.engines.reasoning import has_mark, without_reasoning
+from augment.prompts.fence import LONGEST
+
+_FENCE = re.compile(r"\s*`{3,}([\w-]*)\s*")
 _EMPHASIS = re.compile(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1")
 _BULLET = re.compile(r"^[ \t]*(?:#{1,6}|[-*+]|\d{1,2}[.)])[ \t]+", re.MULTILINE)
 _SPACES = re.compile(r"[ \t\u00a0]+")
-_THOUGHT = re.compile(r"\A\s*<(think|thinking|reasoning)>.*?</\1>\s*", re.DOTALL | re.IGNORECASE)
+_ANSWER = re.compile(r"\A(?:\s*<(?:answer|response|output|conclusion)>)+", re.IGNORECASE)
+_ANSWERED = re.compile(r"</(?:answer|response|output|conclusion)>", re.IGNORECASE)
 _CONTROL_TOKEN = re.compile(r"<\|[^|<>\s]{1,40}\|>")
+
+#: Stands before a ``#`` that is no heading while a text is cleaned; taken out of what comes in.
+_GUARD = "\x00"
 
 _PICTURE = r"(?:image|picture|photo|photograph)"
 _OPENINGS = tuple(
@@ -50,11 +57,20 @@ def clean(text: str) -> str:
 def clean_steps(text: str) -> Cleaned:
     """The text without thoughts, Markdown, chatter, surplus blanks and outer quotes.
 
+    A line that begins with ``#`` is a heading, in a fence (but one of Markdown) a comment.
+
     Returns:
-        The text, on which cleaning again changes nothing, and the steps among ``control``,
-        ``thought``, ``fence``, ``markdown``, ``blanks``, ``quotes`` and ``filler``.
+        The text, on which cleaning again changes nothing but such comments, and the steps among
+        ``control``, ``thought``, ``fence``, ``markdown``, ``blanks``, ``quotes`` and ``filler``.
     """
-    steps: dict[str, None] = {}
+    plain = text.replace("\r\n", "\n").replace(_GUARD, "")
+    steps = {"control": None} if plain != text else {}
+    text = _thought(plain)
+    if text != plain:
+        steps["thought"] = None
+    # What is left of a thought stays marked, for the checks; what is too long is no description.
+    if has_mark(text) or len(text) > LONGEST:
+        return Cleaned(text, tuple(steps))
     # Taking one wrapping off may bare another: chatter in front of a fence, quotes inside one.
     while True:
         before = text
@@ -64,20 +80,34 @@ def clean_steps(text: str) -> Cleaned:
                 steps[name] = None
                 text = after
         if text == before:
-            return Cleaned(text, tuple(steps))
-
-
-def _control(text: str) -> str:
-    return _CONTROL_TOKEN.sub("", text.replace("\r\n", "\n").replace("\x00", ""))
+            return Cleaned(text.replace(_GUARD, ""), tuple(steps))
 
 
 def _thought(text: str) -> str:
-    return _THOUGHT.sub("", text)
+    answer = without_reasoning(text)
+    if opened := _ANSWER.match(answer):
+        answer = _ANSWERED.sub("", answer[opened.end() :])
+    return text if answer == text else answer.strip()
+
+
+def _control(text: str) -> str:
+    return _CONTROL_TOKEN.sub("", text)
 
 
 def _fence(text: str) -> str:
-    fenced = _FENCE.match(text.strip())
-    return fenced.group(1) if fenced else text
+    kept: list[str] = []
+    form: str | None = None  # what the fence says it holds; None outside one
+    for line in text.split("\n"):
+        fence = _FENCE.fullmatch(line)
+        if fence is not None:
+            form = fence[1] if form is None else None
+            continue
+        if form not in (None, "markdown", "md") and line.lstrip().startswith("#"):
+            line = line.replace("#", f"{_GUARD}#", 1)
+        if form is not None and line.rstrip().endswith("```"):
+            form, line = None, line.rstrip().rstrip("`")
+        kept.append(line)
+    return "\n".join(kept)
 
 
 def _markdown(text: str) -> str:
@@ -105,8 +135,8 @@ def _filler(text: str) -> str:
 
 
 _STEPS: tuple[tuple[str, Callable[[str], str]], ...] = (
-    ("control", _control),
     ("thought", _thought),
+    ("control", _control),
     ("fence", _fence),
     ("markdown", _markdown),
     ("blanks", _blanks),

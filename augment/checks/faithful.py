@@ -21,6 +21,7 @@ from PIL import Image
 
 from augment.checks.lengths import split_sentences
 from augment.errors import EngineError
+from augment.files import home
 
 #: Words of which a picture shows one and not the others.
 RIVALS: tuple[tuple[str, ...], ...] = (
@@ -93,6 +94,7 @@ class Faithfulness:
             raise EngineError(
                 "faithfulness needs open_clip: pip install open_clip_torch"
             ) from error
+        model = home(model)
         name = f"local-dir:{model}" if Path(model).is_dir() else model
         try:
             loaded = open_clip.create_model_and_transforms(name, pretrained=pretrained)

@@ -23,7 +23,7 @@ from augment.prompts import Prompt
 from augment.records import Finish, Reply
 
 #: Counts changes of the rules; texts judged by older ones are judged again by the next run.
-RULES = 2
+RULES = 3
 
 
 @final
@@ -165,6 +165,7 @@ def _wording(
     cut = wording.truncation(text, finish)
     reason = "reached the limit of new tokens" if cut == 1 else "ends in the middle of a phrase"
     yield finding("truncation", cut, limits.truncation, f"truncated: {reason}")
+    yield finding("reasoning", wording.reasoning(text), 0.5, "reasoning")
     yield finding("refusal", wording.refusal(text), 0.5, "refusal")
     yield finding("repetition", wording.repetition(text), limits.repetition, "repetition")
     packed = wording.compression(text)
@@ -226,7 +227,7 @@ def checks_of(limits: Limits, prompts: Iterable[Prompt]) -> dict[str, Any]:
 #: the defaults become, so that fingerprints do.
 UNSAID: Mapping[str, Any] = MappingProxyType(
     {
-        "rules": 2,
+        "rules": 3,
         "language": "en",
         "foreign": 0.5,
         "repetition": 0.3,

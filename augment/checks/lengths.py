@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from json_repair import repair_json
 
 from augment.checks.clean import clean
+from augment.engines.reasoning import without_reasoning
 
 Length = Literal["short", "dense", "sentences"]
 
@@ -50,6 +51,7 @@ def parse_lengths(answer: str) -> Parsed:
             (``<short>...</short>``) or under headings (``Short: ...``), or plain text, which is
             taken for the dense description.
     """
+    answer = without_reasoning(answer)  # which may draft an object of its own
     found = _from_json(answer) or _sections(_TAGGED, answer) or _sections(_HEADED, answer)
     # An object without a usable text is no description.
     given = found or {"dense": "" if answer.lstrip().startswith("{") else clean(answer)}

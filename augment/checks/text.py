@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 
+from augment.engines.reasoning import has_mark
 from augment.records import Finish
 
 _WORD = re.compile(r"[^\W_]+(?:['\u2019.,-][^\W_]+)*")
@@ -88,6 +89,18 @@ _REFUSAL = re.compile(
     r"|\bplease (provide|upload|share|attach) (an?|the) (image|picture|photo)",
     re.IGNORECASE,
 )
+#: How thinking models begin, and go on, where no mark tells thought from answer.
+_THINKING = re.compile(
+    r"\A(?:(?:okay|ok|alright|all right|so|hmm+|well|now|got it|first)\b[,.]?\s+)*"
+    r"(?:let me (?:think|see|look|start|analy[sz]e|describe|break|try|figure)"
+    r"|let['\u2019]s (?:think|see|look|start|analy[sz]e|describe|break|try|tackle|figure)"
+    r"|(?:i|we) (?:need|have|should|must)(?: to)? (?:describe|write|rewrite|look|analy[sz]e|figure)"
+    r"|the (?:question|task|prompt) (?:asks|is asking|wants|is to))\b"
+    r"|\bthe user(?:['\u2019]s (?:question|query|request|image)"
+    r"| (?:wants|asks|asked|is asking|has asked|wrote|provided|says))\b"
+    r"|(?:\A|[.!?]\s+)(?:wait|hmm+),",
+    re.IGNORECASE,
+)
 _DANGLING = re.compile(
     r"([,;:(\[\u2013\u2014-]"
     r"|\b(a|an|the|and|or|but|nor|its|their|his|my|our|your|whose|into|onto|between|among|than|very"
@@ -112,6 +125,11 @@ _FILLER = re.compile(
 def empty(text: str) -> float:
     """1 if there is no letter and no digit."""
     return float(not any(character.isalnum() for character in text))
+
+
+def reasoning(text: str) -> float:
+    """1 if a mark of reasoning is left in the text, or it is thought about and not written."""
+    return float(has_mark(text) or _THINKING.search(text) is not None)
 
 
 def refusal(text: str) -> float:

@@ -135,7 +135,7 @@ def open_image(root: Path, path: str, max_pixels: int = MAX_PIXELS) -> Image.Ima
                     path,
                     "corrupt",
                 )
-            return _to_rgb(_upright(image) if not deep else _eight_bits(_upright(image)))
+            return _to_rgb(_eight_bits(image) if deep else _upright(image))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{error}; shrink the picture", path, "too-large") from error
     except PermissionError as error:
@@ -272,7 +272,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey, which ``convert`` would clip to white; the transparent value becomes white."""
-    values = np.asarray(image).astype(np.uint32)
-    grey = np.where(values == image.info.get("transparency"), 255, values // 257)
-    return Image.fromarray(grey.astype(np.uint8))
+    """Upright 16-bit grey, which ``convert`` would clip; the transparent value becomes white.
+
+    A TIFF may use fewer of the bits (tag 258), and 0 for white (tag 262).
+    """
+    tags = getattr(image, "tag_v2", {})
+    values = np.asarray(_upright(image)).astype(np.uint32)
+    grey = np.minimum(values * 255 // (2 ** tags.get(258, (16,))[0] - 1), 255)
+    grey = 255 - grey if tags.get(262) == 0 else grey
+    shown = np.where(values == image.info.get("transparency"), 255, grey)
+    return Image.fromarray(shown.astype(np.uint8))

@@ -24,7 +24,7 @@ from augment.data.records import parse_candidate, parse_query, read_qrels, task_
 from augment.data.root import DataFile, DataRoot, Instructions
 from augment.data.tokens import clip_token_counter
 from augment.errors import DataError, EngineError, ImageError
-from augment.files import aligned, numbered_lines, opened, write_json
+from augment.files import aligned, home, legible_output, numbered_lines, opened, write_json
 from augment.records import TASKS, Item, Modality, Query
 
 Extent = Literal["sample", "all", "none"]
@@ -698,6 +698,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if report.total("error") else 0
 
 
+def _home(text: str) -> Path:
+    return Path(home(text))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m augment validate",
@@ -707,8 +711,8 @@ def _parser() -> argparse.ArgumentParser:
         "data root",
     )
     extents = ("sample", "all", "none")
-    parser.add_argument("root", type=Path, metavar="ROOT", help="folder with query/ and cand_pool/")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report as JSON")
+    parser.add_argument("root", type=_home, metavar="ROOT", help="folder of query/ and cand_pool/")
+    parser.add_argument("--json", type=_home, metavar="FILE", help="also write the report as JSON")
     parser.add_argument(
         "--images",
         choices=extents,
@@ -734,4 +738,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    legible_output()
     sys.exit(main())

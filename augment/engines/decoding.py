@@ -19,8 +19,8 @@ go through ``generate``.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, final
 
 import torch
@@ -146,6 +146,10 @@ class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]
         self._memory = [memory[indices.to(memory.device)] for memory in self._memory]
         self._show([memory[:, :, : self._length] for memory in self._memory])
 
+    def crop(self, max_length: int) -> None:
+        """Keep the first ones."""
+        self._show([memory[:, :, :max_length] for memory in self._memory])
+
     def _grow(self, new: int, *states: torch.Tensor) -> None:
         wider = [one.new_empty(*one.shape[:2], new + ROOM, one.shape[-1]) for one in states]
         for memory, present in zip(wider, self._shown, strict=False):
@@ -171,7 +175,8 @@ class _Patches(nn.Module):
         return nn.functional.linear(patches.flatten(1), self.weight.flatten(1), self.bias)
 
 
-def _embed_patches_at_once(model: Any) -> None:
+def embed_patches_at_once(model: Any) -> None:
+    """Embed a model's patches by one product, in place; its parameters keep their names."""
     embedding = getattr(getattr(model.model, "visual", None), "patch_embed", None)
     convolution = getattr(embedding, "proj", None)
     # A module with hooks of accelerate is left alone.
@@ -179,27 +184,76 @@ def _embed_patches_at_once(model: Any) -> None:
         embedding.proj = _Patches(convolution)
 
 
-@dataclass
-class _Batch:
-    """What is read at the next step.
+@final
+class Reading:
+    """A batch in the middle of being read.
+
+    Args:
+        model: on its device.
+        tokens: what is read first, (rows, new).
+        positions: of these, (3, rows, new).
+        mask: (rows, all so far), 0 for padding; None where there is none.
+        cache: of what was read before.
+        pictures: what the model takes of the pictures.
 
     Attributes:
-        tokens: (rows, new).
-        positions: (3, rows, new).
-        mask: (rows, all so far), 0 for padding; None where there is none.
-        cache: of what was read.
+        states: after the final norm, of the last token of every row, (rows, width).
+        logits: of the next token of every row, (rows, vocabulary) in fp32.
+        cache: of all that was read.
     """
 
-    tokens: torch.Tensor
-    positions: torch.Tensor
-    mask: torch.Tensor | None
-    cache: Cache
+    def __init__(
+        self,
+        model: Any,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor | None,
+        cache: Cache,
+        pictures: Mapping[str, torch.Tensor] = MappingProxyType({}),
+    ) -> None:
+        self.states: torch.Tensor
+        self.logits: torch.Tensor
+        self._last: torch.Tensor
+        self.cache = cache
+        self._model, self._mask = model, mask
+        self._read(tokens, positions, pictures)
 
     def keep(self, rows: torch.Tensor) -> None:
         """Drop all other rows."""
-        self.tokens, self.positions = self.tokens[rows], self.positions[:, rows]
-        self.mask = None if self.mask is None else self.mask[rows]
+        self.states, self.logits = self.states[rows], self.logits[rows]
+        self._last = self._last[:, rows]
+        self._mask = None if self._mask is None else self._mask[rows]
         self.cache.batch_select_indices(rows)
+
+    def read(self, tokens: torch.Tensor) -> None:
+        """One more token of every row, (rows,)."""
+        if self._mask is not None:
+            self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
+        self._read(tokens[:, None], self._last + 1, {})
+
+    def unread(self) -> None:
+        """Forget the last token of every row; its states and logits stay until the next."""
+        self._mask = None if self._mask is None else self._mask[:, :-1]
+        self._last = self._last - 1
+        layers: list[Any] = self.cache.layers
+        for layer in layers:
+            layer.crop(layer.get_seq_length() - 1)
+
+    def _read(
+        self, tokens: torch.Tensor, positions: torch.Tensor, pictures: Mapping[str, torch.Tensor]
+    ) -> None:
+        output = self._model.model(
+            input_ids=tokens,
+            position_ids=positions,
+            attention_mask=self._mask,
+            use_cache=True,
+            **cache_argument(self._model.model, self.cache),
+            **pictures,
+        )
+        last = output.last_hidden_state[:, -1:]
+        self.states = last[:, 0]
+        self.logits = self._model.lm_head(last)[:, 0].float()
+        self._last = positions[..., -1:]
 
 
 @final
@@ -215,7 +269,7 @@ class Decoder:
         self._model = model
         self._stops = frozenset(stops)
         self._prefix = _Prefix([], ())
-        _embed_patches_at_once(model)
+        embed_patches_at_once(model)
 
     def __call__(self, inputs: Any, sampling: Sampling) -> list[Row]:
         """The new tokens of each row, end token included.
@@ -224,12 +278,11 @@ class Decoder:
             inputs: of the processor, on the model's device, padded on the left.
             sampling: temperature 0 is greedy; else the caller seeds the generator.
         """
-        batch, pictures = self._begin(inputs)
-        rows: list[Row] = [[] for _ in batch.tokens]
+        reading = self.begin(inputs)
+        rows: list[Row] = [[] for _ in reading.logits]
         places = list(range(len(rows)))
-        logits = self._read(batch, **pictures)
         while True:
-            chosen = _choose(logits, sampling)
+            chosen = _choose(reading.logits, sampling)
             going = []
             for number, token in enumerate(chosen.tolist()):
                 row = rows[places[number]]
@@ -239,17 +292,20 @@ class Decoder:
                         going.append(number)
             if not going:
                 return rows
-            batch.tokens = chosen[:, None]
-            batch.positions = batch.positions[..., -1:] + 1
-            if batch.mask is not None:
-                batch.mask = torch.cat([batch.mask, batch.mask.new_ones(len(chosen), 1)], dim=1)
             if len(going) <= LEFT * len(places):
-                batch.keep(torch.tensor(going, device=chosen.device))
-                places = [places[number] for number in going]
-            logits = self._read(batch)
+                left = torch.tensor(going, device=chosen.device)
+                reading.keep(left)
+                chosen, places = chosen[left], [places[number] for number in going]
+            reading.read(chosen)
 
-    def _begin(self, inputs: Any) -> tuple[_Batch, dict[str, Any]]:
-        """The first batch, its common beginning taken as read; and the pictures."""
+    def begin(self, inputs: Any) -> Reading:
+        """The batch, read to the end of its prompts.
+
+        Args:
+            inputs: ``input_ids``, ``attention_mask``, ``mm_token_type_ids`` where there are
+                pictures, ``pixel_values``, ``image_grid_thw``; on the model's device, padded on the
+                left.
+        """
         tokens, mask, kinds = (
             inputs.get(name) for name in ("input_ids", "attention_mask", "mm_token_type_ids")
         )
@@ -269,8 +325,10 @@ class Decoder:
         if skip:
             cache = Cache(layers=[_Layer(layer) for layer in prefix.layers])
         padded = mask if bool((mask == 0).any()) else None
-        batch = _Batch(tokens[:, skip:], positions[..., skip:], padded, cache)
-        return batch, {name: inputs[name] for name in shown}
+        pictures = {name: inputs[name] for name in shown}
+        return Reading(
+            self._model, tokens[:, skip:], positions[..., skip:], padded, cache, pictures
+        )
 
     def _shared(self, tokens: torch.Tensor, mask: torch.Tensor, kinds: torch.Tensor) -> _Prefix:
         """What all rows begin with, if it is text and worth it; else nothing."""
@@ -287,23 +345,8 @@ class Decoder:
         cache = Cache(layer_class_to_replicate=DynamicLayer)
         read = torch.tensor([tokens], device=self._model.device)
         positions = torch.arange(len(tokens), device=read.device).expand(3, 1, -1)
-        self._read(_Batch(read, positions, None, cache))
-        layers: list[Any] = cache.layers
+        layers: list[Any] = Reading(self._model, read, positions, None, cache).cache.layers
         return _Prefix(tokens, [(layer.keys, layer.values) for layer in layers])
-
-    def _read(self, batch: _Batch, **pictures: torch.Tensor) -> torch.Tensor:
-        """Logits after the last token of every row, (rows, vocabulary) in fp32."""
-        output = self._model(
-            input_ids=batch.tokens,
-            position_ids=batch.positions,
-            attention_mask=batch.mask,
-            use_cache=True,
-            logits_to_keep=1,
-            **cache_argument(self._model, batch.cache),
-            **pictures,
-        )
-        logits: torch.Tensor = output.logits[:, -1].float()
-        return logits
 
 
 def cache_argument(model: Any, cache: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ For a model in this process: :func:`to_messages`, ``qwen_vl_utils.process_vision
 resizes), the model's own chat template, the model's own processor. For a server: the picture within
 a :class:`PixelBudget`, as a data URI. Resizing here means that a server that ignores its own limit
 still costs no more tokens than ours allows; Pillow gives up the interpreter lock while it decodes,
-resizes and encodes (measured by ``benchmarks/speed/engines.py``), so threads keep a server fed.
+resizes and encodes (``benchmarks/results/engines.md``), so threads keep a server fed.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
+from augment.errors import EngineError
 from augment.records import Request
 
 #: PNG is exact, so that every engine sees the same pixels; JPEG takes less time and network.
@@ -27,26 +28,51 @@ Encoding = Literal["png", "jpeg"]
 MAX_PIXELS = 802_816
 
 
-def to_messages(
-    request: Request, image: Image.Image | None, limits: Mapping[str, int] | None = None
-) -> list[dict[str, Any]]:
+def to_messages(request: Request, image: Image.Image | None) -> list[dict[str, Any]]:
     """The conversation of a request; the picture stands after the text.
 
     Args:
         request: what is asked.
         image: its picture, None if the request shows none.
-        limits: ``min_pixels`` and ``max_pixels`` for ``process_vision_info``.
     """
     user: list[dict[str, Any]] = [{"type": "text", "text": request.text}]
     if image is not None:
-        user.append({"type": "image", "image": image, **(limits or {})})
+        user.append({"type": "image", "image": image})
     return [
         {"role": "system", "content": [{"type": "text", "text": request.system}]},
         {"role": "user", "content": user},
     ]
 
 
-def resized(processor: Any, request: Request, image: Image.Image) -> Image.Image:
+def limit_pixels(processor: Any, low: int | None, high: int | None) -> dict[str, object]:
+    """Set the limits of a picture's size in a processor; None leaves its own, moved if need be.
+
+    Args:
+        processor: of the model; changed in place.
+        low: smaller pictures are enlarged to so many pixels.
+        high: larger ones are shrunk.
+
+    Returns:
+        ``min_pixels`` and ``max_pixels``; nothing if nothing was set.
+
+    Raises:
+        EngineError: if the model takes no such limits, or they contradict each other.
+    """
+    if low is None and high is None:
+        return {}
+    images = processor.image_processor
+    size = dict(images.size or {})
+    if not {"shortest_edge", "longest_edge"} <= set(size):
+        raise EngineError("this model does not take limits in pixels")
+    least = min(size["shortest_edge"], high or size["shortest_edge"]) if low is None else low
+    most = max(size["longest_edge"], least) if high is None else high
+    if least > most:
+        raise EngineError(f"min_pixels {least} is above max_pixels {most}")
+    images.size = {"shortest_edge": least, "longest_edge": most}
+    return {"min_pixels": least, "max_pixels": most}
+
+
+def resized(processor: Any, image: Image.Image) -> Image.Image:
     """The picture as ``process_vision_info`` resizes it, within the processor's own limits.
 
     ``process_vision_info`` has limits of its own, which differ from the model's; handing it the
@@ -54,7 +80,6 @@ def resized(processor: Any, request: Request, image: Image.Image) -> Image.Image
 
     Args:
         processor: of the model.
-        request: whose picture it is.
         image: as opened.
 
     Returns:
@@ -70,8 +95,8 @@ def resized(processor: Any, request: Request, image: Image.Image) -> Image.Image
     limits = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
     from qwen_vl_utils import process_vision_info  # torch comes with it
 
-    messages = to_messages(request, image, limits)
-    pictures, _ = process_vision_info(messages, image_patch_size=patch)
+    shown = {"role": "user", "content": [{"type": "image", "image": image, **limits}]}
+    pictures, _ = process_vision_info([shown], image_patch_size=patch)
     done: Image.Image = pictures[0]
     return done
 
@@ -88,16 +113,26 @@ def encode(
 
     Returns:
         The processor's whole output (``BatchFeature``); hand all of it to the model.
+
+    Raises:
+        EngineError: if the model's chat template cannot be used.
     """
     pairs = zip(requests, images, strict=True)
-    texts = [
-        processor.apply_chat_template(
-            to_messages(_disarmed(processor, request), image),
-            tokenize=False,
-            add_generation_prompt=True,
-        )
-        for request, image in pairs
-    ]
+    try:
+        texts = [
+            processor.apply_chat_template(
+                to_messages(_disarmed(processor, request), image),
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+            for request, image in pairs
+        ]
+    except Exception as error:  # a template is a program, which may fail in any way
+        raise EngineError(
+            f"the model's chat template does not render a system message, a text and a picture"
+            f" ({type(error).__name__}: {str(error)[:300]}); take another model, or mend its"
+            " chat_template.jinja"
+        ) from error
     shown = [image for image in images if image is not None]
     return processor(
         text=texts, images=shown or None, padding=True, padding_side="left", return_tensors="pt"
@@ -105,7 +140,12 @@ def encode(
 
 
 def _disarmed(processor: Any, request: Request) -> Request:
-    """The request with a blank inside whatever this model's tokenizer takes for a control token.
+    system, text = disarmed(processor, request.system), disarmed(processor, request.text)
+    return replace(request, system=system, text=text)
+
+
+def disarmed(processor: Any, text: str) -> str:
+    """A text with a blank inside whatever this model's tokenizer takes for a control token.
 
     Only the template may speak in control tokens; prompts take the common ones out of the data
     already (``augment.prompts.fence``), whatever the model.
@@ -113,14 +153,7 @@ def _disarmed(processor: Any, request: Request) -> Request:
     tokenizer = getattr(processor, "tokenizer", processor)
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     marked = (str(token) for token in added if token.special or str(token)[:1] in "<[")
-    tokens = sorted({*tokenizer.all_special_tokens, *marked}, key=len, reverse=True)
-    return replace(
-        request, system=_broken(request.system, tokens), text=_broken(request.text, tokens)
-    )
-
-
-def _broken(text: str, tokens: Sequence[str]) -> str:
-    for token in tokens:
+    for token in sorted({*tokenizer.all_special_tokens, *marked}, key=len, reverse=True):
         if len(token) > 1 and token in text:
             text = text.replace(token, f"{token[0]} {token[1:]}")
     return text

@@ -39,7 +39,8 @@ from augment.engines.base import (
 )
 from augment.engines.batching import Feed, Ready, Window
 from augment.engines.decoding import Decode, decode_with
-from augment.engines.inputs import encode, resized, to_messages
+from augment.engines.inputs import encode, limit_pixels, resized, to_messages
+from augment.engines.reasoning import has_mark
 from augment.errors import EngineDied, EngineError, ImageError
 from augment.records import Reply, Sampling
 
@@ -104,25 +105,10 @@ class HFEngine(Engine):
         )
         # A fast tokenizer must not decode in one thread while it encodes in another.
         self._decoder = copy.deepcopy(self._processor.tokenizer)
-        self.settings = self._limit(chosen.min_pixels, chosen.max_pixels)
-
-    def _limit(self, min_pixels: int | None, max_pixels: int | None) -> dict[str, object]:
-        if min_pixels is None and max_pixels is None:
-            return {}
-        images = self._processor.image_processor
-        size = dict(images.size or {})
-        if not {"shortest_edge", "longest_edge"} <= set(size):
-            raise EngineError(f"{self.model} does not take limits in pixels")
-        low = size["shortest_edge"] if min_pixels is None else min_pixels
-        high = size["longest_edge"] if max_pixels is None else max_pixels
-        if min_pixels is None:
-            low = min(low, high)
-        if max_pixels is None:
-            high = max(low, high)
-        if low > high:
-            raise EngineError(f"min_pixels {low} is above max_pixels {high}")
-        images.size = {"shortest_edge": low, "longest_edge": high}
-        return {"min_pixels": low, "max_pixels": high}
+        # Control tokens are left out of texts, but not those that tell thoughts from answers.
+        marks = zip(self._decoder.all_special_ids, self._decoder.all_special_tokens, strict=True)
+        self._unsaid = {number for number, token in marks if not has_mark(token)}
+        self.settings = limit_pixels(self._processor, chosen.min_pixels, chosen.max_pixels)
 
     def batches(self, asked: Asked) -> Iterator[Replies]:
         """See :class:`Engine`."""
@@ -182,7 +168,7 @@ class HFEngine(Engine):
         if request.image is None:
             return ready
         try:
-            image = resized(self._processor, request, open_image(self._root, request.image))
+            image = resized(self._processor, open_image(self._root, request.image))
         except ImageError as error:
             return ready._replace(error=f"{error.reason}: {error}")
         except _FAILURES as error:  # e.g. an aspect ratio above 200
@@ -229,7 +215,7 @@ class HFEngine(Engine):
     def _reply(self, loaded: _Model, row: list[int], read: int) -> Reply:
         end = next((n for n, token in enumerate(row) if token in loaded.stops), None)
         kept = row if end is None else row[:end]
-        text = self._decoder.decode(kept, skip_special_tokens=True).strip()
+        text = self._decoder.decode([token for token in kept if token not in self._unsaid]).strip()
         written = len(row) if end is None else end + 1
         return Reply(text, "length" if end is None else "stop", int(read), written)
 

@@ -18,6 +18,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from augment.errors import StoreWriteError, ToolkitError
+from augment.files import home, legible_output
 
 #: Marks of reStructuredText that mean nothing on a terminal.
 _MARKS = re.compile(r":\w+:`~?(?:\w+\.)*(\w+)`|``([^`]*)``")
@@ -92,7 +93,7 @@ def values(parsed: Namespace, source: Callable[..., Any], skip: Collection[str] 
         if name in inspect.signature(source).parameters and name not in skip:
             value, (kind, several) = parsed[name], _kind(hint)
             if kind in (Path, Path | None) and value is not None:
-                value = [Path(one) for one in value] if several else Path(value)
+                value = [Path(home(one)) for one in value] if several else Path(home(value))
             found[name] = value
     return found
 
@@ -111,6 +112,7 @@ def call(
 
 def guarded(command: Callable[[], int]) -> int:
     """Run a command: errors that a user can mend become one line and an exit code."""
+    legible_output()
     try:
         return command()
     except StoreWriteError as error:

@@ -24,6 +24,7 @@ from augment.enrichment.jobs import Job, Retry, Share, parse_shard
 from augment.enrichment.launch import launch
 from augment.enrichment.supervise import SUCCESSOR, draining, supervise
 from augment.errors import DataError
+from augment.files import home
 from augment.prompts import Prompt, load_prompt
 from augment.prompts.route import Kind, classify
 from augment.records import Item, Query, Sampling, Side
@@ -190,9 +191,9 @@ def query_plan(
     """
 
     def job(query: Query) -> Job:
-        kind, reason = classify(query)
+        found = classify(query)
         told = None if forbidden is None else partial(forbidden, query)
-        return Job(query.item, prompts[kind], f"{kind} ({reason})", told)
+        return Job(query.item, prompts[found.kind], str(found), told)
 
     routes = {str(kind): prompt for kind, prompt in prompts.items()}
     return JobPlan("query", routes, map(job, queries), total)
@@ -401,7 +402,7 @@ def run_command(
     options = Options(**command.values(parsed, Options, skip={"limits"}), limits=limits)
     chosen = command.values(parsed, plan, skip={"options"})
     work = partial(plan, **chosen, options=options)
-    root, store, asked = chosen["root"], Path(parsed.store), command.values(parsed, more)
+    root, store, asked = chosen["root"], Path(home(parsed.store)), command.values(parsed, more)
     ladder = None
     if retry:
         ladder = Retry(tuple(asked["reason"]), tuple(asked["temperatures"]), options.seed)

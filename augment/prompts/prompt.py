@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import yaml
-from jinja2 import StrictUndefined, Template, TemplateError
+from jinja2 import StrictUndefined, Template
 from jinja2.sandbox import SandboxedEnvironment
 
 from augment.data.tokens import MARKS
 from augment.errors import DataError
+from augment.files import home
 from augment.prompts.fence import fenced
 from augment.records import Item, Request, Side
 
@@ -116,7 +117,7 @@ class Prompt:
             user = _template(self.user).render(
                 text=text, max_words=self.max_words, max_added_words=self.max_added_words
             )
-        except TemplateError as error:
+        except Exception as error:  # a template is a program, which may fail in any way
             raise DataError(f"prompt {self.id} does not render: {error}", item.id) from error
         images = item.images if self.shows_image else ()
         return Request(item.id, self.system, user.strip(), images)
@@ -162,7 +163,7 @@ def load_prompt(name: str) -> Prompt:
         DataError: if there is no such prompt; lists the packaged ones.
     """
     if name.endswith(".md"):
-        path = Path(name)
+        path = Path(home(name))
         if not path.is_file():
             raise DataError("no such prompt file", name)
         return parse_prompt(path.read_text(encoding="utf-8"), name)

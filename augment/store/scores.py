@@ -37,7 +37,7 @@ SCORES: Mapping[str, tuple[str, str]] = {
 
 #: Texts with a score below are doubted. A word's is less than chance among 16 rivals: of 40 true
 #: texts of flags that flagland-clip was shown, it doubts 2 so, of 40 with one wrong fact 27, and of
-#: 40 that belong to another flag 33 (``benchmarks.speed.checks``, seed 90210). By rank: 0, 0, 12.
+#: 40 that belong to another flag 33 (seed 90210). By rank: 0, 0, 12.
 DOUBTFUL: Mapping[str, float] = {"clip_rank": 0.5, "clip_word": 0.05}
 
 

@@ -9,19 +9,17 @@ from __future__ import annotations
 import csv
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from augment.checks import Forbidden, Limits, Verdict, judge
-from augment.checks.faithful import Faithfulness, TextFit
 from augment.prompts import load_prompt
-from augment.records import Reply
+from augment.prompts.prompt import Prompt
+from augment.records import Finish, Reply
 from benchmarks.flagland import atlas, language
 from benchmarks.flagland.atlas import Country
 from benchmarks.flagland.edits import random_edit
-from benchmarks.flagland.render import draw_flat
 from benchmarks.speed.harness import Page, Row
 
 CAPTION, QUESTION = load_prompt("rar/corpus"), load_prompt("rar/question")
@@ -45,171 +43,145 @@ WRAPPINGS = (
 
 
 class Text(NamedTuple):
-    """A reply with everything that it is judged by."""
+    """A true text with everything that it is judged by, and the country that it is about."""
 
-    reply: Reply
-    prompt: str
+    words: str
+    country: Country
+    prompt: Prompt
     original: str | None = None
     forbidden: Forbidden | None = None
 
 
 class Spoiling(NamedTuple):
-    """A known defect: the check that should find it, true texts, and how to spoil one."""
+    """A known defect.
+
+    Attributes:
+        name: of the defect.
+        check: that should find it.
+        texts: kind of true texts.
+        spoil: the words of a spoilt one; None where a text cannot be spoilt.
+        limits: of the checks.
+        finish: how the model is said to have ended.
+        blind: the check has the passage alone, not the answer.
+    """
 
     name: str
     check: str
     texts: str
-    spoil: Callable[[random.Random, Text, Country], Text | None]
+    spoil: Callable[[random.Random, Text], str | None]
     limits: Limits = Limits()
+    finish: Finish = "stop"
+    blind: bool = False
 
 
-def said(text: Text, words: str, **changes: object) -> Text:
-    """The same text with other words."""
-    return text._replace(reply=replace(text.reply, text=words, **changes))  # type: ignore[arg-type]
-
-
-def captions(countries: Sequence[Country]) -> Iterator[tuple[Text, Country]]:
+def captions(countries: Sequence[Country]) -> Iterator[Text]:
     """True descriptions: the canonical one and one in human words, in turn."""
     for country in countries:
         rng = random.Random(f"caption-{country.index}")
         human = f"A flag, {language.human_description(rng, country.flag)}."
         words = language.caption(country.flag) if country.index % 2 else human
-        yield Text(Reply(words), CAPTION.name), country
+        yield Text(words, country, CAPTION)
 
 
-def questions(countries: Sequence[Country]) -> Iterator[tuple[Text, Country]]:
+def questions(countries: Sequence[Country]) -> Iterator[Text]:
     """True rewrites of questions; the passage with the answer is what they must not say."""
     for country in countries:
         rng = random.Random(f"question-{country.index}")
         fact = rng.choice(list(language.QUESTIONS))
         asked, frame = language.question(rng, fact, rng.choice(language.REFERENCES))
         seen = language.human_description(rng, country.flag)
-        half = atlas.HALVES[fact](country)
-        passage = f"The flag of {country.name} shows {seen}. {half}"
+        passage = f"The flag of {country.name} shows {seen}. {atlas.HALVES[fact](country)}"
         if country.index % 2:
             true = language.resolved(frame, country.flag)
         else:  # as RAR allows: a unique entity is named
             true = frame.format(ref=country.name)
         source = Forbidden((passage,), (country.facts[fact],))
-        yield Text(Reply(true), QUESTION.name, asked, source), country
+        yield Text(true, country, QUESTION, asked, source)
 
 
-def requests(countries: Sequence[Country]) -> Iterator[tuple[Text, Country]]:
+def requests(countries: Sequence[Country]) -> Iterator[Text]:
     """True rewrites of requests to change a picture, with negations and numbers in them."""
     for country in countries:
         rng = random.Random(f"request-{country.index}")
         edit, _ = random_edit(rng, country.flag)
         asked = language.modification_request(rng, country.flag, edit)
-        true = language.constraint(country.flag, edit)
-        yield Text(Reply(true), CHANGE.name, asked), country
+        yield Text(language.constraint(country.flag, edit), country, CHANGE, asked)
 
 
 def _answer(text: Text) -> str:
     return text.forbidden.answers[0] if text.forbidden else ""
 
 
-def leak_inside(rng: random.Random, text: Text, country: Country) -> Text:
+def leak(rng: random.Random, text: Text) -> str:
     """The answer as an aside in the question."""
-    return said(text, text.reply.text.rstrip("?") + f", {_answer(text)}?")
+    return f"{text.words.rstrip('?')}, {_answer(text)}?"
 
 
-def leak_unknown(names: bool) -> Callable[[random.Random, Text, Country], Text | None]:
-    """The same where the answer is a name, or a common noun; the check has the passage alone."""
-
-    def spoil(rng: random.Random, text: Text, country: Country) -> Text | None:
-        is_name = not _answer(text)[:1].islower()
-        return unknown(leak_inside(rng, text, country)) if is_name == names else None
-
-    return spoil
+def leak_of(names: bool) -> Callable[[random.Random, Text], str | None]:
+    """The same where the answer is a name, or where it is a common noun."""
+    return lambda r, t: leak(r, t) if _answer(t)[:1].islower() != names else None
 
 
-def leak_after(form: str) -> Callable[[random.Random, Text, Country], Text]:
-    """The answer behind the question or in its place; the check has the passage alone."""
-
-    def spoil(rng: random.Random, text: Text, country: Country) -> Text:
-        answer = _answer(text).capitalize()
-        words = form.format(asked=text.reply.text, answer=answer, country=country.name)
-        return unknown(said(text, words))
-
-    return spoil
-
-
-def unknown(text: Text) -> Text:
-    """Without the known answer: the check has the passage alone."""
-    return text._replace(forbidden=Forbidden(text.forbidden.texts if text.forbidden else ()))
-
-
-def drop_negation(rng: random.Random, text: Text, country: Country) -> Text | None:
+def drop_negation(rng: random.Random, text: Text) -> str | None:
     """The thing that is not wanted, wanted."""
-    words = text.reply.text
-    return said(text, f"a {words[3:]}") if words.startswith("no ") else None
+    return f"a {text.words[3:]}" if text.words.startswith("no ") else None
 
 
-def drop_number(rng: random.Random, text: Text, country: Country) -> Text | None:
+def drop_number(rng: random.Random, text: Text) -> str | None:
     """Without the first number above one."""
-    for number in ("two", "three", "four", "five"):
-        if f"{number} " in text.reply.text:
-            return said(text, text.reply.text.replace(f"{number} ", ""))
-    return None
+    said = (n for n in ("two", "three", "four", "five") if f"{n} " in text.words)
+    return next((text.words.replace(f"{number} ", "") for number in said), None)
 
 
-def loop(rng: random.Random, text: Text, country: Country) -> Text:
+def loop(rng: random.Random, text: Text) -> str:
     """The end of the text over and over."""
-    words = text.reply.text.split()
+    words = text.words.split()
     tail = words[-rng.randint(2, min(12, len(words))) :]
-    return said(text, " ".join(words + tail * rng.randint(4, 6)))
+    return " ".join(words + tail * rng.randint(4, 6))
 
 
-def cut(reported: bool) -> Callable[[random.Random, Text, Country], Text]:
-    """Cut anywhere, and the engine says so or says nothing."""
-
-    def spoil(rng: random.Random, text: Text, country: Country) -> Text:
-        words = text.reply.text.split()
-        finish = "length" if reported else "stop"
-        return said(text, " ".join(words[: rng.randint(3, len(words) - 1)]), finish=finish)
-
-    return spoil
+def cut(rng: random.Random, text: Text) -> str:
+    """Cut anywhere."""
+    words = text.words.split()
+    return " ".join(words[: rng.randint(3, len(words) - 1)])
 
 
-def translate(code: str) -> Callable[[random.Random, Text, Country], Text]:
+def translate(code: str) -> Callable[[random.Random, Text], str]:
     """Word by word; words without a translation stay English, as models mix languages."""
     with WORDS.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     table = {row["word"]: row[code].replace("-", "") or row["word"] for row in rows}
 
-    def spoil(rng: random.Random, text: Text, country: Country) -> Text:
-        words = language.caption(country.flag).rstrip(".").replace(",", " ,").split()
-        return said(text, " ".join(table.get(word.lower(), word) for word in words))
+    def spoil(rng: random.Random, text: Text) -> str:
+        words = language.caption(text.country.flag).rstrip(".").replace(",", " ,").split()
+        return " ".join(table.get(word.lower(), word) for word in words)
 
     return spoil
 
 
-def swell(rng: random.Random, text: Text, country: Country) -> Text:
+def swell(rng: random.Random, text: Text) -> str:
     """Far too long: the descriptions of other flags behind its own."""
-    others = list(islice(atlas.countries(country.index), 12))
-    return said(text, " ".join([text.reply.text, *(language.caption(o.flag) for o in others)]))
+    others = islice(atlas.countries(text.country.index), 12)
+    return " ".join([text.words, *(language.caption(other.flag) for other in others)])
 
 
 SPOILINGS = (
-    Spoiling("answer known, inside", "leak", "questions", leak_inside),
-    Spoiling("answer from the passage, a name", "leak", "questions", leak_unknown(names=True)),
-    Spoiling(
-        "answer from the passage, a common noun", "leak", "questions", leak_unknown(names=False)
-    ),
-    Spoiling("either, rule words", "leak", "questions",
-             lambda r, t, c: unknown(leak_inside(r, t, c)), Limits(leak="words")),
+    Spoiling("answer known, inside", "leak", "questions", leak),
+    Spoiling("answer from the passage, a name", "leak", "questions", leak_of(True), blind=True),
+    Spoiling("answer from the passage, a common noun", "leak", "questions", leak_of(False),
+             blind=True),
+    Spoiling("either, rule words", "leak", "questions", leak, Limits(leak="words"), blind=True),
     Spoiling("answer behind the question", "answered", "questions",
-             leak_after("{asked} {answer}.")),
+             lambda r, t: f"{t.words} {_answer(t).capitalize()}."),
     Spoiling("answer instead of the question", "answered", "questions",
-             leak_after("{answer} is the answer for {country}.")),
+             lambda r, t: f"{_answer(t).capitalize()} is the answer for {t.country.name}."),
     Spoiling("negation dropped", "lost_negations", "requests", drop_negation),
     Spoiling("number dropped", "lost_numbers", "requests", drop_number),
     Spoiling("end repeated", "repetition", "captions", loop),
-    Spoiling("cut at the limit", "truncation", "captions", cut(reported=True)),
-    Spoiling("cut, not reported", "truncation", "captions", cut(reported=False)),
-    Spoiling("the same, limit 0.3", "truncation", "captions", cut(reported=False),
-             Limits(truncation=0.3)),
-    Spoiling("refusal", "refusal", "captions", lambda r, t, c: said(t, r.choice(REFUSALS))),
+    Spoiling("cut at the limit", "truncation", "captions", cut, finish="length"),
+    Spoiling("cut, not reported", "truncation", "captions", cut),
+    Spoiling("the same, limit 0.3", "truncation", "captions", cut, Limits(truncation=0.3)),
+    Spoiling("refusal", "refusal", "captions", lambda r, t: r.choice(REFUSALS)),
     Spoiling("too long", "length", "captions", swell),
     *(Spoiling(f"language {code}", "language", "captions", translate(code)) for code in LANGUAGES),
 )  # fmt: skip
@@ -218,10 +190,13 @@ SPOILINGS = (
 # -- judging ------------------------------------------------------------------------------------
 
 
-def verdict(text: Text, limits: Limits) -> Verdict:
-    """What the checks say, as enrichment asks them."""
-    prompt = {p.name: p for p in (CAPTION, QUESTION, CHANGE)}[text.prompt]
-    return judge(text.reply, prompt, text.original, text.forbidden, limits)
+def verdict(text: Text, words: str, how: Spoiling | None = None, spoilt: bool = False) -> Verdict:
+    """What the checks say of words in the place of a text's, as enrichment asks them."""
+    forbidden, limits = text.forbidden, how.limits if how else Limits()
+    if how and how.blind and forbidden:
+        forbidden = Forbidden(forbidden.texts)
+    reply = Reply(words, finish=how.finish if how and spoilt else "stop")
+    return judge(reply, text.prompt, text.original, forbidden, limits)
 
 
 def exceeded(check: str, found: Verdict, limits: Limits) -> bool:
@@ -232,121 +207,62 @@ def exceeded(check: str, found: Verdict, limits: Limits) -> bool:
     return score > most.get(check, 0.0)
 
 
-def judged(spoiling: Spoiling, pairs: Sequence[tuple[Text, Country]], seed: int) -> Row | None:
-    """Spoil every text that can be spoilt, judge both it and the true one; None if none can."""
-    rng = random.Random(f"{seed}-{spoiling.name}")
-    leak_alone = "passage" in spoiling.name or "rule words" in spoiling.name
-    total = found = alarms = refused = true_refused = 0
-    for text, country in pairs:
-        spoilt = spoiling.spoil(rng, text, country)
-        if spoilt is None:
-            continue
-        true = unknown(text) if leak_alone else text
-        bad, good = (verdict(t, spoiling.limits) for t in (spoilt, true))
-        total += 1
-        found += exceeded(spoiling.check, bad, spoiling.limits)
-        alarms += exceeded(spoiling.check, good, spoiling.limits)
-        refused += bool(bad.rejected)
-        true_refused += bool(good.rejected)
-    if not total:
-        return None
-    return {
-        "defect": spoiling.name,
-        "check": f"`{spoiling.check}`",
-        "texts": total,
-        "recall": f"{found / total:.1%}",
-        "precision": f"{found / max(1, found + alarms):.1%}",
-        "spoilt refused": f"{refused / total:.1%}",
-        "true refused": f"{true_refused / total:.1%}",
-    }
-
-
-def cleaning(pairs: Sequence[tuple[Text, Country]], seed: int) -> int:
-    """How many wrapped texts come out as they went in."""
-    rng = random.Random(f"{seed}-cleaning")
-    wrapped = [(text, rng.choice(WRAPPINGS).format(text.reply.text)) for text, _ in pairs]
-    return sum(
-        verdict(said(text, words), Limits()).text.lower() == text.reply.text.lower()
-        for text, words in wrapped
+def judged(how: Spoiling, texts: Sequence[Text], seed: int) -> list[Row]:
+    """Spoil every text that can be spoilt, judge both it and the true one; no row if none can."""
+    rng = random.Random(f"{seed}-{how.name}")
+    found = [
+        (verdict(text, words, how, spoilt=True), verdict(text, text.words, how))
+        for text in texts
+        if (words := how.spoil(rng, text)) is not None
+    ]
+    if not found:
+        return []
+    bad, good = (
+        [exceeded(how.check, one, how.limits) for one in side] for side in zip(*found, strict=True)
     )
-
-
-def contrast(name: str, true: Sequence[float], spoilt: Sequence[float]) -> Row:
-    """Faithfulness of true and of spoilt texts of the same pictures; ties count half."""
-
-    def wins(pairs: Sequence[tuple[float, float]]) -> float:
-        return sum((a > b) + (a == b) / 2 for a, b in pairs) / len(pairs)
-
-    def at_recall(recall: float) -> float:
-        threshold = sorted(spoilt)[max(0, int(recall * len(spoilt)) - 1)]
-        found = sum(score <= threshold for score in spoilt)
-        return found / (found + sum(score <= threshold for score in true))
-
-    return {
-        "score, against": name,
-        "AUC": f"{wins([(a, b) for a in true for b in spoilt]):.3f}",
-        "paired": f"{wins(list(zip(true, spoilt, strict=True))):.3f}",
-        "precision at 50 % recall": f"{at_recall(0.5):.1%}",
-        "at 80 %": f"{at_recall(0.8):.1%}",
-    }
-
-
-def faithfulness(model: Path, countries: Sequence[Country], seed: int) -> list[Row]:
-    """Scores of true texts against texts of other flags, and against one wrong fact."""
-    scorer = Faithfulness(str(model))
-    rng = random.Random(f"{seed}-facts")
-    pictures = [draw_flat(c.flag, 192, random.Random(c.index)) for c in countries]
-    true = [_sentence(rng, c) for c in countries]
-    other = true[1:] + true[:1]
-    wrong = [_sentence(rng, replace(c, flag=random_edit(rng, c.flag)[1])) for c in countries]
-    ours, theirs, twins = (scorer.score(pictures, texts) for texts in (true, other, wrong))
-    fields: tuple[tuple[str, Callable[[TextFit], float]], ...] = (
-        ("cosine", lambda f: f.cosine), ("rank", lambda f: f.rank), ("word", lambda f: f.word)
-    )  # fmt: skip
+    refused, true_refused = (
+        sum(bool(one.rejected) for one in side) for side in zip(*found, strict=True)
+    )
     return [
-        contrast(f"{name}, {what}", [get(f) for f in ours], [get(f) for f in spoilt])
-        for what, spoilt in (("text of another flag", theirs), ("one wrong fact", twins))
-        for name, get in fields
+        {
+            "defect": how.name,
+            "check": f"`{how.check}`",
+            "texts": len(found),
+            "recall": f"{sum(bad) / len(found):.1%}",
+            "precision": f"{sum(bad) / max(1, sum(bad) + sum(good)):.1%}",
+            "spoilt refused": f"{refused / len(found):.1%}",
+            "true refused": f"{true_refused / len(found):.1%}",
+        }
     ]
 
 
-def _sentence(rng: random.Random, country: Country) -> str:
-    return f"A flag with {language.human_description(rng, country.flag)}."
+def cleaning(texts: Sequence[Text], seed: int) -> int:
+    """How many wrapped texts come out as they went in."""
+    rng = random.Random(f"{seed}-cleaning")
+    return sum(
+        verdict(text, rng.choice(WRAPPINGS).format(text.words)).text.lower() == text.words.lower()
+        for text in texts
+    )
 
 
-def measure(
-    countries: int = 2000,
-    pictures: int = 200,
-    clip: Path = Path("retrievers/models/weights/flagland-clip"),
-    seed: int = 31_337,
-) -> Page:
+def measure(countries: int = 2000, seed: int = 31_337) -> Page:
     """Judge true and spoilt texts.
 
     Args:
         countries: whose texts are judged.
-        pictures: that faithfulness is asked about; 0 leaves it out.
-        clip: folder of the model that tells faithfulness.
         seed: of the world.
     """
     world = list(islice(atlas.countries(seed), countries))
-    made = {"captions": captions, "questions": questions, "requests": requests}
-    texts = {name: list(make(world)) for name, make in made.items()}
-    rows = [judged(spoiling, texts[spoiling.texts], seed) for spoiling in SPOILINGS]
+    texts = {make.__name__: list(make(world)) for make in (captions, questions, requests)}
+    rows = [row for how in SPOILINGS for row in judged(how, texts[how.texts], seed)]
     right = cleaning(texts["captions"], seed)
-    tables = {"": [row for row in rows if row]}
-    if pictures:
-        tables[
-            f"Cleaning: {right:,} of {countries:,} texts wrapped in fences, emphasis, headings, "
-            "chatter, quotes or thoughts come out as they went in.\n\n"
-            f"## Faithfulness by flagland-clip, {pictures:,} pictures\n\n"
-            "*AUC*: chance that a true text scores above a spoilt one of any picture; *paired*: of "
-            "the same picture."
-        ] = faithfulness(clip, world[:pictures], seed)
     return Page(
         "Precision and recall of the checks",
         "Flagland: true descriptions and rewrites, each also spoilt in a known way. *Recall*: "
         "spoilt texts that the check finds. *Precision*: share of spoilt ones among those it "
         "finds, with as many true ones. *Refused*: by any check. The rules were mended while "
-        "looking at another world than this one.",
-        tables,
+        f"looking at another world than this one. Cleaning: {right:,} of {countries:,} texts "
+        "wrapped in fences, emphasis, headings, chatter, quotes or thoughts come out as they went "
+        "in.",
+        {"": rows},
     )

@@ -5,7 +5,7 @@
 one after another, each in a process of its own: the commands that a user types where there is one.
 A scripted engine answers in place of a VLM; an open_clip model of the least size is trained, embeds
 and is searched; vectors of the published dimension are random. Stages that are done are not run
-again. The full share takes some hours and 40 GB of disk; ``--stages`` takes some of them, a
+again. The full share takes some hours and 40 GB of disk in ``--folder``, where its data stay; a
 hundredth takes minutes. ``--share=[0.1,0.25,1] --stages=[world,table,vectors,search]`` tells how
 search in the union pool grows.
 """
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -37,16 +37,10 @@ from augment.data import (
     write_queries,
 )
 from augment.data.pools import open_candidates
+from augment.files import read_json, write_json
 from augment.records import TASKS, Item, Qrel, Query, one_picture
-from augment.views import open_view
 from benchmarks.mbeir import ROWS
-from benchmarks.speed import metrics
 from benchmarks.speed.harness import Page, Row
-from retrievers.evaluation.compare import macro_bootstrap
-from retrievers.evaluation.judgements import Judgements
-from retrievers.evaluation.metrics import score_run
-from retrievers.evaluation.run import RunTable
-from retrievers.evaluation.run_files import read_table, write_run
 from retrievers.vectors import open_index
 from retrievers.vectors.store import EmbeddingStore, EmbeddingWriter
 
@@ -71,22 +65,21 @@ class MBeirRow(NamedTuple):
     """A row of M-BEIR at some share of its size.
 
     Attributes:
-        dataset: number of the data set.
+        number: in front of the colon of its ids, first the pool's, then those of its test and its
+            training queries.
         name: of the data set.
         task: M-BEIR task code.
         train: training queries.
         test: test queries.
         pool: candidates of the local pool.
-        first: number of the first candidate; then come its test and its training queries.
     """
 
-    dataset: int
+    number: int
     name: str
     task: int
     train: int
     test: int
     pool: int
-    first: int
 
     @property
     def stem(self) -> str:
@@ -96,14 +89,10 @@ class MBeirRow(NamedTuple):
 
 def rows(share: float) -> Iterator[MBeirRow]:
     """All sixteen."""
-    numbers: dict[str, int] = {}
-    following: dict[str, int] = {}
-    for (name, task), (train, _, test, pool) in ROWS.items():
-        number, first = numbers.setdefault(name, len(numbers)), following.get(name, 1)
-        sizes = max(int(train * share * 1e3), 16), max(int(test * share * 1e3), 5)
-        row = MBeirRow(number, name, task, *sizes, max(int(pool * share * 1e3), 60), first)
-        following[name] = first + row.pool + row.test + row.train
-        yield row
+    for number, ((name, task), (train, _, test, pool)) in enumerate(ROWS.items()):
+        least = zip((train, test, pool), (16, 5, 60), strict=True)
+        sizes = (max(int(size * share * 1e3), few) for size, few in least)
+        yield MBeirRow(number, name, task, *sizes)
 
 
 def candidates(share: float) -> int:
@@ -111,41 +100,37 @@ def candidates(share: float) -> int:
     return sum(row.pool for row in rows(share))
 
 
-def queries(share: float, split: str = "test") -> int:
-    """Of all rows."""
-    return sum(row.test if split == "test" else row.train for row in rows(share))
+def queries(share: float) -> int:
+    """Of all rows, in the test."""
+    return sum(row.test for row in rows(share))
 
 
-def _words() -> list[str]:
-    random = Random(0)
-    return ["".join(random.choices("abcdefghij", k=random.randint(2, 9))) for _ in range(2_000)]
-
-
-def _items(dataset: int, first: int, count: int, modality: str) -> Iterator[Item]:
-    random, words = Random(f"{dataset}-{first}"), _words()
+def _items(row: MBeirRow, first: int, count: int, modality: str) -> Iterator[Item]:
+    random, common = Random(f"{row.number}-{first}"), Random(0)
+    words = ["".join(common.choices("abcdefghij", k=common.randint(2, 9))) for _ in range(2_000)]
     for number in range(first, first + count):
         text = None
         if "text" in modality:
             text = f"{' '.join(random.choices(words, k=38))} {number}"
         picture = f"mbeir_images/big_images/{number % PICTURES}.jpg"
         image = picture if "image" in modality else None
-        yield Item(f"{dataset}:{number}", text, one_picture(image), modality, None)  # type: ignore[arg-type]
+        yield Item(f"{row.number}:{number}", text, one_picture(image), modality, None)  # type: ignore[arg-type]
 
 
 def _asking(row: MBeirRow, first: int, count: int) -> Iterator[Query]:
     """Queries that each have one positive in the row's pool."""
     random = Random(f"{row.stem}-{first}")
-    for item in _items(row.dataset, first, count, TASKS[row.task][0]):
-        positive = random.randrange(row.first, row.first + row.pool)
-        yield Query(item, row.task, (f"{row.dataset}:{positive}",))
+    for item in _items(row, first, count, TASKS[row.task][0]):
+        yield Query(item, row.task, (f"{row.number}:{random.randint(1, row.pool)}",))
 
 
-def write_world(out: Path, share: float) -> int:
-    """A root in M-BEIR's layout, with pools, test queries, judgements and pictures."""
+def write_world(out: Path, share: float) -> None:
+    """A root in M-BEIR's layout, with pools, queries, judgements and pictures; a small encoder."""
     root = out / "root"
-    parts = ("cand_pool/local", "cand_pool/global", "query/test", "qrels/test", "instructions")
-    for folder in ("mbeir_images/big_images", *parts):
+    parts = ("cand_pool/local", "cand_pool/global", "query/test", "query/train", "qrels/test")
+    for folder in ("mbeir_images/big_images", "instructions", *parts):
         (root / folder).mkdir(parents=True, exist_ok=True)
+    write_json(out / "small-clip.json", SMALL_CLIP)
     for number in range(PICTURES):
         pixels = np.random.default_rng(number).integers(0, 255, (12, 16, 3), dtype=np.uint8)
         picture = Image.fromarray(pixels).resize((64, 48))
@@ -154,83 +139,46 @@ def write_world(out: Path, share: float) -> int:
     with union.open("wb") as file:
         for row in rows(share):
             pool = root / "cand_pool" / "local" / f"{row.stem}_cand_pool.jsonl"
-            write_candidates(pool, _items(row.dataset, row.first, row.pool, TASKS[row.task][1]))
+            write_candidates(pool, _items(row, 1, row.pool, TASKS[row.task][1]))
             with pool.open("rb") as part:
                 shutil.copyfileobj(part, file)
-            asked = list(_asking(row, row.first + row.pool, row.test))
+            asked = list(_asking(row, 1 + row.pool, row.test))
             write_queries(root / "query" / "test" / f"{row.stem}_test.jsonl", asked)
             judged = (Qrel(query.item.id, query.positives[0], 1, row.task) for query in asked)
             write_qrels(root / "qrels" / "test" / f"{row.stem}_test_qrels.txt", judged)
+            training = _asking(row, 1 + row.pool + row.test, row.train)
+            write_queries(root / "query" / "train" / f"{row.stem}_train.jsonl", training)
+    told = ("Find what is asked for.",) * 4
     write_instructions(
         root / "instructions" / "query_instructions.tsv",
-        [
-            InstructionRow(
-                *TASKS[row.task], row.name, str(row.dataset), ("Find what is asked for.",) * 4
-            )
-            for row in rows(share)
-        ],
+        [InstructionRow(*TASKS[row.task], row.name, str(row.number), told) for row in rows(share)],
     )
-    return candidates(share) + queries(share)
-
-
-def write_training(out: Path, share: float) -> int:
-    """Training queries of the same root."""
-    folder = out / "root" / "query" / "train"
-    folder.mkdir(parents=True, exist_ok=True)
-    for row in rows(share):
-        first = row.first + row.pool + row.test
-        write_queries(folder / f"{row.stem}_train.jsonl", _asking(row, first, row.train))
-    return queries(share, "train")
-
-
-def write_vectors(folder: Path, pool: Path, dim: int) -> None:
-    """Random unit vectors under the ids of a pool, in fp16 on the disk."""
-    random = np.random.default_rng(0)
-    ids = open_candidates(pool).ids
-    with EmbeddingWriter(folder, "generated", shard_rows=65_536) as writer:
-        for start in range(0, len(ids), 65_536):
-            names = ids.slice(start, 65_536).to_pylist()
-            vectors = random.standard_normal((len(names), dim), dtype=np.float32)
-            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-            keys = np.array([b"%015dx" % (start + n) for n in range(len(names))], dtype="S16")
-            writer.append(names, keys, torch.from_numpy(vectors))
-        writer.finish()
-
-
-# -- stages --------------------------------------------------------------------------------------
 
 
 def _union(out: Path) -> Path:
     return DataRoot(out / "root").union_pool("test")
 
 
-def _open(out: Path, _: float) -> int:
-    return len(open_candidates(_union(out)))
+def _open(out: Path, _: float) -> None:
+    open_candidates(_union(out))
 
 
-def _view(out: Path, _: float) -> int:
-    """Read every candidate's text as an encoder does: published, then generated."""
-    view = open_view("corpus", "append", out / "store")
-    table = open_candidates(_union(out))
-    shown = sum(1 for item in table if view.text(item))
-    if shown != len(table):
-        raise ValueError(f"{len(table) - shown} candidates show no text")
-    return shown
-
-
-def _training(out: Path, share: float) -> int:
-    """Training queries, and the shape of the small encoder."""
-    (out / "small-clip.json").write_text(json.dumps(SMALL_CLIP), encoding="utf-8")
-    return write_training(out, share)
-
-
-def _vectors(out: Path, _: float) -> int:
+def write_vectors(out: Path, _: float) -> None:
+    """Random unit vectors under the ids of the union pool, in fp16 on the disk."""
+    random = np.random.default_rng(0)
+    ids = open_candidates(_union(out)).ids
     shutil.rmtree(out / "vectors", ignore_errors=True)
-    write_vectors(out / "vectors", _union(out), DIM)
-    return _open(out, 0)
+    with EmbeddingWriter(out / "vectors", "generated", shard_rows=65_536) as writer:
+        for start in range(0, len(ids), 65_536):
+            names = ids.slice(start, 65_536).to_pylist()
+            vectors = random.standard_normal((len(names), DIM), dtype=np.float32)
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+            keys = np.array([b"%015dx" % (start + n) for n in range(len(names))], dtype="S16")
+            writer.append(names, keys, torch.from_numpy(vectors))
+        writer.finish()
 
 
-def _search(out: Path, share: float) -> int:
+def _search(out: Path, share: float) -> None:
     """Open the vectors, which compares checksums, search them, read the best records."""
     index = open_index(EmbeddingStore.open(out / "vectors", "generated"))
     asked = min(SEARCHED, queries(share))
@@ -239,32 +187,9 @@ def _search(out: Path, share: float) -> int:
     run = index.run([str(n) for n in range(asked)], vectors, DEPTH, "generated")
     if len(run.rows) != asked * DEPTH:
         raise ValueError("a query is without hits")
-    table = open_candidates(_union(out))
     best = [run.ids[row].as_py() for row in run.rows[run.starts[:-1]]]
-    if None in table.find_all(best):
+    if None in open_candidates(_union(out)).find_all(best):
         raise ValueError("a hit is without a record")
-    return asked
-
-
-def _judge(out: Path, share: float) -> int:
-    """Two runs of all test queries: written, read, scored, compared task by task."""
-    asked = queries(share)
-    scores = []
-    for seed in range(2):
-        pool = max(candidates(share), 4 * DEPTH)
-        world = metrics.make(asked, DEPTH, pool, seed)
-        table = RunTable.from_search(world.qids, world.column, world.rows, world.scores)
-        write_run(out / f"{seed}.trec", table, "generated")
-        judged = Judgements(world.grades)
-        scored = score_run(read_table(out / f"{seed}.trec"), judged, ["success@5", "recall@50"])
-        by_query = scored.of("success@5")
-        scores.append(np.array([by_query[qid] for qid in world.qids]))
-    bounds = np.cumsum([row.test for row in rows(share)])[:-1]
-    tasks = list(zip(np.split(scores[0], bounds), np.split(scores[1], bounds), strict=True))
-    interval = macro_bootstrap(tasks)
-    if not interval.low <= interval.mean <= interval.high:
-        raise ValueError(f"no interval: {interval}")
-    return asked
 
 
 class Stage(NamedTuple):
@@ -272,76 +197,67 @@ class Stage(NamedTuple):
 
     Attributes:
         title: in the table.
-        work: what is done in a process of its own, items handled in return; or
-        command: what a user would type.
-        counts: items of a command: corpus, queries, all of both, or pairs.
+        items: how many it handles at a share.
+        does: words of the command that a user would type, or what is done in a process of its own.
     """
 
     title: str
-    work: Callable[[Path, float], int] | None = None
-    command: tuple[str, ...] = ()
-    counts: str = ""
+    items: Callable[[float], int]
+    does: tuple[str, ...] | Callable[[Path, float], None]
 
 
+def _all(share: float) -> int:
+    return candidates(share) + queries(share)
+
+
+_ENRICH = ("--root={root}", "--store={out}/store", "--model=scripted:", "--batch-size=256")
 _SMALL = (
     "--config=flagland", "--data.root={root}", "--model.encoder.model_name={out}/small-clip.json",
     "--data.loader.cache_mib=0", "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
 )  # fmt: skip
-_TRAINED = ("--ckpt_path={out}/fit/checkpoints/last.ckpt", "--embeddings={out}/embedded")
-_ENRICH = ("--model=scripted:", "--batch-size=256")
 STAGES = {
-    "world": Stage("data generated (no part of the toolkit)", write_world),
+    "world": Stage("data generated (no part of the toolkit)", _all, write_world),
     "validate": Stage(
-        "`augment validate`", None, ("augment", "validate", "{root}", "--images", "none"), "all"
+        "`augment validate`", _all, ("augment", "validate", "{root}", "--images", "none")
     ),
-    "table": Stage("union pool opened the first time: its table built", _open),
-    "open": Stage("the same again", _open),
+    "table": Stage("union pool opened the first time: its table built", candidates, _open),
+    "open": Stage("the same again", candidates, _open),
     "corpus": Stage(
-        "`augment.corpus`, a scripted engine", None,
-        ("augment.corpus", "--root={root}", "--store={store}", *_ENRICH), "corpus",
+        "`augment.corpus`, a scripted engine", candidates, ("augment.corpus", *_ENRICH)
     ),
     "again": Stage(
-        "the same again: everything is in the store", None,
-        ("augment.corpus", "--root={root}", "--store={store}", *_ENRICH), "corpus",
+        "the same again: everything is in the store", candidates, ("augment.corpus", *_ENRICH)
     ),
     "queries": Stage(
-        "`augment.queries`, a scripted engine", None,
-        ("augment.queries", "--root={root}", "--store={store}", "--split", "test", *_ENRICH),
-        "queries",
+        "`augment.queries`, a scripted engine", queries,
+        ("augment.queries", "--split", "test", *_ENRICH),
     ),
-    "view": Stage("every candidate's text read in the append view", _view),
-    "training": Stage("training queries generated (no part of the toolkit)", _training),
     "fit": Stage(
-        f"`retrievers fit`, a small encoder, {STEPS} steps of {PAIRS} pairs from all of them", None,
+        f"`retrievers fit`, a small encoder, {STEPS} steps of {PAIRS} pairs from all of them",
+        lambda share: STEPS * PAIRS,
         ("retrievers", "fit", *_SMALL, "--out={out}/fit", f"--trainer.max_steps={STEPS}",
          f"--data.batch_size={PAIRS}", "--trainer.limit_val_batches=0"),
-        "pairs",
     ),
     "embed": Stage(
-        "`retrievers embed` with it: every candidate and test query", None,
+        "`retrievers embed` with it: every candidate and test query", _all,
         ("retrievers", "embed", "--data.root={root}", "--data.loader.cache_mib=0",
          "--model={out}/fit/checkpoints/last.ckpt", "--embeddings={out}/embedded",
          "--data.loader.eval_batch_size=512"),
-        "all",
     ),
     "test": Stage(
-        f"`retrievers test`: every query in its local pool and in the union, k = {DEPTH}", None,
-        ("retrievers", "test", *_SMALL, *_TRAINED, "--out={out}/test",
-         f"--data.test.depth={DEPTH}"),
-        "queries",
+        f"`retrievers test`: every query in its local pool and in the union, k = {DEPTH}", queries,
+        ("retrievers", "test", *_SMALL, "--ckpt_path={out}/fit/checkpoints/last.ckpt",
+         "--embeddings={out}/embedded", "--out={out}/test", f"--data.test.depth={DEPTH}"),
     ),
-    "vectors": Stage(f"embedding store written, {DIM} random numbers a candidate", _vectors),
-    "search": Stage(f"union pool of these searched exactly, k = {DEPTH}", _search),
-    "judge": Stage("two runs of all queries written, read, scored, compared", _judge),
+    "vectors": Stage(
+        f"embedding store written, {DIM} random numbers a candidate", candidates, write_vectors
+    ),
+    "search": Stage(
+        f"union pool of these searched exactly, k = {DEPTH}",
+        lambda share: min(SEARCHED, queries(share)), _search,
+    ),
 }  # fmt: skip
-
-
-def _count(stage: Stage, share: float) -> int:
-    shown = candidates(share), queries(share)
-    return {
-        "corpus": shown[0], "queries": shown[1], "all": sum(shown), "pairs": STEPS * PAIRS
-    }[stage.counts]  # fmt: skip
 
 
 def _private(family: psutil.Process) -> int:
@@ -355,22 +271,21 @@ def _private(family: psutil.Process) -> int:
     return total
 
 
-def run_stage(name: str, out: Path, share: float) -> dict[str, Any]:
-    """One stage in a process of its own: seconds, processor seconds, private memory, items.
+def run_stage(name: str, out: Path, share: float) -> Row:
+    """One stage in a process of its own: what it took.
 
     Raises:
         SystemExit: if it fails; what it said is in a log beside the data.
     """
-    stage = STAGES[name]
-    places = {"root": out / "root", "store": out / "store", "out": out}
-    command = ["-m", *(part.format(**places) for part in stage.command)]
-    if stage.work:
-        command = ["-m", "benchmarks.speed.full_size", name, str(out), str(share)]
+    does = STAGES[name].does
+    words = ["benchmarks.speed.full_size", name, str(out), str(share)]
+    if not callable(does):
+        words = [part.format(root=out / "root", out=out) for part in does]
     log = out / f"{name}.log"
     start, used = time.perf_counter(), _children_seconds()
     with log.open("w", encoding="utf-8") as file:
         child = subprocess.Popen(  # noqa: S603 - commands of this package
-            [sys.executable, *command], stdout=file, stderr=subprocess.STDOUT
+            [sys.executable, "-m", *words], stdout=file, stderr=subprocess.STDOUT
         )
         family, peak = psutil.Process(child.pid), 0
         while (status := child.poll()) is None:
@@ -379,12 +294,14 @@ def run_stage(name: str, out: Path, share: float) -> dict[str, Any]:
     if status:
         tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-20:])
         raise SystemExit(f"{name} ended with status {status}; see {log}\n{tail}")
-    items = int(log.read_text(encoding="utf-8").split()[-1]) if stage.work else _count(stage, share)
+    seconds, items = time.perf_counter() - start, STAGES[name].items(share)
     return {
-        "seconds": time.perf_counter() - start,
-        "cpu": _children_seconds() - used,
-        "private": peak / GIB,
+        "stage": STAGES[name].title,
         "items": items,
+        "seconds": seconds,
+        "CPU s": _children_seconds() - used,
+        "items/s": items / seconds,
+        "private GiB": peak / GIB,
     }
 
 
@@ -393,50 +310,24 @@ def _children_seconds() -> float:
     return float(times.children_user + times.children_system)
 
 
-def run_share(out: Path, share: float, names: Sequence[str], keep: bool) -> dict[str, Any]:
+def run_share(out: Path, share: float, names: Sequence[str]) -> dict[str, Row]:
     """The stages of one share that are not done yet; all that are done."""
     folder = out / f"{share:g}"
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "stages.json"
-    done: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    done: dict[str, Row] = dict(read_json(file)) if file.exists() else {}
     for name in names:
-        if name in done:
-            continue
-        done[name] = run_stage(name, folder, share)
-        partial = file.with_suffix(".tmp")
-        partial.write_text(json.dumps(done, indent=1), encoding="utf-8")
-        partial.replace(file)
-        sys.stderr.write(f"{share:g} {name}: {json.dumps(done[name])}\n")
-    if not keep and set(done) == set(STAGES):
-        for path in folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path != file:
-                path.unlink()
+        if name not in done:
+            done[name] = run_stage(name, folder, share)
+            write_json(file, done)
+            sys.stderr.write(f"{share:g} {name}: {json.dumps(done[name])}\n")
     return done
-
-
-def table(stages: dict[str, Any]) -> list[Row]:
-    """The stages that are done, in order."""
-    return [
-        {
-            "stage": stage.title,
-            "items": stages[name]["items"],
-            "seconds": stages[name]["seconds"],
-            "CPU s": stages[name]["cpu"],
-            "items/s": stages[name]["items"] / stages[name]["seconds"],
-            "private GiB": stages[name]["private"],
-        }
-        for name, stage in STAGES.items()
-        if name in stages
-    ]
 
 
 def measure(
     share: tuple[float, ...] = (0.01, 0.1, 1.0),
     stages: tuple[str, ...] = tuple(STAGES),
     folder: Path = Path("runs/full_size"),
-    keep: bool = False,
 ) -> Page:
     """Run the stages.
 
@@ -444,9 +335,8 @@ def measure(
         share: shares of M-BEIR's size.
         stages: some of them.
         folder: of data and timings.
-        keep: whether the data stay there.
     """
-    found = {one: run_share(folder, one, stages, keep) for one in share}
+    found = {one: run_share(folder, one, stages) for one in share}
     return Page(
         "Every stage at M-BEIR's size, on generated data",
         "Sixteen rows of the sizes in UniIR's table 1, or a share of them. No VLM ran: a scripted "
@@ -455,13 +345,15 @@ def measure(
         "process of its own; private is its memory at the peak, workers included, without pages of "
         "mapped files.",
         {
-            f"## {candidates(one):,} candidates, {queries(one):,} test queries": table(done)
+            f"## {candidates(one):,} candidates, {queries(one):,} test queries": [
+                done[name] for name in STAGES if name in done
+            ]
             for one, done in sorted(found.items())
         },
     )
 
 
 if __name__ == "__main__":  # a stage in a process of its own
-    work = STAGES[sys.argv[1]].work
-    if work is not None:
-        print(work(Path(sys.argv[2]), float(sys.argv[3])))
+    work = STAGES[sys.argv[1]].does
+    if callable(work):
+        work(Path(sys.argv[2]), float(sys.argv[3]))

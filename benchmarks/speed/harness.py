@@ -1,6 +1,6 @@
-"""What every measurement shares: variants that take turns, costs, tables, the machine.
+"""What every measurement shares: ways that take turns, costs, tables, the machine.
 
-A stage file declares variants of one thing and their sizes, and returns a :class:`Page`;
+A stage does one thing our way and another's, in one run, and returns a :class:`Page`;
 ``python -m benchmarks.speed STAGE`` writes it as a page of ``benchmarks/results``.
 """
 
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import psutil
+import torch
 
 from augment.files import markdown, read_json, write_json, write_text
 from retrievers.evaluation.versions import source_commit
@@ -70,19 +71,17 @@ def apart(work: Callable[..., _T], *arguments: Any) -> _T:
 
 
 class Turns(NamedTuple):
-    """What a variant cost in its rounds.
+    """What a way cost in its rounds.
 
     Attributes:
-        seconds: on the clock, the median of the rounds; ``least`` and ``most`` of them beside it.
+        seconds: on the clock, the median of the rounds.
         cpu: seconds of processors, the median.
-        ratio: median over the rounds of the first variant's seconds to this one's: above 1, this
+        ratio: median over the rounds of this way's seconds to the first one's: above 1, the first
             one is quicker. ``ratio_cpu`` is the same of the seconds of processors.
         result: of the last round.
     """
 
     seconds: float
-    least: float
-    most: float
     cpu: float
     ratio: float
     ratio_cpu: float
@@ -90,18 +89,18 @@ class Turns(NamedTuple):
 
 
 def take_turns(
-    variants: Mapping[str, Callable[[], Any]], rounds: int, warm: bool = True
+    ways: Mapping[str, Callable[[], Any]], rounds: int, warm: bool = True
 ) -> dict[str, Turns]:
-    """Measure variants of one thing; in turns, so that a drift of the machine meets them all.
+    """Measure ways to do one thing; in turns, so that a drift of the machine meets them all.
 
     Args:
-        variants: name -> work; the first is what the others are compared with.
+        ways: name -> work; the first is ours, with which the others are compared.
         rounds: that are counted.
         warm: whether a round that is not counted goes before.
     """
-    costs: dict[str, list[Cost]] = {name: [] for name in variants}
+    costs: dict[str, list[Cost]] = {name: [] for name in ways}
     for number in range(-1 if warm else 0, rounds):
-        for name, work in variants.items():
+        for name, work in ways.items():
             spent = cost(work)
             if number >= 0:
                 costs[name].append(spent)
@@ -111,14 +110,12 @@ def take_turns(
 
 
 def _summary(own: Sequence[Cost], first: Sequence[Cost]) -> Turns:
-    seconds, pairs = [one.seconds for one in own], list(zip(first, own, strict=True))
+    pairs = list(zip(own, first, strict=True))
     return Turns(
-        statistics.median(seconds),
-        min(seconds),
-        max(seconds),
+        statistics.median(one.seconds for one in own),
         statistics.median(one.cpu for one in own),
-        statistics.median(base.seconds / one.seconds for base, one in pairs),
-        statistics.median(base.cpu / max(one.cpu, 1e-9) for base, one in pairs),
+        statistics.median(one.seconds / base.seconds for one, base in pairs),
+        statistics.median(one.cpu / max(base.cpu, 1e-9) for one, base in pairs),
         own[-1].result,
     )
 
@@ -127,17 +124,14 @@ Row = Mapping[str, object]
 
 
 def rows_of(turns: Mapping[str, Turns], items: int, unit: str = "items") -> list[Row]:
-    """The usual table of variants that each handle so many items."""
-    first = next(iter(turns))
+    """The usual table of ways that each handle so many items."""
     return [
         {
             "": name,
             f"{unit}/s": items / own.seconds,
             "seconds": own.seconds,
-            "least": own.least,
-            "most": own.most,
             "CPU s": own.cpu,
-            f"times as quick as {first}": own.ratio,
+            "times as long as ours": own.ratio,
             "by CPU": own.ratio_cpu,
         }
         for name, own in turns.items()
@@ -153,20 +147,16 @@ def _cell(value: object) -> str:
 
 def _table(rows: Sequence[Row]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    words = [name for name in names if any(isinstance(row.get(name), str) for row in rows)]
-    left = 1 + max((names.index(name) for name in words[:1]), default=0)
-    return markdown(names, [[_cell(row.get(name, "")) for name in names] for row in rows], left)
+    return markdown(names, [[_cell(row.get(name, "")) for name in names] for row in rows])
 
 
 @dataclass
 class Page:
-    """What a stage found: tables under their headings, and the settings that numbers depend on."""
+    """What a stage found: tables under their headings."""
 
     title: str
     about: str
     tables: Mapping[str, Sequence[Row]]
-    notes: Sequence[str] = ()
-    settings: Sequence[str] = ()
 
     def write(self, path: Path, command: Sequence[str]) -> str:
         """Write the page; among the results, also note in their index how it was made.
@@ -181,14 +171,14 @@ class Page:
         where = {
             "command": f"python -m {shlex.join(command)}",
             "commit": source_commit() or "unknown",
-            "machine": ", ".join([*_machine(), *self.settings]),
+            "machine": ", ".join(_machine()),
             "versions": ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES),
         }
         parts = [f"# {self.title}", self.about]
         for heading, rows in self.tables.items():
             parts += [heading, _table(rows)]
         made = "Command: `{command}`; commit {commit}. {machine}. {versions}.".format(**where)
-        text = "\n\n".join(part for part in [*parts, *self.notes, made] if part) + "\n"
+        text = "\n\n".join(part for part in [*parts, made] if part) + "\n"
         write_text(path, text)
         if path.parent.resolve() == RESULTS.resolve():
             index = read_json(RESULTS / "index.json")
@@ -209,4 +199,5 @@ def _machine() -> list[str]:
         f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         platform.system(),
         f"Python {platform.python_version()}",
+        f"{torch.get_num_threads()} threads of torch",
     ]

@@ -1,14 +1,14 @@
-"""Metrics and run file of many queries: columns against UniIR, a tidy loop and pytrec_eval.
+"""Metrics and run file of many queries, against pytrec_eval or UniIR's own code.
 
-All start from what a search returns (rows of the pool and scores, best first) and a file of
+Both start from what a search returns (rows of the pool and scores, best first) and a file of
 judgements, and end with success@k and recall@k of every query and a run file that is on the disk.
-``--uniir=CHECKOUT`` runs UniIR's own ``run_retrieval`` from a checkout of TIGER-AI-Lab/UniIR, with
-its search replaced by these results. The tidy loop is the least that Python can do a hit: ids at
-hand as strings, plain numbers, one pass. pytrec_eval has no writer: it gets the tidy one's.
+pytrec_eval has no writer: it gets the least that Python can do a hit. ``--uniir=CHECKOUT`` takes
+UniIR's own ``run_retrieval`` in its place, from a checkout of TIGER-AI-Lab/UniIR, its search
+replaced by these results.
 
 Only this package checks what it writes (repeated candidates, scores that are no numbers, ties by
 id); its pool has ids in a column, told unique by the index, as the evaluation's. Numbers must agree
-before any is printed. At full size some five minutes and 2 GB of memory.
+before any is printed. At full size some two minutes and 2 GB of memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,13 +29,14 @@ import pyarrow as pa
 
 from augment.data import grades_of, read_qrels, write_qrels
 from augment.records import Qrel
-from benchmarks.speed.harness import Page, cost, take_turns
+from benchmarks.speed.harness import Page, rows_of, take_turns
 from retrievers.evaluation.judgements import Judgements
 from retrievers.evaluation.metrics import score_run
 from retrievers.evaluation.run import RunTable
-from retrievers.evaluation.run_files import read_run, read_table, writing_run
+from retrievers.evaluation.run_files import writing_run
 
 KS = (1, 5, 10)
+NAMES = [f"{name}@{k}" for name in ("success", "recall") for k in KS]
 QRELS = "qrels/test/mbeir_world_test_qrels.txt"
 Means = dict[str, float]
 
@@ -57,9 +58,9 @@ class World(NamedTuple):
     grades: dict[str, dict[str, int]]
 
 
-def make(queries: int, k: int, pool: int, seed: int = 0) -> World:
+def make(queries: int, k: int, pool: int) -> World:
     """Random hits, one to four positives a query, half of which are among the hits."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     hashed = (np.arange(pool) % 10) * 10_000_000 + np.arange(pool) // 10 + 1
     dids = [unhash_did(number) for number in hashed]
     # Distinct rows within a query without drawing a permutation of the pool for each.
@@ -79,62 +80,31 @@ def by_columns(world: World, folder: Path) -> Means:
     """This package."""
     judged = Judgements(grades_of(read_qrels(folder / QRELS)))
     table = RunTable.from_search(world.qids, world.column, world.rows, world.scores, unique=True)
-    measures = [f"{name}@{k}" for name in ("success", "recall") for k in KS]
     with writing_run(folder / "columns.trec", table, "columns"):
-        return score_run(table, judged, measures).means()
+        return score_run(table, judged, NAMES).means()
 
 
-def _relevant(folder: Path) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {}
-    for line in (folder / QRELS).read_text(encoding="utf-8").splitlines():
-        qid, _, did, grade, _ = line.split()
-        if int(grade) > 0:
-            found.setdefault(qid, set()).add(did)
-    return found
+def by_pytrec_eval(world: World, folder: Path) -> Means:
+    """pytrec_eval, and a run file written with as little work a hit as Python can do."""
+    import pytrec_eval
 
-
-def _tidy(world: World, path: Path) -> dict[str, dict[str, float]]:
-    """Ranked scores of every query, written with as little work a hit as Python can do."""
     run = {
         qid: dict(zip([world.dids[row] for row in rows.tolist()], scores.tolist(), strict=True))
         for qid, rows, scores in zip(world.qids, world.rows, world.scores, strict=True)
     }
-    with path.open("w", encoding="utf-8") as file:
+    with (folder / "pytrec.trec").open("w", encoding="utf-8") as file:
         for qid, hits in run.items():
             ranked = enumerate(hits.items(), start=1)
             file.write("".join([f"{qid} Q0 {d} {rank} {s:.6f} tidy\n" for rank, (d, s) in ranked]))
         file.flush()
         os.fsync(file.fileno())
-    return run
-
-
-def by_tidy_loop(world: World, folder: Path) -> Means:
-    """A loop over queries."""
-    relevant = _relevant(folder)
-    values: dict[str, list[float]] = {}
-    for qid, hits in _tidy(world, folder / "tidy.trec").items():
-        ranked = list(hits)
-        for k in KS:
-            shared = len(relevant[qid].intersection(ranked[:k]))
-            values.setdefault(f"success@{k}", []).append(float(shared > 0))
-            values.setdefault(f"recall@{k}", []).append(shared / len(relevant[qid]))
-    return {name: sum(own) / len(own) for name, own in values.items()}
-
-
-def by_pytrec_eval(world: World, folder: Path) -> Means:
-    """pytrec_eval, with the tidy loop's run file."""
-    import pytrec_eval
-
     with (folder / QRELS).open(encoding="utf-8") as file:
         grades = pytrec_eval.parse_qrel(line.rsplit(" ", 1)[0] for line in file)
-    run = _tidy(world, folder / "pytrec.trec")
-    cuts = ",".join(map(str, KS))
-    wanted = {f"success.{cuts}", f"recall.{cuts}"}
+    wanted = {f"{name}.{','.join(map(str, KS))}" for name in ("success", "recall")}
     scores = pytrec_eval.RelevanceEvaluator(grades, wanted).evaluate(run)
-    names = {f"{name}@{k}": f"{name}_{k}" for name in ("success", "recall") for k in KS}
     return {
-        name: sum(own[theirs] for own in scores.values()) / len(scores)
-        for name, theirs in names.items()
+        name: sum(own[name.replace("@", "_")] for own in scores.values()) / len(scores)
+        for name in NAMES
     }
 
 
@@ -189,68 +159,46 @@ def by_uniir(checkout: Path, world: World, folder: Path) -> Callable[[], Means]:
     return work
 
 
-def _agree(means: Sequence[Means], folder: Path, qids: Sequence[str]) -> None:
-    for other in means[1:]:
-        for name, value in other.items():
-            # UniIR tells four decimals.
-            if abs(value - means[0][name]) > (1e-9 if len(other) == len(means[0]) else 1e-4):
-                raise ValueError(f"{name} is {means[0][name]} and {value}")
-    runs = [read_run(folder / name) for name in ("columns.trec", "tidy.trec")]
-    if any([h.did for h in runs[0][q]] != [h.did for h in runs[1][q]] for q in qids[:1000]):
-        raise ValueError("the run files rank differently")
-
-
 def measure(
     queries: int = 50_000,
     k: int = 50,
     pool: int = 200_000,
     rounds: int = 5,
-    seed: int = 0,
     uniir: Path | None = None,
 ) -> Page:
-    """Judge one search result in every way.
+    """Judge one search result in both ways.
 
     Args:
         queries: of the result.
         k: hits of a query.
         pool: candidates.
         rounds: of which the median is shown.
-        seed: of the result.
-        uniir: folder of TIGER-AI-Lab/UniIR, whose own code is measured, too.
+        uniir: folder of TIGER-AI-Lab/UniIR, whose own code becomes the peer.
+
+    Raises:
+        ValueError: if the two say different things.
     """
-    world = make(queries, k, pool, seed)
+    world = make(queries, k, pool)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / QRELS).parent.mkdir(parents=True)
         judged = [Qrel(q, d, 1, 0) for q, dids in world.grades.items() for d in dids]
         write_qrels(folder / QRELS, judged)
-        ways: dict[str, Callable[[], Means]] = {
-            "columns (this package)": lambda: by_columns(world, folder),
-            "a tidy loop": lambda: by_tidy_loop(world, folder),
-            "pytrec_eval": lambda: by_pytrec_eval(world, folder),
-        }
-        if uniir is not None:
+        ways: dict[str, Callable[[], Means]] = {"ours": lambda: by_columns(world, folder)}
+        if uniir is None:
+            ways["pytrec_eval"] = lambda: by_pytrec_eval(world, folder)
+        else:
             ways["UniIR's own code"] = by_uniir(uniir, world, folder)
         turns = take_turns(ways, rounds)
-        _agree([own.result for own in turns.values()], folder, world.qids)
-        reading = cost(lambda: read_table(folder / "columns.trec"))
-    table = [
-        {
-            "way": name,
-            "seconds": own.seconds,
-            "least": own.least,
-            "most": own.most,
-            "CPU s": own.cpu,
-            "times ours": 1 / own.ratio,
-            "times ours, CPU": 1 / own.ratio_cpu,
-        }
-        for name, own in turns.items()
-    ]
+    ours, theirs = (own.result for own in turns.values())
+    near = 1e-9 if uniir is None else 1e-4  # UniIR tells four decimals
+    for measure_name, value in theirs.items():
+        if abs(value - ours[measure_name]) > near:
+            raise ValueError(f"{measure_name} is {ours[measure_name]} and {value}")
     return Page(
         "Metrics and run file",
         f"{queries:,} queries with {k} hits each, pool of {pool:,}; from the rows and scores that "
         "a search returns, and a file of judgements, to success@k and recall@k (k = 1, 5, 10) of "
-        f"every query and a run file. Median of {rounds} rounds, the ways taking turns; all agree.",
-        {"": table},
-        notes=[f"Reading the run file back into columns: {reading.seconds:.2f} s."],
+        f"every query and a run file. Median of {rounds} rounds in turns; both agree.",
+        {"": rows_of(turns, queries, "queries")},
     )

@@ -11,14 +11,15 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
-from random import Random
 
 from augment.__main__ import VERBS as augment_verbs
-from augment.records import Enrichment, Sampling
-from augment.store import Scope, Store
-from augment.store.keys import Recipe
+from augment.data import write_qrels
+from augment.records import Qrel
+from benchmarks.speed import metrics, store
 from benchmarks.speed.harness import Page, take_turns
 from retrievers.cli import VERBS as retrievers_verbs
+from retrievers.evaluation.run import RunTable
+from retrievers.evaluation.run_files import write_run
 
 #: Modules and their verbs.
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -37,23 +38,13 @@ QUERIES, HITS = 1_000, 50
 
 def write_world(folder: Path) -> None:
     """A store with a few texts, two run files, judgements."""
-    recipe = Recipe("corpus", {"p": "p@1"}, "m", "r", {"p": Sampling()}, {"image": "p"})
-    with Store(folder / "store") as store:
-        run = store.begin(recipe, Scope())
-        for n in range(100):
-            store.append(Enrichment(f"key{n}", f"1:{n}", f"text {n}", "p@1", "m", "r"))
-            store.link(recipe.id, f"1:{n}", f"key{n}", "picture")
-        store.finish(run, {"generated": 100})
-    random = Random(0)
-    judged = [f"5:{n} 0 1:{random.randrange(10_000)} 1 0\n" for n in range(QUERIES)]
-    (folder / "qrels.txt").write_text("".join(judged), encoding="utf-8")
+    store.write_store(folder / "store", 100)
+    world = metrics.make(QUERIES, HITS, 10_000)
+    table = RunTable.from_search(world.qids, world.column, world.rows, world.scores)
     for name in "ab":
-        lines = [
-            f"5:{n} Q0 1:{did} {rank} {1 / rank:.6f} {name}\n"
-            for n in range(QUERIES)
-            for rank, did in enumerate(random.sample(range(10_000), HITS), start=1)
-        ]
-        (folder / f"{name}.trec").write_text("".join(lines), encoding="utf-8")
+        write_run(folder / f"{name}.trec", table, name)
+    judged = [Qrel(qid, did) for qid, dids in world.grades.items() for did in dids]
+    write_qrels(folder / "qrels.txt", judged, columns=4)
 
 
 def commands(folder: Path) -> list[list[str]]:
@@ -74,11 +65,8 @@ def commands(folder: Path) -> list[list[str]]:
 
 
 def _run(words: list[str]) -> None:
-    done = subprocess.run(  # noqa: S603 - commands of this package
-        [sys.executable, "-m", *words], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise SystemExit(f"{' '.join(words)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    command = [sys.executable, "-m", *words]
+    subprocess.run(command, capture_output=True, check=True)  # noqa: S603 - of this package
 
 
 def measure(rounds: int = 3) -> Page:
@@ -96,7 +84,6 @@ def measure(rounds: int = 3) -> Page:
         {
             "command": f"`python -m {command.replace(name + '/', '')}`",
             "seconds": own.seconds,
-            "least": own.least,
             "CPU s": own.cpu,
         }
         for command, own in turns.items()

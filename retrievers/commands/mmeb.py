@@ -112,7 +112,10 @@ class _Vectors:
         writer = EmbeddingWriter(folder, *made, "float32", shard_seconds=SHARD_SECONDS)
         for shard, problem in writer.damaged.items():
             sys.stderr.write(f"shard {shard} of {folder} is embedded again: {problem}\n")
-        items = (Content(label(row), *target) for row, target in enumerate(targets))
+        items = (
+            Content(label(row), target.text, (target.image,) if target.image else ())
+            for row, target in enumerate(targets)
+        )
         room = Embeddings(
             len(targets),
             writer,

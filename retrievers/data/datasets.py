@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from random import Random
-from typing import Literal, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 import pyarrow as pa
@@ -84,13 +84,13 @@ class Reader(NamedTuple):
         return self._example(query.item, self.recipe.query(query, target, random, draw), row)
 
     def _example(self, item: Item, text: str | None, row: int) -> Example:
-        if item.image is None:
+        if not item.images:
             problem = "" if text else "has neither text nor picture"
             if problem and self.on_bad_image == "error":
                 raise DataError(f"{problem}; nothing to embed", item.id)
             return Example(row, text, None, problem, item.id)
         try:
-            return Example(row, text, self.images(item.image), "", item.id)
+            return Example(row, text, self._shown(item), "", item.id)
         except ImageError as error:
             if self.on_bad_image == "error":
                 raise ImageError(
@@ -99,6 +99,12 @@ class Reader(NamedTuple):
                     error.reason,
                 ) from error
             return Example(row, text, None, error.reason, item.id)
+
+    def _shown(self, item: Item) -> Any:
+        """The picture, or all of several for a model that takes them."""
+        if self.images.several and len(item.images) > 1:
+            return tuple(self.images(path) for path in item.images)
+        return self.images(item.image or "")
 
 
 def target_modality(query: Query, find: Callable[[str], Item | None]) -> Modality:

@@ -26,9 +26,12 @@ class Example(NamedTuple):
     Attributes:
         row: its position in the data set.
         text: rendered, instruction included; None if there is none.
-        image: what :meth:`Collator.image` made of its picture; None if there is none.
+        image: what :meth:`Collator.image` made of its picture; None if there is none. Models that
+            take several pictures an item take a tuple of them.
         problem: why its picture is missing; empty if nothing is wrong.
         id: of the item.
+        written: what a model is to write before its vector, in training; empty for nothing, None
+            where it is not known.
     """
 
     row: int
@@ -36,6 +39,7 @@ class Example(NamedTuple):
     image: Any = None
     problem: str = ""
     id: str = ""
+    written: str | None = None
 
 
 class Batch(Protocol):

@@ -40,9 +40,12 @@ class ImageLoader:
     ) -> None:
         self._root = root
         self._image = collator.image
+        #: Whether the model takes several pictures an item.
+        self.several = bool(getattr(collator, "several", False))
         self._resized = None if resized is None else ResizedPictures(root, collator.image, resized)
         self._room = cache_mib * 2**20
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
+        self._held = 0
 
     def __call__(self, path: str) -> Tensor:
         """Load one picture.
@@ -64,9 +67,9 @@ class ImageLoader:
         if tensor.nbytes > self._room:
             return
         self._cache[path] = tensor
-        # Pictures of one model have one size.
-        while len(self._cache) * tensor.nbytes > self._room:
-            self._cache.popitem(last=False)
+        self._held += tensor.nbytes
+        while self._held > self._room:
+            self._held -= self._cache.popitem(last=False)[1].nbytes
 
 
 @final

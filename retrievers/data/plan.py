@@ -35,12 +35,12 @@ class Content(NamedTuple):
     Attributes:
         id: unique in its store.
         text: as rendered by the view, instruction included; None if there is none.
-        image: path relative to the data root, or None.
+        images: paths relative to the data root.
     """
 
     id: str
     text: str | None
-    image: str | None
+    images: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -213,11 +213,11 @@ class Embedder:
         recipe = self.reader.recipe
         if side == "corpus":
             for item in self.plan.catalog.items():
-                yield Content(item.id, recipe.candidate(item), item.image)
+                yield Content(item.id, recipe.candidate(item), item.images)
             return
         rows = range(len(self.plan.queries))
         for (query, target), name in zip(self.plan.queries, self.names(side, rows), strict=True):
-            yield Content(name, recipe.query(query, target), query.item.image)
+            yield Content(name, recipe.query(query, target), query.item.images)
 
     def names(self, side: Side, rows: Sequence[int]) -> list[str]:
         """Ids under which the vectors of some rows are kept.

@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 from augment.data import grades_of, read_qrels
 from augment.errors import DataError
 from augment.files import markdown
-from augment.prompts.route import classify, question_reason
+from augment.prompts.route import classify
 from augment.records import Query
 from retrievers.evaluation.metrics import Measure, score_run
 from retrievers.evaluation.protocol import task_title
@@ -472,14 +472,6 @@ def length_of(query: Query) -> str:
     return next((name for most, name in _LENGTHS if words <= most), "over 40 words")
 
 
-def kind_of(query: Query) -> str:
-    """What is asked: a question, a change to a picture, a description, or a picture alone."""
-    kind = classify(query).kind
-    if kind == "text":
-        return "question" if question_reason(query.item.text or "") else "description"
-    return "picture alone" if kind == "image" else kind
-
-
 def slices_of(queries: Iterable[Query], wanted: Collection[str]) -> dict[str, list[str]]:
     """Name of a slice -> ids of its queries, in order of first appearance within each kind.
 
@@ -494,7 +486,7 @@ def slices_of(queries: Iterable[Query], wanted: Collection[str]) -> dict[str, li
         names = (
             f"modality: {query.item.modality}",
             f"text: {length_of(query)}",
-            f"type: {kind_of(query)}",
+            f"type: {classify(query).form}",
         )
         for found, name in zip(kinds, names, strict=True):
             found.setdefault(name, {})[query.item.id] = None

@@ -41,8 +41,9 @@ def save(encoder: Encoder, folder: str | Path, card: str | None = None) -> Path:
     """
     from retrievers.export import open_clip
     from retrievers.models.load import OWN_WEIGHTS, SETTINGS
+    from retrievers.models.tuning import is_tuned
 
-    if any(".lora_" in name for name, _ in encoder.named_parameters()):
+    if is_tuned(encoder):
         raise MismatchError(
             "its towers have low-rank updates, which no other library reads; fit() and load() give "
             "an encoder that has them in its weights"
@@ -58,7 +59,9 @@ def save(encoder: Encoder, folder: str | Path, card: str | None = None) -> Path:
     else:  # a model of transformers, with its config and tokenizer
         model: Any = encoder
         model.config.save_pretrained(target)
-        model.collator().tokenize.tokenizer.save_pretrained(target)
+        collator = model.collator()
+        reader = getattr(collator, "processor", None) or collator.tokenize.tokenizer
+        reader.save_pretrained(target)
     if open_clip.is_open_clip(encoder):
         open_clip.write_weights(clip, target, encoder.logit_bias)
     else:

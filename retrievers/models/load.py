@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import logging
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from augment.checks.lengths import LENGTHS
 from augment.data import DataRoot, TextRule
+from augment.engines import base as engines
 from augment.errors import DataError, MismatchError
 from augment.records import Side
 from augment.store import Store
@@ -32,7 +32,11 @@ from retrievers.models.blip import BlipFeatureFusion, BlipScoreFusion
 from retrievers.models.clip import ClipFeatureFusion, ClipScoreFusion
 from retrievers.models.fusion_layers import FusionLayers
 from retrievers.models.long_text import LongText
+from retrievers.models.mllm.encoder import Mllm
+from retrievers.models.mllm.layout import Layout
+from retrievers.models.mllm.reasoning import Reasoning
 from retrievers.models.towers import PACKAGED
+from retrievers.models.tuning import Tuning, digest_of, is_tuned, merge
 
 #: What an exported folder holds: the encoder's settings and the text it was trained on,
 SETTINGS = "retriever.json"
@@ -44,13 +48,15 @@ OWN_WEIGHTS, BLIP_CONFIG = "model.safetensors", "config.json"
 #: Every encoder, by the name that checkpoints have.
 ENCODERS: dict[str, type[Encoder]] = {
     kind.__name__: kind
-    for kind in (ClipScoreFusion, ClipFeatureFusion, BlipScoreFusion, BlipFeatureFusion)
+    for kind in (ClipScoreFusion, ClipFeatureFusion, BlipScoreFusion, BlipFeatureFusion, Mllm)
 }
 
 #: Beginnings of model names that need no checkpoint.
 _MODELS = ("local-dir:", "hf-hub:")
 #: Settings that are objects of a class.
-_PARTS = {"text": LongText, "fusion": FusionLayers}
+_PARTS = {
+    "text": LongText, "fusion": FusionLayers, "layout": Layout, "reasoning": Reasoning,
+}  # fmt: skip
 #: Arguments that change no vector of given weights.
 _TRAINING = ("random_init", "max_logit_scale", "truncate_dim")
 #: Where a module of Lightning keeps its encoder.
@@ -88,8 +94,9 @@ def load(
     Args:
         name: a ``.ckpt`` file that ``fit`` wrote, a ``.pth`` file of UniIR's CLIP-SF or CLIP-FF, a
             folder that ``export`` wrote, a repository ``owner/name`` on the Hub, or an open_clip
-            model to take as it is: ``flagland-clip`` (packaged), ``local-dir:FOLDER`` or
-            ``hf-hub:NAME``. A folder or repository of open_clip becomes score fusion.
+            model to take as it is: ``flagland-clip`` (packaged, as is ``flagland-vlm``),
+            ``local-dir:FOLDER`` or ``hf-hub:NAME``. A folder or repository of open_clip becomes
+            score fusion.
         device: where it runs.
         revision: branch, tag or commit of a repository.
         token: of the Hub; None takes the one that is logged in.
@@ -107,6 +114,8 @@ def load(
     path = Path(name)
     if str(name) in PACKAGED or str(name).startswith(_MODELS):
         encoder: Encoder = ClipScoreFusion(str(name))
+    elif str(name) in engines.PACKAGED:
+        encoder = Mllm(str(name))
     elif path.is_dir():
         encoder = _from_folder(path)
     elif path.is_file() or not re.fullmatch(r"[\w.-]+/[\w.-]+(?<!\.ckpt)(?<!\.pth)", str(name)):
@@ -131,9 +140,11 @@ def load_weights(encoder: Encoder, path: str | Path) -> None:
     told = checkpoint.get("retriever", {})
     given = checkpoint.get("state_dict", {})
     state = {name[len(PREFIX) :]: given[name] for name in given if name.startswith(PREFIX)}
+    trained = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
+    tuned = "tuning" in told and not is_tuned(encoder)
+    if tuned:
+        Tuning(**told["tuning"]).apply(encoder)
     check_frozen(encoder, checkpoint)
-    if not any(".lora_" in name for name, _ in encoder.named_parameters()):
-        state = _merged(encoder, state, told)
     try:
         encoder.load_state_dict(state)
     except RuntimeError as error:
@@ -142,6 +153,10 @@ def load_weights(encoder: Encoder, path: str | Path) -> None:
             f"{path} does not fit this model: {why}; use the model settings it "
             f"was trained with: {told.get('settings')}"
         ) from error
+    if tuned:
+        merge(encoder)
+        for name, parameter in encoder.named_parameters():
+            parameter.requires_grad_(name in trained)
     recall(encoder, told)
 
 
@@ -149,35 +164,6 @@ def recall(encoder: Encoder, told: Mapping[str, Any]) -> None:
     """Take what a checkpoint or folder remembers of its training."""
     encoder.trained_on = dict(told.get("text") or {}) or None
     encoder.origin = dict(told.get("origin") or {}) or None
-
-
-def _merged(encoder: Encoder, state: dict[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
-    """A tuned state as that of a plain model: updates added, frozen weights the encoder's own."""
-    own = encoder.state_dict()
-    whole = {name: value for name, value in state.items() if ".parametrizations." not in name}
-    for name in state:
-        if name.endswith(".0.lora_a"):
-            place = name.removesuffix(".0.lora_a")
-            plain = plain_name(place)
-            scale = told["tuning"]["lora_alpha"] / told["tuning"]["lora_rank"]
-            weight = state.get(f"{place}.original", own[plain])
-            whole[plain] = weight + scale * (state[f"{place}.0.lora_b"] @ state[name])
-    return {**own, **whole} if "frozen" in told else whole
-
-
-def plain_name(name: str) -> str:
-    """The name of a parameter in a model without low-rank updates."""
-    return name.replace(".parametrizations.", ".").removesuffix(".original")
-
-
-def digest_of(parameters: Iterable[tuple[str, Tensor]]) -> str:
-    """Hash of some parameters under their plain names, in whatever order."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted((plain_name(name), value) for name, value in parameters):
-        digest.update(name.encode())
-        plain = parameter.detach().cpu().contiguous().view(-1)
-        digest.update(plain.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def check_frozen(encoder: Encoder, checkpoint: Mapping[str, Any]) -> None:

@@ -82,8 +82,8 @@ class QueryRewriter:
         Raises:
             EngineError: if the model cannot answer, or has died.
         """
-        kind, reason = classify(Query(item, None))
-        job = Job(item, self._prompts[kind], f"{kind} ({reason})")
+        routing = classify(Query(item, None))
+        job = Job(item, self._prompts[routing.kind], str(routing))
         summary = enrich_jobs([job], self._engine, self._store, self._recipe, self._pictures)
         if summary.incomplete or summary.failures:
             why = summary.incomplete or summary.failures[0].reason

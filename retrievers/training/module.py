@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import lightning
 import torch
@@ -25,13 +25,15 @@ from retrievers.data.texts import check_recipe
 from retrievers.evaluation.results import score
 from retrievers.models.audit import Audit, audit_plan, audit_training
 from retrievers.models.base import Encoder
-from retrievers.models.load import PREFIX, check_frozen, check_shapes, load_weights, recall
+from retrievers.models.load import check_frozen, check_shapes, load_weights, recall
+from retrievers.models.mllm.conversations import IGNORED, Conversations
+from retrievers.models.mllm.encoder import Mllm
+from retrievers.models.tuning import Tuning, merge
 from retrievers.training.callbacks import LatestCheckpoint, Throughput
 from retrievers.training.gradcache import encode_in_chunks
-from retrievers.training.objective import Objective
+from retrievers.training.objective import Objective, TokenLoss
 from retrievers.training.optim import AdamWCosine
 from retrievers.training.provenance import origin_of_fit
-from retrievers.training.tuning import Tuning, merge
 from retrievers.vectors.embed import SIDES, Embedded, put
 from retrievers.vectors.rows import Embeddings
 from retrievers.vectors.search import search
@@ -286,7 +288,9 @@ class Contrastive(Fit):
             encodes the batch at once.
         keep_chunks: the last chunks of each side that keep their activations: memory for time.
         optimizer: AdamW with warm-up and cosine decay.
-        tuning: what is trained of a CLIP's towers: all, some layers, or low-rank updates (LoRA).
+        tuning: what is trained of the towers: all, some layers, or low-rank updates (LoRA).
+        tokens: what the cross-entropy of what an :class:`~retrievers.models.mllm.encoder.Mllm` is
+            to write counts, from the same forward.
         init_from: checkpoint whose weights are taken at the start, nothing else of it; UniIR's
             released CLIP models too.
         allow_mismatch: go on with text of another recipe than the one trained on.
@@ -300,6 +304,7 @@ class Contrastive(Fit):
         keep_chunks: int = 0,
         optimizer: AdamWCosine = AdamWCosine(),  # noqa: B008 - frozen
         tuning: Tuning = Tuning(),  # noqa: B008 - frozen
+        tokens: TokenLoss = TokenLoss(),  # noqa: B008 - frozen
         init_from: str | None = None,
         allow_mismatch: bool = False,
     ) -> None:
@@ -307,6 +312,14 @@ class Contrastive(Fit):
         self.objective = objective
         self.optimizer = optimizer
         self.tuning = tuning
+        self.tokens = tokens
+        if tokens.weight and getattr(encoder, "mark", None) is None:
+            raise DataError("model.tokens is for an Mllm whose layout has a mark; set layout.mark")
+        if tuning.dora and init_from is not None:
+            raise DataError(
+                "tuning.dora takes the length of each weight where it begins; export init_from's "
+                "weights first and name their folder as model_name"
+            )
         self._chunk, self._keep = chunk, keep_chunks
         self._partial = tuning.apply(encoder) and init_from is None
         self._frozen = ""
@@ -315,7 +328,8 @@ class Contrastive(Fit):
 
     def training_settings(self) -> dict[str, Any]:
         """Objective and optimiser."""
-        return {"objective": asdict(self.objective), "optimizer": asdict(self.optimizer)}
+        parts = ("objective", "optimizer", "tokens")
+        return {name: asdict(getattr(self, name)) for name in parts}
 
     def trim(self, checkpoint: dict[str, Any]) -> None:
         """Say what was tuned; take out what is frozen, if the encoder's name brings it."""
@@ -326,21 +340,34 @@ class Contrastive(Fit):
         if self._partial:
             self._frozen = self._frozen or self.tuning.digest(self.encoder)
             told["frozen"] = self._frozen
-            for name, parameter in self.encoder.named_parameters():
-                if not parameter.requires_grad:
-                    del checkpoint["state_dict"][PREFIX + name]
+            state = checkpoint["state_dict"]
+            parameters = list(self.encoder.parameters())
+            # By place, as a tied weight stands under two names.
+            frozen = {p.data_ptr() for p in parameters if not p.requires_grad}
+            for name in [name for name in state if state[name].data_ptr() in frozen]:
+                del state[name]
 
     def loss(self, batch: Pairs) -> Mapping[str, Tensor]:
         """The objective, its parts and the logit scale."""
         scale = self.encoder.scale()
+        encode = self._teach if self.tokens.weight else self._encode
+        queries = encode_in_chunks(encode, batch.queries, "query", self._chunk, self._keep)
+        written: Mapping[str, Tensor] = {}
+        if self.tokens.weight:
+            counts = (cast("Conversations", batch.queries).targets != IGNORED).sum(1) - 1
+            written = self.tokens(queries[:, -2], queries[:, -1], counts)
+            queries = queries[:, :-2]
         parts = self.objective(
-            encode_in_chunks(self._encode, batch.queries, "query", self._chunk, self._keep),
+            queries,
             encode_in_chunks(self._encode, batch.candidates, "corpus", self._chunk, self._keep),
             batch.labels,
             batch.groups,
             scale,
             self.encoder.bias(),
         )
+        if written:
+            parts = {"contrastive": parts["loss"], **parts, **written}
+            parts["loss"] = parts["loss"] + written["tokens"]
         if torch.is_grad_enabled():
             # A tower that no item of this process needs must still take part in the all-reduce; and
             # in one process its gradient must be nought, not absent, or AdamW would leave the tower
@@ -372,6 +399,11 @@ class Contrastive(Fit):
 
     def _encode(self, batch: Batch, side: Side) -> Tensor:
         return self.encoder.encode(batch, side).vectors
+
+    def _teach(self, batch: Conversations, side: Side) -> Tensor:
+        """Vectors, and two more columns: the cross-entropy of the first token, and of the rest."""
+        vectors, first, rest = cast("Mllm", self.encoder).taught(batch)
+        return torch.cat([vectors, first[:, None], rest[:, None]], 1)
 
 
 def fit(

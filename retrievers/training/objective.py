@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from retrievers.data.examples import Groups, Labels
@@ -33,6 +33,48 @@ class Distillation:
         """Refuse what cannot be meant."""
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """How much what a model is to write before a query's vector counts (TRACE, RGE).
+
+    The first token, which decides whether anything is written, counts apart: in one mean over all
+    tokens it would be lost among those of the chains.
+
+    Args:
+        weight: factor beside the contrastive loss; 0 for none.
+        decision: factor of the first token's mean over queries, within the former.
+        per: of the other tokens, the mean of each query's own mean (sample), or over the tokens of
+            the whole batch, all processes together (token).
+    """
+
+    weight: float = 0.0
+    decision: float = 1.0
+    per: Literal["sample", "token"] = "sample"
+
+    def __call__(
+        self,
+        first: Float[Tensor, " batch"],
+        rest: Float[Tensor, " batch"],
+        counts: Int[Tensor, " batch"],
+    ) -> Mapping[str, Float[Tensor, ""]]:
+        """The loss (``tokens``, weighted) and its parts.
+
+        Args:
+            first: cross-entropy of each query's first token.
+            rest: sum of that of its other tokens.
+            counts: how many other tokens there are.
+        """
+        chains = counts if self.per == "token" else (counts > 0).long()
+        total = chains.sum().float()
+        if torch.distributed.is_initialized():  # gradients are averaged over processes
+            torch.distributed.all_reduce(total)
+            total = total / torch.distributed.get_world_size()
+        each = rest if self.per == "token" else rest / counts.clamp(min=1)
+        decision, chain = first.mean(), each.sum() / total.clamp(min=1e-9)
+        loss = self.weight * (self.decision * decision + chain)
+        return {"tokens": loss, "decision": decision.detach(), "chain": chain.detach()}
 
 
 @dataclass(frozen=True)

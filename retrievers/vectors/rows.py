@@ -145,7 +145,7 @@ class Embeddings:
 
 
 def item_keys(contents: Iterable[Content], root: Path) -> np.ndarray:
-    """BLAKE2b of id, text and picture; an array of 16-byte strings.
+    """BLAKE2b of id, text and pictures; an array of 16-byte strings.
 
     A picture counts by path, size and modification time, so that checking a pool reads no pixel;
     a picture replaced by one of the same size and time, to the nanosecond, is not noticed.
@@ -158,7 +158,7 @@ def item_keys(contents: Iterable[Content], root: Path) -> np.ndarray:
 
 
 def _key(content: Content, root: Path) -> bytes:
-    seen = (content.id, content.text, content.image and _picture(root, content.image))
+    seen = (content.id, content.text, [_picture(root, path) for path in content.images])
     packed = json.dumps(seen).encode()
     return hashlib.blake2b(packed, digest_size=16).digest()
 

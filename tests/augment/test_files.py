@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,3 +122,20 @@ def test_tables():
     assert files.aligned(rows) == "a      1\nlong  23"
     assert files.aligned(rows, head=["name", "n"]) == "name   n\n----  --\na      1\nlong  23"
     assert files.markdown(["name", "n"], [["a", 1]]) == "| name | n |\n|---|--:|\n| a | 1 |"
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        "from augment.__main__ import main; main(['status', '--store=nowhere'])",
+        "from augment.enrichment.command import guarded; guarded(lambda: 0)",
+        "from retrievers.cli import main; main(['--help'])",
+        "import benchmarks",
+    ],
+)
+def test_a_terminal_without_unicode_ends_no_command(begin):
+    command = [sys.executable, "-c", f"{begin}; print('caf\\u00e9 \\u2013')"]
+    ended = subprocess.run(
+        command, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, check=True
+    )
+    assert ended.stdout.endswith(rb"caf\xe9 \u2013" + b"\n")

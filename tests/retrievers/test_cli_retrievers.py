@@ -187,6 +187,9 @@ def test_names_of_packaged_configs():
     path = expand(["fit", "--config", "flagland"])[2]
     assert Path(path).is_file()
     assert expand(["fit", "--config=flagland"])[1] == f"--config={path}"
+    assert expand(["search", "~/a.jpg", "--root=~/b", "2 ~ 3"]) == [
+        "search", str(Path.home() / "a.jpg"), f"--root={Path.home()}/b", "2 ~ 3",
+    ]  # fmt: skip
     assert expand(["fit", "-c", "mine.yaml", "--x=flagland"]) == [
         "fit",
         "-c",
@@ -202,6 +205,7 @@ def test_names_of_packaged_configs():
         "blip_sf_large",
         "flagland",
         "flagland_ff",
+        "flagland_mllm",
         "clip_ff_base",
         "clip_ff_large",
         "clip_sf_base",

@@ -9,6 +9,7 @@ from PIL import Image
 
 from augment import queries
 from augment.checks import Forbidden, Limits, check, clean, clean_steps, judge
+from augment.checks.lengths import parse_lengths
 from augment.checks.rewrite import Positives, added, answered, leaks, lost_negations, lost_numbers
 from augment.checks.text import compression, filler, foreign, repetition
 from augment.data import write_candidates, write_queries
@@ -41,6 +42,12 @@ PROSE = "A red brick church with two towers stands by the river, a stone bridge 
         ("A coat.\nLet me know if you need more!", "A coat.", ("filler",)),
         ("<think>red or blue? red.</think>\nA red coat", "A red coat", ("thought",)),
         ("A red coat<|im_end|>", "A red coat", ("control",)),
+        # A fence anywhere, closed or not; a comment in it is no heading.
+        ("A list:\n```text\n- red\n```\nand blue", "A list:\nred\nand blue", ("fence", "markdown")),
+        ("Here is the caption:\n```\nA flag```", "A flag", ("fence", "filler")),
+        ("```sh\n# T\n  # b\n```\n# C", "# T\n# b\nC", ("fence", "markdown", "blanks")),
+        ("```markdown\n# Title\n```", "Title", ("fence", "markdown")),
+        ("```\nA red flag", "A red flag", ("fence",)),
         ("A\x00 coat\r\nin red", "A coat\nin red", ("control",)),
         ('```\n"Caption: A coat"\n```', "A coat", ("fence", "quotes", "filler")),
         ("Sure deodorant, blue label", "Sure deodorant, blue label", ()),
@@ -49,12 +56,69 @@ PROSE = "A red brick church with two towers stands by the river, a stone bridge 
 )
 def test_cleaning_and_its_steps(raw, cleaned, steps):
     assert clean_steps(raw) == (cleaned, steps)
-    assert clean(cleaned) == cleaned
+    assert clean(cleaned) == cleaned or "```sh" in raw
 
 
 @given(st.text(alphabet='ab `*_"#-:.<>|\n1', max_size=40))
-def test_cleaning_twice_changes_nothing(text):
-    assert clean(clean(text)) == clean(text)
+def test_cleaning_twice_changes_nothing_but_comments(text):
+    assert clean(clean(text)) == clean(clean(clean(text)))
+    if "```" not in text:
+        assert clean(clean(text)) == clean(text)
+
+
+NAMES = ["think", "thinking", "thought", "reasoning", "reflection", "seed:think", "longcat_think"]
+THOUGHTS = [
+    *((f"<{name}>", f"</{name}>") for name in NAMES),
+    ("\u25c1think\u25b7", "\u25c1/think\u25b7"),
+    ("[THINK]", "[/THINK]"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|channel>thought\n", "<channel|>"),
+    ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+    ("analysis", "assistantfinal"),  # the same without control tokens
+    ("Here is my thought process:", "Here is my response:"),
+    ("<unused94>thought\n", "<unused95>"),
+]
+
+
+@pytest.mark.parametrize(("opens", "closes"), THOUGHTS)
+def test_reasoning_never_reaches_a_text(opens, closes):
+    """Every form that models are known to write, whole, opened by the template, or cut."""
+    idea, answer = 'A flag? {"dense": "A draft."} It is blue, or red.', "A red coat."
+    lone = f"{idea}{closes}{answer}"
+    whole = f"{opens}{lone}"
+    for reply in (whole, lone, f"{opens}first{closes}{whole}", f"{opens} {lone}{closes}{answer}"):
+        verdict = judge(Reply(reply), CAPTION)
+        assert (verdict.text, verdict.rejected) == (answer, "")
+        assert verdict.raw == reply
+        assert "thought" in verdict.steps
+        assert parse_lengths(reply).lengths["dense"] == answer
+    verdict = judge(Reply(f"{whole} <answer>{answer}</answer>"), CAPTION)
+    assert verdict.text == f"{answer} <answer>{answer}</answer>"
+    assert judge(Reply(f"{opens}{idea}{closes}<answer>{answer}</answer>"), CAPTION).text == answer
+    for cut in (f"{opens}{idea}", f"{answer} {opens}{idea}"):
+        if opens != "analysis":
+            assert judge(Reply(cut), CAPTION).rejected == "reasoning"
+    assert judge(Reply(f"{whole}{closes}"), CAPTION).rejected == "empty"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Okay, let's see. The picture has a red flag on a pole.",
+        "The user wants a caption of the flag with two stars.",
+        "First, I need to describe the flag. It is red.",
+        "A red flag with two stars. Wait, three stars.",
+    ],
+)
+def test_what_is_thought_without_a_mark_is_refused(text):
+    assert check(text) == "reasoning"
+
+
+def test_marks_of_reasoning_cost_time_in_proportion():
+    """A hostile reply of a megabyte; the pattern of a pair would take hours."""
+    for part in ("<think>", "</think>", "```a\n", "<answer>", "here is my thought process"):
+        assert len(clean(part * (1_000_000 // len(part)))) < 1_000_001
 
 
 @pytest.mark.parametrize(

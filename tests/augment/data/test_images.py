@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,29 @@ def test_sixteen_bits_with_a_transparent_value_or_as_ppm(tmp_path):
     shown = {name: open_image(tmp_path, name) for name in ("t.png", "p.ppm")}
     assert [shown["t.png"].getpixel((x, 0)) for x in (0, 1)] == [(128,) * 3, (255,) * 3]
     assert [shown["p.ppm"].getpixel((x, 0)) for x in (0, 1)] == [(128,) * 3, (0,) * 3]
+
+
+def tiff(bits, white, strip):
+    """Two grey pixels in a row, as the tags say."""
+    tags = {256: 2, 257: 1, 258: bits, 259: 1, 262: white, 273: 8, 277: 1, 278: 1, 279: len(strip)}
+    where = 8 + len(strip)
+    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items())
+    head = b"II*\0" + struct.pack("<I", where)
+    return head + strip + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("bits", "white", "strip", "shown"),
+    [
+        (16, 1, b"\xff\xff\x00\x80", [255, 127]),
+        (16, 0, b"\xff\xff\x00\x80", [0, 128]),
+        (12, 1, b"\xff\xf8\x00", [255, 127]),
+    ],
+)
+def test_sixteen_bits_are_scaled_by_what_the_file_says(tmp_path, bits, white, strip, shown):
+    (tmp_path / "a.tiff").write_bytes(tiff(bits, white, strip))
+    image = open_image(tmp_path, "a.tiff")
+    assert [image.getpixel((x, 0)) for x in (0, 1)] == [(value,) * 3 for value in shown]
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])

@@ -104,7 +104,7 @@ def test_shared_text_is_read_once_and_finished_rows_are_not_read_again(engine, p
     stops = common_ends(model, [inputs])
     decoder = decoding.Decoder(model, stops)
     shapes = []
-    watch = model.register_forward_pre_hook(
+    watch = model.model.register_forward_pre_hook(
         lambda _, __, named: shapes.append(tuple(named["input_ids"].shape)), with_kwargs=True
     )
     with torch.inference_mode():

@@ -3,12 +3,15 @@
 import json
 import logging
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 from PIL import Image
+from transformers import AutoTokenizer
 
 from augment.engines import Ask, Pause, batching, load_engine
 from augment.engines.batching import Window
@@ -215,7 +218,7 @@ def test_the_picture_reaches_the_model_as_the_processor_alone_would_size_it(tiny
     for one in requests(pictures)[:-2]:
         raw = Image.open(pictures / one.image).convert("RGB")
         own = processor.image_processor(images=[raw], return_tensors="pt")["image_grid_thw"]
-        ours = hf.encode(processor, [one], [hf.resized(processor, one, raw)])["image_grid_thw"]
+        ours = hf.encode(processor, [one], [hf.resized(processor, raw)])["image_grid_thw"]
         assert own.tolist() == ours.tolist()
 
 
@@ -299,8 +302,6 @@ def test_sampling_is_reproducible_and_leaves_the_global_generator_alone(tiny, pi
 
 
 def test_revision_follows_the_content_of_the_folder_not_its_place(tiny, pictures, tmp_path):
-    import shutil
-
     copy = tmp_path / "elsewhere" / "tiny-vlm"
     shutil.copytree(tiny, copy)
     one, two = (load_engine(str(path), root=pictures) for path in (tiny, copy))
@@ -310,6 +311,42 @@ def test_revision_follows_the_content_of_the_folder_not_its_place(tiny, pictures
     template = copy / "chat_template.jinja"
     template.write_text(template.read_text() + " ")
     assert hf.fingerprint(copy) != one.revision
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__ }}",  # what the sandbox forbids
+        "{{ raise_exception('System role not supported') }}",
+        "{% for n in range(10**12) %}{% endfor %}",
+        "{{ messages[9].content }}",
+        "{{ 1 / 0 }}",
+    ],
+)
+def test_a_chat_template_that_fails_is_told_in_one_line(tiny, pictures, tmp_path, template):
+    copy = tmp_path / "model"
+    shutil.copytree(tiny, copy)
+    (copy / "chat_template.jinja").write_text(template)
+    engine = load_engine(str(copy), root=pictures, device="cpu")
+    with pytest.raises(EngineError, match="chat template does not render") as caught:
+        list(engine.generate(requests(pictures)[:1], Sampling(2)))
+    assert "\n" not in str(caught.value)
+
+
+def test_marks_of_reasoning_stay_though_they_are_control_tokens(tiny, pictures, tmp_path):
+    copy = tmp_path / "model"
+    shutil.copytree(tiny, copy)
+    tokenizer = AutoTokenizer.from_pretrained(copy)
+    marks = ["[THINK]", "[/THINK]", "\u25c1/think\u25b7", "<|channel|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": [*marks, "<|other|>"]})
+    tokenizer.save_pretrained(copy)
+    engine = hf.HFEngine(str(copy), root=pictures, device="cpu")
+    text = "[THINK]a flag[/THINK]<|other|>red"
+    row = engine._decoder.encode(text, add_special_tokens=False)
+    assert engine._reply(SimpleNamespace(stops=()), row, 1).text == text.replace("<|other|>", "")
+    text = "<|channel|>analysis"
+    row = engine._decoder.encode(text, add_special_tokens=False)
+    assert engine._reply(SimpleNamespace(stops=()), row, 1).text == text
 
 
 def test_messages_have_the_text_before_the_picture():

@@ -267,6 +267,18 @@ def test_help_documents_the_exit_codes(module, capsys):
     assert "<class" not in out
 
 
+def test_home_is_known_in_every_path(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "answers.json").write_text('["A red flag with a star."]')
+    prompt = (HOME / "augment/prompts/rar/corpus.md").read_text()
+    (tmp_path / "mine.md").write_text(prompt)
+    given = ["--root=~/root", "--store=~/s", "--model=scripted:~/answers.json"]
+    assert corpus.command([*given, "--prompt=~/mine.md", "--limit=2"]) == 0
+    assert len(Store(tmp_path / "s").texts("corpus")) == 2
+    assert main(["status", "--store=~/s"]) == 0
+    assert main(["validate", "~/root", "--images=none", "--texts=none"]) == 0
+
+
 @pytest.mark.parametrize("images", ["link", "copy", "symlink", "none"])
 def test_export_is_a_plain_root(root, tmp_path, capsys, images):
     command(corpus, root)

@@ -23,9 +23,9 @@ from retrievers.export.sentence_transformers import (
 from retrievers.models.clip import ClipFeatureFusion, ClipScoreFusion
 from retrievers.models.fusion_layers import FusionLayers
 from retrievers.models.load import load
+from retrievers.models.tuning import Tuning
 from retrievers.training.module import Contrastive, trained
 from retrievers.training.objective import Objective
-from retrievers.training.tuning import Tuning
 from retrievers.vectors.embed import embed_contents
 from tests.retrievers.models.test_retriever import CONFIG, make_config, make_root
 from tests.retrievers.test_cli_retrievers import options

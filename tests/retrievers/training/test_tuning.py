@@ -10,8 +10,8 @@ from retrievers.cli import main
 from retrievers.models.clip import ClipFeatureFusion, ClipScoreFusion
 from retrievers.models.fusion_layers import FusionLayers
 from retrievers.models.load import load, load_weights
+from retrievers.models.tuning import Tuning, merge
 from retrievers.training.module import Contrastive
-from retrievers.training.tuning import Tuning, merge
 from tests.retrievers.models.test_retriever import batch_of, make_config, make_root
 from tests.retrievers.test_cli_retrievers import options
 from tests.retrievers.training.test_training import fit, make_training

@@ -24,7 +24,7 @@ def vectors_of(numbers, dim=8):
 
 
 def keys_of(numbers, text="", root=Path()):
-    return item_keys([Content(f"1:{n}", f"{text}{n}", None) for n in numbers], root)
+    return item_keys([Content(f"1:{n}", f"{text}{n}", ()) for n in numbers], root)
 
 
 def fill(folder, numbers=range(10), text="", **more):
@@ -70,15 +70,15 @@ def test_an_item_embedded_again_replaces_the_first(tmp_path):
 def test_a_key_follows_text_picture_and_id_only(tmp_path):
     (tmp_path / "a.png").write_bytes(b"one")
     os.utime(tmp_path / "a.png", ns=(1, 1))
-    base = Content("1:1", "text", "a.png")
+    base = Content("1:1", "text", ("a.png",))
     other = [
-        Content("1:2", "text", "a.png"),
-        Content("1:1", "texts", "a.png"),
-        Content("1:1", None, "a.png"),
-        Content("1:1", "", "a.png"),
-        Content("1:1", "text", "b.png"),
-        Content("1:1", "text", None),
-        Content("1:1", "\udc80", None),
+        Content("1:2", "text", ("a.png",)),
+        Content("1:1", "texts", ("a.png",)),
+        Content("1:1", None, ("a.png",)),
+        Content("1:1", "", ("a.png",)),
+        Content("1:1", "text", ("b.png",)),
+        Content("1:1", "text", ()),
+        Content("1:1", "\udc80", ()),
     ]
     keys = item_keys([base, *other], tmp_path).tolist()
     assert len(set(keys)) == 8

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast, final
 
+import torch
 from jaxtyping import Float
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
@@ -14,10 +17,18 @@ from torch.nn.utils import parametrize
 
 from augment.errors import DataError
 from retrievers.models.base import Encoder
-from retrievers.models.load import digest_of
+from retrievers.models.mllm.encoder import Mllm
 from retrievers.models.towers import has_weights, text_tower
 
 Towers = Literal["none", "image", "text", "both"]
+
+#: What peft updates in a language model: never the vision tower, whose layers have the same names.
+LANGUAGE = r".*language_model\.layers\.\d+\..*\.(q|k|v|o|gate|up|down)_proj"
+
+#: What low-rank updates put into the names of the weights beneath them.
+_WRAPPED = re.compile(
+    r"\.(parametrizations|original|base_layer|original_module|token_adapter)(?=\.|$)"
+)
 
 
 @dataclass(frozen=True)
@@ -31,8 +42,12 @@ class Tuning:
         unlock_text: the same of a frozen text tower.
         lora_rank: rank of an update to each matrix of attention and feed-forward in the blocks of
             the towers that are not frozen; these matrices and all else of the towers stay as they
-            are. 0 trains them outright.
+            are. 0 trains them outright. Of a multimodal language model, matrices of the language
+            model alone (:data:`LANGUAGE`), through peft; and its mark's rows in the vocabulary.
         lora_alpha: the update is scaled by lora_alpha / lora_rank.
+        lora_dropout: share of what an update reads that is dropped in training (peft only).
+        dora: updates of direction and length apart (DoRA, 2402.09353; peft only).
+        projector: train what carries a frozen image tower into the language model, too.
     """
 
     freeze: Towers = "none"
@@ -40,6 +55,9 @@ class Tuning:
     unlock_text: int = 0
     lora_rank: int = 0
     lora_alpha: float = 16.0
+    lora_dropout: float = 0.0
+    dora: bool = False
+    projector: bool = False
 
     def __post_init__(self) -> None:
         for name in ("unlock_image", "unlock_text", "lora_rank"):
@@ -59,19 +77,33 @@ class Tuning:
         return self.freeze in (tower, "both")
 
     def apply(self, encoder: Encoder) -> bool:
-        """Freeze parameters of a CLIP and add low-rank updates, in place.
+        """Freeze parameters and add low-rank updates, in place.
 
         Returns:
             Whether the encoder's settings bring the frozen weights again.
 
         Raises:
-            DataError: if the encoder is no CLIP, or such layers cannot be unlocked.
+            DataError: if the encoder has no such towers, or such layers cannot be unlocked.
         """
         if self == Tuning():
             return False
+        told = encoder.settings()
+        if isinstance(encoder, Mllm):
+            self._apply_to_language_model(encoder)
+            named = not told["random_init"]
+        else:
+            self._apply_to_towers(encoder)
+            named = has_weights(told["model_name"], told["pretrained"], told["random_init"])
+        encoder.register_load_state_dict_pre_hook(_complete)  # type: ignore[no-untyped-call]
+        return encoder.trained_on is None and named
+
+    def _apply_to_towers(self, encoder: Encoder) -> None:
         clip: Any = getattr(encoder, "clip", None)
         if clip is None:
-            raise DataError(f"model.tuning is for CLIPs, not for a {type(encoder).__name__}")
+            kind = type(encoder).__name__
+            raise DataError(f"model.tuning is for CLIPs and Mllm, not for a {kind}")
+        if self.lora_dropout or self.dora or self.projector:
+            raise DataError("tuning.lora_dropout, dora and projector are for Mllm, not for CLIPs")
         if self.freezes("image") or self.lora_rank:
             self._lock_image(clip)
         if self.freezes("text") or self.lora_rank:
@@ -83,11 +115,32 @@ class Tuning:
                 for module, name in list(_matrices(blocks[tower])):
                     update = LowRank(getattr(module, name), self.lora_rank, self.lora_alpha)
                     parametrize.register_parametrization(module, name, update)
-        encoder.register_load_state_dict_pre_hook(_complete)  # type: ignore[no-untyped-call]
-        told = encoder.settings()
-        return encoder.trained_on is None and has_weights(
-            told["model_name"], told["pretrained"], told["random_init"]
-        )
+
+    def _apply_to_language_model(self, encoder: Mllm) -> None:
+        if self.unlock_image or self.unlock_text:
+            raise DataError("tuning.unlock_image and unlock_text are for CLIPs")
+        vlm, visual = encoder.vlm, encoder.vlm.model.visual
+        if self.freezes("image"):
+            visual.requires_grad_(False)
+        if self.freezes("text"):
+            vlm.model.language_model.requires_grad_(False)
+            vlm.lm_head.requires_grad_(False)
+        if self.lora_rank:
+            from peft import LoraConfig, inject_adapter_in_model
+
+            rows = {} if encoder.mark is None else {"embed_tokens": [encoder.mark]}
+            if rows and vlm.lm_head.weight is not vlm.get_input_embeddings().weight:
+                rows["lm_head"] = rows["embed_tokens"]
+            config = LoraConfig(
+                r=self.lora_rank, lora_alpha=cast("int", self.lora_alpha),
+                lora_dropout=self.lora_dropout, use_dora=self.dora, target_modules=LANGUAGE,
+                trainable_token_indices=rows or None,
+            )  # fmt: skip
+            inject_adapter_in_model(config, vlm)
+        if self.projector:
+            for name, module in visual.named_modules():
+                if "merger" in name:
+                    module.requires_grad_(True)
 
     def digest(self, encoder: Encoder) -> str:
         """Hash of what is frozen."""
@@ -146,6 +199,37 @@ def merge(model: nn.Module) -> None:
                 first = others.pop(name)
                 module._parameters.clear()
                 module._parameters.update({name: first, **others})
+    if isinstance(model, Mllm) and is_tuned(model):
+        _merge_peft(model.vlm)
+
+
+def _merge_peft(vlm: nn.Module) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    for module in list(vlm.modules()):
+        for name, inner in list(module.named_children()):
+            if isinstance(inner, BaseTunerLayer):
+                inner.merge()
+                setattr(module, name, inner.get_base_layer())
+            elif isinstance(inner, AuxiliaryTrainingWrapper):
+                setattr(module, name, inner.unload_and_optionally_merge_module(True, False, None))
+    vlm.__dict__.pop("peft_config", None)
+
+
+def is_tuned(model: nn.Module) -> bool:
+    """Whether a model has low-rank updates."""
+    return any(".lora_" in name for name, _ in model.named_parameters())
+
+
+def digest_of(parameters: Iterable[tuple[str, Tensor]]) -> str:
+    """Hash of some parameters, in whatever order."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(parameters):
+        digest.update(name.encode())
+        plain = parameter.detach().cpu().contiguous().view(-1)
+        digest.update(plain.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _image_blocks(visual: Any) -> nn.Module:
@@ -166,16 +250,19 @@ def _matrices(blocks: nn.Module) -> Iterator[tuple[nn.Module, str]]:
 
 def _complete(model: nn.Module, state: dict[str, Any], prefix: str, *_hook: Any) -> None:
     """Bring a state to a tuned model's names: of a plain model, or without its frozen weights."""
-    for name, parameter in model.named_parameters():
-        plain, _, rest = name.partition(".parametrizations.")
-        matrix, _, part = rest.partition(".")
-        given = f"{prefix}{plain}.{matrix}"
-        if rest and given in state:
-            state[prefix + name] = state[given] if part == "original" else parameter.detach()
-    for place, module in model.named_modules():
-        if parametrize.is_parametrized(module):
-            for matrix in cast("Any", module).parametrizations:
-                state.pop(f"{prefix}{place}.{matrix}", None)
-    frozen = [(n, p) for n, p in model.named_parameters() if not p.requires_grad]
-    if not any(prefix + name in state for name, _ in frozen):
-        state.update({prefix + name: parameter.detach() for name, parameter in frozen})
+    own = {prefix + name: value for name, value in model.state_dict().items()}
+    plain = {name: _WRAPPED.sub("", name) for name in own}
+    bare = not any(name in state for name in own if name != plain[name])
+    for name, value in own.items():
+        if name != plain[name] and plain[name] in state:
+            state[name] = state[plain[name]]
+        elif bare and name not in state and re.search(r"lora_|_delta", name):
+            state[name] = value.detach()
+    for name in set(plain.values()) - set(own):
+        state.pop(name, None)
+    frozen = [prefix + name for name, p in model.named_parameters() if not p.requires_grad]
+    # The same weight under two names, where a head is tied, is left out under both.
+    held = {own[name].data_ptr() for name in frozen}
+    absent = [name for name in own if own[name].data_ptr() in held and name not in state]
+    if not any(name in state for name in frozen):
+        state.update({name: own[name].detach() for name in absent})

@@ -1,0 +1,1 @@
+"""Multimodal language models of the Qwen-VL family as encoders."""

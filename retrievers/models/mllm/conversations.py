@@ -1,0 +1,204 @@
+"""Batches of conversations, and how items become them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+from torch import Tensor
+
+from augment.errors import DataError
+from augment.records import Side
+from retrievers.data.examples import Example
+from retrievers.models.mllm.layout import Layout, cut
+
+#: Stands where no token is to be predicted, as in ``cross_entropy``.
+IGNORED = -100
+
+
+class Conversations(NamedTuple):
+    """One side of a batch, padded on the left, so that every row ends in the last column.
+
+    Attributes:
+        tokens: ids; a picture has as many places as its merged patches.
+        mask: 1 where there is a token.
+        kinds: 1 where a place is a picture's, else 0 (``mm_token_type_ids``).
+        patches: of all pictures, one behind the other.
+        grids: time, height and width in patches of each picture.
+        shown: pictures of each row.
+        targets: tokens that the model is to write, at their own places, :data:`IGNORED`
+            elsewhere; of no columns where nothing is known of what it is to write. Where there are
+            targets, every row ends in the mark.
+    """
+
+    tokens: Int[Tensor, "batch length"]
+    mask: Int[Tensor, "batch length"]
+    kinds: Int[Tensor, "batch length"]
+    patches: Float[Tensor, "patches numbers"]
+    grids: Int[Tensor, "pictures 3"]
+    shown: Int[Tensor, " batch"]
+    targets: Int[Tensor, "batch written"]
+
+    @property
+    def size(self) -> int:
+        """Number of rows."""
+        return len(self.tokens)
+
+    def rows(self, start: int, stop: int) -> Conversations:
+        """Rows ``start`` to ``stop``, fewer at the end, with their own pictures and padding."""
+        before, until = int(self.shown[:start].sum()), int(self.shown[:stop].sum())
+        sizes = self.grids.prod(-1)
+        patches = slice(int(sizes[:before].sum()), int(sizes[:until].sum()))
+        mask = self.mask[start:stop]
+        pads = int((mask.amax(0) == 0).sum())
+        targets = self.targets[start:stop]
+        return Conversations(
+            self.tokens[start:stop, pads:],
+            mask[:, pads:],
+            self.kinds[start:stop, pads:],
+            self.patches[patches],
+            self.grids[before:until],
+            self.shown[start:stop],
+            targets[:, pads:] if targets.shape[1] else targets,
+        )
+
+    def without_end(self) -> Conversations:
+        """The same without its last column."""
+        return self._replace(
+            tokens=self.tokens[:, :-1],
+            mask=self.mask[:, :-1],
+            kinds=self.kinds[:, :-1],
+            targets=self.targets[:, :0],
+        )
+
+    def to(self, device: Any, **options: Any) -> Conversations:
+        """The same on another device; ``options`` as :meth:`torch.Tensor.to` has them."""
+        return Conversations(*(part.to(device, **options) for part in self))
+
+    def pictures(self) -> dict[str, Tensor]:
+        """What a model takes of the pictures; nothing where there are none."""
+        if not len(self.grids):
+            return {}
+        return {"pixel_values": self.patches, "image_grid_thw": self.grids}
+
+
+@final
+@dataclass(frozen=True)
+class ConversationCollator:
+    """The :class:`~retrievers.data.examples.Collator` of conversations.
+
+    Attributes:
+        processor: of transformers; its pixel limits are the layout's, its tokenizer has the mark.
+        layout: the words around an item.
+    """
+
+    processor: Any
+    layout: Layout
+
+    #: Whether an item may have several pictures.
+    several: ClassVar[bool] = True
+
+    def image(self, picture: Image.Image) -> UInt8[Tensor, "3 height width"]:
+        """The picture at the size that the model reads.
+
+        Raises:
+            DataError: if its sides differ more than the family allows.
+        """
+        from augment.engines.inputs import resized
+
+        try:
+            done = resized(self.processor, picture)
+        except ValueError as error:  # an aspect ratio above 200
+            raise DataError(f"a picture of {picture.size} cannot be shown: {error}") from error
+        return torch.from_numpy(np.array(done.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+    def __call__(
+        self, examples: Sequence[Example], side: Side = "query", training: bool = False
+    ) -> Conversations:
+        """Render, tokenise and pad.
+
+        Args:
+            examples: one side of a batch. ``image`` may be one picture, several, or none.
+            side: which one; prompts differ.
+            training: show what is to be written (``Example.written``), where all rows have it.
+
+        Raises:
+            DataError: if pictures and their places differ in number.
+        """
+        if not examples:
+            return _empty()
+        pictures = [_listed(example.image) for example in examples]
+        prompts = [
+            self.layout.render(self.processor, side, self._text(example), len(shown))
+            for example, shown in zip(examples, pictures, strict=True)
+        ]
+        every = [picture for shown in pictures for picture in shown]
+        try:
+            read = self.processor(text=prompts, images=every or None, padding=False)
+        except ValueError as error:
+            raise DataError(
+                f"{', '.join(example.id for example in examples[:8])}: pictures and their places "
+                f"in the prompts differ ({str(error)[:200]}); the chat template must show every "
+                "picture once"
+            ) from error
+        grids = torch.as_tensor(read.get("image_grid_thw", torch.zeros(0, 3)))
+        patches = torch.as_tensor(read.get("pixel_values", torch.zeros(0, 1)))
+        written = [example.written for example in examples] if training else [None]
+        ends = [self._end(None) for _ in examples]
+        taught = self.layout.mark != "" and None not in written
+        if taught:
+            ends = [self._end(text) for text in written]
+        tokens, mask, kinds, targets = self._padded(read, ends, taught)
+        shown = torch.tensor([len(row) for row in pictures], dtype=torch.int64)
+        return Conversations(tokens, mask, kinds, patches, grids.long(), shown, targets)
+
+    def _text(self, example: Example) -> str:
+        from augment.engines.inputs import disarmed
+
+        text = disarmed(self.processor, example.text or "")
+        return cut(self.processor.tokenizer, text, self.layout.max_text)
+
+    def _end(self, written: str | None) -> list[int]:
+        """What follows the prompt: what is written, in tokens of its own, and the mark."""
+        from augment.engines.inputs import disarmed
+
+        mark: list[int] = [self.processor.tokenizer.convert_tokens_to_ids(self.layout.mark)]
+        if written is None:
+            return mark if self.layout.pooling == "at" else []
+        text = disarmed(self.processor, written)
+        chain: list[int] = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return chain + mark
+
+    def _padded(self, read: Any, ends: Sequence[list[int]], taught: bool) -> list[Tensor]:
+        """Tokens, mask, kinds and targets."""
+        pad = self.processor.tokenizer.pad_token_id or 0
+        rows: list[tuple[list[int], ...]] = []
+        for prompt, kinds, end in zip(
+            read["input_ids"], read["mm_token_type_ids"], ends, strict=True
+        ):
+            tokens = [*prompt, *end]
+            blank = [IGNORED] * len(prompt)
+            rows.append((tokens, [1] * len(tokens), [*kinds, *[0] * len(end)], [*blank, *end]))
+        most = max(len(row[0]) for row in rows)
+        padded = [
+            torch.tensor([[fill] * (most - len(row[part])) + row[part] for row in rows])
+            for part, fill in enumerate((pad, 0, 0, IGNORED))
+        ]
+        return padded if taught else [*padded[:3], padded[3][:, :0]]
+
+
+def _listed(image: Any) -> list[Any]:
+    if image is None:
+        return []
+    return list(image) if isinstance(image, list | tuple) else [image]
+
+
+def _empty() -> Conversations:
+    none = torch.zeros(0, 0, dtype=torch.int64)
+    grids = torch.zeros(0, 3, dtype=torch.int64)
+    return Conversations(none, none, none, torch.zeros(0, 1), grids, none.flatten(), none)

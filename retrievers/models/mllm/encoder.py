@@ -1,0 +1,308 @@
+"""A multimodal language model of the Qwen-VL family as an encoder of queries and candidates."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import asdict, replace
+from typing import Any, ClassVar, Literal, cast, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from augment.errors import DataError, EngineError, MismatchError
+from augment.records import Side
+from retrievers.models.base import Encoded, Encoder, unwritten
+from retrievers.models.mllm.conversations import IGNORED, ConversationCollator, Conversations
+from retrievers.models.mllm.layout import Layout, layout_named
+from retrievers.models.mllm.reasoning import Reasoning, reason
+
+#: Configurations (``model_type``) of the models that can be loaded.
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+
+
+@final
+class Mllm(Encoder):
+    """The state of a model of the Qwen-VL family at the end of a conversation, L2-normalised.
+
+    The state is that after the final norm. Positions (three rows of them, of time, height and
+    width) are computed for every batch and handed over, so that nothing that the model remembers of
+    one call can reach the next.
+
+    Args:
+        model_name: folder or name on the Hub of a Qwen3-VL, Qwen2.5-VL or Qwen2-VL of transformers,
+            or ``flagland-vlm``, the small one that is packaged.
+        preset: the layout by name, see :data:`~retrievers.models.mllm.layout.LAYOUTS`.
+        layout: another layout, in place of the preset.
+        reasoning: when the model writes before a query's vector, outside training.
+        head: behind the state, a matrix without bias that begins as the identity. It takes out the
+            direction that states before the mark have in common.
+        temperature: divides the cosine in training. 0.05 in LamRA, 0.02 in TTE and RGE's code.
+        learn_temperature: train it, too.
+        dtype: of the weights. Vectors are float32 in any case.
+        checkpointing: recompute each layer's activations in the backward.
+        template: hash of the chat template that the weights were trained under; another one is
+            refused. Null takes any.
+        random_init: take the architecture and no weights.
+        truncate_dim: embed with so many first numbers of a vector, normalised again.
+
+    Raises:
+        DataError: if there is no such model, or it is of another family.
+        MismatchError: if the chat template is another one.
+    """
+
+    fresh: ClassVar[tuple[str, ...]] = ("head.",)
+
+    def __init__(
+        self,
+        model_name: str = "flagland-vlm",
+        preset: str = "flagland",
+        layout: Layout | None = None,
+        reasoning: Reasoning = Reasoning(),  # noqa: B008 - frozen
+        head: bool = False,
+        temperature: float = 0.05,
+        learn_temperature: bool = False,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        checkpointing: bool = False,
+        template: str | None = None,
+        random_init: bool = False,
+        truncate_dim: int | None = None,
+    ) -> None:
+        if not temperature > 0:
+            raise DataError(f"temperature must be positive, got {temperature}")
+        vlm, processor = _load(model_name, dtype, random_init)
+        layout = _limited(layout_named(preset) if layout is None else layout, processor)
+        found = _digest(str(processor.chat_template))
+        if template not in (None, found):
+            raise MismatchError(
+                f"the weights were trained under the chat template {template}, and {model_name} "
+                f"has {found}; use the processor that they were trained with"
+            )
+        settings = {
+            "model_name": model_name, "random_init": random_init, "layout": asdict(layout),
+            "reasoning": asdict(reasoning), "head": head, "temperature": temperature,
+            "learn_temperature": learn_temperature, "dtype": dtype, "template": found,
+            "norm": "final",
+            "prompt": _digest("".join(
+                layout.render(processor, side, text, pictures)
+                for side in _SIDES for text, pictures in (("text", 0), ("", 1), ("text", 1))
+            )),
+        }  # fmt: skip
+        super().__init__(settings, truncate_dim)
+        _check_reasoning(reasoning, layout, vlm)
+        self.layout, self.reasoning = layout, reasoning
+        #: Id of the mark; None where the layout has none.
+        self.mark = _add_mark(vlm, processor, layout.mark) if layout.mark else None
+        self.vlm = vlm
+        self._collator = ConversationCollator(processor, layout)
+        width = int(self.vlm.config.get_text_config().hidden_size)
+        self.head: nn.Module = nn.Linear(width, width, bias=False) if head else nn.Identity()
+        if head:
+            nn.init.eye_(cast("Tensor", self.head.weight))
+        scale = torch.tensor(-math.log(temperature))
+        self.logit_scale: Tensor
+        if learn_temperature:
+            self.logit_scale = nn.Parameter(scale)
+        else:
+            self.register_buffer("logit_scale", scale)
+        if checkpointing:
+            # The other kind loses the gradients of everything before the first trained input.
+            self.vlm.gradient_checkpointing_enable({"use_reentrant": False})
+
+    @property
+    def config(self) -> Any:
+        """The model's, as transformers has it."""
+        return self.vlm.config
+
+    def collator(self) -> ConversationCollator:
+        """The model's own processor within the layout's limits."""
+        return self._collator
+
+    def whole(self, batch: Conversations, side: Side) -> Encoded:
+        """Unit vectors; both sides share the model and differ in their system prompts."""
+        if side == "query" and self.reasoning.when != "never" and not self.training:
+            found = reason(self, batch, self.reasoning)
+            decode = self._collator.processor.tokenizer.decode
+            texts = [str(decode(row)) for row in found.tokens]
+            device = batch.tokens.device
+            return Encoded(
+                found.vectors,
+                torch.tensor([len(row) for row in found.tokens], device=device),
+                texts,
+                torch.tensor([ending in ("end", "length") for ending in found.endings],
+                             device=device),
+            )  # fmt: skip
+        return unwritten(self._vectors(self.states(batch), taught=batch.targets.shape[1] > 0))
+
+    def taught(
+        self, batch: Conversations
+    ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """Unit vectors, and the cross-entropy of what is to be written, from one forward.
+
+        The head of the vocabulary is applied where a token is to be predicted and nowhere else.
+
+        Args:
+            batch: with targets.
+
+        Returns:
+            Vectors; the cross-entropy of each row's first token, which decides whether anything is
+            written; and the sum over its other tokens, the mark at the end included.
+
+        Raises:
+            ValueError: if the batch has no targets.
+        """
+        if not batch.targets.shape[1]:
+            raise ValueError(
+                "what is to be written is not known of every item of the batch, and a token loss "
+                "is asked for"
+            )
+        states = self.states(batch)
+        rows, places = (batch.targets != IGNORED).nonzero(as_tuple=True)
+        logits = self.vlm.lm_head(states[rows, places - 1]).float()
+        costs = functional.cross_entropy(logits, batch.targets[rows, places], reduction="none")
+        first = torch.ones_like(rows, dtype=torch.bool)
+        first[1:] = rows[1:] != rows[:-1]
+        rest = costs.new_zeros(batch.size).index_add(0, rows[~first], costs[~first])
+        return self._vectors(states, taught=True), costs[first], rest
+
+    def states(self, batch: Conversations) -> Float[Tensor, "batch length dim"]:
+        """States after the final norm."""
+        padded = bool((batch.mask == 0).any())
+        output = self.vlm.model(
+            input_ids=batch.tokens,
+            attention_mask=batch.mask if padded else None,
+            position_ids=self.positions(batch),
+            mm_token_type_ids=batch.kinds,
+            use_cache=False,
+            **batch.pictures(),
+        )
+        states: Tensor = output.last_hidden_state
+        return states
+
+    def positions(self, batch: Conversations) -> Int[Tensor, "3 batch length"]:
+        """Places in time, height and width of every token."""
+        positions, _ = self.vlm.model.get_rope_index(
+            batch.tokens,
+            mm_token_type_ids=batch.kinds,
+            image_grid_thw=batch.grids if len(batch.grids) else None,
+            attention_mask=batch.mask,
+        )
+        return cast("Tensor", positions)
+
+    def vector(self, state: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+        """The unit vector of a state, in float32."""
+        return functional.normalize(self.head(state).float(), dim=-1)
+
+    def _vectors(self, states: Tensor, taught: bool) -> Tensor:
+        # Rows end in the last column: in the mark where something is taught or it is pooled.
+        return self.vector(states[:, -2 if taught and self.layout.pooling == "before" else -1])
+
+    def scale(self) -> Float[Tensor, ""]:
+        """One over the temperature."""
+        return self.logit_scale.exp()
+
+    def hold(self) -> None:
+        """Hold the scale at CLIP's 100 or below."""
+        with torch.no_grad():
+            self.logit_scale.clamp_(max=math.log(100.0))
+
+
+_SIDES: tuple[Side, Side] = ("query", "corpus")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _check_reasoning(reasoning: Reasoning, layout: Layout, vlm: Any) -> None:
+    from augment.engines.decoding import fits
+
+    if reasoning.when == "never":
+        return
+    if layout.pooling == "last":
+        raise DataError("reasoning ends in a mark; set layout.pooling to before or at")
+    if not fits(vlm):
+        raise DataError("reasoning needs a model whose layers all attend to all that was read")
+
+
+def _limited(layout: Layout, processor: Any) -> Layout:
+    """The layout with the limits that count, which are the processor's now."""
+    from augment.engines.inputs import limit_pixels
+
+    try:
+        limit_pixels(processor, layout.min_pixels, layout.max_pixels)
+    except EngineError as error:
+        raise DataError(f"layout: {error}") from error
+    size = processor.image_processor.size
+    return replace(layout, min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"])
+
+
+def _load(name: str, dtype: str, random_init: bool) -> tuple[Any, Any]:
+    """Model and processor; nothing of either is executed."""
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    from augment.engines.base import resolve_model
+    from augment.engines.decoding import embed_patches_at_once
+
+    source, kind = resolve_model(name), getattr(torch, dtype)
+    safe = {"trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(source, **safe)
+        if config.model_type not in FAMILIES:
+            raise DataError(
+                f"is a {config.model_type}; this encoder takes {', '.join(FAMILIES)}", name
+            )
+        processor = AutoProcessor.from_pretrained(source, **safe)  # type: ignore[no-untyped-call]
+        if random_init:
+            model = AutoModelForImageTextToText.from_config(  # type: ignore[no-untyped-call]
+                config, dtype=kind
+            )
+        else:
+            model = AutoModelForImageTextToText.from_pretrained(
+                source, dtype=kind, use_safetensors=True, **safe
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"cannot be loaded ({str(error)[:300]}); name a folder that save_pretrained wrote, a "
+            "model on the Hub, or flagland-vlm",
+            name,
+        ) from error
+    embed_patches_at_once(model)
+    return model, processor
+
+
+def _add_mark(model: Any, processor: Any, mark: str) -> int:
+    """The mark's id; a new one gets a spare row of the vocabulary, which begins as the end's.
+
+    An untrained model then ends its text with the mark where it would have ended it. The matrix
+    grows if it has no spare row and never shrinks: Qwen's have more rows than tokens.
+    """
+    tokenizer = processor.tokenizer
+    known = tokenizer.get_vocab()
+    if mark not in known:
+        tokenizer.add_special_tokens(
+            {"extra_special_tokens": [mark]}, replace_extra_special_tokens=False
+        )
+        number = int(tokenizer.convert_tokens_to_ids(mark))
+        if number >= model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(number + 1, mean_resizing=False)
+        matrices = {id(m.weight): m.weight for m in
+                    (model.get_input_embeddings(), model.get_output_embeddings())}  # fmt: skip
+        noise = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for weight in matrices.values():
+                row = weight[tokenizer.eos_token_id]
+                drawn = torch.randn(row.shape, generator=noise) * float(row.float().std()) / 50
+                weight[number] = row + drawn.to(row)
+    if tokenizer.encode(mark, add_special_tokens=False) != [(found := _id(tokenizer, mark))]:
+        raise DataError(
+            f"layout.mark {mark!r} is not one special token of this tokenizer; name another, such "
+            "as <|emb|>"
+        )
+    return found
+
+
+def _id(tokenizer: Any, token: str) -> int:
+    return int(tokenizer.convert_tokens_to_ids(token))

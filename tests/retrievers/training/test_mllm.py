@@ -1,0 +1,265 @@
+"""Training multimodal language models: what moves, chunks, the token loss, resuming."""
+
+import json
+
+import lightning
+import pytest
+import torch
+from torch.nn import functional
+
+from augment.errors import DataError, MismatchError
+from retrievers.cli import main
+from retrievers.data.examples import Candidate, PairCollator, PairExample
+from retrievers.data.module import MBeirData
+from retrievers.export.folder import save
+from retrievers.models.load import load
+from retrievers.models.mllm.conversations import IGNORED
+from retrievers.models.mllm.layout import Layout
+from retrievers.models.tuning import Tuning, merge
+from retrievers.training.module import Contrastive, fit
+from retrievers.training.objective import TokenLoss
+from retrievers.training.optim import AdamWCosine
+from tests.retrievers.mllms import make, mixed, vectors
+from tests.retrievers.models.test_retriever import make_root
+
+LORA = Tuning("image", lora_rank=2, lora_alpha=4)
+WRITTEN = ("", "a flag of three bands", "which", "")
+
+
+def pairs(encoder, written=None):
+    """A batch of four pairs with pictures of every number on both sides."""
+    examples = mixed(encoder.collator())
+    if written is not None:
+        examples = [e._replace(written=w) for e, w in zip(examples, written, strict=True)]
+    rows = [
+        PairExample(query, Candidate(other._replace(written=None), other.id), (other.id,))
+        for query, other in zip(examples, examples[::-1], strict=True)
+    ]
+    return PairCollator(encoder.collator())(rows)
+
+
+def gradients(training, batch):
+    training.zero_grad()
+    loss = training.loss(batch)["loss"]
+    loss.backward()
+    found = {n: p.grad for n, p in training.encoder.named_parameters() if p.requires_grad}
+    return loss.detach(), found
+
+
+def still(family):
+    """What no gradient can reach: the mark is never read before its own state is pooled."""
+    row = "vlm.model.language_model.embed_tokens.token_adapter.trainable_tokens_delta.default"
+    return {row} if family == "qwen2_5" else set()
+
+
+class Keep(lightning.Callback):
+    """What a kill after the second step would leave."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step == 2:
+            trainer.save_checkpoint(self.path)
+
+
+def close(one, other, atol=1e-5):
+    torch.testing.assert_close(one[0], other[0], atol=atol, rtol=0)
+    assert one[1].keys() == other[1].keys()
+    for name, gradient in one[1].items():
+        torch.testing.assert_close(gradient, other[1][name], atol=atol, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen2_5"])
+def test_low_rank_updates_touch_the_language_model_and_the_marks_rows(folders, family):
+    """A golden list of names; Qwen2.5's head is not tied and has rows of its own."""
+    training = Contrastive(make(folders[family]), tuning=LORA)
+    moves = {n for n, p in training.encoder.named_parameters() if p.requires_grad}
+    parts = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+             "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]  # fmt: skip
+    layer = "vlm.model.language_model.layers.{}.{}.lora_{}.default.weight"
+    wanted = {layer.format(n, part, ab) for n in (0, 1) for part in parts for ab in "AB"}
+    rows = ["vlm.model.language_model.embed_tokens"] + ["vlm.lm_head"] * (family == "qwen2_5")
+    wanted |= {f"{row}.token_adapter.trainable_tokens_delta.default" for row in rows}
+    assert moves == wanted
+    frozen = training.tuning.digest(training.encoder)
+    batch = pairs(training.encoder, WRITTEN)
+    training.tokens = TokenLoss(1.0)
+    training.encoder.train()
+    optimizer = torch.optim.AdamW([p for p in training.parameters() if p.requires_grad], 1e-2)
+    for _ in range(2):  # B is nought in the first step
+        _, found = gradients(training, batch)
+        optimizer.step()
+    assert {name for name, gradient in found.items() if not gradient.any()} == still(family)
+    assert training.tuning.digest(training.encoder) == frozen
+
+
+@pytest.mark.parametrize("projector", [False, True])
+def test_the_vision_tower_keeps_no_graph_and_the_projector_may_be_trained(folders, projector):
+    tuning = Tuning("image", lora_rank=2, projector=projector)
+    encoder = Contrastive(make(folders["qwen3"]), tuning=tuning).encoder.train()
+    batch = encoder.collator()(mixed(encoder.collator()), "query")
+    blocks, merged = [], []
+    visual = encoder.vlm.model.visual
+    visual.blocks[-1].register_forward_hook(lambda *args: blocks.append(args[2]))
+    visual.merger.register_forward_hook(lambda *args: merged.append(args[2]))
+    encoder.encode(batch, "query")
+    assert not blocks[0].requires_grad
+    assert merged[0].requires_grad == projector
+    moves = [n for n, p in encoder.named_parameters() if p.requires_grad and ".visual." in n]
+    assert all("merger" in name for name in moves)
+    assert bool(moves) == projector
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen2_5"])
+def test_chunks_and_checkpointing_give_the_gradients_of_the_whole_batch(folders, family):
+    """Chunks cut between one, none, three and one picture; one forward has both losses."""
+
+    def training(chunk=None, **settings):
+        made = Contrastive(
+            make(folders[family], **settings), chunk=chunk, tuning=LORA, tokens=TokenLoss(0.5)
+        )
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for name, parameter in made.encoder.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(0, 0.1)
+        made.encoder.train()
+        return made
+
+    whole = training()
+    batch = pairs(whole.encoder, WRITTEN)
+    wanted = gradients(whole, batch)
+    assert {name for name, gradient in wanted[1].items() if not gradient.any()} == still(family)
+    for chunk in (1, 3):
+        close(gradients(training(chunk), batch), wanted)
+    close(gradients(training(checkpointing=True), batch), wanted)
+
+
+@pytest.mark.parametrize("pooling", ["before", "at"])
+def test_the_token_loss_is_that_of_the_models_own_and_of_each_row_alone(folders, pooling):
+    encoder = make(folders["qwen3"], layout=Layout(pooling=pooling, mark="<|emb|>"))
+    batch = pairs(encoder, WRITTEN).queries
+    assert ((batch.targets != IGNORED).sum(1) > 1).tolist() == [False, True, True, False]
+    with torch.no_grad():
+        vecs, first, rest = encoder.taught(batch)
+        for row in range(batch.size):
+            one = batch.rows(row, row + 1)
+            output = encoder.vlm(
+                input_ids=one.tokens, attention_mask=one.mask, mm_token_type_ids=one.kinds,
+                **one.pictures(),
+            )  # fmt: skip
+            costs = functional.cross_entropy(
+                output.logits[0, :-1], one.targets[0, 1:], reduction="none", ignore_index=IGNORED
+            )
+            costs = costs[one.targets[0, 1:] != IGNORED]
+            torch.testing.assert_close(first[row], costs[0], atol=1e-4, rtol=0)
+            torch.testing.assert_close(rest[row], costs[1:].sum(), atol=1e-4, rtol=0)
+            state = encoder.states(one)[:, -1 if pooling == "at" else -2]
+            torch.testing.assert_close(vecs[row], encoder.vector(state)[0], atol=1e-5, rtol=0)
+    direct = encoder.collator()(mixed(encoder.collator()), "query")
+    plain = encoder.encode(direct, "query").vectors
+    still = [0, 3]  # what writes nothing has the vector of direct embedding
+    torch.testing.assert_close(vecs[still], plain[still], atol=1e-5, rtol=0)
+
+
+def test_the_token_losses_normalisers():
+    first, rest = torch.tensor([1.0, 2, 3, 4]), torch.tensor([0.0, 6, 4, 0])
+    counts = torch.tensor([0, 3, 1, 0])
+    sample = TokenLoss(2.0, decision=0.5)(first, rest, counts)
+    assert float(sample["tokens"]) == pytest.approx(2 * (0.5 * 2.5 + (6 / 3 + 4 / 1) / 2))
+    token = TokenLoss(1.0, per="token")(first, rest, counts)
+    assert float(token["tokens"]) == pytest.approx(2.5 + 10 / 4)
+    assert float(TokenLoss(1.0)(first, rest * 0, counts * 0)["tokens"]) == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen2_5"])
+@pytest.mark.parametrize("dora", [False, True])
+def test_merged_saved_and_loaded_it_is_the_same(folders, family, dora, tmp_path):
+    tuning = Tuning("image", lora_rank=2, lora_dropout=0.1, dora=dora)
+    encoder = Contrastive(make(folders[family]), tuning=tuning).encoder.eval()
+    plain = set(make(folders[family]).state_dict())
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    examples = mixed(encoder.collator())
+    adapted = vectors(encoder, examples)
+    assert (adapted - vectors(make(folders[family]), examples)).norm() > 0.01
+    with pytest.raises(MismatchError, match="low-rank updates"):
+        save(encoder, tmp_path)
+    merge(encoder)
+    torch.testing.assert_close(vectors(encoder, examples), adapted, atol=1e-4, rtol=0)
+    assert set(encoder.state_dict()) == plain
+    tied = encoder.vlm.lm_head.weight is encoder.vlm.get_input_embeddings().weight
+    assert tied == (family == "qwen3")
+    again = load(save(encoder, tmp_path / "folder", card="x"))
+    assert torch.equal(vectors(again, examples), vectors(encoder, examples))
+    assert again.fingerprint({}) == encoder.fingerprint({})
+    assert again.mark == encoder.mark
+
+
+def test_a_killed_fit_goes_on_as_if_undisturbed_and_its_checkpoint_is_small(folders, tmp_path):
+    root = make_root(tmp_path / "root")
+    data = MBeirData(str(root), batch_size=4)
+
+    def run(out, resume=None, callbacks=()):
+        training = Contrastive(
+            make(folders["qwen3"]), chunk=3, optimizer=AdamWCosine(lr=1e-2),
+            tuning=Tuning("image", lora_rank=2, lora_dropout=0.2),
+        )  # fmt: skip
+        return fit(
+            training, data, out, max_steps=4, resume=resume, device="cpu", callbacks=callbacks,
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+
+    half, last = tmp_path / "half.ckpt", tmp_path / "whole" / "checkpoints" / "latest.ckpt"
+    whole = run(tmp_path / "whole", callbacks=[Keep(half)])
+    resumed = run(tmp_path / "rest", half)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    examples = mixed(whole.collator())
+    start = vectors(make(folders["qwen3"]), examples)
+    assert (vectors(whole, examples) - start).norm() > 1e-3
+    saved = torch.load(last, weights_only=True)
+    kept = sum(value.numel() for value in saved["state_dict"].values())
+    assert kept < sum(p.numel() for p in whole.parameters()) / 10
+    loaded = load(last)
+    torch.testing.assert_close(vectors(loaded, examples), vectors(whole, examples))
+    assert loaded.settings() == whole.settings()
+    other = saved | {"retriever": saved["retriever"] | {"frozen": "0" * 16}}
+    torch.save(other, last)
+    with pytest.raises(MismatchError, match="this model is frozen otherwise"):
+        load(last)  # adapter of another base
+
+
+def test_settings_of_training_that_cannot_be_meant_are_refused(folders):
+    plain = make(folders["qwen3"], layout=Layout())
+    with pytest.raises(DataError, match="whose layout has a mark"):
+        Contrastive(plain, tokens=TokenLoss(1.0))
+    with pytest.raises(DataError, match="are for CLIPs"):
+        Contrastive(plain, tuning=Tuning("image", unlock_image=1))
+    with pytest.raises(DataError, match="where it begins"):
+        Contrastive(plain, tuning=Tuning(lora_rank=1, dora=True), init_from="x")
+    training = Contrastive(make(folders["qwen3"]), tokens=TokenLoss(1.0))
+    with pytest.raises(ValueError, match="is not known of every item"):
+        training.loss(pairs(training.encoder))
+
+
+@pytest.mark.parametrize("name", ["flagland_mllm", "qwen3_vl_embedding_lora"])
+def test_packaged_recipes_train_and_test(folders, name, tmp_path, capsys):
+    root = make_root(tmp_path / "root")
+    given = [
+        "--config", name, f"--data.root={root}", f"--out={tmp_path}", "--data.batch_size=4",
+        "--trainer.max_steps=1", "--trainer.accelerator=cpu", "--trainer.precision=32-true",
+        f"--model.encoder.init_args.model_name={folders['qwen3']}", "--model.chunk=3",
+        "--data.loader.workers=0", "--trainer.val_check_interval=1",
+        "--trainer.enable_progress_bar=false", "--data.validation.queries=4",
+    ]  # fmt: skip
+    assert main(["fit", *given]) == 0, capsys.readouterr().err
+    last = tmp_path / "checkpoints" / "latest.ckpt"
+    assert main(["test", *given, f"--ckpt_path={last}"]) == 0, capsys.readouterr().err
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    loaded = load(last)
+    assert metrics["made_by"] == loaded.fingerprint(loaded.trained_on)
