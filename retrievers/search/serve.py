@@ -101,7 +101,7 @@ def search_app(searchers: Mapping[str, Searcher], names: Collection[str] = ()) -
 
 @final
 class _Guard:
-    """Conversations away who may not ask, and locks every answer down."""
+    """Turns away who may not ask, and locks every answer down."""
 
     def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
         self._app = app

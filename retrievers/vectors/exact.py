@@ -1,8 +1,7 @@
-"""Exact search: blocked matrix product and top-k; and what other searches lose against it."""
+"""Exact search: blocked matrix product and top-k."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, final
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from retrievers.vectors.held import Vectors
-from retrievers.vectors.index import Index, Nearest, Recall
+from retrievers.vectors.index import Index, Nearest
 
 #: Rounding, and the error of a single-precision inner product with vectors of norm 1 or so.
 _MARGIN = 4e-6
@@ -230,57 +229,3 @@ def full_precision() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def measure_recall(
-    index: Index[Vectors],
-    vectors: Float32[Tensor, "queries dim"],
-    k: int,
-    name: str = "",
-    sample: int = 256,
-    device: str = "cpu",
-) -> Recall:
-    """Compare an index with exact search over the same vectors.
-
-    Args:
-        index: what is measured.
-        vectors: queries; at most ``sample`` of them, evenly spaced, are searched.
-        k: depth, at most the size of the index.
-        name: of the index, for people.
-        sample: at least 1.
-        device: where the exact search runs.
-    """
-    if sample < 1:
-        raise ValueError(f"a sample needs at least one query, got {sample}")
-    chosen = vectors[:: max(1, -(-len(vectors) // sample))]
-    exact = MatrixIndex(index.made_by, device)
-    exact.add(index.ids, index.held, index.made_by or "")
-    true = exact.search(chosen, k).rows
-    found = index.search(chosen, k).rows
-    shares = [np.isin(t, f).mean() for t, f in zip(true, found, strict=True)]
-    return Recall(
-        name or type(index).__name__,
-        k,
-        float(np.mean(shares)),
-        float(np.min(shares)),
-        len(chosen),
-        len(index),
-    )
-
-
-def tell_recall(
-    index: Index[Vectors], vectors: Float32[Tensor, "queries dim"], k: int, name: str, sample: int
-) -> None:
-    """Measure the recall of an approximate index at a depth, once; keep it there and print it.
-
-    Args:
-        index: what is measured; its ``recall`` receives the result.
-        vectors: queries that are about to be searched.
-        k: depth.
-        name: of the index, for people.
-        sample: see :func:`measure_recall`.
-    """
-    if k not in index.recall:
-        index.recall[k] = Recall("", k, 0, 0, 0, 0)  # the measurement itself searches
-        index.recall[k] = measure_recall(index, vectors, k, name, sample)
-        sys.stderr.write(f"{index.recall[k]}\n")

@@ -34,33 +34,6 @@ class Nearest(NamedTuple):
     scores: Float32[np.ndarray, "queries k"]
 
 
-class Recall(NamedTuple):
-    """True recall@k of an index: the share of the exact top k that it finds.
-
-    Attributes:
-        name: of the index.
-        k: depth.
-        mean: over the queries.
-        worst: of the worst query.
-        queries: in the sample.
-        candidates: in the index.
-    """
-
-    name: str
-    k: int
-    mean: float
-    worst: float
-    queries: int
-    candidates: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.name} is approximate: true recall@{self.k} against exact search "
-            f"{self.mean:.4f} (worst query {self.worst:.4f}), {self.queries} queries, "
-            f"{self.candidates:,} candidates"
-        )
-
-
 class Held(Protocol):
     """What an index holds of its candidates: :class:`Vectors`, or texts."""
 
@@ -93,14 +66,12 @@ class Index(ABC, Generic[HeldT]):
 
     Attributes:
         ids: of all candidates by row, an Arrow array of strings.
-        recall: depth -> what an approximate search was found to lose; empty for an exact one.
     """
 
     def __init__(self, held: HeldT, made_by: str | None = None) -> None:
         self.made_by = made_by
         self.held = held
         self.ids: Any = pa.array([], pa.large_string())
-        self.recall: dict[int, Recall] = {}
         self._ranks: Int64[np.ndarray, " n"] | None = None
 
     def __len__(self) -> int:

@@ -10,14 +10,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from augment.errors import DataError, EngineError, ToolkitError
-from retrievers.vectors.exact import tell_recall
-from retrievers.vectors.held import Vectors
-from retrievers.vectors.index import Index, Nearest
+from retrievers.vectors.approximate import ApproximateIndex
 
-#: Candidates fetched beyond k.
-_SPARE = 16
-#: Milvus answers with no more hits a query.
-_MOST = 16_384
 #: Bytes of vectors in one message; a server takes 64 MiB.
 _BYTES = 8 << 20
 #: Queries in one message.
@@ -25,13 +19,11 @@ _QUERIES = 256
 
 
 @final
-class MilvusIndex(Index[Vectors]):
+class MilvusIndex(ApproximateIndex):
     """Vectors in a collection of Milvus, with the index that Milvus chooses for itself.
 
     The collection is named after what made the vectors and the ids, so that what a run has put in
-    is found by the next one. Candidates that Milvus finds are scored again from the vectors
-    themselves, so a score is always exact; what may be missing are candidates. At the first search
-    of each depth the true recall is measured against exact search and printed.
+    is found by the next one.
 
     Args:
         uri: a file such as ``vectors.db`` (Milvus Lite), or a server's address such as
@@ -45,6 +37,9 @@ class MilvusIndex(Index[Vectors]):
         DataError: if the address or the parameters cannot be used.
     """
 
+    #: Milvus answers with no more hits a query.
+    most = 16_384
+
     def __init__(
         self,
         uri: str,
@@ -53,7 +48,7 @@ class MilvusIndex(Index[Vectors]):
         refine: int = 4,
         sample: int = 256,
     ) -> None:
-        super().__init__(Vectors(), made_by)
+        super().__init__(f"milvus {uri} {parameters}", made_by, refine, sample)
         if not uri.endswith(".db") and "://" not in uri:
             raise DataError(
                 f"milvus:{uri} is neither a file that ends in .db nor an address; write "
@@ -61,8 +56,6 @@ class MilvusIndex(Index[Vectors]):
             )
         self.uri = uri
         self._parameters = _parsed(parameters)
-        self._told = f"milvus {uri} {parameters}".strip()
-        self._refine, self._sample = refine, sample
         self._client: Any = None
         self._collection = ""
 
@@ -103,14 +96,6 @@ class MilvusIndex(Index[Vectors]):
             client.insert(name, rows)
         client.flush(name)
 
-    def _find(self, queries: Tensor, k: int) -> Nearest:
-        self.build()
-        tell_recall(self, queries, k, self._told, self._sample)
-        wide = min(max(self._refine * k, k + _SPARE), len(self), max(k, _MOST))
-        rows = self._fetch(queries, wide)
-        found = self._rank(rows, self.held.rescore(queries, rows))
-        return Nearest(found.rows[:, :k], found.scores[:, :k])
-
     def _fetch(self, queries: Tensor, k: int) -> Int64[np.ndarray, "queries k"]:
         rows = np.full((len(queries), k), -1)
         try:
@@ -150,8 +135,8 @@ class MilvusIndex(Index[Vectors]):
         )
 
     def _changed(self) -> None:
+        super()._changed()
         self._collection = ""
-        self.recall = {}
 
 
 def _parsed(parameters: str) -> dict[str, float]:

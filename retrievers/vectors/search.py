@@ -17,9 +17,10 @@ from retrievers.evaluation.results import Results, Runs, run_files, score, write
 from retrievers.evaluation.run_files import writing_runs
 from retrievers.models.base import Encoder
 from retrievers.vectors import make_index
+from retrievers.vectors.approximate import Recall
 from retrievers.vectors.embed import Embedded, embed
 from retrievers.vectors.held import Vectors
-from retrievers.vectors.index import Index, Recall, rank_plan
+from retrievers.vectors.index import Index, rank_plan
 
 
 class Searched(NamedTuple):
@@ -27,7 +28,7 @@ class Searched(NamedTuple):
 
     Attributes:
         runs: (task name, "local" or "union") -> run.
-        recall: what :func:`retrievers.vectors.exact.measure_recall` found, by pool.
+        recall: what :func:`retrievers.vectors.approximate.measure_recall` found, by pool.
     """
 
     runs: Runs
@@ -68,7 +69,8 @@ def search(
         return own.tolist(), queries.take(own)
 
     runs = rank_plan(plan, config.depth, vectors.made_by, index_of, queries_of)
-    return Searched(runs, {p: [*i.recall.values()] for p, i in made.items() if i.recall})
+    measured = {pool: getattr(index, "recall", {}) for pool, index in made.items()}
+    return Searched(runs, {pool: list(own.values()) for pool, own in measured.items() if own})
 
 
 def test(

@@ -8,7 +8,7 @@ import torch
 
 from augment.errors import DataError, EngineError, MismatchError
 from retrievers.vectors import make_index, open_index
-from retrievers.vectors.exact import MatrixIndex, measure_recall
+from retrievers.vectors.exact import MatrixIndex
 from retrievers.vectors.faiss import FaissIndex
 from retrievers.vectors.milvus import MilvusIndex
 from retrievers.vectors.store import EmbeddingStore, EmbeddingWriter
@@ -221,8 +221,6 @@ def test_factories_that_cannot_be(capfd):
             index.search(clustered(1), 1)
     with pytest.raises(ValueError, match="sample must be at least 1"):
         FaissIndex("m", "SQ8", sample=0)
-    with pytest.raises(ValueError, match="at least one query"):
-        measure_recall(indexed(MatrixIndex("m"), clustered(9)), clustered(2), 1, sample=0)
 
 
 @pytest.mark.parametrize("kind", ["exact", "faiss", "IVF4,Flat", "milvus"])
