@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from augment.enrichment.command import call, guarded
+from augment.errors import printable
 from augment.records import Side
 
 Length = Literal["short", "dense", "sentences"]
@@ -42,7 +43,8 @@ def status(
     for one in found if failures else ():
         for failure in opened.failures(one.side, one.recipe).values():
             place = f" ({failure.image})" if failure.image else ""
-            sys.stdout.write(f"{failure.item_id}{place}: {failure.reason}\n")
+            line = printable(f"{failure.item_id}{place}: {failure.reason}")
+            sys.stdout.write(f"{line}\n")
     return 0
 
 

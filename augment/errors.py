@@ -16,6 +16,24 @@ All of them mean "the whole run stops". What happens to one item is a value with
 
 from __future__ import annotations
 
+import re
+
+# Control characters, separators of lines, marks that turn the direction of what follows, and halves
+# of surrogate pairs.
+_UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+
+
+def printable(text: str, lines: bool = False) -> str:
+    """Text of strangers for a terminal: what would move its cursor or forge a line is escaped.
+
+    Args:
+        text: such as the path of a picture, or what a server said.
+        lines: keep line ends.
+    """
+    return _UNSEEN.sub(lambda one: one[0] if lines and one[0] == "\n" else repr(one[0])[1:-1], text)
+
 
 class ToolkitError(Exception):
     """Base of every error that a user can cause and mend."""
@@ -30,7 +48,8 @@ class DataError(ToolkitError):
     """
 
     def __init__(self, message: str, where: str = "") -> None:
-        super().__init__(f"{where}: {message}" if where else message)
+        message = printable(message, lines=True)
+        super().__init__(f"{printable(where)}: {message}" if where else message)
         self.where = where
 
 
@@ -40,7 +59,8 @@ class ImageError(DataError):
     Args:
         message: what was seen and what to do.
         where: path of the picture as the data names it.
-        reason: one of ``missing``, ``outside-root``, ``lfs-pointer``, ``too-large``, ``corrupt``.
+        reason: one of ``missing``, ``outside-root``, ``lfs-pointer``, ``too-large``, ``corrupt``,
+            ``changed``.
     """
 
     def __init__(self, message: str, where: str = "", reason: str = "corrupt") -> None:

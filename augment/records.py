@@ -143,12 +143,15 @@ class Request:
         system: the system message.
         text: the user message's text.
         images: paths relative to the data root of the pictures shown after the text.
+        expected: SHA-256 in hex of the bytes of its only picture, as the key of the text has them;
+            other bytes are not to be shown. Empty where nobody has looked.
     """
 
     item_id: str
     system: str
     text: str
     images: tuple[str, ...] = ()
+    expected: str = ""
 
     @property
     def image(self) -> str | None:
@@ -201,6 +204,7 @@ class Enrichment:
         retry_of: key of the refused text that this one was made to replace; else empty.
         candidate_id: the candidate that it was generated for together with the query
             ``item_id``; empty for the text of an item alone.
+        picture: SHA-256 in hex of the bytes of the picture that the model saw; else empty.
     """
 
     key: str
@@ -219,3 +223,4 @@ class Enrichment:
     lengths: Mapping[str, str] = field(default_factory=dict, hash=False)
     retry_of: str = ""
     candidate_id: str = ""
+    picture: str = ""

@@ -7,6 +7,7 @@ checked before anything is decoded.
 from __future__ import annotations
 
 import hashlib
+import io
 import struct
 import time
 import zlib
@@ -107,24 +108,29 @@ def _path_problem(path: str) -> str:
     return ""
 
 
-def open_image(root: Path, path: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(
+    root: Path, path: str, max_pixels: int = MAX_PIXELS, expected: str = ""
+) -> Image.Image:
     """Load one picture as RGB: upright by its EXIF tag, transparency put on white.
 
     Args:
         root: data root.
         path: relative path as the data names it.
         max_pixels: width times height above which the file is refused before decoding.
+        expected: SHA-256 in hex of the bytes that are to be decoded; empty takes any.
 
     Returns:
         A fully loaded picture in mode ``RGB``; the file is closed.
 
     Raises:
-        ImageError: see :func:`resolve`; also ``lfs-pointer``, ``too-large`` and ``corrupt``.
+        ImageError: see :func:`resolve`; also ``lfs-pointer``, ``too-large`` and ``corrupt``, and
+            ``changed`` if the bytes are not those expected.
     """
     file = resolve(root, path)
     refuse_pointer(file, path)
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        source = _expected(file, path, expected) if expected else file
+        with Image.open(source, formats=FORMATS) as image:
             _refuse_bomb(image, path, max_pixels)
             image.load()
             deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
@@ -148,6 +154,19 @@ def open_image(root: Path, path: str, max_pixels: int = MAX_PIXELS) -> Image.Ima
             path,
             "corrupt",
         ) from error
+
+
+def _expected(file: Path, path: str, expected: str) -> io.BytesIO:
+    """The bytes of a file, read once: those that were hashed are those that are decoded."""
+    data = file.read_bytes()
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise ImageError(
+            "was replaced since it was looked up; run the same command again, which takes it as "
+            "it is then",
+            path,
+            "changed",
+        )
+    return io.BytesIO(data)
 
 
 def content_hash(root: Path, path: str) -> str:

@@ -279,7 +279,8 @@ class OpenAIEngine(Engine):
         if request.image is None:
             return self._parts(request.text)
         try:
-            return self._parts(request.text, open_image(self._root, request.image))
+            image = open_image(self._root, request.image, expected=request.expected)
+            return self._parts(request.text, image)
         except ImageError as error:
             return _failed(f"{error.reason}: {error}")
         except (OSError, ValueError, MemoryError) as error:

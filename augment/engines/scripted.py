@@ -106,15 +106,16 @@ class ScriptedEngine(Engine):
     def _answer(self, request: Request) -> Reply:
         seen = ""
         if request.image is not None:
-            seen = self._seen(request.image)
+            seen = self._seen(request.image, request.expected)
         text = self._text(request, seen)
         if text is None:
             return Reply("", "error", reason="scripted: no answer for this item")
         return Reply(text, "stop", len(request.text.split()), len(text.split()))
 
-    def _look(self, path: str) -> str:
-        width, height = open_image(self._root, path).size
-        return f"{content_hash(self._root, path)[:12]} of {width} by {height} pixels"
+    def _look(self, path: str, expected: str) -> str:
+        expected = expected or content_hash(self._root, path)
+        width, height = open_image(self._root, path, expected=expected).size
+        return f"{expected[:12]} of {width} by {height} pixels"
 
     def _text(self, request: Request, seen: str) -> str | None:
         if self._answers is None:

@@ -168,7 +168,8 @@ class HFEngine(Engine):
         if request.image is None:
             return ready
         try:
-            image = resized(self._processor, open_image(self._root, request.image))
+            image = open_image(self._root, request.image, expected=request.expected)
+            image = resized(self._processor, image)
         except ImageError as error:
             return ready._replace(error=f"{error.reason}: {error}")
         except _FAILURES as error:  # e.g. an aspect ratio above 200

@@ -149,7 +149,7 @@ class Account:
         """The item for which a model wrote a text."""
         self._link(job, key, judged)
         self.summary.generated += 1
-        self._tell(1, new=1, tokens=tokens)
+        self._tell(new=1, tokens=tokens)
 
     def shared(self, job: Job, key: str, judged: Judged) -> None:
         """An item that shares a text of this run."""
@@ -170,7 +170,7 @@ class Account:
     def skipped(self, reason: str) -> None:
         """An item that is left alone."""
         self.summary.skipped[reason] += 1
-        self._tell(1)
+        self._tell()
 
     def failed(self, failure: Failure) -> None:
         """An item that gets no text."""
@@ -182,7 +182,7 @@ class Account:
         self.summary.failed[reason_class(failure.reason)] += 1
         if len(self.summary.failures) < NAMED_FAILURES:
             self.summary.failures.append(failure)
-        self._tell(1, failed=1)
+        self._tell(failed=1)
 
     def _link(self, job: Job, key: str, judged: Judged) -> None:
         self._store.link(self._recipe, job.item.id, key, job.reason, judged)
@@ -191,12 +191,12 @@ class Account:
     def _cached(self, duplicate: bool) -> None:
         self.summary.cached += 1
         self.summary.duplicates += duplicate
-        self._tell(1)
+        self._tell(cached=not duplicate)
 
-    def _tell(self, done: int, new: int = 0, failed: int = 0, tokens: int = 0) -> None:
+    def _tell(self, new: int = 0, cached: int = 0, failed: int = 0, tokens: int = 0) -> None:
         if self._progress is not None:
             self._progress.waited(self._engine.waited)
-            self._progress.add(done, new, failed, tokens)
+            self._progress.add(1, new, cached, failed, tokens)
 
 
 @final
@@ -206,37 +206,49 @@ class Progress:
     Args:
         what: what is counted, e.g. ``corpus``.
         total: number of items, None if unknown.
+        known: of these, how many have a text already: they cost no time when their turn comes.
         line_seconds: see :data:`LINE_SECONDS`; only used where there is no terminal.
     """
 
-    def __init__(self, what: str, total: int | None, line_seconds: float = LINE_SECONDS) -> None:
+    def __init__(
+        self,
+        what: str,
+        total: int | None,
+        known: int = 0,
+        line_seconds: float = LINE_SECONDS,
+    ) -> None:
         self._what = what
         self._total = total
+        self._known = known
         self._line_seconds = line_seconds
         self._bar: tqdm[Any] | None = None
         if sys.stderr.isatty():
-            self._bar = tqdm(total=total, desc=what, unit="item", dynamic_ncols=True)
-        self._done = self._new = self._failed = self._tokens = 0
+            form = "{l_bar}{bar}| {n_fmt} of {total_fmt} items [{elapsed}{postfix}]"
+            self._bar = tqdm(total=total, desc=what, dynamic_ncols=True, bar_format=form)
+        self._done = self._new = self._cached = self._failed = self._tokens = 0
         self._waited = self._noted = self._share = 0.0
         self._start = self._shown = time.monotonic()
 
-    def add(self, done: int, new: int = 0, failed: int = 0, tokens: int = 0) -> None:
+    def add(
+        self, done: int, new: int = 0, cached: int = 0, failed: int = 0, tokens: int = 0
+    ) -> None:
         """Count items that are settled.
 
         Args:
             done: how many.
             new: of these, how many a model answered; the remaining time is estimated from them.
+            cached: of these, how many were known before the run.
             failed: of these, how many failed.
             tokens: that a model wrote for them.
         """
         self._done += done
         self._new += new
+        self._cached += cached
         self._failed += failed
         self._tokens += tokens
-        due = time.monotonic() - self._shown > self._line_seconds
         if self._bar is not None:
             self._bar.update(done)
-        if due:
+        if time.monotonic() - self._shown > self._line_seconds:
             self._show()
 
     def waited(self, seconds: float) -> None:
@@ -250,32 +262,35 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(self._details()), refresh=False)
         else:
-            sys.stderr.write(self.line() + "\n")
+            of = "" if self._total is None else f" of {self._total:,}"
+            state = [f"{self._what}: {self._done:,}{of} items", *self._details()]
+            sys.stderr.write(", ".join(state) + "\n")
             sys.stderr.flush()
 
-    def line(self) -> str:
-        """The state in one line."""
+    def _details(self) -> list[str]:
         elapsed = max(time.monotonic() - self._start, 1e-9)
         # What was in the store costs no time, so it must not make the rest look cheap.
         rate = (self._new or self._done) / elapsed
-        text = f"{self._what}: {self._done:,}"
-        if self._total is not None:
-            text += f" of {self._total:,}"
-        text += f" items, {rate:.3g}/s"
+        found = [f"{rate:.3g}/s"]
         if self._total is not None and rate > 0:
-            text += f", {duration((self._total - self._done) / rate)} left"
-        return ", ".join([text, *self._details()])
-
-    def _details(self) -> list[str]:
-        found = []
+            found.append(f"{duration(self._to_ask(self._total) / rate)} left")
         if self._tokens:
-            elapsed = max(time.monotonic() - self._start, 1e-9)
             found.append(f"{self._tokens / elapsed:.3g} tokens/s")
         if self._failed:
             found.append(f"{self._failed:,} failed")
         if self._share > WAITING:
             found.append(f"the model is waiting for images ({100 * self._share:.0f} % of the time)")
         return found
+
+    def _to_ask(self, total: int) -> float:
+        """How many of the items to come a model will be asked about.
+
+        Those with a text are known; of the others, as many as so far are left alone, fail, or share
+        the text of another.
+        """
+        known = min(self._cached, self._known)
+        others, seen = total - self._done - (self._known - known), self._done - known
+        return max(others, 0) * (self._new / seen if seen and self._new else 1.0)
 
     def close(self) -> None:
         """Leave the bar as it stands."""

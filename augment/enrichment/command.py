@@ -17,7 +17,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
-from augment.errors import StoreWriteError, ToolkitError
+from augment.errors import StoreWriteError, ToolkitError, printable
 from augment.files import home, legible_output
 
 #: Marks of reStructuredText that mean nothing on a terminal.
@@ -115,12 +115,9 @@ def guarded(command: Callable[[], int]) -> int:
     legible_output()
     try:
         return command()
-    except StoreWriteError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 5
     except ToolkitError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+        sys.stderr.write(f"error: {printable(str(error), lines=True)}\n")
+        return 5 if isinstance(error, StoreWriteError) else 2
     except KeyboardInterrupt:
         sys.stderr.write("stopped; run the same command again to go on\n")
         return 4

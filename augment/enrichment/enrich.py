@@ -14,6 +14,7 @@ only by a retry.
 from __future__ import annotations
 
 import json
+import sys
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -30,6 +31,7 @@ from augment.prompts import Prompt
 from augment.records import Enrichment, Reply, Request
 from augment.store import Failure, Judged, Scope, Store, reason_class
 from augment.store.keys import Recipe
+from augment.store.runs import RunRecord, load_runs
 from augment.store.segments import Seen
 
 #: Items settled without asking after which the engine may hand over what it has meanwhile done.
@@ -80,6 +82,7 @@ def enrich_jobs(
     record = None
     if scope is not None:
         record = store.begin(recipe, scope)
+        _warn_of_others(store.folder, record)
         store.adopt(seen_dead)
     plan = Planner(jobs, engine, recipe, root, store, ahead)
     run = _Run(plan, engine, store, recipe, progress, stop, limits, retry)
@@ -99,6 +102,17 @@ def enrich_jobs(
     if record is not None:
         store.finish(record, run.summary.counts())
     return run.summary
+
+
+def _warn_of_others(folder: Path, own: RunRecord) -> None:
+    """Say that another run makes the same texts now; each asks for all that it did not find."""
+    for run in load_runs(folder):
+        same = (run.recipe, run.scope.shard) == (own.recipe, own.scope.shard)
+        if same and run.alive and run.pid != own.pid:
+            sys.stderr.write(
+                f"process {run.pid} makes the same texts in this store now: both pay for them;"
+                " stop one of the two, or give each a share (--shard 0/2 and --shard 1/2)\n"
+            )
 
 
 @final
@@ -379,6 +393,7 @@ class _Run:
             checks=verdict.scores,
             lengths=verdict.lengths,
             retry_of=group.retry_of,
+            picture=group.request.expected,
         )
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from augment.engines import Engine
 from augment.enrichment.jobs import Job
 from augment.enrichment.plan import Planner
+from augment.errors import printable
 from augment.records import Enrichment, Reply, Request, Sampling
 from augment.store import Store, reason_class
 from augment.store.keys import Recipe
@@ -251,7 +252,7 @@ def show(jobs: Sequence[Job], texts: Mapping[str, Enrichment]) -> str:
 def _one(job: Job, text: Enrichment | None) -> str:
     item = job.item
     head = f"{item.id}  {item.image}" if item.image else item.id
-    rows = [visible(head), _field("published", item.text or "-")]
+    rows = [printable(head), _field("published", item.text or "-")]
     if text is None:
         return "\n".join([*rows, _field("failed", "see below")])
     rows.append(_field("generated", text.text or "-"))

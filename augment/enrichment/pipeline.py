@@ -23,7 +23,7 @@ from augment.enrichment.estimate import SAMPLE_BATCHES, choose, describe, measur
 from augment.enrichment.jobs import Job, Retry, Share, parse_shard
 from augment.enrichment.launch import launch
 from augment.enrichment.supervise import SUCCESSOR, draining, supervise
-from augment.errors import DataError
+from augment.errors import DataError, printable
 from augment.files import home
 from augment.prompts import Prompt, load_prompt
 from augment.prompts.route import Kind, classify
@@ -320,12 +320,14 @@ def carry_out(
     share = None if plan.total is None else -(-plan.total // shard.shares)
     total = min((one for one in (share, options.limit) if one is not None), default=None)
     opened = store if isinstance(store, Store) else Store(store)
-    with closing(Progress(plan.side, total)) as progress, draining() as stop, opened:
+    used = recipe(plan.side, engine, plan.routes, options)
+    known = 0 if retry else len(opened.rows("link", used.id)) // shard.shares
+    with closing(Progress(plan.side, total, known)) as progress, draining() as stop, opened:
         return enrich_jobs(
             jobs,
             engine,
             opened,
-            recipe(plan.side, engine, plan.routes, options),
+            used,
             root,
             progress=progress,
             stop=stop,
@@ -439,7 +441,7 @@ def finish(summary: Summary, store: Path) -> int:
     sys.stdout.write(f"{summary}\n")
     for item, image, reason, _ in summary.failures[:SHOWN_FAILURES]:
         where = f"{item} ({image})" if image else item
-        sys.stderr.write(f"failed: {where}: {reason}\n")
+        sys.stderr.write(printable(f"failed: {where}: {reason}") + "\n")
     hidden = summary.failed.total() - SHOWN_FAILURES
     if hidden > 0:
         sys.stderr.write(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, final
@@ -126,6 +127,7 @@ class Planner(Iterator[Planned]):
             except ImageError as error:
                 failure = Failure(job.item.id, job.item.image, f"{error.reason}: {error}")
                 return Planned(job, failure=failure)
+            request = replace(request, expected=image_hash)
         sampling = self._recipe.sampling[prompt.name]
         group = Group("", request, image_hash, prompt, sampling, [])
         group.key = self.key(group)

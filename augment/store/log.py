@@ -35,7 +35,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, final
 
-from augment.files import sync_folder
+from augment.files import digest, sync_folder
 
 #: A power cut loses at most this much finished work, in seconds. A killed process loses none.
 SYNC_SECONDS = 1.0
@@ -82,13 +82,26 @@ def read(file: BinaryIO) -> Iterator[Line]:
         yield Line(number, decode(line), not line.endswith(b"\n"))
 
 
+#: Files that name a machine without a network card: the installation, or else this boot of it.
+MACHINE_IDS = ("/etc/machine-id", "/proc/sys/kernel/random/boot_id")
+
+
 @cache
 def host() -> str:
     """This machine's name and hardware address, so that two machines of one name differ."""
     name = "".join(c if c.isalnum() or c == "-" else "-" for c in socket.gethostname())
     address = uuid.getnode()
     # Where there is none, Python draws one with this bit set, another one in every process.
-    return f"{name}_{0 if address >> 40 & 1 else address:012x}"
+    return f"{name}_{_machine() if address >> 40 & 1 else f'{address:012x}'}"
+
+
+def _machine() -> str:
+    """Twelve hex digits that all processes of this machine find; the ids themselves are private."""
+    for path in MACHINE_IDS:
+        with contextlib.suppress(OSError):
+            if name := Path(path).read_text().strip():
+                return digest(name)[:12]
+    return "0" * 12
 
 
 def writer_pid(name: str) -> int | None:
@@ -122,8 +135,9 @@ class Log:
         self._error: OSError | None = None
         self._lock = threading.Lock()
         self._ended = threading.Event()
+        self._syncer = threading.Thread(target=self._keep_synced, name="fsync", daemon=True)
         if sync_seconds > 0:
-            threading.Thread(target=self._keep_synced, name="fsync", daemon=True).start()
+            self._syncer.start()
 
     def append(self, line: bytes) -> None:
         """Write one record, as :func:`encode` made it.
@@ -164,15 +178,17 @@ class Log:
         """Sync and release the lock; harmless when repeated.
 
         Raises:
-            OSError: if the last records cannot be synced.
+            OSError: if the last records could not be synced, now or in the background.
         """
         self._ended.set()
         if self._file.closed:
             return
         try:
-            self.sync()
+            if self._syncer.is_alive():  # it may be at the last records, and tells if that fails
+                self._syncer.join()
             if self._error is not None:
                 raise self._error
+            self.sync()
         finally:
             self._file.close()
 

@@ -695,7 +695,8 @@ class Cards:
         text = None if sample.failed else self._texts.get(sample.item_id)
         self.unknown += item is None
         image = item.image if item is not None else sample.image
-        picture, no_picture = self._picture(image, known=item is not None)
+        expected = text.picture if text else ""
+        picture, no_picture = self._picture(image, item is not None, expected)
         published, generated = compare(item.text if item else None, text.text if text else "")
         return ItemCard(
             sample.item_id,
@@ -709,11 +710,11 @@ class Cards:
             text,
         )
 
-    def _picture(self, image: str | None, known: bool) -> tuple[DataUri | None, str]:
+    def _picture(self, image: str | None, known: bool, expected: str) -> tuple[DataUri | None, str]:
         if image is None:
             return None, "no picture" if known else "not in this root"
         try:
-            return thumbnail(open_image(self._root, image)), ""
+            return thumbnail(open_image(self._root, image, expected=expected)), ""
         except ImageError as error:
             return None, f"picture {error.reason}"
 

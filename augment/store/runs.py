@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, final
 
 from augment.errors import StoreError, StoreWriteError
-from augment.files import read_json, write_json
+from augment.files import digest, write_json
 from augment.records import Side
 from augment.store import log
 from augment.store.keys import Recipe
@@ -32,7 +32,7 @@ SIDES: tuple[Side, ...] = ("corpus", "query")
 
 
 #: Version of the layout.
-FORMAT = 3
+FORMAT = 4
 
 
 def make_folder(folder: Path) -> None:
@@ -114,6 +114,17 @@ class RunRecord:
     pid: int = 0
 
     @property
+    def alive(self) -> bool:
+        """Whether it runs now, on this machine."""
+        if self.ended is not None or self.host != log.host():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except OSError:
+            return False
+        return True
+
+    @property
     def complete(self) -> bool:
         """Whether it came to the end of all the input of its shard."""
         whole = self.scope.limit is None and not self.scope.retry
@@ -166,10 +177,10 @@ def begin(folder: Path, recipe: Recipe, scope: Scope) -> RunRecord:
     """
     save_recipe(folder, recipe)
     name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
-    run = RunRecord(
-        name, recipe.side, recipe.id, scope, time.time(), host=log.host(), pid=os.getpid()
-    )
-    _save_run(folder, run)
+    # Later than all others, though a clock may once have been ahead.
+    started = max([time.time(), *(run.started + 1e-3 for run in load_runs(folder)[-1:])])
+    run = RunRecord(name, recipe.side, recipe.id, scope, started, host=log.host(), pid=os.getpid())
+    save_run(folder, run)
     return run
 
 
@@ -179,12 +190,35 @@ def finish(folder: Path, run: RunRecord, counts: Mapping[str, Any]) -> None:
     Raises:
         StoreWriteError: if it cannot be written.
     """
-    _save_run(folder, replace(run, ended=time.time(), counts=dict(counts)))
+    save_run(folder, replace(run, ended=max(time.time(), run.started), counts=dict(counts)))
 
 
-def _save_run(folder: Path, run: RunRecord) -> None:
+def save_run(folder: Path, run: RunRecord) -> None:
+    """Write a run, in place of what was there of it.
+
+    Raises:
+        StoreWriteError: if it cannot be written.
+    """
     with writing(folder):
-        write_json(folder / "runs" / f"{run.id}.json", asdict(run))
+        write_json(folder / "runs" / f"{run.id}.json", _checked(asdict(run)))
+
+
+def _checked(value: Mapping[str, Any]) -> dict[str, Any]:
+    """What is to be saved, with a checksum."""
+    return {**value, "sum": digest(value)[:16]}
+
+
+def _read_checked(path: Path) -> dict[str, Any]:
+    """What :func:`_checked` made.
+
+    Raises:
+        ValueError: if it is something else now; OSError, KeyError and TypeError likewise.
+    """
+    value = json.loads(path.read_text(encoding="utf-8"))
+    found = value.pop("sum")
+    if found != digest(value)[:16]:
+        raise ValueError("it does not fit its checksum")
+    return dict(value)
 
 
 def load_runs(folder: Path) -> list[RunRecord]:
@@ -205,10 +239,10 @@ def load_run(path: Path) -> RunRecord:
         StoreError: if it cannot be read.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = _read_checked(path)
         scope = value.pop("scope")
         return RunRecord(**value, scope=Scope(**{**scope, "retry": tuple(scope["retry"])}))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{path}: cannot read the run: {error}; delete the file") from error
 
 
@@ -293,7 +327,7 @@ def choose(folder: Path, side: Side, name: str) -> None:
         StoreError: if there is no such recipe, or the choice cannot be written.
     """
     load_recipe(folder, side, name)
-    write_json(folder / f"chosen-{side}.json", {"recipe": name}, StoreWriteError)
+    write_json(folder / f"chosen-{side}.json", _checked({"recipe": name}), StoreWriteError)
 
 
 def chosen(folder: Path, side: Side) -> str | None:
@@ -302,9 +336,9 @@ def chosen(folder: Path, side: Side) -> str | None:
     if not path.exists():
         return None
     try:
-        return str(read_json(path, StoreError)["recipe"])
-    except (KeyError, TypeError) as error:
-        raise StoreError(f"{path}: names no recipe; delete it and choose again") from error
+        return str(_read_checked(path)["recipe"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{path}: is damaged ({error}); delete it and choose again") from error
 
 
 def meant(folder: Path, side: Side) -> str:

@@ -119,13 +119,15 @@ def _faithfulness(
 
     judge = Faithfulness(clip, pretrained)
     items = {item.id: item for item in _items(root, side)}.values()
-    pairs = ((item, texts[item.id].text) for item in items if item.id in texts and item.image)
-    waiting = iter([(item, text) for item, text in pairs if text])
+    pairs = ((item, texts[item.id]) for item in items if item.id in texts and item.image)
+    waiting = iter([(item, text) for item, text in pairs if text.text])
     rows: dict[str, Mapping[str, float | str]] = {}
     with tqdm(total=len(items), desc="faithfulness", disable=None, leave=False) as bar:
         while batch := list(islice(waiting, BATCH)):
             opened = [
-                (item.id, picture, text) for item, text in batch for picture in _open(root, item)
+                (item.id, picture, text.text)
+                for item, text in batch
+                for picture in _open(root, item, text.picture)
             ]
             if opened:
                 ids, pictures, written = zip(*opened, strict=True)
@@ -136,9 +138,10 @@ def _faithfulness(
     return table
 
 
-def _open(root: Path, item: Item) -> Sequence[Any]:
+def _open(root: Path, item: Item, expected: str) -> Sequence[Any]:
+    """The picture that a text was written about; none if there is another now."""
     try:
-        return [open_image(root, item.image or "")]
+        return [open_image(root, item.image or "", expected=expected)]
     except ImageError:
         return []
 
@@ -163,7 +166,7 @@ def _write(table: pd.DataFrame, out: Path, clip: str) -> None:
     """Write Parquet, whole or not at all, with the name of the model that judged."""
     table.attrs = {"clip": clip}
     with replacing_path(out, DataError) as partial:
-        table.to_parquet(partial)
+        table.to_parquet(partial, write_page_checksum=True)
 
 
 def load_scores(store: Path, side: Side, recipe: str) -> tuple[str, pd.DataFrame] | None:
@@ -178,8 +181,8 @@ def load_scores(store: Path, side: Side, recipe: str) -> tuple[str, pd.DataFrame
     if not path.is_file():
         return None
     try:
-        table = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
+        table = pd.read_parquet(path, page_checksum_verification=True)
+    except (OSError, ValueError) as error:  # Arrow's errors are these
         raise StoreError(f"{path}: cannot read the scores: {error}; delete the file") from error
     names = [name for name in SCORES if name in table]
     if not names:

@@ -1,24 +1,26 @@
 """Sealed records: Parquet files that appear whole, and how a record is found in them.
 
-Pages carry checksums, which are checked when they are read, and a file's name ends with the
-beginning of the SHA-256 of its bytes. Per sealed row, 32 bytes stay in memory (code, time, place);
-the rest is read on demand. Parquet reads a whole group to give one row, so a reader of single texts
-maps an Arrow copy, made on first use in the store's ``cache`` folder, which may be deleted at any
-time. Records of logs that are not sealed yet are held whole; a log is sealed before they become
-many.
+A file's name ends with the beginning of the SHA-256 of its bytes, which is compared before a
+process reads from it; pages carry checksums, too. Per sealed row, 32 bytes stay in memory (code,
+time, place); the rest is read on demand. Parquet reads a whole group to give one row, so a reader
+of single texts maps a copy, made on first use in the store's ``cache`` folder, which may be deleted
+at any time. Records of logs that are not sealed yet are held whole; a log is sealed before they
+become many.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import mmap
 import os
 import secrets
 import struct
 import tempfile
+import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, final
 
@@ -28,11 +30,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from augment.files import publish, sha256
+from augment.errors import StoreError
+from augment.files import publish, replacing_path, sha256
+from augment.store.log import decode, encode
 from augment.store.schema import SCHEMAS, Kind, batch, code, name_of
 
-#: Rows of a Parquet row group and of an Arrow batch: memory that reading in a row takes.
-GROUP = 16_384
+#: Rows of a Parquet row group: memory that reading in a row takes; and of a batch of its copy,
+#: which is checked as a whole when a row of it is read: two milliseconds.
+GROUP, BATCH = 16_384, 2_048
 
 #: Rows decoded together where rows are asked for in their order, gaps of NEAR included.
 DECODED, NEAR = 128, 8
@@ -43,6 +48,9 @@ LATEST = 1 << 16
 Codes = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.int64]
 _Number = TypeVar("_Number", np.uint64, np.int64)
+
+#: What to do about a damaged segment.
+REMEDY = "; restore the file from a copy, or delete it: its texts are generated again"
 
 _LOG = logging.getLogger(__name__)
 
@@ -91,29 +99,37 @@ def checksum(path: Path) -> str:
     return sha256(path)[:16]
 
 
+@lru_cache(maxsize=1 << 16)
+def sound(path: Path, size: int, changed: int) -> bool:
+    """Whether the bytes of a segment are those that its name tells; looked at once a process."""
+    return checksum(path) == path.stem.rpartition(".")[2]
+
+
 def opened(path: Path) -> Any:
-    """A segment, whose pages are checked as they are read.
+    """A segment whose bytes are those that were sealed, to the last bit.
+
+    Parquet checks pages alone, and not their headers or the footer, which say how to read them.
 
     Raises:
-        OSError: if it cannot be read; Arrow's errors for damage are OSErrors, too.
+        StoreError: if it is damaged or cannot be read.
     """
     try:
+        status = path.stat()
+        if not sound(path, status.st_size, status.st_mtime_ns):
+            raise StoreError(f"{path}: is damaged: its checksum is not the one in its name{REMEDY}")
         return pq.ParquetFile(path, page_checksum_verification=True)
-    except pa.ArrowInvalid as error:
-        raise OSError(f"{path} is damaged: {error}") from error
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"{path}: cannot be read: {error}{REMEDY}") from error
 
 
 def column(path: Path, *names: str) -> Any:
     """Some columns of a segment, as an Arrow table.
 
     Raises:
-        OSError: if the segment cannot be read.
+        StoreError: if the segment is damaged or cannot be read.
     """
-    try:
-        # Not read_table, which loads Arrow's whole machinery for data sets.
-        return opened(path).read(list(names), use_threads=False)
-    except pa.ArrowInvalid as error:
-        raise OSError(f"{path} is damaged: {error}") from error
+    # Not read_table, which loads Arrow's whole machinery for data sets.
+    return opened(path).read(list(names), use_threads=False)
 
 
 def numbers(array: Any, kind: type[_Number], each: int = 1) -> npt.NDArray[_Number]:
@@ -179,67 +195,110 @@ class RowIndex:
 
 @final
 class Mapped:
-    """A segment with cheap access to any row.
+    """A segment with cheap access to any row, through a copy whose every byte is checked.
+
+    The copy is a row of Arrow batches and a line as in a log, with their ends and CRC-32 sums. A
+    batch is checked when it is first looked at; a copy that is damaged is made anew.
 
     Args:
+        kind: of the records.
         path: the segment.
-        cache: folder of memory-mapped copies; where it cannot be written, the copy lives in a
-            temporary file.
+        cache: folder of the copies; where it cannot be written, the copy lives in a temporary file.
     """
 
-    def __init__(self, path: Path, cache: Path) -> None:
-        copy = cache / f"{path.parent.name}.{path.stem}.arrow"
-        try:
-            usable = copy.stat().st_mtime_ns >= path.stat().st_mtime_ns
-        except OSError:
-            usable = False
-        source = copy if usable else _convert(path, copy)
-        table = pa.ipc.open_file(pa.memory_map(str(source))).read_all()
-        self._batches = table.drop_columns(["code"]).to_batches()
+    def __init__(self, kind: Kind, path: Path, cache: Path) -> None:
+        self._path = path
+        # The name of a segment has its checksum, so a copy of this name is of these bytes.
+        self._copy = cache / f"{path.parent.name}.{path.stem}.arrow"
+        self._schema = pa.schema([field for field in SCHEMAS[kind] if field.name != "code"])
+        self._batches: dict[int, Any] = {}
         self._latest = -1
         #: Rows that were decoded together, and the number of the first.
         self._block: tuple[int, list[dict[str, Any]]] = 0, []
-        if source != copy:
-            source.unlink()  # the mapping keeps it until we are done
+        self._bytes, self._ends, self._sums = _mapped(self._copy) or self._made()
+
+    def _made(self) -> tuple[mmap.mmap, list[int], list[int]]:
+        """The copy, made anew.
+
+        Raises:
+            StoreError: if the segment is damaged.
+        """
+        with contextlib.suppress(OSError):
+            self._copy.unlink(missing_ok=True)
+        path = _convert(self._path, self._copy, self._schema)
+        made = _mapped(path)
+        if path != self._copy:
+            path.unlink()  # the mapping keeps it until we are done
+        if made is None:
+            raise StoreError(f"{path}: is damaged as soon as it is written; check this disk")
+        return made
 
     def row(self, number: int) -> dict[str, Any]:
         """One row as plain values.
 
         Rows asked for one after another are decoded many at a time.
+
+        Raises:
+            StoreError: if the copy is damaged and the segment, too.
         """
         follows, self._latest = 0 < number - self._latest <= NEAR, number
         first, rows = self._block
         if not first <= number < first + len(rows):
-            part, at = self._batches[number // GROUP], number % GROUP
+            part, at = self._batch(number // BATCH), number % BATCH
             first, rows = number, part.slice(at, DECODED if follows else 1).to_pylist()
             self._block = first, rows
         return dict(rows[number - first])
 
+    def _batch(self, place: int) -> Any:
+        if place not in self._batches:
+            if (found := self._sound(place)) is None:
+                self._bytes, self._ends, self._sums = self._made()
+                found = self._sound(place)
+            self._batches[place] = pa.ipc.read_record_batch(pa.py_buffer(found), self._schema)
+        return self._batches[place]
 
-def _convert(path: Path, copy: Path) -> Path:
-    """Make the Arrow copy; where the cache cannot be written, a temporary file."""
-    partial = copy.with_name(f".{copy.name}.{secrets.token_hex(4)}")
+    def _sound(self, place: int) -> memoryview | None:
+        """The bytes of a batch; None if they are not what was written."""
+        start = self._ends[place - 1] if place else 0
+        found = memoryview(self._bytes)[start : self._ends[place]]
+        return found if zlib.crc32(found) == self._sums[place] else None
+
+
+def _mapped(path: Path) -> tuple[mmap.mmap, list[int], list[int]] | None:
+    """A copy, and the ends and sums of its batches; None if there is none that is whole."""
     try:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        _copy(path, partial)
-        return partial.replace(copy)
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError):  # none, or an empty one
+        return None
+    found = decode(data[data.rfind(b"\n", 0, len(data) - 1) + 1 :])
+    return None if found is None else (data, found["ends"], found["sums"])
+
+
+def _convert(path: Path, copy: Path, schema: Any) -> Path:
+    """Make the Arrow copy; where the cache cannot be written, a temporary file."""
+    try:
+        with replacing_path(copy) as partial:
+            _write_copy(path, partial, schema)
+        return copy
     except OSError as error:
         _LOG.info("%s: no cache (%s), using a temporary file", copy.parent, error)
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
     handle, name = tempfile.mkstemp(suffix=".arrow")
     os.close(handle)
-    _copy(path, Path(name))
+    _write_copy(path, Path(name), schema)
     return Path(name)
 
 
-def _copy(path: Path, target: Path) -> None:
-    """Parquet to Arrow, a group at a time; every batch but the last has GROUP rows."""
-    source = opened(path)
-    with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, source.schema_arrow) as out:
-        for part in source.iter_batches(GROUP):
-            out.write_batch(part)
+def _write_copy(path: Path, target: Path, schema: Any) -> None:
+    """Parquet to Arrow, batch by batch; every one but the last has BATCH rows."""
+    ends, sums = [], []
+    with target.open("wb") as out:
+        for part in opened(path).iter_batches(BATCH, columns=schema.names):
+            data = part.serialize()
+            out.write(data)
+            ends.append(out.tell())
+            sums.append(zlib.crc32(data))
+        out.write(b"\n" + encode({"ends": ends, "sums": sums}))
 
 
 @final
@@ -327,7 +386,7 @@ class Rows:
         number = bisect_right(self._starts, row) - 1
         mapped = self._mapped.get(number)
         if mapped is None:
-            mapped = self._mapped[number] = Mapped(self.segments[number], self._cache)
+            mapped = self._mapped[number] = Mapped(self.kind, self.segments[number], self._cache)
         return mapped.row(row - self._starts[number])
 
     def _counting(self) -> npt.NDArray[np.bool_]:

@@ -43,6 +43,9 @@ SEAL_LEFT = 2_000
 #: So many of them are sealed even if they hold less.
 MANY_LOGS = 64
 
+#: Characters that are kept of why an item failed; a server may say anything.
+MOST_REASON = 4_000
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -276,15 +279,24 @@ class Store:
         same = known is not None and known.key == key and judged in (UNJUDGED, known.judged)
         if same and self.failure(recipe, owner) is None:
             return
+        mended = self.mended(key)
+        at = self._after(recipe, owner, mended.at if mended else 0)
         record = {"kind": "link", "recipe": recipe, "item": owner, "key": key, "route": route}
-        self._write(record | verdict_columns(judged))
+        self._write(record | verdict_columns(judged) | {"at": at})
 
     def fail(self, recipe: str, failure: Failure) -> None:
         """Save that an item or a pair failed under a recipe, and why."""
         self._in_flight.pop(failure.key, None)
         owner, image, reason, key = failure
+        died = max((one.at for one in self._deaths.values() if key in one.keys), default=0)
         record = {"kind": "fail", "recipe": recipe, "item": owner, "image": image}
-        self._write({**record, "reason": reason, "key": key})
+        at = self._after(recipe, owner, died)
+        self._write({**record, "reason": reason[:MOST_REASON], "key": key, "at": at})
+
+    def _after(self, recipe: str, owner: str, other: int) -> int:
+        """Now, or the moment behind what is known of an owner: a clock may have been ahead."""
+        known = (self.rows(kind, recipe).at(owner) for kind in ("link", "fail"))
+        return max(log.stamp(), other + 1, *(at + 1 for at in known if at is not None))
 
     def save_picture(self, name: str, sha256: str) -> None:
         """Remember a picture's hash.

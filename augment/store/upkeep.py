@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,11 +12,11 @@ from typing import Any, NamedTuple, final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from augment.errors import StoreError
-from augment.files import write_text
+from augment.errors import StoreError, printable
 from augment.records import Enrichment, Side
-from augment.store import log, runs
+from augment.store import runs
 from augment.store.keys import Recipe
 from augment.store.runs import SIDES, RunRecord
 from augment.store.schema import (
@@ -31,21 +30,23 @@ from augment.store.schema import (
     name_of,
     reason_class,
 )
-from augment.store.segments import checksum, numbers, opened
+from augment.store.segments import REMEDY, numbers, opened, sound
 from augment.store.store import Store
 
 _REMEDIES: Mapping[str, str] = {
     "damaged segment": "restore it from a copy, or delete it: its texts are generated again",
     "damaged line": "its text is generated again by the next run",
+    "damaged scores": "delete the file; python -m augment scores makes it again",
     "wrong code": "the segment was written by something else; delete it",
     "malformed text": "the segment was written by something else; delete it",
     "link without a text": "the next run of its recipe generates the text",
     "recipe": "restore the file from a copy; it must not be edited",
+    "choice": "delete the file and choose again",
     "run": "delete the file, or restore it from a copy",
 }
 
 #: Problems of a store that may be merged all the same: nothing wrong is taken over.
-_HARMLESS = {"link without a text", "damaged line"}
+_HARMLESS = {"link without a text", "damaged line", "damaged scores"}
 
 
 def open_store(folder: Path) -> Store:
@@ -157,7 +158,7 @@ def _refused(store: Store, recipe: str, reasons: Mapping[str, str]) -> Counter[s
 def _run(run: RunRecord) -> dict[str, Any]:
     state = "complete" if run.complete else "ended"
     if run.ended is None:
-        state = "running" if _alive(run) else "killed, or running on another machine"
+        state = "running" if run.alive else "killed, or running on another machine"
     elif run.counts.get("incomplete"):
         state = "cut short"
     return {
@@ -170,16 +171,6 @@ def _run(run: RunRecord) -> dict[str, Any]:
         "retry": list(run.scope.retry),
         "host": run.host.partition("_")[0],
     }
-
-
-def _alive(run: RunRecord) -> bool:
-    if run.host != log.host():
-        return False
-    try:
-        os.kill(run.pid, 0)
-    except OSError:
-        return False
-    return True
 
 
 def _run_line(run: Mapping[str, Any]) -> str:
@@ -242,7 +233,7 @@ class Soundness:
         rows += [f"{number:>9,} items by {recipe}" for recipe, number in self.linked.items()]
         for kind, places in self.problems.items():
             rows.append(f"{len(places):>9,} {kind}: {_REMEDIES[kind]}")
-            rows += [f"          {place}" for place in places[:10]]
+            rows += [f"          {printable(place)}" for place in places[:10]]
         return "\n".join(rows if self.problems else [*rows, "all is well"])
 
 
@@ -255,8 +246,12 @@ def verify(folder: Path) -> Soundness:
     if not runs.check_folder(folder):
         raise StoreError(f"{folder}: no store here")
     found = Soundness()
+    sound.cache_clear()  # what was looked at before may be damaged since
     _check_segments(folder, found)
-    if found.problems:
+    for path in sorted(folder.glob("scores/*.parquet")):
+        with _noting(found, "damaged scores", str(path)):
+            pq.ParquetFile(path, page_checksum_verification=True).read(use_threads=False)
+    if set(found.problems) - _HARMLESS:
         return found  # what follows would read the damaged files
     store = Store(folder)
     for where in store.damaged:
@@ -273,22 +268,24 @@ def verify(folder: Path) -> Soundness:
 
 
 def _sound_recipes(folder: Path, found: Soundness) -> Iterator[tuple[Side, Recipe]]:
-    """The recipes that can be read; notes those that cannot, and such runs."""
+    """The recipes that can be read; notes those that cannot, and such runs and choices."""
     for path in sorted((folder / "runs").glob("*.json")):
         with _noting(found, "run"):
             runs.load_run(path)
     for side in SIDES:
+        with _noting(found, "choice"):
+            runs.chosen(folder, side)
         for name in runs.recipe_ids(folder, side):
             with _noting(found, "recipe"):
                 yield side, runs.load_recipe(folder, side, name)
 
 
 @contextlib.contextmanager
-def _noting(found: Soundness, kind: str) -> Iterator[None]:
+def _noting(found: Soundness, kind: str, where: str = "") -> Iterator[None]:
     try:
         yield
-    except StoreError as error:
-        found.add(kind, str(error))
+    except (StoreError, OSError, pa.ArrowException) as error:
+        found.add(kind, f"{where}: {error}" if where else str(error))
 
 
 def _check_segments(folder: Path, found: Soundness) -> None:
@@ -302,8 +299,6 @@ def _check_segments(folder: Path, found: Soundness) -> None:
 def _segment_problem(kind: Kind, path: Path) -> tuple[str, str]:
     """Compute the checksum and every code again; what is wrong, and where."""
     try:
-        if checksum(path) != path.name.split(".")[-2]:
-            return "damaged segment", f"{path}: its checksum is not the one in its name"
         file = opened(path)
         if file.schema_arrow.names != SCHEMAS[kind].names:
             return "wrong code", str(path)
@@ -311,8 +306,8 @@ def _segment_problem(kind: Kind, path: Path) -> tuple[str, str]:
             problem = _rows_problem(kind, part)
             if problem:
                 return problem, str(path)
-    except (OSError, pa.ArrowException) as error:
-        return "damaged segment", f"{path}: {str(error).splitlines()[0]}"
+    except (StoreError, OSError, pa.ArrowException) as error:
+        return "damaged segment", str(error).removesuffix(REMEDY).splitlines()[0]
     return "", ""
 
 
@@ -364,9 +359,8 @@ def merge(into: Path, others: Sequence[Path]) -> Counter[str]:
     with Store(into) as store:
         for other in others:
             _add(store, Store(other), done)
-            with runs.writing(into):
-                for path in (other / "runs").glob("*.json"):
-                    write_text(into / "runs" / path.name, path.read_text(encoding="utf-8"))
+            for run in runs.load_runs(other):
+                runs.save_run(into, run)
     return done
 
 
@@ -393,14 +387,16 @@ class Difference(NamedTuple):
     after: Enrichment | None
 
     def __str__(self) -> str:
-        return "\n".join([f"@ {self.item}", *_lines("-", self.before), *_lines("+", self.after)])
+        return "\n".join(
+            [f"@ {printable(self.item)}", *_lines("-", self.before), *_lines("+", self.after)]
+        )
 
 
 def _lines(mark: str, text: Enrichment | None) -> list[str]:
     if text is None:
         return []
     refused = f"  [{text.rejected}]" if text.rejected else ""
-    return [f"{mark} {line}" for line in f"{text.text}{refused}".splitlines()]
+    return [f"{mark} {printable(line)}" for line in f"{text.text}{refused}".splitlines()]
 
 
 def differences(

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from transformers import AutoTokenizer
 
+from augment.data.images import content_hash
 from augment.engines import Ask, Pause, batching, load_engine
 from augment.engines.batching import Window
 from augment.engines.scripted import ScriptedEngine
@@ -243,9 +244,11 @@ def test_a_bad_picture_fails_alone(tiny, pictures, tmp_path):
     Image.new("RGB", (2, 900)).save(tmp_path / "thin.png")
     names = ["0.png", "corrupt.png", "1.png", "absent.png", "thin.png", "2.png"]
     ask = [Request(str(n), "s", "describe", one_picture(name)) for n, name in enumerate(names)]
+    ask.append(replace(ask[0], expected=content_hash(tmp_path, "1.png")))
     engine = load_engine(str(tiny), root=tmp_path, batch_size=8, device="cpu")
     replies = list(engine.generate(ask, Sampling(max_new_tokens=2)))
-    assert [r.finish == "error" for r in replies] == [False, True, False, True, True, False]
+    assert [r.finish == "error" for r in replies] == [False, True, False, True, True, False, True]
+    assert replies[6].reason.startswith("changed:")
     assert replies[1].reason.startswith("corrupt:")
     assert replies[3].reason.startswith("missing:")
     assert "thin.png" in replies[4].reason

@@ -105,12 +105,14 @@ def test_pictures_that_cannot_be_used_fail_alone_and_cost_no_request(root):
         *ask(3),
         Request("a", "s", "t", ("broken.png",)),
         Request("b", "s", "t", ("no.png",)),
+        Request("c", "s", "t", ("1.png",), expected="0" * 64),
     ]
     with FakeServer() as server:
         replies = list(engine(root, server).generate(requests, SAMPLING))
-    assert [reply.finish for reply in replies] == ["stop"] * 3 + ["error"] * 2
+    assert [reply.finish for reply in replies] == ["stop"] * 3 + ["error"] * 3
     assert replies[3].reason.startswith("corrupt: broken.png")
     assert replies[4].reason.startswith("missing: no.png")
+    assert replies[5].reason.startswith("changed: ")
     assert server.statuses == {"200": 3}
 
 
@@ -294,7 +296,7 @@ def test_closing_the_iterator_ends_at_once_even_if_the_server_hangs(root):
 def test_it_tells_how_long_pictures_kept_the_server_waiting(root, monkeypatch):
     opened = openai.open_image
     requests = [Request(f"1:{n}", "s", "describe", (f"{n % 4}.png",)) for n in range(6)]
-    monkeypatch.setattr(openai, "open_image", lambda *a: (time.sleep(0.2), opened(*a))[1])
+    monkeypatch.setattr(openai, "open_image", lambda *a, **k: (time.sleep(0.2), opened(*a, **k))[1])
     with FakeServer() as server:
         made, start = engine(root, server, concurrency=2, workers=1), time.monotonic()
         assert all(r.finish == "stop" for r in made.generate(requests, SAMPLING))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -350,3 +351,35 @@ def test_the_default_prompt_is_the_packaged_one(root):
     corpus.run(root, root.parent / "store", options=Options(model="scripted:", limit=2))
     recipe = Store(root.parent / "store").recipe("corpus")
     assert recipe.prompts == {"rar/corpus": load_prompt("rar/corpus").id}
+
+
+def test_a_path_forges_no_line_and_moves_no_cursor(root, capsys):
+    pool = root / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl"
+    forged = "mbeir_images/x\nfailed: 3:5: forged\r\x1b[2J\u202e.png"
+    write_candidates(pool, [Item("3:1", "say \x1b[31m", one_picture(forged), "image,text")])
+    assert command(corpus, root) == 3
+    assert command(corpus, root, "--preview", "1") == 3
+    assert main(["status", "--store", str(root.parent / "store"), "--failures"]) == 0
+    shown = "".join(capsys.readouterr())
+    assert (
+        "failed: 3:1 (mbeir_images/x\\nfailed: 3:5: forged\\r\\x1b[2J\\u202e.png): missing" in shown
+    )
+    assert not any(line.startswith(("failed: 3:5", "3:5")) for line in shown.splitlines())
+    assert {letter for letter in shown if not letter.isprintable()} <= {"\n", "\ufffd"}
+
+
+def test_a_second_run_of_the_same_share_is_told_that_it_pays_twice(root, capsys):
+    store = root.parent / "store"
+    assert command(corpus, root) == 0
+    mine = runs.load_runs(store)[0]
+    parent = replace(mine, id="other", ended=None, pid=os.getppid())
+    for run, told in (
+        (parent, True),
+        (replace(parent, scope=replace(mine.scope, shard="0/2")), False),
+        (replace(parent, ended=mine.ended), False),
+        (replace(parent, host="elsewhere"), False),
+    ):
+        runs.save_run(store, run)
+        capsys.readouterr()
+        assert command(corpus, root) == 0
+        assert ("makes the same texts" in capsys.readouterr().err) == told

@@ -365,6 +365,29 @@ def test_pictures_are_read_once_over_all_runs(root, monkeypatch):
     assert read == ["0.png", "1.png", "1.png"]
 
 
+def test_a_picture_that_is_replaced_on_the_way_fails_and_is_taken_as_it_is_by_the_next_run(
+    root, monkeypatch
+):
+    """Between hashing and reading, in place and by another file."""
+
+    def starting(engine, requests):
+        for n in range(3):
+            Image.new("RGB", (8 + n, 8), (7, 7, 7 * n)).save(root / "new.png")
+            (root / f"{n}.png").write_bytes((root / "new.png").read_bytes())
+
+    jobs = [job(n, f"{n}.png") for n in range(6)]
+    with monkeypatch.context() as patched:
+        patched.setattr(ScriptedEngine, "starting", starting)
+        summary = run(jobs, root, ScriptedEngine(root=root, batch_size=6))
+    assert summary.failed == {"changed": 3}
+    assert set(texts(root)) == {"1:3", "1:4", "1:5"}
+    assert run(jobs, root).generated == 3
+    for item, text in Store(root.parent / "store").texts("corpus").items():
+        seen = content_hash(root, f"{item[2:]}.png")
+        assert seen[:12] in text.text
+        assert text.picture == seen
+
+
 def test_shards_cover_everything_once_and_keep_pictures_together(root):
     items = [job(n, f"{n % 6}.png").item for n in range(60)]
     shares = [[item for item in items if Share(n, 4).takes(item)] for n in range(4)]

@@ -22,16 +22,34 @@ def clock(monkeypatch):
 
 
 def test_a_line_has_rate_rest_tokens_and_failures(clock, capsys):
-    shown = Progress("corpus", 1000)
-    shown.add(400)  # cached: costs nothing
+    shown = Progress("corpus", 1000, known=400)
+    shown.add(400, cached=400)  # costs nothing
     clock(20)
     shown.add(100, new=90, failed=10, tokens=1800)
     assert capsys.readouterr().err == (
-        "corpus: 500 of 1,000 items, 4.5/s, 1 min 51 s left, 90 tokens/s, 10 failed\n"
+        "corpus: 500 of 1,000 items, 4.5/s, 1 min 40 s left, 90 tokens/s, 10 failed\n"
     )
     clock(1)
     shown.add(1)
     assert capsys.readouterr().err == "", "a line every ten seconds, no more"
+
+
+@pytest.mark.parametrize(
+    ("known", "before", "left"),
+    [
+        (0, {}, "1 min 30 s"),  # one in a second, 90 to come
+        (60, {}, "30 s"),  # of which 60 have a text
+        (60, {"done": 60, "cached": 60}, "30 s"),  # the first 60 of them
+        (0, {"done": 10}, "40 s"),  # every second one is left alone
+        (95, {"done": 10}, "0 s"),  # all that come
+    ],
+)
+def test_what_will_not_be_asked_takes_no_time(clock, capsys, known, before, left):
+    shown = Progress("corpus", 100, known)
+    shown.add(**{"done": 0, **before})
+    clock(10.001)
+    shown.add(10, new=10)
+    assert f", {left} left" in capsys.readouterr().err
 
 
 def test_it_says_when_the_model_waits_for_images_and_when_no_longer(clock, capsys):
@@ -89,7 +107,7 @@ def test_the_engine_tells_how_long_its_model_waited(tmp_path, monkeypatch):
     for n in range(4):
         Image.new("RGB", (64, 64), (n, 0, 0)).save(tmp_path / f"{n}.png")
     slow = hf.open_image
-    monkeypatch.setattr(hf, "open_image", lambda *a: (time.sleep(0.2), slow(*a))[1])
+    monkeypatch.setattr(hf, "open_image", lambda *a, **k: (time.sleep(0.2), slow(*a, **k))[1])
     engine = hf.HFEngine("flagland-vlm", root=tmp_path, batch_size=2, workers=1)
     engine._load()  # not in the time that pictures are opened anyway
     requests = [Request(str(n), "", "Describe.", (f"{n}.png",)) for n in range(4)]

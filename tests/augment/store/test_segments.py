@@ -3,8 +3,6 @@
 import random
 import tracemalloc
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from augment.store import segments
@@ -15,16 +13,16 @@ ROWS = 500
 
 @pytest.fixture
 def sealed(tmp_path, monkeypatch):
-    """A file of several groups, and its rows."""
+    """A file of several groups and batches, and its rows."""
     monkeypatch.setattr(segments, "GROUP", 128)
+    monkeypatch.setattr(segments, "BATCH", 64)
     rows = [
-        {"item": f"1:{n}", "at": n, "text": None if n % 7 == 0 else f"é {n}"} for n in range(ROWS)
+        {"item": f"1:{n}", "at": n, "key": f"k{n}", "route": None if n % 7 == 0 else f"é {n}"}
+        for n in range(ROWS)
     ]
-    table = pa.Table.from_pylist(rows).append_column("code", pa.array([b"x" * 16] * ROWS))
-    path = tmp_path / "links" / "a.parquet"
-    path.parent.mkdir()
-    pq.write_table(table, path, row_group_size=128)
-    return Mapped(path, tmp_path / "cache"), rows
+    path = segments.write(tmp_path / "links", "a", "link", rows)
+    empty = dict.fromkeys(("judged", "shown", "rejected", "checks"))
+    return Mapped("link", path, tmp_path / "cache"), [{**row, **empty} for row in rows]
 
 
 def _orders():
