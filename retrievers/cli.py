@@ -8,7 +8,7 @@ from importlib import import_module, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from augment.errors import DataError, ToolkitError
+from augment.errors import DataError, ToolkitError, printable
 from augment.files import home, legible_output
 
 if TYPE_CHECKING:
@@ -61,12 +61,12 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments, args is None)
     except ToolkitError as error:
-        sys.stderr.write(f"error: {_last(error)}\n")
+        sys.stderr.write(f"error: {printable(_last(error), lines=True)}\n")
     except ValueError as error:
         # jsonargparse puts what a constructor raises behind one of its own.
         if not isinstance(error.__cause__, ToolkitError):
             raise
-        sys.stderr.write(f"error: {_last(error.__cause__)}\n")
+        sys.stderr.write(f"error: {printable(_last(error.__cause__), lines=True)}\n")
     return USER_ERROR
 
 

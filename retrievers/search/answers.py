@@ -14,7 +14,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
-from augment.errors import ToolkitError
+from augment.errors import ToolkitError, printable
 from augment.records import Modality
 
 #: Exit status of a command that a user can mend.
@@ -180,7 +180,7 @@ def command(args: Sequence[str]) -> int:
         own_picture=parsed.own_picture,
     )
     for note in (*searcher.notes, *answer.notes):
-        sys.stderr.write(f"note: {_printable(note)}\n")
+        sys.stderr.write(f"note: {printable(note)}\n")
     if parsed.json:
         sys.stdout.write(json.dumps(answer.to_json(), ensure_ascii=False, indent=1) + "\n")
     else:
@@ -203,14 +203,14 @@ def render(answer: Answer, root: Path) -> str:
     """
     lines = []
     if answer.rewritten:
-        lines.append(f"rewritten  {_printable(answer.rewritten)}")
-    lines += [f"read as    {_printable(answer.described())}", ""]
+        lines.append(f"rewritten  {_line(answer.rewritten)}")
+    lines += [f"read as    {_line(answer.described())}", ""]
     for result in answer:
-        lines.append(f"{result.rank:>3}  {result.score:.4f}  {result.id}")
+        lines.append(f"{result.rank:>3}  {result.score:.4f}  {printable(result.id)}")
         fields = {
             "text": result.text,
             "generated": result.generated,
-            "image": str(root / result.image) if result.image else None,
+            "image": printable(str(root / result.image)) if result.image else None,
         }
         for name, value in fields.items():
             if value:
@@ -222,7 +222,7 @@ def render(answer: Answer, root: Path) -> str:
 
 def _wrapped(name: str, value: str) -> str:
     return textwrap.fill(
-        _printable(value),
+        _line(value),
         _WIDTH,
         initial_indent=f"     {name:<9}  ",
         subsequent_indent=" " * 16,
@@ -230,9 +230,8 @@ def _wrapped(name: str, value: str) -> str:
     )
 
 
-def _printable(text: str) -> str:
-    """Without control characters, which could steer a terminal."""
-    return "".join(mark if mark.isprintable() else " " for mark in text)
+def _line(text: str) -> str:
+    return printable(" ".join(text.split()))
 
 
 def main(args: Sequence[str]) -> int:
@@ -255,5 +254,5 @@ def run_command(work: Callable[[Sequence[str]], int], args: Sequence[str]) -> in
         sys.stderr.write("stopped\n")
         return _STOPPED
     except ToolkitError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {printable(str(error))}\n")
         return USER_ERROR

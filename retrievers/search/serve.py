@@ -33,7 +33,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from augment.data.images import open_image
-from augment.errors import DataError, EngineError, ImageError, ToolkitError
+from augment.errors import DataError, EngineError, ImageError, ToolkitError, printable
 from retrievers.search.answers import Answer, add_opening, opening, run_command
 from retrievers.search.page import MAX_QUERY, Question, render_page
 from retrievers.search.pictures import QueryPictures
@@ -380,7 +380,7 @@ def command(args: Sequence[str]) -> int:
         searchers = _open_searchers(parsed)
         for name, searcher in searchers.items():
             for note in searcher.notes:
-                sys.stderr.write(f"note: {name}: {note}\n")
+                sys.stderr.write(f"note: {name}: {printable(note)}\n")
         sys.stdout.write(f"serving on {address_of(listening)} until Ctrl-C\n")
         sys.stdout.flush()
         app = search_app(searchers, [parsed.host, *parsed.allow_host])

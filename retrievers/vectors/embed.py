@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from augment.errors import DataError
+from augment.errors import DataError, printable
 from augment.records import Side
 from retrievers.data.examples import Example, Items
 from retrievers.data.module import MBeirData
@@ -224,7 +224,8 @@ def _room(
         wanted.shard_seconds,
     )
     for name, problem in writer.damaged.items():
-        sys.stderr.write(f"shard {name} of {writer.folder} is embedded again: {problem}\n")
+        told = printable(f"shard {name} of {writer.folder} is embedded again: {problem}")
+        sys.stderr.write(f"{told}\n")
     keys = item_keys(embedder.contents(side), data.root.path)
     return Embeddings(size, writer, keys, lambda rows: embedder.names(side, rows))
 

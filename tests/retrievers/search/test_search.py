@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from augment import corpus, queries
 from augment.data.pools import open_queries
 from augment.enrichment.pipeline import Options
 from augment.errors import DataError, EngineError, ImageError, MismatchError, StoreError
-from retrievers import Searcher
+from retrievers import Searcher, cli
 from retrievers.data.module import EmbeddingConfig, LoaderConfig, MBeirData
 from retrievers.data.texts import ViewConfig
 from retrievers.evaluation.run_files import read_run
@@ -317,6 +318,21 @@ def test_the_command_prints_text_or_json(world, capsys):
     assert len(told["results"]) == 41
     assert told["read"] is None
     assert HOSTILE in [result["text"] for result in told["results"]]
+
+
+def test_nothing_of_a_candidate_moves_the_cursor(tmp_path, capsys):
+    bad = "x\x1b[2J\nerror: forged\u202e\x9b"
+    answer = search.Answer((search.Result(1, 0.5, bad, bad, bad, bad),), bad, False, None, bad, ())
+    told = search.render(answer, tmp_path)
+    assert told.count("x\\x1b[2J") == 6
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", told)
+    assert "\nerror" not in told
+    # What a store or a run says of a folder.
+    for main in (search.main, lambda args: cli.main(["search", *args])):
+        assert main(["red", "--root", str(tmp_path), "--checkpoint=bm25", "--store", bad]) == 2
+        error = capsys.readouterr().err
+        assert "\x1b" not in error
+        assert "\x9b" not in error
 
 
 def test_the_command_tells_errors_in_one_line(world, tmp_path, capsys):
