@@ -25,7 +25,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from mmap import ACCESS_COPY, mmap
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, final, get_args
 
 import numpy as np
@@ -62,13 +61,11 @@ class Shard:
         name: its stem.
         rows: number of vectors.
         sha256: of its bytes.
-        bytes: its size.
     """
 
     name: str
     rows: int
     sha256: str
-    bytes: int
 
     def file(self, folder: Path) -> Path:
         """Where it lies."""
@@ -78,9 +75,6 @@ class Shard:
         """What is wrong with the file; empty if nothing is."""
         path = self.file(folder)
         try:
-            found = path.stat().st_size
-            if found != self.bytes:
-                return f"{path.name} has {found} bytes of {self.bytes}"
             return "" if sha256(path) == self.sha256 else f"{path.name} has a wrong checksum"
         except FileNotFoundError:
             return f"{path.name} is missing"
@@ -356,10 +350,7 @@ class EmbeddingWriter:
         self._shard_rows = shard_rows
         self._shard_seconds = shard_seconds
         self._began = time.monotonic()
-        self._ids: list[str] = []
-        self._keys: list[bytes] = []
-        self._degraded: list[bool] = []
-        self._vectors: list[np.ndarray] = []
+        self._waiting: list[Any] = []
         self.damaged: dict[str, str] = {}
         self._locked(self._mend)
 
@@ -388,7 +379,7 @@ class EmbeddingWriter:
         """
         if not len(ids) == len(keys) == len(vectors):
             raise DataError(f"{len(ids)} ids and {len(keys)} keys for {len(vectors)} vectors")
-        known = self._vectors[0].shape[1] if self._vectors else self._current().dim
+        known = self._waiting[0].schema[3].type.list_size if self._waiting else self._current().dim
         if vectors.ndim != 2 or known not in (0, vectors.shape[1]):
             raise MismatchError(
                 f"vectors of shape {tuple(vectors.shape)} in {self.folder}, which holds {known} "
@@ -402,21 +393,25 @@ class EmbeddingWriter:
                 "look at the model and its precision, or store float32",
                 ids[bad[0]],
             )
-        if not self._ids:
+        if not self._waiting:
             self._began = time.monotonic()
-        self._ids.extend(ids)
-        self._keys.extend(bytes(key).ljust(16, b"\0") for key in keys.tolist())
-        self._degraded.extend([False] * len(ids) if degraded is None else degraded.tolist())
-        self._vectors.append(stored)
+        schema = _schema(self._empty.dtype, stored.shape[1])
+        columns = [
+            pa.array(ids, schema[0].type),
+            pa.array([bytes(key).ljust(16, b"\0") for key in keys.tolist()], schema[1].type),
+            pa.array(np.zeros(len(ids), bool) if degraded is None else degraded),
+            pa.FixedSizeListArray.from_arrays(pa.array(stored.ravel()), type=schema[3].type),
+        ]
+        self._waiting.append(pa.record_batch(columns, schema=schema))
         waited = time.monotonic() - self._began
-        if len(self._ids) >= self._shard_rows or waited >= self._shard_seconds:
+        if sum(map(len, self._waiting)) >= self._shard_rows or waited >= self._shard_seconds:
             self.flush()
 
     def flush(self) -> None:
         """Write what was added as a shard."""
-        if self._ids:
+        if self._waiting:
             self._locked(self._add_shard)
-            self._ids, self._keys, self._degraded, self._vectors = [], [], [], []
+            self._waiting = []
 
     def finish(self, complete: bool = True) -> None:
         """Write the rest, and whether all that was wanted is there."""
@@ -428,17 +423,6 @@ class EmbeddingWriter:
                 write_manifest(self.folder, replace(manifest, complete=complete))
 
         self._locked(mark)
-
-    def __enter__(self) -> EmbeddingWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.flush()
 
     def _locked(self, change: Callable[[], None]) -> None:
         try:
@@ -482,23 +466,15 @@ class EmbeddingWriter:
     def _add_shard(self) -> None:
         manifest = self._current()
         self._sweep(manifest)
-        vectors = np.concatenate(self._vectors)
-        schema = _schema(self._empty.dtype, vectors.shape[1])
-        columns = (self._ids, self._keys, self._degraded)
-        arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=False)]
-        arrays.append(
-            pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=schema[3].type)
-        )
+        table = pa.Table.from_batches(self._waiting).combine_chunks()
         name = f"{len(manifest.shards):06}-{secrets.token_hex(4)}"
         path = self.folder / f"{name}.arrow"
         with (
             replacing_path(path) as partial,
             pa.OSFile(str(partial), "wb") as sink,
-            pa.ipc.new_file(sink, schema) as writer,
+            pa.ipc.new_file(sink, table.schema) as writer,
         ):
-            writer.write_batch(pa.record_batch(arrays, schema=schema))
-        shard = Shard(name, len(vectors), sha256(path), path.stat().st_size)
-        shards = (*manifest.shards, shard)
-        write_manifest(
-            self.folder, replace(manifest, dim=vectors.shape[1], shards=shards, complete=False)
-        )
+            writer.write_table(table)
+        shards = (*manifest.shards, Shard(name, len(table), sha256(path)))
+        dim = table.schema[3].type.list_size
+        write_manifest(self.folder, replace(manifest, dim=dim, shards=shards, complete=False))

@@ -37,15 +37,16 @@ def keys(count):
 
 
 def filled(folder):
-    with writer(folder) as store:
-        store.append(["1:1", "1:2"], keys(2), torch.eye(3)[:2])
-        store.finish()
+    store = writer(folder)
+    store.append(["1:1", "1:2"], keys(2), torch.eye(3)[:2])
+    store.finish()
     return folder
 
 
 def unfinished(folder):
-    with writer(folder) as store:
-        store.append(["1:1"], keys(1), ONE)
+    store = writer(folder)
+    store.append(["1:1"], keys(1), ONE)
+    store.finish(complete=False)
     return folder
 
 

@@ -28,11 +28,11 @@ def keys_of(numbers, text="", root=Path()):
 
 
 def fill(folder, numbers=range(10), text="", **more):
-    with EmbeddingWriter(folder, "m", {"model": "clip"}, shard_rows=4, **more) as writer:
-        for start in range(0, len(numbers), 2):
-            part = list(numbers)[start : start + 2]
-            writer.append([f"1:{n}" for n in part], keys_of(part, text), vectors_of(part))
-        writer.finish()
+    writer = EmbeddingWriter(folder, "m", {"model": "clip"}, shard_rows=4, **more)
+    for start in range(0, len(numbers), 2):
+        part = list(numbers)[start : start + 2]
+        writer.append([f"1:{n}" for n in part], keys_of(part, text), vectors_of(part))
+    writer.finish()
     return folder
 
 
@@ -100,7 +100,7 @@ def damage(path, how):
 
 @pytest.mark.parametrize(
     ("how", "said"),
-    [("bit", "wrong checksum"), ("short", "bytes of"), ("gone", "is missing")],
+    [("bit", "wrong checksum"), ("short", "wrong checksum"), ("gone", "is missing")],
 )
 def test_a_damaged_shard_is_named_and_filled_alone(tmp_path, how, said):
     fill(tmp_path)
