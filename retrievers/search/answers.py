@@ -1,27 +1,14 @@
-"""What a search answers, and ``python -m retrievers search``, which prints it."""
+"""What a search answers, and how a terminal shows it."""
 
 from __future__ import annotations
 
-import json
-import signal
-import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import PositiveInt
-
-from augment.errors import ToolkitError, printable
-from augment.records import Modality
-
-#: Exit status of a command that a user can mend.
-USER_ERROR = 2
-
-#: Exit status of a command that was stopped, as shells give it after Ctrl-C.
-_STOPPED = 130
+from augment.errors import printable
 
 _WIDTH = 96
 
@@ -89,111 +76,6 @@ class Answer(Sequence[Result]):
         return asdict(self)
 
 
-def add_opening(parser: ArgumentParser) -> None:
-    """Options that say what is searched, shared with ``serve``."""
-    parser.add_argument("--config", action="config", metavar="FILE", help="YAML with these.")
-    parser.add_argument(
-        "--root", type=str, required=True, metavar="DIR", help="Folder in M-BEIR's layout."
-    )
-    parser.add_argument(
-        "--store",
-        type=str | None,
-        metavar="DIR",
-        help="Generated texts. A checkpoint trained on them needs them.",
-    )
-    parser.add_argument(
-        "--pool",
-        type=str,
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="Data sets (flags) or local pools (flags_task0). Default: all of them.",
-    )
-    parser.add_argument(
-        "--vlm",
-        type=str | None,
-        metavar="NAME",
-        help="Rewrites queries as those of the training were: flagland-vlm or another model.",
-    )
-    parser.add_argument(
-        "--embeddings",
-        type=str | None,
-        metavar="DIR",
-        help="Made by embed. Default: those beside the checkpoint; without any, embeds now.",
-    )
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N.")
-    parser.add_argument(
-        "--allow-mismatch",
-        action="store_true",
-        help="Go on with text of another recipe than the one trained on.",
-    )
-
-
-def command(args: Sequence[str]) -> int:
-    """Parse, search, print; the exit code."""
-    parser = ArgumentParser(
-        prog="python -m retrievers search",
-        description="Find candidates for a typed query, a picture or both.",
-    )
-    parser.add_argument("query", type=str, nargs="?", default="", help="Text of the query.")
-    parser.add_argument("--image", type=str | None, metavar="FILE", help="Picture of the query.")
-    parser.add_argument(
-        "--checkpoint",
-        type=str,
-        required=True,
-        metavar="FILE",
-        help="Written by fit (OUT/checkpoints/last.ckpt), a model name such as flagland-clip, or "
-        "bm25: words instead of vectors.",
-    )
-    add_opening(parser)
-    parser.add_argument("--k", type=PositiveInt, default=10, metavar="N", help="Results.")
-    parser.add_argument(
-        "--instruction",
-        type=str | None,
-        metavar="TEXT",
-        help="Put before the query; none leaves it out. Default: the root's first one that fits.",
-    )
-    parser.add_argument(
-        "--modality",
-        type=Modality | None,
-        help="Only candidates that consist of this: text, image or image,text.",
-    )
-    parser.add_argument(
-        "--own-picture",
-        type=Literal["keep", "content"],
-        default="keep",
-        help="content leaves out candidates whose picture is that of the query, byte for byte.",
-    )
-    parser.add_argument("--json", action="store_true", help="Print JSON, one object.")
-    parsed = parser.parse_args(args)
-    from retrievers.search.searcher import Searcher
-
-    searcher = Searcher.open(parsed.checkpoint, vlm=parsed.vlm, **opening(parsed))
-    given = parsed.instruction
-    instruction = "" if given is not None and given.lower() == "none" else given
-    answer = searcher.search(
-        parsed.query,
-        parsed.image,
-        parsed.k,
-        instruction,
-        modality=parsed.modality,
-        own_picture=parsed.own_picture,
-    )
-    for note in (*searcher.notes, *answer.notes):
-        sys.stderr.write(f"note: {printable(note)}\n")
-    if parsed.json:
-        sys.stdout.write(json.dumps(answer.to_json(), ensure_ascii=False, indent=1) + "\n")
-    else:
-        sys.stdout.write(render(answer, searcher.root))
-    return 0
-
-
-def opening(parsed: Namespace) -> dict[str, Any]:
-    """What :meth:`Searcher.open` takes from the options of :func:`add_opening`, but for the VLM."""
-    names = ("root", "store", "embeddings", "device", "allow_mismatch")
-    return {"pools": parsed.pool, **{name: parsed[name] for name in names}}
-
-
 def render(answer: Answer, root: Path) -> str:
     """An answer as text for people.
 
@@ -232,27 +114,3 @@ def _wrapped(name: str, value: str) -> str:
 
 def _line(text: str) -> str:
     return printable(" ".join(text.split()))
-
-
-def main(args: Sequence[str]) -> int:
-    """Run the command; an error that a user can mend becomes one line and exit code 2."""
-    return run_command(command, args)
-
-
-def run_command(work: Callable[[Sequence[str]], int], args: Sequence[str]) -> int:
-    """The exit code of a command; its errors in one line.
-
-    A command that is told to end, or whose terminal is closed, goes as by Ctrl-C: temporary folders
-    with pictures and texts of queries are deleted on the way out.
-    """
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:  # of nohup, it is ignored and stays so
-            signal.signal(number, signal.default_int_handler)
-    try:
-        return work(args)
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped\n")
-        return _STOPPED
-    except ToolkitError as error:
-        sys.stderr.write(f"error: {printable(str(error))}\n")
-        return USER_ERROR

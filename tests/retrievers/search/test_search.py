@@ -24,7 +24,8 @@ from retrievers.data.module import EmbeddingConfig, LoaderConfig, MBeirData
 from retrievers.data.texts import ViewConfig
 from retrievers.evaluation.run_files import read_run
 from retrievers.models.load import load
-from retrievers.search import answers as search
+from retrievers.search import answers
+from retrievers.search.command import stoppable
 from retrievers.search.pictures import QueryPictures
 from retrievers.vectors.embed import embed
 from retrievers.vectors.search import test as evaluate
@@ -302,7 +303,7 @@ def test_text_of_another_recipe_is_refused_unless_allowed(world, tmp_path):
 
 def test_the_command_prints_text_or_json(world, capsys):
     args = ["--root", str(world.root), "--checkpoint", str(world.raw), "--k", "41"]
-    assert search.main([*args, "red\x1b[31m"]) == 0
+    assert cli.main(["search", *args, "red\x1b[31m"]) == 0
     printed = capsys.readouterr()
     assert "  1  " in printed.out
     assert "read as    Find it. red" in printed.out
@@ -311,9 +312,9 @@ def test_the_command_prints_text_or_json(world, capsys):
     assert "note: candidates found by their text alone" in printed.err
     image = str(world.root / "mbeir_images/squares_images/3.png")
     more = ["--image", image, "--instruction", "none", "--json"]
-    assert search.main([*args, *more, "--modality=image", "--own-picture=content"]) == 0
+    assert cli.main(["search", *args, *more, "--modality=image", "--own-picture=content"]) == 0
     assert len(json.loads(capsys.readouterr().out)["results"]) == 19
-    assert search.main([*args, *more]) == 0
+    assert cli.main(["search", *args, *more]) == 0
     told = json.loads(capsys.readouterr().out)
     assert len(told["results"]) == 41
     assert told["read"] is None
@@ -322,17 +323,17 @@ def test_the_command_prints_text_or_json(world, capsys):
 
 def test_nothing_of_a_candidate_moves_the_cursor(tmp_path, capsys):
     bad = "x\x1b[2J\nerror: forged\u202e\x9b"
-    answer = search.Answer((search.Result(1, 0.5, bad, bad, bad, bad),), bad, False, None, bad, ())
-    told = search.render(answer, tmp_path)
+    answer = answers.Answer(
+        (answers.Result(1, 0.5, bad, bad, bad, bad),), bad, False, None, bad, ()
+    )
+    told = answers.render(answer, tmp_path)
     assert told.count("x\\x1b[2J") == 6
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", told)
     assert "\nerror" not in told
     # What a store or a run says of a folder.
-    for main in (search.main, lambda args: cli.main(["search", *args])):
-        assert main(["red", "--root", str(tmp_path), "--checkpoint=bm25", "--store", bad]) == 2
-        error = capsys.readouterr().err
-        assert "\x1b" not in error
-        assert "\x9b" not in error
+    args = ["search", "red", "--root", str(tmp_path), "--checkpoint=bm25", "--store", bad]
+    assert cli.main(args) == 2
+    assert not re.search("[\x1b\x9b]", capsys.readouterr().err)
 
 
 def test_the_command_tells_errors_in_one_line(world, tmp_path, capsys):
@@ -342,7 +343,7 @@ def test_the_command_tells_errors_in_one_line(world, tmp_path, capsys):
         (["x", "--image", str(tmp_path / "no.jpg")], "no.jpg: cannot be read"),
         (["x", "--checkpoint", "no.ckpt"], "error: no.ckpt: no such checkpoint"),
     ):
-        assert search.main([*args, *more]) == search.USER_ERROR
+        assert cli.main(["search", *args, *more]) == 2
         assert message in capsys.readouterr().err
 
 
@@ -356,7 +357,7 @@ def test_a_search_told_to_end_forgets_its_pictures(tmp_path, monkeypatch, capsys
         os.kill(os.getpid(), number)
         return 0
 
-    assert search.run_command(work, []) == 130
+    assert stoppable(work, []) == 130
     signal.signal(number, before)
     assert capsys.readouterr().err == "stopped\n"
     assert [path.name for path in tmp_path.iterdir()] == ["q.png"]

@@ -18,7 +18,9 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from augment.errors import DataError
+from retrievers.cli import main
 from retrievers.search import serve
+from retrievers.search.command import names_of
 from retrievers.search.serve import (
     address_of,
     foreign_host,
@@ -26,7 +28,6 @@ from retrievers.search.serve import (
     is_loopback,
     listen,
     make_server,
-    names_of,
     search_app,
 )
 from tests.worlds import HOSTILE, World, served
@@ -389,11 +390,11 @@ def test_the_command_listens_on_loopback_and_warns_otherwise(world, monkeypatch,
     monkeypatch.setattr(serve, "make_server", interrupted)
     args = ["--root", str(world.root), "--store", str(world.store), "--port=0", "--checkpoint"]
     both = [str(world.raw), str(world.enriched), "--vlm=scripted:"]
-    assert serve.main([*args, *both]) == 0
+    assert main(["serve", *args, *both]) == 0
     printed = capsys.readouterr()
     assert re.search(r"serving on http://127\.0\.0\.1:\d+/ until", printed.out)
     assert "warning" not in printed.err
-    assert serve.main([*args, str(world.raw), "--host=0.0.0.0"]) == 0
+    assert main(["serve", *args, str(world.raw), "--host=0.0.0.0"]) == 0
     warned = capsys.readouterr().err
     assert "warning: 0.0.0.0 is not loopback" in warned
     assert "no password" in warned
@@ -402,11 +403,11 @@ def test_the_command_listens_on_loopback_and_warns_otherwise(world, monkeypatch,
 
 def test_the_command_tells_errors_in_one_line(world, port, capsys):
     args = ["--root", str(world.root), "--checkpoint"]
-    assert serve.main([*args, str(world.raw), f"--port={port}"]) == 2
+    assert main(["serve", *args, str(world.raw), f"--port={port}"]) == 2
     assert "Address already in use; choose another --port" in capsys.readouterr().err
-    assert serve.main([*args, "none.ckpt", "--port=0"]) == 2
+    assert main(["serve", *args, "none.ckpt", "--port=0"]) == 2
     assert "error: none.ckpt: no such checkpoint" in capsys.readouterr().err
-    assert serve.main([*args, str(world.raw), "--port=0", "--vlm=scripted:"]) == 2
+    assert main(["serve", *args, str(world.raw), "--port=0", "--vlm=scripted:"]) == 2
     assert "trained on queries as published" in capsys.readouterr().err
 
 
