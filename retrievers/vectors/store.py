@@ -305,9 +305,8 @@ def _mapped(folder: Path, manifest: Manifest, shard: Shard) -> tuple[np.ndarray,
     except (OSError, ValueError, pa.ArrowException) as error:
         raise StoreError(f"{path}: cannot be read ({error}); run embed again") from error
     if not batch.schema.equals(schema := _schema(manifest.dtype, manifest.dim)):
-        raise StoreError(
-            f"{path}: holds {batch.schema}, the manifest says {schema}; run embed again"
-        )
+        found, told = (", ".join(map(str, each.types)) for each in (batch.schema, schema))
+        raise StoreError(f"{path}: holds {found}, the manifest says {told}; run embed again")
     place = batch.column(3).values.buffers()[1].address - whole.address
     vectors = np.frombuffer(memory, manifest.dtype, len(batch) * manifest.dim, place)
     return vectors.reshape(len(batch), manifest.dim), batch.select([0, 1, 2])

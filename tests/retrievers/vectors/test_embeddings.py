@@ -220,7 +220,7 @@ def test_a_manifest_that_cannot_be_trusted(tmp_path):
     with pytest.raises(StoreError, match="dtype 'int32' is none of float16, float32"):
         EmbeddingWriter(tmp_path, "m")
     rewrite(tmp_path, dtype="float32")
-    with pytest.raises(StoreError, match=r"(?s)holds .*halffloat.* manifest says .*float\["):
+    with pytest.raises(StoreError, match=r"holds .*halffloat.* manifest says .*item: float>"):
         EmbeddingStore.open(tmp_path)
     rewrite(tmp_path, dtype="float16", shards=[{**shards(tmp_path)[0], "name": "../x"}])
     with pytest.raises(StoreError, match="outside the folder"):
