@@ -33,12 +33,12 @@ def make_index(
         found = "cuda" if torch.cuda.is_available() else "cpu"
         return MatrixIndex(made_by, found if device == "auto" else device)
     if kind.startswith("milvus:"):
-        from retrievers.vectors.milvus import MilvusIndex
+        from retrievers.vectors.milvus import milvus_index
 
-        return MilvusIndex(kind.removeprefix("milvus:"), made_by, parameters)
-    from retrievers.vectors.faiss import FaissIndex
+        return milvus_index(kind.removeprefix("milvus:"), made_by, parameters)
+    from retrievers.vectors.faiss import faiss_index
 
-    return FaissIndex(made_by, kind, parameters)
+    return faiss_index(made_by, kind, parameters)
 
 
 def open_index(store: EmbeddingStore, kind: str = "exact", device: str = "auto") -> Index[Vectors]:
