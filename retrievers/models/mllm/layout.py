@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from augment.engines.inputs import chat
 from augment.errors import DataError
 from augment.records import Side
 
@@ -78,10 +79,7 @@ class Layout:
         if system := (self.query if side == "query" else self.corpus):
             told = [{"type": "text", "text": system}]
             messages.insert(0, {"role": "system", "content": told})
-        prompt: str = processor.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
-        return prompt + self.suffix
+        return chat(processor, messages) + self.suffix
 
 
 #: Layouts by name. What is not said is the model's own. Each is tested on an untrained model of its
