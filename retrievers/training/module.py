@@ -334,8 +334,11 @@ class Contrastive(Fit):
         self.optimizer = optimizer
         self.tuning = tuning
         self.tokens = tokens
-        if tokens.weight and getattr(encoder, "mark", None) is None:
-            raise DataError("model.tokens is for an Mllm whose layout has a mark; set layout.mark")
+        if tokens.weight and (not isinstance(encoder, Mllm) or encoder.layout.pooling == "last"):
+            raise DataError(
+                "model.tokens is for an Mllm whose vector stands at a mark; set layout.mark, and "
+                "layout.pooling to before or at"
+            )
         if tuning.dora and init_from is not None:
             raise DataError(
                 "tuning.dora takes the length of each weight where it begins; export init_from's "
