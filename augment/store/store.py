@@ -59,7 +59,7 @@ class Store:
 
     Args:
         folder: where the store lives.
-        sync_seconds: see :data:`augment.store.SYNC_SECONDS`.
+        sync_seconds: see :data:`augment.store.log.SYNC_SECONDS`.
         seal_rows: see :data:`SEAL_ROWS`.
 
     Attributes:
