@@ -23,7 +23,7 @@ from augment.data.images import open_image, refuse_pointer, resolve
 from augment.data.records import parse_candidate, parse_query, read_qrels, task_in_name
 from augment.data.root import DataFile, DataRoot, Instructions
 from augment.data.tokens import clip_token_counter
-from augment.errors import DataError, EngineError, ImageError
+from augment.errors import DataError, EngineError, ImageError, printable
 from augment.files import aligned, home, legible_output, numbered_lines, opened, write_json
 from augment.records import TASKS, Item, Modality, Query
 
@@ -591,7 +591,7 @@ def _differ(positives: set[str] | None, judged: set[str] | None) -> str:
 
 def render_report(report: Report) -> str:
     """Counts, lengths, findings and a verdict, in that order."""
-    return "\n".join(_lines(report)) + "\n"
+    return printable("\n".join(_lines(report)), lines=True) + "\n"
 
 
 def _lines(report: Report) -> Iterator[str]:
@@ -669,7 +669,7 @@ def _findings(findings: Sequence[Finding]) -> Iterator[str]:
         shown = EXAMPLES if len(same) <= EXAMPLES else 1  # one each when it is everywhere
         for one in same:
             yield f"  {one.count:,} in {one.file}"
-            yield from (f"      {_within(one, text)}" for text in one.examples[:shown])
+            yield from (f"      {printable(_within(one, text))}" for text in one.examples[:shown])
 
 
 def _within(finding: Finding, example: str) -> str:

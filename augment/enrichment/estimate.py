@@ -29,7 +29,7 @@ from augment.store.keys import Recipe
 from augment.store.page import visible
 from augment.store.runs import Prices
 from augment.store.segments import Seen
-from augment.store.upkeep import duration
+from augment.store.upkeep import duration, listing
 
 #: Batches that the sample fills: the first ones of a run are no slower than the later ones.
 SAMPLE_BATCHES = 2
@@ -181,19 +181,14 @@ def describe(found: Survey, timing: Timing, prices: Prices | None = None) -> str
         "dry run: nothing was written",
         f"{found.items:>11,} items",
         f"{found.cached:>11,} cached",
-        f"{found.skipped.total():>11,} left alone{_listing(found.skipped)}",
-        f"{found.failing.total():>11,} would fail{_listing(found.failing)}",
+        f"{found.skipped.total():>11,} left alone{listing(found.skipped, ': ')}",
+        f"{found.failing.total():>11,} would fail{listing(found.failing, ': ')}",
         f"{found.asked:>11,} need a text: {found.requests:,} requests,"
         f" {found.pictures:,} different pictures",
     ]
     if not timing.replies:
         return "\n".join([*rows, "nothing to generate"])
     return "\n".join([*rows, *_cost(found.requests, timing, prices or Prices())])
-
-
-def _listing(counts: Counter[str]) -> str:
-    named = ", ".join(f"{number:,} {reason}" for reason, number in counts.most_common())
-    return f": {named}" if named else ""
 
 
 def _cost(requests: int, timing: Timing, prices: Prices) -> Iterator[str]:
