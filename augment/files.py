@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -23,6 +24,10 @@ from typing import Any, BinaryIO, TextIO
 from augment.errors import DataError, ToolkitError
 
 _BOM = b"\xef\xbb\xbf"
+#: First bytes of packed files.
+_PACKED = {b"\x1f\x8b": "gzip", b"(\xb5/\xfd": "zstd"}
+#: What stands between blanks of ASCII. Other blanks, such as no-break spaces, may stand in an id.
+_FIELD = re.compile(r"[^\t-\r ]+")
 
 
 @contextmanager
@@ -172,6 +177,21 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def checksum(path: Path) -> str:
+    """A checksum of the bytes of a file, in hex: notices damage at ten times SHA-256's speed.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    import xxhash
+
+    found = xxhash.xxh3_128()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
+
+
 def digest(value: object) -> str:
     """SHA-256 in hex over the canonical JSON of ``value`` (sorted keys, no spaces, UTF-8)."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
@@ -179,18 +199,32 @@ def digest(value: object) -> str:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
-    """A file opened for reading bytes.
+def opened(path: Path) -> Iterator[io.BufferedReader]:
+    """A file opened for reading bytes, which are unpacked if gzip or Zstandard packed them.
 
     Raises:
-        DataError: if it cannot be opened.
+        DataError: if it cannot be opened, or is damaged where it is packed.
     """
     try:
         stream = path.open("rb")
     except OSError as error:
         raise DataError(f"cannot be opened: {error.strerror}", str(path)) from error
     with stream:
-        yield stream
+        head = stream.peek(4)
+        packed = next((how for mark, how in _PACKED.items() if head.startswith(mark)), None)
+        if packed is None:
+            yield stream
+            return
+        import pyarrow as pa
+
+        try:
+            yield io.BufferedReader(pa.input_stream(stream, compression=packed))
+        except OSError as error:
+            if error.errno is not None:  # not the unpacking, but what is done with the lines
+                raise
+            raise DataError(
+                f"cannot be unpacked ({packed}): {error}; fetch it again", str(path)
+            ) from error
 
 
 def numbered_lines(stream: BinaryIO, first: int = 1) -> Iterator[tuple[int, bytes]]:
@@ -218,6 +252,11 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     with opened(path) as stream:
         for number, line in numbered_lines(stream):
             yield number, _decoded(line, f"{path}:{number}")
+
+
+def split_fields(line: str) -> list[str]:
+    """What stands between blanks of ASCII in a line, as trec_eval parts it."""
+    return _FIELD.findall(line)
 
 
 def _decoded(line: bytes, where: str) -> str:

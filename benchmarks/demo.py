@@ -43,7 +43,7 @@ def run(reader: ArmReader) -> str:
 
     Raises:
         ToolkitError: if a step fails.
-        SystemExit: likewise, where a command of the toolkit has printed why.
+        SystemExit: likewise, where an enrichment has printed why.
     """
     from augment.files import write_json, write_text
     from benchmarks.experiments import graph, plots, results
@@ -69,7 +69,7 @@ def run(reader: ArmReader) -> str:
     folders = [reader.folders(name)[0] for name in ("raw", "enriched")]
     write_report(
         folders[0], folders[1], out / "report.html", names=("raw", "enriched"),
-        metric=reader.metric, notes=notes, seed=reader.seeds[0],
+        metric=reader.metric, notes=tuple(notes), seed=reader.seeds[0],
     )  # fmt: skip
     return "\n".join([table, *notes])
 

@@ -32,8 +32,8 @@ KINDS = (
 )
 
 #: Does not see pictures; always the same answer; drops the system message; enlarges pictures; shows
-#: control tokens; counts no tokens.
-DEFECTS = ("blind", "mute", "no-system", "upscale", "template-marks", "no-usage")
+#: control tokens; counts no tokens; knows the limit of tokens by its newer name alone.
+DEFECTS = ("blind", "mute", "no-system", "upscale", "template-marks", "no-usage", "new-limit")
 
 #: Side of the square of pixels that costs one token, as in Qwen2.5-VL; tokens of an empty talk.
 TOKEN_SIDE, TEMPLATE_TOKENS = 28, 9
@@ -163,6 +163,9 @@ class FakeServer:
         try:
             if not isinstance(body, dict) or body.get("model") != self.model:
                 raise Refused(f"no model {str(body)[:80]}; this server has {self.model}")
+            limit = "max_completion_tokens" if "new-limit" in self.defects else "max_tokens"
+            if limit not in body:
+                raise Refused(f"unsupported parameter; use '{limit}' instead")
             system, text, image = read(body.get("messages"))
             fault = next((one for one in self.faults if one.hits(number, text)), None)
             if fault is not None:
@@ -170,7 +173,7 @@ class FakeServer:
             time.sleep(self.latency)
             with self._lock:
                 self.asked[text] += 1
-            return None, self._answer(system, text, image, int(body.get("max_tokens") or 16))
+            return None, self._answer(system, text, image, int(body[limit]))
         finally:
             with self._lock:
                 self._in_flight -= 1

@@ -194,6 +194,16 @@ def average_precision(ranking, relevant, k=None):
     return total / len(relevant) if relevant else 0.0
 
 
+def average_precision_capped(ranking, relevant, k):
+    """CIRCO's: precisions at the ranks of relevant candidates, over as many as k ranks can hold."""
+    precisions = [
+        precision_at_k(ranking, relevant, rank)
+        for rank, did in enumerate(ranking[:k], start=1)
+        if did in relevant
+    ]
+    return sum(precisions) / min(k, len(relevant)) if relevant else 0.0
+
+
 def ndcg_at_k(ranking, grades, k=None):
     """Normalised discounted cumulative gain: gain = grade, discount = log2(rank + 1).
 

@@ -3,16 +3,18 @@
 Each source has one folder, ``.cache/<name>.<kind>/`` beside it (or below a folder that the caller
 names; or, where the source's folder is marked read-only, below the user's cache folder)::
 
-    source.json            size, mtime_ns and SHA-256 of the source that was read
+    source.json            size and mtime_ns of the source, SHA-256 of its lines, and checksums of
+                           the files below
     rows-<sha>.arrow       all rows, in file order
     ids-<sha>.npy          ids in the order of their bytes, of one width
     order-<sha>.npy        the row of each
 
 A table is trusted while the source's size and modification time are the recorded ones. If either
-differs, the source is hashed: equal bytes only refresh the record, other bytes rebuild. A change
+differs, the source is hashed: equal lines only refresh the record, others rebuild. A change
 that keeps size *and* modification time to the nanosecond is not noticed; delete the folder then.
-Every file appears whole, ``source.json`` last. Two processes that build at once do the work twice
-and end with the same files.
+The cached files are read once in each process, some gigabytes a second, and compared with their
+checksums; where they do not fit, the table is built anew. Every file appears whole, ``source.json``
+last. Two processes that build at once do the work twice and end with the same files.
 
 Lines are read in blocks. A block that is plain (every line an object of the published types) is
 parsed by Arrow as a whole; any other goes line by line through :mod:`augment.data.records`, which
@@ -28,7 +30,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, final
 
@@ -38,13 +40,19 @@ import pyarrow.compute as pc
 import pyarrow.json
 from jaxtyping import Shaped
 
-from augment.data.records import MODALITIES, parse_candidate, parse_query, task_in_name
+from augment.data.records import (
+    MODALITIES,
+    parse_candidate,
+    parse_query,
+    record_lines,
+    task_in_name,
+)
 from augment.errors import DataError
-from augment.files import numbered_lines, opened, publish, sha256, write_json
+from augment.files import checksum, numbered_lines, publish, write_json
 from augment.records import TASKS, Item, Query
 
 #: Raised whenever the layout of the cached files changes, so that older ones are rebuilt.
-VERSION = 3
+VERSION = 4
 
 #: Bytes of lines that become a record batch; four megabytes are some ten thousand rows.
 BLOCK = 1 << 22
@@ -261,6 +269,7 @@ class _Source:
     size: int
     mtime_ns: int
     sha256: str
+    checksums: list[str]
     version: int = VERSION
 
     def entry(self, folder: Path) -> Entry:
@@ -287,42 +296,66 @@ def cached(kind: Kind, source: Path, cache: Path | None) -> Entry:
             continue
         if (known.size, known.mtime_ns) == (status.st_size, status.st_mtime_ns):
             return known.entry(folder)
-        if known.size == status.st_size and sha256(source) == known.sha256:
+        if known.size == status.st_size and _lines_sha256(source) == known.sha256:
             with contextlib.suppress(OSError):  # a folder of someone else: hash again next time
-                same = _Source(status.st_size, status.st_mtime_ns, known.sha256)
+                same = replace(known, mtime_ns=status.st_mtime_ns)
                 write_json(folder / _RECORD, asdict(same))
             return known.entry(folder)
-    return _build_somewhere(kind, source, folders)
+    return _build_somewhere(kind, source, folders, status)
+
+
+def _lines_sha256(source: Path) -> str:
+    digest = hashlib.sha256()
+    with record_lines(source) as stream:
+        while block := stream.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _folders(kind: Kind, source: Path, cache: Path | None) -> list[Path]:
     """Candidate folders, best first."""
     absolute = source.resolve()
     digest = hashlib.sha256(str(absolute).encode("utf-8", "surrogateescape")).hexdigest()[:12]
-    named = f"{absolute.stem}-{digest}.{kind.name}"
+    stem = absolute.name.removesuffix(".jsonl")
+    named = f"{stem}-{digest}.{kind.name}"
     if cache is not None:
         return [cache / named]
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    beside = absolute.parent / ".cache" / f"{absolute.stem}.{kind.name}"
+    beside = absolute.parent / ".cache" / f"{stem}.{kind.name}"
     return [beside, Path(home) / "reasoning-augmented-retrieval" / named]
 
 
 def _recorded(folder: Path) -> _Source | None:
-    """The record of a complete, current entry."""
+    """The record of a complete, current and undamaged entry."""
     try:
         known = _Source(**json.loads((folder / _RECORD).read_text(encoding="utf-8")))
-        complete = known.version == VERSION and all(map(Path.is_file, known.entry(folder)))
+        if known.version != VERSION:
+            return None
+        found = [_checksum(path, path.stat()) for path in known.entry(folder)]
     except (OSError, ValueError, TypeError):
         return None
-    return known if complete else None
+    return known if found == known.checksums else None
 
 
-def _build_somewhere(kind: Kind, source: Path, folders: list[Path]) -> Entry:
+#: Files that this process has read: path, size, time and inode -> checksum.
+_CHECKED: dict[tuple[Path, int, int, int], str] = {}
+
+
+def _checksum(path: Path, status: os.stat_result) -> str:
+    state = path, status.st_size, status.st_mtime_ns, status.st_ino
+    if state not in _CHECKED:
+        _CHECKED[state] = checksum(path)
+    return _CHECKED[state]
+
+
+def _build_somewhere(
+    kind: Kind, source: Path, folders: list[Path], status: os.stat_result
+) -> Entry:
     reasons = []
     for folder in folders:
         reason = _unwritable(folder, source)
         if not reason:
-            return _build(kind, source, folder)
+            return _build(kind, source, folder, status)
         reasons.append(f"{folder}: {reason}")
     raise DataError(
         f"no cache folder can be written ({'; '.join(reasons)}); name one that can", str(source)
@@ -342,29 +375,33 @@ def _unwritable(folder: Path, source: Path) -> str:
         return str(error.strerror)
 
 
-def _build(kind: Kind, source: Path, folder: Path) -> Entry:
+def _build(kind: Kind, source: Path, folder: Path, status: os.stat_result) -> Entry:
     with tempfile.TemporaryDirectory(prefix=".building-", dir=folder) as name:
         building = Entry(*(Path(name) / part for part in Entry._fields))
-        with opened(source) as stream:
-            status = os.fstat(stream.fileno())
-            digest = _write_rows(kind, stream, source, building.rows)
+        digest = _write_rows(kind, source, building.rows)
         _write_index(kind, building, source)
-        known = _Source(status.st_size, status.st_mtime_ns, digest)
+        sums = [checksum(path) for path in building]
+        known = _Source(status.st_size, status.st_mtime_ns, digest, sums)
         entry = known.entry(folder)
         for partial, path in zip(building, entry, strict=True):
             publish(partial, path)
     write_json(folder / _RECORD, asdict(known))
-    for path in [*folder.glob("*.arrow"), *folder.glob("*.npy")]:
-        if path not in entry:  # of earlier contents; whoever has it mapped keeps it until done
-            path.unlink(missing_ok=True)
+    for part in Entry._fields:  # of earlier contents; whoever has it mapped keeps it until done
+        for path in folder.glob(f"{part}-*"):
+            if path not in entry:
+                path.unlink(missing_ok=True)
     return entry
 
 
-def _write_rows(kind: Kind, stream: BinaryIO, source: Path, target: Path) -> str:
-    """Write the rows of an opened source; SHA-256 of the bytes that they were made of."""
+def _write_rows(kind: Kind, source: Path, target: Path) -> str:
+    """Write the rows of a source; SHA-256 of the lines that they were made of."""
     digest = hashlib.sha256()
     line = 1
-    with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, kind.schema) as writer:
+    with (
+        record_lines(source) as stream,
+        pa.OSFile(str(target), "wb") as sink,
+        pa.ipc.new_stream(sink, kind.schema) as writer,
+    ):
         for block in _blocks(stream):
             digest.update(block)
             writer.write_batch(batch(kind, block, line, source))

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple, final
+from unicodedata import normalize
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -69,8 +70,7 @@ def resolve(root: Path, path: str) -> Path:
         )
     base = root.resolve()
     try:
-        target = (base / path).resolve()
-        found = target.is_file()
+        target, found = _looked_up(base, path)
     except (OSError, RuntimeError) as error:  # a loop of links, a name too long for the disk
         raise ImageError(f"cannot be looked up: {error}", path, "missing") from error
     if not target.is_relative_to(base):
@@ -83,6 +83,18 @@ def resolve(root: Path, path: str) -> Path:
     if not found:
         raise ImageError(f"{_seen(target, path)} under {base}", path, "missing")
     return target
+
+
+def _looked_up(base: Path, path: str) -> tuple[Path, bool]:
+    """The file of a name as written, or else in another normal form of Unicode; whether it is one.
+
+    An archive unpacked on a Mac names files in NFD, while data mostly names them in NFC.
+    """
+    for form in (path, normalize("NFC", path), normalize("NFD", path)):
+        target = (base / form).resolve()
+        if target.is_file():
+            return target, True
+    return (base / path).resolve(), False
 
 
 def _seen(target: Path, path: str) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +54,8 @@ IN_DISTRIBUTION = frozenset(
 
 #: Phi-3's mark of a picture, which the published texts carry.
 _IMAGE_MARK = "<|image_1|>"
+#: Endings of a data set that is a file.
+_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 #: All of them.
 KNOWN = frozenset(name for names in CATEGORIES.values() for name in names)
 
@@ -102,7 +105,8 @@ def subset_names(root: Path) -> list[str]:
     """
     if not root.is_dir():
         raise DataError("no such folder", str(root))
-    found = {path.stem for path in root.glob("*.jsonl")}
+    lines = (path.name for path in root.iterdir() if path.name.endswith(_LINES))
+    found = {name[: name.rindex(".jsonl")] for name in lines}
     found |= {path.name for path in root.iterdir() if path.is_dir() and _parquet(path)}
     if not found:
         raise DataError("holds no data set; expected NAME/test-*.parquet or NAME.jsonl", str(root))
@@ -151,8 +155,7 @@ def read_subset(root: Path, name: str, limit: int | None = None) -> Subset:
 
 
 def _rows(root: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    file = root / f"{name}.jsonl"
-    if file.is_file():
+    for file in filter(Path.is_file, (root / f"{name}{ending}" for ending in _LINES)):
         for number, line in text_lines(file):
             where = f"{file}:{number}"
             try:
@@ -171,9 +174,10 @@ def _rows(root: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         lacking = {"qry_text", "qry_img_path", "tgt_text", "tgt_img_path"} - set(table.column_names)
         if lacking:
             raise DataError(f"lacks the columns {', '.join(sorted(lacking))}", str(path))
-        for batch in table.to_batches(max_chunksize=64):
-            for number, row in enumerate(batch.to_pylist(), start=1):
-                yield f"{path}: row {number}", row
+        batches = table.to_batches(max_chunksize=64)
+        rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+        for number, row in enumerate(rows, start=1):
+            yield f"{path}: row {number}", row
 
 
 def _parquet(folder: Path) -> list[Path]:

@@ -46,15 +46,10 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
     def __init__(self, path: Path, cache: Path | None) -> None:
         self.path = path
         self._cache = cache
-        entry = cached(self._kind, path, cache)
         try:
-            self._map(entry)
+            self._map(cached(self._kind, path, cache))
         except FileNotFoundError:  # replaced by another process between looking and opening
             self._map(cached(self._kind, path, cache))
-        except (OSError, ValueError, EOFError) as error:  # Arrow's own, or NumPy's
-            raise DataError(
-                f"its cached table is damaged ({error}); delete {entry.rows.parent}", str(path)
-            ) from error
 
     def _map(self, entry: Entry) -> None:
         from datasets import Dataset
@@ -62,8 +57,6 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
         self._data = Dataset.from_file(str(entry.rows)).with_format("arrow")
         self._ids = np.load(entry.ids, mmap_mode="r", allow_pickle=False)
         self._order = np.load(entry.order, mmap_mode="r", allow_pickle=False)
-        if not len(self._data) == len(self._ids) == len(self._order):
-            raise ValueError("its files have different numbers of rows")
 
     @abstractmethod
     def _records(self, columns: Sequence[list[Any]]) -> Iterator[_Record]:

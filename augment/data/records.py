@@ -10,14 +10,19 @@ evaluators of others want four columns.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from augment.errors import DataError
-from augment.files import numbered_lines, opened, replacing, text_lines
+from augment.files import numbered_lines, opened, replacing, split_fields, text_lines
 from augment.records import TASKS, Item, Modality, Qrel, Query, one_picture
 
 #: Spellings met in published data (the dataset card writes ``text,image``) -> ours.
@@ -32,15 +37,20 @@ _ID = re.compile(r"[0-9]+:[0-9]+")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,9}")
 #: First bytes of files that are something else -> what they are and what to do.
 _OTHER_FILES = {
-    b"\x1f\x8b": "it is compressed with gzip; unpack it",
-    b"(\xb5/\xfd": "it is compressed with Zstandard; unpack it",
     b"PK\x03\x04": "it is a zip archive; unpack it",
-    b"PAR1": "it is a Parquet file; convert it to JSON lines",
     b"\xff\xfe": "it is in UTF-16; convert it to UTF-8",
     b"\xfe\xff": "it is in UTF-16; convert it to UTF-8",
     b"version https://git-lfs": "it is a Git-LFS pointer; run 'git lfs pull' where it came from",
 }
 _TASK_IN_NAME = re.compile(r"_task([0-8])_")
+#: Keys of published records; a Parquet file may have other columns, such as bytes of pictures.
+_KEYS = frozenset(
+    (
+        "did", "txt", "img_path", "modality", "src_content", "qid", "query_txt", "query_img_path",
+        "query_modality", "query_src_content", "task_id", "candidate_modality", "pos_cand_list",
+        "neg_cand_list",
+    )
+)  # fmt: skip
 
 
 def read_candidates(path: str | Path) -> Iterator[Item]:
@@ -49,7 +59,7 @@ def read_candidates(path: str | Path) -> Iterator[Item]:
     Raises:
         DataError: with ``file:line``, at the first line that cannot be used.
     """
-    with opened(Path(path)) as stream:
+    with record_lines(Path(path)) as stream:
         for number, line in numbered_lines(stream):
             yield parse_candidate(line, f"{path}:{number}")
 
@@ -61,9 +71,57 @@ def read_queries(path: str | Path) -> Iterator[Query]:
         DataError: with ``file:line``, at the first line that cannot be used.
     """
     hint = task_in_name(Path(path))
-    with opened(Path(path)) as stream:
+    with record_lines(Path(path)) as stream:
         for number, line in numbered_lines(stream):
             yield parse_query(line, f"{path}:{number}", hint)
+
+
+@contextmanager
+def record_lines(path: Path) -> Iterator[io.BufferedReader]:
+    """The lines of a file of records, packed or not; rows of a Parquet file become lines.
+
+    Raises:
+        DataError: if it cannot be opened, or is damaged where it is packed.
+    """
+    with opened(path) as stream:
+        if not stream.peek(4).startswith(b"PAR1"):
+            yield stream
+            return
+        try:
+            yield io.BufferedReader(_Rows(_parquet_lines(pq.ParquetFile(stream))))
+        except (pa.ArrowException, TypeError) as error:
+            raise DataError(f"is no Parquet file of records: {error}", str(path)) from error
+
+
+def _parquet_lines(file: pq.ParquetFile) -> Iterator[bytes]:
+    names = [name for name in file.schema_arrow.names if name in _KEYS]
+    for batch in file.iter_batches(4096, columns=names):
+        rows = pa.table([_as_json(column) for column in batch.columns], names).to_pylist()
+        yield "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()
+
+
+def _as_json(column: Any) -> Any:
+    """A column with values that JSON has: others write texts as bytes, and task codes as floats."""
+    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        return column.cast(pa.large_string())
+    return column.cast(pa.int64()) if pa.types.is_floating(column.type) else column
+
+
+class _Rows(io.RawIOBase):
+    """Blocks of bytes as a file."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+        self._left = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._left = self._left or next(self._blocks, b"")
+        size = min(len(buffer), len(self._left))
+        buffer[:size], self._left = self._left[:size], self._left[size:]
+        return size
 
 
 def write_candidates(path: str | Path, items: Iterable[Item]) -> int:
@@ -264,7 +322,7 @@ def read_qrels(path: str | Path) -> list[Qrel]:
     rows: list[Qrel] = []
     for number, line in text_lines(Path(path)):
         where = f"{path}:{number}"
-        columns = line.split()
+        columns = split_fields(line)
         if len(columns) not in (4, 5):
             raise DataError(
                 f"has {len(columns)} columns; expected 'qid 0 did relevance' with or without a "
@@ -305,7 +363,7 @@ def write_qrels(path: str | Path, qrels: Iterable[Qrel], columns: Literal[5, 4] 
     """
     with replacing(Path(path), DataError) as stream:
         for qrel in qrels:
-            if any(len(part.split()) != 1 for part in (qrel.qid, qrel.did)):
+            if any(split_fields(part) != [part] for part in (qrel.qid, qrel.did)):
                 raise DataError(f"an id is empty or has a blank in it: {qrel}", str(path))
             fields = [qrel.qid, "0", qrel.did, str(qrel.relevance)]
             if columns == 5:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, final
@@ -14,6 +14,10 @@ from augment.files import replacing, text_lines
 from augment.records import Modality
 
 _NAME = r"mbeir_(?P<dataset>.+?)(?:_task(?P<task>[0-8]))?"
+#: Endings under which the same file is found, the first one first: as published, packed, Parquet.
+RECORDS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+TABLES = (".txt", ".txt.gz", ".txt.zst")
+INSTRUCTIONS = "instructions/query_instructions.tsv"
 
 _COLUMNS = ("query_modality", "cand_modality", "dataset_name", "dataset_id")
 _WIDTH = 4  # M-BEIR has prompt_1 to prompt_4
@@ -58,7 +62,7 @@ class DataRoot:
     def query_files(self, split: str) -> list[DataFile]:
         """Files of ``query/{split}``; ``union_train`` and ``union_val`` count as splits."""
         tail = split.removeprefix("union_")
-        return self._list(f"query/{split}", rf"{_NAME}_{re.escape(tail)}\.jsonl")
+        return self._list(f"query/{split}", rf"{_NAME}_{re.escape(tail)}", RECORDS)
 
     def query_file(self, dataset: str, task: int | None, split: str) -> Path:
         """Queries of one dataset and task; training files hold all tasks of a dataset.
@@ -81,7 +85,7 @@ class DataRoot:
 
     def pools(self) -> list[DataFile]:
         """Local pools. MSCOCO has one per split and task, told apart by their paths."""
-        return self._list("cand_pool/local", rf"{_NAME}(?:_val|_test)?_cand_pool\.jsonl")
+        return self._list("cand_pool/local", rf"{_NAME}(?:_val|_test)?_cand_pool", RECORDS)
 
     def pool_for(self, dataset: str, task: int | None, split: str) -> Path:
         """The local pool that queries of this dataset, task and split are searched in.
@@ -106,11 +110,11 @@ class DataRoot:
 
     def union_pools(self) -> list[DataFile]:
         """All union pools; the dataset's name is ``union_{split}``."""
-        return self._list("cand_pool/global", rf"{_NAME}_cand_pool\.jsonl")
+        return self._list("cand_pool/global", rf"{_NAME}_cand_pool", RECORDS)
 
     def qrels(self, split: str) -> list[DataFile]:
         """Judgement files of one split."""
-        return self._list(f"qrels/{split}", rf"{_NAME}_{re.escape(split)}_qrels\.txt")
+        return self._list(f"qrels/{split}", rf"{_NAME}_{re.escape(split)}_qrels", TABLES)
 
     def qrels_file(self, dataset: str, task: int | None, split: str) -> Path:
         """Judgements of one dataset and task.
@@ -129,28 +133,39 @@ class DataRoot:
         Raises:
             DataError: if it is missing or malformed.
         """
-        return read_instructions(self._first("instructions", "query_instructions.tsv"))
+        return read_instructions(self._first(*INSTRUCTIONS.split("/")))
 
-    def _list(self, folder: str, pattern: str) -> list[DataFile]:
+    def _list(self, folder: str, pattern: str, endings: Sequence[str]) -> list[DataFile]:
         name = re.compile(pattern)
-        found: list[DataFile] = []
-        for path in sorted((self.path / folder).glob("mbeir_*")):
-            match = name.fullmatch(path.name)
-            if match and path.is_file():
-                task = match["task"]
-                found.append(DataFile(match["dataset"], int(task) if task else None, path))
-        return found
+        found: dict[str, DataFile] = {}
+        for ending in endings:
+            for path in (self.path / folder).glob(f"mbeir_*{ending}"):
+                stem = path.name.removesuffix(ending)
+                match = name.fullmatch(stem)
+                if match and path.is_file() and stem not in found:
+                    task = match["task"]
+                    found[stem] = DataFile(match["dataset"], int(task) if task else None, path)
+        return [found[stem] for stem in sorted(found)]
 
     def _first(self, folder: str, *names: str) -> Path:
         place = self.path / folder
         for name in names:
-            if (place / name).is_file():
-                return place / name
+            for path in _forms(place / name):
+                if path.is_file():
+                    return path
         there = sorted(path.name for path in place.glob("*")) if place.is_dir() else []
         listing = ", ".join(there[:8]) + (", ..." if len(there) > 8 else "")
         raise DataError(
             f"no {' or '.join(names)}; the folder holds {listing or 'nothing'}", str(place)
         )
+
+
+def _forms(path: Path) -> Iterator[Path]:
+    """A file under its published name, and under those that it has in other forms."""
+    for endings in (RECORDS, TABLES, (path.suffix,)):
+        if path.suffix == endings[0]:
+            yield from (path.with_name(f"{path.stem}{ending}") for ending in endings)
+            return
 
 
 class InstructionRow(NamedTuple):

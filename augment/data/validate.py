@@ -20,11 +20,17 @@ import numpy as np
 from tqdm import tqdm
 
 from augment.data.images import open_image, refuse_pointer, resolve
-from augment.data.records import parse_candidate, parse_query, read_qrels, task_in_name
-from augment.data.root import DataFile, DataRoot, Instructions
+from augment.data.records import (
+    parse_candidate,
+    parse_query,
+    read_qrels,
+    record_lines,
+    task_in_name,
+)
+from augment.data.root import INSTRUCTIONS, DataFile, DataRoot, Instructions
 from augment.data.tokens import clip_token_counter
 from augment.errors import DataError, EngineError, ImageError, printable
-from augment.files import aligned, home, legible_output, numbered_lines, opened, write_json
+from augment.files import aligned, home, legible_output, numbered_lines, write_json
 from augment.records import TASKS, Item, Modality, Query
 
 Extent = Literal["sample", "all", "none"]
@@ -298,10 +304,13 @@ class _Validation:
             ids = self._pool(pool.path)
             for file, task in asked.get(pool.path, []):
                 self._links(file.path, task, ids, pool.path.name)
-        for split in ("train", "val", "test"):
-            for file in self.root.qrels(split):
-                self._qrels(file, split)
+        judged = [(file, split) for split in SPLITS[:3] for file in self.root.qrels(split)]
+        for file, split in judged:
+            self._qrels(file, split)
         self._instructions()
+        self._unread(
+            {*self.links, *(file.path for file in pools), *(file.path for file, _ in judged)}
+        )
         self._pictures()
         self._lengths()
         return self.report
@@ -359,7 +368,7 @@ class _Validation:
         """Records that can be used; the others become findings."""
         name = self._name(path)
         try:
-            with opened(path) as stream:
+            with record_lines(path) as stream:
                 for number, line in numbered_lines(stream):
                     record = self._tried(parse, line, name, number)
                     if record is not None:
@@ -495,6 +504,15 @@ class _Validation:
                 if missing:
                     where = f"{file}:{link.line}: query {link.qid}: {missing}"
                     self.report.add("no-instruction", file, where)
+
+    def _unread(self, read: Collection[Path]) -> None:
+        """Files that lie among the data and were not checked, since their names say nothing."""
+        for folder in ("query", "cand_pool", "qrels", "instructions"):
+            for path in sorted((self.root.path / folder).rglob("*")):
+                name = self._name(path)
+                hidden = any(part.startswith(".") for part in name.split("/"))
+                if not (hidden or path.is_dir() or path in read or name == INSTRUCTIONS):
+                    self.report.add("not-read", name)
 
     # Pictures and lengths.
 

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from augment.errors import EngineError
-from augment.files import home
+from augment.files import home, sha256
 from augment.records import Reply, Request, Sampling
 
 #: Replies that became known together: (position of the request, reply), in any order.
@@ -196,11 +196,7 @@ def fingerprint(folder: Path) -> str:
     total = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.suffix in _ANSWERING and path.is_file():
-            with path.open("rb") as file:
-                part = hashlib.sha256()
-                while block := file.read(1 << 20):
-                    part.update(block)
-            total.update(f"{path.name}\0{part.hexdigest()}\n".encode())
+            total.update(f"{path.name}\0{sha256(path)}\n".encode())
     return total.hexdigest()[:40]
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -117,26 +117,33 @@ def encode(
     Raises:
         EngineError: if the model's chat template cannot be used.
     """
-    pairs = zip(requests, images, strict=True)
-    try:
-        texts = [
-            processor.apply_chat_template(
-                to_messages(_disarmed(processor, request), image),
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-            for request, image in pairs
-        ]
-    except Exception as error:  # a template is a program, which may fail in any way
-        raise EngineError(
-            f"the model's chat template does not render a system message, a text and a picture"
-            f" ({type(error).__name__}: {str(error)[:300]}); take another model, or mend its"
-            " chat_template.jinja"
-        ) from error
+    texts = [
+        chat(processor, to_messages(_disarmed(processor, request), image))
+        for request, image in zip(requests, images, strict=True)
+    ]
     shown = [image for image in images if image is not None]
     return processor(
         text=texts, images=shown or None, padding=True, padding_side="left", return_tensors="pt"
     )
+
+
+def chat(processor: Any, messages: Sequence[Mapping[str, Any]]) -> str:
+    """A conversation as the model's own chat template writes it, up to where the model goes on.
+
+    Raises:
+        EngineError: if the template cannot be used.
+    """
+    try:
+        text: str = processor.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+    except Exception as error:  # a template is a program, which may fail in any way
+        raise EngineError(
+            "the model's chat template does not render a system message, a text and a picture"
+            f" ({type(error).__name__}: {str(error)[:300]}); take another model, or mend its"
+            " chat_template.jinja"
+        ) from error
+    return text
 
 
 def _disarmed(processor: Any, request: Request) -> Request:

@@ -17,10 +17,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from posixpath import normpath
 from typing import Any, Literal, final
 
 from augment.data import DataRoot, read_candidates, read_queries, write_candidates, write_queries
 from augment.data.images import resolve
+from augment.data.root import RECORDS, TABLES
 from augment.errors import DataError, ImageError
 from augment.files import new_folder, write_text
 from augment.records import Enrichment, Item, Side
@@ -33,7 +35,7 @@ Images = Literal["link", "copy", "symlink", "none"]
 
 #: Names that no picture may have in an export: those of its other files.
 _RESERVED = re.compile(
-    r"(?:\./)*(?:(?:query|cand_pool|qrels|instructions)(?:/|$)|readme|licen[cs]e)", re.IGNORECASE
+    r"(?:query|cand_pool|qrels|instructions)(?:/|$)|readme|licen[cs]e", re.IGNORECASE
 )
 
 _NAMES: Mapping[Side, str] = {"query": "queries", "corpus": "candidates"}
@@ -133,18 +135,18 @@ class _Export:
             "query": Shown(queries.view, queries.recipe),
             "corpus": Shown(corpus.view, corpus.recipe),
         }
-        for source, target in self._files("cand_pool", ".jsonl"):
+        for source, target in self._files("cand_pool", RECORDS):
             before = self._done.items
             write_candidates(target, self._seen(read_candidates(source), corpus, sides["corpus"]))
             _check_lines(target, self._done.items - before)
-        for source, target in self._files("query", ".jsonl"):
+        for source, target in self._files("query", RECORDS):
             found = list(read_queries(source))
             items = self._seen((query.item for query in found), queries, sides["query"])
             pairs = zip(found, items, strict=True)
             write_queries(target, (replace(query, item=item) for query, item in pairs))
             _check_lines(target, len(found))
-        for folder, suffix in (("qrels", ".txt"), ("instructions", ".tsv")):
-            for source, target in self._files(folder, suffix):
+        for folder, endings in (("qrels", TABLES), ("instructions", (".tsv",))):
+            for source, target in self._files(folder, endings):
                 shutil.copyfile(source, target)
         for source in sorted(self._root.glob("LICEN[CS]E*")):
             if source.is_dir() and not source.is_symlink():
@@ -154,15 +156,25 @@ class _Export:
         write_text(self._out / "README.md", dataset_card(name, sides))
         return self._done
 
-    def _files(self, folder: str, suffix: str) -> Iterator[tuple[Path, Path]]:
-        for source in sorted((self._root / folder).rglob(f"*{suffix}")):
+    def _files(self, folder: str, endings: tuple[str, ...]) -> Iterator[tuple[Path, Path]]:
+        """Files of a folder and where they go; records are written as JSONL whatever they were."""
+        taken: set[Path] = set()
+        for source in sorted((self._root / folder).rglob("*")):
+            ending = next((one for one in endings if source.name.endswith(one)), None)
             inside = source.relative_to(self._root)
-            if source.is_file() and not any(part.startswith(".") for part in inside.parts):
-                if not source.resolve().is_relative_to(self._root.resolve()):
-                    raise DataError(
-                        "is a link that leaves the root; put the file itself there", str(source)
-                    )
-                target = self._out / inside
+            if ending is None or any(part.startswith(".") for part in inside.parts):
+                continue
+            if not source.is_file():
+                continue
+            if not source.resolve().is_relative_to(self._root.resolve()):
+                raise DataError(
+                    "is a link that leaves the root; put the file itself there", str(source)
+                )
+            target = self._out / inside
+            if endings is RECORDS:
+                target = target.with_name(source.name.removesuffix(ending) + RECORDS[0])
+            if target not in taken:  # else the same in another form, which nothing reads
+                taken.add(target)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 yield source, target
 
@@ -172,9 +184,10 @@ class _Export:
             self._done.items += 1
             self._done.changed += text != item.text
             shown.add(item, text, view.enrichment(item.id))
-            if item.image is not None and item.image not in self._taken:
-                self._taken.add(item.image)
-                self._take(item.image)
+            image = item.image and normpath(item.image)
+            if image and image not in self._taken:
+                self._taken.add(image)
+                self._take(image)
             yield replace(item, text=text)
 
     def _take(self, path: str) -> None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import yaml
 from jinja2 import StrictUndefined, Template
@@ -180,59 +180,32 @@ def load_prompt(name: str) -> Prompt:
     return parse_prompt(known[name].read_text(encoding="utf-8"), f"{name}.md")
 
 
-class Budget(NamedTuple):
-    """Most words, and most CLIP tokens with marks if the budget is one of tokens."""
+def within(prompt: Prompt, budget: str) -> Prompt:
+    """A prompt within a budget; one that rewrites, or is stricter, is left as it is.
 
-    words: int
-    tokens: int | None = None
-
-    def of(self, prompt: Prompt) -> Prompt:
-        """A prompt within the budget; one that rewrites, or is stricter, is left as it is.
-
-        Raises:
-            DataError: if the prompt names no limit to its model.
-        """
-        if prompt.kind != "caption":
-            return prompt
-        if "max_words" not in prompt.system + prompt.user:
-            raise DataError("its text does not use {{ max_words }}; no budget", prompt.name)
-        tokens = [number for number in (prompt.max_tokens, self.tokens) if number is not None]
-        return replace(
-            prompt,
-            max_words=min(prompt.max_words, self.words),
-            max_tokens=min(tokens, default=None),
-        )
-
-
-def parse_budget(text: str) -> Budget | None:
-    """Read ``45 words`` or ``77 tokens``; None if the text is empty.
-
-    Tokens are checked exactly and told to the model as the words that fit
-    (:data:`TOKENS_PER_WORD`).
+    Args:
+        prompt: any.
+        budget: ``45 words``, or ``77 tokens`` of CLIP, marks included: these are checked exactly
+            and told to the model as the words that fit (:data:`TOKENS_PER_WORD`). Empty for none.
 
     Raises:
-        DataError: if it is neither, or leaves less than one word.
+        DataError: if the budget is neither or leaves no word, or the prompt names no limit to its
+            model.
     """
-    if not text.strip():
-        return None
-    match = _BUDGET.fullmatch(text)
+    if not budget.strip():
+        return prompt
+    match = _BUDGET.fullmatch(budget)
     if match is None:
-        raise DataError(f"budget {text!r} is neither '45 words' nor '77 tokens'")
-    number = int(match[1])
-    if match[2].lower().startswith("word"):
-        budget = Budget(number)
-    else:
-        budget = Budget(int((number - MARKS) / TOKENS_PER_WORD), number)
-    if budget.words < 1:
-        raise DataError(f"budget {text!r} leaves no word")
-    return budget
-
-
-def within(prompt: Prompt, text: str) -> Prompt:
-    """A prompt within a budget as :func:`parse_budget` reads it.
-
-    Raises:
-        DataError: see :func:`parse_budget` and :meth:`Budget.of`.
-    """
-    budget = parse_budget(text)
-    return prompt if budget is None else budget.of(prompt)
+        raise DataError(f"budget {budget!r} is neither '45 words' nor '77 tokens'")
+    number, in_tokens = int(match[1]), match[2].lower().startswith("token")
+    words = int((number - MARKS) / TOKENS_PER_WORD) if in_tokens else number
+    if words < 1:
+        raise DataError(f"budget {budget!r} leaves no word")
+    if prompt.kind != "caption":
+        return prompt
+    if "max_words" not in prompt.system + prompt.user:
+        raise DataError("its text does not use {{ max_words }}; no budget", prompt.name)
+    tokens = prompt.max_tokens
+    if in_tokens:
+        tokens = number if tokens is None else min(tokens, number)
+    return replace(prompt, max_words=min(prompt.max_words, words), max_tokens=tokens)

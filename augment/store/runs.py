@@ -29,6 +29,9 @@ from augment.store.keys import Recipe
 SIDES: tuple[Side, ...] = ("corpus", "query")
 
 
+#: Names of runs; one that is being written, or was by a writer that was killed, begins with a dot.
+WHOLE = "[!.]*.json"
+
 #: Version of the layout.
 FORMAT = 4
 
@@ -201,7 +204,7 @@ def load_runs(folder: Path) -> list[RunRecord]:
     Raises:
         StoreError: if one cannot be read.
     """
-    found = [load_run(path) for path in (folder / "runs").glob("*.json")]
+    found = [load_run(path) for path in (folder / "runs").glob(WHOLE)]
     # By time, not by name: a name is exact to the second only.
     return sorted(found, key=lambda run: (run.started, run.id))
 

@@ -251,7 +251,7 @@ def verify(folder: Path) -> Soundness:
     found = Soundness()
     sound.cache_clear()  # what was looked at before may be damaged since
     _check_segments(folder, found)
-    for path in sorted(folder.glob("scores/*.parquet")):
+    for path in sorted(folder.glob("scores/[!.]*.parquet")):
         with _noting(found, "damaged scores", str(path)):
             pq.ParquetFile(path, page_checksum_verification=True).read(use_threads=False)
     if set(found.problems) - _HARMLESS:
@@ -272,7 +272,7 @@ def verify(folder: Path) -> Soundness:
 
 def _sound_recipes(folder: Path, found: Soundness) -> Iterator[tuple[Side, Recipe]]:
     """The recipes that can be read; notes those that cannot, and such runs and choices."""
-    for path in sorted((folder / "runs").glob("*.json")):
+    for path in sorted((folder / "runs").glob(runs.WHOLE)):
         with _noting(found, "run"):
             runs.load_run(path)
     for side in SIDES:

@@ -5,11 +5,8 @@ root, with any store of texts and any retriever config. With some: files
 (``benchmarks/rar/*.yaml``), folders (``rar``) or names.
 
 The eight experiments of ``rar`` with three seeds on the Flagland of 600 countries are 57 trainings
-of 50 steps (those with twice the steps count as two: 60), 120 tests and 30 other steps, which they
-share. One core took 2.0 s for a step of 128 pairs and 16 s for a test; by the rates of
-:data:`benchmarks.experiments.graph.RATES` (two cores: 1.05 s and 9 s) that is 60 x 52 s + 120 x 9 s
-+ 3 min, about 75 minutes. ``--dry-run`` estimates again from what was measured in ``--out``.
-Killed, it goes on where it was.
+of 50 steps, 120 tests and 30 other steps, which they share: about 75 minutes on two cores. Killed,
+it goes on where it was.
 
 With ``--test-root`` the retrievers are trained on the one root and tested on the other: transfer.
 """
@@ -50,8 +47,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--root", type=Path, help="M-BEIR root; none: a Flagland is made")
     made.add_argument("--test-root", type=Path,
                       help="test on this root instead, also described by the model")  # fmt: skip
-    made.add_argument("--test-datasets", nargs="+", default=[], metavar="NAME",
-                      help="only these data sets of it; none: all")  # fmt: skip
     made.add_argument("--countries", type=int, default=600, help="of that Flagland")
     made.add_argument("--world-seed", type=int, default=1, help="of that Flagland")
     made.add_argument("--store", type=Path, help="texts that exist; none: they are generated")
@@ -82,7 +77,7 @@ def setup_of(args: argparse.Namespace) -> Setup:
         DataError: if a root cannot be used.
     """
     from benchmarks.experiments.build import Setup
-    from benchmarks.experiments.roots import digest_root, make_part, make_world
+    from benchmarks.experiments.roots import digest_root, make_world
     from benchmarks.experiments.texts import Enriching
 
     def enriching(root: Path, store: Path | None) -> Enriching:
@@ -92,9 +87,6 @@ def setup_of(args: argparse.Namespace) -> Setup:
     if root is None:
         root = args.out / f"world-{args.countries}-{args.world_seed}"
         make_world(root, args.countries, args.world_seed, args.threads)
-    if asked is not None and args.test_datasets:
-        asked = args.out / "-".join([*args.test_datasets, args.split])
-        make_part(args.test_root, args.test_datasets, args.split, asked)
     steps = args.steps or (50 if args.config == "flagland" else None)
     fit = [one.lstrip("-") for one in args.fit]
     fit += ["data.on_bad_image=skip"] if args.tolerate else []
@@ -133,7 +125,7 @@ def plan(made: Sequence[ArmReader]) -> str:
     from benchmarks.experiments import graph
 
     steps = [step for reader in made for step in reader.steps()]
-    lines = [graph.describe(graph.plan(steps, made[0].out))]
+    lines = [graph.describe(steps, made[0].out)]
     for builder in (reader.builder for reader in made):
         absent = ", ".join(name for name in builder.experiment.arms if name not in builder.names)
         lines += [f"{builder.experiment.name}: cannot be run here: {absent}"] if absent else []

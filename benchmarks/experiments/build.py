@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from augment.data import DataRoot
 from augment.errors import DataError
@@ -21,15 +21,15 @@ from benchmarks.experiments.spec import SIDES, Arm, Experiment, TextSpec, Views
 from benchmarks.experiments.texts import Enriching, read_source
 from benchmarks.flagland.oracle import has_truth
 from retrievers.cli import expand
-from retrievers.cli import main as retrievers
 from retrievers.data.plan import PositiveConfig
 from retrievers.data.texts import ViewConfig
 from retrievers.evaluation.evaluate import evaluate
 from retrievers.evaluation.fusion import fuse
 from retrievers.vectors.bm25 import bm25
 
-#: The last checkpoint is what counts: a look at few items keeps validation cheap.
-_CHEAP_VALIDATION = ("data.validation.queries=8", "data.validation.pool=64")
+if TYPE_CHECKING:
+    from retrievers.data.module import MBeirData
+    from retrievers.training.module import Contrastive
 
 
 @final
@@ -239,20 +239,18 @@ class Builder:
         title += ")" if arm.effort == 1 else f", x{arm.effort:g})"
 
         def work(folder: Path, made: Sequence[Path]) -> None:
-            length = [] if steps is None else [
-                f"trainer.max_steps={steps}", f"trainer.val_check_interval={steps}",
-                *_CHEAP_VALIDATION,
-            ]  # fmt: skip
+            from retrievers import fit
+
+            length = [] if steps is None else [f"trainer.max_steps={steps}"]
             negatives = [f"data.negatives.path={made[-1]}"] if mined else []
+            training, data, trainer = self._parts(
+                arm, seed, setup.enriching, views, made, *arm.fit, *negatives, *length
+            )
             latest = folder / "checkpoints" / "latest.ckpt"
-            resumed = [f"ckpt_path={latest}"] if latest.is_file() else []
-            self._command("fit", arm, seed, setup.enriching, folder, *length,
-                          *view_arguments(views, made), *arm.fit, *negatives, *resumed)  # fmt: skip
-            if not _weights(folder).is_file():
-                raise DataError("the training left no checkpoints/last.ckpt", str(folder))
+            fit(training, data, folder, resume=latest if latest.is_file() else None, **trainer)
             latest.unlink(missing_ok=True)  # only a run that was cut short needs it
 
-        return CachedStep("train", title, settings, (*needs, *mined), work, float(steps or 1))
+        return CachedStep("train", title, settings, (*needs, *mined), work)
 
     def _mine(self, name: str, seed: int) -> CachedStep:
         """Negatives that an arm's checkpoint finds."""
@@ -263,8 +261,11 @@ class Builder:
         needs, _ = self._shown(views, home)
 
         def work(folder: Path, made: Sequence[Path]) -> None:
-            self._command("mine", arm, seed, home, folder, f"model={_weights(made[-1])}",
-                          *view_arguments(views, made))  # fmt: skip
+            from retrievers import load
+            from retrievers.search.mining import mine_negatives
+
+            _, data, _ = self._parts(arm, seed, home, views, made)
+            mine_negatives(load(_weights(made[-1])), data, folder)
 
         title = f"mine negatives by {name} (seed {seed})"
         return CachedStep("mine", title, self._model(arm), (*needs, train), work)
@@ -279,43 +280,81 @@ class Builder:
             # Packaged weights: no seed moves them.
             **(self._model(arm) if train is None else {}),
         }  # fmt: skip
-        trained = "packaged weights" if arm.train is None else f"trained on {arm.train}"
-        title = f"test: {trained}{_extras(arm)}, shown {views}, {split} (seed {seed})"
+        start = "packaged weights" if arm.train is None else f"trained on {arm.train}"
+        title = f"test: {start}{_extras(arm)}, shown {views}, {split} (seed {seed})"
         if where.root_digest != setup.enriching.root_digest:
             title += f", asked about {where.root.name}"
 
         def work(folder: Path, made: Sequence[Path]) -> None:
-            weights = [] if train is None else [
-                f"ckpt_path={_weights(made[-1])}", "model.allow_mismatch=true"
-            ]  # fmt: skip
-            self._command("test", arm, seed, where, folder, *weights, f"data.test.split={split}",
-                          f"data.test.union={str(union).lower()}", *view_arguments(views, made),
-                          *arm.test)  # fmt: skip
+            from retrievers import test
+            from retrievers.models.load import load_weights
+            from retrievers.training.module import trained
+
+            training, data, trainer = self._parts(arm, seed, where, views, made, *arm.test)
+            data.test = replace(data.test, split=split, union=union)
+            encoder = trained(training)
+            if train is not None:
+                load_weights(encoder, _weights(made[-1]))
+            device = "cpu" if trainer["device"] == "cpu" else "auto"
+            precision = str(trainer.get("precision", "32-true"))
+            test(encoder, data, folder, device=device, precision=precision, allow_mismatch=True)
 
         return CachedStep(
             "test", title, settings, needs if train is None else (*needs, train), work
         )
 
-    def _command(
-        self, verb: str, arm: Arm, seed: int, where: Enriching, out: Path, *arguments: str
-    ) -> None:
-        """``python -m retrievers`` in this process.
-
-        Raises:
-            SystemExit: if it fails; it has said why.
-        """
+    def _parts(
+        self, arm: Arm, seed: int, where: Enriching, views: Views, made: Sequence[Path],
+        *settings: str,
+    ) -> Parts:  # fmt: skip
+        """What the config describes, with the settings of setup, experiment and arm."""
         setup = self.setup
-        shared = [
-            f"config={arm.config or setup.config}", f"data.root={where.root.resolve()}",
-            f"seed_everything={seed}", f"data.seed={seed}", "trainer.enable_progress_bar=false",
+        return read_parts(arm.config or setup.config, seed, [
+            f"data.root={where.root.resolve()}", f"data.seed={seed}",
             *([] if setup.batch_size is None else [f"data.batch_size={setup.batch_size}"]),
-            *([f"data.tasks={json.dumps(list(setup.tasks))}"] if setup.tasks else []),
-            *setup.fit, *self.experiment.fit, *arm.model, f"out={out.resolve()}",
-        ]  # fmt: skip
-        if verb == "mine":  # it has no trainer
-            shared = [one for one in shared if one.startswith(("config=", "data.", "out="))]
-        if status := retrievers([verb, *(f"--{one}" for one in (*shared, *arguments))]):
-            raise SystemExit(status)
+            *([f"data.tasks={list(setup.tasks)}"] if setup.tasks else []),
+            *setup.fit, *self.experiment.fit, *arm.model,
+            *(f"data.{side}={json.dumps(asdict(config))}"
+              for side, config in view_configs(views, made).items()),
+            *settings,
+        ])  # fmt: skip
+
+
+#: A training, its data, and what :func:`retrievers.fit` takes besides.
+Parts = tuple["Contrastive", "MBeirData", dict[str, Any]]
+
+
+def read_parts(config: str, seed: int, settings: Sequence[str]) -> Parts:
+    """What a config and some of its settings, ``data.batch_size=8``, describe.
+
+    Raises:
+        DataError: if there is no such setting.
+    """
+    import lightning
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    from retrievers.data.module import MBeirData
+    from retrievers.training.module import Contrastive
+
+    parser = ArgumentParser(exit_on_error=False, parser_mode="omegaconf+")
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(Contrastive, "model", sub_configs=True)
+    parser.add_class_arguments(MBeirData, "data", sub_configs=True)
+    parser.add_argument("--trainer", type=dict[str, Any], default={})
+    for name in ("out", "seed_everything"):  # ours to say
+        parser.add_argument(f"--{name}", type=Any)
+    parser.set_defaults({"model.encoder": {"class_path": "retrievers.models.clip.ClipScoreFusion"}})
+    lightning.seed_everything(seed, workers=True, verbose=False)
+    try:
+        read = parser.parse_args([*expand([f"--config={config}"]), *(f"--{s}" for s in settings)])
+    except ArgumentError as error:
+        raise DataError(str(error), config) from error
+    made = parser.instantiate(read)
+    trainer = {"enable_progress_bar": False, **read.trainer}
+    trainer["device"] = trainer.pop("accelerator", "auto")
+    for name in ("callbacks", "logger", "limit_val_batches"):  # the last checkpoint is what counts
+        trainer.pop(name, None)
+    return made.model, made.data, trainer
 
 
 def _weights(folder: Path) -> Path:
@@ -337,9 +376,3 @@ def view_configs(views: Views, made: Sequence[Path]) -> dict[Side, ViewConfig]:
             str(source.store.resolve()), source.recipes[side]
         )  # fmt: skip
     return configs
-
-
-def view_arguments(views: Views, made: Sequence[Path]) -> list[str]:
-    """The same as arguments of ``python -m retrievers``."""
-    return [f"data.{side}={json.dumps(asdict(config))}"
-            for side, config in view_configs(views, made).items()]  # fmt: skip

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 from filelock import FileLock
 
@@ -27,13 +27,6 @@ from retrievers.evaluation.versions import source_commit
 
 #: Part of every fingerprint; raised when a step's work changes what it makes.
 FORMAT = 1
-
-#: Seconds per unit of size (see :attr:`CachedStep.size`) before any step of a kind was timed: two
-#: cores, the packaged models, a Flagland of 600 countries.
-RATES: Mapping[str, float] = {
-    "world": 0.03, "texts": 0.01, "derived": 5.0, "train": 1.05, "test": 9.0, "lexical": 3.0,
-    "fused": 2.0, "mine": 20.0,
-}  # fmt: skip
 
 
 @final
@@ -47,7 +40,6 @@ class CachedStep:
         settings: all that changes its result besides ``needs``; JSON-serialisable.
         needs: steps whose results it reads.
         work: makes it; gets its own folder and those of ``needs`` in order.
-        size: how much work it is, in units of its kind (a training: its optimiser steps).
     """
 
     kind: str
@@ -55,7 +47,6 @@ class CachedStep:
     settings: Mapping[str, Any]
     needs: tuple[CachedStep, ...]
     work: Callable[[Path, Sequence[Path]], None]
-    size: float = 1.0
 
     @cached_property
     def fingerprint(self) -> str:
@@ -75,15 +66,6 @@ class CachedStep:
     def done(self, out: Path) -> bool:
         """Whether its results are complete."""
         return (self.folder(out) / "done.json").is_file()
-
-
-@final
-class PlannedStep(NamedTuple):
-    """A step of a plan: whether it is done, and how many seconds it takes or took."""
-
-    step: CachedStep
-    done: bool
-    seconds: float
 
 
 def in_order(steps: Iterable[CachedStep]) -> Iterator[CachedStep]:
@@ -111,44 +93,15 @@ def record(step: CachedStep, out: Path) -> dict[str, Any]:
     return dict(read_json(step.folder(out) / "done.json"))
 
 
-def plan(steps: Iterable[CachedStep], out: Path) -> list[PlannedStep]:
-    """What there is to do: seconds measured of steps that are done, estimated of the others.
-
-    An estimate is the mean of this folder's steps of the same kind per unit of size, or else the
-    table's (:data:`RATES`).
-    """
-    rates = _measured(out)
-    return [
-        PlannedStep(step, True, float(record(step, out)["seconds"]))
-        if step.done(out)
-        else PlannedStep(step, False, step.size * rates.get(step.kind, RATES.get(step.kind, 1.0)))
-        for step in in_order(steps)
-    ]
-
-
-def _measured(out: Path) -> dict[str, float]:
-    rates = {}
-    for kind in RATES:
-        found = [read_json(path) for path in out.glob(f"{kind}/*/done.json")]
-        size = sum(one["size"] for one in found)
-        if size:
-            rates[kind] = sum(one["seconds"] for one in found) / size
-    return rates
-
-
-def describe(planned: Sequence[PlannedStep]) -> str:
-    """The plan in words, a line a step and a line of totals."""
+def describe(steps: Iterable[CachedStep], out: Path) -> str:
+    """What there is to do, a line a step and a line of totals."""
+    planned = [(step.done(out), step) for step in in_order(steps)]
     lines = [
-        f"{'cached' if one.done else 'to run':7} {one.seconds:7.0f} s  {one.step.kind:8} "
-        f"{one.step.fingerprint}  {one.step.title}"
-        for one in planned
+        f"{'cached' if done else 'to run':7} {step.kind:8} {step.fingerprint}  {step.title}"
+        for done, step in planned
     ]
-    left = [one for one in planned if not one.done]
-    lines.append(
-        f"{len(planned)} steps, {len(planned) - len(left)} of them cached; "
-        f"about {sum(one.seconds for one in left) / 60:.0f} minutes to run"
-    )
-    return "\n".join(lines)
+    cached = sum(done for done, _ in planned)
+    return "\n".join([*lines, f"{len(planned)} steps, {cached} of them cached"])
 
 
 def run(steps: Iterable[CachedStep], out: Path) -> None:
@@ -156,18 +109,12 @@ def run(steps: Iterable[CachedStep], out: Path) -> None:
 
     Raises:
         ToolkitError: if a step fails; what was done before stays.
-        SystemExit: likewise, where a command of the toolkit has printed why.
+        SystemExit: likewise, where an enrichment has printed why.
     """
-    planned = plan(steps, out)
-    todo = [one for one in planned if not one.done]
-    left = sum(one.seconds for one in todo)
-    for number, one in enumerate(todo, start=1):
-        print(
-            f"== {number}/{len(todo)} {one.step.title}  (about {left / 60:.0f} min to go)",
-            flush=True,
-        )
-        left -= one.seconds
-        _do(one.step, out)
+    todo = [step for step in in_order(steps) if not step.done(out)]
+    for number, step in enumerate(todo, start=1):
+        print(f"== {number}/{len(todo)} {step.title}", flush=True)
+        _do(step, out)
 
 
 def _do(step: CachedStep, out: Path) -> None:
@@ -184,7 +131,6 @@ def _do(step: CachedStep, out: Path) -> None:
             "title": step.title,
             "settings": step.settings,
             "needs": [need.fingerprint for need in step.needs],
-            "size": step.size,
             "seconds": round(seconds, 2),
             "cpu_seconds": round(_cpu_seconds() - cpu, 2),
             "gpu_seconds": round(seconds * _gpus_used(), 2),

@@ -9,53 +9,31 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import re
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from augment.files import read_json
 
 if TYPE_CHECKING:
     from PIL import Image
 
 #: Where ``make results`` puts what the commands wrote; the environment may name another folder.
 RESULTS = Path(__file__).parent.parent / "results" / "rar"
-_VARIABLE = "RAR_RESULTS"
 #: Seconds that a cell may take.
 TIMEOUT = 1800
 
 
 def load(name: str) -> dict[str, Any]:
-    """Results of an experiment.
+    """Results of an experiment, from ``$RAR_RESULTS`` or ``benchmarks/results/rar``.
 
-    Measured ones are read from ``$RAR_RESULTS`` or ``benchmarks/results/rar``. Where they are
-    absent a small Flagland is run (200 countries, 20 steps, one seed, the oracle's texts in place
-    of the model's), which takes minutes and shows the form of the answer, not the answer.
+    Raises:
+        DataError: if there are none.
     """
-    path = Path(os.environ.get(_VARIABLE, RESULTS)) / f"{name}.json"
-    if path.is_file():
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    print(f"{path} is not there: a small run instead (200 countries, 20 steps, one seed)")
-    return small(name, Path("runs/notebooks"))
-
-
-def small(name: str, out: Path, steps: int = 20) -> dict[str, Any]:
-    """Run an experiment at a small size with the oracle's texts."""
-    from benchmarks.experiments import spec
-    from benchmarks.experiments.__main__ import run
-    from benchmarks.experiments.build import Builder, Setup
-    from benchmarks.experiments.results import ArmReader
-    from benchmarks.experiments.roots import digest_root, make_world
-    from benchmarks.experiments.texts import Enriching
-
-    root = out / "world-200-1"
-    make_world(root, 200, 1, 2)
-    setup = Setup(Enriching(root, digest_root(root)), steps=steps)
-    builder = Builder(spec.by_oracle(spec.load_all([name])[0]), setup)
-    return run(ArmReader(builder, out, "success@1"))
+    return dict(read_json(Path(os.environ.get("RAR_RESULTS", RESULTS)) / f"{name}.json"))
 
 
 def about(value: Mapping[str, Any]) -> str:
@@ -92,22 +70,15 @@ def picture(value: Mapping[str, Any], path: str, width: int = 160) -> Image.Imag
 
 
 def execute(notebook: Path, out: Path) -> None:
-    """Execute one notebook in the current folder and write it with its outputs.
-
-    Raises:
-        SystemExit: if nbclient is not installed.
-    """
-    try:
-        nbformat: Any = importlib.import_module("nbformat")
-        nbclient: Any = importlib.import_module("nbclient")
-    except ImportError as error:
-        raise SystemExit(f"{error}; install the extra dev: pip install -e '.[dev]'") from error
+    """Execute one notebook in the current folder and write it with its outputs."""
+    nbformat: Any = importlib.import_module("nbformat")
+    nbclient: Any = importlib.import_module("nbclient")
     book = nbformat.read(notebook, as_version=4)
     nbclient.NotebookClient(
-        book, timeout=TIMEOUT, kernel_name="python3", resources={"metadata": {"path": "."}}
-    ).execute()
-    for cell in book.cells:  # when a cell ran is no news to a reader, and makes every diff differ
-        cell.metadata.pop("execution", None)
+        book, timeout=TIMEOUT, kernel_name="python3", record_timing=False,
+        resources={"metadata": {"path": "."}},
+    ).execute()  # fmt: skip
+    for cell in book.cells:
         # Warnings about the machine that ran it, with its paths; a cell that fails ends the run.
         if cell.cell_type == "code":
             cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
@@ -115,19 +86,18 @@ def execute(notebook: Path, out: Path) -> None:
     nbformat.write(book, out)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit status."""
+def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.experiments.notebooks", description=__doc__
     )
     parser.add_argument("notebooks", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, help="folder of the executed ones; none: in place")
-    args = parser.parse_args(arguments)
+    args = parser.parse_args()
     for path in args.notebooks:
         print(f"== {path}", flush=True)
         execute(path, path if args.out is None else args.out / path.name)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

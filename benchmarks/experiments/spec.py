@@ -26,7 +26,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -53,7 +53,6 @@ SETTINGS: Mapping[TextKind, Collection[str]] = {
     "noise": ("hallucination", "omission", "seed"),
     "select": ("share", "router", "seed", "contested_by"),
 }
-Read = TypeVar("Read")
 
 
 @final
@@ -268,29 +267,39 @@ def parse(value: Any, where: str = "experiment") -> Experiment:
     Raises:
         DataError: names the part and what is wrong with it.
     """
-    parts: dict[str, dict[str, Any]] = {"texts": {}, "shown": {}, "arms": {}, "curves": {}}
-    if isinstance(value, dict):
-        parts = {name: value.get(name) or {} for name in parts}
-        value = {key: given for key, given in value.items() if key not in parts}
-    experiment = _read(Experiment, value, where)
-    texts = {"vlm": TextSpec("vlm"), "oracle": TextSpec("oracle")}
-    for name, given in parts["texts"].items():
-        texts[name] = _text(given, texts, f"{where}: texts.{name}")
-    shown = _presets(texts)
-    for name, given in parts["shown"].items():
+    if not isinstance(value, dict):
+        raise DataError(f"is {value!r}; expected names and values", where)
+    for part in ("texts", "shown", "arms"):
+        given = value.get(part) or {}
+        if not isinstance(given, dict):
+            raise DataError(f"{part} is {given!r}; expected names and values", where)
+    texts = {"vlm": {"kind": "vlm"}, "oracle": {"kind": "oracle"}, **(value.get("texts") or {})}
+    shown = {name: Views.of(name) for name in texts}
+    enriched = shown["vlm"]
+    shown |= {"raw": Views(), "enriched": enriched}
+    shown |= {"query": Views(enriched.query), "corpus": Views(corpus=enriched.corpus)}
+    for name, given in (value.get("shown") or {}).items():
         shown[name] = _views(given, shown, texts, f"{where}: shown.{name}")
-    arms: dict[str, Arm] = {}
-    for name, given in parts["arms"].items():
-        arms[name] = _arm(given, shown, texts, arms, f"{where}: arms.{name}")
-    curves = {name: _curve(given, f"{where}: curves.{name}")
-              for name, given in parts["curves"].items()}  # fmt: skip
-    used = [name for pair in experiment.compare for name in pair]
-    used += [name for curve in curves.values() for name in (*curve.arms, curve.base, curve.full)]
-    used += [experiment.against] if experiment.against else []
-    for name in used:
-        if name not in arms:
-            raise DataError(f"names the arm {name!r}; there are {', '.join(arms)}", where)
-    return replace(experiment, texts=texts, arms=arms, curves=curves)
+    arms: dict[str, Any] = {}
+    views: dict[str, dict[str, Any]] = {}
+    for name, given in (value.get("arms") or {}).items():
+        if not isinstance(given, dict):
+            raise DataError(f"arms.{name} is {given!r}; expected names and values", where)
+        at, keys = f"{where}: arms.{name}", [key for key in ("train", "show") if key in given]
+        views[name] = {key: _views(given[key], shown, texts, at) for key in keys}
+        arms[name] = {key: one for key, one in given.items() if key not in keys}
+    plain = {key: one for key, one in value.items() if key != "shown"}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--experiment", type=Experiment)
+    try:
+        read = parser.parse_object({"experiment": {**plain, "texts": texts, "arms": arms}})
+    except ArgumentError as error:
+        raise DataError(str(error), where) from error
+    found: Experiment = parser.instantiate(read).experiment
+    found = replace(found, arms={n: replace(arm, **views[n]) for n, arm in found.arms.items()})
+    for problem in _problems(found):
+        raise DataError(problem, where)
+    return found
 
 
 def by_oracle(experiment: Experiment) -> Experiment:
@@ -298,44 +307,42 @@ def by_oracle(experiment: Experiment) -> Experiment:
     return replace(experiment, texts={**experiment.texts, "vlm": TextSpec("oracle")})
 
 
-def _read(kind: type[Read], value: Any, where: str) -> Read:
-    """A dataclass of plain fields from a mapping; types and names are checked."""
-    if not isinstance(value, dict):
-        raise DataError(f"is {value!r}; expected names and values", where)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind)
-    try:
-        return kind(**parser.parse_object(value).as_dict())
-    except ArgumentError as error:
-        raise DataError(str(error), where) from error
+def _problems(found: Experiment) -> Iterator[str]:
+    """What cannot be run as it is written."""
+    before: list[str] = []
+    for name, text in found.texts.items():
+        if unknown := sorted(set(text.settings) - set(SETTINGS[text.kind])):
+            yield f"texts.{name}: {text.kind} does not know {', '.join(unknown)}"
+        if text.kind not in ("vlm", "oracle") and text.of not in before:
+            yield f"texts.{name} is of {text.of!r}; texts before it are {', '.join(before)}"
+        before.append(name)
+    before = []
+    for name, arm in found.arms.items():
+        if arm.kind == "fusion" and (len(arm.of) < 2 or not set(arm.of) <= set(before)):
+            yield f"arms.{name} fuses {list(arm.of)}; name two or more arms before it"
+        if arm.kind != "fusion" and arm.show is None:
+            yield f"arms.{name} says not what it is shown: add show"
+        if arm.mined_by and arm.mined_by not in before:
+            yield f"arms.{name} is mined by {arm.mined_by!r}; name an arm before it"
+        before.append(name)
+    used = [name for pair in found.compare for name in pair]
+    used += [found.against] if found.against else []
+    for curve in found.curves.values():
+        if len(curve.x) != len(curve.arms) or len(curve.x) < 2:
+            yield "a curve needs as many arms as places x, at least two"
+        used += [*curve.arms, curve.base, curve.full]
+    yield from (f"names the arm {name!r}; there are {', '.join(before)}"
+                for name in used if name not in before)  # fmt: skip
 
 
-def _presets(texts: Mapping[str, TextSpec]) -> dict[str, Views]:
-    enriched = Views.of("vlm")
-    return {
-        "raw": Views(),
-        "enriched": enriched,
-        **{name: Views.of(name) for name in texts},
-        "query": Views(query=enriched.query),
-        "corpus": Views(corpus=enriched.corpus),
-    }
-
-
-def side_view(value: Any, texts: Collection[str], where: str) -> SideView:
-    """A view from its words.
-
-    Raises:
-        DataError: if a word is unknown.
-    """
+def _side(value: Any, texts: Collection[str], where: str) -> SideView:
+    """A view from its words."""
     words = str(value).split()
     if words == ["raw"]:
         return SideView()
     if len(words) < 2 or words[0] not in texts:
-        raise DataError(
-            f"the view {value!r} is neither raw nor a text and a view; texts are "
-            f"{', '.join(texts)}",
-            where,
-        )
+        told = f"is neither raw nor a text and a view; texts are {', '.join(texts)}"
+        raise DataError(f"the view {value!r} {told}", where)
     view = SideView(words[0], words[1], tuple(words[2:]))
     try:
         view.config("store")
@@ -351,43 +358,4 @@ def _views(value: Any, known: Mapping[str, Views], texts: Collection[str], where
         return known[value]
     if not isinstance(value, dict) or set(value) != set(SIDES):
         raise DataError(f"shows {value!r}; name a preset, or a view for query and corpus", where)
-    return Views(*(side_view(value[side], texts, where) for side in SIDES))
-
-
-def _text(value: Any, texts: Mapping[str, TextSpec], where: str) -> TextSpec:
-    text = _read(TextSpec, value, where)
-    if unknown := sorted(set(text.settings) - set(SETTINGS[text.kind])):
-        raise DataError(f"{text.kind} does not know {', '.join(unknown)}", where)
-    if text.kind not in ("vlm", "oracle") and text.of not in texts:
-        raise DataError(f"is of {text.of!r}; texts before it are {', '.join(texts)}", where)
-    return text
-
-
-def _arm(
-    value: Any,
-    shown: Mapping[str, Views],
-    texts: Collection[str],
-    arms: Mapping[str, Arm],
-    where: str,
-) -> Arm:
-    views: list[Views | None] = [None, None]
-    if isinstance(value, dict):
-        views = [_views(value[key], shown, texts, where) if key in value else None
-                 for key in ("train", "show")]  # fmt: skip
-        value = {key: given for key, given in value.items() if key not in ("train", "show")}
-    arm = replace(_read(Arm, value, where), train=views[0], show=views[1])
-    if arm.kind == "fusion":
-        if len(arm.of) < 2 or any(name not in arms for name in arm.of):
-            raise DataError(f"fuses {list(arm.of)}; name two or more arms before it", where)
-    elif arm.show is None:
-        raise DataError("says not what it is shown: add show", where)
-    if arm.mined_by and arm.mined_by not in arms:
-        raise DataError(f"is mined by {arm.mined_by!r}; name an arm before it", where)
-    return arm
-
-
-def _curve(value: Any, where: str) -> Curve:
-    curve = _read(Curve, value, where)
-    if len(curve.x) != len(curve.arms) or len(curve.x) < 2:
-        raise DataError("needs as many arms as places x, at least two", where)
-    return curve
+    return Views(*(_side(value[side], texts, where) for side in SIDES))

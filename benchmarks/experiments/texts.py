@@ -97,12 +97,12 @@ def made_anew(text: TextSpec, using: Enriching) -> CachedStep:
         if not has_truth(using.root):
             raise DataError("the oracle needs truth/scene_graphs.jsonl", str(using.root))
         about = {"kind": "oracle", "root": using.root_digest}
-        return CachedStep("texts", "texts of the oracle", about, (), partial(_oracle, using), 200)
+        return CachedStep("texts", "texts of the oracle", about, (), partial(_oracle, using))
     if using.store is not None and not text.settings:
         recipes = {side: Store(using.store).recipe(side).id for side in SIDES}
         about = {"kind": "given", "keys": _keys(using.store, recipes)}
         return CachedStep(
-            "texts", f"texts of {using.store}", about, (), partial(_given, using, recipes), 1
+            "texts", f"texts of {using.store}", about, (), partial(_given, using, recipes)
         )
     prompts: dict[Kind, str | None] = dict(QUERY_PROMPTS)
     changed = text.modification_prompt
@@ -116,16 +116,7 @@ def made_anew(text: TextSpec, using: Enriching) -> CachedStep:
         "prompts": [load_prompt(name).id for name in sent],
     }
     title = f"texts of {using.model}" + (f" with {changed}" if changed else "")
-    # Measured in items: those of a second recipe are known but for the changed prompt's.
-    size = _rows(DataRoot(using.root)) * (0.1 if changed else 1.0)
-    return CachedStep("texts", title, settings, (), partial(_vlm, using, prompts), size)
-
-
-def _rows(data: DataRoot) -> int:
-    asked = [file for split in queries.SPLITS for file in data.query_files(split)]
-    return sum(len(open_candidates(file.path)) for file in data.pools()) + sum(
-        len(open_queries(file.path)) for file in asked
-    )
+    return CachedStep("texts", title, settings, (), partial(_vlm, using, prompts))
 
 
 def _keys(store: Path, recipes: Mapping[Side, str]) -> str:
@@ -192,7 +183,7 @@ def derived(
     needs = (of,) if raw_runs is None else (of, raw_runs)
     told = ", ".join(f"{key} {value}" for key, value in text.settings.items())
     title = f"{text.kind} of ({of.title})" + (f": {told}" if told else "")
-    return CachedStep("derived", title, settings, needs, partial(_derive, text, using), 1)
+    return CachedStep("derived", title, settings, needs, partial(_derive, text, using))
 
 
 def _derive(text: TextSpec, using: Enriching, folder: Path, needs: Sequence[Path]) -> None:

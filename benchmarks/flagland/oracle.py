@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from augment.data.pools import open_candidates
 from augment.engines.scripted import ScriptedEngine
 from augment.records import Enrichment, Side
 from benchmarks.flagland import language
-from benchmarks.flagland.grammar import Flag
+from benchmarks.flagland.grammar import FACT_TYPES, Fact, Flag
 
 
 def has_truth(root: Path) -> bool:
@@ -72,14 +73,45 @@ def oracle_engine(root: Path, side: str) -> ScriptedEngine:
     return ScriptedEngine(answers, root=root, model="flagland-oracle", batch_size=256)
 
 
-def _score(right: int, stated: int, wanted: int) -> dict[str, float]:
-    return {
-        "precision": right / stated if stated else 1.0,
-        "recall": right / wanted if wanted else 1.0,
-        "right": right,
-        "stated": stated,
-        "wanted": wanted,
-    }
+@dataclass
+class FactCounts:
+    """Facts that descriptions state, those that are true, and those that are both, by type."""
+
+    right: Counter[str] = field(default_factory=Counter)
+    stated: Counter[str] = field(default_factory=Counter)
+    wanted: Counter[str] = field(default_factory=Counter)
+    exact: int = 0
+    total: int = 0
+
+    def add(self, said: frozenset[Fact], true: frozenset[Fact]) -> None:
+        """Count one description."""
+        self.right.update(kind for kind, _ in said & true)
+        self.stated.update(kind for kind, _ in said)
+        self.wanted.update(kind for kind, _ in true)
+        self.exact += said == true
+        self.total += 1
+
+    def row(self, kinds: Iterable[str] = FACT_TYPES) -> dict[str, float]:
+        """Precision, recall and F1 over some types, micro-averaged, and the counts behind them."""
+        kinds = tuple(kinds)
+        right, stated, wanted = (
+            sum(counted[kind] for kind in kinds)
+            for counted in (self.right, self.stated, self.wanted)
+        )
+        return {
+            "precision": right / stated if stated else 1.0,
+            "recall": right / wanted if wanted else 1.0,
+            "f1": 2 * right / max(1, stated + wanted),
+            "right": right,
+            "stated": stated,
+            "wanted": wanted,
+        }
+
+    def table(self) -> dict[str, Any]:
+        """All rows, and the share of descriptions in which every fact is right."""
+        rows: dict[str, Any] = {kind: self.row([kind]) for kind in FACT_TYPES}
+        exact = self.exact / max(1, self.total)
+        return {**rows, "all": self.row(), "exact": exact, "descriptions": self.total}
 
 
 def score_facts(root: Path, side: Side, texts: Mapping[str, Enrichment]) -> dict[str, Any]:
@@ -95,14 +127,10 @@ def score_facts(root: Path, side: Side, texts: Mapping[str, Enrichment]) -> dict
         if side == "corpus"
         else ((truth["qid"], flag) for truth, flag in _asked(root))
     )
-    right, stated, wanted = Counter[str](), Counter[str](), Counter[str]()
+    counts = FactCounts()
     for item_id, flag in dict(flags).items():
         text = texts.get(item_id)
-        if text is None or text.rejected:
-            continue
-        facts, said = flag.facts(), language.parse(text.text)
-        right.update(kind for kind, _ in said & facts)
-        stated.update(kind for kind, _ in said)
-        wanted.update(kind for kind, _ in facts)
-    by_type = {kind: _score(right[kind], stated[kind], wanted[kind]) for kind in sorted(wanted)}
-    return {"all": _score(right.total(), stated.total(), wanted.total()), "by_type": by_type}
+        if text is not None and not text.rejected:
+            counts.add(language.parse(text.text), flag.facts())
+    by_type = {kind: counts.row([kind]) for kind in sorted(counts.wanted)}
+    return {"all": counts.row(), "by_type": by_type}

@@ -3,39 +3,30 @@
 ``python -m benchmarks.flagland.score_vlm --model flagland-vlm --countries 300 --out FILE.json``
 Descriptions: precision and recall of facts by type, flat and photo-like, at several picture sizes.
 Questions and modification requests: right or not, and which part was wrong.
-
-With ``--real ROOT`` it describes the national flags of that root instead, and compares words with
-what people wrote: their texts name colours, shapes and divisions but not all of them, and mention
-history. Precision is the share of the VLM's words of a kind that the person also uses, recall the
-share of the person's words that the VLM uses.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 
-from augment.data import DataRoot
-from augment.data.pools import open_candidates, open_queries
 from augment.engines import load_engine
-from augment.files import markdown
+from augment.files import markdown, write_json
 from augment.prompts import load_prompt
 from augment.records import Item, Reply, Sampling, one_picture
 from benchmarks.flagland import atlas, language
 from benchmarks.flagland.atlas import Country
 from benchmarks.flagland.edits import random_edit
-from benchmarks.flagland.grammar import FACT_TYPES, Fact
+from benchmarks.flagland.grammar import FACT_TYPES
+from benchmarks.flagland.oracle import FactCounts
 from benchmarks.flagland.render import draw_flat, draw_photo
 from benchmarks.flagland.train_vlm import training_flags
 
@@ -54,43 +45,6 @@ TRAINED_ON = (
     (60_000, 3, 0.7, 0.85),
     (28_000, 4, 0.7, 0.85),
 )
-
-
-@dataclass
-class FactCounts:
-    """True positives, false positives (hallucinations) and misses (omissions), by fact type."""
-
-    hit: Counter[str] = field(default_factory=Counter)
-    wrong: Counter[str] = field(default_factory=Counter)
-    missed: Counter[str] = field(default_factory=Counter)
-    exact: int = 0
-    total: int = 0
-
-    def add(self, said: frozenset[Fact], true: frozenset[Fact]) -> None:
-        """Count one description."""
-        self.hit.update(kind for kind, _ in said & true)
-        self.wrong.update(kind for kind, _ in said - true)
-        self.missed.update(kind for kind, _ in true - said)
-        self.exact += said == true
-        self.total += 1
-
-    def row(self, kinds: Iterable[str]) -> dict[str, float]:
-        """Precision, recall and F1 over some fact types, micro-averaged."""
-        kinds = list(kinds)
-        hit = sum(self.hit[k] for k in kinds)
-        said = hit + sum(self.wrong[k] for k in kinds)
-        true = hit + sum(self.missed[k] for k in kinds)
-        precision, recall = hit / max(1, said), hit / max(1, true)
-        f1 = 2 * hit / max(1, said + true)
-        return {"precision": precision, "recall": recall, "f1": f1, "facts": true}
-
-    def table(self) -> dict[str, Any]:
-        """All rows, and the share of descriptions in which every fact is right."""
-        rows: dict[str, Any] = {kind: self.row([kind]) for kind in FACT_TYPES}
-        rows["all"] = self.row(FACT_TYPES)
-        rows["exact"] = self.exact / max(1, self.total)
-        rows["descriptions"] = self.total
-        return rows
 
 
 def unseen(
@@ -244,129 +198,30 @@ def score(model: str, countries: Sequence[Country], batch_size: int) -> dict[str
 
 def tables(result: dict[str, Any]) -> str:
     """The tables for the card."""
-    means = ("precision", "recall", "f1")
     described = result["descriptions"]
+    means = ("precision", "recall", "f1")
     pictures = [
         [name, *(f"{table['all'][mean]:.3f}" for mean in means), f"{table['exact']:.3f}"]
         for name, table in described.items()
     ]
-    chosen = ("flat 192", "photo 256")
+    chosen = [described[name] for name in ("flat 192", "photo 256")]
     facts = [
-        [
-            kind,
-            *(f"{described[name][kind][mean]:.3f}" for name in chosen for mean in means),
-            f"{described[chosen[0]][kind]['facts']:.0f}",
-        ]
+        [kind, *(f"{table[kind][mean]:.3f}" for table in chosen for mean in means),
+         chosen[0][kind]["wanted"]]
         for kind in (*FACT_TYPES, "all")
-    ]
+    ]  # fmt: skip
     rewrites = [
-        [
-            name,
-            f"{row['right']:.3f}",
-            ", ".join(f"{k} {v:.3f}" for k, v in row.items() if k != "right"),
-        ]
+        [name, f"{row['right']:.3f}",
+         ", ".join(f"{k} {v:.3f}" for k, v in row.items() if k != "right")]
         for name, row in result["rewrites"].items()
-    ]
-    kinds = [f"{name}: {mean}" for name in chosen for mean in ("P", "R", "F1")]
+    ]  # fmt: skip
     head = ["picture, width", "precision", "recall", "F1", "all facts right"]
+    kinds = ["flat 192: P", "R", "F1", "photo 256: P", "R", "F1", "facts"]
     return "\n\n".join(
         [
             markdown(head, pictures),
-            markdown(["fact", *kinds, "facts"], facts),
+            markdown(["fact", *kinds], facts),
             markdown(["rewrite", "right", "detail"], rewrites),
-        ]
-    )
-
-
-# -- real flags ------------------------------------------------------------------------------------
-
-#: Kind of word -> word -> pattern of its wordings. Blue and light blue, red and maroon count as
-#: one: people rarely tell them apart in these texts.
-WORDS: dict[str, dict[str, str]] = {
-    "colour": {
-        "red": r"\b(red|maroon|crimson|scarlet)\b",
-        "blue": r"\bblue\b",
-        "yellow": r"\b(yellow|gold|golden)\b",
-        "green": r"\bgreen\b",
-        "white": r"\bwhite\b",
-        "black": r"\bblack\b",
-        "orange": r"\b(orange|saffron)\b",
-        "purple": r"\b(purple|violet)\b",
-    },
-    "shape": {
-        "star": r"\bstars?\b",
-        "crescent": r"\bcrescents?\b",
-        "disc": r"\b(discs?|disks?|circles?|rings?)\b",
-        "sun": r"\bsuns?\b",
-        "diamond": r"\b(diamonds?|lozenges?|rhombus)\b",
-    },
-    "division": {
-        "horizontal": r"\bhorizontal\b",
-        "vertical": r"\bvertical\b",
-        "cross": r"\bcross\b",
-        "saltire": r"\b(saltire|diagonal cross)\b",
-        "triangle": r"\btriangle\b",
-        "canton": r"\b(canton|upper hoist|hoist-side corner|upper-left)\b",
-        "border": r"\b(border|edged)\b",
-    },
-}
-
-
-def words(text: str, kind: str) -> set[str]:
-    """The words of one kind that a text uses."""
-    lowered = text.lower()
-    return {word for word, pattern in WORDS[kind].items() if re.search(pattern, lowered)}
-
-
-def pictures_and_texts(root: DataRoot) -> list[tuple[Item, str]]:
-    """Every flag of task 0 with its human description."""
-    texts: dict[str, str] = {}
-    for split in ("train", "test"):
-        for file in root.query_files(split):
-            if file.dataset != "flags":
-                continue
-            for query in open_queries(file.path):
-                if query.task == 0:
-                    texts.update(dict.fromkeys(query.positives, query.item.text or ""))
-    return [
-        (Item(item.id, None, one_picture(item.image), "image"), texts[item.id])
-        for item in open_candidates(root.pool_for("flags", 0, "test"))
-        if item.id in texts and item.image
-    ]
-
-
-def describe_real(model: str, folder: Path, batch_size: int) -> str:
-    """The comparison on national flags, in Markdown.
-
-    Args:
-        model: that describes them.
-        folder: a root in M-BEIR's layout with a data set ``flags``.
-        batch_size: pictures answered together.
-    """
-    flags = pictures_and_texts(DataRoot(folder))
-    scorer = Scorer(model, folder, batch_size)
-    replies = scorer.ask("rar/image_query", [item for item, _ in flags])
-    described = [
-        (item, reply.text, human) for (item, human), reply in zip(flags, replies, strict=True)
-    ]
-    compared = []
-    for kind in WORDS:
-        counts = FactCounts()
-        for _, text, human in described:
-            said, true = (frozenset((kind, w) for w in words(t, kind)) for t in (text, human))
-            counts.add(said, true)
-        row = counts.row([kind])
-        shown = [f"{row[mean]:.3f}" for mean in ("precision", "recall", "f1")]
-        compared.append([kind, *shown, int(row["facts"])])
-    examples = [
-        [Path(item.image or "").stem, text, human if len(human) < 160 else human[:157] + "..."]
-        for item, text, human in described[:: max(1, len(flags) // 12)]
-    ]
-    return "\n\n".join(
-        [
-            f"{len(flags)} national flags, model {model} {scorer.engine.revision[:12]}.",
-            markdown(["words", "precision", "recall", "F1", "words people use"], compared),
-            markdown(["flag", "the VLM", "a person"], examples, 3),
         ]
     )
 
@@ -376,29 +231,21 @@ def main(
     countries: int = 300,
     seed: int = WORLD_SEED,
     batch_size: int = 64,
-    real: Path | None = None,
     out: Path | None = None,
 ) -> None:
-    """Score and write.
+    """Score and print.
 
     Args:
         model: a packaged one, a folder, or any other engine.
         countries: that are scored.
         seed: of their world.
         batch_size: pictures answered together.
-        real: root with real flags, to be described instead.
-        out: also write the result there: JSON, or Markdown of real flags.
+        out: JSON file to write the result to, too.
     """
-    if real is not None:
-        if not real.is_dir():
-            raise SystemExit(f"{real}: no such folder")
-        written = shown = describe_real(model, real, batch_size) + "\n"
-    else:
-        result = score(model, unseen(countries, seed=seed), batch_size)
-        shown, written = tables(result), json.dumps(result, indent=1)
-    print(shown)
+    result = score(model, unseen(countries, seed=seed), batch_size)
+    print(tables(result))
     if out:
-        out.write_text(written, encoding="utf-8")
+        write_json(out, result)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final
+
+import jsonargparse
 
 from augment.errors import DataError, ToolkitError
 from augment.files import write_text
@@ -17,7 +18,7 @@ from augment.store.keys import Recipe
 from augment.store.page import environment
 from benchmarks.report.gallery import Gallery
 from benchmarks.report.runs import SIDES, OpenedRun, moves, open_run, pick
-from retrievers.evaluation.compare import Comparison, Pair, compare
+from retrievers.evaluation.compare import compare
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -27,30 +28,6 @@ EXAMPLES = 8
 EXACT = 10
 #: Side of the square of ranks in SVG units, and room for its labels on the left and on top.
 SIDE, LEFT, TOP = 300.0, 62.0, 18.0
-
-
-@final
-class Bars(NamedTuple):
-    """A task's scores in per cent, and where the interval of the difference lies.
-
-    ``low`` and ``high`` are the first score plus the ends of the interval, cut at 0 and 100, so
-    that a whisker that stays clear of the first bar's end is a difference clear of 0.
-    """
-
-    row: Pair
-    first: float
-    second: float
-    low: float
-    high: float
-
-
-def bars(comparison: Comparison) -> list[Bars]:
-    """A group of bars for every row."""
-    found = []
-    for row in comparison.rows:
-        ends = [100 * min(1.0, max(0.0, row.first + end)) for end in row.difference[1:]]
-        found.append(Bars(row, 100 * row.first, 100 * row.second, ends[0], ends[1]))
-    return found
 
 
 @final
@@ -146,17 +123,17 @@ def _told(rank: int | None) -> str:
 def write_report(
     first: Path,
     second: Path,
-    out: Path,
+    out: Path = Path("report.html"),
     *,
-    names: Sequence[str] | None = None,
+    names: tuple[str, str] | None = None,
     metric: str = "success@5",
-    pool: str = "local",
+    pool: Literal["local", "union"] = "local",
     root: Path | None = None,
     examples: int = EXAMPLES,
     seed: int = 0,
-    notes: Sequence[str] = (),
+    notes: tuple[str, ...] = (),
 ) -> None:
-    """Write the page.
+    """Write a static page about two runs: scores, ranks, wins and losses, where texts come from.
 
     Args:
         first: folder that ``test`` or ``bm25`` wrote.
@@ -174,7 +151,7 @@ def write_report(
         DataError: if a run or the root cannot be read, or the runs are not about the same queries.
     """
     runs = (open_run(first), open_run(second))
-    names = (names[0], names[1]) if names else _names(first, second)
+    names = names or _names(first, second)
     found = root or runs[1].root or runs[0].root
     if found is None or not found.is_dir():
         raise DataError(
@@ -191,7 +168,6 @@ def write_report(
     html = template.render(
         names=names,
         comparison=comparison,
-        bars=bars(comparison),
         scatter=scatter(((one.first, one.second) for one in moved), depth),
         wins=wins,
         losses=losses,
@@ -203,6 +179,7 @@ def write_report(
         notes=[*notes, *(note for run in runs for note in run.notes)],
     )  # fmt: skip
     write_text(out, html, DataError)
+    sys.stdout.write(f"{out}\n")
 
 
 def _names(first: Path, second: Path) -> tuple[str, str]:
@@ -223,25 +200,10 @@ def _provenance(name: str, run: OpenedRun, side: Side) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.report",
-        description="A static page about two runs: scores by task with paired intervals, ranks "
-        "before and after, wins and losses with pictures, and where the texts come from.",
-    )
-    parser.add_argument("first", type=Path, help="folder that `test` or `bm25` wrote")
-    parser.add_argument("second", type=Path, help="the same of the other run")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page")
-    parser.add_argument("--names", nargs=2, metavar=("A", "B"), help="of the two runs")
-    parser.add_argument("--root", type=Path, help="data root; none: the one that the runs name")
-    parser.add_argument("--metric", default="success@5", help="success@k, recall@k, ndcg@k, ...")
-    parser.add_argument("--pool", default="local", choices=("local", "union"))
-    parser.add_argument("--examples", type=int, default=EXAMPLES, help="cards in each gallery")
-    parser.add_argument("--seed", type=int, default=0, help="of the resampling")
-    args = parser.parse_args(arguments)
     try:
-        write_report(**vars(args))
+        given = None if arguments is None else list(arguments)
+        jsonargparse.auto_cli(write_report, args=given, prog="python -m benchmarks.report")
     except (ToolkitError, ValueError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    print(args.out)
     return 0

@@ -4,7 +4,9 @@ The names are the exact ones. What M-BEIR's papers (UniIR 2311.17136, section 5)
 ``success@k``: 1 if any relevant candidate is among the first k. ``recall@k`` is the share of the
 relevant candidates that are, ``precision@k`` the relevant ones among k however many were found,
 ``mrr`` 1 / rank of the first relevant one, ``map`` the mean precision at the ranks of all relevant
-ones, found or not, and ``ndcg`` has gain = grade (at least 0) and discount = log2(rank + 1). All
+ones, found or not, and ``ndcg`` has gain = grade (at least 0) and discount = log2(rank + 1). With
+more relevant candidates than k, ``map@k`` (trec_eval's ``map_cut``) cannot reach 1;
+``map_capped@k`` divides by min(k, relevant) and can (CIRCO 2303.15247, equation 7). All others
 equal trec_eval 9, which ranks by score in single precision and ties by id in descending order; the
 tests have them as plain loops over one ranking.
 """
@@ -24,7 +26,7 @@ from augment.records import Run
 from retrievers.evaluation.judgements import Found, Grades, Judgements
 from retrievers.evaluation.run import RunTable
 
-_MEASURE = re.compile(r"(success|recall|precision|mrr|ndcg|map)(?:@([1-9][0-9]{0,6}))?")
+_MEASURE = re.compile(r"(success|recall|precision|mrr|ndcg|map_capped|map)(?:@([1-9][0-9]{0,6}))?")
 #: Without a cut-off these look at the whole ranking; the others need one.
 _UNCUT = ("mrr", "ndcg", "map")
 
@@ -46,7 +48,7 @@ class Measure(NamedTuple):
         if match is None or (match[2] is None and match[1] not in _UNCUT):
             raise ValueError(
                 f"metric {text!r} is none of success@k, recall@k, precision@k, mrr, mrr@k, ndcg, "
-                "ndcg@k, map, map@k with k from 1"
+                "ndcg@k, map, map@k, map_capped@k with k from 1"
             )
         return cls(match[1], int(match[2]) if match[2] else None)
 
@@ -148,6 +150,11 @@ def _map(found: Found, judged: Judgements, k: int | None) -> np.ndarray:
     return np.asarray(total / np.maximum(judged.total, 1))
 
 
+def _map_capped(found: Found, judged: Judgements, k: int | None) -> np.ndarray:
+    most = np.maximum(np.minimum(judged.total, k or 1), 1)
+    return np.asarray(_map(found, judged, k) * judged.total / most)
+
+
 def _ndcg(found: Found, judged: Judgements, k: int | None) -> np.ndarray:
     ideal = judged.ideal if k is None else judged.ideal.where(judged.ideal.rank <= k)
     best = _gain(ideal, judged)
@@ -166,6 +173,7 @@ _SCORERS = {
     "precision": _precision,
     "mrr": _mrr,
     "map": _map,
+    "map_capped": _map_capped,
     "ndcg": _ndcg,
 }
 

@@ -1,11 +1,13 @@
 """TREC run files (``qid Q0 did rank score tag``), and UniIR's with a task code in a seventh column.
 
+Blanks of ASCII part the fields, as in trec_eval; a tag may be several words. Packed files are read.
 Written from columns; read by pyarrow where they are regular, line by line where they are not.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,7 +21,7 @@ import pyarrow.csv as pa_csv
 from jaxtyping import Shaped
 
 from augment.errors import DataError
-from augment.files import replacing, text_lines
+from augment.files import opened, replacing, split_fields, text_lines
 from augment.records import TASKS, Hit, Run
 from retrievers.evaluation.run import RunTable
 
@@ -29,7 +31,13 @@ _BLOCK = 1 << 17
 _MOST_BYTES = 1 << 27
 #: Query ids, candidate ids, and per hit: place of the query, place of the candidate, score.
 _Columns = tuple[Any, Any, Any, Any, Any]
+#: UniIR's seventh column.
+_CODES = frozenset(str(task) for task in TASKS)
+_INTEGER = re.compile(r"[-+]?[0-9]+")
+_NUMBER = re.compile(r"[-+]?[0-9.]+(?:e[-+]?[0-9]+)?", re.IGNORECASE)
 _NAMES = ("qid", "q0", "did", "rank", "score", "tag", "task")
+#: Blanks of ASCII, which part fields; others may stand in an id.
+_BLANK = r"[\t-\r ]"
 #: Bytes of a file that is not worth starting threads for.
 _SMALL = 1 << 22
 
@@ -44,11 +52,11 @@ def write_run(path: str | Path, run: Run | RunTable, tag: str = "run") -> None:
     Args:
         path: the file; its folder is made.
         run: hits per query, in any order.
-        tag: last column; must not contain white space.
+        tag: last column; one word.
 
     Raises:
-        ValueError: if the tag contains white space.
-        DataError: if an id is empty or contains white space.
+        ValueError: if the tag contains a blank.
+        DataError: if an id is empty or contains a blank.
     """
     _write(Path(path), run, tag, None)
 
@@ -82,17 +90,17 @@ def write_uniir_run(
         path: the file; its folder is made.
         run: hits per query, in any order.
         tasks: query id -> M-BEIR task code.
-        tag: sixth column; must not contain white space.
+        tag: sixth column; one word.
 
     Raises:
-        ValueError: if the tag contains white space.
-        DataError: if a query has no task code, or an id contains white space.
+        ValueError: if the tag contains a blank.
+        DataError: if a query has no task code, or an id contains a blank.
     """
     _write(Path(path), run, tag, tasks)
 
 
 def _write(path: Path, run: Run | RunTable, tag: str, tasks: Mapping[str, int] | None) -> None:
-    if not tag or any(character.isspace() for character in tag):
+    if split_fields(tag) != [tag]:
         raise ValueError(f"run tag {tag!r} must be one word")
     table = run if isinstance(run, RunTable) else RunTable.from_run(run)
     tails = [f" {tag}\n"]
@@ -116,16 +124,16 @@ def _blocks(table: RunTable, tails: Any) -> Iterator[bytes]:
         tails: what stands behind the score: one for all queries, or one for each.
 
     Raises:
-        DataError: if an id is empty or contains white space or a zero byte.
+        DataError: if an id is empty or contains a blank or a zero byte.
     """
     if not len(table.rows):
         return
     used = np.zeros(len(table.ids), dtype=bool)
     used[table.rows] = True
     for words in (table.qids, table.ids.filter(pa.array(used))):
-        bad = words.filter(pc.match_substring_regex(words, r"^$|[\s\x00]"))
+        bad = words.filter(pc.match_substring_regex(words, rf"^$|{_BLANK}|\x00"))
         if len(bad):
-            raise DataError(f"id {bad[0].as_py()!r} is empty or contains white space; rename it")
+            raise DataError(f"id {bad[0].as_py()!r} is empty or contains a blank; rename it")
     # Ids of very uneven length are widened block by block, lest one of them make all wide.
     longest = pc.max(pc.binary_length(table.ids)).as_py() or 1
     dids = _fixed(table.ids) if longest * len(table.ids) <= _MOST_BYTES else None
@@ -221,7 +229,7 @@ def _parse_quickly(path: Path) -> _Columns | None:
     What it cannot vouch for goes to :func:`_parse_lines`, which knows line numbers.
     """
     try:
-        with path.open("rb") as stream:
+        with opened(path) as stream:
             first = stream.readline()
         delimiter = "\t" if b"\t" in first else " "
         width = first.count(delimiter.encode()) + 1
@@ -229,14 +237,17 @@ def _parse_quickly(path: Path) -> _Columns | None:
             return None
         words = pa.dictionary(pa.int32(), pa.string())
         kinds = dict.fromkeys(_NAMES[:width], words) | {"score": pa.float64()}
-        table = pa_csv.read_csv(
-            path,
-            pa_csv.ReadOptions(
-                column_names=list(_NAMES[:width]), use_threads=path.stat().st_size > _SMALL
-            ),
-            pa_csv.ParseOptions(delimiter=delimiter, quote_char=False),
-            pa_csv.ConvertOptions(column_types=kinds, null_values=[], strings_can_be_null=False),
-        )
+        with opened(path) as stream:
+            table = pa_csv.read_csv(
+                stream,
+                pa_csv.ReadOptions(
+                    column_names=list(_NAMES[:width]), use_threads=path.stat().st_size > _SMALL
+                ),
+                pa_csv.ParseOptions(delimiter=delimiter, quote_char=False),
+                pa_csv.ConvertOptions(
+                    column_types=kinds, null_values=[], strings_can_be_null=False
+                ),
+            )
     except (OSError, pa.ArrowInvalid):
         return None
     columns = {name: table.column(name).combine_chunks() for name in ("qid", "did", "tag", "score")}
@@ -255,11 +266,11 @@ def _parse_quickly(path: Path) -> _Columns | None:
 
 
 def _one_word(ids: Any) -> bool:
-    return not pc.any(pc.match_substring_regex(ids, r"^$|\s")).as_py()
+    return not pc.any(pc.match_substring_regex(ids, rf"^$|{_BLANK}")).as_py()
 
 
 def _tasks(column: Any) -> bool:
-    return set(column.combine_chunks().dictionary.to_pylist()) <= {str(task) for task in TASKS}
+    return set(column.combine_chunks().dictionary.to_pylist()) <= _CODES
 
 
 def _parse_lines(path: Path) -> _Columns:
@@ -275,12 +286,11 @@ def _parse_lines(path: Path) -> _Columns:
     tag: tuple[str, int] | None = None
     for number, line in text_lines(path):
         where = f"{path}:{number}"
-        parts = line.split()
-        qid, did, score = _parse(parts, where)
-        tag = tag or (parts[5], number)
-        if parts[5] != tag[0]:
+        qid, did, score, named = _parse(split_fields(line), where)
+        tag = tag or (named, number)
+        if named != tag[0]:
             raise DataError(
-                f"tag {parts[5]!r} after {tag[0]!r} in line {tag[1]}: two runs in one file; "
+                f"tag {named!r} after {tag[0]!r} in line {tag[1]}: two runs in one file; "
                 "write each to its own",
                 where,
             )
@@ -299,13 +309,16 @@ def _parse_lines(path: Path) -> _Columns:
     return list(queries), list(candidates), query, rows, scores
 
 
-def _parse(parts: Sequence[str], where: str) -> tuple[str, str, float]:
-    # UniIR appends the task id as a seventh column.
-    if len(parts) not in (6, 7):
+def _parse(parts: Sequence[str], where: str) -> tuple[str, str, float, str]:
+    """Query, candidate, score and tag of a line."""
+    # UniIR appends the task code as a seventh column.
+    words = parts[5:-1] if len(parts) == 7 and parts[6] in _CODES else parts[5:]
+    if len(parts) < 6 or (len(words) > 1 and _shifted(parts)):
         hint = " (MS MARCO's form? write the run with --output-format trec)"
+        also = "; an id may hold no blank" if len(parts) > 6 else ""
         raise DataError(
             f"expected 'qid Q0 did rank score tag', found {len(parts)} columns"
-            f"{hint if len(parts) == 3 else ''}",
+            f"{hint if len(parts) == 3 else also}",
             where,
         )
     try:
@@ -319,6 +332,10 @@ def _parse(parts: Sequence[str], where: str) -> tuple[str, str, float]:
             f"score {parts[4]!r} is not finite in single precision; search again, or drop the hit",
             where,
         )
-    if len(parts) == 7 and parts[6] not in {str(task) for task in TASKS}:
-        raise DataError(f"task code is {parts[6]!r}; expected 0 to 8", where)
-    return parts[0], parts[2], score
+    return parts[0], parts[2], score, " ".join(words)
+
+
+def _shifted(parts: Sequence[str]) -> bool:
+    """Whether a blank in an id, rather than in the tag, makes a line of many columns."""
+    integer = [_INTEGER.fullmatch(part) is not None for part in parts[3:5]]
+    return not integer[0] or (integer[1] and _NUMBER.fullmatch(parts[5]) is not None)

@@ -1,7 +1,6 @@
 """The page about two runs: its numbers, that nothing escapes, and how a browser shows it."""
 
 import itertools
-import random
 import shutil
 from html.parser import HTMLParser
 
@@ -131,13 +130,6 @@ def test_scatter_counts_by_hand():
     assert places["not found before, not found after"] == (362.0, 318.0)
     x, y = places["rank 3 before, rank 1 after"]
     assert (x > 62, y) == (True, 18.0)
-
-
-def test_scatter_is_monotonous_in_rank():
-    rng = random.Random(0)
-    ranks = sorted(rng.sample(range(1, 101), 30))
-    where = [scatter([(rank, 1)], 100).dots[0].x for rank in ranks]
-    assert where == sorted(where)
 
 
 def test_tasks_take_turns():

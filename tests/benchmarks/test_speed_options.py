@@ -4,29 +4,11 @@ import os
 import subprocess
 from pathlib import Path
 
-import pytest
 import torch
 
 from retrievers.training.optim import AdamWCosine
-from tests.retrievers.models.test_retriever import make_config, make_root
-from tests.retrievers.training.test_training import fit, make_training
 
 SLURM = Path(__file__).parents[2] / "docs" / "slurm.sh"
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("options")
-    return make_root(folder / "root"), make_config(folder)
-
-
-@pytest.fixture(scope="module")
-def plain(world):
-    return fit(make_training(world[1]), world[0], steps=3)
-
-
-def largest_difference(found, want):
-    return max((found[name] - value).abs().max().item() for name, value in want.items())
 
 
 def test_the_fused_optimiser_takes_the_same_steps():
@@ -46,27 +28,6 @@ def test_the_fused_optimiser_takes_the_same_steps():
     for one, other in zip(*ends, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
         assert (one - 1).abs().max() > 1e-2
-
-
-def test_bf16_stays_close_and_keeps_float32_weights(world, plain):
-    found = fit(make_training(world[1]), world[0], steps=3, precision="bf16-mixed")
-    assert {value.dtype for value in found.values()} == {torch.float32}
-    assert 0 < largest_difference(found, plain) < 6e-3  # three steps of at most 1e-3 each way
-
-
-@pytest.mark.filterwarnings("ignore")  # the tracer looks at everything
-def test_compiled_blocks_train_the_same(world, plain, monkeypatch):
-    # The tracer and the autograd compiler, without the C++ that would take a minute here.
-    traced = []
-
-    def compile_traced(module):
-        traced.append(module)
-        module._compiled_call_impl = torch.compile(module._call_impl, backend="aot_eager")
-
-    monkeypatch.setattr(torch.nn.Module, "compile", compile_traced)
-    retriever = make_training(world[1], compile=True)
-    assert len(traced) == 2
-    assert largest_difference(fit(retriever, world[0], steps=3), plain) < 1e-5
 
 
 def test_the_slurm_script_resumes(tmp_path):

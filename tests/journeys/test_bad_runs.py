@@ -3,6 +3,7 @@
 The table in docs/bad-input-runs.md lists them; a test sees that it lists each kind tried here.
 """
 
+import gzip
 import json
 from pathlib import Path
 
@@ -49,8 +50,8 @@ EVALUATED = {
     "two runs in one file": (
         RUN + "1:2 Q0 1:6 2 0.1 b\n", QRELS, [], "a.trec:4: tag 'b' after 'a' in line 1: two runs",
     ),
-    "task code that does not exist": (
-        "1:1 Q0 1:5 1 0.9 a 12\n", QRELS, [], "a.trec:1: task code is '12'; expected 0 to 8",
+    "blank in an id": (
+        "1:1 Q0 1:5 b 1 0.9 a\n", QRELS, [], "a.trec:1: expected 'qid Q0 did rank score tag', fou",
     ),
     "run of another data set": (
         "7:1 Q0 7:5 1 0.9 a\n", QRELS, [], "is judged in",
@@ -67,6 +68,9 @@ EVALUATED = {
     "unknown metric": (RUN, QRELS, ["--metrics", "hits@5"], "metric 'hits@5' is none of success@k"),
     "k of 0": (RUN, QRELS, ["--metrics", "success@0"], "with k from 1"),
     "run file without qrels": (RUN, None, [], "a run file needs --qrels"),
+    "gzip that is cut off": (
+        gzip.compress(RUN.encode())[:-9], QRELS, [], "a.trec: cannot be unpacked (gzip): Trunc",
+    ),
     "bytes that are not UTF-8": (b"1:1 Q0 1:\xff 1 0.5 a\n", QRELS, [], "a.trec:1: is not UTF-8"),
     "run that does not exist": (None, QRELS, [], "cannot be opened"),
 }  # fmt: skip

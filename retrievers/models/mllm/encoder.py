@@ -81,7 +81,8 @@ class Mllm(Encoder):
                 f"has {found}; use the processor that they were trained with"
             )
         settings = {
-            "model_name": model_name, "random_init": random_init, "layout": asdict(layout),
+            "model_name": model_name, "random_init": random_init,
+            "layout": {**asdict(layout), "ask": list(layout.ask)},
             "reasoning": asdict(reasoning), "head": head, "temperature": temperature,
             "learn_temperature": learn_temperature, "dtype": dtype, "template": found,
             "norm": "final",
@@ -204,9 +205,10 @@ class Mllm(Encoder):
         return self.logit_scale.exp()
 
     def hold(self) -> None:
-        """Hold the scale at CLIP's 100 or below."""
-        with torch.no_grad():
-            self.logit_scale.clamp_(max=math.log(100.0))
+        """Hold a temperature that is learned at CLIP's 0.01 or above."""
+        if isinstance(self.logit_scale, nn.Parameter):
+            with torch.no_grad():
+                self.logit_scale.clamp_(max=math.log(100.0))
 
 
 _SIDES: tuple[Side, Side] = ("query", "corpus")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from augment.engines.inputs import chat
 from augment.errors import DataError
 from augment.records import Side
 
@@ -78,10 +79,7 @@ class Layout:
         if system := (self.query if side == "query" else self.corpus):
             told = [{"type": "text", "text": system}]
             messages.insert(0, {"role": "system", "content": told})
-        prompt: str = processor.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
-        return prompt + self.suffix
+        return chat(processor, messages) + self.suffix
 
 
 #: Layouts by name. What is not said is the model's own. Each is tested on an untrained model of its
@@ -97,8 +95,9 @@ LAYOUTS: dict[str, Layout] = {
     ),
     # TRACE's form: the mark behind the answer, the state that predicts it.
     "trace": Layout(pooling="before", mark="<|emb|>"),
-    # Code at QwenLM/Qwen3-VL-Embedding: instruction as the system turn, 4 to 1,800 tokens of 32 x
-    # 32 pixels, 8,192 tokens, last token. An instruction of M-BEIR stands before the text here.
+    # Code at QwenLM/Qwen3-VL-Embedding@8ce3aab: instruction as the system turn, 4 to 1,800 tokens
+    # of 32 x 32 pixels, 8,192 tokens, last token. An instruction of M-BEIR stands before the text
+    # here.
     "qwen3-vl-embedding": Layout(
         query="Represent the user's input.",
         corpus="Represent the user's input.",
@@ -106,8 +105,8 @@ LAYOUTS: dict[str, Layout] = {
         max_pixels=1800 * 32 * 32,
         max_text=8192,
     ),
-    # Code at TIGER-AI-Lab/VLM2Vec (second version): no template, the picture's bare token, then a
-    # blank and the text; 4 to 1,280 tokens of 28 x 28 pixels; last token.
+    # Code at TIGER-AI-Lab/VLM2Vec@6e1e1d4 (the second version): no template, the picture's bare
+    # token, then a blank and the text; 4 to 1,280 tokens of 28 x 28 pixels; last token.
     "vlm2vec-v2": Layout(
         chat=False, min_pixels=4 * 28 * 28, max_pixels=1280 * 28 * 28, max_text=4096
     ),
@@ -122,13 +121,16 @@ LAYOUTS: dict[str, Layout] = {
         max_text=1800,
     ),
     # Code at Code-kunkun/LamRA@7286399: the state before <emb>, which is that of the prompt's last
-    # token, so <emb> is not read. Its text model got positions in one row; ours has three.
+    # token, so <emb> is not read; 4 to 300 tokens of 28 x 28 pixels. Its text model got positions
+    # in one row; ours has three.
     "lamra": Layout(
         ask=(
             "\nSummarize above sentence in one word: ",
             "\nSummarize above image in one word: ",
             "\nSummarize above image and sentence in one word: ",
         ),
+        min_pixels=4 * 28 * 28,
+        max_pixels=300 * 28 * 28,
         max_text=480,
     ),
 }

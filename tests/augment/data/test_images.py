@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,17 @@ def test_a_root_that_is_itself_a_link_is_fine(tmp_path):
     save(tmp_path / "root" / "in.png", Image.new("RGB", (3, 2)))
     (tmp_path / "alias").symlink_to(tmp_path / "root")
     assert open_image(tmp_path / "alias", "in.png").size == (3, 2)
+
+
+@pytest.mark.parametrize(("named", "stored"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_name_in_the_other_normal_form_is_found(tmp_path, named, stored):
+    name = "Ångström/café.png"
+    save(tmp_path / unicodedata.normalize(stored, name), Image.new("RGB", (3, 2)))
+    path = unicodedata.normalize(named, name)
+    assert open_image(tmp_path, path).size == (3, 2)
+    assert content_hash(tmp_path, path) == content_hash(
+        tmp_path, unicodedata.normalize(stored, name)
+    )
 
 
 def test_files_that_are_no_picture(tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,6 +26,7 @@ from augment.data import (
     write_qrels,
     write_queries,
 )
+from augment.data.pools import open_candidates, open_queries
 from augment.errors import DataError
 from augment.records import TASKS, Item, Qrel, Query, one_picture
 
@@ -301,3 +304,54 @@ def test_a_real_root_round_trips_to_the_same_json(tmp_path):
 
 def _objects(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def as_form(path: Path, form: str) -> Path:
+    """The records of a JSONL file as people hold them; the plain file is gone."""
+    records = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    other = path.with_name(path.name.removesuffix(".jsonl") + form)
+    if form == ".parquet":
+        frame = pandas.DataFrame(records)  # makes floats of task codes where one is missing
+        frame.assign(picture=b"\x00\x01").to_parquet(other, row_group_size=2)
+    else:
+        packing = {".jsonl.gz": "gzip", ".jsonl.zst": "zstd"}[form]
+        other.write_bytes(pa.compress(path.read_bytes(), codec=packing, asbytes=True))
+    path.unlink()
+    return other
+
+
+@pytest.mark.parametrize("form", [".jsonl.gz", ".jsonl.zst", ".parquet"])
+def test_packed_files_and_parquet(tmp_path, form):
+    pool = [Item(f"9:{n}", f"text {n}\x85\u2028", ("a.jpg",), "image,text") for n in range(5)]
+    asked = [
+        Query(Item(f"9:{n}", "question", (), "text"), 2 if n else None, (f"9:{n}",))
+        for n in range(5)
+    ]
+    root = DataRoot(lines(tmp_path / "query/test/none").parents[2])
+    place = tmp_path / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl"
+    write_candidates(place, pool)
+    candidates = as_form(place, form)
+    place = tmp_path / "query/test/mbeir_x_test.jsonl"
+    write_queries(place, asked)
+    questions = as_form(place, form)
+    assert [file.path for file in root.pools()] == [candidates] == [root.pool_for("x", 2, "test")]
+    assert [file.path for file in root.query_files("test")] == [questions]
+    assert root.query_file("x", None, "test") == questions
+    assert list(read_candidates(candidates)) == list(open_candidates(candidates)) == pool
+    other = candidates.rename(tmp_path / "pool.data")  # whatever it is called
+    assert list(read_candidates(other)) == list(open_candidates(other)) == pool
+    assert list(read_queries(questions)) == list(open_queries(questions)) == asked
+    write_candidates(tmp_path / "p.jsonl", [*pool, Item("9 1", "bad id", (), "text")])
+    bad = as_form(tmp_path / "p.jsonl", form)
+    with pytest.raises(DataError, match=f"{bad.name}:6: did is '9 1'"):
+        open_candidates(bad)
+    other.write_bytes(other.read_bytes()[:-9])
+    with pytest.raises(DataError, match=r"cannot be unpacked|is no Parquet file"):
+        open_candidates(other)
+
+
+def test_of_two_forms_the_published_one_is_read(tmp_path):
+    plain = lines(tmp_path / "cand_pool/local/mbeir_x_cand_pool.jsonl", {"did": "9:1", "txt": "a"})
+    for ending in (".gz", ".zst"):
+        plain.with_name(plain.name + ending).write_bytes(b"")
+    assert [file.path for file in DataRoot(tmp_path).pools()] == [plain]

@@ -173,17 +173,45 @@ def test_damaged_or_foreign_caches(tmp_path):
     open_candidates(path)
     (record,) = tmp_path.rglob("source.json")
     fields = json.loads(record.read_text())
-    record.write_text(json.dumps({**fields, "version": 0}))
-    assert len(open_candidates(path)) == 1  # rebuilt
-    record.write_text("{")
-    assert len(open_candidates(path)) == 1  # rebuilt
     (rows,) = tmp_path.rglob("rows-*.arrow")
-    for kept in (40, 0):
-        rows.write_bytes(rows.read_bytes()[:kept])
-        with pytest.raises(DataError, match="cached table is damaged"):
-            open_candidates(path)
-    shutil.rmtree(rows.parent)
-    assert len(open_candidates(path)) == 1
+    for damage in (
+        lambda: record.write_text(json.dumps({**fields, "version": 0})),
+        lambda: record.write_text("{"),
+        lambda: rows.write_bytes(rows.read_bytes()[:40]),
+        lambda: rows.write_bytes(b""),
+        lambda: shutil.rmtree(rows.parent),
+    ):
+        damage()
+        assert [item.id for item in open_candidates(path)] == ["1:1"]  # rebuilt
+
+
+@pytest.mark.parametrize("part", ["rows-*.arrow", "ids-*.npy", "order-*.npy", "source.json"])
+def test_a_flipped_bit_in_a_cache_changes_nothing(tmp_path, monkeypatch, part):
+    path = pool(tmp_path / "p.jsonl", *(f"1:{n}" for n in range(50, 0, -1)))
+    expected = list(read_candidates(path))
+    for at in range(24):
+        open_candidates(path)
+        (cached,) = tmp_path.rglob(part)
+        status = cached.stat()
+        damaged = bytearray(cached.read_bytes())
+        damaged[len(damaged) * at // 24] ^= 1 << at % 8
+        cached.write_bytes(damaged)
+        os.utime(cached, ns=(status.st_atime_ns, status.st_mtime_ns))  # as a worn-out disk does
+        monkeypatch.setattr("augment.data.arrow._CHECKED", {})  # as in another process
+        table = open_candidates(path)
+        assert list(table) == expected
+        assert table.find_all([item.id for item in expected]) == list(range(50))
+
+
+def test_a_cache_keeps_its_folder_but_not_what_others_put_there(tmp_path):
+    path = pool(tmp_path / "p.jsonl", "1:1")
+    open_candidates(path)
+    (record,) = tmp_path.rglob("source.json")
+    (record.parent / "vectors.npy").write_bytes(b"mine")
+    pool(path, "1:1", "1:2")
+    assert len(open_candidates(path)) == 2
+    assert len(list(record.parent.glob("rows-*"))) == 1
+    assert (record.parent / "vectors.npy").read_bytes() == b"mine"
 
 
 def test_one_file_read_as_pool_and_as_queries(tmp_path):

@@ -86,6 +86,26 @@ def test_a_bad_line_is_placed_and_the_rest_is_checked(root):
     assert example(report, "missing").startswith(f"{POOL}:2 (5:102): i/none.jpg: ")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cand_pool/local/mbeir_x_task3_cand_pool.json",
+        "cand_pool/mbeir_y_cand_pool.jsonl",
+        "query/test/mbeir_x_task3_test.jsonl.gz",  # beside the plain file, which is read
+        "query/dev/mbeir_x_dev.jsonl",
+        "qrels/test/mbeir_x_test_qrels.tsv",
+        "instructions/other.tsv",
+    ],
+)
+def test_a_root_is_not_clean_whose_files_were_not_read(root, name):
+    (root / name).parent.mkdir(exist_ok=True)
+    (root / name).write_text("{bad")
+    (root / "query/.DS_Store").write_text("")
+    report = validate_root(root, QUIET)
+    assert [(found.kind, found.file) for found in report.findings] == [("not-read", name)]
+    assert not report.to_json()["clean"]
+
+
 def test_pictures(root):
     (root / "i/1.jpg").unlink()
     (root / "i/2.jpg").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid x\n")

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-import zlib
 from itertools import islice
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from augment.data import write_candidates
 from augment.data.images import open_image
 from augment.engines import Ask, EngineOptions, load_engine, openai
 from augment.engines.base import PACKAGED
+from augment.engines.canaries import canary_pictures
 from augment.engines.inputs import PixelBudget, fit
 from augment.engines.openai import OpenAIEngine
 from augment.errors import EngineError
@@ -289,7 +289,7 @@ def test_a_request_that_kills_its_server_is_set_aside(root):
 def test_closing_the_iterator_ends_at_once_even_if_the_server_hangs(root):
     with FakeServer(faults=[parse_fault("hang:every=3")]) as server:
         batches = engine(root, server, timeout=600.0).batches(Ask(one, SAMPLING) for one in ask(50))
-        assert next(batches)
+        assert next(filter(None, batches))  # a heartbeat has none
         batches.close()  # or this takes ten minutes
 
 
@@ -302,20 +302,6 @@ def test_it_tells_how_long_pictures_kept_the_server_waiting(root, monkeypatch):
         assert all(r.finish == "stop" for r in made.generate(requests, SAMPLING))
         # One thread opens six pictures; both places stand empty for the first one at least.
         assert 0.2 <= made.waited <= time.monotonic() - start
-
-
-def test_free_places_count_while_something_is_made_ready(root, monkeypatch):
-    made, now = engine(root, "http://localhost:1/v1"), 0.0
-    monkeypatch.setattr(openai, "_now", lambda: now)
-    made._count_idle(4, preparing=1)
-    now = 1.0  # one request in the making, four places free: one of them waits
-    made._count_idle(4, preparing=1)
-    made._count_idle(4, asking=3)
-    now = 3.0  # two in the making, one place free
-    made._count_idle(4, preparing=-2)
-    now = 9.0  # nothing in the making: the run is at its end
-    made._count_idle(4, asking=-3)
-    assert made.waited == 1.0 * 1 / 4 + 2.0 * 1 / 4
 
 
 # What a server may send
@@ -378,36 +364,30 @@ def endless():
         yield b" " * (1 << 16)
 
 
-def bomb():
-    packer = zlib.compressobj(9, wbits=31)
-    for _ in range(256):
-        yield packer.compress(bytes(1 << 20))
-    yield packer.flush()
-
-
-@pytest.mark.parametrize(("headers", "body"), [({}, endless), ({"Content-Encoding": "gzip"}, bomb)])
-def test_what_is_received_and_unpacked_is_bounded(root, headers, body, monkeypatch):
-    """The bomb holds 256 MiB in 256 KiB; the endless body never ends."""
+def test_what_is_received_is_bounded(root, monkeypatch):
+    """The body never ends."""
     monkeypatch.setattr(openai, "MOST_BYTES", 1 << 20)
 
     class Answer:
         def __iter__(self):
-            return body()
+            return endless()
 
-    fault = Fault("odd", on="request 1!", answer=(200, headers, Answer()))
+    fault = Fault("odd", on="request 1!", answer=(200, {}, Answer()))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with FakeServer(faults=[fault]) as server:
+    with FakeServer(faults=[fault], listing=(200, {}, Answer())) as server:
         said = answers(engine(root, server), ask(3))
     assert re.match(r"garbage: .* answered more than 1,048,576 bytes", said[1])
     assert [said[0], said[2]] == [expected(root, one) for one in (ask(3)[0], ask(3)[2])]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB
 
 
-def test_a_packed_answer_within_bounds_is_read(root):
+def test_nothing_is_unpacked(root):
+    """A few bytes may hold gigabytes, and nobody asked for them."""
     packed = gzip.compress(completion("packed"))
-    fault = Fault("odd", every=1, answer=(200, {"Content-Encoding": "gzip"}, packed))
+    fault = Fault("odd", on="request 1!", answer=(200, {"Content-Encoding": "gzip"}, packed))
     with FakeServer(faults=[fault]) as server:
-        assert answers(engine(root, server), ask(2)) == ["packed"] * 2
+        said = answers(engine(root, server), ask(2))
+    assert "answered a body packed as 'gzip'" in said[1]
 
 
 @pytest.mark.parametrize(
@@ -425,8 +405,36 @@ def test_counts_of_tokens_are_numbers_that_a_store_holds(count, kept):
 def test_texts_can_be_written_down_and_may_come_in_parts():
     lone = openai.read_reply(completion("a\ud83d b"))
     assert lone.text.encode() == b"a? b"
-    parts = [{"type": "text", "text": "a "}, {"type": "x"}, {"type": "text", "text": "b"}, 3]
+    parts = [{"type": "text", "text": "a "}, {"type": "x"}, {"type": "output_text", "text": "b"}, 3]
     assert openai.read_reply(completion(parts)).text == "a b"
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+def test_reasoning_beside_or_among_the_parts_is_no_text(field):
+    def reply(content, finish="stop"):
+        message = {"content": content, field: "It may be red."}
+        return openai.read_reply(
+            json.dumps({"choices": [{"message": message, "finish_reason": finish}]}).encode()
+        )
+
+    thought = [{"type": "thinking", "thinking": [{"type": "text", "text": "Red?"}]}]
+    thought += [{"type": kind, "text": "Red?"} for kind in ("reasoning", "thinking", "refusal")]
+    assert reply("A coat.").text == "A coat."
+    assert reply([*thought, {"type": "text", "text": "A coat."}]).text == "A coat."
+    assert reply(thought).text == ""
+    cut = reply(None, "length")
+    assert (cut.text, cut.finish) == ("", "error")
+    assert cut.reason.endswith("while it still reasoned; raise --max-new-tokens")
+
+
+def test_the_limit_of_tokens_has_the_name_that_a_server_knows(root):
+    with FakeServer(defects=["new-limit"]) as new, FakeServer() as old:
+        made = engine(root, new, old, canaries=True, concurrency=1)
+        assert answers(made, ask(20)) == whole(root, ask(20))
+        (cut,) = engine(root, new).generate(ask(1), Sampling(2))
+    assert cut.finish == "length"
+    assert new.statuses["refused"] == 2, "one a run"
+    assert min(new.statuses["200"], old.statuses["200"]) > 1
 
 
 def test_a_signal_ends_a_run_whose_server_hangs(tmp_path):
@@ -457,7 +465,7 @@ def test_work_that_ends_early_is_an_error_and_no_silence(root, monkeypatch):
         answers(engine(root, server), ask(3))
 
 
-@pytest.mark.parametrize("key", ["sk-secret\nX: y", "sk secret", "sk-sécret"])
+@pytest.mark.parametrize("key", ["sk-secret\nX: y", "sk secret", "sk-s\u00e9cret"])
 def test_a_key_that_is_none_is_refused_and_not_shown(root, monkeypatch, key):
     monkeypatch.setenv("OPENAI_API_KEY", key)
     with pytest.raises(EngineError, match="OPENAI_API_KEY holds") as caught:
@@ -465,14 +473,45 @@ def test_a_key_that_is_none_is_refused_and_not_shown(root, monkeypatch, key):
     assert "cret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("status", [400, 401, 500])
+def test_a_key_that_a_server_repeats_is_not_shown(root, monkeypatch, status):
+    monkeypatch.setenv("OPENAI_API_KEY", " sk-secret\r\n")  # as a file gives it
+    said = json.dumps({"error": {"message": "Incorrect API key: sk-secret"}}).encode()
+    with FakeServer(faults=[Fault("odd", every=1, answer=(status, {}, said))]) as server:
+        if status == 401:
+            told = ends(engine(root, server), r"Incorrect API key: \*\*\*.*OPENAI_API_KEY")
+        else:
+            (told,) = answers(engine(root, server), ask(1))
+    assert "Incorrect API key: ***" in told
+    assert "sk-secret" not in told
+
+
+@pytest.mark.parametrize("url", ["http://me:pass@host:1/v1", "https://host:1/v1?key=pass"])
+def test_a_url_with_a_secret_is_refused_and_not_shown(root, url):
+    with pytest.raises(EngineError, match=r"the URL of .*host:1/v1 holds") as caught:
+        engine(root, url)
+    assert "pass" not in str(caught.value)
+
+
 def test_this_machine_is_asked_without_the_proxy_of_the_environment(root, monkeypatch):
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
-        monkeypatch.setenv(name, "socks9://nowhere:1")
+    def proxy(url):
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, url)
+
+    proxy("socks9://me:secret@nowhere:1")
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
     with FakeServer() as server:
-        assert answers(engine(root, server), ask(1)) == whole(root, ask(1))
-    ends(engine(root, "http://example.com/v1"), r"proxy of the environment.*socks9")
+        for host in ("127.0.0.1", "localhost", "0.0.0.0"):  # noqa: S104
+            made = engine(root, server.url.replace("127.0.0.1", host))
+            assert answers(made, ask(1)) == whole(root, ask(1))
+    assert openai._is_here("http://[::1]:8000/v1")
+    assert openai._is_here("http://vllm.localhost/v1")
+    told = ends(engine(root, "http://example.com/v1"), r"proxy of the environment.*socks9")
+    assert "secret" not in told
+    proxy("socks5://127.0.0.1:1")
+    # Without httpx's extra for SOCKS it cannot be used; with it, nobody answers there.
+    ends(engine(root, "http://example.com/v1", patience=0.3), r"proxy of the env.*SOCKS|no server")
 
 
 # Canaries
@@ -517,7 +556,7 @@ def test_a_server_that_cannot_answer_at_all_is_reported(root):
 
 
 def test_canary_pictures_differ_in_every_pair():
-    pictures = [picture.tobytes() for picture in openai.canary_pictures()]
+    pictures = [picture.tobytes() for picture in canary_pictures()]
     assert len(set(pictures)) == len(pictures)
 
 

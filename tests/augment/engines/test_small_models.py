@@ -17,6 +17,7 @@ from augment.prompts import load_prompt
 from augment.records import Item, Sampling
 from benchmarks.flagland import atlas, language, score_vlm, train_vlm, vlm
 from benchmarks.flagland.grammar import Flag
+from benchmarks.flagland.oracle import FactCounts
 from benchmarks.flagland.render import draw_flat
 from retrievers.models.towers import encode_text, load_clip
 
@@ -111,7 +112,7 @@ def test_the_packaged_vlm_sees(tmp_path: Path) -> None:
     engine = load_engine("flagland-vlm", root=tmp_path, batch_size=24)
     prompt = load_prompt("rar/image_query")
     items = [Item(f"0:{c.index + 1}", None, (f"{c.index}.jpg",), "image") for c in countries]
-    counts = score_vlm.FactCounts()
+    counts = FactCounts()
     replies = engine.generate([prompt.render(item) for item in items], Sampling(96))
     for country, reply in zip(countries, replies, strict=True):
         counts.add(language.parse(reply.text), country.flag.facts())

@@ -1,5 +1,6 @@
 """The commands as users run them: exit codes, messages, kills, export."""
 
+import gzip
 import os
 import random
 import signal
@@ -316,16 +317,33 @@ def test_export_is_a_plain_root(root, tmp_path, capsys, images):
     assert "exists" in capsys.readouterr().err
 
 
+def test_an_export_of_packed_files_is_plain(root, tmp_path):
+    pool = root / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl"
+    items = list(read_candidates(pool))
+    pool.with_suffix(".jsonl.gz").write_bytes(gzip.compress(pool.read_bytes()))
+    pool.unlink()
+    qrels = root / "qrels/test/mbeir_x_task7_test_qrels.txt"
+    qrels.with_suffix(".txt.gz").write_bytes(gzip.compress(qrels.read_bytes()))
+    view = "--query-view=raw", "--corpus-view=raw"
+    assert main(["export", f"--root={root}", f"--out={tmp_path / 'out'}", *view]) == 0
+    written = tmp_path / "out" / pool.relative_to(root)
+    assert written.read_bytes().startswith(b"{")
+    assert list(read_candidates(written)) == items
+    assert (tmp_path / "out/qrels/test" / f"{qrels.name}.gz").is_file()
+
+
 def test_an_export_writes_through_no_link_and_takes_nothing_from_elsewhere(root, tmp_path, capsys):
     pool = root / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl"
     (root / "README.md").write_text("mine")
     items = list(read_candidates(pool))
     names = ["README.md", "./readme.md", str(pool.relative_to(root)), "query/test/x.jsonl"]
+    names += [f".//{pool.relative_to(root)}", ".//query//test/x.jsonl"]
     (root / "readme.md").write_text("mine")
     (root / "query/test/x.jsonl").write_text("")
     items += [
         Item(f"3:{2000 + n}", None, one_picture(name), "image") for n, name in enumerate(names)
     ]
+    items.append(Item("3:3000", None, ("./mbeir_images//1.png",), "image"))  # one is there as such
     write_candidates(pool, items)
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     command(corpus, root)
@@ -333,7 +351,10 @@ def test_an_export_writes_through_no_link_and_takes_nothing_from_elsewhere(root,
     for images in ("link", "symlink"):
         out = tmp_path / images
         assert main([*arguments, f"--out={out}", f"--images={images}"]) == 0
-        assert f"{len(names)} pictures under a name that an export needs" in capsys.readouterr().out
+        assert (
+            f"{len(names) - 2} pictures under a name that an export needs"
+            in capsys.readouterr().out
+        )
         assert {path: path.read_bytes() for path in before} == before
         view = open_view("corpus", "append", tmp_path / "store")
         shown = list(read_candidates(out / pool.relative_to(root)))

@@ -1,5 +1,7 @@
 """A budget for captions: told to the model, checked, part of the recipe."""
 
+from dataclasses import replace
+
 import pytest
 
 from augment import corpus
@@ -7,20 +9,22 @@ from augment.checks import judge
 from augment.data.tokens import clip_token_counter
 from augment.enrichment.pipeline import Options
 from augment.errors import DataError
-from augment.prompts import Budget, load_prompt, parse_budget, within
+from augment.prompts import load_prompt, within
 from augment.records import Item, Reply
 from augment.store import Store
 from tests.retrievers.models.test_retriever import make_root
 
 
 def test_budgets_are_read():
-    assert parse_budget(" 45 words ") == Budget(45)
-    assert parse_budget("1 Word") == Budget(1)
-    assert parse_budget("77 tokens") == Budget(62, 77)
-    assert parse_budget("") is None
+    long = replace(load_prompt("rar/corpus"), max_words=900)
+    read = {" 45 words ": (45, None), "1 Word": (1, None), "77 tokens": (62, 77), "": (900, None)}
+    for text, limits in read.items():
+        made = within(long, text)
+        assert (made.max_words, made.max_tokens) == limits
+    assert within(within(long, "77 tokens"), "99 tokens").max_tokens == 77
     for text in ("45", "many words", "-3 words", "3 tokens", "0 words"):
         with pytest.raises(DataError, match="budget"):
-            parse_budget(text)
+            within(long, text)
 
 
 def test_prompt_tells_the_words_and_the_check_counts_the_tokens():

@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from augment.data import grades_of
 from augment.records import Hit, Qrel
 from retrievers.evaluation.metrics import score_run
-from tests.references import mrr, ndcg_at_k, ranked, recall_at_k, success_at_k
+from tests.references import (
+    average_precision,
+    average_precision_capped,
+    mrr,
+    ndcg_at_k,
+    ranked,
+    recall_at_k,
+    success_at_k,
+)
 
 
 def test_hand_computed_values():
@@ -41,6 +49,28 @@ def test_reciprocal_ranks_may_be_cut(k):
     grades = {"p": {"b": 1, "c": 2}, "q": {"y": 1}}
     want = {"p": mrr("abc", {"b", "c"}, k), "q": 0.0}
     assert score_run(run, grades, [f"mrr@{k}"]).of(f"mrr@{k}") == want
+
+
+@given(
+    st.lists(st.sampled_from("abcdefgh"), unique=True, min_size=1),
+    st.sets(st.sampled_from("abcdefgh"), min_size=1),
+    st.integers(1, 9),
+)
+def test_both_mean_average_precisions(ranking, relevant, k):
+    run = {"q": [Hit(did, -n) for n, did in enumerate(ranking)]}
+    found = score_run(run, {"q": dict.fromkeys(relevant, 1)}, [f"map@{k}", f"map_capped@{k}"])
+    assert found.of(f"map@{k}")["q"] == pytest.approx(average_precision(ranking, relevant, k))
+    assert found.of(f"map_capped@{k}")["q"] == pytest.approx(
+        average_precision_capped(ranking, relevant, k)
+    )
+
+
+@pytest.mark.parametrize(("positives", "plain"), [(3, 1), (5, 1), (8, 5 / 8)])
+def test_a_perfect_run_has_a_capped_map_of_one(positives, plain):
+    names = [f"d{n}" for n in range(positives)]
+    run = {"q": [Hit(did, -n) for n, did in enumerate(names)]}
+    found = score_run(run, {"q": dict.fromkeys(names, 1)}, ["map@5", "map_capped@5"])
+    assert found.means() == {"map@5": plain, "map_capped@5": pytest.approx(1)}
 
 
 @given(st.lists(st.sampled_from("abcdef"), unique=True), st.sets(st.sampled_from("abcdef")))

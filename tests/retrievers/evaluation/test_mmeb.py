@@ -148,6 +148,26 @@ def test_rows_that_cannot_be_used_are_named(tmp_path, change, message):
         read_subset(tmp_path, "GQA")
 
 
+@pytest.mark.parametrize("packing", ["parquet", "gzip", "zstd"])
+def test_the_row_of_an_error_counts_from_the_first_of_the_file(tmp_path, packing):
+    rows = [
+        {"qry_text": f"q{n}", "qry_img_path": "", "tgt_text": ["a"], "tgt_img_path": [""]}
+        for n in range(1, 71)
+    ]
+    rows[66]["tgt_text"] = []
+    if packing == "parquet":
+        write_rows(tmp_path / "GQA" / "test" / "0000.parquet", rows)
+    else:
+        ending = {"gzip": "gz", "zstd": "zst"}[packing]
+        lines = "\n".join(map(json.dumps, rows)).encode()
+        packed = pa.compress(lines, codec=packing, asbytes=True)
+        (tmp_path / f"GQA.jsonl.{ending}").write_bytes(packed)
+    assert subset_names(tmp_path) == ["GQA"]
+    assert len(read_subset(tmp_path, "GQA", limit=66).queries) == 66
+    with pytest.raises(DataError, match=r"(: row |:)67: 0 texts and 1 pictures"):
+        read_subset(tmp_path, "GQA")
+
+
 def test_files_that_cannot_be_used_are_named(tmp_path):
     with pytest.raises(DataError, match="holds no data set"):
         subset_names(tmp_path)

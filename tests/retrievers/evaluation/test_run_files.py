@@ -3,11 +3,14 @@
 from random import Random
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from augment.data import read_qrels, write_qrels
 from augment.errors import DataError
-from augment.records import Hit
+from augment.records import Hit, Qrel
 from retrievers.evaluation import run_files
+from retrievers.evaluation.compare import scores_from_run
 from retrievers.evaluation.run import RunTable
 from retrievers.evaluation.run_files import (
     read_run,
@@ -84,7 +87,7 @@ def test_the_file_is_there_afterwards_and_the_same(tmp_path):
 def test_what_cannot_be_written_is_told_when_the_block_ends(tmp_path):
     reached = []
     with (
-        pytest.raises(DataError, match="white space"),
+        pytest.raises(DataError, match="contains a blank"),
         writing_run(tmp_path / "r.trec", _table("a b")),
     ):
         reached.append(True)
@@ -112,6 +115,8 @@ def test_run_file_round_trip_and_ties(tmp_path):
     ("line", "message"),
     [
         ("q Q0 d 1 0.5", "5 columns"),
+        ("q Q0 two words 1 0.5 t", "7 columns; an id may hold no blank"),
+        ("two words Q0 d 1 0.5 t", "7 columns; an id may hold no blank"),
         ("q Q0 d 1 high t", "'high' is not a number"),
         ("q Q0 d 1 nan t", "not finite"),
         ("q Q0 c 1 0.5 t", "stands twice"),
@@ -128,3 +133,56 @@ def test_bad_run_lines_name_file_and_line(tmp_path, line, message):
 def test_tag_must_be_one_word(tmp_path):
     with pytest.raises(ValueError, match="one word"):
         write_run(tmp_path / "a.trec", {}, "two words")
+
+
+#: Blanks of Unicode, and separators of ASCII that Python takes for blanks; trec_eval does not.
+NO_BLANKS = "\xa0\u2009\u3000\x85\x1c\x1d\x1e\x1f\u2028"
+
+
+@pytest.mark.parametrize("mark", NO_BLANKS)
+@pytest.mark.parametrize("gap", [" ", "  ", "\t"])  # two blanks: read line by line
+def test_only_blanks_of_ascii_part_fields(tmp_path, mark, gap):
+    did = f"5:1{mark}a"
+    run, qrels = tmp_path / "a.trec", tmp_path / "a.qrels"
+    run.write_text(gap.join(["1:1", "Q0", did, "1", "0.5", f"my{mark}tag\n"]), newline="")
+    qrels.write_text(gap.join(["1:1", "0", did, "1\n"]), newline="")
+    assert read_run(run) == {"1:1": [Hit(did, 0.5)]}
+    assert scores_from_run(run, qrels, "success@1") == {"1:1": 1.0}
+    write_run(run, {"1:1": [Hit(did, 0.5)]}, f"my{mark}tag")
+    write_qrels(qrels, read_qrels(qrels), columns=4)
+    assert scores_from_run(run, qrels, "success@1") == {"1:1": 1.0}
+
+
+@pytest.mark.parametrize("blank", " \t\n\v\f\r")
+def test_ids_with_blanks_of_ascii_are_not_written(tmp_path, blank):
+    did = f"5:1{blank}a"
+    with pytest.raises(DataError, match="blank"):
+        write_run(tmp_path / "a.trec", {"1:1": [Hit(did, 0.5)]})
+    with pytest.raises(DataError, match="blank"):
+        write_qrels(tmp_path / "a.qrels", [Qrel("1:1", did)], columns=4)
+
+
+def test_a_tag_of_several_words(tmp_path):
+    path = tmp_path / "a.trec"
+    path.write_text("q Q0 d 1 0.5 run of 5\nq  Q0 e 2 0.25 run  of 5\n")
+    assert read_run(path) == {"q": [Hit("d", 0.5), Hit("e", 0.25)]}
+    path.write_text("q Q0 d 1 0.5 5 negatives\n")
+    assert read_run(path) == {"q": [Hit("d", 0.5)]}
+    path.write_text("q Q0 d 1 0.5 run of 5\nq Q0 e 2 0.25 run of 6\n")
+    with pytest.raises(DataError, match="tag 'run of 6' after 'run of 5'"):
+        read_run(path)
+
+
+@pytest.mark.parametrize("packing", ["gzip", "zstd"])
+@pytest.mark.parametrize("gap", [" ", "  "])
+def test_packed_runs_and_judgements(tmp_path, packing, gap):
+    def pack(path, text):
+        path.write_bytes(pa.compress(text.encode(), codec=packing, asbytes=True))
+        return path
+
+    run = pack(tmp_path / "run", f"q Q0 d{gap}1 0.5 t\nq Q0 e{gap}2 0.25 t\n")
+    qrels = pack(tmp_path / "qrels", "q 0 e 1\n")
+    assert scores_from_run(run, qrels, "mrr") == {"q": 0.5}
+    run.write_bytes(run.read_bytes()[:-3])
+    with pytest.raises(DataError, match=f"run: cannot be unpacked \\({packing}\\)"):
+        read_run(run)

@@ -18,6 +18,9 @@ import torch
 from augment.data import write_queries
 from augment.records import Item, Query
 from retrievers.cli import main
+from retrievers.models.tuning import Tuning
+from retrievers.training.module import Contrastive
+from tests.retrievers.mllms import make
 from tests.retrievers.models.test_retriever import make_config, make_root
 from tests.retrievers.test_cli_retrievers import options
 
@@ -89,6 +92,37 @@ def run(arguments):
         capture_output=True, text=True, check=False, timeout=500,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_language_model_as_one_does(world, folders, tmp_path):
+    """Some batches of a process have no picture, and what reads pictures is trained."""
+
+    def given(out, processes):
+        return [
+            "--config=flagland_mllm", f"--data.root={world[0]}", f"--out={tmp_path / out}",
+            f"--model.encoder.model_name={folders['qwen3']}", "--model.optimizer.eps=1.0e-3",
+            "--model.tuning.lora_rank=2", "--model.tuning.projector=true", "--model.chunk=1",
+            "--model.optimizer.warmup_steps=0", f"--data.batch_size={4 // processes}",
+            "--data.instructions=false", "--trainer.max_steps=3", "--trainer.strategy=ddp",
+            "--trainer.val_check_interval=100", "--trainer.enable_progress_bar=false",
+            f"--trainer.devices={processes}",
+        ]  # fmt: skip
+
+    parallel = run(given("two", 2))
+    assert parallel.returncode == 0, parallel.stderr[-2000:]
+    alone = run(given("one", 1))
+    assert alone.returncode == 0, alone.stderr[-2000:]
+    one, two = (
+        torch.load(tmp_path / out / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for out in ("one", "two")
+    )
+    start = Contrastive(make(folders["qwen3"]), tuning=Tuning("image", lora_rank=2, projector=True))
+    assert set(one) >= {
+        f"encoder.{n}" for n, p in start.encoder.named_parameters() if p.requires_grad
+    }
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=TOLERANCE, msg=name)
 
 
 def seen(out, rank):

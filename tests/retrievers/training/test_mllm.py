@@ -194,7 +194,7 @@ def test_merged_saved_and_loaded_it_is_the_same(folders, family, dora, tmp_path)
     assert set(encoder.state_dict()) == plain
     tied = encoder.vlm.lm_head.weight is encoder.vlm.get_input_embeddings().weight
     assert tied == (family == "qwen3")
-    again = load(save(encoder, tmp_path / "folder", card="x"))
+    again = load(save(encoder, tmp_path / "folder"))
     assert torch.equal(vectors(again, examples), vectors(encoder, examples))
     assert again.fingerprint({}) == encoder.fingerprint({})
     assert again.mark == encoder.mark

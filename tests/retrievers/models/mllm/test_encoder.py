@@ -1,6 +1,7 @@
 """The encoder of multimodal language models: three families, untrained, against single rows."""
 
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,10 +9,18 @@ import transformers as tf
 from PIL import Image
 
 from augment.errors import DataError, MismatchError
+from augment.records import Item
+from augment.views import open_view
+from retrievers.data.datasets import Reader
 from retrievers.data.examples import Example
-from retrievers.models.load import build
+from retrievers.data.pictures import ImageLoader
+from retrievers.data.plan import Content
+from retrievers.data.texts import TextRecipe
+from retrievers.models.load import build, load
 from retrievers.models.mllm.encoder import Mllm
 from retrievers.models.mllm.layout import LAYOUTS, Layout, cut
+from retrievers.vectors.rows import item_keys
+from tests import tiny_vlms
 from tests.retrievers.mllms import FAMILIES, make, mixed, picture, vectors
 
 
@@ -90,6 +99,12 @@ def test_text_is_cut_before_the_template_and_pictures_stay_whole(folders):
             assert text.startswith(kept)
             assert len(tokenizer(kept, add_special_tokens=False)["input_ids"]) <= most
     assert collator.processor.image_processor.size["longest_edge"] == 64 * 64
+
+
+def test_the_packaged_model_is_loaded_by_its_name():
+    encoder = load("flagland-vlm")
+    assert isinstance(encoder, Mllm)
+    assert encoder.mark == len(encoder.collator().processor.tokenizer) - 1
 
 
 def test_a_text_cannot_speak_in_control_tokens(folders):
@@ -171,6 +186,25 @@ def test_layouts_of_published_models_hold_on_untrained_ones(folders, family, nam
         "lamra": f"{user}\nSummarize above image and sentence in one word: {turn}",
     }
     assert first == expected.get(name, first)
+    size, asked = processor.image_processor.size, LAYOUTS[name]
+    if asked.max_pixels:
+        assert size == {"shortest_edge": asked.min_pixels, "longest_edge": asked.max_pixels}
+
+
+def test_items_with_several_pictures_are_read_whole(folders, tmp_path):
+    tiny_vlms.pictures(tmp_path, [(64, 64), (96, 64)])
+    item = Item("1:1", "two", ("0.png", "1.png"), "image,text")
+    recipe = TextRecipe(open_view("query"), open_view("corpus"), "plain", None)
+    collator = make(folders["qwen3"]).collator()
+    example = Reader(recipe, ImageLoader(tmp_path, collator, 1), "error").candidate(item)
+    batch = collator([example], "corpus")
+    assert batch.shown.tolist() == [2]
+    assert batch.grids.tolist() == [[1, 4, 4], [1, 4, 6]]
+    one_each = replace(item, images=("0.png",))
+    single = Reader(recipe, ImageLoader(tmp_path, collator), "error").candidate(one_each)
+    assert torch.equal(single.image, example.image[0])
+    keys = item_keys([Content("1:1", "two", it.images) for it in (item, one_each)], tmp_path)
+    assert keys[0] != keys[1], "vectors are kept under all pictures"
 
 
 BAD = [
