@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from retrievers.search.answers import Result as Result
     from retrievers.search.mining import MiningConfig as MiningConfig
     from retrievers.search.mining import mine_negatives as mine  # noqa: F401 - likewise
-    from retrievers.search.mining import mine_run as mine_run
     from retrievers.search.searcher import Searcher as Searcher
     from retrievers.training.module import Contrastive as Contrastive
     from retrievers.training.module import fit as fit
@@ -82,7 +81,6 @@ _PLACES = {
     "fit": "training.module:fit",
     "load": "models.load:load",
     "mine": "search.mining:mine_negatives",
-    "mine_run": "search.mining:mine_run",
     "push": "export.folder:push",
     "rar": "papers.rar:rar",
     "read_table": "evaluation.run_files:read_table",

@@ -8,7 +8,7 @@ from importlib import import_module, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from augment.errors import DataError, ToolkitError
+from augment.errors import DataError, ToolkitError, printable
 from augment.files import home, legible_output
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ VERBS = {
     "embed": ("retrievers.cli", "embed pools and queries into a folder that test and search read"),
     "mine": ("retrievers.cli", "mine hard negatives of the training queries"),
     "audit": ("retrievers.cli", "count what the text encoder's context cuts off"),
-    "search": ("retrievers.search.answers", "search a root with a text, a picture or both"),
-    "serve": ("retrievers.search.serve", "the same as a page in the browser"),
+    "search": ("retrievers.search.command:search", "search a root with a text, a picture or both"),
+    "serve": ("retrievers.search.command:serve", "the same as a page in the browser"),
     "bm25": ("retrievers.vectors.bm25", "search a root by words"),
     "fuse": ("retrievers.evaluation.command:run_fuse", "put the runs of several systems together"),
     "evaluate": ("retrievers.evaluation.command:run_evaluate", "score run files"),
@@ -61,12 +61,12 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments, args is None)
     except ToolkitError as error:
-        sys.stderr.write(f"error: {_last(error)}\n")
+        sys.stderr.write(f"error: {printable(_last(error), lines=True)}\n")
     except ValueError as error:
         # jsonargparse puts what a constructor raises behind one of its own.
         if not isinstance(error.__cause__, ToolkitError):
             raise
-        sys.stderr.write(f"error: {_last(error.__cause__)}\n")
+        sys.stderr.write(f"error: {printable(_last(error.__cause__), lines=True)}\n")
     return USER_ERROR
 
 
@@ -158,18 +158,14 @@ def mine(
         precision: 32-true, bf16-mixed or 16-mixed.
         allow_mismatch: embed text of another recipe than the one trained on.
     """
-    from retrievers.search.mining import mine_negatives, mine_run
+    from retrievers.search.mining import mine_negatives
 
     if run is None and model is None:
         raise DataError("mining needs a ranking; name a model with --model or a run with --run")
     data.keep_embeddings(embeddings, out)
-    tally = (
-        mine_run(run, data, out, mining)
-        if run is not None
-        else mine_negatives(
-            _encoder(model or ""), data, out, mining, device=device, precision=precision,
-            allow_mismatch=allow_mismatch,
-        )
+    tally = mine_negatives(
+        run or _encoder(model or ""), data, out, mining, device=device, precision=precision,
+        allow_mismatch=allow_mismatch,
     )  # fmt: skip
     sys.stdout.write(f"{tally.table()}\n{out}/negatives.parquet\n")
 

@@ -582,10 +582,10 @@ class _Bounded(httpx.AsyncByteStream):
 
 
 async def _bound(response: httpx.Response) -> None:
-    packed = response.headers.get("Content-Encoding", "identity")
-    if packed != "identity":
+    packed = response.headers.pop("Content-Encoding", "identity")
+    if packed != "identity" and response.is_success:
         raise OddError(f"a body packed as {packed[:40]!r}, which was not asked for")
-    response.stream = _Bounded(response.stream)
+    response.stream = _Bounded(response.stream)  # of a refusal, the status says enough
 
 
 def _client(url: str, options: EngineOptions) -> openai.AsyncOpenAI:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -104,36 +104,22 @@ class WorldConfig:
         seed: of everything.
         twin_share: chance that a flag differs from the one before in a single fact.
         width: of the flat pictures in pixels; photo-like ones are a third wider.
-        val_share: share of countries, by whole families, in the validation split.
-        test_share: the same for the test split.
     """
 
     countries: int = 1000
     seed: int = 0
     twin_share: float = 0.5
     width: int = 192
-    val_share: float = 0.1
-    test_share: float = 0.3
 
     def __post_init__(self) -> None:
         if not 200 <= self.countries <= 200_000:
             raise ValueError(f"countries is {self.countries}; a world has 200 to 200,000")
-        if not 0 < self.val_share + self.test_share < 1:
-            raise ValueError("val_share and test_share must leave something to train on")
 
 
-def flat_path(index: int) -> str:
-    """The flat picture of a country, relative to the root."""
-    return f"mbeir_images/{DATASET}_images/flat/{index // 1000:03d}/{index:06d}.jpg"
-
-
-def photo_path(index: int) -> str:
-    """The photo-like picture of a country's flag, relative to the root."""
-    return f"mbeir_images/{DATASET}_images/photo/{index // 1000:03d}/{index:06d}.jpg"
-
-
-def _picture_paths(country: Country) -> tuple[tuple[str, bool], tuple[str, bool]]:
-    return (flat_path(country.index), False), (photo_path(country.index), True)
+def picture_path(index: int, photo: bool = False) -> str:
+    """The flat or the photo-like picture of a country's flag, relative to the root."""
+    kind = "photo" if photo else "flat"
+    return f"mbeir_images/{DATASET}_images/{kind}/{index // 1000:03d}/{index:06d}.jpg"
 
 
 def did(kind: str, index: int) -> str:
@@ -156,11 +142,9 @@ def build_countries(config: WorldConfig) -> list[Country]:
 
 
 def split_of(config: WorldConfig, country: Country) -> str:
-    """The split of a country; a family of near-twins is never divided."""
+    """Three tenths test, one validates; a family of near-twins is never divided."""
     roll = _rng(config, "split", country.family).random()
-    if roll < config.test_share:
-        return "test"
-    return "val" if roll < config.test_share + config.val_share else "train"
+    return "test" if roll < 0.3 else "val" if roll < 0.4 else "train"
 
 
 # -- candidates -------------------------------------------------------------------------------
@@ -184,10 +168,10 @@ def candidate(config: WorldConfig, kind: str, country: Country) -> Item:
     """
     index = country.index
     if kind == "flat":
-        return Item(did(kind, index), None, one_picture(flat_path(index)), "image")
+        return Item(did(kind, index), None, one_picture(picture_path(index)), "image")
     if kind == "entry":
         return Item(
-            did(kind, index), atlas.entry(country), one_picture(flat_path(index)), "image,text"
+            did(kind, index), atlas.entry(country), one_picture(picture_path(index)), "image,text"
         )
     if kind == "description":
         text = language.human_description(_rng(config, kind, index), country.flag)
@@ -256,7 +240,7 @@ def _ask(
     if task <= 2:
         text, positive = _text_query(config, task, country)
     elif task in (3, 4):
-        image = flat_path(index) if task == 3 else photo_path(index)
+        image = picture_path(index, photo=task == 4)
         positive = did("description" if task == 3 else "flat", index)
         truth = {"kind": "describe"}
     elif task == 7:
@@ -264,13 +248,13 @@ def _ask(
             raise ValueError(f"country {index} is no twin of the one before")
         rng = _rng(config, "modification", index)
         text = language.modification_request(rng, before.flag, country.edit)
-        image, positive = flat_path(before.index), did("flat", index)
+        image, positive = picture_path(before.index), did("flat", index)
         constraint = language.constraint(before.flag, country.edit)
         truth = {"kind": "modification", "constraint": constraint, "before": before.index}
     else:
         rng = _rng(config, "reference", task, index)
         fact, text, frame = _question(config, task, country, rng.choice(language.REFERENCES))
-        image = photo_path(index)
+        image = picture_path(index, photo=True)
         positive = did(f"flag-{_half_kind(fact)}" if task == 6 else "entry", index)
         truth = {"kind": "question", "frame": frame, "answer": country.facts[fact]}
     source = json.dumps({"country": country.name})
@@ -304,21 +288,16 @@ def draw(config: WorldConfig, country: Country, photo: bool) -> Image.Image:
 
 
 def _write_pictures(config: WorldConfig, root: Path, country: Country) -> None:
-    for path, photo in _picture_paths(country):
-        file = root / path
+    for photo in (False, True):
+        file = root / picture_path(country.index, photo)
         file.parent.mkdir(parents=True, exist_ok=True)
         draw(config, country, photo).save(file, "JPEG", quality=_JPEG_QUALITY)
 
 
 def _draw_all(config: WorldConfig, root: Path, countries: list[Country], workers: int) -> None:
     work = partial(_write_pictures, config, root)
-    if workers <= 1:
-        for country in countries:
-            work(country)
-        return
-    with ProcessPoolExecutor(workers) as pool:
-        for _ in pool.map(work, countries, chunksize=100):
-            pass
+    with ProcessPoolExecutor(workers) if workers > 1 else ThreadPoolExecutor(1) as pool:
+        list(pool.map(work, countries, chunksize=100))
 
 
 def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -330,9 +309,9 @@ def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def _scene_graphs(countries: list[Country]) -> Iterator[dict[str, Any]]:
     for country in countries:
-        for path, photo in _picture_paths(country):
+        for photo in (False, True):
             yield {
-                "image": path,
+                "image": picture_path(country.index, photo),
                 "photo": photo,
                 "country": country.index,
                 "flag": country.flag.to_dict(),

@@ -168,14 +168,14 @@ def write_vectors(out: Path, _: float) -> None:
     random = np.random.default_rng(0)
     ids = open_candidates(_union(out)).ids
     shutil.rmtree(out / "vectors", ignore_errors=True)
-    with EmbeddingWriter(out / "vectors", "generated", shard_rows=65_536) as writer:
-        for start in range(0, len(ids), 65_536):
-            names = ids.slice(start, 65_536).to_pylist()
-            vectors = random.standard_normal((len(names), DIM), dtype=np.float32)
-            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-            keys = np.array([b"%015dx" % (start + n) for n in range(len(names))], dtype="S16")
-            writer.append(names, keys, torch.from_numpy(vectors))
-        writer.finish()
+    writer = EmbeddingWriter(out / "vectors", "generated", shard_rows=65_536)
+    for start in range(0, len(ids), 65_536):
+        names = ids.slice(start, 65_536).to_pylist()
+        vectors = random.standard_normal((len(names), DIM), dtype=np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        keys = np.array([b"%015dx" % (start + n) for n in range(len(names))], dtype="S16")
+        writer.append(names, keys, torch.from_numpy(vectors))
+    writer.finish()
 
 
 def _search(out: Path, share: float) -> None:

@@ -37,6 +37,7 @@ from retrievers.data.plan import (
     OwnPicture,
     Plan,
     PositiveConfig,
+    SearchedModality,
     plan_test,
     plan_validation,
 )
@@ -91,6 +92,8 @@ class SearchConfig:
         positives: what becomes of positives that a pool lacks or that are of another data set.
         own_picture: keep ranks candidates that show the query's own picture, as UniIR does; file
             leaves those of the same file out, content those of a file with the same bytes.
+        modality: any ranks all candidates of a pool; asked only those of the modality that M-BEIR's
+            task asks for, which takes wrong modality out of the union's loss.
     """
 
     split: str = "test"
@@ -100,6 +103,7 @@ class SearchConfig:
     index_parameters: str = ""
     positives: PositiveConfig = PositiveConfig()  # noqa: RUF009 - frozen
     own_picture: OwnPicture = "keep"
+    modality: SearchedModality = "any"
 
 
 @dataclass(frozen=True)
@@ -273,7 +277,7 @@ class MBeirData:
         wanted = self.test
         return plan_test(
             self.root, wanted.split, wanted.union, self._tasks, self._limit, wanted.positives,
-            wanted.own_picture,
+            wanted.own_picture, wanted.modality,
         )  # fmt: skip
 
     def pairs_loader(

@@ -12,6 +12,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from augment.errors import DataError
+from augment.files import read_json, sha256
 from augment.records import Query
 
 #: Columns of a table of mined negatives; one row per query.
@@ -74,6 +75,9 @@ class HardNegatives:
         path = self.path / "negatives.parquet" if self.path.is_dir() else self.path
         if not path.is_file():
             raise DataError("no such table; write it with `python -m retrievers mine`", str(path))
+        made = path.with_name("mining.json")
+        if made.is_file() and read_json(made).get("sha256") != sha256(path):
+            raise DataError(f"is not the table that {made.name} tells of; mine again", str(path))
         try:
             self._table = parquet.read_table(path, columns=list(COLUMNS)).combine_chunks()
         except (pa.ArrowException, KeyError, ValueError, OSError) as error:

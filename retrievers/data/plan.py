@@ -17,13 +17,16 @@ from augment.data import DataRoot, grades_of, read_qrels
 from augment.data.images import content_hash, resolve
 from augment.data.pools import Catalog, open_candidates, open_queries
 from augment.errors import DataError, ImageError
-from augment.records import Item, Modality, Query, Side
+from augment.records import TASKS, Item, Modality, Query, Side
 from retrievers.data.datasets import Reader, target_modality
 from retrievers.data.examples import Example
 
 #: What becomes of candidates that show a query's own picture: they are ranked (UniIR), or left out
 #: of its ranking where they are the same file, or a file of the same bytes.
 OwnPicture = Literal["keep", "file", "content"]
+
+#: Whether a task is searched in all candidates of a pool, or in those of the modality it asks for.
+SearchedModality = Literal["any", "asked"]
 
 
 class Content(NamedTuple):
@@ -117,6 +120,7 @@ class EvalTask:
         left_out: queries that lost their last positive by it; they do not count.
         own: query id -> candidates that show its own picture and are to be left out of its ranking
             (:meth:`retrievers.evaluation.run.RunTable.without`).
+        union: name of the pool of all candidates, where the plan has one.
     """
 
     dataset: str
@@ -127,6 +131,7 @@ class EvalTask:
     dropped: int = 0
     left_out: int = 0
     own: dict[str, list[str]] = field(default_factory=dict)
+    union: str = "union"
 
     @property
     def name(self) -> str:
@@ -251,6 +256,7 @@ def plan_test(
     limit: int | None,
     positives: PositiveConfig = PositiveConfig(),
     own_picture: OwnPicture = "keep",
+    modality: SearchedModality = "any",
 ) -> Plan:
     """Every query file of a split with its local pool, and the union pool if asked for.
 
@@ -265,6 +271,7 @@ def plan_test(
         positives: what becomes of positives that the local pool lacks.
         own_picture: whether candidates that show a query's own picture are left out; see
             :attr:`EvalTask.own`.
+        modality: ``asked`` cuts each pool to the modality that a task asks for.
 
     Raises:
         DataError: if the split has no queries or a pool is missing.
@@ -281,7 +288,24 @@ def plan_test(
         known = [file.path for file in root.union_pools() if file.dataset == f"union_{split}"]
         plan.add_union(known[0] if known else None)
     leave_out_own(plan, root.path, own_picture)
+    if modality == "asked":
+        _keep_asked(plan)
     return plan
+
+
+def _keep_asked(plan: Plan) -> None:
+    """Have every task with a code searched in the candidates of the modality it asks for."""
+    modalities = np.array([item.modality for item in plan.catalog.items()])
+    for task in plan.tasks:
+        if task.task is None:
+            continue
+        asked, named = TASKS[task.task][1], []
+        for pool in (task.pool, task.union):
+            named.append(f"{pool}: {asked}")
+            if pool in plan.pools:
+                rows = plan.pools[pool]
+                plan.pools[named[-1]] = rows[modalities[rows] == asked]
+        task.pool, task.union = named
 
 
 def leave_out_own(plan: Plan, root: Path, by: OwnPicture) -> None:

@@ -177,7 +177,7 @@ def score(plan: Plan, runs: Runs, candidates: Lost, queries: Lost, made_by: str)
         for pool in ("local", "union"):
             if (task.name, pool) not in runs:
                 continue
-            members = plan.pools["union" if pool == "union" else task.pool]
+            members = plan.pools[task.union if pool == "union" else task.pool]
             rows.append(_row(plan, task, span, pool, members, runs, candidates, queries))
     return Results(rows, made_by, versions=versions(), runs=runs)
 

@@ -1,22 +1,14 @@
-"""What a search answers, and ``python -m retrievers search``, which prints it."""
+"""What a search answers, and how a terminal shows it."""
 
 from __future__ import annotations
 
-import json
-import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import PositiveInt
-
-from augment.errors import ToolkitError
-
-#: Exit status of a command that a user can mend.
-USER_ERROR = 2
+from augment.errors import printable
 
 _WIDTH = 96
 
@@ -84,93 +76,6 @@ class Answer(Sequence[Result]):
         return asdict(self)
 
 
-def add_opening(parser: ArgumentParser) -> None:
-    """Options that say what is searched, shared with ``serve``."""
-    parser.add_argument("--config", action="config", metavar="FILE", help="YAML with these.")
-    parser.add_argument(
-        "--root", type=str, required=True, metavar="DIR", help="Folder in M-BEIR's layout."
-    )
-    parser.add_argument(
-        "--store",
-        type=str | None,
-        metavar="DIR",
-        help="Generated texts. A checkpoint trained on them needs them.",
-    )
-    parser.add_argument(
-        "--pool",
-        type=str,
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="Data sets (flags) or local pools (flags_task0). Default: all of them.",
-    )
-    parser.add_argument(
-        "--vlm",
-        type=str | None,
-        metavar="NAME",
-        help="Rewrites queries as those of the training were: flagland-vlm or another model.",
-    )
-    parser.add_argument(
-        "--embeddings",
-        type=str | None,
-        metavar="DIR",
-        help="Made by embed. Default: those beside the checkpoint; without any, embeds now.",
-    )
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N.")
-    parser.add_argument(
-        "--allow-mismatch",
-        action="store_true",
-        help="Go on with text of another recipe than the one trained on.",
-    )
-
-
-def command(args: Sequence[str]) -> int:
-    """Parse, search, print; the exit code."""
-    parser = ArgumentParser(
-        prog="python -m retrievers search",
-        description="Find candidates for a typed query, a picture or both.",
-    )
-    parser.add_argument("query", type=str, nargs="?", default="", help="Text of the query.")
-    parser.add_argument("--image", type=str | None, metavar="FILE", help="Picture of the query.")
-    parser.add_argument(
-        "--checkpoint",
-        type=str,
-        required=True,
-        metavar="FILE",
-        help="Written by fit (OUT/checkpoints/last.ckpt), a model name such as flagland-clip, or "
-        "bm25: words instead of vectors.",
-    )
-    add_opening(parser)
-    parser.add_argument("--k", type=PositiveInt, default=10, metavar="N", help="Results.")
-    parser.add_argument(
-        "--instruction",
-        type=str | None,
-        metavar="TEXT",
-        help="Put before the query; none leaves it out. Default: the root's first one that fits.",
-    )
-    parser.add_argument("--json", action="store_true", help="Print JSON, one object.")
-    parsed = parser.parse_args(args)
-    from retrievers.search.searcher import Searcher
-
-    searcher = Searcher.open(parsed.checkpoint, vlm=parsed.vlm, **opening(parsed))
-    given = parsed.instruction
-    instruction = "" if given is not None and given.lower() == "none" else given
-    answer = searcher.search(parsed.query, parsed.image, parsed.k, instruction)
-    for note in (*searcher.notes, *answer.notes):
-        sys.stderr.write(f"note: {_printable(note)}\n")
-    if parsed.json:
-        sys.stdout.write(json.dumps(answer.to_json(), ensure_ascii=False, indent=1) + "\n")
-    else:
-        sys.stdout.write(render(answer, searcher.root))
-    return 0
-
-
-def opening(parsed: Namespace) -> dict[str, Any]:
-    """What :meth:`Searcher.open` takes from the options of :func:`add_opening`, but for the VLM."""
-    names = ("root", "store", "embeddings", "device", "allow_mismatch")
-    return {"pools": parsed.pool, **{name: parsed[name] for name in names}}
-
-
 def render(answer: Answer, root: Path) -> str:
     """An answer as text for people.
 
@@ -180,14 +85,14 @@ def render(answer: Answer, root: Path) -> str:
     """
     lines = []
     if answer.rewritten:
-        lines.append(f"rewritten  {_printable(answer.rewritten)}")
-    lines += [f"read as    {_printable(answer.described())}", ""]
+        lines.append(f"rewritten  {_line(answer.rewritten)}")
+    lines += [f"read as    {_line(answer.described())}", ""]
     for result in answer:
-        lines.append(f"{result.rank:>3}  {result.score:.4f}  {result.id}")
+        lines.append(f"{result.rank:>3}  {result.score:.4f}  {printable(result.id)}")
         fields = {
             "text": result.text,
             "generated": result.generated,
-            "image": str(root / result.image) if result.image else None,
+            "image": printable(str(root / result.image)) if result.image else None,
         }
         for name, value in fields.items():
             if value:
@@ -199,7 +104,7 @@ def render(answer: Answer, root: Path) -> str:
 
 def _wrapped(name: str, value: str) -> str:
     return textwrap.fill(
-        _printable(value),
+        _line(value),
         _WIDTH,
         initial_indent=f"     {name:<9}  ",
         subsequent_indent=" " * 16,
@@ -207,20 +112,5 @@ def _wrapped(name: str, value: str) -> str:
     )
 
 
-def _printable(text: str) -> str:
-    """Without control characters, which could steer a terminal."""
-    return "".join(mark if mark.isprintable() else " " for mark in text)
-
-
-def main(args: Sequence[str]) -> int:
-    """Run the command; an error that a user can mend becomes one line and exit code 2."""
-    return run_command(command, args)
-
-
-def run_command(work: Callable[[Sequence[str]], int], args: Sequence[str]) -> int:
-    """The exit code of a command; its errors in one line."""
-    try:
-        return work(args)
-    except ToolkitError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return USER_ERROR
+def _line(text: str) -> str:
+    return printable(" ".join(text.split()))

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from random import Random
 from typing import Any, Literal, NamedTuple
@@ -26,11 +26,12 @@ from pyarrow import parquet
 
 from augment.data import DataRoot
 from augment.errors import DataError
-from augment.files import replacing_path, write_json
+from augment.files import replacing_path, sha256, write_json
 from augment.records import Item, Modality, Query
 from retrievers.data.datasets import target_modality
 from retrievers.data.module import MBeirData
-from retrievers.data.plan import EvalTask, Plan
+from retrievers.data.plan import EvalTask, OwnPicture, Plan, leave_out_own
+from retrievers.evaluation.results import spans
 from retrievers.evaluation.run import DECIMALS, RunTable
 from retrievers.evaluation.run_files import read_table
 from retrievers.models.base import Encoder
@@ -85,6 +86,8 @@ class MiningConfig:
             null for none.
         same_modality: search only candidates of the wanted modality.
         scope: dataset searches candidates of the query's own data set, all those of all.
+        own_picture: file rejects candidates that show the query's own picture by path, content also
+            those whose picture has the same bytes; keep takes them as any other.
         pick: top takes the best-ranked that may be kept, random draws among them.
         seed: of the draws.
         tables: also write every candidate looked at, with score and reason.
@@ -100,6 +103,7 @@ class MiningConfig:
     duplicate: float | None = 0.98
     same_modality: bool = True
     scope: Literal["dataset", "all"] = "dataset"
+    own_picture: OwnPicture = "keep"
     pick: Literal["top", "random"] = "top"
     seed: int = 0
     tables: bool = True
@@ -115,14 +119,36 @@ class MiningConfig:
             )
 
 
+class Ranked(NamedTuple):
+    """What is known of the candidates of one query before they are judged.
+
+    Attributes:
+        qid: the query.
+        wanted: its known positives.
+        own: candidates that show its own picture.
+        dids: candidates by rank.
+        scores: of each, falling: cosines with the query, or what a run says.
+        positives: id -> score of the positives that have one; scores of the same kind.
+        likeness: highest cosine of each candidate with one of these; None where nothing is known.
+    """
+
+    qid: str
+    wanted: Collection[str]
+    own: Collection[str]
+    dids: list[str]
+    scores: Float[np.ndarray, " ranks"]
+    positives: dict[str, float]
+    likeness: Float[np.ndarray, " ranks"] | None
+
+
 class Mined(NamedTuple):
     """What was found for one query.
 
     Attributes:
         qid: the query.
-        positives: id -> score, of those that have a vector.
+        positives: id -> score, of those that have one.
         dids: candidates by rank.
-        scores: their cosines with the query, or what the run says.
+        scores: of each.
         verdicts: ``kept``, or the reason of each rejection.
     """
 
@@ -139,39 +165,20 @@ class Mined(NamedTuple):
         return {did: score for did, score, verdict in found if verdict == KEPT}
 
 
-class Ranked(NamedTuple):
-    """What is known of the candidates of one query before they are judged.
-
-    Attributes:
-        query: with its known positives.
-        dids: candidates by rank.
-        scores: of each, falling.
-        positives: id -> score of the positives that have one; scores of the same kind.
-        likeness: highest cosine of each candidate with one of these; None where nothing is known.
-    """
-
-    query: Query
-    dids: list[str]
-    scores: Float[np.ndarray, " ranks"]
-    positives: dict[str, float]
-    likeness: Float[np.ndarray, " ranks"] | None
-
-
-def mine(ranked: Iterable[Ranked], config: MiningConfig) -> Iterator[Mined]:
-    """Hard negatives of queries, in order, from what ranks before ``config.last``."""
-    for one in ranked:
-        yield _judge(one, config)
-
-
-def by_run(run: RunTable, positives: Mapping[str, Collection[str]]) -> Iterator[Ranked]:
+def by_run(
+    run: RunTable,
+    positives: Mapping[str, Collection[str]],
+    own: Mapping[str, Collection[str]] | None = None,
+) -> Iterator[Ranked]:
     """What a run says of its queries, whoever ranked or reranked it.
 
     Scores of positives are those of the run, so that a query whose positives were not found has
     none; no duplicates are known.
 
     Args:
-        run: such as :func:`retrievers.evaluation.run.read_table` reads.
+        run: such as :func:`retrievers.evaluation.run_files.read_table` reads.
         positives: query id -> ids of its positives.
+        own: query id -> candidates that show its own picture.
 
     Raises:
         DataError: if the positives of a query are not known.
@@ -181,12 +188,9 @@ def by_run(run: RunTable, positives: Mapping[str, Collection[str]]) -> Iterator[
         if qid not in positives:
             raise DataError("is no query that has positives; mine from a run of these", qid)
         dids = run.ids.take(pa.array(run.rows[start:stop])).to_pylist()
-        scores = run.scores[start:stop]
-        wanted = tuple(positives[qid])
-        query = Query(Item(qid, None, (), "text"), None, wanted)
-        found = zip(dids, scores.tolist(), strict=True)
-        own = {did: score for did, score in found if did in set(wanted)}
-        yield Ranked(query, dids, scores, own, None)
+        scores, wanted = run.scores[start:stop], set(positives[qid])
+        known = {did: s for did, s in zip(dids, scores.tolist(), strict=True) if did in wanted}
+        yield Ranked(qid, wanted, (own or {}).get(qid, ()), dids, scores, known, None)
 
 
 def by_vectors(
@@ -205,111 +209,90 @@ def by_vectors(
         device: where products are taken.
     """
     done, asked = candidates.done.numpy(), queries.done.numpy()
-    ends = np.cumsum([len(task.queries) for task in plan.tasks]).tolist()
-    tasks = zip(plan.tasks, [0, *ends], strict=False)
-    for pool, group in groupby(tasks, key=lambda pair: pair[0].pool):
+    for pool, group in groupby(spans(plan), key=lambda pair: pair[0].pool):
         members = plan.pools[pool][done[plan.pools[pool]]]
         index = make_index("exact", device=device)
         candidates.add_to(index, plan.catalog.names(members), torch.from_numpy(members), "")
-        for task, first in group:
-            rows = first + np.flatnonzero(asked[first : first + len(task.queries)])
+        for task, span in group:
+            rows = span.start + np.flatnonzero(asked[span.start : span.stop])
             for start in range(0, len(rows), _SEARCHED):
                 block = rows[start : start + _SEARCHED]
                 vectors = queries.take(torch.from_numpy(block))
                 found = index.search(vectors, min(depth, len(index)))
                 for place, row in enumerate(block.tolist()):
-                    query = task.queries[row - first]
+                    query = task.queries[row - span.start]
                     near, scores = members[found.rows[place]], found.scores[place]
-                    vector = vectors[place].double().numpy()
-                    yield _ranked(query, vector, near, scores, plan, candidates)
+                    anchors, of_anchors = _anchors(query, plan, candidates)
+                    likeness, own = None, {}
+                    if anchors:
+                        values = np.round(of_anchors @ vectors[place].double().numpy(), DECIMALS)
+                        own = dict(zip(anchors, values.tolist(), strict=True))
+                        others = candidates.take(torch.from_numpy(near)).double().numpy()
+                        likeness = (others @ of_anchors.T).max(axis=1)
+                    qid, dids = query.item.id, plan.catalog.names(near).to_pylist()
+                    pictures = task.own.get(qid, ())
+                    yield Ranked(qid, query.positives, pictures, dids, scores, own, likeness)
 
 
-def _ranked(
-    query: Query,
-    vector: Float[np.ndarray, " dim"],
-    near: np.ndarray,
-    scores: Float[np.ndarray, " ranks"],
-    plan: Plan,
-    candidates: Embeddings,
-) -> Ranked:
+def _anchors(
+    query: Query, plan: Plan, candidates: Embeddings
+) -> tuple[list[str], Float[np.ndarray, "positives dim"]]:
+    """The positives of a query that have a vector, and these."""
     rows = plan.catalog.find_all(query.positives)
     known = np.flatnonzero(rows >= 0)
     known = known[candidates.done.numpy()[rows[known]]]
-    likeness, own = None, {}
-    if len(known):
-        anchors = candidates.take(torch.from_numpy(rows[known])).double().numpy()
-        values = np.round(anchors @ vector, DECIMALS).tolist()
-        own = {query.positives[n]: value for n, value in zip(known, values, strict=True)}
-        others = candidates.take(torch.from_numpy(near)).double().numpy()
-        likeness = (others @ anchors.T).max(axis=1)
-    dids = plan.catalog.names(near).to_pylist()
-    return Ranked(query, dids, scores, own, likeness)
+    vectors = candidates.take(torch.from_numpy(rows[known])).double().numpy()
+    return [query.positives[place] for place in known], vectors
 
 
-def _judge(ranked: Ranked, config: MiningConfig) -> Mined:
-    dids, scores = ranked.dids[: config.last], ranked.scores[: config.last]
-    known = set(ranked.query.positives)
-    limit = _limit(list(ranked.positives.values()), config)
-    twins = np.zeros(len(dids), dtype=bool)
-    if config.duplicate is not None and ranked.likeness is not None:
-        twins = ranked.likeness[: config.last] >= config.duplicate
-    verdicts = [
-        _reason(did in known, bool(twin), float(score), rank, limit, config)
-        for rank, (did, twin, score) in enumerate(zip(dids, twins, scores, strict=True), start=1)
-    ]
-    qid = ranked.query.item.id
-    _pick(qid, verdicts, config)
-    return Mined(qid, ranked.positives, dids, scores, verdicts)
+def mine(ranked: Iterable[Ranked], config: MiningConfig) -> Iterator[Mined]:
+    """Hard negatives of queries, in order, from what ranks before ``config.last``."""
+    for one in ranked:
+        scores, dids = one.scores[: config.last], one.dids[: config.last]
+        twins = np.zeros(len(dids), dtype=bool)
+        if config.duplicate is not None and one.likeness is not None:
+            twins = one.likeness[: config.last] >= config.duplicate
+        relative, absolute = _limits(list(one.positives.values()), config)
+        verdicts = []
+        for rank, (did, twin, score) in enumerate(zip(dids, twins, scores, strict=True), start=1):
+            reasons = {
+                "known positive": did in one.wanted,
+                "the query's own picture": did in one.own,
+                "query without a positive that has a score": not one.positives,
+                "near duplicate of a positive": twin,
+                "above the rank range": rank < config.first,
+                "relative margin": score > relative,
+                "absolute margin": score > absolute,
+                "below the least score": config.min_score is not None and score < config.min_score,
+            }
+            # The first reason counts.
+            verdicts.append(next((reason for reason, met in reasons.items() if met), ""))
+        _pick(one.qid, verdicts, config)
+        yield Mined(one.qid, one.positives, dids, scores, verdicts)
 
 
-class _Limit(NamedTuple):
-    relative: float = float("inf")
-    absolute: float = float("inf")
-    known: bool = False
-
-
-def _limit(scores: Sequence[float], config: MiningConfig) -> _Limit:
+def _limits(scores: list[float], config: MiningConfig) -> tuple[float, float]:
+    """The relative and the absolute margin, as the highest score that a negative may have."""
     if not scores:
-        return _Limit()
+        return np.inf, np.inf
     levels = {"min": min(scores), "mean": sum(scores) / len(scores), "max": max(scores)}
-    positive = levels[config.positive_score]
-    relative = absolute = float("inf")
-    if config.relative_margin is not None:
-        relative = positive - config.relative_margin * abs(positive)
-    if config.absolute_margin is not None:
-        absolute = positive - config.absolute_margin
-    return _Limit(relative, absolute, True)
-
-
-def _reason(
-    known: bool, twin: bool, score: float, rank: int, limit: _Limit, config: MiningConfig
-) -> str:
-    """Why a candidate is no negative; empty if it may be one. The first reason counts."""
-    if known:
-        return "known positive"
-    if not limit.known:
-        return "query without a positive that has a score"
-    if twin:
-        return "near duplicate of a positive"
-    if rank < config.first:
-        return "above the rank range"
-    if score > limit.relative:
-        return "relative margin"
-    if score > limit.absolute:
-        return "absolute margin"
-    if config.min_score is not None and score < config.min_score:
-        return "below the least score"
-    return ""
+    level = levels[config.positive_score]
+    relative, absolute = config.relative_margin, config.absolute_margin
+    return (
+        np.inf if relative is None else level - relative * abs(level),
+        np.inf if absolute is None else level - absolute,
+    )
 
 
 def _pick(qid: str, verdicts: list[str], config: MiningConfig) -> None:
+    """Keep some of those that no reason speaks against."""
     open_places = [place for place, verdict in enumerate(verdicts) if not verdict]
     chosen = open_places[: config.per_query]
     if config.pick == "random":
         random = Random(f"{config.seed}:{qid}")  # noqa: S311
         chosen = random.sample(open_places, min(config.per_query, len(open_places)))
     for place in open_places:
-        verdicts[place] = KEPT if place in set(chosen) else "not needed"
+        verdicts[place] = KEPT if place in chosen else "not needed"
 
 
 @dataclass
@@ -392,6 +375,7 @@ def plan_mining(
                 next(iter(members)),
             )
         plan.tasks.append(EvalTask(dataset, task, list(members.values()), {}, pool))
+    leave_out_own(plan, root.path, config.own_picture)
     return plan
 
 
@@ -401,7 +385,7 @@ def _pool(dataset: str, modality: Modality, config: MiningConfig) -> str:
 
 
 def mine_negatives(
-    encoder: Encoder,
+    ranker: Encoder | str | Path,
     data: MBeirData,
     out: str | Path,
     mining: MiningConfig = MiningConfig(),
@@ -413,7 +397,8 @@ def mine_negatives(
     """Write hard negatives of the training queries for ``data.negatives.path``.
 
     Args:
-        encoder: ranks; its weights are used as they are.
+        ranker: an encoder, whose weights are used as they are, or a TREC run of training queries,
+            such as a reranked one, for which nothing is embedded; see :func:`by_run`.
         data: the root, what is shown of it, and where vectors are kept and found again.
         out: folder of ``negatives.parquet`` and ``mining.json``.
         mining: which candidates become hard negatives.
@@ -425,51 +410,35 @@ def mine_negatives(
         What became of the candidates.
 
     Raises:
-        DataError: if data is missing or malformed.
+        DataError: if data is missing or malformed, or a run has other queries.
         MismatchError: if the weights were trained on another text recipe.
     """
+    about: dict[str, Any] = {"data": data.digest(), "mining": asdict(mining)}
+    book, queries = data.training_queries(None if data.root.query_files("val") else [])
+    if not isinstance(ranker, Encoder):
+        positives: dict[str, set[str]] = defaultdict(set)
+        for query in queries:
+            positives[query.item.id].update(query.positives)
+        own: dict[str, list[str]] = {}
+        if mining.own_picture != "keep":
+            for task in plan_mining(data.root, queries, book.find, mining).tasks:
+                own.update(task.own)
+        ranked = by_run(read_table(ranker), positives, own)
+        return write_mined(ranked, mining, Path(out), {"run": str(ranker), **about})
     if data.embeddings.parts > 1:
         raise DataError("mining needs all vectors; run it without data.embeddings.parts")
-    book, queries = data.training_queries(None if data.root.query_files("val") else [])
     plan = plan_mining(data.root, queries, book.find, mining)
     vectors = embed(
-        encoder, data, plan, device=device, precision=precision, allow_mismatch=allow_mismatch
+        ranker, data, plan, device=device, precision=precision, allow_mismatch=allow_mismatch
     )
-    about = {
+    about |= {
         "made_by": vectors.made_by,
         "text": data.recipe.fingerprint,
-        "data": data.digest(),
-        "mining": asdict(mining),
         "without_a_vector": int((~vectors.queries.done).sum()),
     }
     sides = (vectors.candidates, vectors.queries)
-    ranked = by_vectors(plan, *sides, mining.last, str(encoder.device))
+    ranked = by_vectors(plan, *sides, mining.last, str(ranker.device))
     return write_mined(ranked, mining, Path(out), about)
-
-
-def mine_run(
-    run: str | Path,
-    data: MBeirData,
-    out: str | Path,
-    mining: MiningConfig = MiningConfig(),
-) -> Tally:
-    """The same from a TREC run of training queries, such as a reranked one; see :func:`by_run`.
-
-    Args:
-        run: the file.
-        data: the root; nothing is embedded.
-        out: see :func:`mine_negatives`.
-        mining: which candidates become hard negatives.
-
-    Raises:
-        DataError: if data is missing or malformed, or the run has other queries.
-    """
-    _, queries = data.training_queries(None if data.root.query_files("val") else [])
-    positives: dict[str, set[str]] = defaultdict(set)
-    for query in queries:
-        positives[query.item.id].update(query.positives)
-    about = {"run": str(run), "data": data.digest(), "mining": asdict(mining)}
-    return write_mined(by_run(read_table(run), positives), mining, Path(out), about)
 
 
 def write_mined(
@@ -490,23 +459,30 @@ def write_mined(
     tally = Tally()
     made = {"made": json.dumps(about, sort_keys=True, default=str)}
     with ExitStack() as files:
-        kept = files.enter_context(_table(folder / "negatives.parquet", _NEGATIVES, made))
-        seen = (
-            files.enter_context(_table(folder / "candidates.parquet", _CANDIDATES, made))
-            if config.tables
-            else None
-        )
-        for mined in mine(ranked, config):
-            tally.add(mined, config.per_query)
-            kept([_kept(mined)])
+
+        def table(name: str, schema: pa.Schema) -> Callable[[list[dict[str, Any]]], None]:
+            partial = files.enter_context(replacing_path(folder / name))
+            schema = schema.with_metadata(made)
+            writer = parquet.ParquetWriter(partial, schema)
+            files.enter_context(writer)
+            return lambda rows: writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+
+        kept = table("negatives.parquet", _NEGATIVES)
+        seen = table("candidates.parquet", _CANDIDATES) if config.tables else None
+        found = mine(ranked, config)
+        while block := list(islice(found, _GROUP)):
+            for mined in block:
+                tally.add(mined, config.per_query)
+            kept([_kept(mined) for mined in block])
             if seen is not None:
-                seen(_seen(mined))
+                seen([row for mined in block for row in _seen(mined)])
     summary = {
         **about,
         "queries": tally.queries,
         "short": tally.short,
         "none": tally.none,
         "verdicts": dict(tally.verdicts.most_common()),
+        "sha256": sha256(folder / "negatives.parquet"),
     }
     write_json(folder / "mining.json", summary)
     return tally
@@ -523,38 +499,9 @@ def _kept(mined: Mined) -> dict[str, Any]:
     }
 
 
-def _seen(mined: Mined) -> list[dict[str, Any]]:
+def _seen(mined: Mined) -> Iterator[dict[str, Any]]:
     scores = list(mined.positives.values())
-    positive = float(np.mean(scores)) if scores else None
-    return [
-        {
-            "qid": mined.qid,
-            "did": did,
-            "rank": rank,
-            "score": float(score),
-            "positive_score": positive,
-            "verdict": verdict,
-        }
-        for rank, (did, score, verdict) in enumerate(
-            zip(mined.dids, mined.scores, mined.verdicts, strict=True), start=1
-        )
-    ]
-
-
-@contextmanager
-def _table(
-    path: Path, schema: Any, about: Mapping[str, str]
-) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
-    """Takes rows for a Parquet file, written in row groups, that appears at the end."""
-    rows: list[dict[str, Any]] = []
-    schema = schema.with_metadata(about)
-    with replacing_path(path) as partial, parquet.ParquetWriter(partial, schema) as writer:
-
-        def add(more: list[dict[str, Any]], least: int = _GROUP) -> None:
-            rows.extend(more)
-            if len(rows) >= least:
-                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-                rows.clear()
-
-        yield add
-        add([], 1)
+    about = {"qid": mined.qid, "positive_score": float(np.mean(scores)) if scores else None}
+    columns = zip(mined.dids, mined.scores.tolist(), mined.verdicts, strict=True)
+    for rank, (did, score, verdict) in enumerate(columns, start=1):
+        yield {**about, "did": did, "rank": rank, "score": score, "verdict": verdict}

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from augment.errors import DataError
+from augment.records import Modality
 from retrievers.search.answers import Answer, Result
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ _READS = {
     "append": "reads published and generated text",
     "replace": "reads generated text",
 }
-_SIGNS = {"text": "text", "image": "picture", "image,text": "picture + text"}
+_SIGNS: dict[Modality, str] = {"text": "text", "image": "picture", "image,text": "picture + text"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Question:
         k: how many results.
         instruction: ``auto``, ``none``, or the instruction itself.
         own: an instruction in the user's words; counts before ``instruction``.
+        modality: of the wanted candidates, or empty for any.
+        own_picture: ``keep``, or ``content`` to leave out candidates with the query's picture.
     """
 
     query: str = ""
@@ -54,6 +57,8 @@ class Question:
     k: int = 12
     instruction: str = "auto"
     own: str = ""
+    modality: Modality | Literal[""] = ""
+    own_picture: Literal["keep", "content"] = "keep"
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, str]) -> Question:
@@ -69,12 +74,17 @@ class Question:
             raise DataError(f"the query has {len(query):,} characters; the most is {MAX_QUERY:,}")
         if not (k.isascii() and k.isdigit() and 1 <= int(k[:9]) <= MAX_RESULTS):
             raise DataError(f"cannot find {k[:20]!r} results; ask for 1 to {MAX_RESULTS}")
+        modality = fields.get("modality", "")
+        if modality not in ("", *_SIGNS):
+            raise DataError(f"no modality {modality[:20]!r}; there are {'; '.join(_SIGNS)}")
         return cls(
             query=query,
             picture=fields.get("picture", ""),
             k=int(k),
             instruction=fields.get("instruction", "auto")[:MAX_QUERY],
             own=fields.get("own", "").strip()[:MAX_QUERY],
+            modality=cast("Modality", modality),
+            own_picture="content" if fields.get("own_picture") == "content" else "keep",
         )
 
     @property
@@ -128,6 +138,7 @@ def render_page(
         answers=answers,
         cards={name: _cards(name, answers) for name in answers},
         groups=_groups(searchers),
+        modalities={"": "of any kind", **_SIGNS},
         problem=problem,
         max_bytes=max_bytes,
         short=_SHORT,

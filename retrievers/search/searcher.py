@@ -15,17 +15,16 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
-import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from augment.data import DataRoot, InstructionRow
-from augment.errors import DataError, StoreError
+from augment.data.images import content_hash
+from augment.errors import DataError, ImageError, StoreError
 from augment.records import Hit, Item, Modality, one_picture
 from augment.store import Store
 from augment.views import TextView, open_view
@@ -41,8 +40,10 @@ from retrievers.search.pictures import QueryPictures
 from retrievers.search.rewriting import QueryRewriter
 from retrievers.vectors import make_index
 from retrievers.vectors.bm25 import Bm25Config, Bm25Index
-from retrievers.vectors.embed import device_named, embed_contents
-from retrievers.vectors.index import Index, Vectors
+from retrievers.vectors.embed import device_named, embed_contents, fill
+from retrievers.vectors.held import Vectors
+from retrievers.vectors.index import Index
+from retrievers.vectors.rows import Embeddings
 from retrievers.vectors.store import EmbeddingStore, read_manifest
 
 #: In place of a checkpoint: search by words.
@@ -80,6 +81,7 @@ class Searcher:
         self._rewriter = rewriter
         self._notes = tuple(notes)
         self._lock = Lock()
+        self._parts: dict[Modality, Index[Any]] = {}
         self._instructions: tuple[InstructionRow, ...] = ()
         if recipe.instructions is not None:
             numbers = pc.replace_substring_regex(plan.ids, ":.*$", "")
@@ -223,6 +225,8 @@ class Searcher:
         instruction: str | None = None,
         *,
         picture: str | None = None,
+        modality: Modality | None = None,
+        own_picture: Literal["keep", "content"] = "keep",
     ) -> Answer:
         """The best candidates for a query.
 
@@ -233,6 +237,9 @@ class Searcher:
             instruction: put before the query. None takes the first one that the root has for this
                 kind of query, an empty one leaves it out.
             picture: in place of a file, the name of a picture in :attr:`pictures`.
+            modality: only candidates that consist of this; None for any.
+            own_picture: content leaves out candidates whose picture is that of the query, byte for
+                byte.
 
         Raises:
             DataError: if there is neither text nor picture, or ``k`` is below 1.
@@ -246,22 +253,24 @@ class Searcher:
             raise DataError("the query is empty; type a text or give a picture")
         if k < 1:
             raise DataError(f"cannot find {k} candidates; ask for at least 1")
-        modality: Modality = (
-            "text" if picture is None else "image" if text is None else "image,text"
-        )
+        kind: Modality = "text" if picture is None else "image" if text is None else "image,text"
         digest = hashlib.sha256(f"{text}\0{picture}".encode()).hexdigest()[:16]
-        item = Item(f"typed:{digest}", text, one_picture(picture), modality)
+        item = Item(f"typed:{digest}", text, one_picture(picture), kind)
         with self._lock:
             notes: list[str] = []
             shown, rewritten = text, None
             if self._rewriter is not None:
                 shown, rewritten, note = self._rewriter(item)
                 notes += [note] if note else []
-            asked = self._instruction(modality, instruction, notes)
+            asked = self._instruction(kind, instruction, notes)
             read = self._recipe.instructed(shown, asked)
             if read is None and picture is None:
                 raise DataError(f"nothing is left of the query {text!r}; type some words")
-            results = self._find(read, picture, k, notes)
+            vectors = self._embedded(read, picture, notes)
+            own = None if own_picture == "keep" else picture
+            index = self._index if modality is None else self._narrowed(modality)
+            hits = [] if vectors is None else self._find(index, vectors, k, own)
+            results = tuple(self._result(rank, hit) for rank, hit in enumerate(hits, start=1))
         seen = picture is not None and self._retriever is not None
         return Answer(results, read, seen, asked, rewritten, tuple(notes))
 
@@ -284,20 +293,49 @@ class Searcher:
             )
         return rows[0].prompts[0]
 
-    def _find(
-        self, text: str | None, picture: str | None, k: int, notes: list[str]
-    ) -> tuple[Result, ...]:
-        asked: Any = [text]
+    def _embedded(self, text: str | None, picture: str | None, notes: list[str]) -> Any:
+        """What the index is asked with; None if it is nothing."""
         if self._retriever is not None:
             image = None if picture is None else self.pictures.open(picture)
-            asked = embed_contents(self._retriever, [(text, image)], "query")
-        elif picture is not None:
+            return embed_contents(self._retriever, [(text, image)], "query")
+        if picture is not None:
             notes.append("BM25 reads words and does not see the picture")
-            if text is None:
-                return ()
-        run = self._index.run(["typed"], asked, k, self._index.made_by or "")
-        hits = run.to_run()["typed"]
-        return tuple(self._result(rank, hit) for rank, hit in enumerate(hits, start=1))
+        return None if text is None else [text]
+
+    def _narrowed(self, modality: Modality) -> Index[Any]:
+        """An index of the candidates of one modality."""
+        if modality not in self._parts:
+            every = pa.array([item.modality for item in self._plan.catalog.items()])
+            own = every.take(pc.index_in(self._index.ids, value_set=self._plan.ids))
+            rows = np.flatnonzero(pc.equal(own, modality))
+            if not len(rows):
+                raise DataError(f"no candidate of these pools is {modality}; ask for another kind")
+            self._parts[modality] = self._index.only(rows)
+        return self._parts[modality]
+
+    def _find(self, index: Index[Any], asked: Any, k: int, own: str | None) -> list[Hit]:
+        """The best k, or as many as there are, that do not show the query's own picture."""
+        wide = k if own is None else k + 1
+        while True:
+            run = index.run(["typed"], asked, wide, index.made_by or "")
+            hits = [
+                hit for hit in run.to_run()["typed"] if own is None or not self._shows(hit, own)
+            ]
+            if len(hits) >= k or wide >= len(index):
+                return hits[:k]
+            wide *= 2
+
+    def _shows(self, hit: Hit, picture: str) -> bool:
+        """Whether a candidate has the very picture that was asked with."""
+        item = self._plan.find(hit.did)
+        try:
+            # Pictures of queries are named by their hash.
+            return any(
+                content_hash(self.root, image).startswith(picture)
+                for image in (item.images if item else ())
+            )
+        except ImageError:
+            return False
 
     def _result(self, rank: int, hit: Hit) -> Result:
         item = self._plan.find(hit.did)
@@ -365,23 +403,15 @@ def _embed(
         batch_size=_BATCH,
         collate_fn=ItemCollator(retriever.collator(), "corpus"),
     )
-    failed = degraded = 0
-    parts: list[Tensor] = []
-    rows: list[int] = []
-    with torch.inference_mode():
-        for batch in tqdm(loader, desc="embedding", unit="batch", leave=False, disable=None):
-            failed += len(batch.failed)
-            degraded += len(batch.degraded)
-            if batch.inputs.size:
-                inputs = batch.inputs.to(retriever.device)
-                parts.append(retriever.encode(inputs, "corpus").vectors.float().cpu())
-                rows.extend(batch.rows.tolist())
-    if not rows:
+    room = Embeddings(len(plan))
+    fill(room, loader, retriever, "corpus")
+    rows = room.done.nonzero().flatten()
+    if not len(rows):
         raise DataError("its pools hold no candidate that can be embedded", str(root.path))
     made_by = retriever.fingerprint(recipe.fingerprint)
     index = make_index("exact", made_by, device)
-    index.add(plan.catalog.names(np.array(rows)), torch.cat(parts), made_by)
-    return index, _notes(failed, degraded)
+    room.add_to(index, plan.catalog.names(rows.numpy()), rows, made_by)
+    return index, _notes(len(room.failed), len(room.degraded))
 
 
 def _read_embeddings(

@@ -10,19 +10,14 @@ from __future__ import annotations
 
 import io
 import ipaddress
-import signal
 import socket
-import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 import anyio
 import uvicorn
-from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeInt
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -35,9 +30,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from augment.data.images import open_image
 from augment.errors import DataError, EngineError, ImageError, ToolkitError
-from retrievers.search.answers import Answer, add_opening, opening, run_command
+from retrievers.search.answers import Answer
 from retrievers.search.page import MAX_QUERY, Question, render_page
-from retrievers.search.pictures import QueryPictures
 
 if TYPE_CHECKING:
     from retrievers.search.searcher import Searcher
@@ -73,13 +67,6 @@ _LAST_PORT = 65_535
 #: it is refused; beyond that the connection is closed.
 _DRAINED = 4
 
-_OPEN_TO_ALL = (
-    "warning: {host} is not loopback: whoever can reach this machine can search here and see the "
-    "texts and pictures of these pools. There is no password and no encryption. To use the page "
-    "from elsewhere, leave --host at 127.0.0.1 and forward the port: "
-    "ssh -L {port}:127.0.0.1:{port} HOST\n"
-)
-
 
 def search_app(searchers: Mapping[str, Searcher], names: Collection[str] = ()) -> ASGIApp:
     """The page, ``search.json`` and pictures, behind the guards of this module.
@@ -102,7 +89,7 @@ def search_app(searchers: Mapping[str, Searcher], names: Collection[str] = ()) -
 
 @final
 class _Guard:
-    """Conversations away who may not ask, and locks every answer down."""
+    """Turns away who may not ask, and locks every answer down."""
 
     def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
         self._app = app
@@ -234,6 +221,8 @@ class _Site:
                 k=asked.k,
                 instruction=asked.given_instruction,
                 picture=asked.picture or None,
+                modality=asked.modality or None,
+                own_picture=asked.own_picture,
             )
             for name, searcher in self._searchers.items()
         }
@@ -345,112 +334,9 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-def command(args: Sequence[str]) -> int:
-    """Parse, open, serve until interrupted; the exit code."""
-    parser = ArgumentParser(
-        prog="python -m retrievers serve",
-        description="Search on a small local page, with one retriever or two side by side.",
-    )
-    parser.add_argument(
-        "--checkpoint",
-        type=str,
-        nargs="+",
-        required=True,
-        metavar="[NAME=]FILE",
-        help="One or two, written by fit, or model names such as flagland-clip; or bm25.",
-    )
-    add_opening(parser)
-    parser.add_argument("--host", type=str, default="127.0.0.1", help="Address to listen on.")
-    parser.add_argument("--port", type=NonNegativeInt, default=8000, help="0 takes any free one.")
-    parser.add_argument(
-        "--allow-host",
-        type=str,
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="Further names of this server, where a proxy asks for it under them.",
-    )
-    parsed = parser.parse_args(args)
-    if not is_loopback(parsed.host):
-        sys.stderr.write(_OPEN_TO_ALL.format(host=parsed.host, port=parsed.port))
-    # As Ctrl-C: pictures of queries are deleted on the way out.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # Listening comes first: a port in use is told before anything is embedded.
-    listening = listen(parsed.host, parsed.port)
-    try:
-        searchers = _open_searchers(parsed)
-        for name, searcher in searchers.items():
-            for note in searcher.notes:
-                sys.stderr.write(f"note: {name}: {note}\n")
-        sys.stdout.write(f"serving on {address_of(listening)} until Ctrl-C\n")
-        sys.stdout.flush()
-        app = search_app(searchers, [parsed.host, *parsed.allow_host])
-        make_server(app).run(sockets=[listening])
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped\n")
-    finally:
-        listening.close()
-    return 0
-
-
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _open_searchers(parsed: Namespace) -> dict[str, Searcher]:
-    """The searchers that the options name; the VLM serves those that know rewritten queries."""
-    from retrievers.search.searcher import Searcher
-
-    named = names_of(parsed.checkpoint)
-    if parsed.embeddings and len(named) > 1:
-        raise DataError(
-            "--embeddings belongs to one checkpoint; leave it out, and of each checkpoint OUT/"
-            "checkpoints/last.ckpt the folder OUT/embeddings is taken if it is there"
-        )
-    pictures = QueryPictures()
-    searchers = {
-        name: Searcher.open(checkpoint, pictures=pictures, **opening(parsed))
-        for name, checkpoint in named.items()
-    }
-    if parsed.vlm:
-        every = list(searchers.values())
-        for searcher in [s for s in every if s.query_view != "raw"] or every:
-            searcher.rewrite_with(parsed.vlm, parsed.allow_mismatch)
-    return searchers
-
-
-def names_of(checkpoints: Sequence[str]) -> Mapping[str, str]:
-    """Name -> checkpoint: the given name, else that of the run's folder or of the model.
-
-    Raises:
-        DataError: if there are more than two, or two have one name.
-    """
-    if len(checkpoints) > 2:
-        raise DataError(f"{len(checkpoints)} checkpoints; the page compares two at most")
-    named: dict[str, str] = {}
-    for given in checkpoints:
-        before, equals, after = given.partition("=")
-        if equals and before and "/" not in before:
-            name, checkpoint = before, after
-        else:
-            name, checkpoint = _name_of(Path(given)), given
-        if name in named:
-            raise DataError(f"two checkpoints are named {name}; name them: --checkpoint NAME=FILE")
-        named[name] = checkpoint
-    return named
-
-
-def _name_of(checkpoint: Path) -> str:
-    if checkpoint.suffix != ".ckpt":
-        return checkpoint.name
-    folder = checkpoint.absolute().parent
-    return folder.parent.name if folder.name == "checkpoints" else checkpoint.stem
-
-
-def main(args: Sequence[str]) -> int:
-    """Run the command; an error that a user can mend becomes one line and exit code 2."""
-    return run_command(command, args)

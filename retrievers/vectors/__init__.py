@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from retrievers.vectors.index import Index, Vectors
+    from retrievers.vectors.held import Vectors
+    from retrievers.vectors.index import Index
     from retrievers.vectors.store import EmbeddingStore
 
 
@@ -15,27 +16,29 @@ def make_index(
     """Make an empty index.
 
     Args:
-        kind: ``exact`` (blocked matrix product), ``faiss`` (its flat index), a factory string of
-            faiss such as ``IVF1024,Flat``, ``OPQ64,IVF4096,PQ64``, ``HNSW32`` or ``SQ8`` (int8), or
-            ``milvus:`` with a file (``milvus:vectors.db``) or a server (``milvus:http://host:19530``).
+        kind: ``exact`` (blocked matrix product), ``faiss`` (the same by its product), a factory
+            string such as ``IVF1024,Flat``, ``OPQ64,IVF4096,PQ64``, ``HNSW32`` or ``SQ8`` (int8),
+            or ``milvus:`` with a file (``milvus:vectors.db``) or a server (``milvus:http://host:19530``).
         made_by: fingerprint of what makes the vectors.
         device: of the exact one; ``auto`` takes a graphics card where there is one.
         parameters: of an approximate search, such as ``nprobe=32``.
     """
-    if kind == "exact":
+    if kind in ("exact", "faiss"):
         import torch
 
         from retrievers.vectors.exact import MatrixIndex
 
+        if kind == "faiss":
+            return MatrixIndex(made_by, product="faiss")
         found = "cuda" if torch.cuda.is_available() else "cpu"
         return MatrixIndex(made_by, found if device == "auto" else device)
     if kind.startswith("milvus:"):
-        from retrievers.vectors.milvus import MilvusIndex
+        from retrievers.vectors.milvus import milvus_index
 
-        return MilvusIndex(kind.removeprefix("milvus:"), made_by, parameters)
-    from retrievers.vectors.faiss import FaissIndex
+        return milvus_index(kind.removeprefix("milvus:"), made_by, parameters)
+    from retrievers.vectors.faiss import faiss_index
 
-    return FaissIndex(made_by, "Flat" if kind == "faiss" else kind, parameters)
+    return faiss_index(made_by, kind, parameters)
 
 
 def open_index(store: EmbeddingStore, kind: str = "exact", device: str = "auto") -> Index[Vectors]:

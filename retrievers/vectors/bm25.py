@@ -21,12 +21,12 @@ from jaxtyping import Int64
 from augment.data import DataRoot, TextRule
 from augment.errors import DataError
 from augment.files import digest
-from retrievers.data.plan import Plan, PositiveConfig, plan_test
+from retrievers.data.plan import OwnPicture, Plan, PositiveConfig, SearchedModality, plan_test
 from retrievers.data.texts import TextRecipe, ViewConfig, check_untrained
-from retrievers.evaluation.results import Lost, Results, run_files, score, write_results
-from retrievers.evaluation.run import DECIMALS, RunTable
+from retrievers.evaluation.results import Lost, Results, Runs, run_files, score, write_results
+from retrievers.evaluation.run import DECIMALS
 from retrievers.evaluation.run_files import writing_runs
-from retrievers.vectors.index import Index, Nearest
+from retrievers.vectors.index import Index, Nearest, rank_plan
 from retrievers.vectors.words import VERSION, Language, Words
 
 
@@ -119,7 +119,7 @@ class Bm25Index(Index[Words]):
 
 def bm25_plan(
     plan: Plan, recipe: TextRecipe, depth: int, config: Bm25Config
-) -> tuple[dict[tuple[str, str], RunTable], Lost, Lost]:
+) -> tuple[Runs, Lost, Lost]:
     """Search every task in its local pool and, if the plan has one, in the union.
 
     Queries are searched without their instruction, whose words describe the task and not the
@@ -130,30 +130,24 @@ def bm25_plan(
         candidates and queries without text.
     """
     texts = [recipe.candidate(item) or "" for item in plan.catalog.items()]
-    asked = [query for task in plan.tasks for query in task.queries]
-    words = [recipe.query_view.text(query.item) or "" for query in asked]
+    words = [recipe.query_view.text(query.item) or "" for query, _ in plan.queries]
     lost = (
         Lost([row for row, text in enumerate(texts) if not text], []),
         Lost([row for row, text in enumerate(words) if not text.strip()], []),
     )
-    runs: dict[tuple[str, str], RunTable] = {}
-    made_by = config.fingerprint
-    for pool, rows in plan.pools.items():
+
+    def index_of(_: str, rows: Int64[np.ndarray, " rows"]) -> Bm25Index | None:
         own = [row for row in rows.tolist() if texts[row]]
         index = Bm25Index(config)
-        index.add(plan.catalog.names(np.array(own, np.int64)), [texts[row] for row in own], made_by)
-        start = 0
-        for task in plan.tasks:
-            places = [start + n for n in range(len(task.queries)) if words[start + n].strip()]
-            start += len(task.queries)
-            if pool not in ("union", task.pool):
-                continue
-            run = RunTable([], [], [], [], [])
-            if own and places:  # in a pool of pictures only, every query counts 0
-                qids = [asked[place].item.id for place in places]
-                run = index.run(qids, [words[place] for place in places], depth, made_by)
-            runs[task.name, "union" if pool == "union" else "local"] = run
-    return runs, *lost
+        ids = plan.catalog.names(np.array(own, np.int64))
+        index.add(ids, [texts[row] for row in own], config.fingerprint)
+        return index if own else None  # in a pool of pictures only, every query counts 0
+
+    def queries_of(span: range) -> tuple[list[int], list[str]]:
+        worded = [row for row in span if words[row].strip()]
+        return worded, [words[row] for row in worded]
+
+    return rank_plan(plan, depth, config.fingerprint, index_of, queries_of), *lost
 
 
 def bm25(
@@ -168,6 +162,8 @@ def bm25(
     tasks: list[int] | None = None,
     limit: int | None = None,
     positives: PositiveConfig = PositiveConfig(),  # noqa: B008 - frozen
+    own_picture: OwnPicture = "keep",
+    modality: SearchedModality = "any",
     model: Bm25Config = Bm25Config(),
 ) -> Results:
     """Search a data root by BM25; writes runs, judgements and ``metrics.json`` as ``test`` does.
@@ -184,6 +180,9 @@ def bm25(
         tasks: only these task codes (0 to 8).
         limit: at most so many queries per data set and task.
         positives: what becomes of positives that a pool lacks or that are of another data set.
+        own_picture: whether candidates that show the query's own picture are left out: keep, file
+            or content.
+        modality: asked ranks only candidates of the modality that the task asks for.
         model: parameters of BM25.
 
     Raises:
@@ -193,7 +192,7 @@ def bm25(
     started = time.monotonic()
     check_untrained(query, corpus)
     recipe = TextRecipe(query.open("query"), corpus.open("corpus"), text_rule, None)
-    plan = plan_test(DataRoot(root), split, union, tasks, limit, positives)
+    plan = plan_test(DataRoot(root), split, union, tasks, limit, positives, own_picture, modality)
     settings = {
         "model": model.to_json(),
         "text": recipe.fingerprint,
@@ -201,6 +200,8 @@ def bm25(
         "split": split,
         "depth": depth,
         "positives": asdict(positives),
+        "own_picture": own_picture,
+        "modality": modality,
     }
     made_by = digest({"model": settings["model"], "text": recipe.fingerprint})[:16]
     runs, candidates, queries = bm25_plan(plan, recipe, depth, model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from augment.errors import DataError
+from augment.errors import DataError, printable
 from augment.records import Side
 from retrievers.data.examples import Example, Items
 from retrievers.data.module import MBeirData
@@ -145,28 +145,27 @@ def embed(
         "corpus": _room(encoder, data, embedder, "corpus", len(plan), made_by, precision),
         "query": _room(encoder, data, embedder, "query", len(plan.queries), made_by, precision),
     }
-    started, items = time.monotonic(), 0
-    with torch.inference_mode(), context:
+    started, items, wanted = time.monotonic(), 0, data.embeddings
+    with context:
         for side in SIDES:
-            for size in fill(rooms[side], encoder, data, plan, side):
-                items += size
+            rows = rooms[side].missing(wanted.part, wanted.parts)
+            if len(rows):
+                batches = data.item_loader(plan, side, encoder.collator(), rows)
+                items += fill(rooms[side], batches, encoder, side)
     for room in rooms.values():
         room.finish()
     seconds = time.monotonic() - started
     return Embedded(rooms["corpus"], rooms["query"], made_by, cut, items, seconds)
 
 
-def fill(
-    room: Embeddings, encoder: Encoder, data: MBeirData, plan: Plan, side: Side
-) -> Iterator[int]:
-    """Embed the missing rows of one side, batch by batch; yields how many each time."""
-    rows = room.missing(data.embeddings.part, data.embeddings.parts)
-    if not len(rows):
-        return
-    loader = data.item_loader(plan, side, encoder.collator(), rows)
-    for batch in tqdm(loader, desc=f"embedding {side}", unit="batch", leave=False, disable=None):
+@torch.inference_mode()
+def fill(room: Embeddings, batches: Iterable[Items], encoder: Encoder, side: Side) -> int:
+    """Embed batches of one side and keep their vectors; how many items that were."""
+    size = 0
+    for batch in tqdm(batches, desc=f"embedding {side}", unit="batch", leave=False, disable=None):
         put(room, batch, encoder, side)
-        yield batch.inputs.size
+        size += batch.inputs.size
+    return size
 
 
 def put(room: Embeddings, batch: Items, encoder: Encoder, side: Side) -> None:
@@ -225,7 +224,8 @@ def _room(
         wanted.shard_seconds,
     )
     for name, problem in writer.damaged.items():
-        sys.stderr.write(f"shard {name} of {writer.folder} is embedded again: {problem}\n")
+        told = printable(f"shard {name} of {writer.folder} is embedded again: {problem}")
+        sys.stderr.write(f"{told}\n")
     keys = item_keys(embedder.contents(side), data.root.path)
     return Embeddings(size, writer, keys, lambda rows: embedder.names(side, rows))
 

@@ -1,8 +1,7 @@
-"""Exact search: blocked matrix product and top-k; and what other searches lose against it."""
+"""Exact search: blocked matrix product and top-k."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, final
@@ -10,12 +9,15 @@ from typing import Literal, final
 import faiss
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 from torch.nn import functional
 
-from retrievers.vectors.index import Index, Nearest, Recall, Vectors, lowest, may_tie
+from retrievers.vectors.held import Vectors
+from retrievers.vectors.index import Index, Nearest
 
+#: Rounding, and the error of a single-precision inner product with vectors of norm 1 or so.
+_MARGIN = 4e-6
 #: Candidates fetched beyond k; all rows are looked at again only when ties may reach beyond them.
 _SPARE = 16
 #: Neighbouring candidates whose maximum is compared with what a query has already.
@@ -139,8 +141,8 @@ class MatrixIndex(Index[Vectors]):
         k: int,
     ) -> None:
         """Look at all rows where candidates that were not fetched may tie with the k-th."""
-        floor = lowest(vectors, found, k)
-        tied = np.nonzero(may_tie(vectors, found, last, k))[0]
+        floor = _lowest(vectors, found, k)
+        tied = np.nonzero(_may_tie(vectors, found, last, k))[0]
         for start in range(0, len(tied), _TIED):
             some = tied[start : start + _TIED]
             for query, rows in zip(some, self._above(vectors[some], floor[some]), strict=True):
@@ -163,6 +165,34 @@ class MatrixIndex(Index[Vectors]):
                 for query in np.unique(hits[:, 0]).tolist():
                     rows[query].append(hits[hits[:, 0] == query, 1] + start)
         return [np.concatenate(parts) for parts in rows]
+
+
+def _may_tie(
+    vectors: Float32[Tensor, "queries dim"],
+    found: Nearest,
+    last: Float32[np.ndarray, " queries"],
+    k: int,
+) -> Bool[np.ndarray, " queries"]:
+    """Queries of which a candidate that was not fetched may tie with, or beat, the k-th.
+
+    Args:
+        vectors: the queries.
+        found: all fetched candidates, ranked.
+        last: the lowest single-precision score among them.
+        k: depth.
+    """
+    tied: np.ndarray = last >= _lowest(vectors, found, k)
+    return tied
+
+
+def _lowest(
+    vectors: Float32[Tensor, "queries dim"], found: Nearest, k: int
+) -> Float[np.ndarray, " queries"]:
+    """The single-precision score below which a candidate cannot rank among the best k."""
+    floor: np.ndarray = found.scores[:, k - 1] - _MARGIN * np.maximum(
+        vectors.norm(dim=1).numpy(), 1.0
+    )
+    return floor
 
 
 def _keep_best(
@@ -199,57 +229,3 @@ def full_precision() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def measure_recall(
-    index: Index[Vectors],
-    vectors: Float32[Tensor, "queries dim"],
-    k: int,
-    name: str = "",
-    sample: int = 256,
-    device: str = "cpu",
-) -> Recall:
-    """Compare an index with exact search over the same vectors.
-
-    Args:
-        index: what is measured.
-        vectors: queries; at most ``sample`` of them, evenly spaced, are searched.
-        k: depth, at most the size of the index.
-        name: of the index, for people.
-        sample: at least 1.
-        device: where the exact search runs.
-    """
-    if sample < 1:
-        raise ValueError(f"a sample needs at least one query, got {sample}")
-    chosen = vectors[:: max(1, -(-len(vectors) // sample))]
-    exact = MatrixIndex(index.made_by, device)
-    exact.share(index)
-    true = exact.search(chosen, k).rows
-    found = index.search(chosen, k).rows
-    shares = [np.isin(t, f).mean() for t, f in zip(true, found, strict=True)]
-    return Recall(
-        name or type(index).__name__,
-        k,
-        float(np.mean(shares)),
-        float(np.min(shares)),
-        len(chosen),
-        len(index),
-    )
-
-
-def tell_recall(
-    index: Index[Vectors], vectors: Float32[Tensor, "queries dim"], k: int, name: str, sample: int
-) -> None:
-    """Measure the recall of an approximate index at a depth, once; keep it there and print it.
-
-    Args:
-        index: what is measured; its ``recall`` receives the result.
-        vectors: queries that are about to be searched.
-        k: depth.
-        name: of the index, for people.
-        sample: see :func:`measure_recall`.
-    """
-    if k not in index.recall:
-        index.recall[k] = Recall("", k, 0, 0, 0, 0)  # the measurement itself searches
-        index.recall[k] = measure_recall(index, vectors, k, name, sample)
-        sys.stderr.write(f"{index.recall[k]}\n")

@@ -1,4 +1,4 @@
-"""Candidates under their ids, searched: the contract of indexes, and what those of vectors share.
+"""Candidates under their ids, searched: the contract of indexes, and the search of a whole plan.
 
 Scores of vectors are computed anew in double precision for the best candidates and rounded to six
 decimals; ties go by id (descending, trec_eval's rule). Equal vectors therefore rank the same on
@@ -9,23 +9,19 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Mapping
+from copy import copy
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, final
 
 import numpy as np
 import pyarrow as pa
-import torch
-from jaxtyping import Bool, Float, Float32, Int64
-from torch import Tensor
+from jaxtyping import Float, Float32, Int64
+from typing_extensions import Self
 
 from augment.errors import DataError, MismatchError
-from retrievers.evaluation.run import DECIMALS, RunTable, descending, repeated
-
-#: Rounding, and the error of a single-precision inner product with vectors of norm 1 or so.
-MARGIN = 4e-6
-#: Rows that are scored anew at a time: 1,024 x 768 doubles are 6 MB, which the cache holds; sixteen
-#: times as many took twice as long.
-_RESCORED = 1024
+from retrievers.data.plan import Plan
+from retrievers.evaluation.results import Runs, spans
+from retrievers.evaluation.run import RunTable, descending, repeated
 
 
 class Nearest(NamedTuple):
@@ -36,46 +32,6 @@ class Nearest(NamedTuple):
 
     rows: Int64[np.ndarray, "queries k"]
     scores: Float32[np.ndarray, "queries k"]
-
-
-class Recall(NamedTuple):
-    """True recall@k of an index: the share of the exact top k that it finds.
-
-    Attributes:
-        name: of the index.
-        k: depth.
-        mean: over the queries.
-        worst: of the worst query.
-        queries: in the sample.
-        candidates: in the index.
-    """
-
-    name: str
-    k: int
-    mean: float
-    worst: float
-    queries: int
-    candidates: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.name} is approximate: true recall@{self.k} against exact search "
-            f"{self.mean:.4f} (worst query {self.worst:.4f}), {self.queries} queries, "
-            f"{self.candidates:,} candidates"
-        )
-
-
-class VectorSource(Protocol):
-    """Vectors by row, in memory or in files."""
-
-    @property
-    def dim(self) -> int:
-        """Dimension of the vectors."""
-
-    def __len__(self) -> int: ...
-
-    def take(self, rows: Int64[np.ndarray, " n"]) -> Float[np.ndarray, "n dim"]:
-        """Vectors of some rows, in 16 or 32 bits."""
 
 
 class Held(Protocol):
@@ -89,6 +45,9 @@ class Held(Protocol):
 
     def append(self, items: Any, rows: Any) -> None:
         """Keep checked items; of those that are read where they lie, some rows."""
+
+    def only(self, rows: Int64[np.ndarray, " n"]) -> Self:
+        """Some of the rows; nothing is copied."""
 
     def queries(self, queries: Any) -> Any:
         """The queries as they are searched with, or an error."""
@@ -107,14 +66,12 @@ class Index(ABC, Generic[HeldT]):
 
     Attributes:
         ids: of all candidates by row, an Arrow array of strings.
-        recall: depth -> what an approximate search was found to lose; empty for an exact one.
     """
 
     def __init__(self, held: HeldT, made_by: str | None = None) -> None:
         self.made_by = made_by
         self.held = held
         self.ids: Any = pa.array([], pa.large_string())
-        self.recall: dict[int, Recall] = {}
         self._ranks: Int64[np.ndarray, " n"] | None = None
 
     def __len__(self) -> int:
@@ -163,11 +120,12 @@ class Index(ABC, Generic[HeldT]):
         self._changed()
 
     @final
-    def share(self, other: Index[HeldT]) -> None:
-        """Hold what another index holds, without a copy."""
-        self.made_by, self.ids, self.held = other.made_by, other.ids, other.held
-        self._ranks = None
-        self._changed()
+    def only(self, rows: Int64[np.ndarray, " n"]) -> Self:
+        """An index of the same kind over some of the candidates, which stay where they lie."""
+        part = copy(self)
+        part.ids, part.held, part._ranks = self.ids.take(pa.array(rows)), self.held.only(rows), None
+        part._changed()
+        return part
 
     @final
     def search(self, queries: Any, k: int, made_by: str | None = None) -> Nearest:
@@ -199,7 +157,14 @@ class Index(ABC, Generic[HeldT]):
         return self._find(asked, k)
 
     @final
-    def run(self, qids: Any, queries: Any, k: int, made_by: str) -> RunTable:
+    def run(
+        self,
+        qids: Any,
+        queries: Any,
+        k: int,
+        made_by: str,
+        without: Mapping[str, Collection[str]] | None = None,
+    ) -> RunTable:
         """Search and answer with ids: at most ``k`` hits of each query, best first.
 
         Args:
@@ -207,9 +172,13 @@ class Index(ABC, Generic[HeldT]):
             queries: see :meth:`search`.
             k: from 1; of a smaller index, all of it.
             made_by: see :meth:`search`.
+            without: query id -> candidates left out of its ranking, in whose place the next ones
+                come; see :attr:`retrievers.data.plan.EvalTask.own`.
         """
-        found = self.search(queries, min(k, len(self)) if len(self) else k, made_by)
-        return RunTable.from_search(qids, self.ids, found.rows, found.scores, unique=True)
+        deep = k + max(map(len, (without or {}).values()), default=0)
+        found = self.search(queries, min(deep, len(self)) if len(self) else k, made_by)
+        run = RunTable.from_search(qids, self.ids, found.rows, found.scores, unique=True)
+        return run.without(without).cut(k) if without else run
 
     def _refuse_foreign(self, made_by: str) -> None:
         if self.made_by is not None and made_by != self.made_by:
@@ -238,156 +207,37 @@ class Index(ABC, Generic[HeldT]):
         return digest.hexdigest()
 
 
-@final
-class _InMemory:
-    def __init__(self, vectors: Float32[np.ndarray, "n dim"]) -> None:
-        self._vectors = vectors
-        self.dim = int(vectors.shape[1])
-
-    def __len__(self) -> int:
-        return len(self._vectors)
-
-    def take(self, rows: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n dim"]:
-        # A run of rows needs no copy.
-        if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
-            return self._vectors[rows[0] : rows[-1] + 1]
-        picked: np.ndarray = self._vectors[rows]
-        return picked
-
-
-@final
-class Vectors:
-    """Vectors by row of an index, in memory or as views of files.
-
-    Attributes:
-        dim: dimension; None while there are none.
-    """
-
-    kind = "vectors"
-
-    def __init__(self) -> None:
-        self._parts: list[tuple[int, VectorSource, Int64[np.ndarray, " n"] | None]] = []
-        self._size = 0
-        self.dim: int | None = None
-
-    def checked(self, ids: Any, items: Tensor | VectorSource) -> VectorSource:
-        """Vectors as a source; those in memory must be finite."""
-        if not isinstance(items, Tensor):
-            self._refuse_unlike(torch.empty(0, items.dim))
-            return items
-        self._refuse_unlike(items)
-        vectors = items.detach().float().cpu()
-        bad = _not_finite(vectors)
-        if len(bad) and len(ids) == len(vectors):
-            raise DataError(
-                f"vector is not finite; {len(bad)} such vectors; look at the model or at its "
-                "precision",
-                str(ids[bad[0]]),
-            )
-        return _InMemory(np.ascontiguousarray(vectors.numpy()))
-
-    def append(self, items: VectorSource, rows: Int64[np.ndarray, " n"] | None) -> None:
-        """Keep a source, or some rows of it."""
-        self._parts.append((self._size, items, rows))
-        self._size += len(items) if rows is None else len(rows)
-        self.dim = items.dim
-
-    def queries(self, queries: Tensor) -> Float32[Tensor, "queries dim"]:
-        """Queries in single precision on the processor; they must be finite."""
-        self._refuse_unlike(queries)
-        vectors = queries.detach().float().cpu()
-        bad = _not_finite(vectors)
-        if len(bad):
-            raise DataError(
-                f"query vector {bad[0]} is not finite ({len(bad)} such); look at the model or at "
-                "its precision"
-            )
-        return vectors
-
-    def blocks(self, size: int) -> Iterator[tuple[int, Float[np.ndarray, "n dim"]]]:
-        """Row of the index and vectors, at most ``size`` at a time."""
-        for first, source, rows in self._parts:
-            total = len(source) if rows is None else len(rows)
-            for start in range(0, total, size):
-                stop = min(start + size, total)
-                chosen = np.arange(start, stop) if rows is None else rows[start:stop]
-                yield first + start, source.take(chosen)
-
-    def take(self, rows: Int64[np.ndarray, " n"]) -> Float[np.ndarray, "n dim"]:
-        """Vectors of some rows of the index."""
-        if len(self._parts) == 1:
-            _, source, chosen = self._parts[0]
-            return source.take(rows if chosen is None else chosen[rows])
-        out = np.empty((len(rows), self.dim or 0), np.float32)
-        firsts = np.array([first for first, _, _ in self._parts])
-        owner = np.searchsorted(firsts, rows, side="right") - 1
-        for number in np.unique(owner).tolist():
-            first, source, chosen = self._parts[number]
-            mine = owner == number
-            inner = rows[mine] - first
-            out[mine] = source.take(inner if chosen is None else chosen[inner])
-        return out
-
-    def rescore(
-        self, vectors: Float32[Tensor, "queries dim"], rows: Int64[np.ndarray, "queries n"]
-    ) -> Float[np.ndarray, "queries n"]:
-        """Inner products in double precision, rounded; -inf for row -1."""
-        queries = vectors.double().numpy()
-        scores = np.empty(rows.shape, np.float64)
-        step = max(1, _RESCORED // rows.shape[1])
-        wide = max(1, min(rows.shape[1], _RESCORED))
-        for start in range(0, len(rows), step):
-            mine = slice(start, start + step)
-            for left in range(0, rows.shape[1], wide):
-                part = rows[mine, left : left + wide]
-                distinct, place = np.unique(np.maximum(part, 0), return_inverse=True)
-                found = self.take(distinct).astype(np.float64)[place.reshape(part.shape)]
-                scores[mine, left : left + wide] = (found @ queries[mine, :, None])[..., 0]
-        return np.where(rows < 0, -np.inf, np.round(scores, DECIMALS) + 0.0)  # no negative zero
-
-    def _refuse_unlike(self, vectors: Tensor) -> None:
-        if not vectors.is_floating_point():
-            raise MismatchError(
-                f"vectors must be floating point, got {vectors.dtype}; give what the model made"
-            )
-        if vectors.ndim != 2 or (self.dim is not None and vectors.shape[1] != self.dim):
-            raise MismatchError(
-                f"vectors of shape {tuple(vectors.shape)} in an index of {self.dim} dimensions; "
-                "give (vectors, dimensions) made by the index's model"
-            )
-
-
-def may_tie(
-    vectors: Float32[Tensor, "queries dim"],
-    found: Nearest,
-    last: Float32[np.ndarray, " queries"],
-    k: int,
-) -> Bool[np.ndarray, " queries"]:
-    """Queries of which a candidate that was not fetched may tie with, or beat, the k-th.
+def rank_plan(
+    plan: Plan,
+    depth: int,
+    made_by: str,
+    index_of: Callable[[str, Int64[np.ndarray, " rows"]], Index[Any] | None],
+    queries_of: Callable[[range], tuple[list[int], Any]],
+) -> Runs:
+    """Search every task in its local pool and, if the plan has one, in the union.
 
     Args:
-        vectors: the queries.
-        found: all fetched candidates, ranked.
-        last: the lowest single-precision score among them.
-        k: depth.
+        plan: what to search.
+        depth: hits of each query.
+        made_by: fingerprint of what made candidates and queries.
+        index_of: name and rows of a pool -> an index of them; None where there is nothing to find.
+        queries_of: rows of the plan's queries -> those that can be asked, and what is asked.
+
+    Returns:
+        (task name, "local" or "union") -> run.
     """
-    tied: np.ndarray = last >= lowest(vectors, found, k)
-    return tied
-
-
-def lowest(
-    vectors: Float32[Tensor, "queries dim"], found: Nearest, k: int
-) -> Float[np.ndarray, " queries"]:
-    """The single-precision score below which a candidate cannot rank among the best k."""
-    floor: np.ndarray = found.scores[:, k - 1] - MARGIN * np.maximum(
-        vectors.norm(dim=1).numpy(), 1.0
-    )
-    return floor
-
-
-def _not_finite(vectors: Tensor) -> list[int]:
-    rows: list[int] = (~torch.isfinite(vectors).all(dim=1)).nonzero().flatten().tolist()
-    return rows
+    runs: dict[tuple[str, str], RunTable] = {}
+    for pool, rows in plan.pools.items():
+        searching = [(task, span) for task, span in spans(plan) if pool in (task.pool, task.union)]
+        index = index_of(pool, rows) if searching else None
+        for task, span in searching:
+            asked, queries = queries_of(span)
+            run = RunTable([], [], [], [], [])
+            if index is not None and asked:
+                qids = [task.queries[row - span.start].item.id for row in asked]
+                run = index.run(qids, queries, depth, made_by, task.own)
+            runs[task.name, "union" if pool == task.union else "local"] = run
+    return runs
 
 
 def _column(ids: Any) -> Any:

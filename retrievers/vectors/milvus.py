@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-from typing import Any, final
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 from torch import Tensor
 
-from augment.errors import DataError, EngineError, ToolkitError
-from retrievers.vectors.exact import tell_recall
-from retrievers.vectors.index import Index, Nearest, Vectors
+from augment.errors import DataError, EngineError
+from retrievers.vectors.approximate import ApproximateIndex, Fetch
+from retrievers.vectors.held import Vectors
 
-#: Candidates fetched beyond k.
-_SPARE = 16
 #: Milvus answers with no more hits a query.
 _MOST = 16_384
 #: Bytes of vectors in one message; a server takes 64 MiB.
@@ -23,134 +22,99 @@ _BYTES = 8 << 20
 _QUERIES = 256
 
 
-@final
-class MilvusIndex(Index[Vectors]):
+def milvus_index(uri: str, made_by: str | None = None, parameters: str = "") -> ApproximateIndex:
     """Vectors in a collection of Milvus, with the index that Milvus chooses for itself.
 
     The collection is named after what made the vectors and the ids, so that what a run has put in
-    is found by the next one. Candidates that Milvus finds are scored again from the vectors
-    themselves, so a score is always exact; what may be missing are candidates. At the first search
-    of each depth the true recall is measured against exact search and printed.
+    is found by the next one.
 
     Args:
         uri: a file such as ``vectors.db`` (Milvus Lite), or a server's address such as
             ``http://localhost:19530``.
         made_by: see :class:`~retrievers.vectors.index.Index`.
         parameters: of Milvus's search, such as ``nprobe=32`` or ``ef=128``.
-        refine: candidates fetched per wanted one.
-        sample: queries that measure the recall.
+
+    Returns:
+        An empty index. Its ``build`` raises :class:`~augment.errors.EngineError` if pymilvus is not
+        installed, or Milvus cannot be reached or refuses.
 
     Raises:
         DataError: if the address or the parameters cannot be used.
     """
-
-    def __init__(
-        self,
-        uri: str,
-        made_by: str | None = None,
-        parameters: str = "",
-        refine: int = 4,
-        sample: int = 256,
-    ) -> None:
-        super().__init__(Vectors(), made_by)
-        if not uri.endswith(".db") and "://" not in uri:
-            raise DataError(
-                f"milvus:{uri} is neither a file that ends in .db nor an address; write "
-                "milvus:vectors.db or milvus:http://localhost:19530"
-            )
-        self.uri = uri
-        self._parameters = _parsed(parameters)
-        self._told = f"milvus {uri} {parameters}".strip()
-        self._refine, self._sample = refine, sample
-        self._client: Any = None
-        self._collection = ""
-
-    def build(self) -> None:
-        """Put the vectors into their collection, unless it holds them already.
-
-        Raises:
-            EngineError: if pymilvus is not installed, or Milvus cannot be reached or refuses.
-        """
-        if self._collection or not len(self):
-            return
-        client = self._connected()
-        belongs = f"{self.made_by} {self.held.dim} {self._digest()}"
-        name = f"candidates_{hashlib.sha256(belongs.encode()).hexdigest()[:32]}"
-        try:
-            if not self._is_whole(name):
-                self._fill(name)
-            client.load_collection(name)
-        except Exception as error:
-            raise self._failed(error) from error
-        self._collection = name
-
-    def _is_whole(self, name: str) -> bool:
-        if not self._client.has_collection(name):
-            return False
-        return int(self._client.get_collection_stats(name)["row_count"]) == len(self)
-
-    def _fill(self, name: str) -> None:
-        client = self._client
-        if client.has_collection(name):  # left by a run that was killed
-            client.drop_collection(name)
-        client.create_collection(
-            name, self.held.dim, metric_type="IP", auto_id=False, consistency_level="Strong"
+    if not uri.endswith(".db") and "://" not in uri:
+        raise DataError(
+            f"milvus:{uri} is neither a file that ends in .db nor an address; write "
+            "milvus:vectors.db or milvus:http://localhost:19530"
         )
-        for start, block in self.held.blocks(max(1, _BYTES // (4 * (self.held.dim or 1)))):
-            vectors = np.asarray(block, dtype=np.float32)
-            rows = [{"id": start + n, "vector": vector} for n, vector in enumerate(vectors)]
-            client.insert(name, rows)
-        client.flush(name)
+    settings = {"metric_type": "IP", "params": _parsed(parameters)}
 
-    def _find(self, queries: Tensor, k: int) -> Nearest:
-        self.build()
-        tell_recall(self, queries, k, self._told, self._sample)
-        wide = min(max(self._refine * k, k + _SPARE), len(self), max(k, _MOST))
-        rows = self._fetch(queries, wide)
-        found = self._rank(rows, self.held.rescore(queries, rows))
-        return Nearest(found.rows[:, :k], found.scores[:, :k])
+    def make(held: Vectors, belongs: str) -> Fetch:
+        name = f"candidates_{belongs[:32]}"
+        with _told(uri):
+            client = _connected(uri)
+            if not _is_whole(client, name, len(held)):
+                fill(client, name, held)
+            client.load_collection(name)
 
-    def _fetch(self, queries: Tensor, k: int) -> Int64[np.ndarray, "queries k"]:
-        rows = np.full((len(queries), k), -1)
-        try:
+        def fetch(queries: Tensor, k: int) -> Int64[np.ndarray, "queries k"]:
+            rows = np.full((len(queries), k), -1)
             for start in range(0, len(queries), _QUERIES):
-                answers = self._client.search(
-                    self._collection,
-                    list(queries[start : start + _QUERIES].numpy()),
-                    limit=k,
-                    search_params={"metric_type": "IP", "params": self._parameters},
-                )
+                asked = list(queries[start : start + _QUERIES].numpy())
+                with _told(uri):
+                    answers = client.search(name, asked, limit=k, search_params=settings)
                 for place, hits in enumerate(answers, start=start):
                     rows[place, : len(hits)] = [hit["id"] for hit in hits]
-        except Exception as error:
-            raise self._failed(error) from error
-        return rows
+            return rows
 
-    def _connected(self) -> Any:
-        if self._client is None:
-            try:
-                from pymilvus import MilvusClient
-            except ImportError as error:
-                raise EngineError(
-                    "searching through Milvus needs its client; "
-                    "pip install 'reasoning-augmented-retrieval[milvus]'"
-                ) from error
-            try:
-                self._client = MilvusClient(self.uri)
-            except Exception as error:
-                raise self._failed(error) from error
-        return self._client
+        return fetch
 
-    def _failed(self, error: Exception) -> ToolkitError:
+    return ApproximateIndex(f"milvus {uri} {parameters}", make, made_by, _MOST)
+
+
+def _is_whole(client: Any, name: str, size: int) -> bool:
+    if not client.has_collection(name):
+        return False
+    return int(client.get_collection_stats(name)["row_count"]) == size
+
+
+def fill(client: Any, name: str, held: Vectors) -> None:
+    """Put vectors into a collection of their own."""
+    if client.has_collection(name):  # left by a run that was killed
+        client.drop_collection(name)
+    client.create_collection(
+        name, held.dim, metric_type="IP", auto_id=False, consistency_level="Strong"
+    )
+    for start, block in held.blocks(max(1, _BYTES // (4 * held.dim))):
+        vectors = np.asarray(block, dtype=np.float32)
+        rows = [{"id": start + n, "vector": vector} for n, vector in enumerate(vectors)]
+        client.insert(name, rows)
+    client.flush(name)
+
+
+def _connected(uri: str) -> Any:
+    try:
+        from pymilvus import MilvusClient
+    except ImportError as error:
+        raise EngineError(
+            "searching through Milvus needs its client; "
+            "pip install 'reasoning-augmented-retrieval[milvus]'"
+        ) from error
+    return MilvusClient(uri)
+
+
+@contextmanager
+def _told(uri: str) -> Iterator[None]:
+    """Whatever Milvus raises in one line."""
+    try:
+        yield
+    except EngineError:
+        raise
+    except Exception as error:
         last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        return EngineError(
-            f"Milvus at {self.uri} does not do what is asked: {last}; see that it runs and can be "
+        raise EngineError(
+            f"Milvus at {uri} does not do what is asked: {last}; see that it runs and can be "
             "reached, or search with --index exact"
-        )
-
-    def _changed(self) -> None:
-        self._collection = ""
-        self.recall = {}
+        ) from error
 
 
 def _parsed(parameters: str) -> dict[str, float]:

@@ -14,7 +14,8 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from retrievers.data.plan import Content
-from retrievers.vectors.index import Index, Vectors
+from retrievers.vectors.held import Vectors
+from retrievers.vectors.index import Index
 from retrievers.vectors.store import EmbeddingStore, EmbeddingWriter
 
 

@@ -6,18 +6,21 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from jaxtyping import Int64
 
 from augment.errors import DataError
 from retrievers.data.module import MBeirData, SearchConfig
 from retrievers.data.plan import Plan
-from retrievers.evaluation.results import Results, run_files, score, spans, write_results
-from retrievers.evaluation.run import RunTable
+from retrievers.evaluation.results import Results, Runs, run_files, score, write_results
 from retrievers.evaluation.run_files import writing_runs
 from retrievers.models.base import Encoder
 from retrievers.vectors import make_index
+from retrievers.vectors.approximate import Recall
 from retrievers.vectors.embed import Embedded, embed
-from retrievers.vectors.index import Recall
+from retrievers.vectors.held import Vectors
+from retrievers.vectors.index import Index, rank_plan
 
 
 class Searched(NamedTuple):
@@ -25,10 +28,10 @@ class Searched(NamedTuple):
 
     Attributes:
         runs: (task name, "local" or "union") -> run.
-        recall: what :func:`retrievers.vectors.index.measure_recall` found, by pool.
+        recall: what :func:`retrievers.vectors.approximate.measure_recall` found, by pool.
     """
 
-    runs: dict[tuple[str, str], RunTable]
+    runs: Runs
     recall: dict[str, list[Recall]]
 
 
@@ -49,28 +52,25 @@ def search(
     Raises:
         DataError: if no candidate of a pool has a vector.
     """
-    candidates, queries, made_by = vectors.candidates, vectors.queries, vectors.made_by
-    found = Searched({}, {})
-    for pool, rows in plan.pools.items():
+    candidates, queries = vectors.candidates, vectors.queries
+    made: dict[str, Index[Vectors]] = {}
+
+    def index_of(pool: str, rows: Int64[np.ndarray, " rows"]) -> Index[Vectors]:
         kept = torch.from_numpy(rows)[candidates.done[rows]]
-        searching = [(t, n) for t, n in spans(plan) if pool in ("union", t.pool)]
         if not len(kept):
             raise DataError("no candidate of this pool could be embedded", pool)
-        index = make_index(config.index, made_by, str(device), config.index_parameters)
-        ids = plan.catalog.names(kept.numpy())
-        candidates.add_to(index, ids, kept, made_by)
-        for task, span in searching:
-            own = torch.arange(span.start, span.stop)
-            own = own[queries.done[own]]
-            run = RunTable([], [], [], [], [])
-            if len(own):
-                qids = [plan.queries[row][0].item.id for row in own.tolist()]
-                hits = index.search(queries.take(own), min(config.depth, len(index)), made_by)
-                run = RunTable.from_search(qids, ids, hits.rows, hits.scores, unique=True)
-            found.runs[task.name, "union" if pool == "union" else "local"] = run
-        if index.recall:
-            found.recall[pool] = list(index.recall.values())
-    return found
+        index = make_index(config.index, vectors.made_by, str(device), config.index_parameters)
+        candidates.add_to(index, plan.catalog.names(kept.numpy()), kept, vectors.made_by)
+        return made.setdefault(pool, index)
+
+    def queries_of(span: range) -> tuple[list[int], torch.Tensor]:
+        own = torch.arange(span.start, span.stop)
+        own = own[queries.done[own]]
+        return own.tolist(), queries.take(own)
+
+    runs = rank_plan(plan, config.depth, vectors.made_by, index_of, queries_of)
+    measured = {pool: getattr(index, "recall", {}) for pool, index in made.items()}
+    return Searched(runs, {pool: list(own.values()) for pool, own in measured.items() if own})
 
 
 def test(

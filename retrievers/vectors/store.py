@@ -2,10 +2,9 @@
 
 ::
 
-    STORE/manifest.json          what made the vectors, and the list of shards; the only truth
-    STORE/<shard>.npy            vectors, float16 or float32, rows in the order of ...
-    STORE/<shard>.arrow          ... id, key of the item's content, whether its picture was left out
-    STORE/.lock                  held while a shard is being added
+    STORE/manifest.json     what made the vectors, and the list of shards; the only truth
+    STORE/<shard>.arrow     id, key of the item's content, whether its picture was left out, vector
+    STORE/.lock             held while a shard is being added
 
 A shard counts once the manifest lists it; whatever else lies in the folder was left by a killed
 run and is removed by the next writer.
@@ -18,16 +17,14 @@ Open what ``python -m retrievers embed`` left, and search it::
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from mmap import ACCESS_COPY, mmap
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, final, get_args
 
 import numpy as np
@@ -39,72 +36,50 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from augment.errors import DataError, MismatchError, StoreError
+from augment.files import digest, replacing_path, sha256, write_json
+from retrievers.vectors.held import pick
 
 Dtype = Literal["float16", "float32"]
 
-#: Raised whenever the layout changes.
-VERSION = 1
+#: Changed whenever the layout changes.
+VERSION = 2
 NAME = "manifest.json"
 #: Vectors of a full shard.
 SHARD_ROWS = 16_384
 #: A shard is written after so many seconds even if it is not full; a killed run loses no more.
 SHARD_SECONDS = 60.0
-#: A key of an item's content (see :func:`retrievers.vectors.embed.item_keys`).
+#: A key of an item's content (see :func:`retrievers.vectors.rows.item_keys`).
 _KEY = np.dtype("S16")
-_ITEMS = pa.schema(
-    [
-        pa.field("id", pa.large_string(), nullable=False),
-        pa.field("key", pa.binary(_KEY.itemsize), nullable=False),
-        pa.field("degraded", pa.bool_(), nullable=False),
-    ]
-)
 
 
 @final
 @dataclass(frozen=True)
 class Shard:
-    """One pair of files.
+    """One file.
 
     Attributes:
-        name: stem of both.
+        name: its stem.
         rows: number of vectors.
-        vectors: SHA-256 of the ``.npy`` file.
-        items: SHA-256 of the ``.arrow`` file.
-        vector_bytes: size of the ``.npy`` file.
-        item_bytes: size of the ``.arrow`` file.
+        sha256: of its bytes.
     """
 
     name: str
     rows: int
-    vectors: str
-    items: str
-    vector_bytes: int
-    item_bytes: int
+    sha256: str
 
-    def files(self, folder: Path) -> tuple[Path, Path]:
-        """Vectors and items."""
-        return folder / f"{self.name}.npy", folder / f"{self.name}.arrow"
+    def file(self, folder: Path) -> Path:
+        """Where it lies."""
+        return folder / f"{self.name}.arrow"
 
-    def problem(self, folder: Path, checksums: bool) -> str:
-        """What is wrong with the files; empty if nothing is."""
-        vectors, items = self.files(folder)
-        return _problem(vectors, self.vectors, self.vector_bytes, checksums) or _problem(
-            items, self.items, self.item_bytes, checksums
-        )
-
-
-def _problem(path: Path, digest: str, size: int, checksum: bool) -> str:
-    try:
-        found = path.stat().st_size
-        if found != size:
-            return f"{path.name} has {found} bytes of {size}"
-        if checksum and sha256(path) != digest:
-            return f"{path.name} has a wrong checksum"
-    except FileNotFoundError:
-        return f"{path.name} is missing"
-    except OSError as error:
-        return f"{path.name} cannot be read: {error.strerror}"
-    return ""
+    def problem(self, folder: Path) -> str:
+        """What is wrong with the file; empty if nothing is."""
+        path = self.file(folder)
+        try:
+            return "" if sha256(path) == self.sha256 else f"{path.name} has a wrong checksum"
+        except FileNotFoundError:
+            return f"{path.name} is missing"
+        except OSError as error:
+            return f"{path.name} cannot be read: {error.strerror}"
 
 
 @final
@@ -151,16 +126,18 @@ def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of a folder, None if there is none.
 
     Raises:
-        StoreError: if it cannot be read or is of a newer version.
+        StoreError: if it cannot be read, is damaged, or is of another version.
     """
     path = folder / NAME
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        if fields["version"] > VERSION:
+        if fields["version"] != VERSION:
             raise StoreError(
-                f"{path}: version {fields['version']}, this package reads up to {VERSION}; "
-                "upgrade the package, or embed again into another folder"
+                f"{path}: version {fields['version']}, this package reads {VERSION}; upgrade the "
+                "package, or embed again into another folder"
             )
+        if fields.pop("sha256") != digest(fields):
+            raise ValueError("wrong checksum")
         shards = tuple(Shard(**shard) for shard in fields.pop("shards"))
         manifest = Manifest(**fields, shards=shards)
         if manifest.dtype not in get_args(Dtype):
@@ -179,26 +156,8 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace the manifest; a reader sees the old one or the new one."""
-    text = json.dumps(asdict(manifest), indent=1) + "\n"
-    publish(folder / NAME, lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def publish(target: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under another name, bring it to the disk, and give it its name."""
-    partial = target.with_name(f".partial-{target.name}")
-    write(partial)
-    with partial.open("rb") as stream:
-        os.fsync(stream.fileno())
-    partial.replace(target)
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    fields = asdict(manifest)
+    write_json(folder / NAME, {**fields, "sha256": digest(fields)})
 
 
 @final
@@ -221,12 +180,10 @@ class EmbeddingStore:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
         self.manifest = manifest
-        self._vectors: list[np.ndarray] = []
-        tables: list[Any] = []
-        for shard in manifest.shards:
-            self._vectors.append(_map_vectors(folder, manifest, shard))
-            tables.append(_map_items(folder, shard))
-        items = pa.concat_tables(tables) if tables else _ITEMS.empty_table()
+        mapped = [_mapped(folder, manifest, shard) for shard in manifest.shards]
+        self._vectors = [vectors for vectors, _ in mapped]
+        schema = _schema(manifest.dtype, manifest.dim).remove(3)
+        items = pa.Table.from_batches([batch for _, batch in mapped], schema)
         self._firsts = np.cumsum([0, *(shard.rows for shard in manifest.shards)])
         self._ids = items["id"]
         self._keys = np.concatenate([np.empty(0, _KEY), *map(_keys_of, items["key"].chunks)])
@@ -234,25 +191,16 @@ class EmbeddingStore:
         self.degraded: Bool[np.ndarray, " n"] = items["degraded"].to_numpy(zero_copy_only=False)
 
     @classmethod
-    def open(
-        cls,
-        folder: str | Path,
-        made_by: str | None = None,
-        verify: bool = True,
-        partial: bool = False,
-    ) -> EmbeddingStore:
-        """Open a folder.
+    def open(cls, folder: str | Path, made_by: str | None = None) -> EmbeddingStore:
+        """Open a folder; all shards are read once to compare checksums, a second or two per GB.
 
         Args:
             folder: where :class:`EmbeddingWriter` wrote.
             made_by: fingerprint that is expected; None takes any.
-            verify: read all shards once and compare checksums (a second or two per GB). Sizes are
-                always compared.
-            partial: open what a stopped run has left.
 
         Raises:
             StoreError: if there is no store, a shard is missing or damaged (all are named), the
-                run that filled it did not end, or a newer version wrote it.
+                run that filled it did not end, or another version wrote it.
             MismatchError: if other weights or text made it.
         """
         folder = Path(folder)
@@ -263,13 +211,13 @@ class EmbeddingStore:
             )
         if made_by is not None:
             manifest.belongs(folder, made_by, {})
-        if not manifest.complete and not partial:
+        shards = manifest.shards
+        if not manifest.complete:
             raise StoreError(
-                f"{folder}: embedding stopped after {sum(s.rows for s in manifest.shards)} "
+                f"{folder}: embedding stopped after {sum(s.rows for s in shards)} "
                 "vectors; run the same python -m retrievers embed again to go on"
             )
-        shards = manifest.shards
-        problems = {s: problem for s in shards if (problem := s.problem(folder, verify))}
+        problems = {s: problem for s in shards if (problem := s.problem(folder))}
         if problems:
             told = "; ".join(problems.values())
             lost = sum(shard.rows for shard in problems)
@@ -294,21 +242,14 @@ class EmbeddingStore:
 
     def take(self, rows: Int64[np.ndarray, " n"]) -> Float[np.ndarray, "n dim"]:
         """Vectors of some rows, in the stored precision."""
-        if not len(rows):
-            return np.empty((0, self.dim), self.manifest.dtype)
-        if (np.diff(rows) < 0).any():
-            order = np.argsort(rows, kind="stable")
-            out = np.empty((len(rows), self.dim), self.manifest.dtype)
-            out[order] = self.take(rows[order])
-            return out
-        first, last = np.searchsorted(self._firsts, [rows[0], rows[-1]], side="right") - 1
-        cuts = np.searchsorted(rows, self._firsts[first + 1 : last + 1])
-        parts = [
-            _pick(self._vectors[first + place], inner - self._firsts[first + place])
-            for place, inner in enumerate(np.split(rows, cuts))
-            if len(inner)
-        ]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        number = np.searchsorted(self._firsts, rows, side="right") - 1
+        if len(rows) and (number == number[0]).all():
+            return pick(self._vectors[number[0]], rows - self._firsts[number[0]])
+        out = np.empty((len(rows), self.dim), self.manifest.dtype)
+        for one in np.unique(number).tolist():
+            mine = number == one
+            out[mine] = self._vectors[one][rows[mine] - self._firsts[one]]
+        return out
 
     @property
     def live(self) -> Int64[np.ndarray, " n"]:
@@ -325,7 +266,7 @@ class EmbeddingStore:
         return column if rows is None else column.take(pa.array(rows, pa.int64()))
 
     def find(self, keys: np.ndarray) -> Int64[np.ndarray, " n"]:
-        """The latest row with each key of :func:`~retrievers.vectors.embed.item_keys`, or -1."""
+        """The latest row with each key of :func:`~retrievers.vectors.rows.item_keys`, or -1."""
         keys = keys.astype(_KEY)
         if not len(self):
             return np.full(len(keys), -1)
@@ -341,41 +282,34 @@ def _keys_of(chunk: Any) -> np.ndarray:
     return keys[chunk.offset : chunk.offset + len(chunk)]
 
 
-def _pick(vectors: np.ndarray, rows: Int64[np.ndarray, " n"]) -> np.ndarray:
-    """Rows of a shard in rising order; a whole run of them is not copied."""
-    if rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
-        return vectors[rows[0] : rows[-1] + 1]
-    return np.asarray(vectors[rows])
+def _schema(dtype: Dtype, dim: int) -> Any:
+    return pa.schema(
+        [
+            pa.field("id", pa.large_string(), nullable=False),
+            pa.field("key", pa.binary(_KEY.itemsize), nullable=False),
+            pa.field("degraded", pa.bool_(), nullable=False),
+            pa.field("vector", pa.list_(getattr(pa, dtype)(), dim), nullable=False),
+        ]
+    )
 
 
-def _map_vectors(folder: Path, manifest: Manifest, shard: Shard) -> np.ndarray:
-    path = shard.files(folder)[0]
+def _mapped(folder: Path, manifest: Manifest, shard: Shard) -> tuple[np.ndarray, Any]:
+    """Vectors and the other columns of a shard, mapped and not loaded."""
+    path = shard.file(folder)
     try:
-        # Copy on write: torch takes no read-only arrays, and nobody writes.
-        mapped: np.ndarray = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as stream:
+            # Copy on write: torch takes no read-only arrays, and nobody writes.
+            memory = mmap(stream.fileno(), 0, access=ACCESS_COPY)
+        whole = pa.py_buffer(memory)
+        batch = pa.ipc.open_file(whole).get_batch(0)
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise StoreError(f"{path}: cannot be read ({error}); run embed again") from error
-    expected = ((shard.rows, manifest.dim), np.dtype(manifest.dtype))
-    if (mapped.shape, mapped.dtype) != expected:
-        raise StoreError(
-            f"{path}: holds {mapped.dtype} {mapped.shape}, the manifest says {expected[1]} "
-            f"{expected[0]}; run embed again"
-        )
-    return mapped
-
-
-def _map_items(folder: Path, shard: Shard) -> Any:
-    path = shard.files(folder)[1]
-    try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"{path}: cannot be read ({error}); run embed again") from error
-    if not table.schema.equals(_ITEMS) or len(table) != shard.rows:
-        raise StoreError(
-            f"{path}: {len(table)} rows of {table.schema.names}, the manifest says {shard.rows} "
-            f"rows of {_ITEMS.names}; run embed again"
-        )
-    return table
+    if not batch.schema.equals(schema := _schema(manifest.dtype, manifest.dim)):
+        found, told = (", ".join(map(str, each.types)) for each in (batch.schema, schema))
+        raise StoreError(f"{path}: holds {found}, the manifest says {told}; run embed again")
+    place = batch.column(3).values.buffers()[1].address - whole.address
+    vectors = np.frombuffer(memory, manifest.dtype, len(batch) * manifest.dim, place)
+    return vectors.reshape(len(batch), manifest.dim), batch.select([0, 1, 2])
 
 
 @final
@@ -415,10 +349,7 @@ class EmbeddingWriter:
         self._shard_rows = shard_rows
         self._shard_seconds = shard_seconds
         self._began = time.monotonic()
-        self._ids: list[str] = []
-        self._keys: list[bytes] = []
-        self._degraded: list[bool] = []
-        self._vectors: list[np.ndarray] = []
+        self._waiting: list[Any] = []
         self.damaged: dict[str, str] = {}
         self._locked(self._mend)
 
@@ -437,7 +368,7 @@ class EmbeddingWriter:
 
         Args:
             ids: one per vector; one that was stored before is replaced.
-            keys: of :func:`~retrievers.vectors.embed.item_keys`.
+            keys: of :func:`~retrievers.vectors.rows.item_keys`.
             vectors: finite, also in the stored precision.
             degraded: which were embedded without their picture.
 
@@ -447,7 +378,7 @@ class EmbeddingWriter:
         """
         if not len(ids) == len(keys) == len(vectors):
             raise DataError(f"{len(ids)} ids and {len(keys)} keys for {len(vectors)} vectors")
-        known = self._vectors[0].shape[1] if self._vectors else self._current().dim
+        known = self._waiting[0].schema[3].type.list_size if self._waiting else self._current().dim
         if vectors.ndim != 2 or known not in (0, vectors.shape[1]):
             raise MismatchError(
                 f"vectors of shape {tuple(vectors.shape)} in {self.folder}, which holds {known} "
@@ -461,21 +392,25 @@ class EmbeddingWriter:
                 "look at the model and its precision, or store float32",
                 ids[bad[0]],
             )
-        if not self._ids:
+        if not self._waiting:
             self._began = time.monotonic()
-        self._ids.extend(ids)
-        self._keys.extend(bytes(key).ljust(16, b"\0") for key in keys.tolist())
-        self._degraded.extend([False] * len(ids) if degraded is None else degraded.tolist())
-        self._vectors.append(stored)
+        schema = _schema(self._empty.dtype, stored.shape[1])
+        columns = [
+            pa.array(ids, schema[0].type),
+            pa.array([bytes(key).ljust(16, b"\0") for key in keys.tolist()], schema[1].type),
+            pa.array(np.zeros(len(ids), bool) if degraded is None else degraded),
+            pa.FixedSizeListArray.from_arrays(pa.array(stored.ravel()), type=schema[3].type),
+        ]
+        self._waiting.append(pa.record_batch(columns, schema=schema))
         waited = time.monotonic() - self._began
-        if len(self._ids) >= self._shard_rows or waited >= self._shard_seconds:
+        if sum(map(len, self._waiting)) >= self._shard_rows or waited >= self._shard_seconds:
             self.flush()
 
     def flush(self) -> None:
         """Write what was added as a shard."""
-        if self._ids:
+        if self._waiting:
             self._locked(self._add_shard)
-            self._ids, self._keys, self._degraded, self._vectors = [], [], [], []
+            self._waiting = []
 
     def finish(self, complete: bool = True) -> None:
         """Write the rest, and whether all that was wanted is there."""
@@ -487,17 +422,6 @@ class EmbeddingWriter:
                 write_manifest(self.folder, replace(manifest, complete=complete))
 
         self._locked(mark)
-
-    def __enter__(self) -> EmbeddingWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.flush()
 
     def _locked(self, change: Callable[[], None]) -> None:
         try:
@@ -524,8 +448,7 @@ class EmbeddingWriter:
         """Take damaged shards out, and what killed runs left."""
         manifest = self._current()
         for shard in manifest.shards:
-            problem = shard.problem(self.folder, checksums=True)
-            if problem:
+            if problem := shard.problem(self.folder):
                 self.damaged[shard.name] = problem
         if self.damaged:
             kept = tuple(s for s in manifest.shards if s.name not in self.damaged)
@@ -534,43 +457,23 @@ class EmbeddingWriter:
         self._sweep(manifest)
 
     def _sweep(self, manifest: Manifest) -> None:
-        listed = {path for shard in manifest.shards for path in shard.files(self.folder)}
-        found = {path for end in (".npy", ".arrow") for path in self.folder.glob(f"*{end}")}
-        for path in (found - listed) | set(self.folder.glob(".partial-*")):
+        listed = {shard.file(self.folder) for shard in manifest.shards}
+        for path in set(self.folder.glob("*.arrow")) - listed:
             with suppress(OSError):
                 path.unlink()
 
     def _add_shard(self) -> None:
         manifest = self._current()
         self._sweep(manifest)
-        vectors = np.concatenate(self._vectors)
-        columns = (self._ids, self._keys, self._degraded)
-        arrays = [pa.array(c, f.type) for c, f in zip(columns, _ITEMS, strict=True)]
-        items = pa.table(arrays, schema=_ITEMS)
+        table = pa.Table.from_batches(self._waiting).combine_chunks()
         name = f"{len(manifest.shards):06}-{secrets.token_hex(4)}"
-        shard = Shard(name, len(vectors), "", "", 0, 0)
-        first, second = shard.files(self.folder)
-        publish(first, lambda path: _save(path, vectors))
-        publish(second, lambda path: _write_items(path, items))
-        shard = replace(
-            shard,
-            vectors=sha256(first),
-            items=sha256(second),
-            vector_bytes=first.stat().st_size,
-            item_bytes=second.stat().st_size,
-        )
-        shards = (*manifest.shards, shard)
-        write_manifest(
-            self.folder,
-            replace(manifest, dim=vectors.shape[1], shards=shards, complete=False),
-        )
-
-
-def _save(path: Path, vectors: np.ndarray) -> None:
-    with path.open("wb") as stream:
-        np.save(stream, vectors, allow_pickle=False)
-
-
-def _write_items(path: Path, items: pa.Table) -> None:
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _ITEMS) as writer:
-        writer.write_table(items)
+        path = self.folder / f"{name}.arrow"
+        with (
+            replacing_path(path) as partial,
+            pa.OSFile(str(partial), "wb") as sink,
+            pa.ipc.new_file(sink, table.schema) as writer,
+        ):
+            writer.write_table(table)
+        shards = (*manifest.shards, Shard(name, len(table), sha256(path)))
+        dim = table.schema[3].type.list_size
+        write_manifest(self.folder, replace(manifest, dim=dim, shards=shards, complete=False))

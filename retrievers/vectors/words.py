@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Literal, final, get_args
 
+import numpy as np
 import regex
 from bm25s import stopwords as lists
+from jaxtyping import Int64
 
 from augment.errors import DataError
 
@@ -76,13 +78,18 @@ class Words:
 
     Args:
         language: see :func:`analyser`.
+        words: of texts that there are already.
     """
 
     kind = "texts"
 
-    def __init__(self, language: Language) -> None:
-        self._analysed = analyser(language)
-        self.words: list[list[str]] = []
+    def __init__(self, language: Language, words: Sequence[list[str]] = ()) -> None:
+        self._language, self._analysed = language, analyser(language)
+        self.words = list(words)
+
+    def only(self, rows: Int64[np.ndarray, " n"]) -> Words:
+        """Some of the texts."""
+        return Words(self._language, [self.words[row] for row in rows.tolist()])
 
     def checked(self, ids: Any, items: Sequence[str]) -> list[list[str]]:
         """The words of each text; none of some."""

@@ -16,7 +16,6 @@ from retrievers.evaluation.run import RunTable
 from retrievers.vectors import make_index
 from retrievers.vectors.bm25 import Bm25Config, Bm25Index
 from retrievers.vectors.exact import MatrixIndex
-from retrievers.vectors.faiss import FaissIndex
 from retrievers.vectors.store import EmbeddingStore, EmbeddingWriter
 
 DOCS = Path(__file__).parents[2] / "docs" / "bad-input-runs.md"
@@ -38,20 +37,21 @@ def keys(count):
 
 
 def filled(folder):
-    with writer(folder) as store:
-        store.append(["1:1", "1:2"], keys(2), torch.eye(3)[:2])
-        store.finish()
+    store = writer(folder)
+    store.append(["1:1", "1:2"], keys(2), torch.eye(3)[:2])
+    store.finish()
     return folder
 
 
 def unfinished(folder):
-    with writer(folder) as store:
-        store.append(["1:1"], keys(1), ONE)
+    store = writer(folder)
+    store.append(["1:1"], keys(1), ONE)
+    store.finish(complete=False)
     return folder
 
 
 def damaged(folder):
-    shard = next(filled(folder).glob("*.npy"))
+    shard = next(filled(folder).glob("*.arrow"))
     shard.write_bytes(shard.read_bytes()[:-1] + b"\xff")
     return folder
 
@@ -67,13 +67,10 @@ def broken(folder):
     return folder
 
 
-def other_index(folder):
-    saved = FaissIndex("m", "Flat")
-    saved.add(["1:1"], ONE, "m")
-    saved.save(folder)
-    fresh = FaissIndex("m", "Flat")
-    fresh.add(["1:2"], ONE, "m")
-    fresh.load(folder)
+def flipped(folder):
+    path = filled(folder) / "manifest.json"
+    path.write_text(path.read_text().replace('"rows": 2', '"rows": 3'))
+    return folder
 
 
 def words(texts):
@@ -102,7 +99,6 @@ KINDS = {
     "index of another model": lambda f: index().search(ONE, 1, "another"),
     "folder of another model": lambda f: writer(filled(f), "another"),
     "folder of another dtype": lambda f: append(f, ONE, dtype="float32"),
-    "saved index of other vectors": other_index,
     "id twice in an index": lambda f: index().add(["1:0"], ONE, "m"),
     "ids that do not pair up with vectors": lambda f: index().add(["1:8", "1:9"], ONE, "m"),
     "ids that are no strings": lambda f: index().add([7], ONE, "m"),
@@ -119,6 +115,8 @@ KINDS = {
     "embeddings that were not finished": lambda f: EmbeddingStore.open(unfinished(f)),
     "damaged shard": lambda f: EmbeddingStore.open(damaged(f)),
     "embeddings of a newer version": lambda f: EmbeddingStore.open(newer(f)),
+    "manifest with a flipped bit": lambda f: EmbeddingStore.open(flipped(f)),
+    "stop words of no language": lambda f: Bm25Index(Bm25Config(stopwords="klingon")),
     "manifest that is cut off": lambda f: EmbeddingStore.open(broken(f)),
     "scores of a search that are not finite": lambda f: RunTable.from_search(
         ["q"], ["1:1"], np.array([[0]]), np.array([[np.nan]])

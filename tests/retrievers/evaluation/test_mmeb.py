@@ -200,7 +200,7 @@ def test_the_command_leaves_runs_and_scores(tmp_path, capsys):
     )
     row = json.loads(out.read_text())["rows"][0]
     assert row["metrics"]["success@1"] == told["rows"][0]["metrics"]["success@1"]
-    assert len(list((folder / "embeddings" / "ImageNet-1K" / "query").glob("*.npy"))) == 1
+    assert len(list((folder / "embeddings" / "ImageNet-1K" / "query").glob("*.arrow"))) == 1
     assert main([*arguments, "--subsets=[nothing]"]) == 2
     assert "has no data set nothing" in capsys.readouterr().err
 
@@ -251,7 +251,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_scores(tmp_path, monkeypatc
         runs = [(f / f"{name}.local.trec").read_bytes() for f in (tmp_path / "whole", out)]
         assert runs[0] == runs[1]
     # One shard rots: it is named, and its item alone is embedded.
-    shard = min((out / "embeddings" / "MSCOCO_t2i" / "corpus").glob("*.npy"))
+    shard = min((out / "embeddings" / "MSCOCO_t2i" / "corpus").glob("*.arrow"))
     shard.write_bytes(shard.read_bytes()[:-1] + b"\xff")
     del calls[:]
     calls.extend([()] * 9)

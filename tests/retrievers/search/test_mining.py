@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from pyarrow import parquet
@@ -11,10 +12,20 @@ from augment.data import write_candidates
 from augment.errors import DataError
 from augment.records import Item, Query
 from retrievers.cli import main
+from retrievers.data.negatives import HardNegatives
 from retrievers.data.plan import EvalTask, Plan
 from retrievers.evaluation.run import RunTable
 from retrievers.search import mining
-from retrievers.search.mining import KEPT, MiningConfig, Tally, by_run, by_vectors, mine
+from retrievers.search.mining import (
+    KEPT,
+    MiningConfig,
+    Ranked,
+    Tally,
+    by_run,
+    by_vectors,
+    mine,
+    write_mined,
+)
 from retrievers.vectors.rows import Embeddings
 from tests.retrievers.models.test_retriever import make_config, make_root
 from tests.retrievers.test_cli_retrievers import options, plain_options
@@ -126,6 +137,18 @@ def test_mining_equals_the_loop(small, config):
         assert "1:3" not in found[-1].negatives
 
 
+def test_the_own_picture_of_a_query_is_no_negative(small):
+    config = MiningConfig(per_query=40, last=40, relative_margin=None, duplicate=None)
+    before = next(mine(small.ranked(config), config))
+    own = next(iter(before.negatives))
+    small.plan.tasks[0].own = {"1:0": [own, *before.positives]}
+    after = next(mine(small.ranked(config), config))
+    assert own in before.negatives
+    assert list(after.negatives) == [did for did in before.negatives if did != own]
+    assert after.verdicts[after.dids.index(own)] == "the query's own picture"
+    assert set(after.positives) == set(before.positives)
+
+
 def test_queries_without_a_vector_are_passed_over(small):
     found = [m.qid for m in mine(small.ranked(MiningConfig(), without=(1, 5)), MiningConfig())]
     assert found == ["1:0", "1:2", "1:3", "1:4", "1:6", "1:8"]
@@ -165,6 +188,19 @@ def test_any_run_is_mined_from_by_its_own_scores():
     assert "1 of them with none" in tally.table()
     with pytest.raises(DataError, match="q1: is no query that has positives"):
         list(by_run(run, {"q2": ["d1"]}))
+
+
+def test_a_flipped_bit_of_a_table_is_noticed(tmp_path):
+    dids, scores = [f"d{n}" for n in range(9)], np.linspace(0.5, 0.1, 9, dtype=np.float32)
+    ranked = [Ranked(f"q{n}", ["p"], (), dids, scores, {"p": 0.9}, None) for n in range(50)]
+    write_mined(ranked, MiningConfig(), tmp_path, {})
+    table = tmp_path / "negatives.parquet"
+    whole = table.read_bytes()
+    assert HardNegatives(table, 1).of(Query(Item("q7", "", (), "text"), 1)).negatives
+    for place in range(0, len(whole), 41):
+        table.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(DataError, match=r"is not the table that mining\.json tells of; mine"):
+            HardNegatives(table, 1)
 
 
 def test_ranges_that_hold_nothing_are_refused():
@@ -212,9 +248,13 @@ def test_the_command_mines_and_training_reads_it(world, tmp_path, capsys):
     run.write_text("".join(
         f"{row['qid']} Q0 {did} 1 {score} r\n"
         for row in kept
-        for did, score in [(row["qid"], 0.9), *((did, 0.5) for did in row["negative_ids"][:2])]
+        for did, score in [
+            (row["qid"], 0.9), *((did, 0.5) for did in row["negative_ids"][:2]),
+            # The picture that a query of task 3 shows.
+            *((f"7:{int(row['qid'][2:]) - 20}", 0.6) for _ in "1" if int(row["qid"][2:]) > 20),
+        ]
     ))  # fmt: skip
-    again = [f"--run={run}", "--mining.per_query=1"]
+    again = [f"--run={run}", "--mining.per_query=1", "--mining.own_picture=content"]
     assert main(["mine", *plain_options(world, tmp_path / "again"), *again]) == 0
     second = parquet.read_table(tmp_path / "again" / "negatives.parquet").to_pylist()
     assert {row["qid"]: max(row["negative_ids"]) for row in second} == {

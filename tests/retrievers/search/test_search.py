@@ -1,9 +1,13 @@
 """Search with a typed query: the same ranking as evaluation, clear errors, both outputs."""
 
 import json
+import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -15,12 +19,13 @@ from augment import corpus, queries
 from augment.data.pools import open_queries
 from augment.enrichment.pipeline import Options
 from augment.errors import DataError, EngineError, ImageError, MismatchError, StoreError
-from retrievers import Searcher
+from retrievers import Searcher, cli
 from retrievers.data.module import EmbeddingConfig, LoaderConfig, MBeirData
 from retrievers.data.texts import ViewConfig
 from retrievers.evaluation.run_files import read_run
 from retrievers.models.load import load
-from retrievers.search import answers as search
+from retrievers.search import answers
+from retrievers.search.command import stoppable
 from retrievers.search.pictures import QueryPictures
 from retrievers.vectors.embed import embed
 from retrievers.vectors.search import test as evaluate
@@ -131,6 +136,33 @@ def test_an_unreadable_picture_of_a_candidate_costs_only_the_picture(raw):
     assert "7:99" in [result.id for result in raw.search("red", k=100)]
 
 
+def test_candidates_of_one_modality_and_without_the_own_picture(world, raw):
+    image = world.root / "mbeir_images/squares_images/3.png"
+    whole = {kind: [] for kind in ("image", "text", "image,text")}
+    for result in raw.search("red", image, k=41):
+        item = raw.item(result.id)
+        whole[item.modality].append(result.id)
+    assert [len(ids) for ids in whole.values()] == [20, 20, 1]
+    for kind, ids in whole.items():
+        for k in (1, 5, 41):
+            answer = raw.search("red", image, k, modality=kind)
+            assert [result.id for result in answer] == ids[:k]
+            assert [result.rank for result in answer] == list(range(1, len(answer) + 1))
+    left = [did for did in whole["image"] if did != "7:4"]  # the candidate with this very picture
+    for k in (3, 19, 20):
+        answer = raw.search("red", image, k, modality="image", own_picture="content")
+        assert [result.id for result in answer] == left[:k]
+    assert len(raw.search("red", image, 41, own_picture="content")) == 40
+    assert len(raw.search("red", k=41, own_picture="content")) == 41
+    words = Searcher.open("bm25", world.root, store=world.store)
+    found = {words.item(result.id).modality for result in words.search("number", k=41)}
+    assert "text" in found
+    assert len(words.search("number", k=7, modality="text")) == 7
+    pictures = Searcher.open(world.raw, world.root, pools=["squares_task0"])
+    with pytest.raises(DataError, match="no candidate of these pools is image,text"):
+        pictures.search("red", modality="image,text")
+
+
 def picture(path, size=(8, 8), **options):
     Image.fromarray(np.zeros((*size, 3), np.uint8)).save(path, **options)
     return path
@@ -157,7 +189,7 @@ def test_embeddings_are_searched_where_they_lie(world, raw, tmp_path, monkeypatc
         Searcher.open(world.enriched, world.root, store=world.store, embeddings=run / "embeddings")
     with pytest.raises(StoreError, match="no embeddings here"):
         Searcher.open(checkpoint, world.root, embeddings=tmp_path)
-    shard = next((run / "embeddings" / "corpus").glob("*.npy"))
+    shard = next((run / "embeddings" / "corpus").glob("*.arrow"))
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1] + b"?")
     with pytest.raises(StoreError, match="wrong checksum"):
@@ -271,7 +303,7 @@ def test_text_of_another_recipe_is_refused_unless_allowed(world, tmp_path):
 
 def test_the_command_prints_text_or_json(world, capsys):
     args = ["--root", str(world.root), "--checkpoint", str(world.raw), "--k", "41"]
-    assert search.main([*args, "red\x1b[31m"]) == 0
+    assert cli.main(["search", *args, "red\x1b[31m"]) == 0
     printed = capsys.readouterr()
     assert "  1  " in printed.out
     assert "read as    Find it. red" in printed.out
@@ -279,11 +311,29 @@ def test_the_command_prints_text_or_json(world, capsys):
     assert str(world.root / "mbeir_images/squares_images/0.png") in printed.out
     assert "note: candidates found by their text alone" in printed.err
     image = str(world.root / "mbeir_images/squares_images/3.png")
-    assert search.main([*args, "--image", image, "--instruction", "none", "--json"]) == 0
+    more = ["--image", image, "--instruction", "none", "--json"]
+    assert cli.main(["search", *args, *more, "--modality=image", "--own-picture=content"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["results"]) == 19
+    assert cli.main(["search", *args, *more]) == 0
     told = json.loads(capsys.readouterr().out)
     assert len(told["results"]) == 41
     assert told["read"] is None
     assert HOSTILE in [result["text"] for result in told["results"]]
+
+
+def test_nothing_of_a_candidate_moves_the_cursor(tmp_path, capsys):
+    bad = "x\x1b[2J\nerror: forged\u202e\x9b"
+    answer = answers.Answer(
+        (answers.Result(1, 0.5, bad, bad, bad, bad),), bad, False, None, bad, ()
+    )
+    told = answers.render(answer, tmp_path)
+    assert told.count("x\\x1b[2J") == 6
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", told)
+    assert "\nerror" not in told
+    # What a store or a run says of a folder.
+    args = ["search", "red", "--root", str(tmp_path), "--checkpoint=bm25", "--store", bad]
+    assert cli.main(args) == 2
+    assert not re.search("[\x1b\x9b]", capsys.readouterr().err)
 
 
 def test_the_command_tells_errors_in_one_line(world, tmp_path, capsys):
@@ -293,8 +343,24 @@ def test_the_command_tells_errors_in_one_line(world, tmp_path, capsys):
         (["x", "--image", str(tmp_path / "no.jpg")], "no.jpg: cannot be read"),
         (["x", "--checkpoint", "no.ckpt"], "error: no.ckpt: no such checkpoint"),
     ):
-        assert search.main([*args, *more]) == search.USER_ERROR
+        assert cli.main(["search", *args, *more]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_search_told_to_end_forgets_its_pictures(tmp_path, monkeypatch, capsys, number):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = signal.signal(number, signal.SIG_DFL)
+
+    def work(_):
+        QueryPictures().add_file(picture(tmp_path / "q.png"))
+        os.kill(os.getpid(), number)
+        return 0
+
+    assert stoppable(work, []) == 130
+    signal.signal(number, before)
+    assert capsys.readouterr().err == "stopped\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["q.png"]
 
 
 def test_importing_the_package_stays_light():

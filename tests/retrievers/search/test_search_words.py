@@ -7,8 +7,8 @@ from augment.data.pools import open_candidates
 from augment.errors import DataError
 from augment.store import Store
 from retrievers import Searcher
+from retrievers.search.command import names_of
 from retrievers.search.page import Question, render_page
-from retrievers.search.serve import names_of
 from retrievers.vectors.bm25 import Bm25Index
 from tests.worlds import World
 

@@ -18,7 +18,9 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from augment.errors import DataError
+from retrievers.cli import main
 from retrievers.search import serve
+from retrievers.search.command import names_of
 from retrievers.search.serve import (
     address_of,
     foreign_host,
@@ -26,7 +28,6 @@ from retrievers.search.serve import (
     is_loopback,
     listen,
     make_server,
-    names_of,
     search_app,
 )
 from tests.worlds import HOSTILE, World, served
@@ -111,7 +112,7 @@ def test_the_page_shows_both_retrievers_with_both_texts(site):
     assert "reads published and generated text" in text
     assert "Find it. red number 5" in text
     assert re.search(r"enriched: (rank \d+|not in the first 12)", text)
-    assert len(tags.all("option")) == 2 + 2 + 5
+    assert len(tags.all("option")) == 2 + 2 + 4 + 2 + 5
     pictures = tags.all("img")
     assert all(tag.get("alt") for tag in pictures)
     assert all(tag["src"].startswith("/image/7%3A") for tag in pictures if "src" in tag)
@@ -138,6 +139,20 @@ def test_a_picture_is_uploaded_asked_with_and_rewritten(site):
     }
 
 
+def test_the_page_narrows_a_search(site, world):
+    with (world.root / "mbeir_images/squares_images/3.png").open("rb") as file:
+        name = site.post("/picture", content=file, headers={
+            "Content-Type": "image/png", "Content-Length": str(os.fstat(file.fileno()).st_size)
+        }).json()["picture"]  # fmt: skip
+    fields = {"picture": name, "k": 96, "modality": "image", "own_picture": "content"}
+    for answer in site.get("/search.json", params=fields).json()["answers"].values():
+        assert len(answer["results"]) == 19
+        assert "7:4" not in [result["id"] for result in answer["results"]]
+    chosen = [tag["value"] for tag in Tags(page(site, q="red", **fields)[1]).all("option")
+              if "selected" in tag and "value" in tag]  # fmt: skip
+    assert chosen == ["auto", "image", "content"]
+
+
 def test_everything_is_escaped(site):
     status, text = page(site, q=HOSTILE, own=HOSTILE, k="96")
     assert status == 200
@@ -154,6 +169,10 @@ def test_everything_is_escaped(site):
         ({"q": ""}, "The query is empty; type a text or give a picture."),
         ({"q": "   "}, "The query is empty"),
         ({"q": "x", "k": "0"}, "ask for 1 to 100"),
+        (
+            {"q": "x", "modality": "video"},
+            "no modality &#39;video&#39;; there are text; image; image",
+        ),
         ({"q": "x", "k": "many"}, "cannot find &#39;many&#39; results"),
         ({"q": "x", "k": "²"}, "results; ask for 1 to 100"),
         ({"q": "x" * 4001}, "the query has 4,001 characters; the most is 4,000"),
@@ -323,9 +342,9 @@ def test_a_failure_is_told_without_its_details(searchers, caplog):
 def test_many_who_come_at_once_are_all_answered(searchers):
     listening = listen("127.0.0.1", 0)
     server = make_server(search_app(searchers))
-    waiting = [socket.create_connection(listening.getsockname(), timeout=60) for _ in range(150)]
+    waiting = [socket.create_connection(listening.getsockname(), timeout=60) for _ in range(200)]
     for connection in waiting:
-        connection.sendall(b"GET /static/icon.svg HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        connection.sendall(b"GET /search.json?q=red&k=1 HTTP/1.0\r\nHost: localhost\r\n\r\n")
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     answers = [connection.recv(1 << 16)[9:12] for connection in waiting]
@@ -334,7 +353,7 @@ def test_many_who_come_at_once_are_all_answered(searchers):
     server.should_exit = True
     thread.join()
     listening.close()
-    assert answers == [b"200"] * 150
+    assert answers == [b"200"] * 200
 
 
 def test_a_port_in_use_and_bad_addresses():
@@ -371,11 +390,11 @@ def test_the_command_listens_on_loopback_and_warns_otherwise(world, monkeypatch,
     monkeypatch.setattr(serve, "make_server", interrupted)
     args = ["--root", str(world.root), "--store", str(world.store), "--port=0", "--checkpoint"]
     both = [str(world.raw), str(world.enriched), "--vlm=scripted:"]
-    assert serve.main([*args, *both]) == 0
+    assert main(["serve", *args, *both]) == 0
     printed = capsys.readouterr()
     assert re.search(r"serving on http://127\.0\.0\.1:\d+/ until", printed.out)
     assert "warning" not in printed.err
-    assert serve.main([*args, str(world.raw), "--host=0.0.0.0"]) == 0
+    assert main(["serve", *args, str(world.raw), "--host=0.0.0.0"]) == 0
     warned = capsys.readouterr().err
     assert "warning: 0.0.0.0 is not loopback" in warned
     assert "no password" in warned
@@ -384,15 +403,15 @@ def test_the_command_listens_on_loopback_and_warns_otherwise(world, monkeypatch,
 
 def test_the_command_tells_errors_in_one_line(world, port, capsys):
     args = ["--root", str(world.root), "--checkpoint"]
-    assert serve.main([*args, str(world.raw), f"--port={port}"]) == 2
+    assert main(["serve", *args, str(world.raw), f"--port={port}"]) == 2
     assert "Address already in use; choose another --port" in capsys.readouterr().err
-    assert serve.main([*args, "none.ckpt", "--port=0"]) == 2
+    assert main(["serve", *args, "none.ckpt", "--port=0"]) == 2
     assert "error: none.ckpt: no such checkpoint" in capsys.readouterr().err
-    assert serve.main([*args, str(world.raw), "--port=0", "--vlm=scripted:"]) == 2
+    assert main(["serve", *args, str(world.raw), "--port=0", "--vlm=scripted:"]) == 2
     assert "trained on queries as published" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_command_and_deletes_pictures(world, tmp_path, number):
     command = [
         sys.executable, "-m", "retrievers", "serve", "--port=0", "--checkpoint=bm25",

@@ -114,10 +114,19 @@ def sections(driver):
 def test_a_typed_query_by_keyboard_alone(browser):
     browser.execute_script("document.querySelector('a.skip').focus()")
     order = []
-    for _ in range(7):
+    for _ in range(9):
         ActionChains(browser).send_keys(Keys.TAB).perform()
         order.append(active(browser))
-    assert order[1:] == ["q", "file", "instruction", "own", "k", "submit"]
+    assert order[1:] == [
+        "q",
+        "file",
+        "instruction",
+        "own",
+        "modality",
+        "own_picture",
+        "k",
+        "submit",
+    ]
     one(browser, "#q").send_keys("red number 5")
     one(browser, "#submit").send_keys(Keys.ENTER)
     until(browser, lambda d: len(many(d, ".card")) == 24)

@@ -1,22 +1,21 @@
 """Every index against plain sorting; what approximate ones lose is said, and true."""
 
-import json
 import sys
 
 import numpy as np
 import pytest
 import torch
 
-from augment.errors import DataError, EngineError, MismatchError, StoreError
-from retrievers.vectors import make_index, open_index
-from retrievers.vectors.exact import MatrixIndex, measure_recall
-from retrievers.vectors.faiss import FaissIndex
-from retrievers.vectors.milvus import MilvusIndex
+from augment.errors import DataError, EngineError, MismatchError
+from retrievers.vectors import make_index, milvus, open_index
+from retrievers.vectors.exact import MatrixIndex
+from retrievers.vectors.faiss import faiss_index
+from retrievers.vectors.milvus import milvus_index
 from retrievers.vectors.store import EmbeddingStore, EmbeddingWriter
 from tests.retrievers.vectors.test_embeddings import fill, vectors_of
 
 KINDS = [
-    lambda: FaissIndex("m"),
+    lambda: make_index("faiss", "m"),
     lambda: MatrixIndex("m"),
     lambda: MatrixIndex("m", query_block=3, candidate_block=7),
     lambda: MatrixIndex("m", candidate_block=7, product="faiss"),
@@ -204,7 +203,7 @@ def test_what_an_approximate_index_loses_is_said_and_true(factory, parameters, c
 
 
 def test_fewer_found_than_asked_are_left_out_of_a_run():
-    index = indexed(FaissIndex("m", "IVF16,Flat", "nprobe=1"), clustered(700))
+    index = indexed(faiss_index("m", "IVF16,Flat", "nprobe=1"), clustered(700))
     run = index.run(["q"], clustered(1), 300, "m")
     assert 0 < len(run.rows) < 300
     assert np.isfinite(run.scores).all()
@@ -217,46 +216,35 @@ def test_factories_that_cannot_be(capfd):
         ("IVF64,Flat", ""),
         ("HNSW8", "x=1"),
     ):
-        index = indexed(FaissIndex("m", factory, parameters), clustered(40))
+        index = indexed(faiss_index("m", factory, parameters), clustered(40))
         with pytest.raises(DataError, match=f"faiss cannot make '{factory}' '{parameters}' of 40"):
             index.search(clustered(1), 1)
-    with pytest.raises(ValueError, match="sample must be at least 1"):
-        FaissIndex("m", "SQ8", sample=0)
-    with pytest.raises(ValueError, match="at least one query"):
-        measure_recall(indexed(MatrixIndex("m"), clustered(9)), clustered(2), 1, sample=0)
 
 
-def test_a_saved_index_belongs_to_its_vectors(tmp_path):
-    vectors, queries = clustered(600), clustered(5, seed=2)
-    first = indexed(FaissIndex("m", "IVF4,Flat"), vectors)
-    first.save(tmp_path)
-    again = indexed(FaissIndex("m", "IVF4,Flat"), vectors)
-    again.load(tmp_path)
-    assert (again.search(queries, 3).rows == first.search(queries, 3).rows).all()
-    for other, said in (
-        (indexed(FaissIndex("m", "IVF8,Flat"), vectors), "factory: saved 'IVF4,Flat', here 'IVF8"),
-        (indexed(FaissIndex("m", "IVF4,Flat"), vectors[:500]), "size: saved 600, here 500"),
-    ):
-        with pytest.raises(MismatchError, match=said):
-            other.load(tmp_path)
-    foreign = FaissIndex("other", "IVF4,Flat")
-    foreign.add([f"1:{n}" for n in range(600)], vectors, "other")
-    with pytest.raises(MismatchError, match="made_by: saved 'm', here 'other'"):
-        foreign.load(tmp_path)
-    saved = tmp_path / "index.faiss"
-    data = saved.read_bytes()
-    saved.write_bytes(data[:-1] + b"\xff" * 2)
-    with pytest.raises(StoreError, match=r"index.faiss: wrong checksum; delete it"):
-        again.load(tmp_path)
-    record = json.loads((tmp_path / "index.json").read_text())
-    (tmp_path / "index.json").write_text(json.dumps({**record, "version": 9}))
-    with pytest.raises(StoreError, match="version 9, this package reads up to 1"):
-        again.load(tmp_path)
-    with pytest.raises(StoreError, match="no index that can be read"):
-        again.load(tmp_path / "none")
+@pytest.mark.parametrize("kind", ["exact", "faiss", "IVF4,Flat", "milvus"])
+def test_a_part_of_an_index_and_hits_left_out(tmp_path, kind):
+    vectors, queries = clustered(200), clustered(3, seed=2)
+    ids = [f"1:{n}" for n in range(200)]
+    kind = f"milvus:{tmp_path / 'vectors.db'}" if kind == "milvus" else kind
+    index = indexed(make_index(kind, "m", parameters="nprobe=4" if "IVF" in kind else ""), vectors)
+    rows = np.array([9, 3, 150, 77, 31])
+    want = brute_force([ids[row] for row in rows], vectors[rows], queries, 5)
+    whole = brute_force(ids, vectors, queries, 200)
+    assert ranking(index, queries, 7) == [hits[:7] for hits in whole]
+    assert ranking(index.only(rows), queries, 5) == want
+    # In the place of those left out come the next ones, as many as there are.
+    without = {"0": whole[0][:3], "2": [whole[2][1], "9:9"]}
+    run = index.run(["0", "1", "2"], queries, 7, "m", without).to_run()
+    for qid, found in run.items():
+        left = [did for did in whole[int(qid)] if did not in without.get(qid, ())]
+        assert [hit.did for hit in found] == left[:7]
+    if kind in ("exact", "faiss"):
+        assert ranking(index.only(rows).only(np.array([2])), queries, 5) == [["1:150"]] * 3
+        deep = index.run(["0", "1", "2"], queries, 199, "m", without)
+        assert [len(hits) for hits in deep.to_run().values()] == [197, 199, 199]
 
 
-@pytest.mark.parametrize("make", [MatrixIndex, FaissIndex])
+@pytest.mark.parametrize("make", [MatrixIndex, faiss_index])
 def test_queries_and_vectors_of_the_wrong_kind(make):
     index = indexed(make("m"), clustered(5))
     with pytest.raises(DataError, match=r"query vector 1 is not finite \(1 such\)"):
@@ -279,7 +267,7 @@ def test_an_empty_store_has_nothing_to_search(tmp_path):
 # Milvus
 
 
-def test_milvus_finds_what_exact_search_finds_and_keeps_its_vectors(tmp_path, capfd):
+def test_milvus_finds_what_exact_search_finds_and_keeps_its_vectors(tmp_path, capfd, monkeypatch):
     vectors, queries = clustered(400), clustered(9, seed=1)
     ids = [f"1:{n}" for n in range(400)]
     kind = f"milvus:{tmp_path / 'vectors.db'}"
@@ -289,17 +277,18 @@ def test_milvus_finds_what_exact_search_finds_and_keeps_its_vectors(tmp_path, ca
     assert "is approximate: true recall@5 against exact search 1.0000" in said
     assert (index.recall[5].mean, index.recall[5].candidates) == (1, 400)
     again = indexed(make_index(kind, "m"), vectors)
-    again._fill = None  # what an earlier run has put in is found
+    monkeypatch.setattr(milvus, "fill", None)  # what an earlier run has put in is found
     assert ranking(again, queries, 5) == ranking(index, queries, 5)
+    monkeypatch.undo()
     other = indexed(make_index(kind, "m"), vectors[:300])
     assert ranking(other, queries, 5) == brute_force(ids[:300], vectors[:300], queries, 5)
 
 
 def test_milvus_that_is_not_there_is_told(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"neither a file that ends in .db nor an address"):
-        MilvusIndex("vectors")
+        milvus_index("vectors")
     with pytest.raises(DataError, match="'nprobe=many' is no parameter of Milvus's search"):
-        MilvusIndex("vectors.db", parameters="nprobe=many")
+        milvus_index("vectors.db", parameters="nprobe=many")
     monkeypatch.setitem(sys.modules, "pymilvus", None)
     with pytest.raises(EngineError, match=r"pip install 'reasoning-augmented-retrieval\[milvus\]'"):
-        indexed(MilvusIndex(str(tmp_path / "vectors.db"), "m"), clustered(3)).build()
+        indexed(milvus_index(str(tmp_path / "vectors.db"), "m"), clustered(3)).build()
