@@ -177,6 +177,37 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+#: In a folder: the SHA-256 of its files, as ``sha256sum -c SHA256SUMS`` reads them.
+SUMS = "SHA256SUMS"
+
+
+def write_sums(folder: Path) -> None:
+    """Write :data:`SUMS` of the files of a folder; of a ``README.md``, which people edit, none."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    lines = [
+        f"{sha256(folder / name)}  {name}" for name in names if name not in (SUMS, "README.md")
+    ]
+    write_text(folder / SUMS, "\n".join(lines) + "\n")
+
+
+def check_sums(folder: Path, error: type[ToolkitError] = DataError) -> None:
+    """Compare the files of a folder that are named in its :data:`SUMS`, if it has one.
+
+    Raises:
+        ToolkitError: ``error``, for a file whose bytes are others.
+    """
+    if not (folder / SUMS).is_file():
+        return
+    for number, line in text_lines(folder / SUMS):
+        told, _, name = line.partition("  ")
+        path = folder / Path(name).name
+        if path.is_file() and sha256(path) != told:
+            raise error(
+                f"{path}: is not what was written (its SHA-256 is not that of line {number} of "
+                f"{SUMS}); copy the folder again, or delete {SUMS} if the change is meant"
+            )
+
+
 def checksum(path: Path) -> str:
     """A checksum of the bytes of a file, in hex: notices damage at ten times SHA-256's speed.
 

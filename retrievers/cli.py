@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
-from importlib import import_module, resources
+from importlib import import_module, metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,15 +52,17 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit status: 0, or 2 after an error that a user can mend, told in one line.
     """
     legible_output()
-    arguments = expand(sys.argv[1:] if args is None else args)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        sys.stdout.write(_help())
+    given = list(sys.argv[1:] if args is None else args)
+    answer = _help() if not given or given[0] in ("-h", "--help") else kept_answer(given)
+    if answer:
+        sys.stdout.write(answer)
         return 0
+    arguments = expand(given)
     if arguments[0] not in VERBS:
         sys.stderr.write(f"error: no command {arguments[0]!r}; there are {', '.join(VERBS)}\n")
         return USER_ERROR
     try:
-        return _run(arguments, args is None)
+        return run(arguments, args is None)
     except ToolkitError as error:
         sys.stderr.write(f"error: {printable(_last(error), lines=True)}\n")
     except ValueError as error:
@@ -70,7 +73,46 @@ def main(args: Sequence[str] | None = None) -> int:
     return USER_ERROR
 
 
-def _run(arguments: list[str], ours: bool) -> int:
+def versions() -> dict[str, str]:
+    """What the words of a parser's help depend on, besides this package."""
+    names = ("jsonargparse", "lightning")
+    return {"python": f"{sys.version_info[0]}.{sys.version_info[1]}",
+            **{name: metadata.version(name) for name in names}}  # fmt: skip
+
+
+def kept_answer(arguments: Sequence[str]) -> str:
+    """Help or a packaged config as its parser tells it, without the seconds that torch takes.
+
+    ``python -m tests.retrievers.test_help`` asks the parsers and writes ``help.json``; a test
+    compares. Other versions than those it was made with are asked themselves.
+
+    Args:
+        arguments: as after ``python -m retrievers``.
+
+    Returns:
+        The answer; empty where the parser is to be asked.
+    """
+    words = ["--help" if word == "-h" else word for word in arguments]
+    if words[-1] not in ("--help", "--print_config"):
+        return ""
+    if any(Path(word.partition("=")[2]).is_file() for word in words if "=" in word):
+        return ""  # a file that is called as a packaged config
+    kept = json.loads((resources.files("retrievers") / "help.json").read_text(encoding="utf-8"))
+    lines = kept["answers"].get(" ".join(words), ())
+    return "\n".join(lines) if kept["versions"] == versions() else ""
+
+
+def run(arguments: Sequence[str], ours: bool = False) -> int:
+    """Run a verb whose arguments are complete.
+
+    Args:
+        arguments: verb and what follows, as :func:`expand` gives them.
+        ours: whether they are those of this process.
+
+    Raises:
+        ToolkitError: if a user can mend it.
+        SystemExit: after help, or settings that do not parse.
+    """
     verb, *rest = arguments
     place = VERBS[verb][0]
     if place == __name__:
@@ -78,7 +120,7 @@ def _run(arguments: list[str], ours: bool) -> int:
     elif place == "retrievers.training.command":
         if ours:  # in place, because Lightning starts the other processes of DDP with the same
             sys.argv[1:] = arguments
-        import_module(place).main(None if ours else arguments)
+        import_module(place).main(None if ours else list(arguments))
     else:
         try:
             module, _, function = place.partition(":")

@@ -91,7 +91,7 @@ def _evaluate_parser() -> argparse.ArgumentParser:
         "run", type=Path, help="run file, or folder of `test`, or UniIR's run_files"
     )
     parser.add_argument("--qrels", type=Path, help="judgements, for a run file")
-    parser.add_argument("--root", type=Path, help="data root with qrels, for UniIR's run_files")
+    parser.add_argument("--root", type=Path, help="data root, for UniIR's run_files")
     parser.add_argument("--candidates", type=Path, help="pool file: refuse hits from elsewhere")
     parser.add_argument(
         "--metrics", nargs="+", default=None, help="success@5 recall@10 ndcg@10 ..."
@@ -102,6 +102,20 @@ def _evaluate_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--extra", action="store_true", help="the run may hold queries that are not judged"
+    )
+    parser.add_argument(
+        "--own-picture",
+        choices=("keep", "file", "content"),
+        default="keep",
+        help="leave candidates that show the query's own picture out, by path or by bytes (CIRR, "
+        "CIRCO); M-BEIR keeps them; needs --root",
+    )
+    parser.add_argument("--split", default="test", help="of the queries in --root")
+    parser.add_argument(
+        "--subsets",
+        type=Path,
+        metavar="FILE",
+        help="JSON, query id -> ids of its own candidates: adds CIRR's R_subset@1, 2 and 3",
     )
     parser.add_argument("--out", type=Path, help="write everything as JSON")
     return parser

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import pyarrow.compute as pc
 
 from augment.data import DataRoot, grades_of, read_qrels
-from augment.data.pools import open_candidates
+from augment.data.pools import Catalog, open_candidates, open_queries
 from augment.errors import DataError
-from augment.files import markdown, sha256
+from augment.files import markdown, read_json, sha256
+from retrievers.data.plan import OwnPicture, own_pictures
 from retrievers.evaluation.compare import check_queries, tasks_of
 from retrievers.evaluation.judgements import Judgements
 from retrievers.evaluation.metrics import Measure, QueryScores, score_run, standard_measures
@@ -25,6 +26,8 @@ from retrievers.evaluation.versions import source_commit, versions
 
 #: UniIR's names of run files.
 _UNIIR = re.compile(r"mbeir_(.+?)_task([0-8])_(single|union)_pool_(\w+?)_k\d+_run\.txt")
+#: CIRR reports its subset recall at these.
+_SUBSET_KS = (1, 2, 3)
 
 
 class _Source(NamedTuple):
@@ -35,6 +38,18 @@ class _Source(NamedTuple):
     pool: str
     run: Path
     qrels: Path
+
+
+class _Asked(NamedTuple):
+    """What every run file is scored with; see :func:`evaluate`."""
+
+    metrics: Sequence[str]
+    level: int
+    candidates: Path | None
+    short: bool
+    extra: bool
+    left_out: Mapping[str, Sequence[str]]
+    lists: Mapping[str, Sequence[str]] | None
 
 
 @dataclass(frozen=True)
@@ -92,6 +107,9 @@ def evaluate(
     level: int = 1,
     short: bool = False,
     extra: bool = False,
+    own_picture: OwnPicture = "keep",
+    split: str = "test",
+    subsets: Path | None = None,
 ) -> Evaluated:
     """Score TREC run files (UniIR's with seven columns and Pyserini's too).
 
@@ -108,6 +126,11 @@ def evaluate(
         level: the least grade that is relevant.
         short: whether the run may be shorter than a metric's cut-off.
         extra: whether the run may hold queries that are not judged.
+        own_picture: ``file`` or ``content`` leaves candidates that show the query's own picture out
+            of the ranking (:func:`retrievers.data.plan.own_pictures`); needs the root.
+        split: of the queries whose pictures are meant.
+        subsets: JSON file, query id -> ids of its own candidates; adds ``subset_success@k``, the
+            success among these alone: CIRR's R_subset@k (2108.04024, section 5.1).
 
     Raises:
         ValueError: if a metric is unknown.
@@ -117,13 +140,15 @@ def evaluate(
     measures = list(metrics or standard_measures())
     for measure in measures:
         Measure.parse(measure)
-    found = _sources(run, qrels, root)
-    rows = [_row(source, measures, level, candidates, short, extra) for source in found]
+    left_out = _own(root, split, own_picture)
+    lists = None if subsets is None else _lists(subsets)
+    asked = _Asked(measures, level, candidates, short, extra, left_out, lists)
+    rows = [_row(source, asked) for source in _sources(run, qrels, root)]
     rows.sort(key=lambda row: (*row_order(row["dataset"], row["task"]), row["pool"]))
     return Evaluated(
         rows,
         {pool: _mean(rows, pool) for pool in dict.fromkeys(row["pool"] for row in rows)},
-        {"level": level, "metrics": measures},
+        {"level": level, "metrics": measures, "own_picture": own_picture, "subsets": subsets},
         source_commit(),
         versions(),
         {"seconds": round(time.monotonic() - started, 3)},
@@ -156,18 +181,35 @@ def _sources(run: Path, qrels: Path | None, root: Path | None) -> Iterator[_Sour
             yield _Source(dataset or name, task, pool, file, judged)
 
 
-def _row(
-    source: _Source,
-    measures: Sequence[str],
-    level: int,
-    candidates: Path | None,
-    short: bool,
-    extra: bool,
-) -> dict[str, Any]:
+def _own(root: Path | None, split: str, by: OwnPicture) -> Mapping[str, Sequence[str]]:
+    """Candidates of all pools that show the own picture of each query of a split."""
+    if by == "keep":
+        return {}
+    if root is None:
+        raise DataError("--own-picture needs --root, where the queries and pools are")
+    data = DataRoot(root)
+    queries = [query for file in data.query_files(split) for query in open_queries(file.path)]
+    catalog = Catalog()
+    for file in [*data.pools(), *data.union_pools()]:
+        catalog.add(file.path, check=False)
+    found = zip(queries, own_pictures(catalog, queries, root, by), strict=True)
+    return {query.item.id: dids for query, dids in found}
+
+
+def _lists(path: Path) -> dict[str, list[str]]:
+    lists = read_json(path)
+    if not isinstance(lists, dict) or not all(
+        isinstance(own, list) and all(isinstance(did, str) for did in own) for own in lists.values()
+    ):
+        raise DataError("expected a JSON object: query id -> list of candidate ids", str(path))
+    return lists
+
+
+def _row(source: _Source, asked: _Asked) -> dict[str, Any]:
     table = read_table(source.run, empty=source.pool != "-")
     grades = grades_of(read_qrels(source.qrels))
     unjudged = check_queries(table, grades, str(source.run), str(source.qrels))
-    if unjudged and not extra:
+    if unjudged and not asked.extra:
         raise DataError(
             f"{len(unjudged)} of {len(table)} queries are not judged in {source.qrels}, the first "
             f"is {unjudged[0]}: two data sets in one run? split it, or pass --extra to leave "
@@ -175,20 +217,61 @@ def _row(
             str(source.run),
         )
     pool = None
-    if candidates is not None:
-        ids = open_candidates(candidates).ids.combine_chunks()
-        check_candidates(table, ids, str(candidates))
+    if asked.candidates is not None:
+        ids = open_candidates(asked.candidates).ids.combine_chunks()
+        check_candidates(table, ids, str(asked.candidates))
         pool = len(ids)
-    if not short and source.pool == "-":
-        _check_depths(table, measures, pool, source.run)
-    judged = Judgements(grades, level)
-    wanted = [*measures]
+    if not asked.short and source.pool == "-":
+        _check_depths(table, asked.metrics, pool, source.run)
+    if asked.left_out:
+        relevant = {(qid, did) for qid, own in grades.items() for did, g in own.items() if g > 0}
+        table = table.without(
+            {
+                qid: [did for did in own if (qid, did) not in relevant]
+                for qid, own in asked.left_out.items()
+            }
+        )
+    wanted = [*asked.metrics]
     reported = f"success@{reported_k(source.dataset)}"
+    judged = Judgements(grades, asked.level)
     scores = score_run(table, judged, dict.fromkeys([*wanted, reported]))
     means = scores.means()
     shown = {name: means[name] for name in wanted}
     means = shown if source.task is None else {REPORTED: means[reported], **shown}
+    if asked.lists is not None:
+        means |= _subset_scores(table, judged, asked.lists, asked.short, str(source.run))
     return _record(source, table, scores, means)
+
+
+def _subset_scores(
+    table: RunTable,
+    judged: Judgements,
+    lists: Mapping[str, Collection[str]],
+    short: bool,
+    where: str,
+) -> dict[str, float]:
+    """Success among each query's own candidates.
+
+    Candidates that a run lacks rank behind those that it holds, so that nothing is lost as long as
+    it holds a relevant one.
+    """
+    lacking = [qid for qid in judged.qids if qid not in lists]
+    if lacking:
+        raise DataError(
+            f"has no list of candidates in the file of --subsets ({len(lacking)} such)",
+            f"query {lacking[0]}",
+        )
+    own = table.only(lists)
+    scores = score_run(own, judged, [f"success@{k}" for k in (*_SUBSET_KS, max(own.depth, 1))])
+    unfound = int((scores.values[f"success@{max(own.depth, 1)}"] == 0).sum())
+    if unfound and not short:
+        raise DataError(
+            f"of {unfound} queries it holds no relevant candidate of their lists; search as deep "
+            "as the pool, or pass --short to count these 0",
+            where,
+        )
+    means = scores.means()
+    return {f"subset_success@{k}": means[f"success@{k}"] for k in _SUBSET_KS}
 
 
 def _check_depths(table: RunTable, measures: Sequence[str], pool: int | None, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,10 +16,13 @@ from augment.files import aligned, write_text
 from augment.records import Qrel, Run
 from retrievers.data.plan import EvalTask, Plan
 from retrievers.evaluation.metrics import means, score_run, standard_measures
+from retrievers.evaluation.modality import ModalityScores, modality_scores
 from retrievers.evaluation.protocol import REPORTED, missing_rows, reported_k
 from retrievers.evaluation.run import RunTable
 from retrievers.evaluation.versions import source_commit, versions
 
+#: Why a first result is not relevant.
+_FAILS = ("own picture", "wrong modality", "wrong item")
 #: (task name, "local" or "union") -> run.
 Runs = Mapping[tuple[str, str], Run | RunTable]
 
@@ -42,6 +46,7 @@ class Row:
         degraded: queries and candidates embedded from text alone, their picture being unreadable.
         metrics: success@k, recall@k (true), mrr@10, ndcg@10, map@10, and ``mbeir``, the number
             that M-BEIR reports for the data set (success@5 or @10); shares of 1.
+        modality: of union pools, what was found of the modality that was asked for.
     """
 
     dataset: str
@@ -56,6 +61,7 @@ class Row:
     metrics: Mapping[str, float]
     dropped: int = 0
     left_out: int = 0
+    modality: ModalityScores | None = None
 
 
 @dataclass
@@ -122,8 +128,33 @@ class Results:
             lines.append(["mean", "", pool, "", "", *(f"{100 * mean[name]:.1f}" for name in names)])
         return aligned([head, *lines], 3)
 
+    def modality_table(self) -> str:
+        """Results of the asked modality in union pools, and how first ones fail; in per cent."""
+        head = ["union pool", "task", "asked@1", "asked@5", "success@1", "asked only", *_FAILS]
+        lines = [
+            [row.dataset, str(row.task)]
+            + [
+                f"{100 * share:.1f}"
+                for share in (found.at_1, found.at_5, row.metrics["success@1"], found.filtered)
+            ]
+            + [f"{100 * getattr(found, name.replace(' ', '_')):.1f}" for name in _FAILS]
+            for row in self.rows
+            if (found := row.modality) is not None
+        ]
+        pairs: Counter[tuple[str, str]] = Counter()
+        for row in self.rows:
+            for wanted, counts in row.modality.found.items() if row.modality else ():
+                pairs.update({(wanted, kind): count for kind, count in counts.items()})
+        kinds = sorted({kind for pair in pairs for kind in pair})
+        confusion = [[wanted, *(str(pairs[wanted, kind]) for kind in kinds)] for wanted in kinds]
+        told = [
+            aligned([head, *lines], 2),
+            aligned([["asked, then found first", *kinds], *confusion]),
+        ]
+        return "\n\n".join(told) if lines else ""
+
     def notes(self) -> str:
-        """One line for every kind of loss behind the numbers; empty if there is none."""
+        """Modalities, and one line for every kind of loss behind the numbers; empty if none."""
         kinds = {
             "queries without a vector (they count 0)": [r.failed_queries for r in self.rows],
             "candidates without a vector (left out)": [r.failed_candidates for r in self.rows],
@@ -136,8 +167,10 @@ class Results:
         lacking = missing_rows({(row.dataset, row.task) for row in self.rows})
         partial = f"the mean lacks {', '.join(lacking)} of M-BEIR's 16 rows\n" if lacking else ""
         beyond = f"{cut['line']}\n" if cut.get("line") else ""
+        modality = self.modality_table()
         return (
-            partial
+            (f"\n{modality}\n\n" if modality else "")
+            + partial
             + beyond
             + "".join(
                 f"{name}: {sum(counts)} over all rows, per row in metrics.json\n"
@@ -196,7 +229,10 @@ def _row(
     inside[members] = True
     relevant = [d for judged in task.grades.values() for d, g in judged.items() if g > 0]
     at = plan.catalog.find_all(relevant)
-    metrics = score_run(runs[task.name, pool], task.grades, standard_measures()).means()
+    run = runs[task.name, pool]
+    table = run if isinstance(run, RunTable) else RunTable.from_run(run)
+    metrics = score_run(table, task.grades, standard_measures()).means()
+    asked = plan.queries[span.start : span.stop] if pool == "union" else []
     reported = metrics[f"success@{reported_k(task.dataset)}"]
     failed, degraded = (
         int(inside[np.array(rows, dtype=np.int64)].sum())
@@ -215,6 +251,7 @@ def _row(
         metrics={REPORTED: reported, **metrics},
         dropped=task.dropped,
         left_out=task.left_out,
+        modality=modality_scores(plan, table, task.grades, asked) if asked else None,
     )
 
 

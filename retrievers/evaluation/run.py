@@ -219,7 +219,7 @@ class RunTable:
 
     def cut(self, depth: int) -> RunTable:
         """The best ``depth`` hits of each query (trec_eval's ``-M``)."""
-        return self._kept(self.rank <= depth)
+        return self.where(self.rank <= depth)
 
     def without(self, left_out: Mapping[str, Collection[str]]) -> RunTable:
         """The run less some candidates of each query, such as those of its own picture.
@@ -228,11 +228,11 @@ class RunTable:
             left_out: query id -> candidate ids; see :attr:`retrievers.data.plan.EvalTask.own`.
                 Search so many hits deeper, and :meth:`cut` afterwards.
         """
-        return self._kept(~self._among(left_out))
+        return self.where(~self._among(left_out))
 
     def only(self, lists: Mapping[str, Collection[str]]) -> RunTable:
         """The run restricted to a list of candidates of each query; without a list to nothing."""
-        return self._kept(self._among(lists))
+        return self.where(self._among(lists))
 
     def _among(self, lists: Mapping[str, Collection[str]]) -> Bool[np.ndarray, " hits"]:
         """Whether the candidate of each hit stands in its query's list."""
@@ -243,7 +243,8 @@ class RunTable:
         wanted = (query * max(len(self.ids), 1) + rows)[rows >= 0]
         return np.isin(self.query * max(len(self.ids), 1) + self.rows, wanted)
 
-    def _kept(self, keep: Bool[np.ndarray, " hits"]) -> RunTable:
+    def where(self, keep: Bool[np.ndarray, " hits"]) -> RunTable:
+        """Some of the hits."""
         return RunTable(self.qids, self.ids, self.query[keep], self.rows[keep], self.scores[keep])
 
 

@@ -1,8 +1,13 @@
-"""The model card: what the weights are, which text they were trained on, and what was measured."""
+"""The model card: what the weights are, which text they were trained on, and what was measured.
+
+Its text is ``card.md.jinja``.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from augment.enrichment.export import Shown, provenance
 from augment.records import Side
+from augment.store.page import visible
 from retrievers.evaluation.protocol import TASK_NAMES
 
 if TYPE_CHECKING:
@@ -18,38 +24,7 @@ if TYPE_CHECKING:
 #: The libraries that a folder is written for.
 Form = Literal["open_clip", "sentence_transformers"]
 
-_SIDES: tuple[tuple[Side, str], ...] = (("query", "queries"), ("corpus", "candidates"))
-
-_OPEN_CLIP = """\
-```python
-import open_clip, torch
-model, _, preprocess = open_clip.create_model_and_transforms("local-dir:FOLDER")
-tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")
-text = model.encode_text(tokenizer(["a text"]){inner})
-image = model.encode_image(preprocess(picture)[None]{inner})
-both = torch.nn.functional.normalize(text + image, dim=-1)  # an item with text and picture
-```
-
-From the Hub: `hf-hub:OWNER/NAME` in place of `local-dir:FOLDER`.
-"""
-
-_OURS = """\
-With the toolkit that trained it, instructions and views included:
-
-```python
-from retrievers import load
-retriever = load("FOLDER")
-```
-"""
-
-_SENTENCE_TRANSFORMERS = """\
-```python
-from sentence_transformers import SentenceTransformer
-model = SentenceTransformer("FOLDER")
-text, image = model.encode("a text"), model.encode(picture)  # picture: a PIL image
-both = text + image  # an item with text and picture; compare by cosine
-```
-"""
+_SIDES: tuple[Side, ...] = ("query", "corpus")
 
 
 def model_card(
@@ -68,6 +43,8 @@ def model_card(
         licence: identifier on the Hub, such as apache-2.0; None leaves it to be filled in.
         form: the library that the folder is for.
     """
+    from jinja2 import Template
+
     library = form.replace("_", "-") if form == "sentence_transformers" else form
     data = ModelCardData(
         model_name=name,
@@ -77,121 +54,43 @@ def model_card(
         tags=["multimodal-retrieval", "m-beir", "clip"],
         eval_results=list(_eval_results(metrics)) or None,
     )
-    head = f"---\n{data.to_yaml()}\n---\n"
-    return head + "\n".join(_lines(retriever, name, metrics, licence, form)) + "\n"
-
-
-def _lines(
-    retriever: Encoder,
-    name: str,
-    metrics: Mapping[str, Any] | None,
-    licence: str | None,
-    form: Form,
-) -> Iterator[str]:
-    origin = retriever.origin or {}
-    yield from (f"# {name}", "")
-    yield (
-        f"A retriever of text, pictures and both ({type(retriever).__name__}): unit vectors, "
-        "compared by inner product."
+    trained, origin = _safe(retriever.trained_on), _safe(retriever.origin or {})
+    text = (resources.files("retrievers.export") / "card.md.jinja").read_text(encoding="utf-8")
+    template = Template(text, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    card: str = template.render(
+        head=data.to_yaml(),
+        name=_safe(name),
+        kind=type(retriever).__name__,
+        form=form,
+        settings=_safe(retriever.settings()),
+        trained=trained,
+        origin=origin,
+        root=Path((origin.get("data") or {}).get("root", "")).name,
+        recipes=list(_recipes(trained or {}, origin.get("data") or {})),
+        metrics=_safe(metrics),
+        tasks=TASK_NAMES,
+        windows=getattr(retriever.collator(), "windows", None) is not None,
+        licence=licence,
     )
-    yield from ("", "## Use", "", *_usage(retriever, form).splitlines())
-    yield from ("", "## Text it was trained on", "")
-    yield from _text(retriever, origin)
-    yield from ("", "## Training", "")
-    yield from _training(retriever, origin)
-    yield from ("", "## Measured", "")
-    yield from _measured(retriever, metrics)
-    yield from ("", "## Limits and licences", "")
-    yield (
-        "Vectors of text in another form than the one above (another view, prompt or instruction) "
-        f"are not what was trained. {_cut(retriever)} Generated text may be wrong."
-    )
-    yield ""
-    yield (
-        f"Licence of the weights: {licence}."
-        if licence
-        else "No licence was named: fill it in above and here before you pass the weights on."
-    ) + (
-        " The terms of the starting weights, of the training data and of the models that wrote "
-        "its text may bind them too."
-    )
+    return card
 
 
-def _cut(retriever: Encoder) -> str:
-    if getattr(retriever.collator(), "windows", None) is None:
-        return "Text beyond the context is cut."
-    return (
-        "Text beyond the context was read in several windows, whose vectors were pooled; other "
-        "libraries cut it, so split long texts and average the vectors."
-    )
+def _safe(value: Any) -> Any:
+    """What a stranger's checkpoint says, with no text that could leave its place in Markdown."""
+    if isinstance(value, Mapping):
+        return {_safe(key): _safe(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_safe(inner) for inner in value]
+    if isinstance(value, str):
+        return re.sub(r"[`|<>\[\]\s]+", " ", visible(value)).strip()
+    return value
 
 
-def _usage(retriever: Encoder, form: Form) -> str:
-    if form == "sentence_transformers":
-        return _SENTENCE_TRANSFORMERS
-    if not hasattr(retriever, "clip"):
-        return _OURS
-    normalised = bool(retriever.settings().get("normalize_towers"))
-    fusion = type(retriever).__name__ == "ClipScoreFusion"
-    shown = _OPEN_CLIP.format(inner=", normalize=True" if normalised else "") if fusion else ""
-    return f"{shown}\n{_OURS}" if shown else _OURS
-
-
-def _text(retriever: Encoder, origin: Mapping[str, Any]) -> Iterator[str]:
-    trained = retriever.trained_on
-    if trained is None:
-        yield "It was not trained here, or does not remember on what."
-        return
-    data = origin.get("data") or {}
-    instructions = "before queries" if trained.get("instructions") == "on" else "none"
-    yield f"- rule: `{trained.get('rule')}`; instructions: {instructions}"
-    for side, plural in _SIDES:
-        view, _, fingerprint = str(trained.get(side, "")).partition(":")
-        yield f"- {plural}: view `{view}`, fingerprint `{fingerprint}`"
-    yield ""
-    yield (
-        "Views: `raw` is the published text, `append` the published text, a line break and the "
-        "generated text, `replace` the generated text alone."
-    )
-    for side, _ in _SIDES:
+def _recipes(trained: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]:
+    for side in _SIDES:
         recipe = data.get(f"{side}_recipe")
         if isinstance(recipe, Mapping) and recipe:
-            view = str(trained.get(side, "")).partition(":")[0]
-            yield from provenance(side, Shown(view, recipe))
-
-
-def _training(retriever: Encoder, origin: Mapping[str, Any]) -> Iterator[str]:
-    if not origin:
-        yield "Nothing is remembered of the training."
-    data = origin.get("data") or {}
-    if data:
-        root = Path(str(data.get("root", ""))).name
-        yield f"- data: `{root}`, tasks {data.get('tasks') or 'all'}"
-    if "sha256" in origin:
-        yield f"- SHA-256 of pools and training queries: `{origin['sha256']}`"
-    if origin.get("command"):
-        yield f"- command: `{str(origin['command']).replace('`', ' ')}`"
-    versions = ", ".join(f"{name} {v}" for name, v in (origin.get("versions") or {}).items())
-    if versions:
-        yield f"- versions: {versions}; source {origin.get('commit') or 'installed, no commit'}"
-    settings = ", ".join(f"{key} `{value}`" for key, value in retriever.settings().items())
-    yield f"- model: {settings}"
-
-
-def _measured(retriever: Encoder, metrics: Mapping[str, Any] | None) -> Iterator[str]:
-    if not metrics:
-        yield "No test of these weights was given when this card was written."
-        return
-    yield "success@k counts a query if any positive is among the first k (M-BEIR: Recall@k)."
-    yield from ("", "| data set | task | pool | queries | success@1 | success@5 | recall@5 |")
-    yield "|---|---|---|--:|--:|--:|--:|"
-    for row in metrics["rows"]:
-        found = row["metrics"]
-        shown = " | ".join(f"{100 * found[m]:.1f}" for m in ("success@1", "success@5", "recall@5"))
-        task = TASK_NAMES.get(row["task"], "")
-        yield f"| {row['dataset']} | {task} | {row['pool']} | {row['queries']} | {shown} |"
-    yield ""
-    yield f"Fingerprint of weights and text: `{metrics['made_by']}`. One seed."
+            yield from provenance(side, Shown(trained.get(side, "").partition(":")[0], recipe))
 
 
 def _eval_results(metrics: Mapping[str, Any] | None) -> Iterator[EvalResult]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from augment.data import DataRoot, format_text
 from augment.errors import DataError, MismatchError
-from augment.files import new_folder, write_text
+from augment.files import new_folder, write_sums, write_text
 from retrievers.export.card import Form, model_card
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def save(encoder: Encoder, folder: str | Path, card: str | None = None) -> Path:
     write_text(target / SETTINGS, json.dumps(about, indent=1, default=str) + "\n")
     text = model_card(encoder, target.resolve().name) if card is None else card
     write_text(target / "README.md", text)
+    write_sums(target)
     return target
 
 

@@ -295,7 +295,9 @@ def _tokenizer(clip: Any, processor: Processor) -> Any:
     if isinstance(tokenizer, HFTokenizer):
         with tempfile.TemporaryDirectory() as folder:
             tokenizer.save_pretrained(folder)
-            made = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            made = AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=False, split_special_tokens=True
+            )
     else:
         assert isinstance(tokenizer, SimpleTokenizer)  # noqa: S101 - refusals() looks
         made = _clip_tokenizer(tokenizer)
@@ -314,5 +316,10 @@ def _clip_tokenizer(tokenizer: SimpleTokenizer) -> PreTrainedTokenizerFast:
     own.normalizer = normalizers.Sequence([normalizers.NFC(), *rules, own.normalizer])
     # A CLIPTokenizer that is loaded makes its rules anew from vocabulary and merges.
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=own, bos_token=start, eos_token=end, pad_token=end, unk_token=end
+        tokenizer_object=own,
+        bos_token=start,
+        eos_token=end,
+        pad_token=end,
+        unk_token=end,
+        split_special_tokens=True,
     )

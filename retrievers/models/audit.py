@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
+
+import pandas as pd
 
 from augment.errors import DataError
 from augment.files import aligned, write_text
@@ -30,68 +32,42 @@ _NOUNS: dict[Side, str] = {"query": "queries", "corpus": "candidates"}
 
 
 @final
-@dataclass
-class Lengths:
-    """Texts of one side and modality.
-
-    Attributes:
-        side: query or corpus.
-        modality: of the item as published.
-        texts: items with a text.
-        cut: items of which a part is never read.
-        tokens: of all texts, start and end marks not counted.
-        lost: tokens that are never read.
-        longest: tokens of the longest text, marks not counted.
-    """
-
-    side: Side
-    modality: Modality
-    texts: int = 0
-    cut: int = 0
-    tokens: int = 0
-    lost: int = 0
-    longest: int = 0
-
-    def add(self, tokens: int, lost: int) -> None:
-        """One more text."""
-        self.texts += 1
-        self.cut += lost > 0
-        self.tokens += tokens
-        self.lost += lost
-        self.longest = max(self.longest, tokens)
-
-
-@final
-@dataclass
+@dataclass(frozen=True)
 class Audit:
     """What is cut off.
 
     Attributes:
         context: tokens that the encoder reads at a time, marks included.
         windows: most windows in which a text is read.
-        rows: per side and modality.
         items: items of each side, of which a sample may have been looked at.
         looked: items looked at.
+        texts: side, modality (of the item as published), tokens and lost (never read) of every text
+            that was looked at; start and end marks are not counted.
     """
 
     context: int
-    windows: int = 1
-    rows: list[Lengths] = field(default_factory=list)
-    items: dict[Side, int] = field(default_factory=dict)
-    looked: dict[Side, int] = field(default_factory=dict)
+    windows: int
+    items: dict[Side, int]
+    looked: dict[Side, int]
+    texts: pd.DataFrame
 
-    def row(self, side: Side, modality: Modality) -> Lengths:
-        """The row of a side and modality, made where there is none."""
-        for found in self.rows:
-            if (found.side, found.modality) == (side, modality):
-                return found
-        self.rows.append(Lengths(side, modality))
-        return self.rows[-1]
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Per side and modality: texts, cut ones, tokens, lost ones, tokens of the longest text."""
+        rows: Any = self.texts.assign(cut=self.texts.lost > 0).groupby(
+            ["side", "modality"], sort=False, as_index=False
+        )
+        counted = rows.agg(
+            texts=("tokens", "size"), cut=("cut", "sum"), tokens=("tokens", "sum"),
+            lost=("lost", "sum"), longest=("tokens", "max"),
+        )  # fmt: skip
+        found: list[dict[str, Any]] = counted.to_dict("records")
+        return found
 
     @property
     def cut(self) -> int:
         """Items of which a part is never read."""
-        return sum(row.cut for row in self.rows)
+        return int((self.texts.lost > 0).sum())
 
     def line(self) -> str:
         """One line for the log."""
@@ -100,14 +76,15 @@ class Audit:
         return f"text beyond {self.context} tokens{windows}: {told}"
 
     def _told(self, side: Side) -> str:
-        rows = [row for row in self.rows if row.side == side]
-        texts, cut = sum(row.texts for row in rows), sum(row.cut for row in rows)
+        rows = [row for row in self.rows if row["side"] == side]
+        texts, cut, tokens, lost = (
+            sum(row[name] for row in rows) for name in ("texts", "cut", "tokens", "lost")
+        )
         seen, items = self.looked[side], self.items[side]
         sample = f" (a sample of {items:,})" if seen < items else ""
         if not cut:
             return f"none of {texts:,} {_NOUNS[side]} is cut{sample}"
-        lost, tokens = sum(row.lost for row in rows), sum(row.tokens for row in rows)
-        parts = ", ".join(f"{row.modality} {row.cut:,} of {row.texts:,}" for row in rows)
+        parts = ", ".join(f"{row['modality']} {row['cut']:,} of {row['texts']:,}" for row in rows)
         return (
             f"{cut:,} of {texts:,} {_NOUNS[side]} are cut{sample}: {parts}; "
             f"{100 * lost / tokens:.1f} % of their tokens are lost"
@@ -118,18 +95,20 @@ class Audit:
         head = ["side", "modality", "texts", "cut", "%", "tokens", "lost", "%", "mean", "longest"]
         lines = [
             [
-                row.side, row.modality, f"{row.texts:,}", f"{row.cut:,}",
-                f"{100 * row.cut / max(row.texts, 1):.1f}", f"{row.tokens:,}", f"{row.lost:,}",
-                f"{100 * row.lost / max(row.tokens, 1):.1f}",
-                f"{row.tokens / max(row.texts, 1):.1f}", str(row.longest),
+                row["side"], row["modality"], f"{row['texts']:,}", f"{row['cut']:,}",
+                f"{100 * row['cut'] / row['texts']:.1f}", f"{row['tokens']:,}",
+                f"{row['lost']:,}", f"{100 * row['lost'] / max(row['tokens'], 1):.1f}",
+                f"{row['tokens'] / row['texts']:.1f}", str(row["longest"]),
             ]
             for row in self.rows
         ]  # fmt: skip
         return aligned([head, *lines], 2)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, JSON-serialisable."""
-        return {**asdict(self), "line": self.line() if self.cut else ""}
+        """Everything but the single texts, JSON-serialisable."""
+        told = {name: value for name, value in vars(self).items() if name != "texts"}
+        line = self.line() if self.cut else ""
+        return {**told, "rows": self.rows, "line": line}
 
 
 def audit(
@@ -247,14 +226,20 @@ def _audit(
         return None
     split = getattr(collator, "windows", None) if windows is not None else None
     split = split if isinstance(split, Windows) else None
-    audit = Audit(context, split.most if split else 1)
-    for side, (size, shown) in sides.items():
-        rows = _spread(size, most)
-        audit.items[side], audit.looked[side] = size, len(rows)
-        for modality, text in map(shown, rows):
-            if text is not None:
-                audit.row(side, modality).add(*_lost(text, tokenize, split, context, marks[0]))
-    return audit
+    looked = {side: _spread(size, most) for side, (size, _) in sides.items()}
+    texts = [
+        (side, modality, *_lost(text, tokenize, split, context, marks[0]))
+        for side, (_, shown) in sides.items()
+        for modality, text in map(shown, looked[side])
+        if text is not None
+    ]
+    return Audit(
+        context,
+        split.most if split else 1,
+        {side: size for side, (size, _) in sides.items()},
+        {side: len(rows) for side, rows in looked.items()},
+        pd.DataFrame(texts, columns=["side", "modality", "tokens", "lost"]),
+    )
 
 
 def _lost(

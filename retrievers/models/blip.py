@@ -306,7 +306,7 @@ def load_blip(
     # It reports the heads that are not used.
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
-        config: Any = AutoConfig.from_pretrained(name)
+        config: Any = AutoConfig.from_pretrained(name, trust_remote_code=False)
         if not isinstance(config, BlipConfig):
             raise DataError(f"is a {config.model_type}; name a BLIP model of transformers", name)
         model: Any = (
@@ -316,7 +316,8 @@ def load_blip(
                 name, use_safetensors=True, dtype=torch.float32
             )
         )
-        tokenizer = BertTokenizer.from_pretrained(name)
+        # Marks in a text, such as [SEP], are ordinary text.
+        tokenizer = BertTokenizer.from_pretrained(name, split_special_tokens=True)
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, DataError):
             raise

@@ -35,8 +35,51 @@ Attention = Literal["masked", "uniir"]
 ATTENTIONS: tuple[Attention, ...] = ("masked", "uniir")
 
 
+class OpenClip:
+    """What fusions of an open_clip model have in common: its processor, logit scale and bias."""
+
+    clip: Any
+    logit_bias: Tensor | None
+    _processor: Processor
+
+    def take(
+        self,
+        model_name: str,
+        pretrained: str | None,
+        random_init: bool,
+        text: LongText,
+        max_logit_scale: float,
+    ) -> None:
+        """Load the model and change its context; weights as published go into a changed one."""
+        self.clip, processor = load_clip(model_name, pretrained, random_init)
+        self._max_log_scale = math.log(max_logit_scale)
+        positions = self.clip.context_length
+        cast("Encoder", self).register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
+            lambda _, state, prefix, *__: fit_positions(state, f"{prefix}clip.", text, positions)
+        )
+        self._processor = lengthen(self.clip, processor, text)
+
+    def collator(self) -> Processor:
+        """The model's own tokenizer and evaluation transform, in training too (as in UniIR)."""
+        return self._processor
+
+    def scale(self) -> Float[Tensor, ""]:
+        """The exponential of CLIP's parameter."""
+        return cast("Tensor", self.clip.logit_scale.exp())
+
+    def bias(self) -> Float[Tensor, ""] | None:
+        """The model's own, or the learned one."""
+        own: Tensor | None = getattr(self.clip, "logit_bias", None)
+        return self.logit_bias if own is None else own
+
+    def hold(self) -> None:
+        """Hold the logit scale (CLIP 2103.00020, section 2.5)."""
+        with torch.no_grad():
+            self.clip.logit_scale.clamp_(max=self._max_log_scale)
+
+
 @final
-class ClipScoreFusion(Encoder):
+class ClipScoreFusion(OpenClip, Encoder):
     """``e = m_t * text(x) + m_i * image(x)``, then L2-normalised; masks say what the item has.
 
     The features are projected and not normalised before the sum, as in UniIR. A tower runs only
@@ -73,15 +116,9 @@ class ClipScoreFusion(Encoder):
         }  # fmt: skip
         super().__init__(settings, truncate_dim)
         self._normalize = normalize_towers
-        self._max_log_scale = math.log(max_logit_scale)
-        self.clip, processor = load_clip(model_name, pretrained, random_init)
-        self._processor = _lengthened(self, processor, text)
+        self.take(model_name, pretrained, random_init, text, max_logit_scale)
         if compile:
             compile_blocks(self.clip)
-
-    def collator(self) -> Processor:
-        """The model's own tokenizer and evaluation transform, in training too (as in UniIR)."""
-        return self._processor
 
     def whole(self, batch: Inputs, side: Side) -> Encoded:
         """Unit vectors; both sides share the towers."""
@@ -101,22 +138,9 @@ class ClipScoreFusion(Encoder):
         features = features.float()
         return functional.normalize(features, dim=-1) if self._normalize else features
 
-    def scale(self) -> Float[Tensor, ""]:
-        """The exponential of CLIP's parameter."""
-        return cast("Tensor", self.clip.logit_scale.exp())
-
-    def bias(self) -> Float[Tensor, ""] | None:
-        """The model's own, or the learned one."""
-        return _bias(self)
-
-    def hold(self) -> None:
-        """Hold the logit scale (CLIP 2103.00020, section 2.5)."""
-        with torch.no_grad():
-            self.clip.logit_scale.clamp_(max=self._max_log_scale)
-
 
 @final
-class ClipFeatureFusion(Encoder):
+class ClipFeatureFusion(OpenClip, Encoder):
     """Tokens of the text, then of the picture, through T5's encoder; the mean of its states.
 
     ``attention=masked`` reads what an item has and nothing else: no padding, no stand-in for an
@@ -170,9 +194,7 @@ class ClipFeatureFusion(Encoder):
         if text.windows > 1:
             raise DataError("text.windows is not for ClipFeatureFusion; use text.stretch")
         self._attention = attention
-        self._max_log_scale = math.log(max_logit_scale)
-        self.clip, processor = load_clip(model_name, pretrained, random_init)
-        self._processor = _lengthened(self, processor, text)
+        self.take(model_name, pretrained, random_init, text, max_logit_scale)
         sizes = give_tokens(self.clip)
         if compile:
             compile_blocks(self.clip)
@@ -181,28 +203,11 @@ class ClipFeatureFusion(Encoder):
         self.text_adapter = _adapter(sizes.text, sizes.width)
         self.image_adapter = _adapter(sizes.image, sizes.width)
 
-    def collator(self) -> Processor:
-        """The model's own tokenizer and evaluation transform, in training too (as in UniIR)."""
-        return self._processor
-
     def whole(self, batch: Inputs, side: Side) -> Encoded:
         """Unit vectors; both sides share the towers and the fusion."""
         _check(self.clip, batch)
         fused = self._published(batch) if self._attention == "uniir" else self._masked(batch)
         return unwritten(functional.normalize(fused.float(), dim=-1))
-
-    def scale(self) -> Float[Tensor, ""]:
-        """The exponential of CLIP's parameter."""
-        return cast("Tensor", self.clip.logit_scale.exp())
-
-    def bias(self) -> Float[Tensor, ""] | None:
-        """The model's own, or the learned one."""
-        return _bias(self)
-
-    def hold(self) -> None:
-        """Hold the logit scale (CLIP 2103.00020, section 2.5)."""
-        with torch.no_grad():
-            self.clip.logit_scale.clamp_(max=self._max_log_scale)
 
     def _masked(self, batch: Inputs) -> Float[Tensor, "batch dim"]:
         texts = self._texts(batch.texts) if len(batch.text_rows) else None
@@ -251,26 +256,11 @@ class ClipFeatureFusion(Encoder):
         return states, places, states.new_ones(states.shape[:2], dtype=torch.bool)
 
 
-def _lengthened(encoder: Any, processor: Processor, text: LongText) -> Processor:
-    """Change the model's context; weights of the model as published go into a changed one."""
-    positions = encoder.clip.context_length
-    encoder.register_load_state_dict_pre_hook(
-        lambda _, state, prefix, *__: fit_positions(state, f"{prefix}clip.", text, positions)
-    )
-    return lengthen(encoder.clip, processor, text)
-
-
 def _check(clip: Any, batch: Inputs) -> None:
     if not len(batch.text_rows) and not len(batch.image_rows):
         raise ValueError("a batch needs at least one text or picture")
     if len(batch.image_rows):
         check_size(clip, batch.images)
-
-
-def _bias(encoder: Any) -> Float[Tensor, ""] | None:
-    own: Tensor | None = getattr(encoder.clip, "logit_bias", None)
-    learned: Tensor | None = encoder.logit_bias
-    return learned if own is None else own
 
 
 def _adapter(inputs: int, outputs: int) -> nn.Module:

@@ -6,6 +6,8 @@ import inspect
 import json
 import logging
 import re
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from itertools import product
@@ -22,6 +24,7 @@ from augment.checks.lengths import LENGTHS
 from augment.data import DataRoot, TextRule
 from augment.engines import base as engines
 from augment.errors import DataError, MismatchError
+from augment.files import SUMS, check_sums
 from augment.records import Side
 from augment.store import Store
 from augment.views import VIEWS, TextView, judged_under, open_view
@@ -62,7 +65,7 @@ _TRAINING = ("random_init", "max_logit_scale", "truncate_dim")
 #: Where a module of Lightning keeps its encoder.
 PREFIX = "encoder."
 #: Nothing else is fetched: no pickle, no code.
-_FETCHED = ("*.json", "*.safetensors", "*.txt", "*.model", "README.md")
+_FETCHED = ("*.json", "*.safetensors", "*.txt", "*.model", "README.md", SUMS)
 
 #: Width and patch of the image tower of the models that UniIR starts from, with open_clip's names
 #: for OpenAI's, which have the quick form of GELU.
@@ -136,7 +139,10 @@ def load_weights(encoder: Encoder, path: str | Path) -> None:
         DataError: if there is no such file, or it is neither.
         MismatchError: if it holds another architecture; names the weights.
     """
-    checkpoint = read_checkpoint(path)
+    _take(encoder, read_checkpoint(path), path)
+
+
+def _take(encoder: Encoder, checkpoint: Mapping[str, Any], path: str | Path) -> None:
     told = checkpoint.get("retriever", {})
     given = checkpoint.get("state_dict", {})
     state = {name[len(PREFIX) :]: given[name] for name in given if name.startswith(PREFIX)}
@@ -194,7 +200,8 @@ def _from_checkpoint(path: Path) -> Encoder:
             f"a packaged model ({', '.join(PACKAGED)})",
             str(path),
         )
-    told = check_checkpoint(path)
+    checkpoint = check_checkpoint(path)
+    told = checkpoint["retriever"]
     if told["settings"].get("model_name", "") is None:
         raise DataError(
             "holds towers of a size that UniIR did not release; take its weights into a model of "
@@ -202,19 +209,21 @@ def _from_checkpoint(path: Path) -> Encoder:
             str(path),
         )
     encoder = build(told["class"], told["settings"], str(path), "frozen" in told)
-    load_weights(encoder, path)
+    _take(encoder, checkpoint, path)
     return encoder
 
 
 def check_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint says about itself; its tensors are mapped, not read.
+    """A checkpoint that says what it is; its tensors are mapped.
 
     Raises:
         DataError: if it is none of this package, or damaged.
     """
     try:
-        saved = read_checkpoint(path)["retriever"]
-        return {**saved, "class": str(saved["class"]), "settings": dict(saved["settings"])}
+        checkpoint = read_checkpoint(path)
+        told = checkpoint["retriever"]
+        said = {**told, "class": str(told["class"]), "settings": dict(told["settings"])}
+        return {**checkpoint, "retriever": said}
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"is no checkpoint of this package ({type(error).__name__}: {str(error)[:200]}); name "
@@ -278,6 +287,7 @@ def _from_folder(folder: Path) -> Encoder:
                 str(folder),
             )
         return ClipScoreFusion(f"local-dir:{folder}")
+    check_sums(folder)
     told = _told(folder / SETTINGS)
     settings = dict(told["settings"])
     here = dict(settings)
@@ -364,6 +374,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         raise DataError("no such checkpoint", str(path))
+    check_bytes(path)
     try:
         found = _load(path)
     except (RuntimeError, EOFError, ValueError, UnpicklingError) as error:
@@ -375,6 +386,29 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise DataError(f"holds a {type(found).__name__} and no checkpoint", str(path))
     return _from_uniir(found, path) if _is_uniir(found) else found
+
+
+def check_bytes(path: str | Path) -> None:
+    """Compare a checkpoint's bytes with the checksums inside, which torch does not look at.
+
+    Files of torch's older form have none.
+
+    Raises:
+        DataError: if they are not those that were written.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        damaged = str(error)
+    if damaged:
+        raise DataError(
+            f"is damaged (checksum of {damaged}); copy it again, or take another checkpoint of "
+            "the run: latest.ckpt, last.ckpt, best.ckpt",
+            str(path),
+        )
 
 
 class _Skipped:
@@ -444,43 +478,39 @@ def _from_uniir(found: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
 
 
 def _misfit(own: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:
-    """What keeps given weights from being a model's, in words.
+    """What keeps given weights from being a model's, in words."""
+    kinds = {
+        "missing": [name for name in own if name not in given],
+        "unexpected": [name for name in given if name not in own],
+        "of another shape": _misshapen(own, given),
+    }
+    return "; ".join(f"{kind}: {_some(names)}" for kind, names in kinds.items() if names)
 
-    Args:
-        own: the model's state.
-        given: the checkpoint's.
-    """
-    shapes = [
+
+def _misshapen(own: Mapping[str, Tensor], given: Mapping[str, Any]) -> list[str]:
+    return [
         f"{name} {tuple(given[name].shape)}, wanted {tuple(value.shape)}"
         for name, value in own.items()
         if name in given and given[name].shape != value.shape
     ]
-    kinds = {
-        "missing": [name for name in own if name not in given],
-        "unexpected": [name for name in given if name not in own],
-        "of another shape": shapes,
-    }
-    return "; ".join(f"{kind}: {_some(names)}" for kind, names in kinds.items() if names)
 
 
 def check_shapes(encoder: Encoder, checkpoint: Mapping[str, Any]) -> None:
     """Refuse weights of another architecture before Lightning does, without a word of remedy.
 
     Raises:
-        MismatchError: names the first weight that does not fit.
+        MismatchError: names weights that do not fit.
     """
-    found = checkpoint.get("state_dict", {})
-    for own, value in encoder.state_dict().items():
-        name = PREFIX + own
-        # Positions may be stretched while they are loaded.
-        fits = name.endswith("positional_embedding") or name not in found
-        if not fits and found[name].shape != value.shape:
-            raise MismatchError(
-                f"the checkpoint is of another architecture: its {own} is "
-                f"{tuple(found[name].shape)}, this model's is {tuple(value.shape)}; use the model "
-                "settings it was trained with: "
-                f"{checkpoint.get('retriever', {}).get('settings')}"
-            )
+    own = {
+        PREFIX + name: value
+        for name, value in encoder.state_dict().items()
+        if not name.endswith("positional_embedding")  # may be stretched while they are loaded
+    }
+    if wrong := _misshapen(own, checkpoint.get("state_dict", {})):
+        raise MismatchError(
+            f"the checkpoint is of another architecture: {_some(wrong)}; use the model settings it "
+            f"was trained with: {checkpoint.get('retriever', {}).get('settings')}"
+        )
 
 
 def _some(names: Iterable[str]) -> str:

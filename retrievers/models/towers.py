@@ -12,11 +12,13 @@ import open_clip
 import torch
 from jaxtyping import Bool, Float, Int
 from open_clip.timm_model import TimmModel
+from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor
 
 from augment.errors import DataError, EngineError, MismatchError
+from augment.files import check_sums
 from retrievers.models.inputs import Processor
 
 #: Packaged models, by the name of their folder under ``retrievers/models``.
@@ -46,6 +48,8 @@ def load_clip(
         EngineError: if open_clip cannot build the model or get its weights.
     """
     name = _resolve(name)
+    if name.startswith("local-dir:") and not random_init:
+        check_sums(Path(name.removeprefix("local-dir:")))
     try:
         config = _model_config(name)
         model = open_clip.create_model(
@@ -54,7 +58,7 @@ def load_clip(
             load_weights=not random_init,
             force_preprocess_cfg=_tag_preprocessing(name, pretrained),
         )
-        tokenizer = open_clip.get_tokenizer(name)
+        tokenizer = unmarked(open_clip.get_tokenizer(name))
     except (RuntimeError, ValueError, OSError) as error:
         hint = "see open_clip.list_pretrained() for names and tags"
         raise EngineError(f"cannot load {name!r} ({pretrained}): {error}; {hint}") from error
@@ -83,6 +87,23 @@ def _tag_preprocessing(name: str, tag: str | None) -> dict[str, Any]:
     found: dict[str, Any] | None = open_clip.get_pretrained_cfg(name, tag) if tag else None
     wanted = ("mean", "std", "interpolation", "resize_mode")
     return {key: found[key] for key in wanted if found.get(key) is not None} if found else {}
+
+
+def unmarked(tokenize: Any) -> Any:
+    """Let a tokenizer take its own marks in a text, such as ``<end_of_text>``, for ordinary text.
+
+    A text would end there otherwise, in silence.
+
+    Args:
+        tokenize: of open_clip; changed in place.
+    """
+    if isinstance(tokenize, SimpleTokenizer):
+        marks = "|".join(tokenize.decoder[number] for number in tokenize.all_special_ids)
+        ordinary = tokenize.pat.pattern.removeprefix(f"{marks}|")
+        tokenize.pat = open_clip.tokenizer.re.compile(ordinary, tokenize.pat.flags)
+    elif hasattr(tokenize, "tokenizer"):  # of transformers
+        tokenize.tokenizer.split_special_tokens = True
+    return tokenize
 
 
 def has_weights(name: str, pretrained: str | None, random_init: bool) -> bool:

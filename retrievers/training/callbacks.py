@@ -10,11 +10,15 @@ from typing import Any, final
 
 import lightning
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from augment.errors import DataError
+from augment.files import replacing_path
 from retrievers.data.examples import Pairs
+from retrievers.models.load import check_bytes
 
 #: Above this share of waiting, the loader is the bottleneck.
 _STARVED = 0.2
@@ -149,6 +153,44 @@ def peak_mib(device: torch.device) -> float:
 
 
 @final
+class CheckpointFiles(TorchCheckpointIO):
+    """Checkpoints that are whole or not there, and are looked at before they are used.
+
+    Lightning's own (2.6) collects the bytes in the temporary folder, which may be another file
+    system, and copies them over the file before: a kill leaves a part under the final name.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Write beside the final name, bring to the disk, rename.
+
+        Raises:
+            DataError: if it cannot be written; the file before is as it was.
+        """
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        with replacing_path(Path(path), DataError) as partial, partial.open("wb") as stream:
+            try:
+                torch.save(checkpoint, stream)
+            except RuntimeError as error:  # behind it stands what the system said
+                raise error.__context__ or error from error
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Tensors and plain values.
+
+        Raises:
+            DataError: if its bytes are not those that were written.
+        """
+        check_bytes(path)
+        found: dict[str, Any] = super().load_checkpoint(path, map_location, True)
+        return found
+
+
+@final
 class LatestCheckpoint(Checkpoint):
     """Writes ``latest.ckpt`` every few steps, ``last.ckpt`` at each validation and at the end.
 
@@ -171,6 +213,9 @@ class LatestCheckpoint(Checkpoint):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """What a fit goes on from is not written again."""
         self._written = {"latest": trainer.global_step}
+        if trainer.is_global_zero:  # what a kill in the middle of writing left
+            for partial in self._folder.glob(".????????.*.ckpt"):
+                partial.unlink(missing_ok=True)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int

@@ -18,6 +18,8 @@ from lightning.pytorch.cli import (
     LightningCLI,
     SaveConfigCallback,
 )
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from augment.errors import DataError
 from retrievers.data.module import MBeirData
@@ -43,8 +45,21 @@ class SaveSettings(SaveConfigCallback):
     """Writes the settings of a run to ``OUT/fit.yaml``, ``test.yaml`` and so on.
 
     Paths under ``out`` are written as ``${out}/...`` again, so that a later run with these settings
-    and another ``--out`` does not write into this one's folder.
+    and another ``--out`` does not write into this one's folder. They are written when the run has
+    begun: one that is refused says nothing of settings.
     """
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Too early."""
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """A checkpoint to go on from has been read, and fits."""
+        super().setup(trainer, pl_module, "fit")
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Likewise, outside a fit."""
+        if trainer.state.fn == "validate":
+            super().setup(trainer, pl_module, "validate")
 
     def save_config(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
@@ -77,6 +92,8 @@ class RetrieverCLI(LightningCLI):
         # "omegaconf" resolves before overrides; "omegaconf+" after, and needs relative keys below
         # a subcommand.
         jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+        # A config reads no environment: ``${oc.env:TOKEN}`` would stand in OUT/fit.yaml, too.
+        OmegaConf.clear_resolver("oc.env")
         super().__init__(
             Contrastive,
             save_config_callback=SaveSettings,
@@ -126,6 +143,9 @@ class RetrieverCLI(LightningCLI):
         super().parse_arguments(parser, args)
         if self.config.get("subcommand"):
             _check_paths(self.config[self.config.subcommand])
+
+    def _parse_ckpt_path(self) -> None:
+        """Take no settings from a checkpoint: Lightning would import the classes that it names."""
 
     def before_instantiate_classes(self) -> None:
         """Keep the settings of fit when test writes into the same folder."""
@@ -193,6 +213,11 @@ def main(args: Sequence[str] | None) -> None:
         RetrieverCLI(args)
     except MisconfigurationException as error:  # Lightning's word for settings that do not go
         raise DataError(str(error)) from error
+    except OmegaConfBaseException as error:
+        told = ", ".join(line.strip() for line in str(error).splitlines()[:2])
+        raise DataError(
+            f"{told}; ${{...}} names another setting, such as ${{out}}, and no environment"
+        ) from error
 
 
 def _check_paths(settings: Any) -> None:

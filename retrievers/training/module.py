@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -11,11 +12,12 @@ from typing import Any, cast, final
 
 import lightning
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO as Plain
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from augment.errors import DataError
+from augment.errors import DataError, MismatchError
 from augment.records import Side
 from retrievers.data.datasets import PairDataset
 from retrievers.data.examples import Batch, Items, Pairs, hash_id
@@ -23,17 +25,17 @@ from retrievers.data.module import MBeirData, SearchConfig
 from retrievers.data.plan import Plan
 from retrievers.data.texts import check_recipe
 from retrievers.evaluation.results import score
+from retrievers.evaluation.versions import source_commit, versions
 from retrievers.models.audit import Audit, audit_plan, audit_training
 from retrievers.models.base import Encoder
 from retrievers.models.load import check_frozen, check_shapes, load_weights, recall
 from retrievers.models.mllm.conversations import IGNORED, Conversations
 from retrievers.models.mllm.encoder import Mllm
 from retrievers.models.tuning import Tuning, merge
-from retrievers.training.callbacks import LatestCheckpoint, Throughput
+from retrievers.training.callbacks import CheckpointFiles, LatestCheckpoint, Throughput
 from retrievers.training.gradcache import encode_in_chunks
 from retrievers.training.objective import Objective, TokenLoss
 from retrievers.training.optim import AdamWCosine
-from retrievers.training.provenance import origin_of_fit
 from retrievers.vectors.embed import SIDES, Embedded, put
 from retrievers.vectors.rows import Embeddings
 from retrievers.vectors.search import search
@@ -145,7 +147,9 @@ class Fit(lightning.LightningModule, ABC):
 
     @final
     def setup(self, stage: str) -> None:
-        """Take initial weights from ``init_from``, once."""
+        """Take initial weights from ``init_from``, once; look after checkpoint files."""
+        if self._trainer is not None and type(self.trainer.strategy.checkpoint_io) is Plain:
+            self.trainer.strategy.checkpoint_io = CheckpointFiles()
         if self.init_from is not None:
             path, self.init_from = self.init_from, None
             load_weights(self.encoder, path)
@@ -168,13 +172,18 @@ class Fit(lightning.LightningModule, ABC):
         """Read what :meth:`on_save_checkpoint` stored, and the loader's place in the epoch.
 
         Raises:
-            MismatchError: if the weights are of another architecture.
+            MismatchError: if the weights are of another architecture, or a fit would go on with
+                other settings than those it has in optimiser and schedule.
         """
+        told = checkpoint.get("retriever", {})
         check_frozen(self.encoder, checkpoint)
         check_shapes(self.encoder, checkpoint)
-        recall(self.encoder, checkpoint.get("retriever", {}))
-        loop = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
-        self._places = list(loop.get("combined_loader", []))
+        if self.trainer.state.fn == "fit":
+            _check_settings(told.get("training", {}), self.training_settings())
+        recall(self.encoder, told)
+        loop = checkpoint.get("loops", {}).get("fit_loop", {})
+        _reopen_epoch(loop)
+        self._places = list(loop.get("state_dict", {}).get("combined_loader", []))
 
     @final
     def on_fit_start(self) -> None:
@@ -184,8 +193,20 @@ class Fit(lightning.LightningModule, ABC):
             check_recipe(trained_on, shown, self.allow_mismatch, exact=True)
         self.encoder.trained_on = shown
         if self.trainer.is_global_zero:
-            cut = self._loaders.cut
-            self.encoder.origin = origin_of_fit(self.data, self.arguments, cut and cut.to_json())
+            self.encoder.origin = self._origin()
+
+    def _origin(self) -> dict[str, Any]:
+        """Where the weights will come from; hashes every byte of pools and training queries."""
+        cut, given = self._loaders.cut, self.arguments
+        found = {
+            "data": {"cut_text": cut and cut.to_json(), **self.data.describe()},
+            "sha256": self.data.digest(),
+            "command": given and shlex.join(["python", "-m", "retrievers", *given]),
+            "versions": versions(),
+            "commit": source_commit(),
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
+        return plain
 
     def configure_callbacks(self) -> list[lightning.Callback]:
         """Measures speed and memory of training, unless the trainer has such a callback already."""
@@ -313,8 +334,11 @@ class Contrastive(Fit):
         self.optimizer = optimizer
         self.tuning = tuning
         self.tokens = tokens
-        if tokens.weight and getattr(encoder, "mark", None) is None:
-            raise DataError("model.tokens is for an Mllm whose layout has a mark; set layout.mark")
+        if tokens.weight and (not isinstance(encoder, Mllm) or encoder.layout.pooling == "last"):
+            raise DataError(
+                "model.tokens is for an Mllm whose vector stands at a mark; set layout.mark, and "
+                "layout.pooling to before or at"
+            )
         if tuning.dora and init_from is not None:
             raise DataError(
                 "tuning.dora takes the length of each weight where it begins; export init_from's "
@@ -456,6 +480,52 @@ def trained(model: Fit) -> Encoder:
     model.setup("test")
     merge(model.encoder)
     return model.encoder.eval()
+
+
+def _check_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with other settings: optimiser and schedule keep those of the checkpoint.
+
+    Raises:
+        MismatchError: names what differs.
+    """
+    old, new = _flat(before), _flat(json.loads(json.dumps(now)))
+    differ = [
+        f"{name}: trained with {old[name]}, now {new[name]}"
+        for name in new
+        if name in old and old[name] != new[name]
+    ]
+    if differ:
+        raise MismatchError(
+            f"a fit goes on with the settings that it began with ({'; '.join(differ)}); leave them "
+            "as they were, or begin a new fit with the checkpoint's weights: --model.init_from"
+        )
+
+
+def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Names with dots and their values."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        nested = isinstance(value, Mapping)
+        flat |= _flat(value, f"{before}{name}.") if nested else {f"{before}{name}": value}
+    return flat
+
+
+def _reopen_epoch(loop: Mapping[str, Any]) -> None:
+    """Let a fit that ended at ``max_steps`` go on where it stood, in place.
+
+    Lightning (2.6) counts an epoch as completed wherever the fit ended, and goes on with the next,
+    without the pairs that were left; after one that did end, it takes the next for done, too.
+    """
+    epoch = loop.get("epoch_progress")
+    if epoch is None or epoch["total"]["completed"] < epoch["total"]["ready"]:
+        return
+    if loop["epoch_loop.batch_progress"]["is_last_batch"]:
+        for name in ("batch_progress", "scheduler_progress"):
+            current = loop[f"epoch_loop.{name}"]["current"]
+            current.update(dict.fromkeys(current, 0))
+    else:
+        for counts in epoch.values():
+            counts["processed"] = counts["completed"] = counts["ready"] - 1
 
 
 @torch.no_grad()

@@ -106,6 +106,16 @@ KINDS = {
         "test", ["--ckpt_path={}/last.ckpt", "--data.text_rule=uniir"],
         "rule: trained on plain, data shows uniir",
     ),
+    "checkpoint with a flipped bit": (
+        "fit", ["--ckpt_path={}/flipped.ckpt"], "flipped.ckpt: is damaged (checksum of",
+    ),
+    "resumed with other settings of training": (
+        "fit", ["--ckpt_path={}/last.ckpt", "--model.optimizer.lr=0.5", "--trainer.max_steps=9"],
+        "optimizer.lr: trained with 0.0005, now 0.5",
+    ),
+    "config that reads the environment": (
+        "fit", ["--data.root=${oc.env:HOME}", *STEP], "oc.env",
+    ),
     "resumed with another batch": (
         "fit", ["--ckpt_path={}/last.ckpt", "--data.batch_size=5", "--trainer.max_steps=9"],
         "was trained on 10 pairs per batch over all processes, now it would be 5",
@@ -176,6 +186,9 @@ def world(tmp_path_factory):
     (folder / "text.txt").write_text("no checkpoint\n")
     whole = (folder / "last.ckpt").read_bytes()
     (folder / "short.ckpt").write_bytes(whole[: len(whole) // 2])
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    (folder / "flipped.ckpt").write_bytes(flipped)
     saved = torch.load(folder / "last.ckpt", weights_only=True)
     spoil(folder, saved)
     spoil_roots(folder)

@@ -9,8 +9,11 @@ import pytest
 import torch
 import yaml
 
+from augment.errors import DataError
 from retrievers.cli import USER_ERROR, expand, main
+from retrievers.export.folder import save
 from retrievers.models.clip import ClipScoreFusion
+from retrievers.models.load import load
 from retrievers.vectors.store import EmbeddingStore
 from tests.retrievers.models.test_retriever import checkpoint_of, make_config, make_root
 
@@ -304,3 +307,67 @@ def test_pools_alone_can_be_embedded(world, tmp_path, capsys):
     assert main(["embed", *given, f"--data.root={root}"]) == 0
     assert "corpus: 40 vectors" in capsys.readouterr().out
     assert len(EmbeddingStore.open(tmp_path / "out" / "embeddings" / "corpus")) == 40
+
+
+@pytest.fixture
+def canary(tmp_path, monkeypatch):
+    """The name of a class whose module, when it is imported, leaves a file."""
+    (tmp_path / "canary_bird.py").write_text("open('imported', 'w').close()\nclass Bird: ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    yield "canary_bird.Bird"
+    assert not (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize("verb", ["fit", "validate", "test"])
+def test_a_checkpoint_brings_no_class(world, fitted, tmp_path, verb, canary, capsys, monkeypatch):
+    monkeypatch.setenv("SECRET", "hush")
+    given = torch.load(fitted / "checkpoints" / "last.ckpt", weights_only=True)
+    told = {
+        "_class_path": canary,
+        "encoder": {"class_path": canary},
+        "init_from": "${oc.env:SECRET}",
+    }
+    given["hyper_parameters"] = told
+    torch.save(given, tmp_path / "evil.ckpt")
+    out = options(world, tmp_path / "out", f"--ckpt_path={tmp_path / 'evil.ckpt'}")
+    assert main([verb, *out]) == 0  # they are not looked at
+    assert "hush" not in "".join(capsys.readouterr())
+
+
+def test_a_config_reads_no_environment(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SECRET", "hush")
+    (tmp_path / "c.yaml").write_text("data: {root: '${oc.env:SECRET}'}")
+    given = [*options(world, tmp_path)[:1], f"--config={tmp_path / 'c.yaml'}"]
+    assert main(["fit", *given]) == USER_ERROR
+    error = capsys.readouterr().err
+    assert "oc.env" in error
+    assert "hush" not in error
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "folder"])
+def test_settings_that_come_with_weights_are_data(fitted, tmp_path, kind, canary, monkeypatch):
+    monkeypatch.setenv("SECRET", "hush")
+    checkpoint = fitted / "checkpoints" / "last.ckpt"
+    evil = {"text": {"class_path": canary}, "model_name": "${oc.env:SECRET}", "class_path": canary}
+    if kind == "checkpoint":
+        given = torch.load(checkpoint, weights_only=True)
+        path = tmp_path / "evil.ckpt"
+        for change in ({"class": canary}, {"settings": {**given["retriever"]["settings"], **evil}}):
+            torch.save({**given, "retriever": {**given["retriever"], **change}}, path)
+            with pytest.raises(DataError, match=r"known encoders|cannot be built"):
+                load(path)
+        return
+    path = save(load(checkpoint), tmp_path / "model")
+    (path / "SHA256SUMS").unlink()
+    told = json.loads((path / "retriever.json").read_text())
+    for change in (
+        {"class": canary},
+        {"settings": {**told["settings"], **evil, "max_logit": canary}},
+    ):
+        (path / "retriever.json").write_text(json.dumps({**told, **change}))
+        if "class" in change:
+            with pytest.raises(DataError, match="known encoders"):
+                load(path)
+        else:
+            assert load(path).settings()["model_name"] == "${oc.env:SECRET}"  # as it is written

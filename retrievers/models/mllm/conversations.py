@@ -150,7 +150,7 @@ class ConversationCollator:
         patches = torch.as_tensor(read.get("pixel_values", torch.zeros(0, 1)))
         written = [example.written for example in examples] if training else [None]
         ends = [self._end(None) for _ in examples]
-        taught = self.layout.mark != "" and None not in written
+        taught = self.layout.pooling != "last" and None not in written
         if taught:
             ends = [self._end(text) for text in written]
         tokens, mask, kinds, targets = self._padded(read, ends, taught)
@@ -176,14 +176,12 @@ class ConversationCollator:
 
     def _padded(self, read: Any, ends: Sequence[list[int]], taught: bool) -> list[Tensor]:
         """Tokens, mask, kinds and targets."""
-        pad = self.processor.tokenizer.pad_token_id or 0
+        pad, place = self.processor.tokenizer.pad_token_id or 0, self.processor.image_token_id
         rows: list[tuple[list[int], ...]] = []
-        for prompt, kinds, end in zip(
-            read["input_ids"], read["mm_token_type_ids"], ends, strict=True
-        ):
+        for prompt, end in zip(read["input_ids"], ends, strict=True):
             tokens = [*prompt, *end]
-            blank = [IGNORED] * len(prompt)
-            rows.append((tokens, [1] * len(tokens), [*kinds, *[0] * len(end)], [*blank, *end]))
+            kinds = [int(token == place) for token in tokens]
+            rows.append((tokens, [1] * len(tokens), kinds, [*[IGNORED] * len(prompt), *end]))
         most = max(len(row[0]) for row in rows)
         padded = [
             torch.tensor([[fill] * (most - len(row[part])) + row[part] for row in rows])

@@ -1,14 +1,17 @@
 """The query's own picture in the pool: by file and by content, against plain loops."""
 
 import hashlib
+import json
 import random
 
 import pytest
 
 from augment.data import DataRoot, write_candidates, write_qrels, write_queries
 from augment.records import Hit, Item, Qrel, Query
+from retrievers.cli import main
 from retrievers.data.plan import plan_test
 from retrievers.evaluation.run import RunTable
+from retrievers.evaluation.run_files import write_run
 
 
 @pytest.fixture
@@ -75,3 +78,52 @@ def test_a_run_without_candidates_and_with_some_only():
         qid: [hit for hit in hits if hit.did in lists.get(qid, ())] for qid, hits in run.items()
     }
     assert table.without({}).to_run() == run
+
+
+def evaluated(tmp_path, run, *more):
+    write_run(tmp_path / "a.trec", run)
+    (tmp_path / "a.qrels").write_text("9:1 0 9:4 1\n9:2 0 9:5 1\n9:3 0 9:6 1\n")
+    out = tmp_path / "scores.json"
+    arguments = ["evaluate", str(tmp_path / "a.trec"), f"--qrels={tmp_path / 'a.qrels'}"]
+    if main([*arguments, f"--out={out}", "--metrics", "success@1", *more]):
+        return None
+    return json.loads(out.read_text())["rows"][0]["metrics"]
+
+
+#: The own picture first, its copy second, what is right third; but "9:6" is judged right, too.
+RANKED = {"9:1": "1 2 4 7", "9:2": "3 5 4 7", "9:3": "6 2 4 7"}
+RUN = {
+    qid: [Hit(f"9:{n}", 2.0**-place) for place, n in enumerate(found.split())]
+    for qid, found in RANKED.items()
+}
+
+
+@pytest.mark.parametrize(("by", "right"), [("keep", 1), ("file", 2), ("content", 3)])
+def test_runs_are_scored_without_the_own_picture(root, tmp_path, by, right):
+    found = evaluated(tmp_path, RUN, f"--own-picture={by}", f"--root={root}")
+    assert found == {"success@1": right / 3}
+
+
+def test_the_own_picture_needs_a_root(tmp_path, capsys):
+    assert evaluated(tmp_path, RUN, "--own-picture=file") is None
+    assert "--own-picture needs --root" in capsys.readouterr().err
+
+
+def test_success_among_the_candidates_of_a_list(tmp_path, capsys):
+    def with_lists(lists, run=RUN, *more):
+        (tmp_path / "lists.json").write_text(json.dumps(lists))
+        return evaluated(tmp_path, run, f"--subsets={tmp_path / 'lists.json'}", *more)
+
+    lists = {"9:1": ["9:4", "9:7", "9:8"], "9:2": ["9:3", "9:5"], "9:3": ["9:2", "9:4", "9:6"]}
+    expected = {f"subset_success@{k}": hit for k, hit in ((1, 2 / 3), (2, 1), (3, 1))}
+    assert with_lists(lists) == {"success@1": 1 / 3, **expected}
+    # What stands behind the relevant candidate may be cut off, but not that itself.
+    assert with_lists(lists, {qid: hits[:3] for qid, hits in RUN.items()})["subset_success@2"] == 1
+    cut = {qid: hits[:2] for qid, hits in RUN.items()}
+    assert with_lists(lists, cut) is None
+    assert "of 1 queries it holds no relevant candidate" in capsys.readouterr().err
+    assert with_lists(lists, cut, "--short")["subset_success@2"] == 2 / 3
+    assert with_lists({"9:1": ["9:4"]}) is None
+    assert "query 9:2: has no list of candidates" in capsys.readouterr().err
+    assert with_lists(["9:1"]) is None
+    assert "expected a JSON object" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from torch.nn import functional
 from augment.errors import DataError, EngineError, MismatchError
 from retrievers.cli import USER_ERROR, main
 from retrievers.export import folder as hub
+from retrievers.export.card import model_card
 from retrievers.export.sentence_transformers import (
     refusals,
     to_transformers,
@@ -212,6 +213,7 @@ def test_folders_of_ours_come_back_whole(world, run, tmp_path):
     hub.save(retriever, tmp_path / "model")
     assert {path.name for path in (tmp_path / "model").iterdir()} == {
         "README.md", "open_clip_config.json", "open_clip_model.safetensors", "retriever.json",
+        "SHA256SUMS",
     }  # fmt: skip
     moved = (tmp_path / "model").rename(tmp_path / "moved")
     for back in (load(moved), load(str(moved))):
@@ -324,6 +326,7 @@ def test_what_cannot_be_loaded_is_told(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="holds no weights as safetensors"):
         load(tmp_path)
     hub.save(retriever_of(tmp_path), tmp_path / "model")
+    (tmp_path / "model" / "SHA256SUMS").unlink()
     told = json.loads((tmp_path / "model" / "retriever.json").read_text())
     (tmp_path / "model" / "retriever.json").write_text(json.dumps({**told, "class": "Other"}))
     with pytest.raises(DataError, match=r"holds a Other; known encoders: .*ClipScoreFusion"):
@@ -339,12 +342,56 @@ def test_what_cannot_be_loaded_is_told(tmp_path, monkeypatch):
 
 def test_a_folder_cannot_ask_to_run_code(tmp_path):
     hub.save(ClipScoreFusion(), tmp_path)
+    (tmp_path / "SHA256SUMS").unlink()
     path = tmp_path / "open_clip_config.json"
     config = json.loads(path.read_text())
     config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
     path.write_text(json.dumps(config))
     with pytest.raises(DataError, match="that is never done"):
         load(tmp_path)
+
+
+def test_a_flipped_bit_in_a_folder_is_noticed(tmp_path):
+    folder = hub.save(ClipScoreFusion(), tmp_path / "model")
+    done = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=folder, check=True)  # noqa: S607
+    assert done.returncode == 0
+    checked = {path for path in folder.iterdir() if path.name not in ("README.md", "SHA256SUMS")}
+    assert len(checked) == 5  # two settings, weights, two files of the tokenizer
+    for path in checked:
+        given = bytearray(path.read_bytes())
+        given[len(given) // 2] ^= 1
+        whole = path.read_bytes()
+        path.write_bytes(given)
+        with pytest.raises(DataError, match=rf"{path.name}: is not what was written"):
+            load(folder)
+        with pytest.raises(DataError, match=rf"{path.name}: is not what was written"):
+            load(f"local-dir:{folder}")
+        path.write_bytes(whole)
+    (folder / "README.md").write_text("A card of one's own.")
+    load(folder)
+
+
+EVIL = "</code>`<img src=x onerror=alert(1)>|[click](javascript:alert(1))\n\n# a heading\x1b[2J"
+
+
+def test_nothing_of_a_checkpoint_leaves_its_place_in_a_card():
+    retriever = ClipScoreFusion()
+    retriever.trained_on = {"rule": EVIL, "instructions": "on", "query": f"{EVIL}:{EVIL}",
+                            "corpus": f"append:{EVIL}"}  # fmt: skip
+    recipe = {**dict.fromkeys(("model", "revision", "id"), EVIL), "settings": {EVIL: EVIL}}
+    retriever.origin = {
+        "data": {"root": EVIL, "tasks": [EVIL], "corpus_recipe": recipe},
+        "sha256": EVIL, "command": EVIL, "versions": {EVIL: EVIL}, "commit": EVIL,
+    }  # fmt: skip
+    retriever.remember({**retriever.settings(), EVIL: EVIL})
+    scores = {"success@1": 1.0, "success@5": 1.0, "recall@5": 1.0}
+    row = {"dataset": EVIL, "task": 0, "pool": EVIL, "queries": EVIL, "metrics": scores}
+    card = model_card(retriever, EVIL, {"rows": [row], "made_by": EVIL})
+    body = card.partition("\n---\n")[2]
+    assert body.count("onerror") > 10
+    for forbidden in ("<img", "</code>", "](", "\n# a heading", "\x1b", "onerror=alert(1)`<"):
+        assert forbidden not in body
+    assert all(line.count("`") % 2 == 0 for line in body.splitlines() if "onerror" in line)
 
 
 def test_missing_library_is_named(tmp_path, monkeypatch):

@@ -234,3 +234,11 @@ def test_what_is_no_blip_is_named(folder, tmp_path, root, capsys):
     out = tmp_path / "out"
     assert main(["fit", *settings(root, tmp_path, out, "BlipScoreFusion")]) == USER_ERROR
     assert "is a clip; name a BLIP model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mark", ["[SEP]", "[PAD]", "[CLS]"])
+def test_marks_in_a_text_are_ordinary_text(folder, mark):
+    tokenize = BlipScoreFusion(str(folder)).collator().tokenize
+    found = tokenize([f"red {mark} blue", "red ? ? ? blue"])
+    assert found[0].tolist()[:7] == [2, 5, 1, 1, 1, 7, 3]  # "[", letters and "]" are unknown here
+    assert (found[0] != 0).tolist() == (found[1] != 0).tolist()

@@ -27,6 +27,7 @@ from retrievers.data.texts import ViewConfig, check_recipe
 from retrievers.evaluation.run_files import read_run
 from retrievers.models.clip import ClipScoreFusion
 from retrievers.models.inputs import Processor
+from retrievers.models.long_text import count_tokens
 from retrievers.models.towers import encode_text, load_clip
 from retrievers.training.module import Contrastive
 from retrievers.training.optim import AdamWCosine
@@ -39,6 +40,12 @@ CONFIG = {
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
 }
 COLOURS = ("red", "green", "blue", "white", "black")
+
+#: Marks of tokenizers, and the words that each is as ordinary text.
+MARKS = {
+    "<end_of_text>": "< end _ of _ text >", "<START_OF_TEXT>": "< start _ of _ text >",
+    "&lt;end_of_text&gt;": "< end _ of _ text >", "<|endoftext|>": "<| endoftext |>",
+}  # fmt: skip
 
 
 def make_config(folder):
@@ -341,3 +348,27 @@ def test_schedule_and_decay_groups(retriever):
 def test_views_without_a_store_are_refused(root):
     with pytest.raises(DataError, match="store"):
         MBeirData(str(root), corpus=ViewConfig(view="append"))
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_a_tokenizers_marks_in_a_text_are_ordinary_text(tmp_path, mark):
+    clip, processor = load_clip(make_config(tmp_path))
+    texts = [f"a red{mark}square", f"a red {MARKS[mark]} square"]
+    found = processor.tokenize(texts)
+    assert torch.equal(found[0], found[1])
+    assert count_tokens(processor.tokenize, texts[:1]) == [int((found[0] != 0).sum())]
+    # What stands behind the mark is read.
+    behind = processor([Example(0, f"a red{mark}{word}", None) for word in ("square", "circle")])
+    first, second = encode_text(clip.eval(), behind.texts)
+    assert not torch.allclose(first, second)
+
+
+@pytest.mark.parametrize("mark", ["<end>", "<start>", "<pad>"])
+def test_marks_of_the_packaged_model_are_ordinary_text(mark):
+    tokenize = ClipScoreFusion().collator().tokenize
+    special = tokenize.tokenizer.all_special_ids
+    plain, marked = tokenize(["a flag", f"a {mark} flag"])
+    ours = [[int(n) for n in ids if n in special and n != 0] for ids in (plain, marked)]
+    assert ours[0] == ours[1]  # one start, one end
+    assert mark in tokenize.tokenizer.decode(marked.tolist(), skip_special_tokens=True)
+    assert count_tokens(tokenize, [f"a {mark} flag"]) == [int((marked != 0).sum())]

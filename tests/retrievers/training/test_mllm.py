@@ -236,7 +236,7 @@ def test_a_killed_fit_goes_on_as_if_undisturbed_and_its_checkpoint_is_small(fold
 
 def test_settings_of_training_that_cannot_be_meant_are_refused(folders):
     plain = make(folders["qwen3"], layout=Layout())
-    with pytest.raises(DataError, match="whose layout has a mark"):
+    with pytest.raises(DataError, match="stands at a mark"):
         Contrastive(plain, tokens=TokenLoss(1.0))
     with pytest.raises(DataError, match="are for CLIPs"):
         Contrastive(plain, tuning=Tuning("image", unlock_image=1))

@@ -12,7 +12,7 @@ import torch
 
 from augment import corpus
 from augment.enrichment.pipeline import Options
-from retrievers.cli import main
+from retrievers.cli import USER_ERROR, main
 from tests.retrievers.models.test_retriever import CONFIG, make_root
 from tests.retrievers.test_cli_retrievers import options
 
@@ -85,3 +85,50 @@ def test_killed_and_resumed_equals_undisturbed(world, tmp_path):
     for name, value in states[0]["state_dict"].items():
         assert torch.equal(value, states[1]["state_dict"][name]), name
     assert states[0]["global_step"] == states[1]["global_step"] == 8
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("ended", [4, 6])  # in the middle of an epoch of six steps, and at its end
+def test_a_fit_that_ended_and_goes_on_equals_undisturbed(world, tmp_path, ended):
+    # The cosine is of the whole fit: another number of steps is another schedule.
+    flat = ["--model.optimizer.floor=1", "--trainer.limit_val_batches=0"]
+    assert main(["fit", *arguments(world, tmp_path / "whole"), *flat]) == 0
+    half = [*arguments(world, tmp_path / "half"), *flat]
+    assert main(["fit", *half, f"--trainer.max_steps={ended}"]) == 0
+    last = tmp_path / "half" / "checkpoints" / "last.ckpt"
+    assert main(["fit", *half, f"--ckpt_path={last}"]) == 0
+    whole, gone_on = (
+        torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True)
+        for run in ("whole", "half")
+    )
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, gone_on["state_dict"][name]), name
+    for name in ("state_dict", "epoch_progress", "epoch_loop.batch_progress"):
+        assert whole["loops"]["fit_loop"][name] == gone_on["loops"]["fit_loop"][name]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("optimizer.lr=0.1", "optimizer.lr: trained with 0.0005, now 0.1"),
+        ("optimizer.weight_decay=0", "optimizer.weight_decay: trained with 0.1, now 0.0"),
+        ("optimizer.betas=[0.5,0.9]", "optimizer.betas: trained with [0.9, 0.98], now [0.5, 0.9]"),
+        ("objective.symmetric=false", "objective.symmetric: trained with True, now False"),
+    ],
+)
+def test_other_settings_of_training_are_refused_on_resume(world, tmp_path, capsys, given, told):
+    given = [*arguments(world, tmp_path), f"--model.{given}", "--trainer.max_steps=9"]
+    assert main(["fit", *given, f"--ckpt_path={fitted(world)}"]) == USER_ERROR
+    error = capsys.readouterr().err
+    assert told in error
+    assert "--model.init_from" in error
+    fresh = [*given, f"--model.init_from={fitted(world)}", "--trainer.max_steps=1"]
+    assert main(["fit", *fresh]) == 0
+
+
+def fitted(world):
+    """The checkpoint of a fit of one step."""
+    folder = world[2] / "fitted"
+    if not folder.exists():
+        assert main(["fit", *arguments(world, folder), "--trainer.max_steps=1"]) == 0
+    return folder / "checkpoints" / "last.ckpt"

@@ -1,19 +1,25 @@
 """What a fit leaves behind when it is killed in a validation, or got worse at its end."""
 
+import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import lightning
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from retrievers.cli import main
-from retrievers.training.callbacks import LatestCheckpoint
+from augment.errors import DataError
+from retrievers.cli import USER_ERROR, main
+from retrievers.models.load import read_checkpoint
+from retrievers.training.callbacks import CheckpointFiles, LatestCheckpoint
 from tests.retrievers.models.test_retriever import CONFIG, make_root
 from tests.retrievers.test_cli_retrievers import options
 
@@ -128,3 +134,75 @@ def test_an_accumulated_step_is_written_once_when_it_is_whole(tmp_path):
 
 def test_nothing_is_written_in_a_dry_run(tmp_path):
     assert fit(tmp_path, GettingWorse(), fast_dev_run=True) == {}
+
+
+def weights(value):
+    return {"state_dict": {"w": torch.full((100_000,), value)}, "global_step": int(value)}
+
+
+@pytest.fixture
+def small_files():
+    """A file grows to 100 KB and no further, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, small_files):
+    files, path = CheckpointFiles(), tmp_path / "last.ckpt"
+    files.save_checkpoint(weights(1), path)
+    small_files()
+    with pytest.raises(DataError, match=r"last\.ckpt: cannot be written: File too large"):
+        files.save_checkpoint(weights(2), path)
+    assert files.load_checkpoint(path)["global_step"] == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_fit_on_a_full_disk_is_told_and_goes_on(world, whole, tmp_path, capsys, monkeypatch):
+    save, seen = torch.save, []
+
+    def full(checkpoint, stream):
+        # Beside the final name: renaming never copies.
+        assert Path(stream.name).parent == tmp_path / "checkpoints"
+        seen.append(checkpoint["global_step"])
+        if seen[-1] == 4:
+            stream.write(b"PK torn")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(checkpoint, stream)
+
+    monkeypatch.setattr(torch, "save", full)
+    assert run_fit(world, tmp_path) == USER_ERROR
+    error = capsys.readouterr().err
+    assert "ckpt: cannot be written: No space left on device" in error
+    monkeypatch.undo()
+    folder = tmp_path / "checkpoints"
+    assert {state(path)[0] for path in folder.iterdir()} == {2}  # nothing torn, nothing left over
+    (folder / ".0123abcd.last.ckpt").write_bytes(b"of a kill")
+    assert run_fit(world, tmp_path, f"--ckpt_path={folder / 'latest.ckpt'}") == 0
+    assert {path.stem for path in folder.iterdir()} == {"last", "latest", "best"}
+    for key, value in state(whole / "checkpoints" / "last.ckpt")[1].items():
+        torch.testing.assert_close(state(folder / "last.ckpt")[1][key], value, rtol=0, atol=1e-6)
+
+
+def test_a_flipped_bit_is_noticed_wherever_it_is(whole, tmp_path):
+    given = (whole / "checkpoints" / "last.ckpt").read_bytes()
+    expected = read_checkpoint(whole / "checkpoints" / "last.ckpt")["state_dict"]
+    path, noticed = tmp_path / "flipped.ckpt", 0
+    places = np.random.default_rng(0).integers(0, len(given), 60)
+    for place in [5, *places.tolist(), len(given) - 3]:
+        damaged = bytearray(given)
+        damaged[place] ^= 4
+        path.write_bytes(damaged)
+        try:
+            found = read_checkpoint(path)["state_dict"]
+        except DataError as error:
+            assert str(path) in str(error)  # noqa: PT017 - or nothing of it was hit
+            noticed += 1
+        else:
+            assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    assert noticed > 50
+    middle = bytearray(given)
+    middle[len(given) // 2] ^= 1
+    path.write_bytes(middle)
+    with pytest.raises(DataError, match="damaged"):
+        CheckpointFiles().load_checkpoint(path)

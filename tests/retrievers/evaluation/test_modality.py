@@ -1,0 +1,67 @@
+"""Modalities of results in a union pool, against plain loops over random runs."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from augment.data import write_candidates
+from augment.records import Hit, Item, Query
+from retrievers.data.plan import EvalTask, Plan
+from retrievers.evaluation.results import Lost, Results, score
+from retrievers.evaluation.run import RunTable
+from tests.references import success_at_k
+
+KINDS = ("text", "image", "image,text")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_was_asked_and_what_was_found(tmp_path, seed):
+    rng = random.Random(seed)
+    pool = {}
+    for n in range(30):
+        kind = rng.choice(KINDS)
+        images = (f"{n % 9}.jpg",) if "image" in kind else ()
+        pool[f"9:{n}"] = Item(f"9:{n}", "words" if "text" in kind else None, images, kind)
+    write_candidates(tmp_path / "pool.jsonl", pool.values())
+    texts = [did for did, item in pool.items() if item.modality == "text"]
+    queries = [
+        Query(Item(f"9:{n}", None, (f"{n % 9}.jpg",), "image"), 3, (rng.choice(texts),))
+        for n in range(40)
+    ]
+    grades = {query.item.id: {query.positives[0]: 1} for query in queries}
+    run = {
+        query.item.id: [Hit(did, 2.0**-n) for n, did in enumerate(rng.sample(list(pool), 8))]
+        for query in queries[:35]  # the others were not found anything
+    }
+    plan = Plan([EvalTask("x", 3, queries, grades, "pool")])
+    plan.add_pool("pool", tmp_path / "pool.jsonl")
+    plan.add_union(None)
+    runs = {("x_task3", name): RunTable.from_run(run) for name in ("local", "union")}
+    results = score(plan, runs, Lost([], []), Lost([], []), "made")
+    local, union = results.rows
+    assert local.modality is None
+    seen = union.modality
+    ranked = {qid: [pool[hit.did] for hit in hits] for qid, hits in run.items()}
+    fits = {qid: [item.modality == "text" for item in items] for qid, items in ranked.items()}
+    assert seen.at_1 == pytest.approx(sum(own[0] for own in fits.values()) / 40)
+    assert seen.at_5 == pytest.approx(sum(sum(own[:5]) / 5 for own in fits.values()) / 40)
+    kept = {qid: [i.id for i in items if i.modality == "text"] for qid, items in ranked.items()}
+    hits = [success_at_k(kept.get(qid, []), set(own), 1) for qid, own in grades.items()]
+    assert seen.filtered == pytest.approx(sum(hits) / 40)
+    fails = {"own": 0, "modality": 0, "item": 0}
+    for query in queries[:35]:
+        first = ranked[query.item.id][0]
+        if first.id in query.positives:
+            continue
+        wrong = "item" if first.modality == "text" else "modality"
+        fails["own" if first.image == query.item.image else wrong] += 1
+    assert [seen.own_picture, seen.wrong_modality, seen.wrong_item] == [
+        pytest.approx(count / 40) for count in fails.values()
+    ]
+    assert seen.found == {"text": dict(Counter(found[0].modality for found in ranked.values()))}
+    lost = seen.own_picture + seen.wrong_modality + seen.wrong_item
+    assert lost + union.metrics["success@1"] == pytest.approx(35 / 40)
+    assert "asked, then found first" in results.notes()
+    assert Results([local], "made").modality_table() == ""
+    assert results.to_json()["rows"][1]["modality"]["found"] == seen.found
