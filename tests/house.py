@@ -16,11 +16,12 @@ from pathlib import Path
 HOME = Path(__file__).parents[1]
 PRODUCT = ("augment", "retrievers", "benchmarks")
 
-#: What may not be exceeded. Of lines this is where the house stands, so that it grows no more;
-#: where it is going is in AIMS.
+#: What may not be exceeded. Of lines this is where the house stands, so that it grows no more
+#: unnoticed; where it is going is in AIMS. Raised once, by 1,100 and 2,250, for language models as
+#: encoders and for the tests of what had broken it.
 LIMITS = {
-    "lines of product": 39_400,
-    "lines of tests": 16_650,
+    "lines of product": 40_500,
+    "lines of tests": 18_900,
     "children of a folder": 12,
     "depth of inheritance": 2,
     "classes of one name": 1,
