@@ -29,7 +29,7 @@ from augment.data.records import (
 )
 from augment.data.root import INSTRUCTIONS, DataFile, DataRoot, Instructions
 from augment.data.tokens import clip_token_counter
-from augment.errors import DataError, EngineError, ImageError
+from augment.errors import DataError, EngineError, ImageError, printable
 from augment.files import aligned, home, legible_output, numbered_lines, write_json
 from augment.records import TASKS, Item, Modality, Query
 
@@ -609,7 +609,7 @@ def _differ(positives: set[str] | None, judged: set[str] | None) -> str:
 
 def render_report(report: Report) -> str:
     """Counts, lengths, findings and a verdict, in that order."""
-    return "\n".join(_lines(report)) + "\n"
+    return printable("\n".join(_lines(report)), lines=True) + "\n"
 
 
 def _lines(report: Report) -> Iterator[str]:
@@ -687,7 +687,7 @@ def _findings(findings: Sequence[Finding]) -> Iterator[str]:
         shown = EXAMPLES if len(same) <= EXAMPLES else 1  # one each when it is everywhere
         for one in same:
             yield f"  {one.count:,} in {one.file}"
-            yield from (f"      {_within(one, text)}" for text in one.examples[:shown])
+            yield from (f"      {printable(_within(one, text))}" for text in one.examples[:shown])
 
 
 def _within(finding: Finding, example: str) -> str:

@@ -14,7 +14,7 @@ from augment.engines import Engine
 from augment.enrichment.jobs import Job
 from augment.records import Reply
 from augment.store import Failure, Judged, Store, reason_class
-from augment.store.upkeep import duration
+from augment.store.upkeep import duration, listing
 
 #: Failures that a summary names; the store has them all.
 NAMED_FAILURES = 1000
@@ -89,30 +89,23 @@ class Summary:
         return {k: dict(v) if isinstance(v, Counter) else v for k, v in fields.items()}
 
     def __str__(self) -> str:
+        judged = listing(self.judged, ": ")
         rows = [
             f"{self.total:>9,} items",
-            f"{self.generated:>9,} generated{_reasons(self.rejected, ', refused by checks: ')}",
+            f"{self.generated:>9,} generated{listing(self.rejected, ', refused by checks: ')}",
             f"{self.cached:>9,} cached ({self.duplicates:,} share the text of another item)",
-            *self._judged_lines(),
-            f"{self.skipped.total():>9,} left alone{_reasons(self.skipped, ': ')}",
-            f"{self.failed.total():>9,} failed{_reasons(self.failed, ': ')}",
+        ]
+        if judged:
+            rows.append(f"{self.judged.total():>9,} of them judged by limits new to them{judged}")
+        rows += [
+            f"{self.skipped.total():>9,} left alone{listing(self.skipped, ': ')}",
+            f"{self.failed.total():>9,} failed{listing(self.failed, ': ')}",
         ]
         if len(self.routed) > 1:
             rows += [f"{number:>9,} with a text: {route}" for route, number in self.routed.items()]
         if self.incomplete:
             rows += [f"{self.pending:>9,} read, not settled", f"incomplete: {self.incomplete}"]
         return "\n".join(rows)
-
-    def _judged_lines(self) -> list[str]:
-        if not self.judged:
-            return []
-        found = _reasons(self.judged, ": ")
-        return [f"{self.judged.total():>9,} of them judged by limits new to them{found}"]
-
-
-def _reasons(counts: Counter[str], before: str) -> str:
-    listing = ", ".join(f"{number:,} {reason}" for reason, number in counts.most_common())
-    return before + listing if listing else ""
 
 
 @final

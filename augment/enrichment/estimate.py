@@ -10,15 +10,14 @@ from __future__ import annotations
 import random
 import textwrap
 import time
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import nsmallest
 from math import sqrt
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple, final
-
-import numpy as np
 
 from augment.engines import Engine
 from augment.enrichment.jobs import Job
@@ -29,7 +28,8 @@ from augment.store import Store, reason_class
 from augment.store.keys import Recipe
 from augment.store.page import visible
 from augment.store.runs import Prices
-from augment.store.upkeep import duration
+from augment.store.segments import Seen
+from augment.store.upkeep import duration, listing
 
 #: Batches that the sample fills: the first ones of a run are no slower than the later ones.
 SAMPLE_BATCHES = 2
@@ -118,21 +118,18 @@ def survey(
     """
     found = Survey()
     dice = random.Random(seed)  # noqa: S311 - a sample, not a secret
-    keys, pictures = array("q"), array("q")
-    seen: set[int] = set()
+    ids, keys, pictures = Seen(), Seen(), Seen()
     plan = Planner(jobs, engine, recipe, root, store)
 
     try:
         for job, group, failure, _ in plan:
             found.items += 1
-            mark = hash(job.item.id)
             if job.prompt is None:
                 found.skipped[job.reason] += 1
                 continue
-            if mark in seen:
+            if ids.add(job.item.id) is not None:
                 found.skipped["listed again"] += 1
                 continue
-            seen.add(mark)
             if failure is not None:
                 found.failing[reason_class(failure.reason)] += 1
             if group is None:
@@ -141,9 +138,9 @@ def survey(
                 found.cached += 1
                 continue
             found.asked += 1
-            keys.append(hash(group.key))
+            keys.add(group.key)
             if group.image_hash is not None:
-                pictures.append(hash(group.image_hash))
+                pictures.add(group.image_hash)
             one = Asked(group.key, group.request, group.sampling)
             if len(found.sample) < sample:
                 found.sample.append(one)
@@ -151,8 +148,7 @@ def survey(
                 found.sample[place] = one
     finally:
         plan.close()
-    found.requests = len(np.unique(np.asarray(keys)))
-    found.pictures = len(np.unique(np.asarray(pictures)))
+    found.requests, found.pictures = len(keys), len(pictures)
     found.sample = list({one.key: one for one in found.sample}.values())
     return found
 
@@ -185,19 +181,14 @@ def describe(found: Survey, timing: Timing, prices: Prices | None = None) -> str
         "dry run: nothing was written",
         f"{found.items:>11,} items",
         f"{found.cached:>11,} cached",
-        f"{found.skipped.total():>11,} left alone{_listing(found.skipped)}",
-        f"{found.failing.total():>11,} would fail{_listing(found.failing)}",
+        f"{found.skipped.total():>11,} left alone{listing(found.skipped, ': ')}",
+        f"{found.failing.total():>11,} would fail{listing(found.failing, ': ')}",
         f"{found.asked:>11,} need a text: {found.requests:,} requests,"
         f" {found.pictures:,} different pictures",
     ]
     if not timing.replies:
         return "\n".join([*rows, "nothing to generate"])
     return "\n".join([*rows, *_cost(found.requests, timing, prices or Prices())])
-
-
-def _listing(counts: Counter[str]) -> str:
-    named = ", ".join(f"{number:,} {reason}" for reason, number in counts.most_common())
-    return f": {named}" if named else ""
 
 
 def _cost(requests: int, timing: Timing, prices: Prices) -> Iterator[str]:
@@ -230,18 +221,14 @@ def _total(values: Sequence[int], requests: int) -> tuple[float, float]:
 
 def choose(jobs: Iterable[Job], number: int, seed: int = 0) -> list[Job]:
     """A uniform sample of the jobs that have a prompt, in their order; an id counts once."""
-    dice = random.Random(seed)  # noqa: S311 - a sample, not a secret
-    chosen: list[tuple[int, Job]] = []
-    seen: set[int] = set()
-    for place, job in enumerate(jobs):
-        if job.prompt is None or (mark := hash(job.item.id)) in seen:
-            continue
-        seen.add(mark)
-        if len(chosen) < number:
-            chosen.append((place, job))
-        elif (at := dice.randrange(len(seen))) < number:
-            chosen[at] = (place, job)
-    return [job for _, job in sorted(chosen, key=lambda pair: pair[0])]
+    dice, seen = random.Random(seed), Seen()  # noqa: S311 - a sample, not a secret
+    drawn = (
+        (dice.random(), place, job)
+        for place, job in enumerate(jobs)
+        if job.prompt is not None and seen.add(job.item.id) is None
+    )
+    chosen = nsmallest(number, drawn, key=itemgetter(0))
+    return [job for _, _, job in sorted(chosen, key=itemgetter(1))]
 
 
 def show(jobs: Sequence[Job], texts: Mapping[str, Enrichment]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
@@ -91,7 +91,7 @@ class Planner(Iterator[Planned]):
         take = max(1, min(TAKEN, self._ahead // 64))
         while len(self) + take <= self._ahead and (jobs := list(islice(self._jobs, take))):
             self.read += len(jobs)
-            self._coming.append(self._pool.submit(self._plan_all, jobs))
+            self._coming.append(self._pool.submit(list, map(self._plan_one, jobs)))
         if not self._ready:
             if not self._coming:
                 raise StopIteration
@@ -106,12 +106,8 @@ class Planner(Iterator[Planned]):
         """End the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _plan_all(self, jobs: Sequence[Job]) -> list[Planned | DataError]:
-        """Planner some jobs; runs in a thread."""
-        return [self._plan_one(job) for job in jobs]
-
     def _plan_one(self, job: Job) -> Planned | DataError:
-        """A job, or the error that is to be raised at its turn."""
+        """A job, or the error that is to be raised at its turn; runs in a thread."""
         try:
             return Planned(job) if job.prompt is None else self._plan(job, job.prompt)
         except DataError as error:

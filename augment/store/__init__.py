@@ -16,22 +16,9 @@ doubles nothing: readers take one row per key, the earliest text and the latest 
 order of the files. So any number of processes and hosts may write and seal at once.
 """
 
-from augment.store.log import SYNC_SECONDS
-from augment.store.runs import SIDES, RunRecord, Scope
-from augment.store.schema import UNJUDGED, Failure, Judged, Link, pair_id, reason_class
-from augment.store.store import Store, Texts
-
-__all__ = [
-    "SIDES",
-    "SYNC_SECONDS",
-    "UNJUDGED",
-    "Failure",
-    "Judged",
-    "Link",
-    "RunRecord",
-    "Scope",
-    "Store",
-    "Texts",
-    "pair_id",
-    "reason_class",
-]
+from augment.store.runs import Scope as Scope
+from augment.store.schema import Failure as Failure
+from augment.store.schema import Judged as Judged
+from augment.store.schema import pair_id as pair_id
+from augment.store.schema import reason_class as reason_class
+from augment.store.store import Store as Store

@@ -98,16 +98,7 @@ def write_page(path: Path, template: str, **values: Any) -> None:
     Raises:
         DataError: if the file cannot be written.
     """
-    save_page(path, environment().get_template(template).render(values))
-
-
-def save_page(path: Path, page: str) -> None:
-    """Write a page so that a reader sees the old or the new one, never half of it.
-
-    Raises:
-        DataError: if the file cannot be written.
-    """
-    write_text(path, page, DataError)
+    write_text(path, environment().get_template(template).render(values), DataError)
 
 
 class Piece(NamedTuple):

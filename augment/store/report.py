@@ -113,7 +113,7 @@ class ItemCard(NamedTuple):
 
 
 class Reason(NamedTuple):
-    """RootItems that failed, or whose text was refused, for one reason."""
+    """Items that failed, or whose text was refused, for one reason."""
 
     name: str
     items: int
@@ -123,7 +123,7 @@ class Reason(NamedTuple):
 class Repeats(NamedTuple):
     """Accepted texts that were written for several different contents.
 
-    A content is an item's picture, or its text where it has none. RootItems that send the very same
+    A content is an item's picture, or its text where it has none. Items that send the very same
     share one generation and count once; so does a picture that is asked about in several requests.
 
     Attributes:
@@ -238,12 +238,12 @@ class SideReport:
 
     @property
     def failures(self) -> int:
-        """RootItems without a text."""
+        """Items without a text."""
         return sum(reason.items for reason in self.failed)
 
     @property
     def accepted(self) -> int:
-        """RootItems with a text that no check refused."""
+        """Items with a text that no check refused."""
         return self.texts - self.refused_items
 
 
@@ -399,8 +399,12 @@ def collect(
     )
     random = [Sample(item) for item in chance["item"]]
     shown = [worst, random, *(found for _, _, found in (*failed, *refused))]
-    ids = {sample.item_id for found in shown for sample in found}
-    make = Cards(items, root, texts, _asked_for(root, ids) if side == "corpus" else {})
+    ids = [sample.item_id for found in shown for sample in found]
+    asked = _asked_for(root, ids) if side == "corpus" else {}
+
+    def cards(chosen: Sequence[Sample]) -> list[ItemCard]:
+        return [_card(sample, items, root, texts, asked) for sample in chosen]
+
     return SideReport(
         side=side,
         recipe=how,
@@ -416,14 +420,14 @@ def collect(
         used=used,
         repeats=again,
         faithful=faithful,
-        failed=[Reason(name, number, make.cards(found)) for name, number, found in failed],
-        refused=[Reason(name, number, make.cards(found)) for name, number, found in refused],
+        failed=[Reason(name, number, cards(found)) for name, number, found in failed],
+        refused=[Reason(name, number, cards(found)) for name, number, found in refused],
         plots=[*_plots(frame, first, used.limits), *(faithful.plots if faithful else [])],
         scores=list(_scores(frame, used.limits)),
         groups={"prompt": _groups(frame, "prompt"), "dataset": _groups(frame, "dataset", items)},
-        worst=make.cards(worst),
-        random=make.cards(random),
-        unknown=make.unknown,
+        worst=cards(worst),
+        random=cards(random),
+        unknown=sum(items.find(name) is None for name in ids),
     )
 
 
@@ -659,64 +663,35 @@ def _by_reason(found: Iterator[tuple[str, Sample]]) -> list[tuple[str, int, list
     return [(name, number, shown[name]) for name, number in counts.most_common()]
 
 
-@final
-class Cards:
-    """Makes cards.
-
-    Args:
-        items: where items are found by id.
-        root: folder of the pictures.
-        texts: item id -> generated text.
-        asked: candidate id -> a query that it answers.
-
-    Attributes:
-        unknown: samples whose item the root does not have.
-    """
-
-    def __init__(
-        self,
-        items: RootItems,
-        root: Path,
-        texts: Mapping[str, Enrichment],
-        asked: Mapping[str, str],
-    ) -> None:
-        self.unknown = 0
-        self._items = items
-        self._root = root
-        self._texts = texts
-        self._asked = asked
-
-    def cards(self, chosen: Sequence[Sample]) -> list[ItemCard]:
-        """One card for each sample."""
-        return [self._card(sample) for sample in chosen]
-
-    def _card(self, sample: Sample) -> ItemCard:
-        item = self._items.find(sample.item_id)
-        text = None if sample.failed else self._texts.get(sample.item_id)
-        self.unknown += item is None
-        image = item.image if item is not None else sample.image
-        expected = text.picture if text else ""
-        picture, no_picture = self._picture(image, item is not None, expected)
-        published, generated = compare(item.text if item else None, text.text if text else "")
-        return ItemCard(
-            sample.item_id,
-            image or "",
-            picture,
-            no_picture,
-            published,
-            generated,
-            self._asked.get(sample.item_id, ""),
-            sample.why,
-            text,
-        )
-
-    def _picture(self, image: str | None, known: bool, expected: str) -> tuple[DataUri | None, str]:
-        if image is None:
-            return None, "no picture" if known else "not in this root"
+def _card(
+    sample: Sample,
+    items: RootItems,
+    root: Path,
+    texts: Mapping[str, Enrichment],
+    asked: Mapping[str, str],
+) -> ItemCard:
+    item = items.find(sample.item_id)
+    text = None if sample.failed else texts.get(sample.item_id)
+    image = sample.image if item is None else item.image
+    picture, no_picture = None, "not in this root" if item is None else "no picture"
+    if image is not None:
         try:
-            return thumbnail(open_image(self._root, image, expected=expected)), ""
+            expected = text.picture if text else ""
+            picture, no_picture = thumbnail(open_image(root, image, expected=expected)), ""
         except ImageError as error:
-            return None, f"picture {error.reason}"
+            no_picture = f"picture {error.reason}"
+    published, generated = compare(item.text if item else None, text.text if text else "")
+    return ItemCard(
+        sample.item_id,
+        image or "",
+        picture,
+        no_picture,
+        published,
+        generated,
+        asked.get(sample.item_id, ""),
+        sample.why,
+        text,
+    )
 
 
 # The root
@@ -765,7 +740,7 @@ class RootItems:
         return self._names.get(dataset, dataset)
 
     def with_picture(self) -> int:
-        """RootItems that have a picture, those in several files counted once."""
+        """Items that have a picture, those in several files counted once."""
         shown = [t.ids.filter(t.column("image").is_valid()).chunks for t in self._tables]
         ids = pa.chunked_array([chunk for chunks in shown for chunk in chunks], pa.string())
         return cast("int", pc.count_distinct(ids).as_py())
@@ -779,7 +754,7 @@ def _item(rows: CandidateTable | QueryTable, row: int) -> Item:
 def _asked_for(root: Path, candidates: Collection[str]) -> Mapping[str, str]:
     """Candidate id -> text of a query without a picture that this candidate answers."""
     data = DataRoot(root)
-    wanted = pa.array(sorted(candidates), pa.string())
+    wanted = pa.array(sorted(set(candidates)), pa.string())
     found: dict[str, str] = {}
     for split in reversed(_SPLITS[:3]):
         for file in data.query_files(split):

@@ -15,10 +15,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
-import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -30,6 +28,9 @@ from augment.store.keys import Recipe
 
 SIDES: tuple[Side, ...] = ("corpus", "query")
 
+
+#: Names of runs; one that is being written, or was by a writer that was killed, begins with a dot.
+WHOLE = "[!.]*.json"
 
 #: Version of the layout.
 FORMAT = 4
@@ -169,30 +170,6 @@ def writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def begin(folder: Path, recipe: Recipe, scope: Scope) -> RunRecord:
-    """Save a recipe and that a run of it starts.
-
-    Raises:
-        StoreWriteError: if it cannot be written.
-    """
-    save_recipe(folder, recipe)
-    name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
-    # Later than all others, though a clock may once have been ahead.
-    started = max([time.time(), *(run.started + 1e-3 for run in load_runs(folder)[-1:])])
-    run = RunRecord(name, recipe.side, recipe.id, scope, started, host=log.host(), pid=os.getpid())
-    save_run(folder, run)
-    return run
-
-
-def finish(folder: Path, run: RunRecord, counts: Mapping[str, Any]) -> None:
-    """Save how a run ended.
-
-    Raises:
-        StoreWriteError: if it cannot be written.
-    """
-    save_run(folder, replace(run, ended=max(time.time(), run.started), counts=dict(counts)))
-
-
 def save_run(folder: Path, run: RunRecord) -> None:
     """Write a run, in place of what was there of it.
 
@@ -227,7 +204,7 @@ def load_runs(folder: Path) -> list[RunRecord]:
     Raises:
         StoreError: if one cannot be read.
     """
-    found = [load_run(path) for path in (folder / "runs").glob("*.json")]
+    found = [load_run(path) for path in (folder / "runs").glob(WHOLE)]
     # By time, not by name: a name is exact to the second only.
     return sorted(found, key=lambda run: (run.started, run.id))
 
@@ -244,19 +221,6 @@ def load_run(path: Path) -> RunRecord:
         return RunRecord(**value, scope=Scope(**{**scope, "retry": tuple(scope["retry"])}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{path}: cannot read the run: {error}; delete the file") from error
-
-
-def save_recipe(folder: Path, recipe: Recipe) -> None:
-    """Write a recipe, unless it is there.
-
-    Raises:
-        StoreWriteError: if it cannot be written.
-    """
-    path = folder / "recipes" / f"{recipe.side}-{recipe.id}.json"
-    with writing(folder):
-        make_folder(folder)
-        if not path.exists():
-            write_json(path, recipe.to_json())
 
 
 def load_recipe(folder: Path, side: Side, name: str) -> Recipe:

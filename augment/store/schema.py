@@ -41,12 +41,6 @@ def pair_id(query_id: str, candidate_id: str) -> str:
     return f"{query_id}{_SEPARATOR}{candidate_id}"
 
 
-def ids_of(owner: str) -> tuple[str, str]:
-    """Query id and candidate id of a pair; of an item, an empty query id and its own."""
-    query, _, candidate = owner.rpartition(_SEPARATOR)
-    return query, candidate
-
-
 class Failure(NamedTuple):
     """An item that got no text; ``reason`` starts with a short class, then ``:`` and details.
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
+import secrets
 import threading
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +16,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, final
 
 from augment.errors import StoreError
+from augment.files import write_json
 from augment.records import Enrichment, Side
 from augment.store import log, runs
 from augment.store.keys import Recipe
@@ -59,7 +63,7 @@ class Store:
 
     Args:
         folder: where the store lives.
-        sync_seconds: see :data:`augment.store.SYNC_SECONDS`.
+        sync_seconds: see :data:`augment.store.log.SYNC_SECONDS`.
         seal_rows: see :data:`SEAL_ROWS`.
 
     Attributes:
@@ -340,20 +344,39 @@ class Store:
                 self._write({"kind": "calm"})
 
     def save_recipe(self, recipe: Recipe) -> None:
-        """Save a recipe.
+        """Save a recipe, unless it is there.
 
         Raises:
             StoreWriteError: if it cannot be written.
         """
-        runs.save_recipe(self.folder, recipe)
+        path = self.folder / "recipes" / f"{recipe.side}-{recipe.id}.json"
+        with runs.writing(self.folder):
+            runs.make_folder(self.folder)
+            if not path.exists():
+                write_json(path, recipe.to_json())
 
     def begin(self, recipe: Recipe, scope: Scope) -> RunRecord:
-        """Save a recipe and that a run of it starts; to be ended by :func:`runs.finish`.
+        """Save a recipe and that a run of it starts; to be ended by :meth:`finish`.
 
         Raises:
+            StoreError: if the runs of before cannot be read.
             StoreWriteError: if it cannot be written.
         """
-        return runs.begin(self.folder, recipe, scope)
+        self.save_recipe(recipe)
+        name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
+        # Later than all others, though a clock may once have been ahead.
+        latest = [run.started + 1e-3 for run in runs.load_runs(self.folder)[-1:]]
+        run = RunRecord(
+            name,
+            recipe.side,
+            recipe.id,
+            scope,
+            max([time.time(), *latest]),
+            host=log.host(),
+            pid=os.getpid(),
+        )
+        runs.save_run(self.folder, run)
+        return run
 
     def finish(self, run: RunRecord, counts: Mapping[str, Any]) -> None:
         """Save how a run ended.
@@ -361,7 +384,8 @@ class Store:
         Raises:
             StoreWriteError: if it cannot be written.
         """
-        runs.finish(self.folder, run, counts)
+        ended = max(time.time(), run.started)
+        runs.save_run(self.folder, replace(run, ended=ended, counts=dict(counts)))
 
     def _write(self, record: dict[str, Any]) -> None:
         """Save a record, with the time if it has none."""

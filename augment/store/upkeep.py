@@ -70,6 +70,12 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def listing(counts: Mapping[str, int], before: str = "", after: str = "") -> str:
+    """``3 missing, 1 corrupt``, the most frequent first; empty where nothing was counted."""
+    named = ", ".join(f"{n:,} {name}" for name, n in Counter(counts).most_common())
+    return f"{before}{named}{after}" if named else ""
+
+
 # What a store holds
 
 
@@ -105,10 +111,12 @@ class RecipeStatus:
         rows = [
             f"{self.side} recipe {self.recipe}: {state}",
             f"  {self.model}, {', '.join(self.prompts)}",
-            f"  {self.items:>9,} items with a text{_reasons(self.refused, 'refused: ')}",
+            f"  {self.items:>9,} items with a text{listing(self.refused, ' (refused: ', ')')}",
         ]
         if self.failed:
-            rows.append(f"  {sum(self.failed.values()):>9,} failed{_reasons(self.failed)}")
+            rows.append(
+                f"  {sum(self.failed.values()):>9,} failed{listing(self.failed, ' (', ')')}"
+            )
         return "\n".join([*rows, *(f"  run {_run_line(run)}" for run in self.runs[-5:])])
 
 
@@ -183,11 +191,6 @@ def _run_line(run: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _reasons(counts: Mapping[str, int], before: str = "") -> str:
-    listing = ", ".join(f"{number:,} {reason}" for reason, number in sorted(counts.items()))
-    return f" ({before}{listing})" if counts else ""
-
-
 def choose(store: Store, recipe: str) -> None:
     """Make a recipe the one that views show when none is named.
 
@@ -248,7 +251,7 @@ def verify(folder: Path) -> Soundness:
     found = Soundness()
     sound.cache_clear()  # what was looked at before may be damaged since
     _check_segments(folder, found)
-    for path in sorted(folder.glob("scores/*.parquet")):
+    for path in sorted(folder.glob("scores/[!.]*.parquet")):
         with _noting(found, "damaged scores", str(path)):
             pq.ParquetFile(path, page_checksum_verification=True).read(use_threads=False)
     if set(found.problems) - _HARMLESS:
@@ -269,7 +272,7 @@ def verify(folder: Path) -> Soundness:
 
 def _sound_recipes(folder: Path, found: Soundness) -> Iterator[tuple[Side, Recipe]]:
     """The recipes that can be read; notes those that cannot, and such runs and choices."""
-    for path in sorted((folder / "runs").glob("*.json")):
+    for path in sorted((folder / "runs").glob(runs.WHOLE)):
         with _noting(found, "run"):
             runs.load_run(path)
     for side in SIDES:
@@ -369,7 +372,7 @@ def _add(store: Store, other: Store, done: Counter[str]) -> None:
         done["texts"] += store.put("text", "", row)
     for side in SIDES:
         for recipe in other.recipes(side):
-            runs.save_recipe(store.folder, recipe)
+            store.save_recipe(recipe)
             for row in other.rows("link", recipe.id).scan():
                 done["links"] += store.put("link", recipe.id, row)
             for row in other.rows("fail", recipe.id).scan():

@@ -12,9 +12,10 @@ from typing import Any, Literal, NamedTuple, final
 import jsonargparse
 
 from augment.errors import DataError, ToolkitError
+from augment.files import write_text
 from augment.records import Side
 from augment.store.keys import Recipe
-from augment.store.page import environment, save_page
+from augment.store.page import environment
 from benchmarks.report.gallery import Gallery
 from benchmarks.report.runs import SIDES, OpenedRun, moves, open_run, pick
 from retrievers.evaluation.compare import compare
@@ -177,7 +178,7 @@ def write_report(
               for name, run in zip(names, runs, strict=True)],
         notes=[*notes, *(note for run in runs for note in run.notes)],
     )  # fmt: skip
-    save_page(out, html)
+    write_text(out, html, DataError)
     sys.stdout.write(f"{out}\n")
 
 

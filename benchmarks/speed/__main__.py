@@ -23,6 +23,7 @@ STAGES = {
     "startup": ("startup", "measure", "startup"),
     "full_size": ("full_size", "measure", "full_size"),
     "checks": ("checks", "measure", "checks"),
+    "soak": ("soak", "measure", "soak"),
 }
 
 

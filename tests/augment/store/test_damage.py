@@ -104,6 +104,16 @@ def test_damaged_scores_are_told_and_refused(sealed, tmp_path):
         load_scores(tmp_path / "s", "corpus", RECIPE.id)
 
 
+def test_what_a_killed_writer_left_half_written_is_no_run(sealed, tmp_path):
+    shutil.copytree(sealed, tmp_path / "s")
+    (tmp_path / "s/scores").mkdir()
+    for name in ("runs/.1a2b3c4d.20260101T000000-aa.json", "scores/.1a2b3c4d.corpus-a.parquet"):
+        (tmp_path / "s" / name).write_bytes(b"")
+    assert verify(tmp_path / "s").problems == {}
+    merge(tmp_path / "into", [tmp_path / "s"])
+    assert len(runs.load_runs(tmp_path / "s")) == len(runs.load_runs(tmp_path / "into")) == 3
+
+
 def test_a_run_or_a_choice_that_was_edited_is_told_and_not_merged(sealed, tmp_path):
     for name in ("runs", "chosen"):
         folder = tmp_path / name

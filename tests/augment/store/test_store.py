@@ -21,7 +21,7 @@ from augment.records import Enrichment, Request, Sampling, one_picture
 from augment.store import Failure, Scope, Store, runs
 from augment.store.keys import Recipe, text_key
 from augment.store.log import Death, suspects
-from augment.store.schema import ids_of, pair_id
+from augment.store.schema import pair_id
 from augment.store.segments import RowIndex
 from augment.store.upkeep import verify
 
@@ -289,8 +289,6 @@ def test_whatever_the_log_accepts_can_be_sealed(tmp_path):
 
 def test_texts_of_pairs_stand_beside_those_of_items(tmp_path):
     pair = pair_id("9:1", "1:1")
-    assert ids_of(pair) == ("9:1", "1:1")
-    assert ids_of("1:1") == ("", "1:1")
     for rows in (1_000, 1):
         with Store(tmp_path / str(rows), seal_rows=rows) as store:
             store.save_recipe(RECIPE)
