@@ -195,6 +195,13 @@ PICTURES = [
     ("progressive JPEG", "", lambda: encoded(noise(), "JPEG", progressive=True)),
     ("CMYK JPEG", "", lambda: encoded(noise("CMYK"), "JPEG")),
     ("16-bit grey PNG", "", lambda: encoded(Image.new("I;16", (4, 4), 40_000), "PNG")),
+    (
+        "16-bit grey PNG with a transparent value",
+        "",
+        lambda: encoded(Image.new("I;16", (4, 4), 40_000), "PNG", transparency=7),
+    ),
+    ("TIFF of floats", "corrupt", lambda: encoded(Image.new("F", (4, 4), 0.5), "TIFF")),
+    ("TIFF of 32-bit numbers", "corrupt", lambda: encoded(Image.new("I", (4, 4), 9), "TIFF")),
     ("grey PNG with alpha", "", lambda: encoded(noise("LA"), "PNG")),
     ("palette PNG with transparency", "", palette),
     ("JPEG turned by its EXIF tag", "", turned),
