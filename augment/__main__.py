@@ -13,10 +13,42 @@ from pathlib import Path
 from typing import Literal
 
 from augment.enrichment.command import call, guarded
-from augment.errors import printable
+from augment.errors import DataError, printable
+from augment.files import write_json
 from augment.records import Side
 
+Extent = Literal["sample", "all", "none"]
 Length = Literal["short", "dense", "sentences"]
+
+
+def validate(
+    root: Path,
+    json: Path | None = None,
+    images: Extent = "sample",
+    texts: Extent = "sample",
+    context: int = 77,
+) -> int:
+    """Check a data root. Exit code 1 if errors are found, 0 if at most warnings.
+
+    Counts per task and modality, duplicate ids, dangling positives, missing or broken pictures,
+    lengths of texts.
+
+    Args:
+        root: Folder in M-BEIR's layout.
+        json: Also write the report as JSON.
+        images: Look every picture up and decode 500 of them (sample), decode every one, or touch
+            none.
+        texts: Measure the lengths of at most 5,000 texts a file (sample), of all, or of none; needs
+            open_clip.
+        context: Tokens the text encoder reads, start and end marks included; CLIP: 77.
+    """
+    from augment.data.validate import render_report, validate_root
+
+    found = validate_root(root, images, texts, context)
+    sys.stdout.write(render_report(found))
+    if json:
+        write_json(json, found.to_json(), DataError)
+    return 1 if found.total("error") else 0
 
 
 def status(
@@ -219,13 +251,6 @@ def export(
     return 0
 
 
-def validate(arguments: Sequence[str]) -> int:
-    """Check a data root."""
-    from augment.data.validate import main as verb
-
-    return verb(arguments)
-
-
 def retry(arguments: Sequence[str]) -> int:
     """Ask again what failed or was refused, by reason: ``retry corpus|queries --reason R ...``."""
     from augment import corpus, queries
@@ -242,6 +267,7 @@ def retry(arguments: Sequence[str]) -> int:
 
 #: Verbs that take options, with what is named without a name.
 VERBS: Mapping[Callable[..., int], Sequence[str]] = {
+    validate: ("root",),
     status: (),
     verify: (),
     merge: ("others",),
@@ -255,7 +281,7 @@ VERBS: Mapping[Callable[..., int], Sequence[str]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    verbs = {verb.__name__: verb for verb in (validate, retry, *VERBS)}
+    verbs = {verb.__name__: verb for verb in (*VERBS, retry)}
     lines = [f"  {name:9}{(verb.__doc__ or '').splitlines()[0]}" for name, verb in verbs.items()]
     usage = "\n".join(["usage: python -m augment VERB [--help] ...", "", *lines, ""])
     if not given or given[0] in ("-h", "--help"):

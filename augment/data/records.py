@@ -13,10 +13,11 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -51,6 +52,7 @@ _KEYS = frozenset(
         "neg_cand_list",
     )
 )  # fmt: skip
+_Parsed = TypeVar("_Parsed")
 
 
 def read_candidates(path: str | Path) -> Iterator[Item]:
@@ -59,9 +61,7 @@ def read_candidates(path: str | Path) -> Iterator[Item]:
     Raises:
         DataError: with ``file:line``, at the first line that cannot be used.
     """
-    with record_lines(Path(path)) as stream:
-        for number, line in numbered_lines(stream):
-            yield parse_candidate(line, f"{path}:{number}")
+    return (item for _, item in numbered_records(Path(path), parse_candidate))
 
 
 def read_queries(path: str | Path) -> Iterator[Query]:
@@ -70,10 +70,42 @@ def read_queries(path: str | Path) -> Iterator[Query]:
     Raises:
         DataError: with ``file:line``, at the first line that cannot be used.
     """
-    hint = task_in_name(Path(path))
-    with record_lines(Path(path)) as stream:
+    return (query for _, query in numbered_records(Path(path), query_parser(Path(path))))
+
+
+def numbered_records(
+    path: Path,
+    parse: Callable[[bytes, str], _Parsed],
+    refused: Callable[[DataError], None] | None = None,
+    name: str = "",
+) -> Iterator[tuple[int, _Parsed]]:
+    """Records with the numbers of their lines, in file order.
+
+    Args:
+        path: of the file.
+        parse: makes a record of a line, given where it stands.
+        refused: takes the error of a line that cannot be used, then the rest is read; None: the
+            first such error is raised.
+        name: what errors call the file; its path if empty.
+
+    Raises:
+        DataError: if the file cannot be read.
+    """
+    with record_lines(path) as stream:
         for number, line in numbered_lines(stream):
-            yield parse_query(line, f"{path}:{number}", hint)
+            try:
+                record = parse(line, f"{name or path}:{number}")
+            except DataError as error:  # noqa: PERF203 - the next line may be read
+                if refused is None:
+                    raise
+                refused(error)
+            else:
+                yield number, record
+
+
+def query_parser(path: Path) -> Callable[[bytes, str], Query]:
+    """:func:`parse_query` for the lines of a file whose name may tell the task."""
+    return partial(parse_query, hint=task_in_name(path))
 
 
 @contextmanager

@@ -1,37 +1,30 @@
-"""``python -m augment validate ROOT``: check a data root before hours are spent on it.
+"""Check a data root before hours are spent on it (``python -m augment validate ROOT``).
 
-Queries are read first, then pools one at a time, then pictures and lengths of texts. A problem
-becomes a finding; the rest is still checked.
+Queries are read first, then pools one at a time, then pictures. A problem becomes a finding; the
+rest is still checked.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
-import sys
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, cast, final
+from typing import Any, Literal, NamedTuple, cast, final
 
 import numpy as np
 from tqdm import tqdm
 
 from augment.data.images import open_image, refuse_pointer, resolve
-from augment.data.records import (
-    parse_candidate,
-    parse_query,
-    read_qrels,
-    record_lines,
-    task_in_name,
-)
-from augment.data.root import INSTRUCTIONS, DataFile, DataRoot, Instructions
+from augment.data.records import numbered_records, parse_candidate, query_parser, read_qrels
+from augment.data.root import INSTRUCTIONS, DataFile, DataRoot
 from augment.data.tokens import clip_token_counter
-from augment.errors import DataError, EngineError, ImageError, printable
-from augment.files import aligned, home, legible_output, numbered_lines, write_json
-from augment.records import TASKS, Item, Modality, Query
+from augment.errors import DataError, EngineError, printable
+from augment.files import aligned
+from augment.records import TASKS, Query, Side
 
 Extent = Literal["sample", "all", "none"]
 Severity = Literal["error", "warning", "info"]
@@ -47,11 +40,9 @@ SAMPLED_TEXTS = 5_000
 EXAMPLES = 3
 
 #: UniIR hashes ids as ``dataset * bound + n`` and checks no bound (its data utilities).
-QUERY_BOUND = 500_000
-CANDIDATE_BOUND = 10_000_000
+BOUNDS: Mapping[Side, int] = {"query": 500_000, "corpus": 10_000_000}
 
 _SHORT = {"text": "t", "image": "i", "image,text": "it"}
-_Parsed = TypeVar("_Parsed", Item, Query)
 
 
 class Problem(NamedTuple):
@@ -68,7 +59,7 @@ def _problems() -> dict[str, Problem]:
     return {kind: Problem(cast("Severity", how), *words) for kind, how, *words in rows}
 
 
-#: Kind -> problem, in the order in which they are shown: ``augment/data/problems.tsv``.
+#: Kind -> problem, in the order in which they are shown, the worst first: ``problems.tsv``.
 PROBLEMS = _problems()
 
 
@@ -132,7 +123,7 @@ class FileStats:
     """
 
     file: str
-    side: Literal["query", "corpus"]
+    side: Side
     records: int = 0
     modalities: Counter[str] = field(default_factory=Counter)
     tasks: Counter[str] = field(default_factory=Counter)
@@ -166,23 +157,24 @@ class Report:
         if example and len(finding.examples) < EXAMPLES:
             finding.examples.append(example)
 
+    @contextmanager
+    def noting(self, kind: str, file: str, before: str = "") -> Iterator[None]:
+        """Make a problem of an error, a picture's of the kind that it tells."""
+        try:
+            yield
+        except (DataError, EngineError, OSError) as error:
+            self.add(getattr(error, "reason", kind), file, f"{before}{error}")
+
     @property
     def findings(self) -> list[Finding]:
-        """All findings, worst kind first, then in the order of :data:`PROBLEMS` and by file."""
-        worst, order = ["error", "warning", "info"], list(PROBLEMS)
-        return sorted(
-            self._findings.values(),
-            key=lambda one: (
-                worst.index(PROBLEMS[one.kind].severity),
-                order.index(one.kind),
-                one.file,
-            ),
-        )
+        """All findings in the order of :data:`PROBLEMS`, then by file."""
+        order = list(PROBLEMS)
+        return sorted(self._findings.values(), key=lambda one: (order.index(one.kind), one.file))
 
     def total(self, severity: Severity) -> int:
         """How many problems of one severity."""
-        same = (one for one in self.findings if PROBLEMS[one.kind].severity == severity)
-        return sum(one.count for one in same)
+        found = self._findings.values()
+        return sum(one.count for one in found if PROBLEMS[one.kind].severity == severity)
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain values."""
@@ -245,23 +237,6 @@ def measure(sample: Reservoir, count: Callable[[str], int], context: int) -> Tex
 # --- The checks -----------------------------------------------------------------------------------
 
 
-@final
-@dataclass(frozen=True)
-class Extents:
-    """How much is checked.
-
-    Attributes:
-        images: ``sample`` looks every picture up and decodes some, ``all`` decodes every one,
-            ``none`` touches none.
-        texts: whether the lengths of some, all or no texts are measured.
-        context: tokens an encoder reads; CLIP's 77 include start and end marks.
-    """
-
-    images: Extent = "sample"
-    texts: Extent = "sample"
-    context: int = 77
-
-
 class QueryLinks(NamedTuple):
     """What a query asks of a pool."""
 
@@ -272,193 +247,148 @@ class QueryLinks(NamedTuple):
     negatives: tuple[str, ...]
 
 
-def validate_root(path: Path, options: Extents | None = None) -> Report:
+def validate_root(
+    path: Path, images: Extent = "sample", texts: Extent = "sample", context: int = 77
+) -> Report:
     """Check a data root. Problems become findings; the rest is still checked.
 
     Memory: the ids that all queries ask for, the ids of the largest pool and the picture paths;
     some hundreds of bytes a record.
 
+    Args:
+        path: the data root.
+        images: ``sample`` looks every picture up and decodes some, ``all`` decodes every one,
+            ``none`` touches none.
+        texts: whether the lengths of some, all or no texts are measured.
+        context: tokens an encoder reads; CLIP's 77 include start and end marks.
+
     Raises:
         DataError: if the folder is no data root at all.
     """
-    return _Validation(DataRoot(path), options or Extents()).run()
+    checks = _Checks(DataRoot(path), Report(str(path), context), texts)
+    checks.files()
+    checks.pictures(images)
+    return checks.report
 
 
 @final
-class _Validation:
-    def __init__(self, root: DataRoot, options: Extents) -> None:
+class _Checks:
+    def __init__(self, root: DataRoot, report: Report, texts: Extent) -> None:
         self.root = root
-        self.options = options
-        self.report = Report(str(root.path), options.context)
-        self.pictures: dict[str, str] = {}  # path -> the first record, as ``file:line (id)``
-        self.links: dict[Path, list[QueryLinks]] = {}
-        self._texts: list[tuple[FileStats, Reservoir]] = []
+        self.report = report
+        self._links: dict[Path, list[QueryLinks]] = {}
+        self._images: dict[str, str] = {}  # path -> the first record, as ``file:line (id)``
+        self._sampled = SAMPLED_TEXTS if texts == "sample" else None
+        self._tokens: Callable[[str], int] | None = None
+        if texts != "none":
+            with report.noting("no-lengths", "-"):
+                self._tokens = clip_token_counter()
 
-    def run(self) -> Report:
-        """All checks in turn."""
-        files = {split: self.root.query_files(split) for split in SPLITS}
-        self.links = {file.path: self._queries(file.path) for one in files.values() for file in one}
-        asked = self._searches(files)
-        pools = [*self.root.pools(), *self.root.union_pools()]
+    def files(self) -> None:
+        """All files, each by itself and against the others."""
+        asked: dict[Path, list[tuple[Path, int | None]]] = defaultdict(list)
+        for split in SPLITS:
+            for file in self.root.query_files(split):
+                self._read(file.path, "query")
+                searched = self._searched(file, split)
+                if not searched:
+                    self.report.add("no-pool", self._name(file.path))
+                for pool, task in searched:
+                    asked[pool].append((file.path, task))
+        pools = [pool.path for pool in (*self.root.pools(), *self.root.union_pools())]
         for pool in tqdm(pools, "pools", disable=None, leave=False):
-            ids = self._pool(pool.path)
-            for file, task in asked.get(pool.path, []):
-                self._links(file.path, task, ids, pool.path.name)
+            ids = self._read(pool, "corpus")
+            for path, task in asked[pool]:
+                self._look_up(path, task, ids, pool.name)
         judged = [(file, split) for split in SPLITS[:3] for file in self.root.qrels(split)]
         for file, split in judged:
             self._qrels(file, split)
         self._instructions()
-        self._unread(
-            {*self.links, *(file.path for file in pools), *(file.path for file, _ in judged)}
-        )
-        self._pictures()
-        self._lengths()
-        return self.report
+        self._unread({*self._links, *pools, *(file.path for file, _ in judged)})
 
-    # One file alone: lines, ids, modalities, tasks.
+    # One file alone.
 
-    def _stats(self, path: Path, side: Literal["query", "corpus"]) -> tuple[FileStats, Reservoir]:
-        kept = {"sample": SAMPLED_TEXTS, "all": None, "none": 0}[self.options.texts]
-        found = FileStats(self._name(path), side), Reservoir(kept)
-        self.report.files.append(found[0])
-        self._texts.append(found)
-        return found
-
-    def _pool(self, path: Path) -> dict[str, Modality]:
-        """Check a pool; the modality of every id."""
-        stats, texts = self._stats(path, "corpus")
-        lines: dict[str, int] = {}
-        modalities: dict[str, Modality] = {}
-        for number, item in self._parsed(path, parse_candidate):
-            if item.id in lines:
-                where = f"{stats.file}:{number}: {item.id}, first in line {lines[item.id]}"
-                self.report.add("duplicate-id", stats.file, where)
-            else:
-                lines[item.id] = number
-                modalities[item.id] = item.modality
-            self._item(item, number, CANDIDATE_BOUND, stats, texts)
-        if not stats.records:
-            self.report.add("no-records", stats.file)
-        return modalities
-
-    def _queries(self, path: Path) -> list[QueryLinks]:
-        """Check a file of queries; what they ask of pools."""
-        stats, texts = self._stats(path, "query")
-        hint = task_in_name(path)
-        links: list[QueryLinks] = []
-        first: dict[str, tuple[int, Query]] = {}
-        for number, query in self._parsed(path, lambda line, at: parse_query(line, at, hint)):
-            qid = query.item.id
-            line, earlier = first.setdefault(qid, (number, query))
-            where = f"{stats.file}:{number}: {qid}"
+    def _read(self, path: Path, side: Side) -> Mapping[str, tuple[int, Any]]:
+        """Check a file of records by itself; its ids with the line and the modality of each."""
+        stats, texts = FileStats(self._name(path), side), Reservoir(self._sampled)
+        self.report.files.append(stats)
+        first: dict[str, tuple[int, Any]] = {}
+        links = []
+        for number, query in self._records(path, side):
+            qid, where = query.item.id, f"{stats.file}:{number}"
+            self._record(query, where, stats, texts)
+            kept = query.item.modality if side == "corpus" else query
+            line, earlier = first.setdefault(qid, (number, kept))
             if line != number:
                 kind = "repeated" if earlier == query else "duplicate-id"
-                other = "" if earlier == query else ", other content"
-                self.report.add(kind, stats.file, f"{where}, first in line {line}{other}")
-            self._item(query.item, number, QUERY_BOUND, stats, texts)
-            self._task(query, where, stats)
-            links.append(QueryLinks(qid, number, query.task, query.positives, query.negatives))
+                other = ", other content" if (side, kind) == ("query", "duplicate-id") else ""
+                self.report.add(kind, stats.file, f"{where}: {qid}, first in line {line}{other}")
+            if side == "query":
+                links.append(QueryLinks(qid, number, query.task, query.positives, query.negatives))
+        if side == "query":
+            self._links[path] = links
         if not stats.records:
             self.report.add("no-records", stats.file)
-        return links
+        if self._tokens:
+            stats.lengths = measure(texts, self._tokens, self.report.context)
+        return first
 
-    def _parsed(
-        self, path: Path, parse: Callable[[bytes, str], _Parsed]
-    ) -> Iterator[tuple[int, _Parsed]]:
-        """Records that can be used; the others become findings."""
+    def _records(self, path: Path, side: Side) -> Iterator[tuple[int, Query]]:
+        """Records that can be used, candidates as queries for nothing; others become findings."""
         name = self._name(path)
-        try:
-            with record_lines(path) as stream:
-                for number, line in numbered_lines(stream):
-                    record = self._tried(parse, line, name, number)
-                    if record is not None:
-                        yield number, record
-        except (DataError, OSError) as error:
-            self.report.add("unreadable", name, str(error))
+        parse = query_parser(path) if side == "query" else _candidate
+        with self.report.noting("unreadable", name):
+            yield from numbered_records(
+                path, parse, lambda error: self.report.add("unreadable", name, str(error)), name
+            )
 
-    def _tried(
-        self, parse: Callable[[bytes, str], _Parsed], line: bytes, name: str, number: int
-    ) -> _Parsed | None:
-        try:
-            return parse(line, f"{name}:{number}")
-        except DataError as error:
-            self.report.add("unreadable", name, str(error))
-            return None
-
-    def _item(
-        self, item: Item, number: int, bound: int, stats: FileStats, texts: Reservoir
-    ) -> None:
-        where = f"{stats.file}:{number}"
+    def _record(self, query: Query, where: str, stats: FileStats, texts: Reservoir) -> None:
+        item = query.item
         stats.records += 1
         stats.modalities[item.modality] += 1
-        for image in item.images:
-            self.pictures.setdefault(image, f"{where} ({item.id})")
-        has_text = bool(item.text and item.text.strip())
-        if item.text is not None and has_text:
-            texts.offer(item.text)
-        for kind, wrong in (
-            ("no-image", "image" in item.modality and not item.images),
-            ("extra-image", item.modality == "text" and bool(item.images)),
-            ("no-text", "text" in item.modality and not has_text),
-            ("extra-text", item.modality == "image" and has_text),
-            ("id-overflow", not 1 <= int(item.id.partition(":")[2][:20]) <= bound),
-        ):
-            if wrong:
-                self.report.add(kind, stats.file, f"{where}: {item.id}")
-
-    def _task(self, query: Query, where: str, stats: FileStats) -> None:
-        stats.tasks["none" if query.task is None else str(query.task)] += 1
         stats.positives += len(query.positives)
         stats.negatives += len(query.negatives)
-        if query.task is None:
-            self.report.add("no-task", stats.file, where)
-        elif TASKS[query.task][0] != query.item.modality:
-            wanted = f"task {query.task} wants {TASKS[query.task][0]}, is {query.item.modality}"
-            self.report.add("task-mismatch", stats.file, f"{where}: {wanted}")
+        if stats.side == "query":
+            stats.tasks["none" if query.task is None else str(query.task)] += 1
+        for image in item.images:
+            self._images.setdefault(image, f"{where} ({item.id})")
+        if item.text and item.text.strip():
+            texts.offer(item.text)
+        for kind, wrong, what in _record_checks(query, stats.side):
+            if wrong:
+                self.report.add(kind, stats.file, f"{where}: {item.id}{what}")
 
-    # Between files: positives and negatives against pools, qrels against queries.
+    # Between files: positives and negatives against pools, qrels and instructions against queries.
 
-    def _searches(
-        self, files: Mapping[str, list[DataFile]]
-    ) -> Mapping[Path, list[tuple[DataFile, int | None]]]:
-        """The query files that are searched in each pool, with the task to select or None for all.
+    def _searched(self, file: DataFile, split: str) -> list[tuple[Path, int | None]]:
+        """The pools in which queries are looked up, with the task to select or None for all.
 
         Queries of an evaluated split search their local pool and the union pool of that split.
         Training queries are looked up in the union training pool or, without one, in the local
         pools of their dataset's tasks.
         """
-        found: dict[Path, list[tuple[DataFile, int | None]]] = {}
-        for split, own in files.items():
-            union = _maybe(self.root.union_pool, split.removeprefix("union_"))
-            for file in own:
-                pools = self._local(file, split, union) + ([(union, None)] if union else [])
-                if not pools:
-                    self.report.add("no-pool", self._name(file.path))
-                for pool, task in pools:
-                    found.setdefault(pool, []).append((file, task))
-        return found
-
-    def _local(
-        self, file: DataFile, split: str, union: Path | None
-    ) -> list[tuple[Path, int | None]]:
+        local: list[tuple[Path, int | None]] = []
+        union: list[tuple[Path, int | None]] = []
+        with suppress(DataError):
+            union = [(self.root.union_pool(split.removeprefix("union_")), None)]
         if split in EVALUATED:
-            pool = _maybe(self.root.pool_for, file.dataset, file.task, split)
-            return [(pool, None)] if pool else []
-        if union is not None:
-            return []
-        return [
-            (pool.path, pool.task) for pool in self.root.pools() if pool.dataset == file.dataset
-        ]
+            with suppress(DataError):
+                local = [(self.root.pool_for(file.dataset, file.task, split), None)]
+        elif not union:
+            pools = self.root.pools()
+            local = [(pool.path, pool.task) for pool in pools if pool.dataset == file.dataset]
+        return local + union
 
-    def _links(self, path: Path, task: int | None, ids: Mapping[str, Modality], pool: str) -> None:
+    def _look_up(
+        self, path: Path, task: int | None, ids: Mapping[str, tuple[int, Any]], pool: str
+    ) -> None:
         """Positives and negatives of queries, of one task or all, against the ids of a pool."""
         file = self._name(path)
-        for link in self.links[path]:
-            if task is not None and link.task != task:
-                continue
-            where = f"{file}:{link.line}: query {link.qid}"
-            for kind, what in _link_problems(link, ids):
-                self.report.add(kind, f"{file} -> {pool}", f"{where}, {what}")
+        for link in self._links[path]:
+            if task in (None, link.task):
+                for kind, what in _link_problems(link, ids):
+                    where = f"{file}:{link.line}: query {link.qid}, {what}"
+                    self.report.add(kind, f"{file} -> {pool}", where)
 
     def _qrels(self, file: DataFile, split: str) -> None:
         """Judgements against the positives in the queries, as sets per query.
@@ -468,42 +398,35 @@ class _Validation:
         """
         name = self._name(file.path)
         judged: dict[str, set[str]] = {}
-        try:
+        with self.report.noting("unreadable", name):
             for qrel in read_qrels(file.path):
                 if qrel.relevance > 0:
                     judged.setdefault(qrel.qid, set()).add(qrel.did)
-            queries = self.links[self.root.query_file(file.dataset, file.task, split)]
-        except (DataError, KeyError) as error:
-            self.report.add("unreadable", name, str(error))
-            return
-        asked = {
-            link.qid: set(link.positives)
-            for link in queries
-            if split in EVALUATED or _belongs(link, file.task, judged)
-        }
-        for qid in sorted(asked.keys() | judged.keys()):
-            differ = _differ(asked.get(qid), judged.get(qid))
-            if differ:
-                self.report.add("qrel-mismatch", name, f"query {qid}: {differ}")
+            queries = self.root.query_file(file.dataset, file.task, split)
+            asked = {
+                link.qid: set(link.positives)
+                for link in self._links.get(queries, [])
+                if split in EVALUATED
+                or file.task in (None, link.task)
+                or (link.task is None and link.qid in judged)  # else another file may have it
+            }
+            for qid in sorted(asked.keys() | judged.keys()):
+                differ = _difference(asked.get(qid), judged.get(qid))
+                if differ:
+                    self.report.add("qrel-mismatch", name, f"query {qid}: {differ}")
 
     def _instructions(self) -> None:
         """Whether every kind of query has an instruction; a kind is counted once a file."""
-        try:
+        with self.report.noting("no-instructions", "instructions"):
             table = self.root.instructions()
-        except DataError as error:
-            self.report.add("no-instructions", "instructions", str(error))
-            return
-        for path, links in self.links.items():
-            file = self._name(path)
-            kinds: dict[tuple[str, int], QueryLinks] = {}
-            for link in links:
-                if link.task is not None:
-                    kinds.setdefault((link.qid.partition(":")[0], link.task), link)
-            for (dataset, task), link in kinds.items():
-                missing = _no_instruction(table, dataset, task)
-                if missing:
-                    where = f"{file}:{link.line}: query {link.qid}: {missing}"
-                    self.report.add("no-instruction", file, where)
+            for path, links in self._links.items():
+                file = self._name(path)
+                kinds = {(_dataset(link.qid), link.task): link for link in reversed(links)}
+                for (dataset, task), link in sorted(kinds.items(), key=lambda kind: kind[1].line):
+                    if task is not None:
+                        before = f"{file}:{link.line}: query {link.qid}: "
+                        with self.report.noting("no-instruction", file, before):
+                            table.get(dataset, *TASKS[task])
 
     def _unread(self, read: Collection[Path]) -> None:
         """Files that lie among the data and were not checked, since their names say nothing."""
@@ -514,84 +437,73 @@ class _Validation:
                 if not (hidden or path.is_dir() or path in read or name == INSTRUCTIONS):
                     self.report.add("not-read", name)
 
-    # Pictures and lengths.
-
-    def _pictures(self) -> None:
-        self.report.pictures["named"] = len(self.pictures)
-        if self.options.images == "none":
+    def pictures(self, extent: Extent) -> None:
+        """The pictures that the files named."""
+        counts, paths = self.report.pictures, sorted(self._images)
+        counts["named"] = len(paths)
+        if extent == "none":
             return
-        paths = sorted(self.pictures)
         decoded = set(paths)
-        if self.options.images == "sample" and len(paths) > SAMPLED_PICTURES:
+        if extent == "sample" and len(paths) > SAMPLED_PICTURES:
             sampler = random.Random(0)  # noqa: S311 - a sample, not a secret
             decoded = set(sampler.sample(paths, SAMPLED_PICTURES))
         for path in tqdm(paths, "pictures", disable=None, leave=False):
-            self._picture(path, path in decoded)
-
-    def _picture(self, path: str, decode: bool) -> None:
-        self.report.pictures["decoded" if decode else "looked_up"] += 1
-        try:
-            if decode:
-                open_image(self.root.path, path)
-            else:
-                refuse_pointer(resolve(self.root.path, path), path)
-        except ImageError as error:
-            first = self.pictures[path]
-            self.report.add(error.reason, first.partition(":")[0], f"{first}: {error}")
-
-    def _lengths(self) -> None:
-        if self.options.texts == "none":
-            return
-        try:
-            count = clip_token_counter()
-        except EngineError as error:
-            self.report.add("no-lengths", "-", str(error))
-            return
-        for stats, texts in tqdm(self._texts, "text lengths", disable=None, leave=False):
-            stats.lengths = measure(texts, count, self.options.context)
+            first = self._images[path]
+            counts["decoded" if path in decoded else "looked_up"] += 1
+            with self.report.noting("corrupt", first.partition(":")[0], f"{first}: "):
+                if path in decoded:
+                    open_image(self.root.path, path)
+                else:
+                    refuse_pointer(resolve(self.root.path, path), path)
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root.path).as_posix()
 
 
-def _maybe(find: Callable[..., Path], *which: Any) -> Path | None:
-    try:
-        return find(*which)
-    except DataError:
-        return None
+def _candidate(line: bytes, where: str) -> Query:
+    return Query(parse_candidate(line, where), None)
 
 
-def _link_problems(link: QueryLinks, ids: Mapping[str, Modality]) -> Iterator[tuple[str, str]]:
+def _dataset(name: str) -> str:
+    return name.partition(":")[0]
+
+
+def _record_checks(query: Query, side: Side) -> list[tuple[str, bool, str]]:
+    """Of one record: kind of problem, whether it has it, and what the example says of it."""
+    item, task = query.item, query.task
+    has_text = bool(item.text and item.text.strip())
+    wanted = item.modality if task is None else TASKS[task][0]
+    return [
+        ("no-image", "image" in item.modality and not item.images, ""),
+        ("extra-image", item.modality == "text" and bool(item.images), ""),
+        ("no-text", "text" in item.modality and not has_text, ""),
+        ("extra-text", item.modality == "image" and has_text, ""),
+        ("id-overflow", not 1 <= int(item.id.partition(":")[2][:20]) <= BOUNDS[side], ""),
+        ("no-task", side == "query" and task is None, ""),
+        ("task-mismatch", wanted != item.modality,
+         f": task {task} wants {wanted}, is {item.modality}"),
+    ]  # fmt: skip
+
+
+def _link_problems(
+    link: QueryLinks, ids: Mapping[str, tuple[int, Any]]
+) -> Iterator[tuple[str, str]]:
     if not any(did in ids for did in link.positives):
         yield "no-positive", f"of {len(link.positives)} positives"
+    wanted = None if link.task is None else TASKS[link.task][1]
     for did in link.positives:
         if did not in ids:
-            own = did.partition(":")[0] == link.qid.partition(":")[0]
+            own = _dataset(did) == _dataset(link.qid)
             yield "dangling-positive" if own else "foreign-positive", f"positive {did}"
-        elif link.task is not None and ids[did] != TASKS[link.task][1]:
-            wanted = f"task {link.task} wants {TASKS[link.task][1]}"
-            yield "wrong-modality", f"positive {did}: {ids[did]}, {wanted}"
+        elif wanted not in (None, ids[did][1]):
+            what = f"positive {did}: {ids[did][1]}, task {link.task} wants {wanted}"
+            yield "wrong-modality", what
     for did in link.negatives:
         if did not in ids:
             yield "dangling-negative", f"negative {did}"
 
 
-def _no_instruction(instructions: Instructions, dataset: str, task: int) -> str:
-    try:
-        instructions.get(dataset, *TASKS[task])
-    except DataError as error:
-        return str(error)
-    return ""
-
-
-def _belongs(link: QueryLinks, task: int | None, judged: Collection[str]) -> bool:
-    """Whether judgements of a task, None for all, should have a query of a file of mixed tasks."""
-    if task is None or link.task == task:
-        return True
-    return link.task is None and link.qid in judged  # else another file may have it
-
-
-def _differ(positives: set[str] | None, judged: set[str] | None) -> str:
+def _difference(positives: set[str] | None, judged: set[str] | None) -> str:
     if positives == judged:
         return ""
     if positives is None:
@@ -604,7 +516,7 @@ def _differ(positives: set[str] | None, judged: set[str] | None) -> str:
     )
 
 
-# --- The report for people, and the command -------------------------------------------------------
+# --- The report for people ------------------------------------------------------------------------
 
 
 def render_report(report: Report) -> str:
@@ -617,19 +529,18 @@ def _lines(report: Report) -> Iterator[str]:
     modalities = ("records", *_SHORT)
     queries = [one for one in report.files if one.side == "query"]
     pools = [one for one in report.files if one.side == "corpus"]
-    yield from _table(
-        ("queries", *modalities, "positives", "negatives"),
-        [
-            (*_counts(one, "query/"), _mean(one.positives, one), _mean(one.negatives, one))
-            for one in queries
-        ],
-    )
-    yield from _table(("pools", *modalities), [_counts(one, "cand_pool/") for one in pools])
-    yield from _table(("queries by task code", "train", "val", "test"), _tasks(queries))
-    lengths = [_length_cells(one.file, one.lengths) for one in report.files if one.lengths]
-    head = ("texts in CLIP tokens", "measured", "mean", "p50", "p95", "max")
-    yield from _table((*head, f"cut at {report.context}"), lengths)
-    if lengths:
+    measured = [(one.file, one.lengths) for one in report.files if one.lengths]
+    texts = ("texts in CLIP tokens", "measured", "mean", "p50", "p95", "max")
+    for head, rows in (
+        (("queries", *modalities, "positives", "negatives"), [_counts(one) for one in queries]),
+        (("pools", *modalities), [_counts(one) for one in pools]),
+        (("queries by task code", *SPLITS[:3]), _tasks(queries)),
+        ((*texts, f"cut at {report.context}"), [_lengths(*one) for one in measured]),
+    ):
+        if rows:
+            yield ""
+            yield aligned(rows, head=head)
+    if measured:
         yield "Start and end marks are counted, instructions are not."
     yield ""
     named, looked, decoded = (report.pictures[key] for key in ("named", "looked_up", "decoded"))
@@ -642,40 +553,31 @@ def _lines(report: Report) -> Iterator[str]:
     yield f"{said}: {f'{errors:,}' if errors else 'no'} errors, {warnings:,} warnings."
 
 
-def _counts(stats: FileStats, folder: str) -> tuple[str, ...]:
-    counts = (stats.records, *(stats.modalities[key] for key in _SHORT))
-    return stats.file.removeprefix(folder), *(f"{count:,}" for count in counts)
+def _counts(stats: FileStats) -> list[str]:
+    counts = [stats.records, *(stats.modalities[key] for key in _SHORT)]
+    links = [stats.positives, stats.negatives] if stats.side == "query" else []
+    means = [f"{number / stats.records:.1f}" if stats.records else "-" for number in links]
+    return [stats.file.partition("/")[2], *(f"{count:,}" for count in counts), *means]
 
 
-def _mean(total: int, stats: FileStats) -> str:
-    return f"{total / stats.records:.1f}" if stats.records else "-"
-
-
-def _tasks(files: Iterable[FileStats]) -> list[tuple[str, ...]]:
-    counts: dict[str, Counter[str]] = {}
+def _tasks(files: Sequence[FileStats]) -> list[list[str]]:
+    counts: Counter[tuple[str, str]] = Counter()
     for stats in files:
-        for task, count in stats.tasks.items():
-            counts.setdefault(task, Counter())[stats.file.split("/")[1]] += count
-    splits = ("train", "val", "test")
-    return [
-        (_task_name(task), *(f"{counts[task][split]:,}" for split in splits))
-        for task in sorted(counts)
-        if any(counts[task][split] for split in splits)
-    ]
+        split = stats.file.split("/")[1]
+        counts.update({(task, split): count for task, count in stats.tasks.items()})
+    names = {str(code): f"{code}  {_SHORT[q]} -> {_SHORT[c]}" for code, (q, c) in TASKS.items()}
+    rows = {
+        name: [counts[task, split] for split in SPLITS[:3]]
+        for task, name in {**names, "none": "none"}.items()
+    }
+    return [[name, *(f"{count:,}" for count in row)] for name, row in rows.items() if any(row)]
 
 
-def _task_name(task: str) -> str:
-    if task == "none":
-        return "none"
-    query, candidate = TASKS[int(task)]
-    return f"{task}  {_SHORT[query]} -> {_SHORT[candidate]}"
-
-
-def _length_cells(file: str, found: TextLengths) -> tuple[str, ...]:
+def _lengths(file: str, found: TextLengths) -> list[str]:
     sample = "" if found.measured == found.texts else f" of {found.texts:,}"
     share = f"{found.cut:,} ({100 * found.cut / found.measured:.1f} %)"
     numbers = (f"{found.mean:.1f}", str(found.p50), str(found.p95), str(found.longest))
-    return file, f"{found.measured:,}{sample}", *numbers, share
+    return [file, f"{found.measured:,}{sample}", *numbers, share]
 
 
 def _findings(findings: Sequence[Finding]) -> Iterator[str]:
@@ -694,67 +596,3 @@ def _within(finding: Finding, example: str) -> str:
     """An example without the name of the file it is listed under."""
     file = finding.file.partition(" -> ")[0]
     return f"line {example[len(file) + 1 :]}" if example.startswith(f"{file}:") else example
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return ["", aligned(rows, head=head)] if rows else []
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    options = _parser().parse_args(arguments)
-    try:
-        report = validate_root(
-            options.root, Extents(options.images, options.texts, options.context)
-        )
-        print(render_report(report), end="")
-        if options.json is not None:
-            write_json(options.json, report.to_json(), DataError)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 1 if report.total("error") else 0
-
-
-def _home(text: str) -> Path:
-    return Path(home(text))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m augment validate",
-        description="Check a data root in M-BEIR's layout: counts per task and modality, "
-        "duplicate ids, dangling positives, missing or broken pictures, text lengths.",
-        epilog="exit status: 0 no errors (warnings may be), 1 errors found, 2 wrong usage or no "
-        "data root",
-    )
-    extents = ("sample", "all", "none")
-    parser.add_argument("root", type=_home, metavar="ROOT", help="folder of query/ and cand_pool/")
-    parser.add_argument("--json", type=_home, metavar="FILE", help="also write the report as JSON")
-    parser.add_argument(
-        "--images",
-        choices=extents,
-        default="sample",
-        help="sample: look every picture up and decode 500 of them (default); all: decode every "
-        "one; none: touch no picture",
-    )
-    parser.add_argument(
-        "--texts",
-        choices=extents,
-        default="sample",
-        help="measure text lengths on at most 5,000 texts per file (sample, default), on all, or "
-        "not at all; needs open_clip",
-    )
-    parser.add_argument(
-        "--context",
-        type=int,
-        default=77,
-        metavar="N",
-        help="tokens the text encoder reads, start and end marks included (default: 77, CLIP)",
-    )
-    return parser
-
-
-if __name__ == "__main__":
-    legible_output()
-    sys.exit(main())

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
+from augment.__main__ import main as augment
 from augment.data import DataRoot
-from augment.data.validate import main as validate
 from benchmarks.mbeir import ROWS
 from benchmarks.speed import full_size, harness
 from benchmarks.speed.__main__ import STAGES, main
@@ -69,7 +69,7 @@ def test_stages_of_the_full_size_run_once_and_a_failure_names_its_log(tmp_path, 
     assert full_size.measure((0.0,), names, tmp_path).tables[heading] == rows
     root = DataRoot(tmp_path / "0" / "root")
     assert {(file.dataset, file.task) for file in root.pools()} == set(ROWS)
-    assert validate([str(root.path), "--texts", "none"]) == 0
+    assert augment(["validate", str(root.path), "--texts", "none"]) == 0
     found = json.loads((tmp_path / "0" / "test" / "metrics.json").read_text())
     assert len(found["rows"]) == 32  # sixteen rows, each in its pool and in the union
     assert sum(row["queries"] for row in found["rows"]) == 2 * 16 * 5

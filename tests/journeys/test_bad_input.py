@@ -21,7 +21,7 @@ from PIL import Image
 
 from augment import corpus, queries
 from augment.data import InstructionRow, write_instructions, write_qrels
-from augment.data.validate import Extents, validate_root
+from augment.data.validate import validate_root
 from augment.enrichment import pipeline as cli
 from augment.errors import ToolkitError
 from augment.records import Qrel
@@ -415,7 +415,7 @@ KINDS = _kinds()
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_each_kind(root, kind):
     kind.spoil(root)
-    report = validate_root(root, Extents(images="all", texts="none"))
+    report = validate_root(root, images="all", texts="none")
     found = [finding.kind for finding in report.findings]
     follow_up = {"no-positive", "dangling-positive", "dangling-negative", "qrel-mismatch"}
     wanted = kind.finding.split(", ") if kind.finding else []
