@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
 
-from augment.errors import DataError
+from augment.data.images import open_image
+from augment.errors import DataError, ImageError
 from augment.files import write_text
 
 #: Longest side of a thumbnail in pixels, and its JPEG quality: about 12 kB each.
@@ -78,18 +78,25 @@ class DataUri(str):
     __slots__ = ()
 
 
-def thumbnail(image: Image.Image, side: int = THUMBNAIL_SIDE) -> DataUri:
-    """A small JPEG as a data URI; the picture itself is not changed.
+def thumbnail(
+    root: Path, image: str, expected: str = "", side: int = THUMBNAIL_SIDE
+) -> tuple[DataUri | None, str]:
+    """A small JPEG of a picture as a data URI, or None and why there is none.
 
     Args:
-        image: RGB.
+        root: folder of the pictures.
+        image: path in it.
+        expected: SHA-256 in hex of the picture that is meant; empty for whatever is there.
         side: longest side of the JPEG in pixels.
     """
-    small = image.copy()
+    try:
+        small = open_image(root, image, expected=expected)
+    except ImageError as error:
+        return None, f"picture {error.reason}"
     small.thumbnail((side, side))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=THUMBNAIL_QUALITY, optimize=True)
-    return DataUri("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode())
+    return DataUri("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()), ""
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:

@@ -7,32 +7,29 @@ is a single file that works from ``file://`` and asks the network for nothing.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from itertools import islice, zip_longest
 from pathlib import Path
-from sys import intern
-from typing import TYPE_CHECKING, Any, NamedTuple, cast, final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from augment.checks import DEFAULT_LIMITS, Limits
 from augment.data import DataRoot
-from augment.data.images import open_image
-from augment.data.pools import CandidateTable, QueryTable, open_candidates, open_queries
-from augment.data.root import DataFile
-from augment.errors import DataError, ImageError, StoreError
+from augment.data.items import SPLITS, RootItems
+from augment.data.pools import open_queries
+from augment.errors import DataError, StoreError
 from augment.prompts import Prompt, load_prompt
-from augment.records import Enrichment, Item, Side
+from augment.records import Enrichment, Side
 from augment.store.charts import Plot, histogram, quantile
 from augment.store.keys import Recipe
 from augment.store.page import DataUri, Piece, compare, percent, thumbnail, write_page
 from augment.store.runs import SIDES, Prices, RunRecord, load_runs, recipe_ids
 from augment.store.schema import reason_class
-from augment.store.scores import DOUBTFUL, SCORES, load_scores
+from augment.store.scores import DOUBTFUL, SCORES, load_scores, text_tables
 from augment.store.store import Store
 from augment.store.upkeep import duration
 
@@ -43,8 +40,8 @@ if TYPE_CHECKING:
 EACH_REASON = 6
 MOST_SAMPLES = 200
 
-#: Rows of a table that grows with the data, and of texts that become columns at once.
-ROWS, CHUNK = 40, 16_384
+#: Rows of a table that grows with the data.
+ROWS = 40
 
 #: Share of the generations that may share their words with another picture's, before it is said.
 REPEATED = 0.05
@@ -67,23 +64,12 @@ _LIMIT_OF: Mapping[str, str] = {
     "length": "slack",
 }
 _TITLES = {"corpus": "Candidates", "query": "Queries"}
-_SPLITS = ("train", "val", "test", "union_train", "union_val")
 
+#: Item id -> what is wrong with its text or may be, or why it has none; empty for a random one.
+Whys = Mapping[str, str]
 
-class Sample(NamedTuple):
-    """An item to show.
-
-    Attributes:
-        item_id: the item.
-        why: what is wrong with its text or may be, or why it has none; empty for a random one.
-        failed: whether it has none.
-        image: path of its picture, where the root does not tell.
-    """
-
-    item_id: str
-    why: str = ""
-    failed: bool = False
-    image: str | None = None
+#: Check -> its scores, by item.
+Checks = Mapping[str, "pd.Series[float]"]
 
 
 class ItemCard(NamedTuple):
@@ -134,11 +120,11 @@ class Repeats(NamedTuple):
         samples: one item for each of the most repeated texts.
     """
 
-    contents: int = 0
-    texts: int = 0
-    most: int = 0
-    noun: str = "pictures"
-    samples: tuple[Sample, ...] = ()
+    contents: int
+    texts: int
+    most: int
+    noun: str
+    samples: Whys
 
 
 class Doubts(NamedTuple):
@@ -156,31 +142,23 @@ class Doubts(NamedTuple):
     scored: int
     doubtful: int
     plots: Sequence[Plot]
-    worst: Sequence[Sample]
+    worst: Whys
 
 
-@final
-@dataclass(frozen=True)
-class Used:
+class Used(NamedTuple):
     """The limits of the latest run that tells.
 
     Attributes:
         limits: the limits; the default ones where no run tells.
         known: whether a run tells.
-        caps: prompt -> its limits of length, in words.
+        named: the limits by name, then each prompt's limits of length in words.
         others: items whose verdict is from other limits.
     """
 
-    limits: Limits = DEFAULT_LIMITS
-    known: bool = False
-    caps: Mapping[str, str] = field(default_factory=dict)
-    others: int = 0
-
-    def rows(self) -> Iterator[tuple[str, object]]:
-        """Names and values for people, the caps of prompts last."""
-        for one in fields(Limits):
-            yield one.name, getattr(self.limits, one.name)
-        yield from self.caps.items()
+    limits: Limits
+    known: bool
+    named: Mapping[str, object]
+    others: int
 
 
 @final
@@ -207,7 +185,7 @@ class SideReport:
         refused: items whose text was refused, by reason.
         plots: distributions.
         scores: a row for each check: its name, mean, maximum, limit, and how many are above.
-        groups: a table by prompt and one by dataset: name, texts, refused, median of words.
+        groups: a table by prompt and one by dataset: texts, refused, median of words.
         worst: accepted texts that look worst.
         random: a uniform sample.
         unknown: samples whose item is not in this root.
@@ -231,7 +209,7 @@ class SideReport:
     refused: Sequence[Reason]
     plots: Sequence[Plot]
     scores: Sequence[Mapping[str, Any]]
-    groups: Mapping[str, Sequence[Mapping[str, Any]]]
+    groups: Mapping[str, pd.DataFrame]
     worst: Sequence[ItemCard]
     random: Sequence[ItemCard]
     unknown: int
@@ -376,145 +354,112 @@ def collect(
         DataError: if the root cannot be read.
         StoreError: if the store cannot be read, or nothing ran on this side.
     """
+    import pandas as pd
+
     how = store.recipe(side, recipe)
-    texts = store.texts(side, how.id)
-    used = limits_used(store, how.id)
-    frame = table(texts)
-    first = frame.drop_duplicates("key")
-    items = RootItems(root, side)
-    again = repeats(frame, items, samples)
-    faithful = _faithful(store.folder, side, how.id, frame, samples)
-    failures = store.failures(side, how.id).values()
+    texts, failures = store.texts(side, how.id), store.failures(side, how.id)
+    items, used = RootItems(root, side), limits_used(store, how.id)
+    limits = {check: float(getattr(used.limits, name)) for check, name in _LIMIT_OF.items()}
+    facts, table = text_tables(texts)
+    checks = {name: table[name].round(2) for name in sorted(map(str, table))}
+    first = facts.drop_duplicates("key")
+    again = _repeats(first, items, samples)
+    faithful = _faithful(store.folder, side, how.id, facts, samples)
     worst = _worst(
-        frame, used.limits, samples, [*again.samples], faithful.worst if faithful else []
+        facts, checks, limits, samples, again.samples, faithful.worst if faithful else {}
     )
-    chance = frame.sample(min(samples, len(frame)), random_state=seed).sort_index()
-    failed = _by_reason(
-        (reason_class(f.reason), Sample(f.item_id, f.reason, True, f.image)) for f in failures
-    )
-    refusals = frame[frame["rejected"] != ""]
-    refused = _by_reason(
-        (reason_class(why), Sample(item, why))
-        for item, why in zip(refusals["item"], refusals["rejected"], strict=True)
-    )
-    random = [Sample(item) for item in chance["item"]]
-    shown = [worst, random, *(found for _, _, found in (*failed, *refused))]
-    ids = [sample.item_id for found in shown for sample in found]
+    random = facts.sample(min(samples, len(facts)), random_state=seed).index
+    chosen = dict.fromkeys(facts.index[facts.index.isin(random)], "")
+    refusals = facts["rejected"][facts["rejected"] != ""]
+    failed = _by_reason(pd.Series({i: one.reason for i, one in failures.items()}, dtype=object))
+    refused = _by_reason(refusals)
+    shown = [worst, chosen, *(whys for _, _, whys in (*failed, *refused))]
+    ids = [item_id for whys in shown for item_id in whys]
     asked = _asked_for(root, ids) if side == "corpus" else {}
 
-    def cards(chosen: Sequence[Sample]) -> list[ItemCard]:
-        return [_card(sample, items, root, texts, asked) for sample in chosen]
+    def cards(whys: Whys, failed: bool = False) -> list[ItemCard]:
+        return [card(item_id, why, failed) for item_id, why in whys.items()]
+
+    def card(item_id: str, why: str, failed: bool) -> ItemCard:
+        item, text = items.find(item_id), None if failed else texts[item_id]
+        image = item.image if item else failures[item_id].image if failed else None
+        picture, missing = None, "no picture" if item else "not in this root"
+        if image is not None:
+            picture, missing = thumbnail(root, image, text.picture if text else "")
+        before, after = compare(item.text if item else None, text.text if text else "")
+        said = asked.get(item_id, "")
+        return ItemCard(item_id, image or "", picture, missing, before, after, said, why, text)
 
     return SideReport(
         side=side,
         recipe=how,
         prompts=list(packaged(how.prompts)),
         with_picture=items.with_picture(),
-        texts=len(frame),
+        texts=len(facts),
         refused_items=len(refusals),
         generations=len(first),
-        read=int(first["read"].sum()),
-        written=int(first["written"].sum()),
-        median=quantile(frame["words"], 0.5) if len(frame) else 0.0,
-        models={str(name): int(number) for name, number in frame["model"].value_counts().items()},
+        read=int(first["prompt_tokens"].sum()),
+        written=int(first["output_tokens"].sum()),
+        median=quantile(facts["words"], 0.5) if len(facts) else 0.0,
+        models={str(name): n for name, n in facts["model"].value_counts().items()},
         used=used,
         repeats=again,
         faithful=faithful,
-        failed=[Reason(name, number, cards(found)) for name, number, found in failed],
-        refused=[Reason(name, number, cards(found)) for name, number, found in refused],
-        plots=[*_plots(frame, first, used.limits), *(faithful.plots if faithful else [])],
-        scores=list(_scores(frame, used.limits)),
-        groups={"prompt": _groups(frame, "prompt"), "dataset": _groups(frame, "dataset", items)},
+        failed=[Reason(name, number, cards(whys, failed=True)) for name, number, whys in failed],
+        refused=[Reason(name, number, cards(whys)) for name, number, whys in refused],
+        plots=[*_plots(facts, first, checks, limits), *(faithful.plots if faithful else [])],
+        scores=list(_scores(checks, limits)),
+        groups={
+            "prompt": _groups(facts, "prompt"),
+            "dataset": _groups(facts, "dataset").rename(index=items.name),
+        },
         worst=cards(worst),
-        random=cards(random),
-        unknown=sum(items.find(name) is None for name in ids),
+        random=cards(chosen),
+        unknown=sum(items.find(item_id) is None for item_id in ids),
     )
 
 
-# Columns
+# Numbers
 
 
-def table(texts: Mapping[str, Enrichment]) -> pd.DataFrame:
-    """A row for each item with a text, in their order; scores in columns ``check:name``."""
-    import pandas as pd
-
-    rows, parts = iter(texts.items()), [pd.DataFrame([], columns=list(_row("", _NONE)))]
-    while chunk := [_row(*one) for one in islice(rows, CHUNK)]:
-        parts.append(pd.DataFrame(chunk))
-    frame: pd.DataFrame = pd.concat(parts[1:] or parts, ignore_index=True)
-    return frame
-
-
-_NONE = Enrichment("", "", "", "", "", "")
-
-
-def _row(item_id: str, text: Enrichment) -> dict[str, Any]:
-    return {
-        "item": item_id,
-        # Eight bytes for what millions of texts must be told apart by.
-        "key": hash(text.key),
-        "text": hash(text.text),
-        "words": len(text.text.split()),
-        "read": text.prompt_tokens,
-        "written": text.output_tokens,
-        "rejected": intern(text.rejected),
-        "prompt": intern(text.prompt),
-        "model": intern(f"{text.model} {text.revision[:12]}"),
-        "dataset": intern(item_id.partition(":")[0]),
-        **{f"check:{name}": round(score, 2) for name, score in text.checks.items()},
-    }
-
-
-def _checks(frame: pd.DataFrame) -> Iterator[tuple[str, pd.Series[float]]]:
-    """The scores of each check, by its name."""
-    for column in sorted(name for name in frame.columns if name.startswith("check:")):
-        yield column.removeprefix("check:"), frame[column].dropna()
-
-
-def _limit(check: str, limits: Limits) -> float | None:
-    return float(getattr(limits, _LIMIT_OF[check])) if check in _LIMIT_OF else None
-
-
-def _plots(frame: pd.DataFrame, first: pd.DataFrame, limits: Limits) -> Iterator[Plot]:
+def _plots(
+    facts: pd.DataFrame, first: pd.DataFrame, checks: Checks, limits: Mapping[str, float]
+) -> Iterator[Plot]:
     """Lengths, tokens, and the checks whose scores differ."""
-    if frame.empty:
+    if facts.empty:
         return
-    yield histogram("Words per text", frame["words"], unit="words")
-    if first["written"].any():
-        yield histogram("Tokens written per text", first["written"], unit="tokens")
-    for check, scores in _checks(frame):
+    yield histogram("Words per text", facts["words"], unit="words")
+    if first["output_tokens"].any():
+        yield histogram("Tokens written per text", first["output_tokens"], unit="tokens")
+    for check, column in checks.items():
+        scores = column.dropna()
         if scores.nunique() > 2 and check != "words":
             whole = bool((scores % 1 == 0).all())
             title = f"Score: {check.replace('_', ' ')}"
-            yield histogram(title, scores, whole=whole, limit=_limit(check, limits))
+            yield histogram(title, scores, whole=whole, limit=limits.get(check))
 
 
-def _scores(frame: pd.DataFrame, limits: Limits) -> Iterator[Mapping[str, Any]]:
-    for check, scores in _checks(frame):
-        limit = _limit(check, limits)
+def _scores(checks: Checks, limits: Mapping[str, float]) -> Iterator[Mapping[str, Any]]:
+    for check, scores in checks.items():
+        limit = limits.get(check)
         yield {
             "name": check.replace("_", " "),
             "mean": scores.mean(),
             "most": scores.max(),
             "limit": limit,
-            "above": int((scores > (limit or 0.0)).sum()),
+            "above": (scores > (limit or 0.0)).sum(),
         }
 
 
-def _groups(
-    frame: pd.DataFrame, column: str, items: RootItems | None = None
-) -> Sequence[Mapping[str, Any]]:
+def _groups(facts: pd.DataFrame, column: str) -> pd.DataFrame:
     """Texts, refused ones and the median of words, the largest groups first."""
-    rows = [
-        {
-            "name": items.name(str(name)) if items else str(name),
-            "texts": len(group),
-            "refused": int((group["rejected"] != "").sum()),
-            "median": quantile(group["words"], 0.5),
-        }
-        for name, group in frame.groupby(column)
-    ]
-    return sorted(rows, key=lambda row: -cast("int", row["texts"]))[:ROWS]
+    found = facts.groupby(column).agg(
+        texts=("words", "size"),
+        refused=("rejected", lambda why: (why != "").sum()),
+        median=("words", lambda words: quantile(words, 0.5)),
+    )
+    largest: pd.DataFrame = found.sort_values("texts", ascending=False, kind="stable").head(ROWS)
+    return largest
 
 
 def limits_used(store: Store, recipe: str) -> Used:
@@ -527,20 +472,18 @@ def limits_used(store: Store, recipe: str) -> Used:
     ran = [run.scope.checks for run in load_runs(store.folder) if run.recipe == recipe]
     kept = [checks for checks in ran if checks]
     if not kept:
-        return Used()
-    checks: Mapping[str, Any] = kept[-1]
-    known = {one.name for one in fields(Limits)}
-    limits = Limits(**{name: v for name, v in checks["limits"].items() if name in known})
-    marks = {one["mark"] for one in checks["prompts"].values()}
-    links = store.rows("link", recipe).scan("judged")
-    others = sum(row.get("judged") not in marks for row in links)
-    return Used(limits, True, {n: _cap(one) for n, one in checks["prompts"].items()}, others)
+        return Used(DEFAULT_LIMITS, False, {}, 0)
+    made, prompts = kept[-1]["limits"], kept[-1]["prompts"]
+    limits = Limits(**{one.name: made[one.name] for one in fields(Limits) if one.name in made})
+    marks = {one["mark"] for one in prompts.values()}
+    others = sum(row["judged"] not in marks for row in store.rows("link", recipe).scan("judged"))
+    caps = {name: _cap(one) for name, one in prompts.items()}
+    return Used(limits, True, {**asdict(limits), **caps}, others)
 
 
 def _cap(one: Mapping[str, Any]) -> str:
-    added = one.get("max_added_words")
+    added, tokens = one.get("max_added_words"), one.get("max_tokens")
     more = f", of which at most {added} new" if added is not None else ""
-    tokens = one.get("max_tokens")
     length = f"{one['max_words']} words" if tokens is None else f"{tokens} tokens"
     return f"at most {length}{more}"
 
@@ -559,71 +502,60 @@ def packaged(prompts: Mapping[str, str]) -> Iterator[Prompt]:
 # Samples
 
 
-def repeats(frame: pd.DataFrame, items: RootItems, most: int) -> Repeats:
-    """Count the contents of texts that came more than once.
-
-    Args:
-        frame: as :func:`table` makes it.
-        items: where the contents are found.
-        most: how many samples.
-    """
-    first = frame.drop_duplicates("key")
+def _repeats(first: pd.DataFrame, items: RootItems, most: int) -> Repeats:
+    """Count the contents of texts that came more than once; ``most`` is of samples."""
     often = first[first.duplicated("text", keep=False) & (first["rejected"] == "")]
-    contents: dict[int, set[object]] = {}
-    example: dict[int, str] = {}
-    pictures = True
-    for item_id, text in zip(often["item"], often["text"], strict=True):
-        item = items.find(item_id)
-        pictures &= item is None or item.image is not None
-        contents.setdefault(text, set()).add((item.image or item.text) if item else item_id)
-        example.setdefault(text, item_id)
-    numbers = Counter({text: len(found) for text, found in contents.items() if len(found) > 1})
-    if not numbers:
-        return Repeats()
+    found = [items.find(item_id) for item_id in often.index]
+    pictures = all(item is None or item.image is not None for item in found)
     noun = "pictures" if pictures else "pictures or requests"
-    samples = tuple(
-        Sample(example[text], f"the very same words for {number:,} different {noun}")
-        for text, number in numbers.most_common(most)
+    contents = [
+        (item.image or item.text or "") if item else item_id
+        for item_id, item in zip(often.index, found, strict=True)
+    ]
+    groups = often.assign(item=often.index, content=contents).groupby("text", sort=False)
+    numbers = groups.agg(item=("item", "first"), contents=("content", "nunique"))
+    numbers = numbers[numbers["contents"] > 1].sort_values(
+        "contents", ascending=False, kind="stable"
     )
-    return Repeats(numbers.total(), len(numbers), max(numbers.values()), noun, samples)
+    samples = {
+        row.item: f"the very same words for {row.contents:,} different {noun}"
+        for row in numbers.head(most).itertuples()
+    }
+    shared = numbers["contents"].tolist()
+    return Repeats(sum(shared), len(shared), max(shared, default=0), noun, samples)
 
 
 def _worst(
-    frame: pd.DataFrame, limits: Limits, size: int, *others: Sequence[Sample]
-) -> list[Sample]:
-    """The worst accepted texts, each measure in turn, none twice.
-
-    Args:
-        frame: as :func:`table` makes it.
-        limits: what was refused.
-        size: how many.
-        *others: by measures that are not taken here, the worst first.
-    """
+    facts: pd.DataFrame,
+    checks: Checks,
+    limits: Mapping[str, float],
+    size: int,
+    *others: Whys,
+) -> Whys:
+    """The worst accepted texts, each measure in turn, none twice; ``others`` are measures, too."""
     # The same words need to be shown once, whoever shares them.
-    accepted = frame[frame["rejected"] == ""].drop_duplicates("text")
+    accepted = facts[facts["rejected"] == ""].drop_duplicates("text")
     measures = list(others)
     if len(accepted):
         # Short is what has less than half of the usual words.
-        short = accepted[accepted["words"] < quantile(frame["words"], 0.5) / 2]
-        short = short.sort_values("words", kind="stable")[:size]
-        pairs = zip(short["item"], short["words"], strict=True)
-        measures.append([Sample(item, f"short: {number} words") for item, number in pairs])
-    for check in _LIMIT_OF:
-        limit = _limit(check, limits) or 0.0
-        if limit > 0 and f"check:{check}" in accepted.columns:
-            scores = accepted.set_index("item")[f"check:{check}"]
-            near = scores[scores / limit > NEAR].sort_values(ascending=False, kind="stable")[:size]
+        short = accepted["words"][accepted["words"] < quantile(facts["words"], 0.5) / 2]
+        short = short.sort_values(kind="stable").head(size)
+        measures.append({item: f"short: {number} words" for item, number in short.items()})
+    for check, limit in limits.items():
+        if limit > 0 and check in checks:
+            scores = checks[check].loc[accepted.index]
+            near = scores[scores / limit > NEAR].sort_values(ascending=False, kind="stable")
             why = f"{check} {{:.2g}}, refused above {limit:g}"
-            measures.append([Sample(str(item), why.format(score)) for item, score in near.items()])
-    ranked = (one for rank in zip_longest(*measures) for one in rank if one is not None)
-    chosen: dict[str, Sample] = {}
-    for sample in ranked:
-        chosen.setdefault(sample.item_id, sample)
-    return list(chosen.values())[:size]
+            measures.append({item: why.format(score) for item, score in near.head(size).items()})
+    chosen: dict[str, str] = {}
+    for rank in zip_longest(*(measure.items() for measure in measures)):
+        for item, why in filter(None, rank):
+            chosen.setdefault(item, why)
+    return dict(islice(chosen.items(), size))
 
 
 def _faithful(
-    store: Path, side: Side, recipe: str, frame: pd.DataFrame, size: int
+    store: Path, side: Side, recipe: str, facts: pd.DataFrame, size: int
 ) -> Doubts | None:
     """What a CLIP model found, None if it was not asked."""
     import pandas as pd
@@ -637,118 +569,24 @@ def _faithful(
         for name in SCORES
         if name in scores and (values := scores[name].round(2).dropna()).nunique() > 2
     ]
-    judged = [name for name in DOUBTFUL if name in scores]
-    doubted = {name: scores[name] < DOUBTFUL[name] for name in judged}
-    accepted = set(frame.loc[frame["rejected"] == "", "item"])
-    worst: dict[str, Sample] = {}
-    for name in reversed(judged):  # of the reasons of a text, a word says most
+    doubted = pd.DataFrame({n: scores[n] < most for n, most in DOUBTFUL.items() if n in scores})
+    accepted = set(facts.index[facts["rejected"] == ""])
+    worst: dict[str, str] = {}
+    for name in reversed(doubted.columns):  # of the reasons of a text, a word says most
         for item, row in scores[doubted[name]].nsmallest(size, name).iterrows():
             why = SCORES[name][1]
             if name == "clip_word" and row.get("clip_doubted"):
                 why = f"CLIP doubts “{row['clip_doubted']}”"
             if item in accepted:
-                worst.setdefault(str(item), Sample(str(item), f"{why} ({row[name]:.2g})"))
-    doubtful = int(pd.DataFrame(doubted).any(axis=1).sum())
-    return Doubts(model, len(scores), doubtful, plots, list(worst.values()))
+                worst.setdefault(str(item), f"{why} ({row[name]:.2g})")
+    return Doubts(model, len(scores), int(doubted.any(axis=1).sum()), plots, worst)
 
 
-def _by_reason(found: Iterator[tuple[str, Sample]]) -> list[tuple[str, int, list[Sample]]]:
+def _by_reason(reasons: pd.Series[str]) -> list[tuple[str, int, Whys]]:
     """Reason, items and a few of them, the most frequent first."""
-    counts: Counter[str] = Counter()
-    shown: dict[str, list[Sample]] = {}
-    for reason, sample in found:
-        counts[reason] += 1
-        if counts[reason] <= EACH_REASON:
-            shown.setdefault(reason, []).append(sample)
-    return [(name, number, shown[name]) for name, number in counts.most_common()]
-
-
-def _card(
-    sample: Sample,
-    items: RootItems,
-    root: Path,
-    texts: Mapping[str, Enrichment],
-    asked: Mapping[str, str],
-) -> ItemCard:
-    item = items.find(sample.item_id)
-    text = None if sample.failed else texts.get(sample.item_id)
-    image = sample.image if item is None else item.image
-    picture, no_picture = None, "not in this root" if item is None else "no picture"
-    if image is not None:
-        try:
-            expected = text.picture if text else ""
-            picture, no_picture = thumbnail(open_image(root, image, expected=expected)), ""
-        except ImageError as error:
-            no_picture = f"picture {error.reason}"
-    published, generated = compare(item.text if item else None, text.text if text else "")
-    return ItemCard(
-        sample.item_id,
-        image or "",
-        picture,
-        no_picture,
-        published,
-        generated,
-        asked.get(sample.item_id, ""),
-        sample.why,
-        text,
-    )
-
-
-# The root
-
-
-@final
-class RootItems:
-    """Candidates or queries of a root, found by id without reading whole files.
-
-    Args:
-        root: folder in M-BEIR's layout.
-        side: which of them.
-
-    Raises:
-        DataError: if the root or one of its files cannot be read.
-    """
-
-    def __init__(self, root: Path, side: Side) -> None:
-        data = DataRoot(root)
-        self._tables: Sequence[CandidateTable | QueryTable]
-        files: list[DataFile]
-        if side == "corpus":
-            # Union pools repeat the local ones.
-            files = data.pools() or data.union_pools()
-            self._tables = [open_candidates(file.path) for file in files]
-        else:
-            splits = [data.query_files(split) for split in _SPLITS]
-            files = [file for split in splits[:3] for file in split]
-            files = files or [file for split in splits for file in split]
-            self._tables = [open_queries(file.path) for file in files]
-        self._names: dict[str, str] = {}
-        for file, rows in zip(files, self._tables, strict=True):
-            if len(rows):
-                self._names.setdefault(_item(rows, 0).dataset, file.dataset)
-
-    def find(self, item_id: str) -> Item | None:
-        """The item with this id, or None."""
-        for rows in self._tables:
-            row = rows.find(item_id)
-            if row is not None:
-                return _item(rows, row)
-        return None
-
-    def name(self, dataset: str) -> str:
-        """Name of a dataset by its id, or the id itself."""
-        return self._names.get(dataset, dataset)
-
-    def with_picture(self) -> int:
-        """Items that have a picture, those in several files counted once."""
-        shown = [t.ids.filter(t.column("image").is_valid()).chunks for t in self._tables]
-        ids = pa.chunked_array([chunk for chunks in shown for chunk in chunks], pa.string())
-        return cast("int", pc.count_distinct(ids).as_py())
-
-
-def _item(rows: CandidateTable | QueryTable, row: int) -> Item:
-    found = rows[row]
-    return found if isinstance(found, Item) else found.item
+    groups = reasons.groupby(reasons.map(reason_class), sort=False)
+    found = [(str(name), len(group), group.head(EACH_REASON).to_dict()) for name, group in groups]
+    return sorted(found, key=lambda reason: -reason[1])
 
 
 def _asked_for(root: Path, candidates: Collection[str]) -> Mapping[str, str]:
@@ -756,17 +594,13 @@ def _asked_for(root: Path, candidates: Collection[str]) -> Mapping[str, str]:
     data = DataRoot(root)
     wanted = pa.array(sorted(set(candidates)), pa.string())
     found: dict[str, str] = {}
-    for split in reversed(_SPLITS[:3]):
-        for file in data.query_files(split):
-            queries = open_queries(file.path)
-            start = 0
-            for positives in queries.column("positives").chunks:
-                hits = pc.is_in(positives.flatten(), wanted)
-                rows = positives.value_parent_indices().filter(hits).to_pylist()
-                dids = positives.flatten().filter(hits).to_pylist()
-                for row, did in zip(rows, dids, strict=True):
-                    query = queries[start + row].item
-                    if query.image is None and query.text:
-                        found.setdefault(did, query.text)
-                start += len(positives)
+    for file in (file for split in reversed(SPLITS) for file in data.query_files(split)):
+        queries = open_queries(file.path)
+        positives = queries.column("positives")
+        dids, rows = pc.list_flatten(positives), pc.list_parent_indices(positives)
+        hits = pc.is_in(dids, wanted)
+        for row, did in zip(rows.filter(hits).to_pylist(), dids.filter(hits), strict=True):
+            query = queries[row].item
+            if query.image is None and query.text:
+                found.setdefault(did.as_py(), query.text)
     return found

@@ -7,13 +7,14 @@ check (see :mod:`augment.checks`). With a CLIP model, also how well each text fi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from sys import intern
 from typing import TYPE_CHECKING, Any
 
-from augment.data import DataRoot, read_candidates, read_queries
 from augment.data.images import open_image
+from augment.data.items import RootItems
 from augment.errors import DataError, ImageError, StoreError
 from augment.files import replacing_path
 from augment.records import Enrichment, Item, Side
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 #: Pictures scored together; each is the contrast of the others.
 BATCH = 64
+
+#: Texts that become rows at once.
+CHUNK = 16_384
 
 #: Column of a CLIP model's score -> what it is called, and how a low one is put.
 SCORES: Mapping[str, tuple[str, str]] = {
@@ -74,7 +78,8 @@ def scores(
     path = out or _place(store, side, texts.recipe.id)
     if path.suffix not in (".parquet", ".csv"):
         raise DataError("expected a name that ends in .parquet or .csv", str(path))
-    table = score_table(texts)
+    facts, checks = text_tables(texts)
+    table = facts.loc[:, "rejected":].join(checks)
     if clip:
         if root is None:
             raise DataError("--clip looks at the pictures: name their folder with --root")
@@ -87,25 +92,40 @@ def scores(
     return path, table
 
 
-def score_table(texts: Mapping[str, Enrichment]) -> pd.DataFrame:
-    """Scores as columns, one row per item; a check that did not apply is missing (NaN)."""
+def text_tables(texts: Mapping[str, Enrichment]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What is known of every text, and its checks' scores; a row for each item, in their order.
+
+    A score of a check that did not apply is missing (NaN). Keys and texts are hashes of eight
+    bytes, which is what millions of them can be told apart by.
+    """
     import pandas as pd
 
-    rows = [
-        {
-            "item": item,
-            "rejected": text.rejected,
-            "finish": text.finish,
-            "prompt": text.prompt,
-            "prompt_tokens": text.prompt_tokens,
-            "output_tokens": text.output_tokens,
-            "cleaned": bool(text.raw),
-            **text.checks,
-        }
-        for item, text in texts.items()
-    ]
-    table: pd.DataFrame = pd.DataFrame(rows).set_index("item") if rows else pd.DataFrame()
-    return table
+    rows, facts, checks = iter(texts.items()), [], []
+    while chunk := list(islice(rows, CHUNK)):
+        facts.append(pd.DataFrame([_facts(*one) for one in chunk]))
+        checks.append(pd.DataFrame([text.checks for _, text in chunk]))
+    if not facts:
+        none = pd.DataFrame([_facts("", Enrichment("", "", "", "", "", ""))]).set_index("item")[:0]
+        return none, none[[]]
+    table = pd.concat(facts).set_index("item")
+    return table, pd.concat(checks).set_index(table.index)
+
+
+def _facts(item_id: str, text: Enrichment) -> dict[str, Any]:
+    return {
+        "item": item_id,
+        "key": hash(text.key),
+        "text": hash(text.text),
+        "words": len(text.text.split()),
+        "model": intern(f"{text.model} {text.revision[:12]}"),
+        "dataset": intern(item_id.partition(":")[0]),
+        "rejected": intern(text.rejected),
+        "finish": text.finish,
+        "prompt": intern(text.prompt),
+        "prompt_tokens": text.prompt_tokens,
+        "output_tokens": text.output_tokens,
+        "cleaned": bool(text.raw),
+    }
 
 
 def _faithfulness(
@@ -118,7 +138,7 @@ def _faithfulness(
     from augment.checks.faithful import Faithfulness, columns
 
     judge = Faithfulness(clip, pretrained)
-    items = {item.id: item for item in _items(root, side)}.values()
+    items = {item.id: item for item in RootItems(root, side)}.values()
     pairs = ((item, texts[item.id]) for item in items if item.id in texts and item.image)
     waiting = iter([(item, text) for item, text in pairs if text.text])
     rows: dict[str, Mapping[str, float | str]] = {}
@@ -144,17 +164,6 @@ def _open(root: Path, item: Item, expected: str) -> Sequence[Any]:
         return [open_image(root, item.image or "", expected=expected)]
     except ImageError:
         return []
-
-
-def _items(root: Path, side: Side) -> Iterator[Item]:
-    data = DataRoot(root)
-    if side == "corpus":
-        for pool in data.pools():
-            yield from read_candidates(pool.path)
-        return
-    for split in ("train", "val", "test"):
-        for file in data.query_files(split):
-            yield from (query.item for query in read_queries(file.path))
 
 
 def _place(store: Path, side: Side, recipe: str) -> Path:

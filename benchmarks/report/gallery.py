@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, final
 
-from augment.data.images import open_image
-from augment.errors import ImageError
+from augment.data.items import RootItems
 from augment.records import Enrichment, Item, Side
 from augment.store.page import DataUri, Piece, compare, thumbnail
-from augment.store.report import RootItems
 from benchmarks.report.runs import Moved, OpenedRun, TaskHits
 
 #: Longest side of a query's picture and of a result's, in pixels.
@@ -92,13 +90,12 @@ class Gallery:
     """
 
     def __init__(self, root: Path, runs: tuple[OpenedRun, OpenedRun], top: int = 3) -> None:
-        self._root = root
         self.runs = runs
         self._top = top
         self._items: dict[Side, RootItems] = {
             "query": RootItems(root, "query"), "corpus": RootItems(root, "corpus"),
         }  # fmt: skip
-        self._thumbnail = cache(self._open)
+        self._thumbnail = cache(partial(thumbnail, root))
 
     def card(self, moved: Moved, task: TaskHits) -> QueryCard:
         """One card of a query of a task."""
@@ -156,16 +153,10 @@ class Gallery:
     def _picture(self, side: Side, item: Item, longest: int) -> Picture | None:
         if item.image is None:
             return None
-        uri, why = self._thumbnail(item.image, longest)
+        uri, why = self._thumbnail(item.image, side=longest)
         text = self._generated(side, item.id)
         alt = text.text if text is not None else item.text
         return Picture(uri, alt or f"Picture of {item.id}", why)
-
-    def _open(self, image: str, longest: int) -> tuple[DataUri | None, str]:
-        try:
-            return thumbnail(open_image(self._root, image), longest), ""
-        except ImageError as error:
-            return None, f"picture {error.reason}"
 
     def _generated(self, side: Side, item_id: str) -> Enrichment | None:
         """The accepted text about an item, of the second run if it has one."""

@@ -97,7 +97,7 @@ def test_the_table_has_every_score_as_a_column(tmp_path, world, capsys):
     assert found.scored == 4
     low = (table["clip_rank"] < 0.5) | (table["clip_word"] < 0.05)
     assert 0 < found.doubtful == low.sum() < 4
-    assert {one.item_id for one in found.worst} <= set(table.index[low])
+    assert set(found.worst) <= set(table.index[low])
     page = report(store, root, tmp_path / "page").read_text(encoding="utf-8")
     assert "doubted by CLIP" in page
     assert f"a sentence of {low.sum()} of the 4 that it scored" in page
