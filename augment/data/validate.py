@@ -334,7 +334,7 @@ class _Checks:
         return first
 
     def _records(self, path: Path, side: Side) -> Iterator[tuple[int, Query]]:
-        """Records that can be used, candidates as queries for nothing; others become findings."""
+        """Records that can be used, candidates as queries without a task; others are findings."""
         name = self._name(path)
         parse = query_parser(path) if side == "query" else _candidate
         with self.report.noting("unreadable", name):
@@ -352,7 +352,7 @@ class _Checks:
             stats.tasks["none" if query.task is None else str(query.task)] += 1
         for image in item.images:
             self._images.setdefault(image, f"{where} ({item.id})")
-        if item.text and item.text.strip():
+        if self._tokens and item.text and item.text.strip():
             texts.offer(item.text)
         for kind, wrong, what in _record_checks(query, stats.side):
             if wrong:
