@@ -119,10 +119,6 @@ def _row(record: Item | Query) -> tuple[Any, ...]:
     return (*_row(record.item), record.task, record.positives, record.negatives)
 
 
-def _candidate_columns(table: Any, _: int | None) -> list[Any] | None:
-    return _item_columns(*table.columns)
-
-
 def _query_columns(table: Any, hint: int | None) -> list[Any] | None:
     *item, task, wanted, positives, negatives = table.columns
     columns = _item_columns(*item)
@@ -178,7 +174,7 @@ CANDIDATES = Kind(
     pa.schema([*_ITEM_FIELDS, _LINE]),
     _published("did", "", "modality"),
     lambda _: parse_candidate,
-    _candidate_columns,
+    lambda table, _: _item_columns(*table.columns),
     repeats=False,
 )
 QUERIES = Kind(

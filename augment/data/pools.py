@@ -352,10 +352,10 @@ class Catalog:
 
     def find(self, did: str) -> Item | None:
         """The candidate with an id, or None."""
-        row = int(self.find_all([did])[0])
+        row = int(self.rows_of([did])[0])
         return None if row < 0 else self.item(row)
 
-    def find_all(self, dids: Sequence[str]) -> Int64[np.ndarray, " dids"]:
+    def rows_of(self, dids: Sequence[str]) -> Int64[np.ndarray, " dids"]:
         """The row of each id, -1 where there is none."""
         rows = np.full(len(dids), -1)
         for pool in self._pools:

@@ -421,7 +421,7 @@ class _Checks:
             table = self.root.instructions()
             for path, links in self._links.items():
                 file = self._name(path)
-                kinds = {(_dataset(link.qid), link.task): link for link in reversed(links)}
+                kinds = {(link.qid.partition(":")[0], link.task): link for link in reversed(links)}
                 for (dataset, task), link in sorted(kinds.items(), key=lambda kind: kind[1].line):
                     if task is not None:
                         before = f"{file}:{link.line}: query {link.qid}: "
@@ -464,10 +464,6 @@ def _candidate(line: bytes, where: str) -> Query:
     return Query(parse_candidate(line, where), None)
 
 
-def _dataset(name: str) -> str:
-    return name.partition(":")[0]
-
-
 def _record_checks(query: Query, side: Side) -> list[tuple[str, bool, str]]:
     """Of one record: kind of problem, whether it has it, and what the example says of it."""
     item, task = query.item, query.task
@@ -493,7 +489,7 @@ def _link_problems(
     wanted = None if link.task is None else TASKS[link.task][1]
     for did in link.positives:
         if did not in ids:
-            own = _dataset(did) == _dataset(link.qid)
+            own = did.partition(":")[0] == link.qid.partition(":")[0]
             yield "dangling-positive" if own else "foreign-positive", f"positive {did}"
         elif wanted not in (None, ids[did][1]):
             what = f"positive {did}: {ids[did][1]}, task {link.task} wants {wanted}"

@@ -496,10 +496,10 @@ def test_a_catalog_is_equal_to_a_dict_of_records(tmp_path, seed):
     asked = [*rng.sample(list(slow.items), 20), "0:999", "", "zz:1"]
     order = list(slow.items)
     want = [order.index(did) if did in slow.items else -1 for did in asked]
-    assert catalog.find_all(asked).tolist() == want
+    assert catalog.rows_of(asked).tolist() == want
     assert catalog.find("9:9") is None
     assert catalog.find(known[7].id) == known[7]
-    assert catalog.find_all([]).tolist() == []
+    assert catalog.rows_of([]).tolist() == []
 
 
 @pytest.mark.parametrize("field", ["text", "images", "source"])
