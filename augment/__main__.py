@@ -64,11 +64,11 @@ def status(
     """
     from dataclasses import asdict
 
-    from augment.store import upkeep
+    from augment.store import runs, upkeep
 
     opened = upkeep.open_store(store)
     if choose:
-        upkeep.choose(opened, choose)
+        runs.choose(store, choose)
     found = upkeep.status(opened)
     rows = dumps([asdict(one) for one in found], indent=2) if json else "\n".join(map(str, found))
     sys.stdout.write(f"{rows}\n")

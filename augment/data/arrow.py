@@ -1,7 +1,7 @@
 """From a JSONL file to its cached table: where that lies, when it is trusted, how it is made.
 
-Each source has one folder, ``.cache/<name>.<kind>/`` beside it (or below a folder that the caller
-names; or, where the source's folder is marked read-only, below the user's cache folder)::
+Each source has one folder, ``.cache/<name>.<kind>/`` beside it (or, where the source's folder is
+marked read-only, below the user's cache folder)::
 
     source.json            size and mtime_ns of the source, SHA-256 of its lines, and checksums of
                            the files below
@@ -31,6 +31,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, final
 
@@ -43,7 +44,7 @@ from jaxtyping import Shaped
 from augment.data.records import (
     MODALITIES,
     parse_candidate,
-    parse_query,
+    query_parser,
     record_lines,
     task_in_name,
 )
@@ -87,8 +88,7 @@ class Kind:
         name: ``candidates`` or ``queries``.
         schema: columns of the rows; ``line`` is the line number in the source.
         published: keys of the published records and their types.
-        row: a line's values in the schema's order, without its number. Is given the line, where
-            it stands (for errors) and the task in the file's name.
+        parser: of a file, what makes a record of a line, given where it stands.
         columns: the same for a table of plain records; None if it turns out not to be plain.
         repeats: whether equal records may repeat (upsampled training files).
     """
@@ -96,7 +96,7 @@ class Kind:
     name: str
     schema: Any
     published: Any
-    row: Callable[[bytes, str, int | None], tuple[Any, ...]]
+    parser: Callable[[Path], Callable[[bytes, str], Item | Query]]
     columns: Callable[[Any, int | None], list[Any] | None]
     repeats: bool
 
@@ -112,21 +112,11 @@ class Entry(NamedTuple):
 # --- Rows: line by line, and as columns -----------------------------------------------------------
 
 
-def _candidate_row(line: bytes, where: str, _: int | None) -> tuple[Any, ...]:
-    return _item_row(parse_candidate(line, where))
-
-
-def _query_row(line: bytes, where: str, hint: int | None) -> tuple[Any, ...]:
-    query: Query = parse_query(line, where, hint)
-    return (*_item_row(query.item), query.task, query.positives, query.negatives)
-
-
-def _item_row(item: Item) -> tuple[Any, ...]:
-    return (item.id, item.text, item.image, item.modality, item.source)
-
-
-def _candidate_columns(table: Any, _: int | None) -> list[Any] | None:
-    return _item_columns(*table.columns)
+def _row(record: Item | Query) -> tuple[Any, ...]:
+    """A record's values in the schema's order, without the number of its line."""
+    if isinstance(record, Item):
+        return (record.id, record.text, record.image, record.modality, record.source)
+    return (*_row(record.item), record.task, record.positives, record.negatives)
 
 
 def _query_columns(table: Any, hint: int | None) -> list[Any] | None:
@@ -183,8 +173,8 @@ CANDIDATES = Kind(
     "candidates",
     pa.schema([*_ITEM_FIELDS, _LINE]),
     _published("did", "", "modality"),
-    _candidate_row,
-    _candidate_columns,
+    lambda _: parse_candidate,
+    lambda table, _: _item_columns(*table.columns),
     repeats=False,
 )
 QUERIES = Kind(
@@ -199,7 +189,7 @@ QUERIES = Kind(
         pa.field("pos_cand_list", pa.list_(pa.string())),
         pa.field("neg_cand_list", pa.list_(pa.string())),
     ),
-    _query_row,
+    query_parser,
     _query_columns,
     repeats=True,
 )
@@ -217,14 +207,14 @@ def batch(kind: Kind, block: bytes, first: int, source: Path) -> Any:
     Raises:
         DataError: with ``file:line``, at the first line that cannot be used.
     """
-    hint = task_in_name(source)
-    columns = _columns(kind, block, hint)
+    columns = _columns(kind, block, task_in_name(source))
     if columns is not None:
         lines = np.arange(first, first + len(columns[0]))
         columns = [*columns, pa.array(lines)]
     else:
+        parse = kind.parser(source)
         rows = [
-            (*kind.row(line, f"{source}:{number}", hint), number)
+            (*_row(parse(line, f"{source}:{number}")), number)
             for number, line in numbered_lines(io.BytesIO(block), first)
         ]
         columns = list(zip(*rows, strict=True)) or [[]] * len(kind.schema)
@@ -279,7 +269,7 @@ class _Source:
         )
 
 
-def cached(kind: Kind, source: Path, cache: Path | None) -> Entry:
+def cached(kind: Kind, source: Path) -> Entry:
     """The cached files of a source, built now if they are missing or out of date.
 
     Raises:
@@ -289,7 +279,7 @@ def cached(kind: Kind, source: Path, cache: Path | None) -> Entry:
         status = source.stat()
     except OSError as error:
         raise DataError(f"cannot be opened: {error.strerror}", str(source)) from error
-    folders = _folders(kind, source, cache)
+    folders = _folders(kind, source)
     for folder in folders:
         known = _recorded(folder)
         if known is None:
@@ -312,17 +302,14 @@ def _lines_sha256(source: Path) -> str:
     return digest.hexdigest()
 
 
-def _folders(kind: Kind, source: Path, cache: Path | None) -> list[Path]:
+def _folders(kind: Kind, source: Path) -> list[Path]:
     """Candidate folders, best first."""
     absolute = source.resolve()
     digest = hashlib.sha256(str(absolute).encode("utf-8", "surrogateescape")).hexdigest()[:12]
     stem = absolute.name.removesuffix(".jsonl")
-    named = f"{stem}-{digest}.{kind.name}"
-    if cache is not None:
-        return [cache / named]
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     beside = absolute.parent / ".cache" / f"{stem}.{kind.name}"
-    return [beside, Path(home) / "reasoning-augmented-retrieval" / named]
+    return [beside, Path(home) / "reasoning-augmented-retrieval" / f"{stem}-{digest}.{kind.name}"]
 
 
 def _recorded(folder: Path) -> _Source | None:
@@ -331,21 +318,20 @@ def _recorded(folder: Path) -> _Source | None:
         known = _Source(**json.loads((folder / _RECORD).read_text(encoding="utf-8")))
         if known.version != VERSION:
             return None
-        found = [_checksum(path, path.stat()) for path in known.entry(folder)]
+        entry = known.entry(folder)
+        found = [
+            _checksum(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+            for path, stat in zip(entry, map(Path.stat, entry), strict=True)
+        ]
     except (OSError, ValueError, TypeError):
         return None
     return known if found == known.checksums else None
 
 
-#: Files that this process has read: path, size, time and inode -> checksum.
-_CHECKED: dict[tuple[Path, int, int, int], str] = {}
-
-
-def _checksum(path: Path, status: os.stat_result) -> str:
-    state = path, status.st_size, status.st_mtime_ns, status.st_ino
-    if state not in _CHECKED:
-        _CHECKED[state] = checksum(path)
-    return _CHECKED[state]
+@cache
+def _checksum(path: Path, size: int, mtime_ns: int, inode: int) -> str:
+    """The checksum of a file, which each process reads once in the same state."""
+    return checksum(path)
 
 
 def _build_somewhere(
@@ -358,7 +344,9 @@ def _build_somewhere(
             return _build(kind, source, folder, status)
         reasons.append(f"{folder}: {reason}")
     raise DataError(
-        f"no cache folder can be written ({'; '.join(reasons)}); name one that can", str(source)
+        f"no cache folder can be written ({'; '.join(reasons)}); point XDG_CACHE_HOME at one that "
+        "can",
+        str(source),
     )
 
 
@@ -432,24 +420,17 @@ def _write_index(kind: Kind, building: Entry, source: Path) -> None:
         ids = ids[order]
         for place in np.flatnonzero(ids[1:] == ids[:-1]).tolist():
             first, second = table.take(order[place : place + 2]).to_pylist()
-            _refuse_duplicate(kind, first, second, source)
+            lines = first.pop("line"), second.pop("line")
+            if not (kind.repeats and first == second):
+                differs = ", with other content" if kind.repeats else ""
+                raise DataError(
+                    f"id {first['id']} was used before in line {lines[0]}{differs}; ids must be "
+                    "unique in a file",
+                    f"{source}:{lines[1]}",
+                )
     for path, array in ((building.ids, ids), (building.order, order.astype(np.int32))):
         with path.open("wb") as stream:
             np.save(stream, array, allow_pickle=False)
-
-
-def _refuse_duplicate(
-    kind: Kind, first: dict[str, Any], second: dict[str, Any], source: Path
-) -> None:
-    lines = first.pop("line"), second.pop("line")
-    if kind.repeats and first == second:
-        return
-    differs = ", with other content" if kind.repeats else ""
-    raise DataError(
-        f"id {first['id']} was used before in line {lines[0]}{differs}; ids must be unique "
-        "in a file",
-        f"{source}:{lines[1]}",
-    )
 
 
 def fixed_width(ids: Any, source: Path) -> Shaped[np.ndarray, " n"]:

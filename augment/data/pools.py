@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, final, overload
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Int32, Int64, Shaped, UInt16
+from jaxtyping import Int32, Int64, UInt16
 
 from augment.data.arrow import CANDIDATES, QUERIES, Entry, Kind, cached
 from augment.errors import DataError
@@ -35,7 +35,6 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
 
     Args:
         path: the JSONL file.
-        cache: folder for the cached tables; None puts them beside the source.
 
     Raises:
         DataError: see :func:`open_candidates`.
@@ -43,13 +42,12 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
 
     _kind: ClassVar[Kind]
 
-    def __init__(self, path: Path, cache: Path | None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._cache = cache
         try:
-            self._map(cached(self._kind, path, cache))
+            self._map(cached(self._kind, path))
         except FileNotFoundError:  # replaced by another process between looking and opening
-            self._map(cached(self._kind, path, cache))
+            self._map(cached(self._kind, path))
 
     def _map(self, entry: Entry) -> None:
         from datasets import Dataset
@@ -113,11 +111,6 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
         """Ids in row order, a ``pyarrow.ChunkedArray`` of strings."""
         return self.column("id")
 
-    @property
-    def by_id(self) -> tuple[Shaped[np.ndarray, " n"], Int32[np.ndarray, " n"]]:
-        """Ids in ascending order of their bytes, of one width, and the row of each."""
-        return self._ids, self._order
-
     def column(self, name: str) -> Any:
         """A whole column as a ``pyarrow.ChunkedArray``, without copying.
 
@@ -131,42 +124,34 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
 
     def find(self, id: str) -> int | None:  # noqa: A002 - the word of the format
         """The row with this id, the first of them where equal queries repeat, or None."""
-        return self.find_all([id])[0]
+        row = int(self.rows_of([id])[0])
+        return None if row < 0 else row
 
-    def find_all(self, ids: Sequence[str]) -> list[int | None]:
-        """The row of each id as :meth:`find` gives it; one search for all of them.
+    def rows_of(self, ids: Sequence[str]) -> Int64[np.ndarray, " ids"]:
+        """The row of each id as :meth:`find` gives it, but -1 for None; one search for all of them.
 
         Args:
             ids: strings, or an Arrow array of strings.
         """
-        return [None if row < 0 else row for row in self.rows_of(ids).tolist()]
-
-    def rows_of(self, ids: Sequence[str]) -> Int64[np.ndarray, " ids"]:
-        """What :meth:`find_all` gives, -1 where there is no such row."""
         width = self._ids.dtype.itemsize
         names = ids.to_pylist() if isinstance(ids, pa.Array | pa.ChunkedArray) else ids
         keys = [name.encode("utf-8", "surrogatepass") for name in names]
         # NumPy sees no difference between an id and the same with NULs behind it
         fit = np.array([len(key) <= width and not key.endswith(b"\0") for key in keys], bool)
-        return np.where(fit, self._search(np.array(keys, f"S{width}")), -1)
-
-    def _search(self, keys: Shaped[np.ndarray, " keys"]) -> Int64[np.ndarray, " keys"]:
-        """The row of each key, -1 where there is none. Keys are as wide as the ids here."""
-        if not len(self):
-            return np.full(len(keys), -1)
-        place = np.minimum(np.searchsorted(self._ids, keys), len(self) - 1)
-        return np.where(self._ids[place] == keys, self._order[place], -1)
+        found = _look_up(np.array(keys, f"S{width}"), self._ids, self._order)
+        return np.where(fit, found, -1)
 
     def shared(self, other: Table[_Record]) -> Int64[np.ndarray, "2 shared"]:
         """The rows of equal ids, here and in another table without repeated ids."""
         if not len(self) or not len(other):
             return np.empty((2, 0), np.int64)
-        ids, order = self.by_id
-        ends = other.by_id[0][[0, -1]].astype(ids.dtype)  # cut to the width here
+        ids, order = self._ids, self._order
+        ends = other._ids[[0, -1]].astype(ids.dtype)  # cut to the width here
         mine = slice(np.searchsorted(ids, ends[0]), np.searchsorted(ids, ends[1], side="right"))
         keys = ids[mine]
-        wide = np.char.str_len(keys) > other.by_id[0].dtype.itemsize
-        theirs = np.where(wide, -1, other._search(keys.astype(other.by_id[0].dtype)))
+        wide = np.char.str_len(keys) > other._ids.dtype.itemsize
+        theirs = _look_up(keys.astype(other._ids.dtype), other._ids, other._order)
+        theirs = np.where(wide, -1, theirs)
         return np.stack([order[mine], theirs])[:, theirs >= 0]
 
     def row(self, id: str) -> int:  # noqa: A002 - the word of the format
@@ -180,12 +165,16 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
             raise DataError(f"no record has the id {id!r}", str(self.path))
         return row
 
-    def where(self, row: int) -> str:
-        """``file:line`` of a row, for messages."""
-        return f"{self.path}:{self.column('line')[row].as_py()}"
-
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self._cache)
+        return type(self), (self.path,)
+
+
+def _look_up(keys: np.ndarray, known: np.ndarray, rows: np.ndarray) -> Int64[np.ndarray, " keys"]:
+    """The row of each key among those known, which ascend; -1 where it is not there."""
+    if not len(known):
+        return np.full(len(keys), -1)
+    place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+    return np.where(known[place] == keys, rows[place], -1)
 
 
 def _items(columns: Sequence[list[Any]]) -> Iterator[Item]:
@@ -214,34 +203,31 @@ class QueryTable(Table[Query]):
         return map(Query, _items(columns), columns[5], positives, negatives)
 
 
-def open_candidates(path: Path, cache: Path | None = None) -> CandidateTable:
+def open_candidates(path: Path) -> CandidateTable:
     """Open a candidate pool, building its table first if the file is new or has changed.
 
     Args:
         path: a ``cand_pool`` file.
-        cache: folder for the tables; None: ``.cache/`` beside the file, or the user's cache
-            folder where the file's folder is read-only.
 
     Raises:
         DataError: with ``file:line`` while building: a line that cannot be used, an id twice.
     """
-    return CandidateTable(Path(path), cache)
+    return CandidateTable(Path(path))
 
 
-def open_queries(path: Path, cache: Path | None = None) -> QueryTable:
+def open_queries(path: Path) -> QueryTable:
     """Open a file of queries, building its table first if the file is new or has changed.
 
     Equal records may repeat, as they do in M-BEIR's upsampled training file.
 
     Args:
         path: a ``query`` file.
-        cache: see :func:`open_candidates`.
 
     Raises:
         DataError: with ``file:line`` while building: a line that cannot be used, an id given to
             two different queries.
     """
-    return QueryTable(Path(path), cache)
+    return QueryTable(Path(path))
 
 
 class _Pool(NamedTuple):
@@ -255,10 +241,7 @@ class _Pool(NamedTuple):
         """Rows of some places, -1 where they are not held."""
         if self.places is None:
             return np.asarray(self.rows[places])
-        if not len(self.places):
-            return np.full(len(places), -1)
-        at = np.minimum(np.searchsorted(self.places, places), len(self.places) - 1)
-        return np.where(self.places[at] == places, self.rows[at], -1)
+        return _look_up(places, self.places, self.rows)
 
 
 @final
@@ -276,12 +259,6 @@ class Catalog:
 
     def __len__(self) -> int:
         return len(self._place)
-
-    @property
-    def nbytes(self) -> int:
-        """Private memory of the columns."""
-        pools = [pool.rows.nbytes + getattr(pool.places, "nbytes", 0) for pool in self._pools]
-        return self._source.nbytes + self._place.nbytes + sum(pools)
 
     def add(
         self, path: Path, keep: Collection[str] | None = None, check: bool = True
@@ -339,17 +316,21 @@ class Catalog:
                     f"{table.path}: {new['id'][int(differs[0])].as_py()}",
                 )
 
-    def _columns(self, rows: np.ndarray) -> Any:
-        """The values of some rows as a ``pyarrow.Table``."""
+    def _by_pool(
+        self, rows: np.ndarray
+    ) -> tuple[list[tuple[CandidateTable, np.ndarray]], Int64[np.ndarray, " rows"]]:
+        """The places of some rows in each pool, and where the rows then are, one after another."""
         source, place = self._source[rows], self._place[rows]
         order = np.argsort(source, kind="stable")
         numbers, starts = np.unique(source[order], return_index=True)
-        parts = np.split(place[order], starts[1:])
-        tables = [
-            self._pools[number].table.columns(part)
-            for number, part in zip(numbers.tolist(), parts, strict=True)
-        ]
-        return pa.concat_tables(tables).take(np.argsort(order, kind="stable"))
+        tables = [self._pools[number].table for number in numbers.tolist()]
+        parts = np.split(place[order], starts[1:])[: len(tables)]
+        return list(zip(tables, parts, strict=True)), np.argsort(order, kind="stable")
+
+    def _columns(self, rows: np.ndarray) -> Any:
+        """The values of some rows as a ``pyarrow.Table``."""
+        parts, back = self._by_pool(rows)
+        return pa.concat_tables([table.columns(places) for table, places in parts]).take(back)
 
     def item(self, row: int) -> Item:
         """The candidate in a row."""
@@ -371,10 +352,10 @@ class Catalog:
 
     def find(self, did: str) -> Item | None:
         """The candidate with an id, or None."""
-        row = int(self.find_all([did])[0])
+        row = int(self.rows_of([did])[0])
         return None if row < 0 else self.item(row)
 
-    def find_all(self, dids: Sequence[str]) -> Int64[np.ndarray, " dids"]:
+    def rows_of(self, dids: Sequence[str]) -> Int64[np.ndarray, " dids"]:
         """The row of each id, -1 where there is none."""
         rows = np.full(len(dids), -1)
         for pool in self._pools:
@@ -386,14 +367,12 @@ class Catalog:
 
     def names(self, rows: Int64[np.ndarray, " n"]) -> Any:
         """Ids of some rows, a ``pyarrow.LargeStringArray``."""
-        order = np.argsort(self._source[rows], kind="stable")
-        bounds = np.searchsorted(self._source[rows][order], np.arange(len(self._pools) + 1))
-        parts = [pa.array([], pa.large_string())]
-        for pool, start, stop in zip(self._pools, bounds[:-1], bounds[1:], strict=True):
-            places = self._place[rows[order[start:stop]]]
-            column = pool.table.ids.combine_chunks()
-            parts.append(column.take(pa.array(places)).cast(pa.large_string()))
-        return pa.concat_arrays(parts).take(pa.array(np.argsort(order, kind="stable")))
+        parts, back = self._by_pool(rows)
+        ids = [pa.array([], pa.large_string())]
+        for table, places in parts:
+            own = table.ids.combine_chunks().take(pa.array(places))
+            ids.append(own.cast(pa.large_string()))
+        return pa.concat_arrays(ids).take(pa.array(back))
 
 
 def _equal(new: Any, old: Any) -> Any:

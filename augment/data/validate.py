@@ -334,7 +334,7 @@ class _Checks:
         return first
 
     def _records(self, path: Path, side: Side) -> Iterator[tuple[int, Query]]:
-        """Records that can be used, candidates as queries for nothing; others become findings."""
+        """Records that can be used, candidates as queries without a task; others are findings."""
         name = self._name(path)
         parse = query_parser(path) if side == "query" else _candidate
         with self.report.noting("unreadable", name):
@@ -352,7 +352,7 @@ class _Checks:
             stats.tasks["none" if query.task is None else str(query.task)] += 1
         for image in item.images:
             self._images.setdefault(image, f"{where} ({item.id})")
-        if item.text and item.text.strip():
+        if self._tokens and item.text and item.text.strip():
             texts.offer(item.text)
         for kind, wrong, what in _record_checks(query, stats.side):
             if wrong:
@@ -421,7 +421,7 @@ class _Checks:
             table = self.root.instructions()
             for path, links in self._links.items():
                 file = self._name(path)
-                kinds = {(_dataset(link.qid), link.task): link for link in reversed(links)}
+                kinds = {(link.qid.partition(":")[0], link.task): link for link in reversed(links)}
                 for (dataset, task), link in sorted(kinds.items(), key=lambda kind: kind[1].line):
                     if task is not None:
                         before = f"{file}:{link.line}: query {link.qid}: "
@@ -464,10 +464,6 @@ def _candidate(line: bytes, where: str) -> Query:
     return Query(parse_candidate(line, where), None)
 
 
-def _dataset(name: str) -> str:
-    return name.partition(":")[0]
-
-
 def _record_checks(query: Query, side: Side) -> list[tuple[str, bool, str]]:
     """Of one record: kind of problem, whether it has it, and what the example says of it."""
     item, task = query.item, query.task
@@ -493,7 +489,7 @@ def _link_problems(
     wanted = None if link.task is None else TASKS[link.task][1]
     for did in link.positives:
         if did not in ids:
-            own = _dataset(did) == _dataset(link.qid)
+            own = did.partition(":")[0] == link.qid.partition(":")[0]
             yield "dangling-positive" if own else "foreign-positive", f"positive {did}"
         elif wanted not in (None, ids[did][1]):
             what = f"positive {did}: {ids[did][1]}, task {link.task} wants {wanted}"

@@ -27,7 +27,7 @@ from augment.records import Enrichment, Side
 from augment.store.charts import Plot, histogram, quantile
 from augment.store.keys import Recipe
 from augment.store.page import DataUri, Piece, compare, percent, thumbnail, write_page
-from augment.store.runs import SIDES, Prices, RunRecord, load_runs, recipe_ids
+from augment.store.runs import SIDES, Prices, RunRecord, checks_in_force, load_runs, recipe_ids
 from augment.store.schema import reason_class
 from augment.store.scores import DOUBTFUL, SCORES, load_scores, text_tables
 from augment.store.store import Store
@@ -358,7 +358,7 @@ def collect(
 
     how = store.recipe(side, recipe)
     texts, failures = store.texts(side, how.id), store.failures(side, how.id)
-    items, used = RootItems(root, side), limits_used(store, how.id)
+    items, used = RootItems(root, side), _limits_used(store, side, how.id)
     limits = {check: float(getattr(used.limits, name)) for check, name in _LIMIT_OF.items()}
     facts, table = text_tables(texts)
     checks = {name: table[name].round(2) for name in sorted(map(str, table))}
@@ -462,18 +462,12 @@ def _groups(facts: pd.DataFrame, column: str) -> pd.DataFrame:
     return largest
 
 
-def limits_used(store: Store, recipe: str) -> Used:
-    """The limits of the latest run of a recipe that tells.
-
-    Args:
-        store: has the runs and the verdicts.
-        recipe: id.
-    """
-    ran = [run.scope.checks for run in load_runs(store.folder) if run.recipe == recipe]
-    kept = [checks for checks in ran if checks]
-    if not kept:
+def _limits_used(store: Store, side: Side, recipe: str) -> Used:
+    """The limits of the latest run of a recipe that tells."""
+    kept = next(filter(None, checks_in_force(store.folder, side, recipe)), None)
+    if kept is None:
         return Used(DEFAULT_LIMITS, False, {}, 0)
-    made, prompts = kept[-1]["limits"], kept[-1]["prompts"]
+    made, prompts = kept["limits"], kept["prompts"]
     limits = Limits(**{one.name: made[one.name] for one in fields(Limits) if one.name in made})
     marks = {one["mark"] for one in prompts.values()}
     others = sum(row["judged"] not in marks for row in store.rows("link", recipe).scan("judged"))

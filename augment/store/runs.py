@@ -284,14 +284,18 @@ def _all_shards(shards: set[str]) -> bool:
     )
 
 
-def choose(folder: Path, side: Side, name: str) -> None:
-    """Make a recipe the one that is meant when none is named.
+def choose(folder: Path, name: str) -> None:
+    """Make a recipe the one that is meant, and that views show, when none is named.
 
     Raises:
         StoreError: if there is no such recipe, or the choice cannot be written.
     """
-    load_recipe(folder, side, name)
-    write_json(folder / f"chosen-{side}.json", _checked({"recipe": name}), StoreWriteError)
+    known = {one: side for side in SIDES for one in recipe_ids(folder, side)}
+    if name not in known:
+        raise StoreError(f"{folder}: no recipe {name}; there are {', '.join(known) or 'none'}")
+    load_recipe(folder, known[name], name)
+    value = _checked({"recipe": name})
+    write_json(folder / f"chosen-{known[name]}.json", value, StoreWriteError)
 
 
 def chosen(folder: Path, side: Side) -> str | None:

@@ -87,22 +87,17 @@ def write(folder: Path, stem: str, kind: Kind, records: Sequence[Mapping[str, An
         ):
             for start in range(0, len(records), GROUP):
                 writer.write_batch(batch(kind, records[start : start + GROUP]))
-        path = folder / f"{stem}.{checksum(partial)}.parquet"
+        path = folder / f"{stem}.{sha256(partial)[:16]}.parquet"
         publish(partial, path)
     finally:
         partial.unlink(missing_ok=True)
     return path
 
 
-def checksum(path: Path) -> str:
-    """Sixteen hex digits of the SHA-256 of a file."""
-    return sha256(path)[:16]
-
-
 @lru_cache(maxsize=1 << 16)
 def sound(path: Path, size: int, changed: int) -> bool:
     """Whether the bytes of a segment are those that its name tells; looked at once a process."""
-    return checksum(path) == path.stem.rpartition(".")[2]
+    return sha256(path)[:16] == path.stem.rpartition(".")[2]
 
 
 def opened(path: Path) -> Any:

@@ -22,7 +22,6 @@ from augment.store.runs import SIDES, RunRecord
 from augment.store.schema import (
     FOLDERS,
     SCHEMAS,
-    Failure,
     Kind,
     Link,
     code,
@@ -138,16 +137,13 @@ def status(store: Store) -> list[RecipeStatus]:
             recipe.id in runs.complete_recipes(store.folder, side),
             len(store.rows("link", recipe.id)),
             dict(_refused(store, recipe.id, reasons)),
-            dict(_counted(store.failures(side, recipe.id))),
+            dict(Counter(reason_class(one.reason) for one in failures.values())),
             [_run(run) for run in ran if run.recipe == recipe.id],
         )
         for side in SIDES
         for recipe in store.recipes(side)
+        for failures in [store.failures(side, recipe.id)]
     ]
-
-
-def _counted(failures: Mapping[str, Failure]) -> Counter[str]:
-    return Counter(reason_class(failure.reason) for failure in failures.values())
 
 
 def _refused(store: Store, recipe: str, reasons: Mapping[str, str]) -> Counter[str]:
@@ -189,21 +185,6 @@ def _run_line(run: Mapping[str, Any]) -> str:
     parts += [f"shard {run['shard']}"] if run["shard"] else []
     parts += [f"retry of {', '.join(run['retry'])}"] if run["retry"] else []
     return ", ".join(parts)
-
-
-def choose(store: Store, recipe: str) -> None:
-    """Make a recipe the one that views show when none is named.
-
-    Raises:
-        StoreError: if there is no such recipe, or the choice cannot be written.
-    """
-    known = [(side, one.id) for side in SIDES for one in store.recipes(side)]
-    for side, name in known:
-        if name == recipe:
-            runs.choose(store.folder, side, recipe)
-            return
-    listing = ", ".join(name for _, name in known) or "none"
-    raise StoreError(f"{store.folder}: no recipe {recipe}; there are {listing}")
 
 
 # Whether it is sound
@@ -288,30 +269,21 @@ def _noting(found: Soundness, kind: str, where: str = "") -> Iterator[None]:
     try:
         yield
     except (StoreError, OSError, pa.ArrowException) as error:
-        found.add(kind, f"{where}: {error}" if where else str(error))
+        said = str(error).removesuffix(REMEDY)
+        found.add(kind, f"{where}: {said}" if where else said)
 
 
 def _check_segments(folder: Path, found: Soundness) -> None:
+    """Compute checksums and codes again."""
     for kind in FOLDERS:
         for path in sorted((folder / FOLDERS[kind]).rglob("*.parquet")):
-            problem, where = _segment_problem(kind, path)
-            if problem:
-                found.add(problem, where)
-
-
-def _segment_problem(kind: Kind, path: Path) -> tuple[str, str]:
-    """Compute the checksum and every code again; what is wrong, and where."""
-    try:
-        file = opened(path)
-        if file.schema_arrow.names != SCHEMAS[kind].names:
-            return "wrong code", str(path)
-        for part in file.iter_batches():
-            problem = _rows_problem(kind, part)
-            if problem:
-                return problem, str(path)
-    except (StoreError, OSError, pa.ArrowException) as error:
-        return "damaged segment", str(error).removesuffix(REMEDY).splitlines()[0]
-    return "", ""
+            with _noting(found, "damaged segment"):
+                file = opened(path)
+                same = file.schema_arrow.names == SCHEMAS[kind].names
+                problems = (_rows_problem(kind, part) for part in file.iter_batches())
+                problem = next(filter(None, problems), "") if same else "wrong code"
+                if problem:
+                    found.add(problem, str(path))
 
 
 def _rows_problem(kind: Kind, part: Any) -> str:
@@ -358,25 +330,20 @@ def merge(into: Path, others: Sequence[Path]) -> Counter[str]:
                 f"{other} is damaged ({', '.join(problems)}); see python -m augment verify --store"
                 f" {other}"
             )
-    done: Counter[str] = Counter({"texts": 0, "links": 0, "failures": 0})
+    done = Counter(texts=0, links=0, failures=0)
     with Store(into) as store:
         for other in others:
-            _add(store, Store(other), done)
+            theirs = Store(other)
+            parts: list[tuple[Kind, str]] = [("text", "")]
+            for recipe in (one for side in SIDES for one in theirs.recipes(side)):
+                store.save_recipe(recipe)
+                parts += [("link", recipe.id), ("fail", recipe.id)]
+            for kind, name in parts:
+                for row in theirs.rows(kind, name).scan():
+                    done[FOLDERS[kind]] += store.put(kind, name, row)
             for run in runs.load_runs(other):
                 runs.save_run(into, run)
     return done
-
-
-def _add(store: Store, other: Store, done: Counter[str]) -> None:
-    for row in other.rows("text").scan():
-        done["texts"] += store.put("text", "", row)
-    for side in SIDES:
-        for recipe in other.recipes(side):
-            store.save_recipe(recipe)
-            for row in other.rows("link", recipe.id).scan():
-                done["links"] += store.put("link", recipe.id, row)
-            for row in other.rows("fail", recipe.id).scan():
-                done["failures"] += store.put("fail", recipe.id, row)
 
 
 # Compared

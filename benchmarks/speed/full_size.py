@@ -188,7 +188,7 @@ def _search(out: Path, share: float) -> None:
     if len(run.rows) != asked * DEPTH:
         raise ValueError("a query is without hits")
     best = [run.ids[row].as_py() for row in run.rows[run.starts[:-1]]]
-    if None in open_candidates(_union(out)).find_all(best):
+    if -1 in open_candidates(_union(out)).rows_of(best):
         raise ValueError("a hit is without a record")
 
 

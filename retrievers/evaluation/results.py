@@ -72,7 +72,7 @@ def modality_scores(
     judged = Judgements(grades)
     known = set(judged.qids)
     asked = {query.item.id: (query, wanted) for query, wanted in queries if query.item.id in known}
-    rows = plan.catalog.find_all(run.ids.to_pylist())
+    rows = plan.catalog.rows_of(run.ids.to_pylist())
     kinds = np.array([item.modality for item in plan.catalog.items(rows)], object)
     of_query = [asked.get(qid, (None, ""))[1] for qid in run.qids.to_pylist()]
     fits = kinds[run.rows] == np.array(of_query, object)[run.query]
@@ -304,7 +304,7 @@ def _row(
     inside = np.zeros(len(plan), dtype=bool)
     inside[members] = True
     relevant = [d for judged in task.grades.values() for d, g in judged.items() if g > 0]
-    at = plan.catalog.find_all(relevant)
+    at = plan.catalog.rows_of(relevant)
     run = runs[task.name, pool]
     table = run if isinstance(run, RunTable) else RunTable.from_run(run)
     metrics = score_run(table, task.grades, standard_measures()).means()

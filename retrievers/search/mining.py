@@ -238,7 +238,7 @@ def _anchors(
     query: Query, plan: Plan, candidates: Embeddings
 ) -> tuple[list[str], Float[np.ndarray, "positives dim"]]:
     """The positives of a query that have a vector, and these."""
-    rows = plan.catalog.find_all(query.positives)
+    rows = plan.catalog.rows_of(query.positives)
     known = np.flatnonzero(rows >= 0)
     known = known[candidates.done.numpy()[rows[known]]]
     vectors = candidates.take(torch.from_numpy(rows[known])).double().numpy()

@@ -77,7 +77,7 @@ def test_fingerprint_follows_view_and_recipe(folder):
         store.save_recipe(other)
     with pytest.raises(StoreError, match="not clear which"):
         open_view("corpus", "append", folder)
-    runs.choose(folder, "corpus", other.id)
+    runs.choose(folder, other.id)
     latest = open_view("corpus", "append", folder)
     old = open_view("corpus", "append", folder, RECIPE.id)
     assert latest.fingerprint not in first

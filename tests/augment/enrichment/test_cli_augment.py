@@ -202,7 +202,7 @@ def test_queries_are_routed_and_text_is_left_alone(root, capsys):
     with pytest.raises(StoreError, match="2 query recipes"):
         texts(root, "query")
     (second,) = {recipe.id for recipe in store.recipes("query")} - {first}
-    runs.choose(store.folder, "query", second)
+    runs.choose(store.folder, second)
     after = texts(root, "query")
     assert {item for item in before if before[item] != after[item]} == {"3:3"}
     assert " 1 generated" in capsys.readouterr().out

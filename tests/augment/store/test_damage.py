@@ -48,7 +48,7 @@ def sealed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("damage") / "store"
     write(folder, range(8), 32)
     write(folder, range(2), 8, OTHER)
-    runs.choose(folder, "corpus", RECIPE.id)
+    runs.choose(folder, RECIPE.id)
     write(folder, range(8, 12), 1_000)
     content(folder)
     return folder

@@ -152,14 +152,14 @@ def test_recipes_live_side_by_side_and_the_last_one_is_never_guessed(tmp_path):
         store.finish(whole, {})
         store.finish(trial, {})
         assert store.texts("corpus")["1:1"].text == "k1"
-        runs.choose(tmp_path, "corpus", other.id)
+        runs.choose(tmp_path, other.id)
         assert store.texts("corpus")["1:1"].text == "k2"
         with pytest.raises(StoreError, match=r"augment\.queries"):
             store.texts("query")
         with pytest.raises(StoreError, match=RECIPE.id):
             store.texts("corpus", "0" * 12)
         with pytest.raises(StoreError, match=RECIPE.id):
-            runs.choose(tmp_path, "corpus", "0" * 12)
+            runs.choose(tmp_path, "0" * 12)
 
 
 def test_shards_make_a_recipe_complete_together(tmp_path):
