@@ -1,7 +1,8 @@
 """TREC run files (``qid Q0 did rank score tag``), and UniIR's with a task code in a seventh column.
 
-Blanks of ASCII part the fields, as in trec_eval; a tag may be several words. Packed files are read.
-Written from columns; read by pyarrow where they are regular, line by line where they are not.
+Blanks of ASCII part the fields, as in trec_eval; words behind the tag are passed over.
+Packed files are read. Written from columns; read by pyarrow where they are regular, line by line
+where they are not.
 """
 
 from __future__ import annotations
@@ -310,7 +311,7 @@ def _parse_lines(path: Path) -> _Columns:
 
 
 def _parse(parts: Sequence[str], where: str) -> tuple[str, str, float, str]:
-    """Query, candidate, score and tag of a line."""
+    """Query, candidate, score and tag of a line; words behind the tag are passed over."""
     # UniIR appends the task code as a seventh column.
     words = parts[5:-1] if len(parts) == 7 and parts[6] in _CODES else parts[5:]
     if len(parts) < 6 or (len(words) > 1 and _shifted(parts)):
@@ -332,7 +333,7 @@ def _parse(parts: Sequence[str], where: str) -> tuple[str, str, float, str]:
             f"score {parts[4]!r} is not finite in single precision; search again, or drop the hit",
             where,
         )
-    return parts[0], parts[2], score, " ".join(words)
+    return parts[0], parts[2], score, words[0]
 
 
 def _shifted(parts: Sequence[str]) -> bool:

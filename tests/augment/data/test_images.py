@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from augment.data.images import content_hash, open_image, resolve
-from augment.errors import ImageError
+from augment.errors import ImageError, printable
 
 POINTER = (
     b"version https://git-lfs.github.com/spec/v1\n"
@@ -30,7 +30,7 @@ def reason(root: Path, path: str, **options) -> str:
     with pytest.raises(ImageError) as caught:
         open_image(root, path, **options)
     assert caught.value.where == path
-    assert str(caught.value).startswith(f"{path}: ") or not path
+    assert str(caught.value).startswith(f"{printable(path)}: ") or not path
     return caught.value.reason
 
 

@@ -168,8 +168,8 @@ def test_a_tag_of_several_words(tmp_path):
     assert read_run(path) == {"q": [Hit("d", 0.5), Hit("e", 0.25)]}
     path.write_text("q Q0 d 1 0.5 5 negatives\n")
     assert read_run(path) == {"q": [Hit("d", 0.5)]}
-    path.write_text("q Q0 d 1 0.5 run of 5\nq Q0 e 2 0.25 run of 6\n")
-    with pytest.raises(DataError, match="tag 'run of 6' after 'run of 5'"):
+    path.write_text("q Q0 d 1 0.5 run of 5\nq Q0 e 2 0.25 one of 5\n")
+    with pytest.raises(DataError, match="tag 'one' after 'run'"):
         read_run(path)
 
 
