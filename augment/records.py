@@ -16,6 +16,9 @@ from augment.errors import DataError
 
 Side = Literal["query", "corpus"]
 Modality = Literal["text", "image", "image,text"]
+#: What becomes of candidates that show a query's own picture: they are ranked (UniIR), or left out
+#: of its ranking where they are the same file, or a file of the same bytes.
+OwnPicture = Literal["keep", "file", "content"]
 Finish = Literal["stop", "length", "error"]
 
 #: M-BEIR task code -> (query modality, candidate modality). The code numbers tasks 0..8; the

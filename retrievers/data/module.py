@@ -15,7 +15,7 @@ from typing_extensions import final
 from augment.data import DataRoot, TextRule
 from augment.data.pools import StoredQueries
 from augment.errors import DataError
-from augment.records import Query, Side
+from augment.records import OwnPicture, Query, Side
 from augment.views import TextView
 from retrievers.data.datasets import (
     CandidateBook,
@@ -34,7 +34,6 @@ from retrievers.data.negatives import NegativesConfig
 from retrievers.data.pictures import ImageLoader
 from retrievers.data.plan import (
     Embedder,
-    OwnPicture,
     Plan,
     PositiveConfig,
     SearchedModality,

@@ -17,13 +17,9 @@ from augment.data import DataRoot, grades_of, read_qrels
 from augment.data.images import content_hash, resolve
 from augment.data.pools import Catalog, open_candidates, open_queries
 from augment.errors import DataError, ImageError
-from augment.records import TASKS, Item, Modality, Query, Side
+from augment.records import TASKS, Item, Modality, OwnPicture, Query, Side
 from retrievers.data.datasets import Reader, target_modality
 from retrievers.data.examples import Example
-
-#: What becomes of candidates that show a query's own picture: they are ranked (UniIR), or left out
-#: of its ranking where they are the same file, or a file of the same bytes.
-OwnPicture = Literal["keep", "file", "content"]
 
 #: Whether a task is searched in all candidates of a pool, or in those of the modality it asks for.
 SearchedModality = Literal["any", "asked"]

@@ -15,7 +15,7 @@ from augment.data import DataRoot, grades_of, read_qrels
 from augment.data.pools import Catalog, open_candidates, open_queries
 from augment.errors import DataError
 from augment.files import markdown, read_json, sha256
-from retrievers.data.plan import OwnPicture, own_pictures
+from augment.records import OwnPicture
 from retrievers.evaluation.compare import check_queries, tasks_of
 from retrievers.evaluation.judgements import Judgements
 from retrievers.evaluation.metrics import Measure, QueryScores, score_run, standard_measures
@@ -185,6 +185,8 @@ def _own(root: Path | None, split: str, by: OwnPicture) -> Mapping[str, Sequence
     """Candidates of all pools that show the own picture of each query of a split."""
     if by == "keep":
         return {}
+    from retrievers.data.plan import own_pictures  # it loads torch
+
     if root is None:
         raise DataError("--own-picture needs --root, where the queries and pools are")
     data = DataRoot(root)

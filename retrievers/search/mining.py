@@ -27,10 +27,10 @@ from pyarrow import parquet
 from augment.data import DataRoot
 from augment.errors import DataError
 from augment.files import replacing_path, sha256, write_json
-from augment.records import Item, Modality, Query
+from augment.records import Item, Modality, OwnPicture, Query
 from retrievers.data.datasets import target_modality
 from retrievers.data.module import MBeirData
-from retrievers.data.plan import EvalTask, OwnPicture, Plan, leave_out_own
+from retrievers.data.plan import EvalTask, Plan, leave_out_own
 from retrievers.evaluation.results import spans
 from retrievers.evaluation.run import DECIMALS, RunTable
 from retrievers.evaluation.run_files import read_table

@@ -21,7 +21,8 @@ from jaxtyping import Int64
 from augment.data import DataRoot, TextRule
 from augment.errors import DataError
 from augment.files import digest
-from retrievers.data.plan import OwnPicture, Plan, PositiveConfig, SearchedModality, plan_test
+from augment.records import OwnPicture
+from retrievers.data.plan import Plan, PositiveConfig, SearchedModality, plan_test
 from retrievers.data.texts import TextRecipe, ViewConfig, check_untrained
 from retrievers.evaluation.results import Lost, Results, Runs, run_files, score, write_results
 from retrievers.evaluation.run import DECIMALS

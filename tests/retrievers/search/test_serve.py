@@ -420,8 +420,9 @@ def test_a_signal_ends_the_command_and_deletes_pictures(world, tmp_path, number)
     process = subprocess.Popen(
         command, env={**os.environ, "TMPDIR": str(tmp_path)}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        # A background job of a shell, such as these tests may be, has it ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        # A background job of a shell, such as these tests may be, has SIGINT ignored; under nohup
+        # it is SIGHUP.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stdout is not None
     found = re.search(r":(\d+)/", process.stdout.readline())
