@@ -170,11 +170,7 @@ def sha256(path: Path) -> str:
     Raises:
         OSError: if it cannot be read.
     """
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return _digest(path, hashlib.sha256())
 
 
 #: In a folder: the SHA-256 of its files, as ``sha256sum -c SHA256SUMS`` reads them.
@@ -216,11 +212,15 @@ def checksum(path: Path) -> str:
     """
     import xxhash
 
-    found = xxhash.xxh3_128()
+    return _digest(path, xxhash.xxh3_128())
+
+
+def _digest(path: Path, digest: Any) -> str:
+    """Hex digest of a file, read block by block (``hashlib.file_digest`` needs Python 3.11)."""
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
+            digest.update(block)
+    return str(digest.hexdigest())
 
 
 def digest(value: object) -> str:
