@@ -7,23 +7,34 @@ replace    the generated text; the published one where there is none
 ========== ==================================================================================
 
 Where a text is absent, failed or was rejected by a check, every view falls back to the published
-text.
+text. A mark (:data:`MARKS`) may stand before a text and say what the item is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 from augment.checks import said
 from augment.checks.lengths import LENGTHS, Length, derive
 from augment.errors import DataError
 from augment.files import digest
-from augment.records import Enrichment, Item, Side
+from augment.records import Enrichment, Item, Modality, Side
 from augment.store import Store, runs
 
 VIEWS: tuple[str, ...] = ("raw", "append", "replace")
+Mark = Literal["none", "short", "words"]
+#: What an item is, before its text: nothing, M-BEIR's code, or words as instructions ask for it.
+MARKS: Mapping[Mark, Mapping[Modality, str]] = {
+    "none": {},
+    "short": {"text": "[text]", "image": "[image]", "image,text": "[image,text]"},
+    "words": {
+        "text": "This is a text.",
+        "image": "This is a picture.",
+        "image,text": "This is a picture with its text.",
+    },
+}
 
 
 def render(text: str | None, generated: str | None, view: str) -> str | None:
@@ -58,6 +69,7 @@ class TextView:
         checks: what generated texts were judged under, where it differs from
             :data:`augment.checks.UNSAID`: refused texts are not shown. Several, where the
             texts may have been judged under several.
+        mark: what stands before each text.
     """
 
     def __init__(
@@ -68,19 +80,21 @@ class TextView:
         texts: Mapping[str, Enrichment],
         length: Length = "dense",
         checks: Sequence[Mapping[str, Any]] = (),
+        mark: Mark = "none",
     ) -> None:
         self.side = side
         self.view = view
         self.recipe = recipe
         self.length = length
         self.checks = checks
+        self.mark = mark
         self._texts = texts
 
     def other(self, view: str, length: Length = "dense") -> TextView:
         """The same generated texts in another view; raw forgets them."""
         if view == "raw":
-            return TextView(self.side, view, {}, {})
-        return TextView(self.side, view, self.recipe, self._texts, length, self.checks)
+            return TextView(self.side, view, {}, {}, mark=self.mark)
+        return TextView(self.side, view, self.recipe, self._texts, length, self.checks, self.mark)
 
     @property
     def name(self) -> str:
@@ -89,17 +103,24 @@ class TextView:
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hex digits over view, recipe, length and checks; that of raw, over no store."""
+        """Twelve hex digits over view, recipe, length, checks and mark; of raw, no store."""
         shown: dict[str, object] = {"view": self.view, "recipe": self.recipe.get("id", "")}
         if self.length != "dense":
             shown["length"] = self.length
         if self.checks:
             shown["checks"] = self.checks
+        if self.mark != "none":
+            shown["mark"] = MARKS[self.mark]
         return digest(shown)[:12]
 
     def text(self, item: Item) -> str | None:
         """What the encoder sees of the item's text."""
-        return render(item.text, self.generated(item.id), self.view)
+        return self.marked(item, render(item.text, self.generated(item.id), self.view))
+
+    def marked(self, item: Item, text: str | None) -> str | None:
+        """A text of the item behind the view's mark; without a text, nothing."""
+        mark = MARKS[self.mark].get(item.modality)
+        return f"{mark} {text}" if mark and text and text.strip() else text
 
     def generated(self, item_id: str) -> str | None:
         """The generated text at the view's length; None if it is absent or was rejected."""
@@ -130,6 +151,7 @@ def open_view(
     store: Path | None = None,
     recipe: str | None = None,
     length: Length = "dense",
+    mark: Mark = "none",
 ) -> TextView:
     """Open a view.
 
@@ -141,20 +163,23 @@ def open_view(
             only one that was run to the end of its input.
         length: ``short``, ``dense`` or ``sentences``. Where the prompt asked for one length only,
             short is its first sentence and sentences are its sentences line by line.
+        mark: what stands before each text, see :data:`MARKS`.
 
     Raises:
-        DataError: if the view or the length is unknown, or needs a store and none is given.
+        DataError: if the view, length or mark is unknown, or needs a store and none is given.
         StoreError: if the store or the recipe cannot be read, or several recipes could be meant.
     """
-    if view not in VIEWS:
-        raise DataError(f"unknown view {view!r}; choose one of {', '.join(VIEWS)}")
-    if length not in LENGTHS:
-        raise DataError(f"unknown length {length!r}; choose one of {', '.join(LENGTHS)}")
+    for name, given, known in (
+        ("view", view, VIEWS), ("length", length, LENGTHS), ("mark", mark, MARKS),
+    ):  # fmt: skip
+        if given not in known:
+            raise DataError(f"unknown {name} {given!r}; choose one of {', '.join(known)}")
     if view == "raw":
-        return TextView(side, view, {}, {})
+        return TextView(side, view, {}, {}, mark=mark)
     if store is None:
         raise DataError(f"the {side} view {view!r} shows generated text: name the store it is in")
     opened = Store(store)
     found = opened.recipe(side, recipe)
     checks = judged_under(opened, side, found.id)
-    return TextView(side, view, found.to_json(), opened.texts(side, found.id), length, checks)
+    texts = opened.texts(side, found.id)
+    return TextView(side, view, found.to_json(), texts, length, checks, mark)

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from random import Random
@@ -320,11 +321,12 @@ def training_digest(root: DataRoot) -> str:
     return digest.hexdigest()
 
 
-def group_codes(data: PairDataset, by: GroupBy) -> Int64[np.ndarray, " size"]:
-    """The group of each training query as a number, for :class:`PairBatches`."""
+def group_codes(data: PairDataset, by: GroupBy | Literal["item"]) -> Int64[np.ndarray, " size"]:
+    """The group of each training query, or the item it is about, as a number."""
     if by == "none":
         return np.zeros(len(data), dtype=np.int64)
-    names = [_group(query, by, data.find) for query in data.queries]
+    name = _item_name if by == "item" else partial(_group, by=by)
+    names = [name(query, find=data.find) for query in data.queries]
     numbers = {name: number for number, name in enumerate(sorted(set(names)))}
     return np.array([numbers[name] for name in names], dtype=np.int64)
 
@@ -333,6 +335,12 @@ def _group(query: Query, by: GroupBy, find: Callable[[str], Item | None]) -> str
     target = target_modality(query, find)
     task = f"{query.item.modality} -> {target}"
     return {"modality": target, "task": task}.get(by, f"{query.item.dataset} {task}")
+
+
+def _item_name(query: Query, find: Callable[[str], Item | None]) -> str:
+    """What a query is about: the picture of its first positive, else its own, else the positive."""
+    wanted = next((item for did in query.positives if (item := find(did)) is not None), None)
+    return (wanted and wanted.image) or query.item.image or query.positives[0]
 
 
 def _held_out(qid: str, share: float) -> bool:

@@ -148,7 +148,7 @@ class Mixture:
         text = sample_sentences(published, generated, self.sentences, random)
         if not text and item.image is None:
             return self.named.text(item)
-        return text
+        return self.named.marked(item, text)
 
 
 def make_mixture(

@@ -70,11 +70,13 @@ class ValidationConfig:
         queries: queries per data set and task.
         pool: distractors per data set and task, besides the positives.
         holdout: share of the training queries held out where the root has no val split.
+        union: search what all tasks search, together, so that wrong modalities count.
     """
 
     queries: int = 100
     pool: int = 1000
     holdout: float = 0.05
+    union: bool = False
 
 
 @dataclass(frozen=True)
@@ -265,7 +267,10 @@ class MBeirData:
         wanted, split = self.validation, "val" if held_out is None else "train"
         if wanted.queries <= 0 or held_out == []:
             return Plan()
-        return plan_validation(self.root, split, held_out, wanted.queries, wanted.pool, self.seed)
+        plan = plan_validation(self.root, split, held_out, wanted.queries, wanted.pool, self.seed)
+        if wanted.union:
+            plan.search_union()
+        return plan
 
     def test_plan(self) -> Plan:
         """What the test protocol embeds and searches.
@@ -308,6 +313,7 @@ class MBeirData:
             world,
             self.sampling.homogeneous,
             self.sampling.exponent,
+            group_codes(pairs, "item") if self.sampling.together else None,
         )
         return PairLoader(
             pairs,

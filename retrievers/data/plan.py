@@ -187,6 +187,12 @@ class Plan:
         else:
             self.pools["union"] = np.arange(len(self), dtype=np.int64)
 
+    def search_union(self) -> None:
+        """Have every task searched in the candidates of all, in place of its own."""
+        self.pools["all"] = np.arange(len(self), dtype=np.int64)
+        for task in self.tasks:
+            task.pool = "all"
+
 
 @dataclass(frozen=True)
 class Embedder:

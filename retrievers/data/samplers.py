@@ -12,7 +12,7 @@ from jaxtyping import Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from augment.errors import MismatchError
+from augment.errors import DataError, MismatchError
 
 #: What forms a group: nothing, the M-BEIR task, data set and task, or the candidates' modality.
 GroupBy = Literal["none", "task", "dataset", "modality"]
@@ -32,11 +32,23 @@ class SamplingConfig:
         exponent: a group's share of an epoch is proportional to its size to this power: 1 keeps
             the data's shares, 0 gives all groups the same. An epoch has as many pairs as the data
             in any case; rows of groups that grow are repeated, of groups that shrink left out.
+        together: pairs about one item (its picture is wanted, or is asked with) stand side by side
+            in a batch, whatever their modalities, so that each has the others' as wrong-modality
+            negatives; what a batch's end cuts off goes to the next.
     """
 
     group_by: GroupBy = "none"
     homogeneous: bool = False
     exponent: float = 1.0
+    together: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself."""
+        if self.homogeneous and self.together:
+            raise DataError(
+                "sampling.homogeneous wants one kind of pair in a batch, sampling.together all "
+                "kinds; choose one"
+            )
 
 
 @final
@@ -54,6 +66,7 @@ class PairBatches(Sampler[list[int]]):
             epoch.
         homogeneous: see :class:`SamplingConfig`.
         exponent: see :class:`SamplingConfig`.
+        items: item that each row is about; rows of one stand together. None for no such order.
     """
 
     def __init__(
@@ -65,8 +78,10 @@ class PairBatches(Sampler[list[int]]):
         world: int = 1,
         homogeneous: bool = False,
         exponent: float = 1.0,
+        items: Int64[np.ndarray, " size"] | None = None,
     ) -> None:
         self._groups = groups
+        self._items = None if items is None else torch.from_numpy(items)
         self.batch_size, self.world = batch_size, world
         self._seed, self._rank = seed, rank
         self._homogeneous, self._exponent = homogeneous, exponent
@@ -97,7 +112,7 @@ class PairBatches(Sampler[list[int]]):
         size, joint = len(self._groups), self.batch_size * self.world
         if not self._homogeneous and self._exponent == 1:
             keys = torch.randperm(size, generator=random) + self.epoch * size
-            return keys[: len(self) * joint].view(-1, joint)
+            return self._beside(keys, random)[: len(self) * joint].view(-1, joint)
         drawn = [self._draw(*share, random) for share in self._shares()]
         if self._homogeneous:
             full = [keys[: len(keys) // joint * joint] for keys in drawn]
@@ -107,7 +122,14 @@ class PairBatches(Sampler[list[int]]):
             return batches[torch.randperm(len(batches), generator=random)]
         keys = torch.cat(drawn)
         keys = keys[torch.randperm(size, generator=random)]
-        return keys[: len(self) * joint].view(-1, joint)
+        return self._beside(keys, random)[: len(self) * joint].view(-1, joint)
+
+    def _beside(self, keys: Tensor, random: torch.Generator) -> Tensor:
+        """The same keys, with those of one item side by side, items in a drawn order."""
+        if self._items is None:
+            return keys
+        places = torch.randperm(int(self._items.max()) + 1, generator=random)
+        return keys[torch.argsort(places[self._items[keys % len(self._items)]], stable=True)]
 
     def _shares(self) -> Iterator[tuple[Tensor, int]]:
         """Rows of each group and how many of them an epoch takes; the sum is the data's size."""

@@ -11,7 +11,7 @@ from augment.checks.lengths import Length
 from augment.data import Instructions, TextRule, format_text
 from augment.errors import DataError, MismatchError
 from augment.records import Item, Modality, Query, Side
-from augment.views import TextView, open_view
+from augment.views import Mark, TextView, open_view
 from retrievers.data.mixtures import Mixture, SentenceSampling, make_mixture, named_views
 
 
@@ -30,6 +30,7 @@ class ViewConfig:
             tests show ``view`` and ``length``, which must be among them. Null draws nothing.
         dropout: in training, leave the generated text out with this probability.
         sentences: in training, show some sentences only.
+        mark: short ([image]) or words say what an item is before its text, in training and tests.
     """
 
     view: str = "raw"
@@ -39,11 +40,12 @@ class ViewConfig:
     mix: dict[str, float] | None = None
     dropout: float = 0.0
     sentences: SentenceSampling = SentenceSampling()  # noqa: RUF009 - frozen
+    mark: Mark = "none"
 
     def open(self, side: Side) -> TextView:
         """Open the view of one side (see :func:`augment.views.open_view`)."""
         store = Path(self.store) if self.store else None
-        return open_view(side, self.view, store, self.recipe, self.length)
+        return open_view(side, self.view, store, self.recipe, self.length, self.mark)
 
     @property
     def varies(self) -> bool:
@@ -58,7 +60,8 @@ class ViewConfig:
         """
         generated = named
         if named.view == "raw" and self.store and set(self.mix or ()) - {"raw"}:
-            generated = open_view(side, "append", Path(self.store), self.recipe)
+            store = Path(self.store)
+            generated = open_view(side, "append", store, self.recipe, mark=self.mark)
         return make_mixture(named, self.mix, self.dropout, self.sentences, generated)
 
 

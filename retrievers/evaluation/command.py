@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from augment.data import DataRoot
@@ -15,6 +16,7 @@ from augment.records import Query
 from retrievers.evaluation.compare import Comparison, compare
 from retrievers.evaluation.evaluate import evaluate
 from retrievers.evaluation.fusion import fuse
+from retrievers.evaluation.results import modality_table
 from retrievers.evaluation.versions import source_commit, versions
 
 
@@ -54,8 +56,18 @@ def run_compare(arguments: Sequence[str]) -> None:
         seed=args.seed, queries=queries, qrels=args.qrels,
     )  # fmt: skip
     sys.stdout.write(_told(result, queries, args.examples))
+    seen = {}
+    if args.root is not None:
+        for name, run in zip((a, b), (args.first, args.second), strict=True):
+            found = evaluate(
+                run, args.qrels, root=args.root, metrics=["success@1"], short=True, extra=True,
+                split=args.split,
+            ).modalities  # fmt: skip
+            seen[name] = {title: asdict(row) for title, row in found.items()}
+            sys.stdout.write(f"\n{name}\n{modality_table(found)}\n" if found else "")
     if args.out is not None:
-        record = {**result.to_json(), "commit": source_commit(), "versions": versions()}
+        record = {**result.to_json(), "modality": seen, "commit": source_commit()}
+        record["versions"] = versions()
         write_json(args.out, record, DataError)
 
 
@@ -91,7 +103,9 @@ def _evaluate_parser() -> argparse.ArgumentParser:
         "run", type=Path, help="run file, or folder of `test`, or UniIR's run_files"
     )
     parser.add_argument("--qrels", type=Path, help="judgements, for a run file")
-    parser.add_argument("--root", type=Path, help="data root, for UniIR's run_files")
+    parser.add_argument(
+        "--root", type=Path, help="data root: shows modalities; for UniIR's run_files"
+    )
     parser.add_argument("--candidates", type=Path, help="pool file: refuse hits from elsewhere")
     parser.add_argument(
         "--metrics", nargs="+", default=None, help="success@5 recall@10 ndcg@10 ..."
@@ -135,7 +149,7 @@ def _compare_parser() -> argparse.ArgumentParser:
     parser.add_argument("--metric", default="success@5", help="success@k, recall@k, ndcg@k, ...")
     parser.add_argument("--pool", default="local", choices=("local", "union"))
     parser.add_argument("--names", nargs=2, metavar=("A", "B"), help="of the two systems")
-    parser.add_argument("--root", type=Path, help="data root; gives slices and the queries' texts")
+    parser.add_argument("--root", type=Path, help="data root: slices, texts, modalities")
     parser.add_argument("--split", default="test", help="of the queries in --root")
     parser.add_argument("--examples", type=int, default=0, help="show so many wins and losses")
     parser.add_argument("--seed", type=int, default=0, help="of the resampling")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +16,12 @@ from augment.data import DataRoot, grades_of, read_qrels
 from augment.data.pools import Catalog, open_candidates, open_queries
 from augment.errors import DataError
 from augment.files import markdown, read_json, sha256
-from augment.records import OwnPicture
+from augment.records import OwnPicture, Query
 from retrievers.evaluation.compare import check_queries, tasks_of
-from retrievers.evaluation.judgements import Judgements
+from retrievers.evaluation.judgements import Grades, Judgements
 from retrievers.evaluation.metrics import Measure, QueryScores, score_run, standard_measures
 from retrievers.evaluation.protocol import REPORTED, missing_rows, reported_k, row_order
+from retrievers.evaluation.results import ModalityScores, modality_scores, modality_table
 from retrievers.evaluation.run import RunTable, check_candidates, check_depth
 from retrievers.evaluation.run_files import read_table
 from retrievers.evaluation.versions import source_commit, versions
@@ -40,6 +42,13 @@ class _Source(NamedTuple):
     qrels: Path
 
 
+class _Root(NamedTuple):
+    """What a root knows of the queries of a split, and all its candidates."""
+
+    queries: Sequence[Query]
+    catalog: Catalog
+
+
 class _Asked(NamedTuple):
     """What every run file is scored with; see :func:`evaluate`."""
 
@@ -50,6 +59,7 @@ class _Asked(NamedTuple):
     extra: bool
     left_out: Mapping[str, Sequence[str]]
     lists: Mapping[str, Sequence[str]] | None
+    root: _Root | None
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,9 @@ class Evaluated:
     """Scores of run files.
 
     Attributes:
-        rows: of each file its data set, task, pool, counts, SHA-256 and ``metrics``, shares of 1.
+        rows: of each file its data set, task, pool, counts, SHA-256 and ``metrics``, shares of 1;
+            ``modality`` (:class:`~retrievers.evaluation.results.ModalityScores`) where a root says
+            what the candidates are, and the pool is not local.
         mean: pool -> metric -> plain mean over its rows.
         settings: what was asked for.
         commit: of the source that ran; None outside git.
@@ -77,10 +89,8 @@ class Evaluated:
         names = list(self.rows[0]["metrics"])
         lines: list[list[object]] = []
         for row in self.rows:
-            dataset, task = row["dataset"], row["task"]
-            title = dataset if task is None else f"{dataset} task {task}"
             shown = [f"{100 * row['metrics'].get(name, 0):.2f}" for name in names]
-            lines.append([title, row["pool"], row["queries"], row["missing"], *shown])
+            lines.append([_title(row), row["pool"], row["queries"], row["missing"], *shown])
         for pool, mean in self.mean.items():
             count = sum(row["pool"] == pool for row in self.rows)
             if count > 1:
@@ -90,7 +100,13 @@ class Evaluated:
         lacking = missing_rows({(row["dataset"], row["task"]) for row in self.rows})
         if lacking:
             told += f"\n\nThe mean lacks {', '.join(lacking)} of M-BEIR's 16 rows."
-        return told
+        seen = modality_table(self.modalities)
+        return f"{told}\n\n{seen}" if seen else told
+
+    @property
+    def modalities(self) -> dict[str, ModalityScores]:
+        """Name of a row -> what it found of the modality that was asked for."""
+        return {_title(row): row["modality"] for row in self.rows if row["modality"] is not None}
 
     def to_json(self) -> dict[str, Any]:
         """Everything, JSON-serialisable."""
@@ -119,7 +135,7 @@ def evaluate(
     Args:
         run: a run file, a folder that ``test`` wrote, or UniIR's ``run_files``.
         qrels: judgements, for a run file.
-        root: data root with qrels, for UniIR's run files.
+        root: data root: qrels of UniIR's run files, and the modalities of candidates.
         candidates: pool file; hits from elsewhere are refused.
         metrics: see :meth:`~retrievers.evaluation.metrics.Measure.parse`; None for the standard
             ones.
@@ -140,9 +156,10 @@ def evaluate(
     measures = list(metrics or standard_measures())
     for measure in measures:
         Measure.parse(measure)
-    left_out = _own(root, split, own_picture)
+    about = None if root is None else _opened(DataRoot(root), split)
+    left_out = _own(root, about, own_picture)
     lists = None if subsets is None else _lists(subsets)
-    asked = _Asked(measures, level, candidates, short, extra, left_out, lists)
+    asked = _Asked(measures, level, candidates, short, extra, left_out, lists, about)
     rows = [_row(source, asked) for source in _sources(run, qrels, root)]
     rows.sort(key=lambda row: (*row_order(row["dataset"], row["task"]), row["pool"]))
     return Evaluated(
@@ -181,21 +198,39 @@ def _sources(run: Path, qrels: Path | None, root: Path | None) -> Iterator[_Sour
             yield _Source(dataset or name, task, pool, file, judged)
 
 
-def _own(root: Path | None, split: str, by: OwnPicture) -> Mapping[str, Sequence[str]]:
+def _opened(data: DataRoot, split: str) -> _Root:
+    queries = [query for file in data.query_files(split) for query in open_queries(file.path)]
+    catalog = Catalog()
+    for file in [*data.pools(), *data.union_pools()]:
+        catalog.add(file.path, check=False)
+    return _Root(queries, catalog)
+
+
+def _own(root: Path | None, about: _Root | None, by: OwnPicture) -> Mapping[str, Sequence[str]]:
     """Candidates of all pools that show the own picture of each query of a split."""
     if by == "keep":
         return {}
     from retrievers.data.plan import own_pictures  # it loads torch
 
-    if root is None:
+    if root is None or about is None:
         raise DataError("--own-picture needs --root, where the queries and pools are")
-    data = DataRoot(root)
-    queries = [query for file in data.query_files(split) for query in open_queries(file.path)]
-    catalog = Catalog()
-    for file in [*data.pools(), *data.union_pools()]:
-        catalog.add(file.path, check=False)
-    found = zip(queries, own_pictures(catalog, queries, root, by), strict=True)
-    return {query.item.id: dids for query, dids in found}
+    dids = own_pictures(about.catalog, about.queries, root, by)
+    return {query.item.id: own for query, own in zip(about.queries, dids, strict=True)}
+
+
+def _seen(source: _Source, table: RunTable, grades: Grades, about: _Root) -> ModalityScores | None:
+    """What a run found of the modality asked for; None in local pools, or if nothing is known."""
+    from retrievers.data.datasets import target_modality  # it loads torch
+
+    own = []
+    for query in about.queries:
+        here = source.task is None or query.task in (None, source.task)
+        with suppress(DataError):  # where nothing says what is asked for
+            if here and query.item.id in grades:
+                own.append((query, target_modality(query, about.catalog.find)))
+    if source.pool == "local" or not own or not len(about.catalog):
+        return None
+    return modality_scores(about.catalog, table, grades, own)
 
 
 def _lists(path: Path) -> dict[str, list[str]]:
@@ -242,7 +277,8 @@ def _row(source: _Source, asked: _Asked) -> dict[str, Any]:
     means = shown if source.task is None else {REPORTED: means[reported], **shown}
     if asked.lists is not None:
         means |= _subset_scores(table, judged, asked.lists, asked.short, str(source.run))
-    return _record(source, table, scores, means)
+    seen = None if asked.root is None else _seen(source, table, grades, asked.root)
+    return {**_record(source, table, scores, means), "modality": seen}
 
 
 def _subset_scores(
@@ -300,6 +336,10 @@ def _record(
         "sha256": sha256(source.run),
         "metrics": means,
     }
+
+
+def _title(row: Mapping[str, Any]) -> str:
+    return row["dataset"] if row["task"] is None else f"{row['dataset']} task {row['task']}"
 
 
 def _mean(rows: Sequence[dict[str, Any]], pool: str) -> dict[str, float]:

@@ -7,21 +7,27 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Bool
 
 from augment.data import write_qrels
+from augment.data.pools import Catalog
 from augment.files import aligned, write_text
 from augment.records import Modality, Qrel, Query, Run
-from retrievers.data.plan import EvalTask, Plan
 from retrievers.evaluation.judgements import Judgements
 from retrievers.evaluation.metrics import means, score_run, standard_measures
 from retrievers.evaluation.protocol import REPORTED, missing_rows, reported_k
 from retrievers.evaluation.run import RunTable
 from retrievers.evaluation.versions import source_commit, versions
 
+if TYPE_CHECKING:  # it loads torch, which `evaluate` does without
+    from retrievers.data.plan import EvalTask, Plan
+
+#: What a run holds and no pool; its modality is not known.
+_UNKNOWN = "unknown"
 #: Why a first result is not relevant.
 _FAILS = ("own picture", "wrong modality", "wrong item")
 #: (task name, "local" or "union") -> run.
@@ -39,6 +45,7 @@ class ModalityScores:
     Attributes:
         at_1: first results of the asked modality.
         at_5: of the first five results of a query those of the asked modality, on average.
+        success: success@1, all candidates being ranked.
         filtered: success@1 with only the asked modality kept.
         own_picture: first results that show the query's own picture and are not relevant.
         wrong_modality: other first results of another modality.
@@ -48,15 +55,16 @@ class ModalityScores:
 
     at_1: float
     at_5: float
+    success: float
     filtered: float
     own_picture: float
     wrong_modality: float
     wrong_item: float
-    found: Mapping[Modality, Mapping[Modality, int]]
+    found: Mapping[Modality, Mapping[str, int]]
 
 
 def modality_scores(
-    plan: Plan,
+    catalog: Catalog,
     run: RunTable,
     grades: Mapping[str, Mapping[str, int]],
     queries: Sequence[tuple[Query, Modality]],
@@ -64,7 +72,7 @@ def modality_scores(
     """Look at what a run found.
 
     Args:
-        plan: holds the candidates.
+        catalog: holds the candidates; the modality of others is ``unknown``.
         run: of one task in the union pool.
         grades: its judgements.
         queries: of the task, each with the modality that it asks for; others do not count.
@@ -72,24 +80,27 @@ def modality_scores(
     judged = Judgements(grades)
     known = set(judged.qids)
     asked = {query.item.id: (query, wanted) for query, wanted in queries if query.item.id in known}
-    rows = plan.catalog.rows_of(run.ids.to_pylist())
-    kinds = np.array([item.modality for item in plan.catalog.items(rows)], object)
-    of_query = [asked.get(qid, (None, ""))[1] for qid in run.qids.to_pylist()]
-    fits = kinds[run.rows] == np.array(of_query, object)[run.query]
+    fits = fitting(catalog, run, {qid: wanted for qid, (_, wanted) in asked.items()})
     first = run.cut(1)
-    items = list(plan.catalog.items(rows[first.rows]))
-    lost = dict.fromkeys(("own_picture", "wrong_modality", "wrong_item"), 0)
-    found: dict[Modality, dict[Modality, int]] = {}
-    for qid, item in zip(first.qids.take(pa.array(first.query)).to_pylist(), items, strict=True):
+    lost = dict.fromkeys((name.replace(" ", "_") for name in _FAILS), 0)
+    found: dict[Modality, dict[str, int]] = {}
+    dids = first.ids.take(pa.array(first.rows)).to_pylist()
+    qids = first.qids.take(pa.array(first.query)).to_pylist()
+    rows = catalog.rows_of(dids)
+    items = catalog.items(rows[rows >= 0])
+    for qid, did, held in zip(qids, dids, rows >= 0, strict=True):
+        item = next(items) if held else None
         if qid not in asked:
             continue
         query, wanted = asked[qid]
+        kind = _UNKNOWN if item is None else item.modality
         row = found.setdefault(wanted, {})
-        row[item.modality] = row.get(item.modality, 0) + 1
-        if grades[qid].get(item.id, 0) <= 0:
-            own = bool(set(item.images) & set(query.item.images))
-            other = "wrong_item" if item.modality == wanted else "wrong_modality"
-            lost["own_picture" if own else other] += 1
+        row[kind] = row.get(kind, 0) + 1
+        if grades[qid].get(did, 0) <= 0:
+            own = item is not None and bool(set(item.images) & set(query.item.images))
+            lost[
+                "own_picture" if own else "wrong_item" if kind == wanted else "wrong_modality"
+            ] += 1
     total = max(len(known), 1)
     early = run.rank <= 5
     counts = np.bincount(run.query[early], minlength=len(run))
@@ -97,10 +108,45 @@ def modality_scores(
     return ModalityScores(
         float(fits[run.rank == 1].sum() / total),
         float(shares.sum() / total),
+        score_run(run, judged, ["success@1"]).means()["success@1"],
         score_run(run.where(fits), judged, ["success@1"]).means()["success@1"],
         **{name: count / total for name, count in lost.items()},
         found=found,
     )
+
+
+def fitting(
+    catalog: Catalog, run: RunTable, asked: Mapping[str, Modality]
+) -> Bool[np.ndarray, " hits"]:
+    """Whether each hit of a run is of the modality that its query asks for.
+
+    Args:
+        catalog: holds the candidates; others fit nothing.
+        run: the hits.
+        asked: query id -> modality; nothing fits other queries.
+    """
+    rows = catalog.rows_of(run.ids.to_pylist())
+    kinds = np.full(len(rows), _UNKNOWN, object)
+    kinds[rows >= 0] = [item.modality for item in catalog.items(rows[rows >= 0])]
+    wanted = np.array([asked.get(qid, "") for qid in run.qids.to_pylist()], object)
+    return np.asarray(kinds[run.rows] == wanted[run.query], bool)
+
+
+def modality_table(rows: Mapping[str, ModalityScores]) -> str:
+    """Results of the asked modality by row, and how first ones fail, in per cent."""
+    head = ["union pool", "asked@1", "asked@5", "success@1", "asked only", *_FAILS]
+    lines = []
+    pairs: Counter[tuple[str, str]] = Counter()
+    for name, seen in rows.items():
+        shares = [seen.at_1, seen.at_5, seen.success, seen.filtered]
+        shares += [getattr(seen, fail.replace(" ", "_")) for fail in _FAILS]
+        lines.append([name, *(f"{100 * share:.1f}" for share in shares)])
+        for wanted, counts in seen.found.items():
+            pairs.update({(wanted, kind): count for kind, count in counts.items()})
+    kinds = sorted({kind for pair in pairs for kind in pair})
+    confusion = [[wanted, *(str(pairs[wanted, kind]) for kind in kinds)] for wanted in kinds]
+    told = [aligned([head, *lines]), aligned([["asked, then found first", *kinds], *confusion])]
+    return "\n\n".join(told) if rows else ""
 
 
 @dataclass(frozen=True)
@@ -204,31 +250,6 @@ class Results:
             lines.append(["mean", "", pool, "", "", *(f"{100 * mean[name]:.1f}" for name in names)])
         return aligned([head, *lines], 3)
 
-    def modality_table(self) -> str:
-        """Results of the asked modality in union pools, and how first ones fail; in per cent."""
-        head = ["union pool", "task", "asked@1", "asked@5", "success@1", "asked only", *_FAILS]
-        lines = [
-            [row.dataset, str(row.task)]
-            + [
-                f"{100 * share:.1f}"
-                for share in (found.at_1, found.at_5, row.metrics["success@1"], found.filtered)
-            ]
-            + [f"{100 * getattr(found, name.replace(' ', '_')):.1f}" for name in _FAILS]
-            for row in self.rows
-            if (found := row.modality) is not None
-        ]
-        pairs: Counter[tuple[str, str]] = Counter()
-        for row in self.rows:
-            for wanted, counts in row.modality.found.items() if row.modality else ():
-                pairs.update({(wanted, kind): count for kind, count in counts.items()})
-        kinds = sorted({kind for pair in pairs for kind in pair})
-        confusion = [[wanted, *(str(pairs[wanted, kind]) for kind in kinds)] for wanted in kinds]
-        told = [
-            aligned([head, *lines], 2),
-            aligned([["asked, then found first", *kinds], *confusion]),
-        ]
-        return "\n\n".join(told) if lines else ""
-
     def notes(self) -> str:
         """Modalities, and one line for every kind of loss behind the numbers; empty if none."""
         kinds = {
@@ -243,7 +264,9 @@ class Results:
         lacking = missing_rows({(row.dataset, row.task) for row in self.rows})
         partial = f"the mean lacks {', '.join(lacking)} of M-BEIR's 16 rows\n" if lacking else ""
         beyond = f"{cut['line']}\n" if cut.get("line") else ""
-        modality = self.modality_table()
+        modality = modality_table(
+            {f"{r.dataset} task {r.task}": r.modality for r in self.rows if r.modality is not None}
+        )
         return (
             (f"\n{modality}\n\n" if modality else "")
             + partial
@@ -327,7 +350,7 @@ def _row(
         metrics={REPORTED: reported, **metrics},
         dropped=task.dropped,
         left_out=task.left_out,
-        modality=modality_scores(plan, table, task.grades, asked) if asked else None,
+        modality=modality_scores(plan.catalog, table, task.grades, asked) if asked else None,
     )
 
 

@@ -27,7 +27,7 @@ from augment.errors import DataError, MismatchError
 from augment.files import SUMS, check_sums
 from augment.records import Side
 from augment.store import Store
-from augment.views import VIEWS, TextView, judged_under, open_view
+from augment.views import MARKS, VIEWS, TextView, judged_under, open_view
 from retrievers.data.mixtures import named_views
 from retrievers.data.texts import TextRecipe, check_recipe
 from retrievers.models.base import Encoder
@@ -569,12 +569,13 @@ def _view(side: Side, trained: str, store: Path | None, allow_mismatch: bool) ->
     if view not in VIEWS:
         raise DataError(f"the checkpoint was trained on an unknown {side} view {view!r}")
     if view == "raw" or store is None:
-        return open_view(side, view, store)
+        marked = [open_view(side, view, store, mark=mark) for mark in MARKS]
+        return next((one for one in marked if one.name == trained), marked[0])
     opened = Store(store)
     names = [recipe.id for recipe in opened.recipes(side)]
-    for name, length in product(names, LENGTHS):
+    for name, length, mark in product(names, LENGTHS, MARKS):
         checks = judged_under(opened, side, name)
-        if TextView(side, view, {"id": name}, {}, length, checks).name == trained:
-            return open_view(side, view, store, name, length)
+        if TextView(side, view, {"id": name}, {}, length, checks, mark).name == trained:
+            return open_view(side, view, store, name, length, mark)
     any_other = names[0] if names and not allow_mismatch else None
     return open_view(side, view, store, any_other)

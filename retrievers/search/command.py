@@ -82,8 +82,9 @@ def _search(args: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--modality",
-        type=Modality | None,
-        help="Only candidates that consist of this: text, image or image,text.",
+        type=Modality | Literal["asked"] | None,
+        help="Only candidates that consist of this: text, image or image,text; asked: of what the "
+        "instruction asks for.",
     )
     parser.add_argument(
         "--own-picture",

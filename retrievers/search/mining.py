@@ -9,11 +9,13 @@ and by vector, whatever the modality. :func:`by_vectors` ranks by a retriever's 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import groupby, islice
+from operator import attrgetter
 from pathlib import Path
 from random import Random
 from typing import Any, Literal, NamedTuple
@@ -31,7 +33,7 @@ from augment.records import Item, Modality, OwnPicture, Query
 from retrievers.data.datasets import target_modality
 from retrievers.data.module import MBeirData
 from retrievers.data.plan import EvalTask, Plan, leave_out_own
-from retrievers.evaluation.results import spans
+from retrievers.evaluation.results import fitting, spans
 from retrievers.evaluation.run import DECIMALS, RunTable
 from retrievers.evaluation.run_files import read_table
 from retrievers.models.base import Encoder
@@ -85,6 +87,9 @@ class MiningConfig:
         duplicate: reject candidates whose cosine with a positive of the query is at least this;
             null for none.
         same_modality: search only candidates of the wanted modality.
+        other_modality: share of the kept ones, of 1, that are of another modality than the wanted
+            one, which no margin or duplicate rules out: first what shows the picture or has the
+            text of the query or of a positive, then the nearest.
         scope: dataset searches candidates of the query's own data set, all those of all.
         own_picture: file rejects candidates that show the query's own picture by path, content also
             those whose picture has the same bytes; keep takes them as any other.
@@ -102,6 +107,7 @@ class MiningConfig:
     min_score: float | None = None
     duplicate: float | None = 0.98
     same_modality: bool = True
+    other_modality: float = 0.0
     scope: Literal["dataset", "all"] = "dataset"
     own_picture: OwnPicture = "keep"
     pick: Literal["top", "random"] = "top"
@@ -117,6 +123,10 @@ class MiningConfig:
                 f"mining looks at ranks first to last, counted from 1; got {self.first} to "
                 f"{self.last}"
             )
+        if not 0 <= self.other_modality <= 1:
+            raise DataError(f"mining.other_modality is a share, 0 to 1; got {self.other_modality}")
+        if self.other_modality and not self.same_modality:
+            raise DataError("mining.other_modality stands beside same_modality; leave that true")
 
 
 class Ranked(NamedTuple):
@@ -130,6 +140,7 @@ class Ranked(NamedTuple):
         scores: of each, falling: cosines with the query, or what a run says.
         positives: id -> score of the positives that have one; scores of the same kind.
         likeness: highest cosine of each candidate with one of these; None where nothing is known.
+        others: candidates of other modalities with their scores, the best to learn from first.
     """
 
     qid: str
@@ -139,6 +150,7 @@ class Ranked(NamedTuple):
     scores: Float[np.ndarray, " ranks"]
     positives: dict[str, float]
     likeness: Float[np.ndarray, " ranks"] | None
+    others: Mapping[str, float] = {}
 
 
 class Mined(NamedTuple):
@@ -147,7 +159,7 @@ class Mined(NamedTuple):
     Attributes:
         qid: the query.
         positives: id -> score, of those that have one.
-        dids: candidates by rank.
+        dids: candidates by rank, behind them those of other modalities.
         scores: of each.
         verdicts: ``kept``, or the reason of each rejection.
     """
@@ -194,7 +206,12 @@ def by_run(
 
 
 def by_vectors(
-    plan: Plan, candidates: Embeddings, queries: Embeddings, depth: int, device: str = "cpu"
+    plan: Plan,
+    candidates: Embeddings,
+    queries: Embeddings,
+    depth: int,
+    device: str = "cpu",
+    pool_of: Callable[[EvalTask], str] = lambda task: task.pool,
 ) -> Iterator[Ranked]:
     """The exact ranking of every query of a plan that has a vector, in the plan's order.
 
@@ -207,9 +224,10 @@ def by_vectors(
         queries: vectors by row of the plan's queries.
         depth: candidates of each query.
         device: where products are taken.
+        pool_of: name of the pool that a task is searched in.
     """
     done, asked = candidates.done.numpy(), queries.done.numpy()
-    for pool, group in groupby(spans(plan), key=lambda pair: pair[0].pool):
+    for pool, group in groupby(spans(plan), key=lambda pair: pool_of(pair[0])):
         members = plan.pools[pool][done[plan.pools[pool]]]
         index = make_index("exact", device=device)
         candidates.add_to(index, plan.catalog.names(members), torch.from_numpy(members), "")
@@ -245,9 +263,53 @@ def _anchors(
     return [query.positives[place] for place in known], vectors
 
 
+def beside(
+    ranked: Iterable[Ranked], others: Iterable[Ranked], twins: Mapping[str, Sequence[str]]
+) -> Iterator[Ranked]:
+    """Two rankings of the same queries as one: of the wanted modality, and of the others.
+
+    Args:
+        ranked: candidates of the wanted modality.
+        others: those of other modalities.
+        twins: query id -> those of others that come first; they need not have been found.
+    """
+    for one, other in zip(ranked, others, strict=True):
+        scores = dict(zip(other.dids, other.scores.tolist(), strict=True))
+        first = {did: scores.get(did, math.nan) for did in twins.get(one.qid, ())}
+        yield one._replace(others={**first, **scores})
+
+
+def twins_of(plan: Plan) -> Mapping[str, Sequence[str]]:
+    """Query id -> candidates of other modalities than it asks for that are of the same item.
+
+    They show the picture, or have the text, of the query or of one of its positives.
+    """
+    wanted: dict[str, dict[str, Modality]] = defaultdict(dict)
+    for query, target in plan.queries:
+        rows = plan.catalog.rows_of(query.positives)
+        for item in (query.item, *plan.catalog.items(rows[rows >= 0])):
+            for name in _content(item):
+                wanted[name][query.item.id] = target
+    found: dict[str, list[str]] = defaultdict(list)
+    for item in plan.catalog.items():
+        asked = {q: one for name in _content(item) for q, one in wanted.get(name, {}).items()}
+        for qid, target in asked.items():
+            if item.modality != target:
+                found[qid].append(item.id)
+    return found
+
+
+def _content(item: Item) -> list[str]:
+    """Pictures and text of an item, which no other kind is mistaken for."""
+    return [*item.images, *([f"\0{item.text.strip()}"] if item.text else [])]
+
+
 def mine(ranked: Iterable[Ranked], config: MiningConfig) -> Iterator[Mined]:
     """Hard negatives of queries, in order, from what ranks before ``config.last``."""
     for one in ranked:
+        others = list(one.others)
+        apart = [_never(did, one) for did in others]
+        _pick(one.qid, apart, config, round(config.other_modality * config.per_query))
         scores, dids = one.scores[: config.last], one.dids[: config.last]
         twins = np.zeros(len(dids), dtype=bool)
         if config.duplicate is not None and one.likeness is not None:
@@ -256,8 +318,7 @@ def mine(ranked: Iterable[Ranked], config: MiningConfig) -> Iterator[Mined]:
         verdicts = []
         for rank, (did, twin, score) in enumerate(zip(dids, twins, scores, strict=True), start=1):
             reasons = {
-                "known positive": did in one.wanted,
-                "the query's own picture": did in one.own,
+                (never := _never(did, one)): bool(never),
                 "query without a positive that has a score": not one.positives,
                 "near duplicate of a positive": twin,
                 "above the rank range": rank < config.first,
@@ -267,8 +328,16 @@ def mine(ranked: Iterable[Ranked], config: MiningConfig) -> Iterator[Mined]:
             }
             # The first reason counts.
             verdicts.append(next((reason for reason, met in reasons.items() if met), ""))
-        _pick(one.qid, verdicts, config)
-        yield Mined(one.qid, one.positives, dids, scores, verdicts)
+        _pick(one.qid, verdicts, config, config.per_query - apart.count(KEPT))
+        every = np.concatenate([scores, np.fromiter(one.others.values(), np.float64)])
+        yield Mined(one.qid, one.positives, dids + others, every, verdicts + apart)
+
+
+def _never(did: str, one: Ranked) -> str:
+    """Why a candidate can be no negative of a query, whatever its score; empty if it can."""
+    if did in one.wanted:
+        return "known positive"
+    return "the query's own picture" if did in one.own else ""
 
 
 def _limits(scores: list[float], config: MiningConfig) -> tuple[float, float]:
@@ -284,13 +353,13 @@ def _limits(scores: list[float], config: MiningConfig) -> tuple[float, float]:
     )
 
 
-def _pick(qid: str, verdicts: list[str], config: MiningConfig) -> None:
+def _pick(qid: str, verdicts: list[str], config: MiningConfig, most: int) -> None:
     """Keep some of those that no reason speaks against."""
     open_places = [place for place, verdict in enumerate(verdicts) if not verdict]
-    chosen = open_places[: config.per_query]
+    chosen = open_places[:most]
     if config.pick == "random":
         random = Random(f"{config.seed}:{qid}")  # noqa: S311
-        chosen = random.sample(open_places, min(config.per_query, len(open_places)))
+        chosen = random.sample(open_places, min(most, len(open_places)))
     for place in open_places:
         verdicts[place] = KEPT if place in chosen else "not needed"
 
@@ -343,7 +412,7 @@ def plan_mining(
 
     M-BEIR's local pools of MSCOCO hold no training candidates, so that the union pool of the
     training split is searched where there is one, cut to the query's data set and the wanted
-    modality.
+    modality; candidates of other modalities are those of the whole union.
 
     Args:
         root: the data.
@@ -374,7 +443,11 @@ def plan_mining(
                 "searches those of all data sets",
                 next(iter(members)),
             )
-        plan.tasks.append(EvalTask(dataset, task, list(members.values()), {}, pool))
+        others = f"not {target}"
+        plan.tasks.append(EvalTask(dataset, task, list(members.values()), {}, pool, union=others))
+        if config.other_modality and others not in plan.pools:
+            differs = (item.modality != target for item in plan.catalog.items())
+            plan.pools[others] = np.flatnonzero(np.fromiter(differs, bool))
     leave_out_own(plan, root.path, config.own_picture)
     return plan
 
@@ -420,24 +493,39 @@ def mine_negatives(
         for query in queries:
             positives[query.item.id].update(query.positives)
         own: dict[str, list[str]] = {}
-        if mining.own_picture != "keep":
-            for task in plan_mining(data.root, queries, book.find, mining).tasks:
+        run = read_table(ranker)
+        parts = [run]
+        if mining.own_picture != "keep" or mining.other_modality:
+            plan = plan_mining(data.root, queries, book.find, mining)
+            for task in plan.tasks:
                 own.update(task.own)
-        ranked = by_run(read_table(ranker), positives, own)
-        return write_mined(ranked, mining, Path(out), {"run": str(ranker), **about})
-    if data.embeddings.parts > 1:
-        raise DataError("mining needs all vectors; run it without data.embeddings.parts")
-    plan = plan_mining(data.root, queries, book.find, mining)
-    vectors = embed(
-        ranker, data, plan, device=device, precision=precision, allow_mismatch=allow_mismatch
-    )
-    about |= {
-        "made_by": vectors.made_by,
-        "text": data.recipe.fingerprint,
-        "without_a_vector": int((~vectors.queries.done).sum()),
-    }
-    sides = (vectors.candidates, vectors.queries)
-    ranked = by_vectors(plan, *sides, mining.last, str(ranker.device))
+            if mining.other_modality:
+                targets = {query.item.id: target for query, target in plan.queries}
+                fits = fitting(plan.catalog, run, targets)
+                parts = [run.where(fits), run.where(~fits)]
+        ranked, *others = (by_run(part, positives, own) for part in parts)
+        about["run"] = str(ranker)
+    else:
+        if data.embeddings.parts > 1:
+            raise DataError("mining needs all vectors; run it without data.embeddings.parts")
+        plan = plan_mining(data.root, queries, book.find, mining)
+        vectors = embed(
+            ranker, data, plan, device=device, precision=precision, allow_mismatch=allow_mismatch
+        )
+        about |= {
+            "made_by": vectors.made_by,
+            "text": data.recipe.fingerprint,
+            "without_a_vector": int((~vectors.queries.done).sum()),
+        }
+        pools = [attrgetter("pool"), attrgetter("union")][: 1 + bool(mining.other_modality)]
+        ranked, *others = (
+            by_vectors(
+                plan, vectors.candidates, vectors.queries, mining.last, str(ranker.device), of
+            )
+            for of in pools
+        )
+    if mining.other_modality:
+        ranked = beside(ranked, others[0], twins_of(plan))
     return write_mined(ranked, mining, Path(out), about)
 
 

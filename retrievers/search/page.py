@@ -36,6 +36,7 @@ _READS = {
     "replace": "reads generated text",
 }
 _SIGNS: dict[Modality, str] = {"text": "text", "image": "picture", "image,text": "picture + text"}
+_KINDS = {"": "of any kind", "asked": "as the instruction asks", **_SIGNS}
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Question:
         k: how many results.
         instruction: ``auto``, ``none``, or the instruction itself.
         own: an instruction in the user's words; counts before ``instruction``.
-        modality: of the wanted candidates, or empty for any.
+        modality: of the wanted candidates, ``asked`` for the instruction's, or empty for any.
         own_picture: ``keep``, or ``content`` to leave out candidates with the query's picture.
     """
 
@@ -57,7 +58,7 @@ class Question:
     k: int = 12
     instruction: str = "auto"
     own: str = ""
-    modality: Modality | Literal[""] = ""
+    modality: Modality | Literal["", "asked"] = ""
     own_picture: Literal["keep", "content"] = "keep"
 
     @classmethod
@@ -75,7 +76,7 @@ class Question:
         if not (k.isascii() and k.isdigit() and 1 <= int(k[:9]) <= MAX_RESULTS):
             raise DataError(f"cannot find {k[:20]!r} results; ask for 1 to {MAX_RESULTS}")
         modality = fields.get("modality", "")
-        if modality not in ("", *_SIGNS):
+        if modality not in _KINDS:
             raise DataError(f"no modality {modality[:20]!r}; there are {'; '.join(_SIGNS)}")
         return cls(
             query=query,
@@ -138,7 +139,7 @@ def render_page(
         answers=answers,
         cards={name: _cards(name, answers) for name in answers},
         groups=_groups(searchers),
-        modalities={"": "of any kind", **_SIGNS},
+        modalities=_KINDS,
         problem=problem,
         max_bytes=max_bytes,
         short=_SHORT,

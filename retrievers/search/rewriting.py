@@ -69,7 +69,7 @@ class QueryRewriter:
         self._store = Store(folder)
         weakref.finalize(self, _forget, self._store, folder)
         self._shown: str = "replace" if trained.view == "raw" else trained.view
-        self._length = trained.length
+        self._length, self._mark = trained.length, trained.mark
 
     @property
     def model(self) -> str:
@@ -89,7 +89,8 @@ class QueryRewriter:
             why = summary.incomplete or summary.failures[0].reason
             raise EngineError(f"{self.model} could not rewrite the query: {why}")
         texts = self._store.texts("query", self._recipe.id)
-        view = TextView("query", self._shown, self._recipe.to_json(), texts, self._length)
+        made = (self._recipe.to_json(), texts, self._length)
+        view = TextView("query", self._shown, *made, mark=self._mark)
         found, shown = view.enrichment(item.id), view.text(item)
         if found is None:
             return Rewritten(shown, None, f"not rewritten: {job.reason}")

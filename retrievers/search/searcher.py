@@ -225,7 +225,7 @@ class Searcher:
         instruction: str | None = None,
         *,
         picture: str | None = None,
-        modality: Modality | None = None,
+        modality: Modality | Literal["asked"] | None = None,
         own_picture: Literal["keep", "content"] = "keep",
     ) -> Answer:
         """The best candidates for a query.
@@ -235,9 +235,10 @@ class Searcher:
             image: file of a picture.
             k: how many candidates, at least 1.
             instruction: put before the query. None takes the first one that the root has for this
-                kind of query, an empty one leaves it out.
+                kind of query and the modality, an empty one leaves it out.
             picture: in place of a file, the name of a picture in :attr:`pictures`.
-            modality: only candidates that consist of this; None for any.
+            modality: only candidates that consist of this; asked: of what the instruction asks for,
+                as the root's table says; None for any.
             own_picture: content leaves out candidates whose picture is that of the query, byte for
                 byte.
 
@@ -258,40 +259,55 @@ class Searcher:
         item = Item(f"typed:{digest}", text, one_picture(picture), kind)
         with self._lock:
             notes: list[str] = []
-            shown, rewritten = text, None
+            shown, rewritten = self._recipe.query_view.marked(item, text), None
             if self._rewriter is not None:
                 shown, rewritten, note = self._rewriter(item)
                 notes += [note] if note else []
-            asked = self._instruction(kind, instruction, notes)
+            asked, target = self._instruction(kind, instruction, modality, notes)
             read = self._recipe.instructed(shown, asked)
             if read is None and picture is None:
                 raise DataError(f"nothing is left of the query {text!r}; type some words")
             vectors = self._embedded(read, picture, notes)
             own = None if own_picture == "keep" else picture
-            index = self._index if modality is None else self._narrowed(modality)
+            index = self._index if target is None else self._narrowed(target)
             hits = [] if vectors is None else self._find(index, vectors, k, own)
             results = tuple(self._result(rank, hit) for rank, hit in enumerate(hits, start=1))
         seen = picture is not None and self._retriever is not None
         return Answer(results, read, seen, asked, rewritten, tuple(notes))
 
-    def _instruction(self, modality: Modality, given: str | None, notes: list[str]) -> str | None:
+    def _instruction(
+        self,
+        kind: Modality,
+        given: str | None,
+        modality: Modality | Literal["asked"] | None,
+        notes: list[str],
+    ) -> tuple[str | None, Modality | None]:
+        """What is put before a query of a kind, and the modality that is searched."""
+        prompt = (given or "").strip() or None
+        rows: Sequence[InstructionRow] = () if given == "" else self.instructions(kind)
+        if prompt is not None:
+            rows = [row for row in rows if prompt in row.prompts]
+        else:
+            rows = [row for row in rows if row.candidate_modality == modality] or rows
         if self._recipe.instructions is None:
             if given:
                 notes.append("the retriever was trained without instructions; none was used")
-            return None
-        if given is not None:
-            return given.strip() or None
-        rows = self.instructions(modality)
+            prompt = None
+        elif given is None and rows:
+            prompt = rows[0].prompts[0]
+            names = dict.fromkeys(row.dataset_name for row in rows)
+            if len(names) > 1:
+                notes.append(
+                    f"{len(names)} data sets have an instruction for such a query; that of "
+                    f"{rows[0].dataset_name} was taken"
+                )
+        elif given is None:
+            notes.append(f"the root has no instruction for queries of kind {kind!r}")
+        if modality != "asked":
+            return prompt, modality
         if not rows:
-            notes.append(f"the root has no instruction for queries of kind {modality!r}")
-            return None
-        names = dict.fromkeys(row.dataset_name for row in rows)
-        if len(names) > 1:
-            notes.append(
-                f"{len(names)} data sets have an instruction for such a query; that of "
-                f"{rows[0].dataset_name} was taken"
-            )
-        return rows[0].prompts[0]
+            notes.append("no instruction of the root says what is asked for; all is searched")
+        return prompt, rows[0].candidate_modality if rows else None
 
     def _embedded(self, text: str | None, picture: str | None, notes: list[str]) -> Any:
         """What the index is asked with; None if it is nothing."""

@@ -18,7 +18,7 @@ from augment.files import digest
 from augment.records import Enrichment, Item, Sampling
 from augment.store import Scope, Store, runs
 from augment.store.keys import Recipe
-from augment.views import open_view, render
+from augment.views import MARKS, open_view, render
 
 RECIPE = Recipe("corpus", {"p": "p@1"}, "m", "r", {"p": Sampling()}, {"image": "p"})
 
@@ -50,6 +50,24 @@ def test_each_view(folder):
         assert view.text(item(3)) == "old", "an absent text falls back"
         assert view.text(item(3, None)) is None
     assert append.enrichment("1:2").rejected == "refusal"
+
+
+def test_a_mark_says_what_an_item_is_and_moves_the_fingerprint(folder):
+    seen = {"[image,text] old\nnew 1"}
+    for view in ("raw", "append", "replace"):
+        plain, *marked = (open_view("corpus", view, folder, mark=mark) for mark in MARKS)
+        assert plain.fingerprint == open_view("corpus", view, folder).fingerprint
+        assert len({plain.fingerprint, *(one.fingerprint for one in marked)}) == len(MARKS)
+        for mark, one in zip(list(MARKS)[1:], marked, strict=True):
+            for some in (item(1), item(1, None), item(2), item(3), Item("1:1", "x", (), "text")):
+                want = plain.text(some)
+                assert one.text(some) == (want and f"{MARKS[mark][some.modality]} {want}")
+                seen.discard(one.text(some))
+            assert one.other("raw").text(item(1)) == f"{MARKS[mark]['image,text']} old"
+            assert one.text(item(3, None)) is None
+    assert not seen
+    with pytest.raises(DataError, match="unknown mark 'long'; choose one of none, short, words"):
+        open_view("corpus", mark="long")
 
 
 @given(st.none() | st.text(), st.none() | st.text())

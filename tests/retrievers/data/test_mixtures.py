@@ -80,6 +80,18 @@ def test_dropout_alone(folder):
     assert set(drawn(mixture(folder, dropout=0.5), Item("1:1", None, (), "text"))) == {"One. Two."}
 
 
+@pytest.mark.parametrize("view", ["raw", "append"])
+def test_a_mark_stands_before_every_drawn_text(folder, view):
+    mix = {"raw": 1, "append:dense": 2, "replace:dense": 1}
+    plain = ViewConfig(view, str(folder), mix=mix)
+    marked = ViewConfig(view, str(folder), mix=mix, mark="short")
+    one, other = (made.mixture("corpus", made.open("corpus")) for made in (plain, marked))
+    assert one.name != other.name
+    want = {f"[image,text] {text}": count for text, count in drawn(one).items()}
+    assert drawn(other) == want
+    assert len(want) == 3
+
+
 def test_order_of_settings_changes_no_draw_and_no_name(folder):
     one = mixture(folder, mix={"dense": 0.5, "short": 0.3, "raw": 0.2})
     other = mixture(folder, mix={"raw": 2, "short": 3, "dense": 5})
@@ -169,10 +181,11 @@ def test_nothing_is_drawn_outside_training(world):
     assert data.recipe.query(query, target) == data.recipe.query(query, target, None, "")
 
 
-def test_a_checkpoint_of_a_mixture_is_searched_with_the_named_view(world):
-    mixed = ViewConfig("append", str(world.store), mix={"dense": 1, "short": 1})
-    raw = ViewConfig()
-    path = world.checkpoint("mixed", raw, mixed)
+@pytest.mark.parametrize("mark", ["none", "words"])
+def test_a_checkpoint_of_a_mixture_is_searched_with_the_named_view(world, mark):
+    mixed = ViewConfig("append", str(world.store), mix={"dense": 1, "short": 1}, mark=mark)
+    raw = ViewConfig(mark=mark)
+    path = world.checkpoint(f"mixed-{mark}", raw, mixed)
     retriever = load(path)
     retriever.trained_on = {
         **retriever.trained_on,
@@ -180,6 +193,7 @@ def test_a_checkpoint_of_a_mixture_is_searched_with_the_named_view(world):
     }
     recipe = open_recipe(retriever.trained_on, DataRoot(world.root), world.store)
     assert recipe.corpus_view.name == mixed.open("corpus").name
+    assert recipe.query_view.name == raw.open("query").name
 
 
 def test_fit_and_test_from_the_command_line(world, tmp_path, capsys):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from retrievers.data.samplers import PairBatches, PairLoader
+from augment.errors import DataError
+from retrievers.data.samplers import PairBatches, PairLoader, SamplingConfig
 
 GROUPS = np.array([0] * 50 + [1] * 30 + [2] * 7)
 
@@ -73,6 +74,25 @@ def test_shares_follow_the_exponent(exponent, want, homogeneous):
     for group in range(3):
         seen = [repeats[row] for row in np.flatnonzero(group == GROUPS)]
         assert max(seen) - min(seen) <= 1
+
+
+@pytest.mark.parametrize("exponent", [1.0, 0.5])
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_pairs_of_an_item_stand_side_by_side_in_a_drawn_order(exponent, epoch):
+    items = np.random.default_rng(0).integers(0, 30, len(GROUPS))
+    plain = [key for batch in batches_of(epoch=epoch, size=1, exponent=exponent) for key in batch]
+    settings = {"epoch": epoch, "size": 1, "exponent": exponent, "items": items}
+    keys = [key for batch in batches_of(**settings) for key in batch]
+    assert sorted(keys) == sorted(plain)
+    order = [items[key % 87] for key in keys]
+    seen = [item for n, item in enumerate(order) if n == 0 or order[n - 1] != item]
+    assert len(seen) == len(set(seen)) == len(set(order))
+    assert seen != sorted(seen)
+    for item in seen:  # within an item, as without the order
+        own = [key for key in plain if items[key % 87] == item]
+        assert [key for key in keys if items[key % 87] == item] == own
+    with pytest.raises(DataError, match="choose one"):
+        SamplingConfig(homogeneous=True, together=True)
 
 
 def loader_of(batch_size=4, world=1, rank=0, workers=0):

@@ -5,25 +5,28 @@ from collections import Counter
 
 import pytest
 
-from augment.data import write_candidates
+from augment.data import DataRoot, write_candidates, write_queries
 from augment.records import Hit, Item, Query
-from retrievers.data.plan import EvalTask, Plan
-from retrievers.evaluation.results import Lost, Results, score
+from retrievers.cli import main
+from retrievers.data.plan import plan_test
+from retrievers.evaluation.evaluate import evaluate
+from retrievers.evaluation.results import Lost, Results, run_files, score, write_results
 from retrievers.evaluation.run import RunTable
+from retrievers.evaluation.run_files import write_run
 from tests.references import success_at_k
 
 KINDS = ("text", "image", "image,text")
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_what_was_asked_and_what_was_found(tmp_path, seed):
+def test_what_was_asked_and_what_was_found(tmp_path, seed, capsys):
     rng = random.Random(seed)
     pool = {}
     for n in range(30):
         kind = rng.choice(KINDS)
         images = (f"{n % 9}.jpg",) if "image" in kind else ()
         pool[f"9:{n}"] = Item(f"9:{n}", "words" if "text" in kind else None, images, kind)
-    write_candidates(tmp_path / "pool.jsonl", pool.values())
+    write_candidates(tmp_path / "cand_pool/local/mbeir_x_task3_cand_pool.jsonl", pool.values())
     texts = [did for did, item in pool.items() if item.modality == "text"]
     queries = [
         Query(Item(f"9:{n}", None, (f"{n % 9}.jpg",), "image"), 3, (rng.choice(texts),))
@@ -34,9 +37,8 @@ def test_what_was_asked_and_what_was_found(tmp_path, seed):
         query.item.id: [Hit(did, 2.0**-n) for n, did in enumerate(rng.sample(list(pool), 8))]
         for query in queries[:35]  # the others were not found anything
     }
-    plan = Plan([EvalTask("x", 3, queries, grades, "pool")])
-    plan.add_pool("pool", tmp_path / "pool.jsonl")
-    plan.add_union(None)
+    write_queries(tmp_path / "query/test/mbeir_x_task3_test.jsonl", queries)
+    plan = plan_test(DataRoot(tmp_path), "test", True, None, None)
     runs = {("x_task3", name): RunTable.from_run(run) for name in ("local", "union")}
     results = score(plan, runs, Lost([], []), Lost([], []), "made")
     local, union = results.rows
@@ -63,5 +65,22 @@ def test_what_was_asked_and_what_was_found(tmp_path, seed):
     lost = seen.own_picture + seen.wrong_modality + seen.wrong_item
     assert lost + union.metrics["success@1"] == pytest.approx(35 / 40)
     assert "asked, then found first" in results.notes()
-    assert Results([local], "made").modality_table() == ""
+    assert "asked, then found first" not in Results([local], "made").notes()
+    assert seen.success == union.metrics["success@1"]
+
+    # The same of the run's files, and what no pool holds is of no modality.
+    folder = tmp_path / "run"
+    write_results(folder, plan, results)
+    for path, table in run_files(folder, runs).items():
+        write_run(path, table, "x")
+    rows = {row["pool"]: row for row in evaluate(folder, root=tmp_path).rows}
+    assert rows["local"]["modality"] is None
+    assert rows["union"]["modality"] == seen
+    assert main(["compare", str(folder), str(folder), "--names", "a", "b", "--root", str(tmp_path),
+                 "--pool", "union"]) == 0  # fmt: skip
+    assert capsys.readouterr().out.count(f"{100 * seen.at_1:.1f}  ") >= 2
+    (folder / "x.trec").write_text("9:0 Q0 9:999 1 0.5 x\n")
+    (one,) = evaluate(folder / "x.trec", folder / "x_task3.qrels", root=tmp_path, short=True).rows
+    assert one["modality"].found == {"text": {"unknown": 1}}
+    assert one["modality"].wrong_modality == pytest.approx(1 / 40)
     assert results.to_json()["rows"][1]["modality"]["found"] == seen.found

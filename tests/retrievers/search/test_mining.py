@@ -8,7 +8,7 @@ import torch
 from pyarrow import parquet
 from torch.nn import functional
 
-from augment.data import write_candidates
+from augment.data import DataRoot, write_candidates
 from augment.errors import DataError
 from augment.records import Item, Query
 from retrievers.cli import main
@@ -21,9 +21,12 @@ from retrievers.search.mining import (
     MiningConfig,
     Ranked,
     Tally,
+    beside,
     by_run,
     by_vectors,
     mine,
+    plan_mining,
+    twins_of,
     write_mined,
 )
 from retrievers.vectors.rows import Embeddings
@@ -149,6 +152,57 @@ def test_the_own_picture_of_a_query_is_no_negative(small):
     assert set(after.positives) == set(before.positives)
 
 
+@pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
+def test_wrong_modality_negatives_equal_the_loop(tmp_path, share):
+    """Twins first (same picture or text as the query or its positive), then the nearest."""
+    pool = {}
+    for n in range(36):
+        kind = ("text", "image", "image,text")[n % 3]
+        dataset = 1 + n // 24
+        text = f"words {n % 7}" if "text" in kind else None
+        images = (f"{n % 5}.jpg",) if "image" in kind else ()
+        pool[f"{dataset}:{n}"] = Item(f"{dataset}:{n}", text, images, kind)
+    write_candidates(tmp_path / "cand_pool/global/mbeir_union_train_cand_pool.jsonl", pool.values())
+    texts, images = ([did for did, one in pool.items() if one.modality == kind and did < "2"]
+                     for kind in ("text", "image"))  # fmt: skip
+    queries = [
+        Query(Item(f"1:{n}", None, (f"{n}.jpg",), "image"), 3, (texts[n],)) for n in range(4)
+    ]
+    queries += [
+        Query(Item(f"1:{n}", f"words {n}", (), "text"), 0, (images[n],)) for n in range(4, 7)
+    ]
+    values = torch.randn(len(pool) + len(queries), 4, generator=torch.Generator().manual_seed(1))
+    vectors = functional.normalize(values, dim=1)
+    settings = {"last": 12, "per_query": 4, "relative_margin": None, "duplicate": None}
+    config = MiningConfig(**settings, other_modality=share)
+    plan = plan_mining(DataRoot(tmp_path), queries, pool.get, config)
+    rooms = [Embeddings(len(pool)), Embeddings(len(queries))]
+    for room, own in zip(rooms, vectors.split([len(pool), len(queries)]), strict=True):
+        room.put(torch.arange(len(own)), own)
+    same, others = (by_vectors(plan, *rooms, 12, "cpu", lambda task, name=name: getattr(task, name))
+                    for name in ("pool", "union"))  # fmt: skip
+    found = list(mine(beside(same, others, twins_of(plan)), config))
+    assert [mined.qid for mined in found] == [query.item.id for query in queries]
+    for n, (query, mined) in enumerate(zip(queries, found, strict=True)):
+        target = "text" if query.task == 3 else "image"
+        scores = {did: round(float(vectors[row] @ vectors[len(pool) + n]), 6)
+                  for row, did in enumerate(pool)}  # fmt: skip
+        content = [query.item, pool[query.positives[0]]]
+        words, shown = {one.text for one in content}, {i for one in content for i in one.images}
+        wrong = [did for did in pool if pool[did].modality != target]
+        twins = [did for did in wrong
+                 if pool[did].text in words - {None} or set(pool[did].images) & shown]  # fmt: skip
+        near = sorted(wrong, key=lambda did: -scores[did])[:12]
+        ranked = [*twins, *(did for did in near if did not in twins)]
+        kept = ranked[: round(4 * share)]
+        right = [did for did in pool if pool[did].modality == target and did < "2"]
+        right = sorted(set(right) - set(query.positives), key=lambda did: -scores[did])
+        assert set(mined.negatives) == {*kept, *right[: 4 - len(kept)]}
+        assert mined.dids[-len(ranked) :] == ranked
+        assert all(mined.negatives[did] == pytest.approx(scores[did], abs=1e-6)
+                   for did in mined.negatives if did in near or did in right)  # fmt: skip
+
+
 def test_queries_without_a_vector_are_passed_over(small):
     found = [m.qid for m in mine(small.ranked(MiningConfig(), without=(1, 5)), MiningConfig())]
     assert found == ["1:0", "1:2", "1:3", "1:4", "1:6", "1:8"]
@@ -208,6 +262,10 @@ def test_ranges_that_hold_nothing_are_refused():
         MiningConfig(first=5, last=4)
     with pytest.raises(DataError, match="per_query must be at least 1"):
         MiningConfig(per_query=0)
+    with pytest.raises(DataError, match=r"a share, 0 to 1; got 1\.5"):
+        MiningConfig(other_modality=1.5)
+    with pytest.raises(DataError, match="leave that true"):
+        MiningConfig(other_modality=0.5, same_modality=False)
 
 
 @pytest.fixture(scope="module")
@@ -261,6 +319,16 @@ def test_the_command_mines_and_training_reads_it(world, tmp_path, capsys):
         row["qid"]: max(row["negative_ids"][:2]) for row in kept
     }
     assert all(row["positive_scores"] == pytest.approx([0.9]) for row in second)
+
+    # A share of other modalities: what has the query's text or picture needs no place in the run.
+    apart = [f"--run={run}", "--mining.per_query=2", "--mining.other_modality=0.5"]
+    assert main(["mine", *plain_options(world, tmp_path / "apart"), *apart]) == 0
+    for row in parquet.read_table(tmp_path / "apart" / "negatives.parquet").to_pylist():
+        twin = (int(row["qid"][2:]) + 19) % 40 + 1
+        assert (twin <= 20) == (int(row["qid"][2:]) > 20)
+        assert f"7:{twin}" in row["negative_ids"]
+        right = [did for did in row["negative_ids"] if did != f"7:{twin}"]
+        assert {int(did[2:]) <= 20 for did in right} == {twin > 20}
 
     more = [f"--data.negatives.path={tmp_path / 'mined'}", "--data.negatives.per_query=2"]
     more += ["--model.objective.distillation.kind=margin_mse", "--trainer.max_steps=2"]

@@ -106,6 +106,26 @@ def test_instructions(raw):
     assert [row.prompts[0] for row in raw.instructions()] == ["Find it.", "Name it."]
 
 
+def test_the_instruction_says_what_is_searched_and_the_filter_which_is_taken(world, raw, tmp_path):
+    image = world.root / "mbeir_images/squares_images/3.png"
+    for query, given, kind in (({"query": "red"}, None, "image"), ({"image": image}, None, "text"),
+                               ({"query": "red"}, "Show it.", "image")):  # fmt: skip
+        asked = raw.search(**query, instruction=given, k=41, modality="asked")
+        assert list(asked) == list(raw.search(**query, instruction=given, k=41, modality=kind))
+        assert len(asked) == 20
+    for given in ("", "Look for it"):
+        answer = raw.search("red", instruction=given, k=41, modality="asked")
+        assert len(answer) == 41
+        assert "no instruction of the root says what is asked for" in answer.notes[-1]
+    root = tmp_path / "two"
+    shutil.copytree(world.root, root, symlinks=True)
+    table = root / "instructions" / "query_instructions.tsv"
+    table.write_text(table.read_text() + "text\ttext\tsquares\t7\tRead it.\t\t\t\n")
+    two = Searcher.open(world.raw, root)
+    for kind, want in ((None, "Find it."), ("text", "Read it."), ("image,text", "Find it.")):
+        assert two.search("red", modality=kind).instruction == want
+
+
 def test_of_several_data_sets_the_instruction_is_named(world, tmp_path):
     root = tmp_path / "two"
     shutil.copytree(world.root, root, symlinks=True)

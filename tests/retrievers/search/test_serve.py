@@ -112,7 +112,7 @@ def test_the_page_shows_both_retrievers_with_both_texts(site):
     assert "reads published and generated text" in text
     assert "Find it. red number 5" in text
     assert re.search(r"enriched: (rank \d+|not in the first 12)", text)
-    assert len(tags.all("option")) == 2 + 2 + 4 + 2 + 5
+    assert len(tags.all("option")) == 2 + 2 + 5 + 2 + 5
     pictures = tags.all("img")
     assert all(tag.get("alt") for tag in pictures)
     assert all(tag["src"].startswith("/image/7%3A") for tag in pictures if "src" in tag)

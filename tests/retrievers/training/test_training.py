@@ -275,6 +275,19 @@ def test_homogeneous_batches_by_name(config, root):
         assert sum(kind in (0, 8) for kind in kinds) == 4
 
 
+def test_pairs_about_one_picture_and_a_validation_in_the_union(config, root):
+    loader = loader_of(config, root, sampling=SamplingConfig(together=True))
+    about = [(int(did[2:]) - 1) % 20 for batch in loader for _, did in batch.names]
+    assert len(about) == 40
+    assert about[::2] == about[1::2]  # the query for a picture and that for its text
+    assert sorted(about[::2]) == list(range(20))
+    data = MBeirData(str(root), validation=ValidationConfig(queries=4, pool=3, union=True))
+    plan = data.validation_plan()
+    assert {task.pool for task in plan.tasks} == {"all"}
+    assert {item.modality for item in map(plan.item, plan.pools["all"])} == {"text", "image"}
+    assert len(plan.pools["all"]) == len(plan)
+
+
 def test_prefixes_of_vectors(config, root, tmp_path):
     training = make_training(config, truncate_dim=4)
     whole, short = make_training(config).encoder, training.encoder
