@@ -47,6 +47,7 @@ def run(reader: ArmReader) -> str:
     """
     from augment.files import write_json, write_text
     from benchmarks.experiments import graph, plots, results
+    from benchmarks.experiments import tables as drawn
     from benchmarks.report.page import write_report
 
     out = reader.out
@@ -63,6 +64,11 @@ def run(reader: ArmReader) -> str:
         "Trained on raw text and shown enriched text, the same retriever scores "
         f"{100 * shift:.1f} on average (local pools, {reader.metric}).",
     ]
+    arms = {name: value["arms"][name] for name in ("raw", "enriched")}
+    seen = [drawn.union_table(arms)]
+    seen += [
+        f"{name}\n{drawn.confusion_table(arm['union']['found'])}" for name, arm in arms.items()
+    ]
     table = tables["local"].table()
     write_text(out / "table.md", table + "\n")
     plots.write(plots.tasks(value, ("raw", "enriched")), out / "chart.png")
@@ -71,7 +77,7 @@ def run(reader: ArmReader) -> str:
         folders[0], folders[1], out / "report.html", names=("raw", "enriched"),
         metric=reader.metric, notes=tuple(notes), seed=reader.seeds[0],
     )  # fmt: skip
-    return "\n".join([table, *notes])
+    return "\n".join([table, *notes, *(f"\n{part}" for part in seen)])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -29,6 +29,7 @@ from retrievers.vectors.bm25 import bm25
 
 if TYPE_CHECKING:
     from retrievers.data.module import MBeirData
+    from retrievers.search.mining import MiningConfig
     from retrievers.training.module import Contrastive
 
 
@@ -178,7 +179,8 @@ class Builder:
 
         def work(folder: Path, needs: Sequence[Path]) -> None:
             fuse(needs[: len(runs)], folder, dev=needs[len(runs) :] or None)
-            write_json(folder / "metrics.json", evaluate(folder).to_json())
+            found = evaluate(folder, root=where.root.resolve(), split=split)
+            write_json(folder / "metrics.json", found.to_json())
 
         return CachedStep("fused", title, settings, (*runs, *tuning), work)
 
@@ -229,7 +231,7 @@ class Builder:
         steps = None if setup.steps is None else round(setup.steps * arm.effort)
         if steps is None and arm.effort != 1:
             raise DataError("an arm wants more steps than the config's: say how many with --steps")
-        mined = (self._mine(arm.mined_by, seed),) if arm.mined_by else ()
+        mined = (self._mine(arm.mined_by, seed, arm.mining),) if arm.mined_by else ()
         settings = {
             "root": setup.enriching.root_digest, "views": shown, "seed": seed, "steps": steps,
             "batch_size": setup.batch_size, "tasks": setup.tasks, "arm": arm.fit,
@@ -252,8 +254,8 @@ class Builder:
 
         return CachedStep("train", title, settings, (*needs, *mined), work)
 
-    def _mine(self, name: str, seed: int) -> CachedStep:
-        """Negatives that an arm's checkpoint finds."""
+    def _mine(self, name: str, seed: int, options: Sequence[str]) -> CachedStep:
+        """Negatives that an arm's checkpoint finds, with settings of mining."""
         arm, home = self.experiment.arms[name], self.setup.enriching
         if arm.train is None:
             raise DataError(f"mined_by names {name!r}, which is not trained: add train")
@@ -265,10 +267,11 @@ class Builder:
             from retrievers.search.mining import mine_negatives
 
             _, data, _ = self._parts(arm, seed, home, views, made)
-            mine_negatives(load(_weights(made[-1])), data, folder)
+            mine_negatives(load(_weights(made[-1])), data, folder, mining_config(options))
 
-        title = f"mine negatives by {name} (seed {seed})"
-        return CachedStep("mine", title, self._model(arm), (*needs, train), work)
+        title = f"mine negatives by {name}{''.join(f', {o}' for o in options)} (seed {seed})"
+        settings = {**self._model(arm), **({"mining": options} if options else {})}
+        return CachedStep("mine", title, settings, (*needs, train), work)
 
     def _test(self, arm: Arm, views: Views, seed: int, split: str, where: Enriching) -> CachedStep:
         setup, union = self.setup, self.experiment.union
@@ -318,6 +321,26 @@ class Builder:
               for side, config in view_configs(views, made).items()),
             *settings,
         ])  # fmt: skip
+
+
+def mining_config(options: Sequence[str]) -> MiningConfig:
+    """Settings of mining from their words, ``other_modality=0.5``.
+
+    Raises:
+        DataError: if there is no such setting.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    from retrievers.search.mining import MiningConfig
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(MiningConfig, "mining")
+    try:
+        parsed = parser.parse_args([f"--mining.{option}" for option in options])
+    except ArgumentError as error:
+        raise DataError(str(error), "mining") from error
+    found: MiningConfig = parser.instantiate(parsed).mining
+    return found
 
 
 #: A training, its data, and what :func:`retrievers.fit` takes besides.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -137,8 +138,31 @@ def arm_json(reader: ArmReader, name: str) -> dict[str, Any]:
         "mean": _over_seeds(seeds.loc["mean"].tolist()),
         "folders": [str(path.relative_to(reader.out)) for path in reader.folders(name)],
         "cost": _cost(reader, name),
+        "union": union_json(reader, name),
         "not_read": _not_read(reader.folders(name)[0]),
     }  # fmt: skip
+
+
+def union_json(reader: ArmReader, name: str) -> dict[str, Any] | None:
+    """An arm in the union of all pools, success@1, means over tasks and seeds; its local mean.
+
+    The shares of :class:`~retrievers.evaluation.results.ModalityScores`, and their counts in all.
+    None where the union was not searched.
+    """
+    if not reader.builder.experiment.union:
+        return None
+    tests = [read_json(folder / "metrics.json") for folder in reader.folders(name)]
+    seen = [row["modality"] for test in tests for row in test["rows"] if row["pool"] == "union"]
+    found: dict[str, Counter[str]] = {}
+    for asked, counts in (pair for one in seen for pair in one["found"].items()):
+        found.setdefault(asked, Counter()).update(counts)
+    arm, steps = reader.builder.experiment.arms[name], reader.builder.setup.steps
+    return {
+        "steps": round(steps * arm.effort) if steps and arm.train else None,
+        "local": statistics.fmean(test["mean"]["local"]["success@1"] for test in tests),
+        **{key: statistics.fmean(one[key] for one in seen) for key in seen[0] if key != "found"},
+        "found": found,
+    }
 
 
 def _cost(reader: ArmReader, name: str) -> dict[str, float]:

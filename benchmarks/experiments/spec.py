@@ -161,6 +161,7 @@ class Arm:
         fit: arguments of the training alone.
         test: arguments of the test alone.
         mined_by: arm whose checkpoint of the same seed finds negatives for the training.
+        mining: settings of :class:`retrievers.search.mining.MiningConfig`: ``other_modality=0.5``.
     """
 
     kind: Literal["dense", "bm25", "fusion"] = "dense"
@@ -174,6 +175,7 @@ class Arm:
     fit: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     mined_by: str = ""
+    mining: tuple[str, ...] = ()
 
 
 @final

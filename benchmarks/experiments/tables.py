@@ -19,6 +19,7 @@ def report(value: Mapping[str, Any]) -> str:
         f"**Question.** {value['question'].strip()}",
         f"**Prediction**, written before the run. {value['prediction'].strip()}",
         arms_table(value),
+        union_table(value["arms"]),
         against_table(value),
         *(comparison_table(one) for one in value["comparisons"]),
         effects_table(value["effects"]),
@@ -53,6 +54,32 @@ def arms_table(value: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     head = [f"arm ({value['pool']} pool, {value['metric']}, %)", *(f"task {t}" for t in short)]
     return markdown([*head, "mean ± sd over seeds"], rows)
+
+
+#: Key of :func:`benchmarks.experiments.results.union_json` -> column.
+_UNION = {
+    "local": "local", "success": "union", "filtered": "asked modality only", "at_1": "asked@1",
+    "at_5": "asked@5", "own_picture": "own picture", "wrong_modality": "wrong modality",
+    "wrong_item": "wrong item",
+}  # fmt: skip
+
+
+def union_table(arms: Mapping[str, Any]) -> str:
+    """A row an arm: success@1 of local pools and union, what is lost to what, steps and seconds."""
+    rows = [
+        [name, one["steps"] or "-", *(f"{100 * one[key]:.1f}" for key in _UNION),
+         f"{sum(arm['cost'].get(f'{kind} cpu_seconds', 0) for kind in ('train', 'mine')):.0f}"]
+        for name, arm in arms.items() if (one := arm.get("union"))
+    ]  # fmt: skip
+    head = ["success@1, mean of the tasks, %", "steps", *_UNION.values(), "training, CPU s"]
+    return markdown(head, rows) if rows else ""
+
+
+def confusion_table(found: Mapping[str, Mapping[str, int]]) -> str:
+    """Queries by the modality that they ask for (rows) and that of the first result."""
+    kinds = sorted({*found, *(kind for row in found.values() for kind in row)})
+    rows = [[asked, *(found[asked].get(kind, 0) for kind in kinds)] for asked in sorted(found)]
+    return markdown(["asked, then found first in the union", *kinds], rows)
 
 
 def _p(p: float) -> str:

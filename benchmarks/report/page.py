@@ -176,6 +176,8 @@ def write_report(
         trained=[(name, run.trained) for name, run in zip(names, runs, strict=True)],
         made=[(name, run.about.get("made_by"), run.about.get("commit"))
               for name, run in zip(names, runs, strict=True)],
+        seen=[(name, row) for name, run in zip(names, runs, strict=True)
+              for row in run.about.get("rows", ()) if row.get("modality")],
         notes=[*notes, *(note for run in runs for note in run.notes)],
     )  # fmt: skip
     write_text(out, html, DataError)

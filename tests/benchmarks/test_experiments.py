@@ -17,7 +17,7 @@ from augment.records import Item
 from augment.store import Store
 from benchmarks.experiments import graph, noise, spec
 from benchmarks.experiments.__main__ import main
-from benchmarks.experiments.build import Builder, Setup, read_parts
+from benchmarks.experiments.build import Builder, Setup, mining_config, read_parts
 from benchmarks.experiments.effects import CELLS, CONTRASTS, crossing, effect
 from benchmarks.experiments.graph import CachedStep
 from benchmarks.experiments.results import ArmReader, against_json
@@ -209,9 +209,10 @@ def tiny_config(folder):
 def test_mined_negatives_and_one_table_against_an_arm(tmp_path, capsys):
     first = {"train": "raw", "show": "raw"}
     model = ["model.objective.distillation.kind=kl"]
-    mined = {**first, "mined_by": "first", "fit": ["data.negatives.per_query=1"], "model": model}
+    mined = {**first, "mined_by": "first", "mining": ["other_modality=0.5"], "model": model,
+             "fit": ["data.negatives.per_query=1"]}  # fmt: skip
     value = {"name": "small", "question": "q?", "prediction": "p", "against": "first",
-             "arms": {"first": first, "mined": mined, "start": {"show": "raw"}}}  # fmt: skip
+             "union": True, "arms": {"first": first, "mined": mined, "start": {"show": "raw"}}}  # fmt: skip
     experiment, out = tmp_path / "small.yaml", tmp_path / "out"
     experiment.write_text(yaml.safe_dump(value, sort_keys=False))
     given = [str(experiment), "--root", str(make_root(tmp_path / "root")), "--config",
@@ -227,6 +228,16 @@ def test_mined_negatives_and_one_table_against_an_arm(tmp_path, capsys):
     assert arm["mean"]["seeds"] == pytest.approx(means)
     table = (out / "results" / "small.md").read_text()
     assert f"| mined | {100 * arm['mean']['score']:.1f} ± " in table
+    rows = [row for folder in arm["folders"] for row in
+            json.loads((out / folder / "metrics.json").read_text())["rows"]]  # fmt: skip
+    both = {pool: [row["metrics"]["success@1"] for row in rows if row["pool"] == pool]
+            for pool in ("local", "union")}  # fmt: skip
+    assert arm["union"]["local"] == pytest.approx(np.mean(both["local"]))
+    assert arm["union"]["success"] == pytest.approx(np.mean(both["union"]))
+    assert sum(sum(row.values()) for row in arm["union"]["found"].values()) == 2 * 16
+    assert f"| mined | 4 | {100 * np.mean(both['local']):.1f} |" in table
+    with pytest.raises(DataError, match="nonsense"):
+        mining_config(["nonsense=1"])
     shutil.rmtree(out / arm["folders"][1])
     capsys.readouterr()
     assert main([*given, "--dry-run"]) == 0
