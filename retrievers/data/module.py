@@ -85,8 +85,8 @@ class SearchConfig:
         split: query split.
         union: also search the union of all pools.
         depth: hits per query in the run files.
-        index: exact, faiss (flat), or a factory string of faiss such as IVF1024,PQ64; approximate
-            ones print their true recall against exact search.
+        index: exact, or a factory string of faiss such as IVF1024,PQ64; approximate ones print
+            their true recall against exact search.
         index_parameters: of faiss, such as nprobe=32.
         positives: what becomes of positives that a pool lacks or that are of another data set.
         own_picture: keep ranks candidates that show the query's own picture, as UniIR does; file

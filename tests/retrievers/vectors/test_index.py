@@ -15,10 +15,8 @@ from retrievers.vectors.store import EmbeddingStore, EmbeddingWriter
 from tests.retrievers.vectors.test_embeddings import fill, vectors_of
 
 KINDS = [
-    lambda: make_index("faiss", "m"),
     lambda: MatrixIndex("m"),
     lambda: MatrixIndex("m", query_block=3, candidate_block=7),
-    lambda: MatrixIndex("m", candidate_block=7, product="faiss"),
 ]
 
 
@@ -105,13 +103,13 @@ def test_groups_and_blocks_lose_nothing():
     vectors, queries = clustered(3000), clustered(40, seed=1)
     ids = [f"1:{n}" for n in range(3000)]
     expected = brute_force(ids, vectors, queries, 50)
-    for settings in ((512, 8192), (7, 100), (64, 64), (1, 30, "faiss"), (1, None, "faiss")):
+    for settings in ((512, 8192), (7, 100), (64, 64)):
         index = indexed(MatrixIndex("m", "cpu", *settings), vectors)
         assert ranking(index, queries, 50) == expected
 
 
 def test_many_queries_over_half_precision_rank_as_by_sorting():
-    # Enough queries for faiss's product; small whole numbers tie in hundreds.
+    # Small whole numbers tie in hundreds.
     random = torch.Generator().manual_seed(0)
     vectors = torch.randint(-2, 3, (900, 8), generator=random) / 8
     queries = torch.randint(-2, 3, (300, 8), generator=random) / 8
@@ -128,11 +126,10 @@ def test_many_queries_over_half_precision_rank_as_by_sorting():
 
     ids = [f"{n % 7}:{n}" for n in range(900)]
     expected = brute_force(ids, vectors, queries, 40)
-    for product in ("auto", "torch"):
-        index = MatrixIndex("m", "cpu", product=product)
-        index.add(ids[:500], Stored(), "m")
-        index.add(ids[500:], vectors[500:], "m")
-        assert ranking(index, queries, 40) == expected
+    index = MatrixIndex("m")
+    index.add(ids[:500], Stored(), "m")
+    index.add(ids[500:], vectors[500:], "m")
+    assert ranking(index, queries, 40) == expected
 
 
 def test_candidates_nearer_than_single_precision_tells_rank_by_id(monkeypatch):
@@ -147,13 +144,6 @@ def test_candidates_nearer_than_single_precision_tells_rank_by_id(monkeypatch):
         index = make()
         index.add(ids, vectors, "m")
         assert ranking(index, queries, 5) == expected
-
-
-def test_a_product_that_does_not_suit_is_refused():
-    with pytest.raises(ValueError, match="'blas' is none of auto, faiss, torch"):
-        MatrixIndex("m", product="blas")
-    with pytest.raises(ValueError, match="faiss multiplies on the processor, not on cuda"):
-        MatrixIndex("m", "cuda", product="faiss")
 
 
 def test_rows_of_several_sources_keep_their_ids(tmp_path):
@@ -221,7 +211,7 @@ def test_factories_that_cannot_be(capfd):
             index.search(clustered(1), 1)
 
 
-@pytest.mark.parametrize("kind", ["exact", "faiss", "IVF4,Flat", "milvus"])
+@pytest.mark.parametrize("kind", ["exact", "IVF4,Flat", "milvus"])
 def test_a_part_of_an_index_and_hits_left_out(tmp_path, kind):
     vectors, queries = clustered(200), clustered(3, seed=2)
     ids = [f"1:{n}" for n in range(200)]
@@ -238,7 +228,7 @@ def test_a_part_of_an_index_and_hits_left_out(tmp_path, kind):
     for qid, found in run.items():
         left = [did for did in whole[int(qid)] if did not in without.get(qid, ())]
         assert [hit.did for hit in found] == left[:7]
-    if kind in ("exact", "faiss"):
+    if kind == "exact":
         assert ranking(index.only(rows).only(np.array([2])), queries, 5) == [["1:150"]] * 3
         deep = index.run(["0", "1", "2"], queries, 199, "m", without)
         assert [len(hits) for hits in deep.to_run().values()] == [197, 199, 199]
