@@ -88,7 +88,8 @@ def scatter(ranks: Iterable[Ranks], depth: int, names: tuple[str, str]) -> Figur
     axes = figure.add_subplot()
     most = max(counts.values(), default=1)
     sizes = [10 + 340 * count / most for count in counts.values()]
-    axes.scatter(*zip(*places, strict=True), s=sizes, c=colours, alpha=0.8)
+    across, down = zip(*places, strict=True)
+    axes.scatter(across, down, s=sizes, c=colours, alpha=0.8)
     ticks = [rank for rank in (1, 2, 5, 10, 20, 50, 100) if rank <= depth]
     axes.set(xscale="log", yscale="log", xlabel=names[0], ylabel=names[1])
     for axis in (axes.xaxis, axes.yaxis):

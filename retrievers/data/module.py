@@ -19,7 +19,6 @@ from augment.records import OwnPicture, Query, Side
 from augment.views import TextView
 from retrievers.data.datasets import (
     CandidateBook,
-    ItemDataset,
     OnBadImage,
     PairDataset,
     Reader,
@@ -33,8 +32,8 @@ from retrievers.data.mixtures import Mixture
 from retrievers.data.negatives import NegativesConfig
 from retrievers.data.pictures import ImageLoader
 from retrievers.data.plan import (
-    Embedder,
     Plan,
+    PlanItems,
     PositiveConfig,
     SearchedModality,
     plan_test,
@@ -332,11 +331,7 @@ class MBeirData:
             collator: of the model.
             rows: only these; None takes all.
         """
-        embedder = Embedder(plan, self.reader(collator))
-        example, size = embedder.candidate, len(plan)
-        if side == "query":
-            example, size = embedder.query, len(plan.queries)
-        items = ItemDataset(size, example)
+        items = PlanItems(plan, side, self.reader(collator))
         return DataLoader(
             # An array does for a sequence, at a quarter of the memory.
             items if rows is None else Subset(items, cast("Any", rows)),

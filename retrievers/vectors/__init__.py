@@ -17,7 +17,8 @@ def make_index(
 
     Args:
         kind: ``exact`` (blocked matrix product), a factory string of faiss such as
-            ``IVF1024,Flat``, ``OPQ64,IVF4096,PQ64``, ``HNSW32`` or ``SQ8`` (int8), or ``milvus:`` with a file (``milvus:vectors.db``) or a server (``milvus:http://host:19530``).
+            ``IVF1024,Flat``, ``OPQ64,IVF4096,PQ64``, ``HNSW32`` or ``SQ8`` (int8), or ``milvus:``
+            with a file (``milvus:vectors.db``) or a server (``milvus:http://host:19530``).
         made_by: fingerprint of what makes the vectors.
         device: of the exact one; ``auto`` takes a graphics card where there is one.
         parameters: of an approximate search, such as ``nprobe=32``.
