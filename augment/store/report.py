@@ -217,36 +217,36 @@ def collect(
             "text": text,
         }
 
-    found: Facts = dict(
-        side=side,
-        recipe=how,
-        prompts=list(packaged(how.prompts)),
-        with_picture=items.with_picture(),
-        texts=len(facts),
-        failures=len(failures),
-        accepted=len(facts) - len(refusals),
-        asked=len(facts) + len(failures),
-        refused_items=len(refusals),
-        generations=len(first),
-        read=int(first["prompt_tokens"].sum()),
-        written=int(first["output_tokens"].sum()),
-        median=quantile(facts["words"], 0.5) if len(facts) else 0.0,
-        models={str(name): n for name, n in facts["model"].value_counts().items()},
-        used=used,
-        repeats=again,
-        faithful=faithful,
-        failed=[(name, number, cards(whys, failed=True)) for name, number, whys in failed],
-        refused=[(name, number, cards(whys)) for name, number, whys in refused],
-        plots=[*_plots(facts, first, checks, limits), *(faithful["plots"] if faithful else [])],
-        scores=list(_scores(checks, limits)),
-        groups={
+    found: Facts = {
+        "side": side,
+        "recipe": how,
+        "prompts": list(packaged(how.prompts)),
+        "with_picture": items.with_picture(),
+        "texts": len(facts),
+        "failures": len(failures),
+        "accepted": len(facts) - len(refusals),
+        "asked": len(facts) + len(failures),
+        "refused_items": len(refusals),
+        "generations": len(first),
+        "read": int(first["prompt_tokens"].sum()),
+        "written": int(first["output_tokens"].sum()),
+        "median": quantile(facts["words"], 0.5) if len(facts) else 0.0,
+        "models": {str(name): n for name, n in facts["model"].value_counts().items()},
+        "used": used,
+        "repeats": again,
+        "faithful": faithful,
+        "failed": [(name, number, cards(whys, failed=True)) for name, number, whys in failed],
+        "refused": [(name, number, cards(whys)) for name, number, whys in refused],
+        "plots": [*_plots(facts, first, checks, limits), *(faithful["plots"] if faithful else [])],
+        "scores": list(_scores(checks, limits)),
+        "groups": {
             "prompt": _groups(facts, "prompt"),
             "dataset": _groups(facts, "dataset").rename(index=items.name),
         },
-        worst=cards(worst),
-        random=cards(chosen),
-        unknown=sum(items.find(item_id) is None for item_id in ids),
-    )
+        "worst": cards(worst),
+        "random": cards(chosen),
+        "unknown": sum(items.find(item_id) is None for item_id in ids),
+    }
     return {**found, "tone": _tone(found)}
 
 
