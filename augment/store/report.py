@@ -78,22 +78,27 @@ def report(
     store: Path,
     root: Path,
     out: Path,
-    *,
-    recipes: Mapping[Side, str | None] | None = None,
     samples: int = 24,
     seed: int = 0,
-    prices: Prices | None = None,
+    corpus_recipe: str | None = None,
+    query_recipe: str | None = None,
+    price_read: float | None = None,
+    price_written: float | None = None,
+    price_gpu_hour: float | None = None,
 ) -> Path:
-    """Write ``report.html`` about a store.
+    """Write one static HTML page about the texts of a store.
 
     Args:
-        store: folder of the generated texts.
-        root: folder in M-BEIR's layout that they were made from.
-        out: folder of the page; made if absent.
-        recipes: side -> id of the recipe; None or absent as in ``Store.recipe``.
-        samples: how many random and how many worst texts of each side to show, at most 200.
-        seed: of the random choice.
-        prices: of tokens and devices, for the cost.
+        store: Generated texts.
+        root: Folder in M-BEIR's layout that they were made from.
+        out: Folder of report.html; made if absent.
+        samples: Random and worst texts to show of each side, at most 200.
+        seed: Of the random choice.
+        corpus_recipe: Id; null: the recipe that the store means.
+        query_recipe: Id; null: the recipe that the store means.
+        price_read: Of a million tokens read, for the costs.
+        price_written: Of a million tokens written, for the costs.
+        price_gpu_hour: Of one device for an hour, for the costs.
 
     Returns:
         The path of the page.
@@ -105,14 +110,13 @@ def report(
     if not store.is_dir():
         raise StoreError(f"{store}: no such store")
     opened = Store(store)
-    chosen = recipes or {}
+    chosen: dict[Side, str | None] = {"corpus": corpus_recipe, "query": query_recipe}
+    prices = Prices(price_read, price_written, price_gpu_hour)
     sides = [side for side in SIDES if recipe_ids(store, side)]
     if not sides:
         opened.recipe("corpus")  # says what to do
     most = min(samples, MOST_SAMPLES)
-    found = [
-        collect(opened, root, side, chosen.get(side), samples=most, seed=seed) for side in sides
-    ]
+    found = [collect(opened, root, side, chosen[side], samples=most, seed=seed) for side in sides]
     ran = load_runs(store)
     write_page(
         out / "report.html",
@@ -123,7 +127,7 @@ def report(
         made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         sides=found,
         titles=_TITLES,
-        bills={one["side"]: _bill(one, ran, prices or Prices()) for one in found},
+        bills={one["side"]: _bill(one, ran, prices) for one in found},
         duration=duration,
         damaged=opened.damaged,
     )

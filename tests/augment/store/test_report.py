@@ -65,7 +65,7 @@ def made(tmp_path_factory):
     answers |= {f"3:{n}": "A blue square on a table of wood." for n in (20, 21, 22)}
     corpus.run(root, store, engine=ScriptedEngine(answers, root=root))
     rewritten = {"3:1": "what is the capital of the country with a plain blue flag?"}
-    queries.run(root, store, splits=["test"], engine=ScriptedEngine(rewritten, root=root))
+    queries.run(root, store, split=["test"], engine=ScriptedEngine(rewritten, root=root))
     page = report(store, root, base / "out")
     return root, store, page
 
