@@ -23,7 +23,7 @@ from augment.data.records import numbered_records, parse_candidate, query_parser
 from augment.data.root import INSTRUCTIONS, DataFile, DataRoot
 from augment.data.tokens import clip_token_counter
 from augment.errors import DataError, EngineError, printable
-from augment.files import aligned
+from augment.files import aligned, write_json
 from augment.records import TASKS, Query, Side
 
 Extent = Literal["sample", "all", "none"]
@@ -176,6 +176,15 @@ class Report:
         found = self._findings.values()
         return sum(one.count for one in found if PROBLEMS[one.kind].severity == severity)
 
+    @property
+    def exit_code(self) -> int:
+        """1 if there are errors, else 0."""
+        return 1 if self.total("error") else 0
+
+    def __str__(self) -> str:
+        """Counts, lengths, findings and a verdict, in that order."""
+        return printable("\n".join(_lines(self)), lines=True)
+
     def to_json(self) -> dict[str, Any]:
         """The report as plain values."""
         return {
@@ -247,27 +256,38 @@ class QueryLinks(NamedTuple):
     negatives: tuple[str, ...]
 
 
-def validate_root(
-    path: Path, images: Extent = "sample", texts: Extent = "sample", context: int = 77
+def validate(
+    root: Path,
+    images: Extent = "sample",
+    texts: Extent = "sample",
+    context: int = 77,
+    json: Path | None = None,
 ) -> Report:
-    """Check a data root. Problems become findings; the rest is still checked.
+    """Check a data root. Exit code 1 if errors are found, 0 if at most warnings.
+
+    Counts per task and modality, duplicate ids, dangling positives, missing or broken pictures,
+    lengths of texts. Problems become findings; the rest is still checked.
 
     Memory: the ids that all queries ask for, the ids of the largest pool and the picture paths;
     some hundreds of bytes a record.
 
     Args:
-        path: the data root.
-        images: ``sample`` looks every picture up and decodes some, ``all`` decodes every one,
-            ``none`` touches none.
-        texts: whether the lengths of some, all or no texts are measured.
-        context: tokens an encoder reads; CLIP's 77 include start and end marks.
+        root: Folder in M-BEIR's layout.
+        images: Look every picture up and decode 500 of them (sample), decode every one (all), or
+            touch none.
+        texts: Measure the lengths of at most 5,000 texts a file (sample), of all, or of none; needs
+            open_clip.
+        context: Tokens the text encoder reads, start and end marks included; CLIP: 77.
+        json: Also write the report as JSON.
 
     Raises:
         DataError: if the folder is no data root at all.
     """
-    checks = _Checks(DataRoot(path), Report(str(path), context), texts)
+    checks = _Checks(DataRoot(root), Report(str(root), context), texts)
     checks.files()
     checks.pictures(images)
+    if json:
+        write_json(json, checks.report.to_json(), DataError)
     return checks.report
 
 
@@ -513,11 +533,6 @@ def _difference(positives: set[str] | None, judged: set[str] | None) -> str:
 
 
 # --- The report for people ------------------------------------------------------------------------
-
-
-def render_report(report: Report) -> str:
-    """Counts, lengths, findings and a verdict, in that order."""
-    return printable("\n".join(_lines(report)), lines=True) + "\n"
 
 
 def _lines(report: Report) -> Iterator[str]:

@@ -338,6 +338,28 @@ def carry_out(
         )
 
 
+def run_plan(
+    plan: Callable[..., JobPlan],
+    root: Path,
+    store: Path,
+    *,
+    options: Options = DEFAULT_OPTIONS,
+    engine: Engine | None = None,
+    **chosen: Any,
+) -> Summary:
+    """What the command of a plan does, with progress; raises what :func:`carry_out` raises.
+
+    Args:
+        plan: of ``augment.corpus`` or ``augment.queries``.
+        root: folder in M-BEIR's layout.
+        store: folder of the generated texts.
+        options: model, sampling and limits.
+        engine: answers in place of the model that ``options`` names.
+        **chosen: further parameters of the plan.
+    """
+    return carry_out(plan(root, options=options, **chosen), root, store, options, engine)
+
+
 def dry_run(plan: JobPlan, root: Path, store: Path, options: Options, prices: Prices) -> str:
     """Look at every item as a run would, time a small sample, write nothing; the estimate.
 

@@ -8,6 +8,7 @@ and ``truth/queries.jsonl`` what each query with a picture should be rewritten t
 from __future__ import annotations
 
 import json
+import multiprocessing
 import random
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -296,7 +297,9 @@ def _write_pictures(config: WorldConfig, root: Path, country: Country) -> None:
 
 def _draw_all(config: WorldConfig, root: Path, countries: list[Country], workers: int) -> None:
     work = partial(_write_pictures, config, root)
-    with ProcessPoolExecutor(workers) if workers > 1 else ThreadPoolExecutor(1) as pool:
+    # Spawned: a process that is forked beside torch's threads may wait for them for ever.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn) if workers > 1 else ThreadPoolExecutor(1) as pool:
         list(pool.map(work, countries, chunksize=100))
 
 
