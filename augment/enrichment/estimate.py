@@ -7,18 +7,17 @@ what it generates.
 
 from __future__ import annotations
 
-import random
 import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from heapq import nsmallest
 from math import sqrt
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple, final
 
+from augment.data.sampling import Reservoir
 from augment.engines import Engine
 from augment.enrichment.jobs import Job
 from augment.enrichment.plan import Planner
@@ -116,8 +115,7 @@ def survey(
         DataError: if a prompt does not render.
         StoreError: if the store cannot be read.
     """
-    found = Survey()
-    dice = random.Random(seed)  # noqa: S311 - a sample, not a secret
+    found, drawn = Survey(), Reservoir[Asked](sample, seed)
     ids, keys, pictures = Seen(), Seen(), Seen()
     plan = Planner(jobs, engine, recipe, root, store)
 
@@ -141,15 +139,11 @@ def survey(
             keys.add(group.key)
             if group.image_hash is not None:
                 pictures.add(group.image_hash)
-            one = Asked(group.key, group.request, group.sampling)
-            if len(found.sample) < sample:
-                found.sample.append(one)
-            elif (place := dice.randrange(found.asked)) < sample:
-                found.sample[place] = one
+            drawn.offer(Asked(group.key, group.request, group.sampling))
     finally:
         plan.close()
     found.requests, found.pictures = len(keys), len(pictures)
-    found.sample = list({one.key: one for one in found.sample}.values())
+    found.sample = list({one.key: one for one in drawn.kept}.values())
     return found
 
 
@@ -221,14 +215,11 @@ def _total(values: Sequence[int], requests: int) -> tuple[float, float]:
 
 def choose(jobs: Iterable[Job], number: int, seed: int = 0) -> list[Job]:
     """A uniform sample of the jobs that have a prompt, in their order; an id counts once."""
-    dice, seen = random.Random(seed), Seen()  # noqa: S311 - a sample, not a secret
-    drawn = (
-        (dice.random(), place, job)
-        for place, job in enumerate(jobs)
-        if job.prompt is not None and seen.add(job.item.id) is None
-    )
-    chosen = nsmallest(number, drawn, key=itemgetter(0))
-    return [job for _, _, job in sorted(chosen, key=itemgetter(1))]
+    chosen, seen = Reservoir[tuple[int, Job]](number, seed), Seen()
+    for place, job in enumerate(jobs):
+        if job.prompt is not None and seen.add(job.item.id) is None:
+            chosen.offer((place, job))
+    return [job for _, job in sorted(chosen.kept, key=itemgetter(0))]
 
 
 def show(jobs: Sequence[Job], texts: Mapping[str, Enrichment]) -> str:
