@@ -144,7 +144,7 @@ def parse(text: str) -> frozenset[Fact]:
 
 
 def _say(rng: random.Random, colour: str) -> str:
-    return rng.choice(WORDS["colours"][colour])
+    return str(rng.choice(WORDS["colours"][colour]))
 
 
 def _human_bands(rng: random.Random, flag: Flag) -> str:
@@ -232,7 +232,7 @@ def constraint(flag: Flag, edit: Edit) -> str:
     if edit.kind == "part colour":
         return f"{edit.after} {edit.part} instead of {edit.before}"
     if edit.kind == "proportion":
-        return WORDS["proportion_requests"][edit.after]
+        return str(WORDS["proportion_requests"][edit.after])
     if edit.kind == "add":
         return tidy(f"a {edit.after} {edit.part}")
     if edit.kind == "remove":
