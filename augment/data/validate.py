@@ -21,6 +21,7 @@ from tqdm import tqdm
 from augment.data.images import open_image, refuse_pointer, resolve
 from augment.data.records import numbered_records, parse_candidate, query_parser, read_qrels
 from augment.data.root import INSTRUCTIONS, DataFile, DataRoot
+from augment.data.sampling import Reservoir
 from augment.data.tokens import clip_token_counter
 from augment.errors import DataError, EngineError, printable
 from augment.files import aligned, write_json
@@ -84,28 +85,6 @@ class Finding:
     examples: list[str] = field(default_factory=list)
 
 
-class TextLengths(NamedTuple):
-    """Lengths of the texts of a file in tokens, start and end marks included.
-
-    Attributes:
-        texts: texts in the file.
-        measured: texts measured; fewer than ``texts`` means a sample.
-        mean: mean length.
-        p50: median (nearest rank).
-        p95: 95th percentile (nearest rank).
-        longest: the longest.
-        cut: measured texts longer than the context.
-    """
-
-    texts: int
-    measured: int
-    mean: float
-    p50: int
-    p95: int
-    longest: int
-    cut: int
-
-
 @final
 @dataclass
 class FileStats:
@@ -119,7 +98,7 @@ class FileStats:
         tasks: queries by task code; ``none`` where it is unknown.
         positives: relevant candidates over all queries.
         negatives: hard negatives over all queries.
-        lengths: lengths of texts in CLIP tokens, None if not measured or without texts.
+        lengths: of texts in CLIP tokens, see :func:`measure`; None if nobody measured them.
     """
 
     file: str
@@ -129,7 +108,7 @@ class FileStats:
     tasks: Counter[str] = field(default_factory=Counter)
     positives: int = 0
     negatives: int = 0
-    lengths: TextLengths | None = None
+    lengths: dict[str, float] | None = None
 
 
 @final
@@ -191,56 +170,34 @@ class Report:
             "root": self.root,
             "context": self.context,
             "clean": self.total("error") == 0,
-            "files": [
-                {**vars(one), "lengths": one.lengths and one.lengths._asdict()}
-                for one in self.files
-            ],
+            "files": [vars(one) for one in self.files],
             "pictures": dict(self.pictures),
             "findings": [{**asdict(one), **PROBLEMS[one.kind]._asdict()} for one in self.findings],
         }
 
 
-@final
-class Reservoir:
-    """A uniform sample of a stream whose length is not known (Vitter 1985, algorithm R).
+def measure(
+    sample: Reservoir[str], count: Callable[[str], int], context: int
+) -> dict[str, float] | None:
+    """Lengths of texts in tokens, start and end marks included; None where there is no text.
 
-    Args:
-        size: how many to keep; None keeps all.
-        seed: the sample is the same for the same stream.
+    Returns:
+        How many texts there are and how many were measured (fewer: a sample), their mean, median
+        and 95th percentile (nearest rank), the longest, and how many are longer than the context.
     """
-
-    def __init__(self, size: int | None, seed: int = 0) -> None:
-        self.kept: list[str] = []
-        self.seen = 0
-        self._size = size
-        self._random = random.Random(seed)  # noqa: S311 - a sample, not a secret
-
-    def offer(self, value: str) -> None:
-        """One more value of the stream."""
-        self.seen += 1
-        if self._size is None or len(self.kept) < self._size:
-            self.kept.append(value)
-            return
-        place = self._random.randrange(self.seen)
-        if place < self._size:
-            self.kept[place] = value
-
-
-def measure(sample: Reservoir, count: Callable[[str], int], context: int) -> TextLengths | None:
-    """Measure a sample; None where there is no text."""
     if not sample.kept:
         return None
     lengths = np.array([count(text) for text in sample.kept])
     median, high = np.percentile(lengths, [50, 95], method="inverted_cdf").tolist()
-    return TextLengths(
-        texts=sample.seen,
-        measured=len(lengths),
-        mean=round(float(lengths.mean()), 2),
-        p50=median,
-        p95=high,
-        longest=int(lengths.max()),
-        cut=int((lengths > context).sum()),
-    )
+    return {
+        "texts": sample.seen,
+        "measured": len(lengths),
+        "mean": round(float(lengths.mean()), 2),
+        "p50": median,
+        "p95": high,
+        "longest": int(lengths.max()),
+        "cut": int((lengths > context).sum()),
+    }
 
 
 # --- The checks -----------------------------------------------------------------------------------
@@ -330,7 +287,7 @@ class _Checks:
 
     def _read(self, path: Path, side: Side) -> Mapping[str, tuple[int, Any]]:
         """Check a file of records by itself; its ids with the line and the modality of each."""
-        stats, texts = FileStats(self._name(path), side), Reservoir(self._sampled)
+        stats, texts = FileStats(self._name(path), side), Reservoir[str](self._sampled)
         self.report.files.append(stats)
         first: dict[str, tuple[int, Any]] = {}
         links = []
@@ -362,7 +319,7 @@ class _Checks:
                 path, parse, lambda error: self.report.add("unreadable", name, str(error)), name
             )
 
-    def _record(self, query: Query, where: str, stats: FileStats, texts: Reservoir) -> None:
+    def _record(self, query: Query, where: str, stats: FileStats, texts: Reservoir[str]) -> None:
         item = query.item
         stats.records += 1
         stats.modalities[item.modality] += 1
@@ -572,23 +529,20 @@ def _counts(stats: FileStats) -> list[str]:
 
 
 def _tasks(files: Sequence[FileStats]) -> list[list[str]]:
-    counts: Counter[tuple[str, str]] = Counter()
-    for stats in files:
-        split = stats.file.split("/")[1]
-        counts.update({(task, split): count for task, count in stats.tasks.items()})
     names = {str(code): f"{code}  {_SHORT[q]} -> {_SHORT[c]}" for code, (q, c) in TASKS.items()}
-    rows = {
-        name: [counts[task, split] for split in SPLITS[:3]]
-        for task, name in {**names, "none": "none"}.items()
-    }
-    return [[name, *(f"{count:,}" for count in row)] for name, row in rows.items() if any(row)]
+    rows = []
+    for task, name in {**names, "none": "none"}.items():
+        row = [sum(s.tasks[task] for s in files if s.file.split("/")[1] == split)
+               for split in SPLITS[:3]]  # fmt: skip
+        rows += [[name, *(f"{count:,}" for count in row)]] if any(row) else []
+    return rows
 
 
-def _lengths(file: str, found: TextLengths) -> list[str]:
-    sample = "" if found.measured == found.texts else f" of {found.texts:,}"
-    share = f"{found.cut:,} ({100 * found.cut / found.measured:.1f} %)"
-    numbers = (f"{found.mean:.1f}", str(found.p50), str(found.p95), str(found.longest))
-    return [file, f"{found.measured:,}{sample}", *numbers, share]
+def _lengths(file: str, found: Mapping[str, float]) -> list[str]:
+    measured, cut = found["measured"], found["cut"]
+    sample = "" if measured == found["texts"] else f" of {found['texts']:,}"
+    numbers = (f"{found['mean']:.1f}", *(str(found[name]) for name in ("p50", "p95", "longest")))
+    return [file, f"{measured:,}{sample}", *numbers, f"{cut:,} ({100 * cut / measured:.1f} %)"]
 
 
 def _findings(findings: Sequence[Finding]) -> Iterator[str]:
