@@ -210,8 +210,14 @@ def test_mined_negatives_and_one_table_against_an_arm(tmp_path, capsys):
     model = ["model.objective.distillation.kind=kl"]
     mined = {**first, "mined_by": "first", "mining": ["other_modality=0.5"], "model": model,
              "fit": ["data.negatives.per_query=1"]}  # fmt: skip
-    value = {"name": "small", "question": "q?", "prediction": "p", "against": "first",
-             "union": True, "arms": {"first": first, "mined": mined, "start": {"show": "raw"}}}  # fmt: skip
+    value = {
+        "name": "small",
+        "question": "q?",
+        "prediction": "p",
+        "against": "first",
+        "union": True,
+        "arms": {"first": first, "mined": mined, "start": {"show": "raw"}},
+    }
     experiment, out = tmp_path / "small.yaml", tmp_path / "out"
     experiment.write_text(yaml.safe_dump(value, sort_keys=False))
     given = [str(experiment), "--root", str(make_root(tmp_path / "root")), "--config",
