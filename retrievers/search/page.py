@@ -36,7 +36,7 @@ _READS = {
     "replace": "reads generated text",
 }
 _SIGNS: dict[Modality, str] = {"text": "text", "image": "picture", "image,text": "picture + text"}
-_KINDS = {"": "of any kind", "asked": "as the instruction asks", **_SIGNS}
+_KINDS: dict[str, str] = {"": "of any kind", "asked": "as the instruction asks", **_SIGNS}
 
 
 @dataclass(frozen=True)
