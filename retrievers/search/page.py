@@ -35,7 +35,7 @@ _READS = {
     "append": "reads published and generated text",
     "replace": "reads generated text",
 }
-_SIGNS: dict[Modality, str] = {"text": "text", "image": "picture", "image,text": "picture + text"}
+_SIGNS: Mapping[str, str] = {"text": "text", "image": "picture", "image,text": "picture + text"}
 _KINDS: dict[str, str] = {"": "of any kind", "asked": "as the instruction asks", **_SIGNS}
 
 
