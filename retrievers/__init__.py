@@ -37,9 +37,11 @@ if TYPE_CHECKING:
     from retrievers.models.clip import ClipScoreFusion as ClipScoreFusion
     from retrievers.models.load import load as load
     from retrievers.models.mllm.encoder import Mllm as Mllm
+    from retrievers.models.reranker import scorer as scorer
     from retrievers.papers.rar import rar as rar
     from retrievers.search.answers import Answer as Answer
     from retrievers.search.answers import Result as Result
+    from retrievers.search.cascade import rerank as rerank
     from retrievers.search.mining import MiningConfig as MiningConfig
     from retrievers.search.mining import mine_negatives as mine  # noqa: F401 - likewise
     from retrievers.search.searcher import Searcher as Searcher
@@ -85,6 +87,8 @@ _PLACES = {
     "rar": "papers.rar:rar",
     "read_table": "evaluation.run_files:read_table",
     "save": "export.folder:save",
+    "rerank": "search.cascade:rerank",
+    "scorer": "models.reranker:scorer",
     "score_run": "evaluation.metrics:score_run",
     "test": "vectors.search:test",
 }
