@@ -148,7 +148,8 @@ def _vlm(
         merge(store, [using.store])
     engine = options.engine(using.root)
     _settled(corpus.run(using.root, store, options=options, engine=engine), using.tolerate)
-    summary = queries.run(using.root, store, prompts=prompts, options=options, engine=engine)
+    named = {f"{kind}_prompt": name for kind, name in prompts.items()}
+    summary = queries.run(using.root, store, options=options, engine=engine, **named)
     _settled(summary, using.tolerate)
     _record(folder, using.root, TextSource(store, _latest(store)))
 

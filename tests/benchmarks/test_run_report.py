@@ -47,7 +47,7 @@ def made(tmp_path_factory):
     write_qrels(root / "qrels/test/mbeir_squares_task0_test_qrels.txt",
                 [Qrel(f"5:{n}", f"5:{n}", 1, 0) for n in range(24)])  # fmt: skip
     corpus.run(root, store, engine=ScriptedEngine(answers, root=root))
-    queries.run(root, store, splits=["test"], engine=ScriptedEngine({}, root=root))
+    queries.run(root, store, split=["test"], engine=ScriptedEngine({}, root=root))
     bm25(root, base / "raw", union=False)
     bm25(root, base / "enriched", corpus=ViewConfig("append", str(store)), union=False)
     page = base / "page.html"

@@ -336,7 +336,11 @@ def _add_mark(model: Any, processor: Any, mark: str) -> int:
         with torch.no_grad():
             for weight in matrices.values():
                 row = weight[tokenizer.eos_token_id]
-                drawn = torch.randn(row.shape, generator=noise) * float(row.float().std()) / 50
+                drawn = (
+                    torch.randn(row.shape, generator=noise, device="cpu")
+                    * float(row.float().std())
+                    / 50
+                )
                 weight[number] = row + drawn.to(row)
     if tokenizer.encode(mark, add_special_tokens=False) != [(found := _id(tokenizer, mark))]:
         raise DataError(

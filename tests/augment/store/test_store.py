@@ -393,7 +393,7 @@ def test_the_log_of_a_living_writer_is_never_taken(tmp_path):
 
 
 def test_many_processes_writing_and_sealing_at_once(tmp_path):
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=_work, args=(tmp_path, n)) for n in range(4)]
     for worker in workers:
         worker.start()

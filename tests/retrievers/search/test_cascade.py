@@ -1,6 +1,7 @@
 """A cascade against slow loops: order, ties, the cap, killed and resumed, and by the command."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -126,7 +127,7 @@ def test_ties_stay_as_in_the_first_stage_and_are_counted(seed, tmp_path):
         before = [hit.did for hit in hits]
         want = sorted(before, key=lambda did: (-of[qid, did], before.index(did)))
         assert [hit.did for hit in again[qid]] == want
-        ties += sum(of[qid, a] == of[qid, b] for a, b in zip(want, want[1:], strict=False))
+        ties += sum(of[qid, a] == of[qid, b] for a, b in pairwise(want))
         for hit in again[qid]:
             assert hit.score == pytest.approx(of[qid, hit.did], abs=1e-6)
     assert found.ties == ties > 0

@@ -1,6 +1,7 @@
 """Embeddings on disk: killed, damaged, foreign and half-written folders."""
 
 import json
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -151,13 +152,13 @@ def write_and_die(folder, call):
 
 
 @pytest.mark.parametrize("call", [3, 4])  # a shard and the manifest, twice
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_kill_before_the_manifest_loses_one_shard(tmp_path, call):
-    child = os.fork()
-    if not child:
-        write_and_die(tmp_path, call)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    writer = multiprocessing.get_context("spawn").Process(
+        target=write_and_die, args=(tmp_path, call)
+    )
+    writer.start()
+    writer.join()
+    assert writer.exitcode == -signal.SIGKILL
     assert list(tmp_path.glob(".*.*.*"))
     assert len(EmbeddingWriter(tmp_path, "m", {"model": "clip"}).reader()) == 2
     store = EmbeddingStore.open(fill(tmp_path, range(2, 6)), "m")
