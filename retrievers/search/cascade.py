@@ -18,8 +18,9 @@ from augment.data import grades_of, read_qrels
 from augment.errors import DataError, StoreWriteError
 from augment.files import digest, write_json
 from augment.store.log import Log, encode, read
+from retrievers.data.datasets import Reader
 from retrievers.data.module import MBeirData
-from retrievers.data.plan import Content, Embedder, EvalTask
+from retrievers.data.plan import Content, EvalTask, Plan, PlanItems
 from retrievers.data.texts import check_recipe
 from retrievers.evaluation.evaluate import CASCADE, Evaluated, evaluate
 from retrievers.evaluation.metrics import score_run
@@ -95,7 +96,8 @@ class Rerank:
 
     Args:
         scorer: reads a query and its candidates.
-        embedder: of the plan that the run was searched in.
+        plan: what the run was searched in.
+        reader: renders and loads.
         root: data root.
         made_by: what makes the scores, text included.
         kept: scores that are made already.
@@ -103,7 +105,8 @@ class Rerank:
     """
 
     scorer: Scorer
-    embedder: Embedder
+    plan: Plan
+    reader: Reader
     root: Path
     made_by: str
     kept: ScoreLog
@@ -117,7 +120,7 @@ class Rerank:
         """
         first = run.cut(depth)
         places = {query.item.id: place for place, query in enumerate(task.queries)}
-        before = _before(self.embedder.plan.tasks, task)
+        before = _before(self.plan.tasks, task)
         scores = np.zeros(len(first.rows), dtype=np.float32)
         queries = first.qids.to_pylist()
         for number, qid in enumerate(tqdm(queries, desc=task.name, leave=False, disable=None)):
@@ -132,7 +135,7 @@ class Rerank:
         return in_order(first, scores)
 
     def _scores(self, query: int, dids: list[str]) -> Float32[np.ndarray, " candidates"]:
-        rows = self.embedder.plan.catalog.rows_of(dids)
+        rows = self.plan.catalog.rows_of(dids)
         for row, did in zip(rows.tolist(), dids, strict=True):
             if row < 0:
                 raise DataError("is in the run and in no pool of this root", f"candidate {did}")
@@ -140,11 +143,12 @@ class Rerank:
         known = {key: score for key in keys if (score := self.kept.get(key)) is not None}
         missing = [n for n, key in enumerate(keys) if key not in known]
         step = len(missing) if self.scorer.joint else self.batch
-        asked = self.embedder.query(query) if missing else None
+        items = PlanItems(self.plan, "corpus", self.reader)
+        asked = PlanItems(self.plan, "query", self.reader)[query] if missing else None
         for start in range(0, len(missing), max(step, 1)):
             part = missing[start : start + step]
             assert asked is not None  # noqa: S101 - something is missing
-            made = self.scorer.score(asked, [self.embedder.candidate(int(rows[n])) for n in part])
+            made = self.scorer.score(asked, [items[rows[n]] for n in part])
             records = [
                 {"key": keys[n], "qid": asked.id, "did": dids[n], "score": score}
                 for n, score in zip(part, made.tolist(), strict=True)
@@ -155,7 +159,7 @@ class Rerank:
 
     def _keys(self, query: int, rows: np.ndarray) -> list[str]:
         """Hashes of all that is read for each candidate; of all of them where they are joint."""
-        plan, recipe = self.embedder.plan, self.embedder.reader.recipe
+        plan, recipe = self.plan, self.reader.recipe
         asked, target = plan.queries[query]
         items = [plan.item(int(row)) for row in rows]
         contents = [Content(asked.item.id, recipe.query(asked, target), asked.item.images)]
@@ -239,7 +243,7 @@ def rerank(
     model.to(device_named(device))
     made_by = scorer.made_by(data.recipe.fingerprint)
     stage = Rerank(
-        scorer, Embedder(plan, data.reader(model.collator())), data.root.path, made_by,
+        scorer, plan, data.reader(model.collator()), data.root.path, made_by,
         ScoreLog(target / "scores"), batch,
     )  # fmt: skip
     stages: dict[str, Any] = {}
