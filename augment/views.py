@@ -13,6 +13,7 @@ text. A mark (:data:`MARKS`) may stand before a text and say what the item is.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -58,6 +59,7 @@ def render(text: str | None, generated: str | None, view: str) -> str | None:
 
 
 @final
+@dataclass(frozen=True, eq=False)
 class TextView:
     """The texts of one side as an encoder sees them. Made by :func:`open_view`.
 
@@ -72,23 +74,13 @@ class TextView:
         mark: what stands before each text.
     """
 
-    def __init__(
-        self,
-        side: Side,
-        view: str,
-        recipe: Mapping[str, object],
-        texts: Mapping[str, Enrichment],
-        length: Length = "dense",
-        checks: Sequence[Mapping[str, Any]] = (),
-        mark: Mark = "none",
-    ) -> None:
-        self.side = side
-        self.view = view
-        self.recipe = recipe
-        self.length = length
-        self.checks = checks
-        self.mark = mark
-        self._texts = texts
+    side: Side
+    view: str
+    recipe: Mapping[str, object]
+    _texts: Mapping[str, Enrichment]
+    length: Length = "dense"
+    checks: Sequence[Mapping[str, Any]] = ()
+    mark: Mark = "none"
 
     def other(self, view: str, length: Length = "dense") -> TextView:
         """The same generated texts in another view; raw forgets them."""
