@@ -247,7 +247,7 @@ def test_settings_of_training_that_cannot_be_meant_are_refused(folders):
         training.loss(pairs(training.encoder))
 
 
-@pytest.mark.parametrize("name", ["flagland_mllm", "qwen3_vl_embedding_lora"])
+@pytest.mark.parametrize("name", ["flagland_mllm", "qwen3_vl_embedding_lora", "lamra"])
 def test_packaged_recipes_train_and_test(folders, name, tmp_path, capsys):
     root = make_root(tmp_path / "root")
     given = [
