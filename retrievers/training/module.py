@@ -7,6 +7,7 @@ import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, cast, final
 
@@ -347,7 +348,7 @@ class Contrastive(Fit):
                 "tuning.dora takes the length of each weight where it begins; export init_from's "
                 "weights first and name their folder as model_name"
             )
-        self._chunks = {"size": chunk, "keep": keep_chunks, "tokens": chunk_tokens}
+        self._chunked = partial(encode_in_chunks, size=chunk, keep=keep_chunks, tokens=chunk_tokens)
         self._partial = tuning.apply(encoder) and init_from is None
         self._frozen = ""
         if objective.kind == "siglip":
@@ -378,7 +379,7 @@ class Contrastive(Fit):
         """The objective, its parts and the logit scale."""
         scale = self.encoder.scale()
         encode = self._teach if self.tokens.weight else self._encode
-        queries = encode_in_chunks(encode, batch.queries, "query", **self._chunks)
+        queries = self._chunked(encode, batch.queries, "query")
         written: Mapping[str, Tensor] = {}
         if self.tokens.weight:
             counts = (cast("Conversations", batch.queries).targets != IGNORED).sum(1) - 1
@@ -386,7 +387,7 @@ class Contrastive(Fit):
             queries = queries[:, :-2]
         parts = self.objective(
             queries,
-            encode_in_chunks(self._encode, batch.candidates, "corpus", **self._chunks),
+            self._chunked(self._encode, batch.candidates, "corpus"),
             batch.labels,
             batch.groups,
             scale,

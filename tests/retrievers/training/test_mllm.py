@@ -147,7 +147,7 @@ def test_chunks_hold_as_many_tokens_as_they_may(folders):
     for most in (1, min(lengths), sum(lengths[:2]), 3 * max(lengths), 10**6):
         seen = []
 
-        def encode(chunk, side):
+        def encode(chunk, side, seen=seen):
             seen.append(chunk)
             return torch.zeros(chunk.size, 1, requires_grad=True)
 
