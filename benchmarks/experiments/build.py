@@ -17,7 +17,7 @@ from augment.records import Side
 from benchmarks.experiments import texts
 from benchmarks.experiments.graph import CachedStep
 from benchmarks.experiments.noise import ROUTERS
-from benchmarks.experiments.spec import SIDES, Arm, Experiment, TextSpec, Views
+from benchmarks.experiments.spec import SIDES, Arm, Experiment, TextSpec, Views, worded
 from benchmarks.experiments.texts import Enriching, read_source
 from benchmarks.flagland.oracle import has_truth
 from retrievers.cli import expand
@@ -29,7 +29,6 @@ from retrievers.vectors.bm25 import bm25
 
 if TYPE_CHECKING:
     from retrievers.data.module import MBeirData
-    from retrievers.search.mining import MiningConfig
     from retrievers.training.module import Contrastive
 
 
@@ -265,10 +264,11 @@ class Builder:
 
         def work(folder: Path, made: Sequence[Path]) -> None:
             from retrievers import load
-            from retrievers.search.mining import mine_negatives
+            from retrievers.search.mining import MiningConfig, mine_negatives
 
             _, data, _ = self._parts(arm, seed, home, views, made)
-            mine_negatives(load(_weights(made[-1])), data, folder, mining_config(options))
+            mining = worded(MiningConfig, options)
+            mine_negatives(load(_weights(made[-1])), data, folder, mining)
 
         title = f"mine negatives by {name}{''.join(f', {o}' for o in options)} (seed {seed})"
         settings = {**self._model(arm), **({"mining": options} if options else {})}
@@ -322,26 +322,6 @@ class Builder:
               for side, config in view_configs(views, made).items()),
             *settings,
         ])  # fmt: skip
-
-
-def mining_config(options: Sequence[str]) -> MiningConfig:
-    """Settings of mining from their words, ``other_modality=0.5``.
-
-    Raises:
-        DataError: if there is no such setting.
-    """
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    from retrievers.search.mining import MiningConfig
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(MiningConfig, "mining")
-    try:
-        parsed = parser.parse_args([f"--mining.{option}" for option in options])
-    except ArgumentError as error:
-        raise DataError(str(error), "mining") from error
-    found: MiningConfig = parser.instantiate(parsed).mining
-    return found
 
 
 #: A training, its data, and what :func:`retrievers.fit` takes besides.

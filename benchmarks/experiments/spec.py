@@ -23,10 +23,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent.parent
 SIDES: tuple[Side, Side] = ("query", "corpus")
 
+Settings = TypeVar("Settings")
 TextKind = Literal["vlm", "oracle", "clauses", "filler", "permuted", "prefixed", "noise", "select"]
 #: Settings of each kind of text, beside ``of`` for those made from another text.
 SETTINGS: Mapping[TextKind, Collection[str]] = {
@@ -53,6 +54,18 @@ SETTINGS: Mapping[TextKind, Collection[str]] = {
     "noise": ("hallucination", "omission", "seed"),
     "select": ("share", "router", "seed", "contested_by"),
 }
+
+
+def worded(kind: Callable[..., Settings], words: Sequence[str]) -> Settings:
+    """Settings of a kind from words such as ``length=short``.
+
+    Raises:
+        ArgumentError: if there is no such setting.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, "it")
+    made: Settings = parser.instantiate(parser.parse_args([f"--it.{word}" for word in words])).it
+    return made
 
 
 @final
@@ -75,11 +88,7 @@ class SideView:
         """
         from retrievers.data.texts import ViewConfig
 
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(ViewConfig, "view")
-        given = (f"view={self.view}", *self.options)
-        parsed = parser.parse_args([f"--view.{option}" for option in given])
-        config: ViewConfig = parser.instantiate(parsed).view
+        config = worded(ViewConfig, (f"view={self.view}", *self.options))
         return replace(config, store=store, recipe=recipe)
 
 

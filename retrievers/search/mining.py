@@ -488,27 +488,21 @@ def mine_negatives(
     """
     about: dict[str, Any] = {"data": data.digest(), "mining": asdict(mining)}
     book, queries = data.training_queries(None if data.root.query_files("val") else [])
+    plan = plan_mining(data.root, queries, book.find, mining)
+    apart = bool(mining.other_modality)
     if not isinstance(ranker, Encoder):
         positives: dict[str, set[str]] = defaultdict(set)
         for query in queries:
             positives[query.item.id].update(query.positives)
-        own: dict[str, list[str]] = {}
+        own = {qid: dids for task in plan.tasks for qid, dids in task.own.items()}
         run = read_table(ranker)
-        parts = [run]
-        if mining.own_picture != "keep" or mining.other_modality:
-            plan = plan_mining(data.root, queries, book.find, mining)
-            for task in plan.tasks:
-                own.update(task.own)
-            if mining.other_modality:
-                targets = {query.item.id: target for query, target in plan.queries}
-                fits = fitting(plan.catalog, run, targets)
-                parts = [run.where(fits), run.where(~fits)]
-        ranked, *others = (by_run(part, positives, own) for part in parts)
+        targets = {query.item.id: target for query, target in plan.queries}
+        fits = fitting(plan.catalog, run, targets) if apart else np.ones(len(run.rows), bool)
+        ranked, others = (by_run(run.where(part), positives, own) for part in (fits, ~fits))
         about["run"] = str(ranker)
     else:
         if data.embeddings.parts > 1:
             raise DataError("mining needs all vectors; run it without data.embeddings.parts")
-        plan = plan_mining(data.root, queries, book.find, mining)
         vectors = embed(
             ranker, data, plan, device=device, precision=precision, allow_mismatch=allow_mismatch
         )
@@ -517,15 +511,9 @@ def mine_negatives(
             "text": data.recipe.fingerprint,
             "without_a_vector": int((~vectors.queries.done).sum()),
         }
-        pools = [attrgetter("pool"), attrgetter("union")][: 1 + bool(mining.other_modality)]
-        ranked, *others = (
-            by_vectors(
-                plan, vectors.candidates, vectors.queries, mining.last, str(ranker.device), of
-            )
-            for of in pools
-        )
-    if mining.other_modality:
-        ranked = beside(ranked, others[0], twins_of(plan))
+        sides = (vectors.candidates, vectors.queries, mining.last, str(ranker.device))
+        ranked, others = (by_vectors(plan, *sides, of) for of in map(attrgetter, ("pool", "union")))
+    ranked = beside(ranked, others, twins_of(plan)) if apart else ranked
     return write_mined(ranked, mining, Path(out), about)
 
 
