@@ -134,13 +134,13 @@ def export(
 
 
 @final
+@dataclass
 class _Export:
-    def __init__(self, root: Path, out: Path, images: Images) -> None:
-        self._root = root
-        self._out = out
-        self._images = images
-        self._taken: set[str] = set()
-        self._done = Exported(0, 0, 0, Counter())
+    _root: Path
+    _out: Path
+    _images: Images
+    _taken: set[str] = field(default_factory=set)
+    _done: Exported = field(default_factory=lambda: Exported(0, 0, 0, Counter()))
 
     def write(self, corpus: TextView, queries: TextView, name: str) -> Exported:
         sides: dict[Side, Shown] = {
