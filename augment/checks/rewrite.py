@@ -27,30 +27,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, final
 
-from augment.checks.text import STOP_WORDS, fold, folded, stem, word_set, words
+from augment.checks.text import STOP_WORDS, WORDS, fold, folded, stem, word_set, words
 from augment.data.pools import CandidateTable
 from augment.records import Item, Query
 
-#: "one" is left out: it is a pronoun far more often than a number.
-_NUMBERS: Mapping[str, str] = {
-    word: value
-    for word, _, value in (
-        pair.partition("=")
-        for pair in word_set(
-            "zero=0 two=2 three=3 four=4 five=5 six=6 seven=7 eight=8 nine=9 ten=10 eleven=11"
-            " twelve=12 thirteen=13 fourteen=14 fifteen=15 sixteen=16 seventeen=17 eighteen=18"
-            " nineteen=19 twenty=20 thirty=30 forty=40 fifty=50 hundred=100 thousand=1000 dozen=12"
-            " pair=2 both=2 twice=2 double=2 triple=3 second=2nd third=3rd fourth=4th fifth=5th"
-        )
-    )
-}
-
+_NUMBERS: Mapping[str, str] = dict(pair.split("=") for pair in WORDS["numbers"].split())
 #: Negations that stand before what they deny, and those that stand behind it.
-_BEFORE = word_set(
-    "no not without never neither nor none cannot lacks lacking lack except minus remove removes"
-    " removed drop omit exclude excluding free"
-)
-_BEHIND = word_set("gone removed missing absent away excluded omitted free")
+_BEFORE, _BEHIND = word_set(WORDS["before"]), word_set(WORDS["behind"])
 #: How far a negation reaches, in words.
 _REACH = 6
 _REMOVAL = re.compile(r"\b(take|takes|taking|get|gets|do) (away|off|out|rid of)\b", re.IGNORECASE)
