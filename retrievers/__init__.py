@@ -37,9 +37,11 @@ if TYPE_CHECKING:
     from retrievers.models.clip import ClipScoreFusion as ClipScoreFusion
     from retrievers.models.load import load as load
     from retrievers.models.mllm.encoder import Mllm as Mllm
+    from retrievers.models.reranker import scorer as scorer
     from retrievers.papers.rar import rar as rar
     from retrievers.search.answers import Answer as Answer
     from retrievers.search.answers import Result as Result
+    from retrievers.search.cascade import rerank as rerank
     from retrievers.search.mining import MiningConfig as MiningConfig
     from retrievers.search.mining import mine_negatives as mine  # noqa: F401 - likewise
     from retrievers.search.searcher import Searcher as Searcher
@@ -66,8 +68,10 @@ _PLACES = {
     "models.clip": ("ClipFeatureFusion", "ClipScoreFusion"),
     "models.load": ("load",),
     "models.mllm.encoder": ("Mllm",),
+    "models.reranker": ("scorer",),
     "papers.rar": ("rar",),
     "search.answers": ("Answer", "Result"),
+    "search.cascade": ("rerank",),
     "search.mining": ("MiningConfig",),
     "search.searcher": ("Searcher",),
     "training.module": ("Contrastive", "fit"),
