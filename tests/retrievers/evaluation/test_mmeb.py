@@ -256,7 +256,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_scores(tmp_path, monkeypatc
     capsys.readouterr()
     assert main([*arguments(out), *given]) == 0
     assert len(calls) == 12 - 8
-    assert "ImageNet-1K: 3 of 3 query vectors were there" in capsys.readouterr().err
+    assert "ImageNet-1K query: 3 of 3 vectors were there" in capsys.readouterr().err
     both = [json.loads((f / "metrics.json").read_text())["rows"] for f in (tmp_path / "whole", out)]
     assert both[0] == both[1]
     for name in ("ImageNet-1K", "MSCOCO_t2i"):
