@@ -239,7 +239,8 @@ class Experiment:
 
 def packaged() -> dict[str, Path]:
     """Name -> file of the packaged experiments, in their order."""
-    return {re.sub(r"^\d+-", "", path.stem): path for path in sorted(FOLDER.glob("*/*.yaml"))}
+    files = [path for path in sorted(FOLDER.glob("*/*.yaml")) if path.name != "words.yaml"]
+    return {re.sub(r"^\d+-", "", path.stem): path for path in files}
 
 
 def load_all(names: Sequence[str]) -> list[Experiment]:
