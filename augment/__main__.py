@@ -12,9 +12,9 @@ from json import dumps
 from pathlib import Path
 from typing import Literal
 
-from augment.enrichment.command import call, guarded
+from augment.enrichment.command import call, entry
 from augment.errors import DataError, printable
-from augment.files import write_json
+from augment.files import say, write_json
 from augment.records import Side
 
 Extent = Literal["sample", "all", "none"]
@@ -71,12 +71,12 @@ def status(
         runs.choose(store, choose)
     found = upkeep.status(opened)
     rows = dumps([asdict(one) for one in found], indent=2) if json else "\n".join(map(str, found))
-    sys.stdout.write(f"{rows}\n")
+    say(rows)
     for one in found if failures else ():
         for failure in opened.failures(one.side, one.recipe).values():
             place = f" ({failure.image})" if failure.image else ""
             line = printable(f"{failure.item_id}{place}: {failure.reason}")
-            sys.stdout.write(f"{line}\n")
+            say(line)
     return 0
 
 
@@ -89,7 +89,7 @@ def verify(store: Path) -> int:
     from augment.store import upkeep
 
     found = upkeep.verify(store)
-    sys.stdout.write(f"{found}\n")
+    say(found)
     return 3 if found.problems else 0
 
 
@@ -103,7 +103,7 @@ def merge(into: Path, others: Sequence[Path]) -> int:
     from augment.store import upkeep
 
     done = upkeep.merge(into, others)
-    sys.stdout.write(f"added {', '.join(f'{number:,} {kind}' for kind, number in done.items())}\n")
+    say(f"added {', '.join(f'{number:,} {kind}' for kind, number in done.items())}")
     return 0
 
 
@@ -139,9 +139,9 @@ def diff(
         pair = (("before", one.before), ("after", one.after))
         texts = {n: t and {"text": t.text, "rejected": t.rejected} for n, t in pair}
         row = dumps({"item": one.item, **texts}, ensure_ascii=False) if json else str(one)
-        sys.stdout.write(f"{row}\n")
+        say(row)
     number += sum(1 for _ in found)
-    sys.stderr.write(f"{number:,} of {len(first):,} and {len(second):,} items differ\n")
+    say(f"{number:,} of {len(first):,} and {len(second):,} items differ", sys.stderr)
     return 1 if number else 0
 
 
@@ -183,7 +183,7 @@ def report(
         seed=seed,
         prices=Prices(price_read, price_written, price_gpu_hour),
     )
-    sys.stdout.write(f"{page}  {page.stat().st_size / 1e6:.1f} MB\n")
+    say(f"{page}  {page.stat().st_size / 1e6:.1f} MB")
     return 0
 
 
@@ -212,7 +212,7 @@ def scores(
     path, table = write(
         store, side=side, recipe=recipe, out=out, root=root, clip=clip, pretrained=pretrained
     )
-    sys.stdout.write(f"{len(table):,} texts, {len(table.columns)} columns: {path}\n")
+    say(f"{len(table):,} texts, {len(table.columns)} columns: {path}")
     return 0
 
 
@@ -247,7 +247,7 @@ def export(
 
     corpus = open_view("corpus", corpus_view, store, corpus_recipe, corpus_length)
     queries = open_view("query", query_view, store, query_recipe, query_length)
-    sys.stdout.write(f"{write(root, out, corpus, queries, images)}\n")
+    say(f"{write(root, out, corpus, queries, images)}")
     return 0
 
 
@@ -259,7 +259,7 @@ def retry(arguments: Sequence[str]) -> int:
     plans: Mapping[str, Callable[..., JobPlan]] = {"corpus": corpus.plan, "queries": queries.plan}
     name = arguments[0] if arguments else ""
     if name not in plans:
-        sys.stderr.write("usage: python -m augment retry corpus|queries --reason R ... --help\n")
+        say("usage: python -m augment retry corpus|queries --reason R ... --help", sys.stderr)
         return 0 if name in ("-h", "--help") else 2
     prog = f"python -m augment retry {name}"
     return run_command(prog, plans[name], arguments[1:], supervised=True, retry=True)
@@ -278,9 +278,9 @@ VERBS: Mapping[Callable[..., int], Sequence[str]] = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@entry
+def main(given: Sequence[str]) -> int:
     """Run a verb; the exit status."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
     verbs = {verb.__name__: verb for verb in (*VERBS, retry)}
     lines = [f"  {name:9}{(verb.__doc__ or '').splitlines()[0]}" for name, verb in verbs.items()]
     usage = "\n".join(["usage: python -m augment VERB [--help] ...", "", *lines, ""])
@@ -293,8 +293,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     verb = verbs[name]
     if verb in VERBS:
-        return guarded(lambda: call(verb, rest, f"python -m augment {name}", VERBS[verb]))
-    return guarded(lambda: verb(rest))
+        return call(verb, rest, f"python -m augment {name}", VERBS[verb])
+    return verb(rest)
 
 
 if __name__ == "__main__":

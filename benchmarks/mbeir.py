@@ -18,6 +18,9 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from augment.enrichment.command import entry
+from augment.files import say
+
 #: Data set, M-BEIR task code -> thousands of queries (train, val, test) and of candidates in the
 #: local pool; UniIR (2311.17136), table 1, as published there (rounded).
 ROWS: dict[tuple[str, int], tuple[float, float, float, float]] = {
@@ -195,31 +198,32 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@entry
+def main(arguments: Sequence[str]) -> int:
     """Run the command; 0 if everything is here, 1 if something is missing."""
     args = parser().parse_args(arguments)
     parts = [*data_parts(args.root), *machine_parts(args.model, args.out)]
     missing = [part for part in parts if not part.found]
     for part in parts:
         if part.found:
-            print(f"there    {part.name} ({part.found})")
+            say(f"there    {part.name} ({part.found})")
     by_remedy: dict[str, list[str]] = {}
     for part in missing:
         by_remedy.setdefault(part.remedy, []).append(part.name)
     for remedy, names in by_remedy.items():
         for name in names:
-            print(f"MISSING  {name}")
-        print(f"         get {'it' if len(names) == 1 else 'them'}: {remedy}")
-    print(f"\n{len(parts) - len(missing)} of {len(parts)} parts are there\n")
+            say(f"MISSING  {name}")
+        say(f"         get {'it' if len(names) == 1 else 'them'}: {remedy}")
+    say(f"\n{len(parts) - len(missing)} of {len(parts)} parts are there\n")
     given = {name: rate for name in Rates._fields if (rate := getattr(args, name)) is not None}
     if given:
-        print("Cost by your rates, published ones where you gave none (--help), of one GPU:")
-        print(arithmetic(PUBLISHED._replace(**given)))
+        say("Cost by your rates, published ones where you gave none (--help), of one GPU:")
+        say(arithmetic(PUBLISHED._replace(**given)))
     else:
-        print("Cost by rates that others measured on one GPU in 2022 and 2025 (see the source):")
-        print(arithmetic(PUBLISHED))
-        print("\nThe same by rates assumed for a current GPU:")
-        print(arithmetic(ASSUMED))
+        say("Cost by rates that others measured on one GPU in 2022 and 2025 (see the source):")
+        say(arithmetic(PUBLISHED))
+        say("\nThe same by rates assumed for a current GPU:")
+        say(arithmetic(ASSUMED))
     return 1 if missing else 0
 
 

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from augment.errors import DataError
-from augment.files import text_lines
+from augment.files import PACKED_ENDINGS, text_lines
 
 #: Category -> data sets, as published folders are called (2410.05160, Table 1).
 CATEGORIES: Mapping[str, tuple[str, ...]] = {
@@ -55,7 +55,7 @@ IN_DISTRIBUTION = frozenset(
 #: Phi-3's mark of a picture, which the published texts carry.
 _IMAGE_MARK = "<|image_1|>"
 #: Endings of a data set that is a file.
-_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+_LINES = tuple(f".jsonl{ending}" for ending in PACKED_ENDINGS)
 #: All of them.
 KNOWN = frozenset(name for names in CATEGORIES.values() for name in names)
 
@@ -168,7 +168,7 @@ def _rows(root: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         return
     for path in _parquet(root / name):
         try:
-            table = pq.read_table(path)
+            table = pq.read_table(path, page_checksum_verification=True)
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"is no parquet file: {error}", str(path)) from error
         lacking = {"qry_text", "qry_img_path", "tgt_text", "tgt_img_path"} - set(table.column_names)

@@ -24,7 +24,7 @@ from augment.enrichment.jobs import Job, Retry, Share, parse_shard
 from augment.enrichment.launch import launch
 from augment.enrichment.supervise import SUCCESSOR, draining, supervise
 from augment.errors import DataError, printable
-from augment.files import home
+from augment.files import say
 from augment.prompts import Prompt, load_prompt
 from augment.prompts.route import Kind, classify
 from augment.records import Item, Query, Sampling, Side
@@ -404,7 +404,7 @@ def run_command(
     options = Options(**command.values(parsed, Options, skip={"limits"}), limits=limits)
     chosen = command.values(parsed, plan, skip={"options"})
     work = partial(plan, **chosen, options=options)
-    root, store, asked = chosen["root"], Path(home(parsed.store)), command.values(parsed, more)
+    root, store, asked = chosen["root"], Path(parsed.store), command.values(parsed, more)
     ladder = None
     if retry:
         ladder = Retry(tuple(asked["reason"]), tuple(asked["temperatures"]), options.seed)
@@ -417,7 +417,7 @@ def run_command(
     def one(dead: Collection[int]) -> int:
         summary = carry_out(work(), root, store, options, retry=ladder, seen_dead=dead)
         if supervised and summary.died:
-            sys.stderr.write(f"{summary.incomplete}\n")
+            say(summary.incomplete, sys.stderr)
             return SUCCESSOR
         return finish(summary, store)
 
@@ -429,19 +429,19 @@ def run_command(
 def _trial(plan: JobPlan, root: Path, store: Path, options: Options, trial: Trial) -> int:
     if trial.preview:
         shown, summary = preview(plan, root, store, options, trial.preview)
-        sys.stdout.write(f"{shown}\n\n")
+        say(f"{shown}\n")
         return finish(summary, store)
     prices = Prices(trial.price_read, trial.price_written, trial.price_gpu_hour)
-    sys.stdout.write(dry_run(plan, root, store, options, prices) + "\n")
+    say(dry_run(plan, root, store, options, prices))
     return 0
 
 
 def finish(summary: Summary, store: Path) -> int:
     """Print what became of every item; the exit code."""
-    sys.stdout.write(f"{summary}\n")
+    say(summary)
     for item, image, reason, _ in summary.failures[:SHOWN_FAILURES]:
         where = f"{item} ({image})" if image else item
-        sys.stderr.write(printable(f"failed: {where}: {reason}") + "\n")
+        say(printable(f"failed: {where}: {reason}"), sys.stderr)
     hidden = summary.failed.total() - SHOWN_FAILURES
     if hidden > 0:
         sys.stderr.write(

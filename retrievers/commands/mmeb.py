@@ -17,8 +17,8 @@ from tqdm import tqdm
 from augment.data import write_qrels
 from augment.data.images import open_image
 from augment.data.mmeb import Target, read_subset, subset_names
-from augment.errors import DataError
-from augment.files import replacing
+from augment.errors import DataError, printable
+from augment.files import replacing, say
 from augment.records import Qrel, Side
 from retrievers.data.plan import Content
 from retrievers.evaluation.mmeb import Score, rank_lists, record, score_subset, table
@@ -85,7 +85,7 @@ def evaluate_mmeb(
             scores.append(score_subset(subset, run))
         qrels = [Qrel(q, d, g) for q, own in subset.grades.items() for d, g in own.items()]
         write_qrels(out / f"{name}.qrels", qrels, columns=4)
-        sys.stdout.write(f"{name}: hit@1 {100 * scores[-1].metrics['success@1']:.1f}\n")
+        say(f"{printable(name)}: hit@1 {100 * scores[-1].metrics['success@1']:.1f}")
     settings = {"model": model.settings(), "root": str(root), "limit": limit, "depth": depth}
     told = record(scores, {**settings, "ckpt_path": ckpt_path}, time.monotonic() - started)
     with replacing(out / "metrics.json", DataError) as stream:
@@ -107,11 +107,14 @@ class _Vectors:
     def of(
         self, name: str, side: Side, targets: Sequence[Target], label: Callable[[int], str]
     ) -> np.ndarray:
-        folder = self._folder / name / side
+        folder, shown = self._folder / name / side, printable(name)
         made = self._made_by, self._made_with
         writer = EmbeddingWriter(folder, *made, "float32", shard_seconds=SHARD_SECONDS)
         for shard, problem in writer.damaged.items():
-            sys.stderr.write(f"shard {shard} of {folder} is embedded again: {problem}\n")
+            say(
+                f"shard {shard} of {printable(str(folder))} is embedded again: {problem}",
+                sys.stderr,
+            )
         items = (
             Content(label(row), target.text, (target.image,) if target.image else ())
             for row, target in enumerate(targets)
@@ -125,9 +128,9 @@ class _Vectors:
         missing = room.missing()
         if len(missing) < len(targets):
             kept = len(targets) - len(missing)
-            sys.stderr.write(f"{name}: {kept} of {len(targets)} {side} vectors were there\n")
+            say(f"{shown}: {kept} of {len(targets)} {side} vectors were there", sys.stderr)
         starts = range(0, len(missing), self._size)
-        for start in tqdm(starts, desc=f"{name} {side}", leave=False, disable=None):
+        for start in tqdm(starts, desc=f"{shown} {side}", leave=False, disable=None):
             rows = missing[start : start + self._size]
             contents = [self._content(targets[row]) for row in rows]
             found = embed_contents(self._model, contents, side, f"{name} {side}")
@@ -145,4 +148,4 @@ def main(arguments: Sequence[str]) -> None:
     scores = jsonargparse.auto_cli(
         evaluate_mmeb, args=list(arguments), as_positional=False, prog="python -m retrievers mmeb"
     )
-    sys.stdout.write(table(scores) + "\n")
+    say(table(scores))

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from augment.errors import DataError, printable
+from augment.files import say
 from augment.records import Side
 from retrievers.data.examples import Example, Items
 from retrievers.data.module import MBeirData
@@ -138,7 +139,7 @@ def embed(
     encoder.eval().to(place)
     cut = audit_plan(plan, data.recipe, encoder.collator())
     if cut is not None:
-        sys.stderr.write(f"{cut.line()}\n")
+        say(cut.line(), sys.stderr)
     made_by = encoder.fingerprint(data.recipe.fingerprint)
     embedder = Embedder(plan, data.reader(encoder.collator()))
     rooms = {
@@ -225,7 +226,7 @@ def _room(
     )
     for name, problem in writer.damaged.items():
         told = printable(f"shard {name} of {writer.folder} is embedded again: {problem}")
-        sys.stderr.write(f"{told}\n")
+        say(told, sys.stderr)
     keys = item_keys(embedder.contents(side), data.root.path)
     return Embeddings(size, writer, keys, lambda rows: embedder.names(side, rows))
 
