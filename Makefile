@@ -3,6 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Two processes of one thread each; a file's tests stay together, as they share what they set up.
+JOBS ?= 2
+TESTS := -m pytest -n $(JOBS) --dist loadfile
+test test-latest test-lowest: export OMP_NUM_THREADS = 1
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
@@ -34,14 +38,14 @@ check: $(STAMP) ## format, lint, strict types, import contracts, counts of the h
 	$(BIN)/python -m benchmarks.results
 
 test: check ## check, then all tests (CPU, no network), with the locked versions
-	$(BIN)/python -m pytest
+	$(BIN)/python $(TESTS)
 
 test-latest: ## all tests with the newest versions of everything; deprecations of others are errors
 	$(PYTHON) -m venv .venv-latest
 	.venv-latest/bin/python -m pip install --quiet --upgrade uv
 	.venv-latest/bin/uv pip install --quiet --python .venv-latest/bin/python --upgrade -e '.[dev]'
 	.venv-latest/bin/uv pip freeze --python .venv-latest/bin/python > .venv-latest/versions.txt
-	DEPRECATIONS=error .venv-latest/bin/python -m pytest -p no:cacheprovider
+	DEPRECATIONS=error .venv-latest/bin/python $(TESTS) -p no:cacheprovider
 
 test-lowest: ## all tests with the lowest versions that setup.cfg allows
 	$(PYTHON) -m venv .venv-lowest
@@ -49,7 +53,7 @@ test-lowest: ## all tests with the lowest versions that setup.cfg allows
 	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python \
 	  --resolution lowest-direct -e '.[dev]'
 	.venv-lowest/bin/uv pip freeze --python .venv-lowest/bin/python > .venv-lowest/versions.txt
-	.venv-lowest/bin/python -m pytest -p no:cacheprovider
+	.venv-lowest/bin/python $(TESTS) -p no:cacheprovider
 
 test-wheel: $(STAMP) ## the built wheel alone, outside the checkout: enriches, fits, tests a small root
 	bash tests/wheel.sh $(BIN)/python

@@ -7,48 +7,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from itertools import islice
 from json import dumps
 from pathlib import Path
 from typing import Literal
 
 from augment.enrichment.command import call, entry
-from augment.errors import DataError, printable
-from augment.files import say, write_json
+from augment.errors import printable
+from augment.files import say
 from augment.records import Side
 
-Extent = Literal["sample", "all", "none"]
 Length = Literal["short", "dense", "sentences"]
-
-
-def validate(
-    root: Path,
-    json: Path | None = None,
-    images: Extent = "sample",
-    texts: Extent = "sample",
-    context: int = 77,
-) -> int:
-    """Check a data root. Exit code 1 if errors are found, 0 if at most warnings.
-
-    Counts per task and modality, duplicate ids, dangling positives, missing or broken pictures,
-    lengths of texts.
-
-    Args:
-        root: Folder in M-BEIR's layout.
-        json: Also write the report as JSON.
-        images: Look every picture up and decode 500 of them (sample), decode every one, or touch
-            none.
-        texts: Measure the lengths of at most 5,000 texts a file (sample), of all, or of none; needs
-            open_clip.
-        context: Tokens the text encoder reads, start and end marks included; CLIP: 77.
-    """
-    from augment.data.validate import render_report, validate_root
-
-    found = validate_root(root, images, texts, context)
-    sys.stdout.write(render_report(found))
-    if json:
-        write_json(json, found.to_json(), DataError)
-    return 1 if found.total("error") else 0
 
 
 def status(
@@ -78,19 +48,6 @@ def status(
             line = printable(f"{failure.item_id}{place}: {failure.reason}")
             say(line)
     return 0
-
-
-def verify(store: Path) -> int:
-    """Check a store from end to end. Exit code 3 if something is damaged.
-
-    Args:
-        store: What to check.
-    """
-    from augment.store import upkeep
-
-    found = upkeep.verify(store)
-    say(found)
-    return 3 if found.problems else 0
 
 
 def merge(into: Path, others: Sequence[Path]) -> int:
@@ -145,77 +102,6 @@ def diff(
     return 1 if number else 0
 
 
-def report(
-    store: Path,
-    root: Path,
-    out: Path,
-    samples: int = 24,
-    seed: int = 0,
-    corpus_recipe: str | None = None,
-    query_recipe: str | None = None,
-    price_read: float | None = None,
-    price_written: float | None = None,
-    price_gpu_hour: float | None = None,
-) -> int:
-    """Write one static HTML page about the texts of a store.
-
-    Args:
-        store: Generated texts.
-        root: Folder in M-BEIR's layout.
-        out: Folder of report.html.
-        samples: Random and worst texts to show of each side, at most 200.
-        seed: Of the random choice.
-        corpus_recipe: Id; null: the recipe that the store means.
-        query_recipe: Id; null: the recipe that the store means.
-        price_read: Of a million tokens read, for the costs.
-        price_written: Of a million tokens written, for the costs.
-        price_gpu_hour: Of one device for an hour, for the costs.
-    """
-    from augment.store.report import report as write
-    from augment.store.runs import Prices
-
-    page = write(
-        store,
-        root,
-        out,
-        recipes={"corpus": corpus_recipe, "query": query_recipe},
-        samples=samples,
-        seed=seed,
-        prices=Prices(price_read, price_written, price_gpu_hour),
-    )
-    say(f"{page}  {page.stat().st_size / 1e6:.1f} MB")
-    return 0
-
-
-def scores(
-    store: Path,
-    side: Side = "corpus",
-    recipe: str | None = None,
-    out: Path | None = None,
-    root: Path | None = None,
-    clip: str | None = None,
-    pretrained: str | None = None,
-) -> int:
-    """Every check's score of every text, as a table; with a CLIP model, its doubts, too.
-
-    Args:
-        store: Generated texts.
-        side: Whose texts.
-        recipe: Id of the recipe; null: the one meant.
-        out: Table to write, .parquet or .csv; null: in the store, for the report.
-        root: Folder in M-BEIR's layout; needed with --clip.
-        clip: open_clip model (folder, hf-hub:NAME or name) that judges faithfulness.
-        pretrained: Tag of the weights, where --clip is a name.
-    """
-    from augment.store.scores import scores as write
-
-    path, table = write(
-        store, side=side, recipe=recipe, out=out, root=root, clip=clip, pretrained=pretrained
-    )
-    say(f"{len(table):,} texts, {len(table.columns)} columns: {path}")
-    return 0
-
-
 def export(
     root: Path,
     out: Path,
@@ -265,36 +151,37 @@ def retry(arguments: Sequence[str]) -> int:
     return run_command(prog, plans[name], arguments[1:], supervised=True, retry=True)
 
 
-#: Verbs that take options, with what is named without a name.
-VERBS: Mapping[Callable[..., int], Sequence[str]] = {
-    validate: ("root",),
-    status: (),
-    verify: (),
-    merge: ("others",),
-    diff: (),
-    report: ("store",),
-    scores: (),
-    export: (),
+#: Verb -> the module whose function it is, and what is named without a name.
+VERBS: Mapping[str, tuple[str, str, Sequence[str]]] = {
+    "validate": ("data.validate", "check a data root", ("root",)),
+    "status": ("__main__", "what a store holds, what ran, what failed", ()),
+    "verify": ("store.upkeep", "check a store from end to end", ()),
+    "merge": ("__main__", "join stores that were made elsewhere", ("others",)),
+    "diff": ("__main__", "texts that differ, by recipe or by store", ()),
+    "report": ("store.report", "write one page about the texts of a store", ("store",)),
+    "scores": ("store.scores", "every check's score of every text, as a table", ()),
+    "export": ("__main__", "write views as a plain M-BEIR root", ()),
+    "retry": ("__main__", "ask again what failed or was refused, by reason", ()),
 }
 
 
 @entry
-def main(given: Sequence[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Run a verb; the exit status."""
-    verbs = {verb.__name__: verb for verb in (*VERBS, retry)}
-    lines = [f"  {name:9}{(verb.__doc__ or '').splitlines()[0]}" for name, verb in verbs.items()]
-    usage = "\n".join(["usage: python -m augment VERB [--help] ...", "", *lines, ""])
-    if not given or given[0] in ("-h", "--help"):
+    name, *rest = [*arguments, ""]
+    lines = "\n".join(f"  {verb:9}{what}" for verb, (_, what, _) in VERBS.items())
+    usage = f"usage: python -m augment VERB [--help] ...\n\n{lines}\n"
+    if name in ("", "-h", "--help"):
         sys.stdout.write(usage)
-        return 0 if given else 2
-    name, *rest = given
-    if name not in verbs:
+        return 0 if name else 2
+    if name not in VERBS:
         sys.stderr.write(f"error: no verb {name!r}\n{usage}")
         return 2
-    verb = verbs[name]
-    if verb in VERBS:
-        return call(verb, rest, f"python -m augment {name}", VERBS[verb])
-    return verb(rest)
+    module, _, positional = VERBS[name]
+    verb = getattr(import_module(f"augment.{module}"), name)
+    if name == "retry":
+        return retry(rest[:-1])
+    return call(verb, rest[:-1], f"python -m augment {name}", positional)
 
 
 if __name__ == "__main__":

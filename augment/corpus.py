@@ -13,49 +13,18 @@ from pathlib import Path
 
 from augment.data import DataRoot
 from augment.data.pools import open_candidates
-from augment.engines import Engine
-from augment.enrichment.account import Summary
 from augment.enrichment.command import main
 from augment.enrichment.pipeline import (
     DEFAULT_OPTIONS,
     JobPlan,
     Options,
     candidate_plan,
-    carry_out,
     not_empty,
     run_command,
+    run_plan,
 )
 from augment.prompts import load_prompt, within
 from augment.prompts.route import CORPUS_PROMPT
-
-
-def run(
-    root: Path,
-    store: Path,
-    *,
-    pool: Sequence[Path] = (),
-    prompt: str = CORPUS_PROMPT,
-    budget: str = "",
-    options: Options = DEFAULT_OPTIONS,
-    engine: Engine | None = None,
-) -> Summary:
-    """Do what :func:`plan` describes.
-
-    Args:
-        root: see :func:`plan`, as for what follows.
-        store: folder of the generated texts.
-        pool: pool files.
-        prompt: packaged prompt or ``.md`` file.
-        budget: length of the texts.
-        options: model, sampling and limits.
-        engine: answers in place of the model that ``options`` names.
-
-    Raises:
-        DataError: if the data or the prompt cannot be used.
-        EngineError: if there is no such model.
-        StoreError: if the store cannot be read or written.
-    """
-    return carry_out(plan(root, pool, prompt, budget), root, store, options, engine)
 
 
 def plan(
@@ -82,6 +51,9 @@ def plan(
     items = chain.from_iterable(pools)
     return candidate_plan(items, within(load_prompt(prompt), budget), sum(map(len, pools)))
 
+
+#: Enriches a root from Python; takes what :func:`augment.enrichment.pipeline.run_plan` says.
+run = partial(run_plan, plan)
 
 #: Takes the arguments of the command line and whether to supervise; returns the exit code.
 command = partial(run_command, "python -m augment.corpus", plan)

@@ -14,52 +14,21 @@ from pathlib import Path
 
 from augment.data import DataRoot
 from augment.data.pools import open_queries
-from augment.engines import Engine
-from augment.enrichment.account import Summary
 from augment.enrichment.command import main
 from augment.enrichment.pipeline import (
     DEFAULT_OPTIONS,
     JobPlan,
     Options,
-    carry_out,
     forbidden_of,
     not_empty,
     query_plan,
     run_command,
+    run_plan,
 )
 from augment.prompts import load_prompt
 from augment.prompts.route import QUERY_PROMPTS, Kind
 
 SPLITS = ("train", "val", "test")
-
-
-def run(
-    root: Path,
-    store: Path,
-    *,
-    splits: Sequence[str] = SPLITS,
-    files: Sequence[Path] = (),
-    prompts: Mapping[Kind, str | None] = QUERY_PROMPTS,
-    options: Options = DEFAULT_OPTIONS,
-    engine: Engine | None = None,
-) -> Summary:
-    """Refine the queries of some splits.
-
-    Args:
-        root: folder in M-BEIR's layout.
-        store: folder of the generated texts.
-        splits: those whose query files are taken.
-        files: query files, instead of all files of the splits.
-        prompts: kind of query -> packaged prompt or ``.md`` file, None to leave it alone.
-        options: model, sampling and limits.
-        engine: answers in place of the model that ``options`` names.
-
-    Raises:
-        DataError: if the data or a prompt cannot be used.
-        EngineError: if there is no such model.
-        StoreError: if the store cannot be read or written.
-    """
-    return carry_out(_plan(root, splits, files, prompts, options), root, store, options, engine)
 
 
 def plan(
@@ -87,32 +56,25 @@ def plan(
     Raises:
         DataError: if the data or a prompt cannot be used.
     """
-    given: Mapping[Kind, str | None] = {
+    found = file or [one.path for name in split for one in DataRoot(root).query_files(name)]
+    not_empty(found, f"query files of {', '.join(split)}", root)
+    names: Mapping[Kind, str | None] = {
         "image": image_prompt,
         "question": question_prompt,
         "modification": modification_prompt,
         "text": text_prompt,
     }
-    return _plan(root, split, file, given, options)
-
-
-def _plan(
-    root: Path,
-    splits: Sequence[str],
-    files: Sequence[Path],
-    prompts: Mapping[Kind, str | None],
-    options: Options,
-) -> JobPlan:
-    data = DataRoot(root)
-    found = files or [f.path for split in splits for f in data.query_files(split)]
-    not_empty(found, f"query files of {', '.join(splits)}", root)
-    chosen = {kind: None if str(name).lower() == "none" else name for kind, name in prompts.items()}
-    templates = {kind: load_prompt(name) if name else None for kind, name in chosen.items()}
+    prompts = {
+        kind: load_prompt(name) if name and name.lower() != "none" else None
+        for kind, name in names.items()
+    }
     opened = [open_queries(path) for path in found]
-    forbidden = forbidden_of(root, templates.values(), options)
-    queries = chain.from_iterable(opened)
-    return query_plan(queries, templates, forbidden, sum(map(len, opened)))
+    forbidden = forbidden_of(root, prompts.values(), options)
+    return query_plan(chain.from_iterable(opened), prompts, forbidden, sum(map(len, opened)))
 
+
+#: Enriches a root from Python; takes what :func:`augment.enrichment.pipeline.run_plan` says.
+run = partial(run_plan, plan)
 
 #: Takes the arguments of the command line and whether to supervise; returns the exit code.
 command = partial(run_command, "python -m augment.queries", plan)

@@ -13,6 +13,7 @@ text.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -47,6 +48,7 @@ def render(text: str | None, generated: str | None, view: str) -> str | None:
 
 
 @final
+@dataclass(frozen=True, eq=False)
 class TextView:
     """The texts of one side as an encoder sees them. Made by :func:`open_view`.
 
@@ -60,21 +62,12 @@ class TextView:
             texts may have been judged under several.
     """
 
-    def __init__(
-        self,
-        side: Side,
-        view: str,
-        recipe: Mapping[str, object],
-        texts: Mapping[str, Enrichment],
-        length: Length = "dense",
-        checks: Sequence[Mapping[str, Any]] = (),
-    ) -> None:
-        self.side = side
-        self.view = view
-        self.recipe = recipe
-        self.length = length
-        self.checks = checks
-        self._texts = texts
+    side: Side
+    view: str
+    recipe: Mapping[str, object]
+    _texts: Mapping[str, Enrichment]
+    length: Length = "dense"
+    checks: Sequence[Mapping[str, Any]] = ()
 
     def other(self, view: str, length: Length = "dense") -> TextView:
         """The same generated texts in another view; raw forgets them."""

@@ -183,46 +183,36 @@ def arithmetic(rates: Rates) -> str:
     return "\n".join(lines)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    made = argparse.ArgumentParser(prog="python -m benchmarks.mbeir", description=__doc__)
-    made.add_argument("--root", type=Path, default=Path("data/mbeir"))
-    made.add_argument("--out", type=Path, default=Path("runs"), help="where results will lie")
-    made.add_argument("--model", default="Qwen/Qwen3-VL-8B-Instruct")
-    # What --dry-run and --preview say on your machine is better than either.
-    for name, meant in zip(Rates._fields, ("described", "rewritten", "trained on", "embedded"),
-                           strict=True):  # fmt: skip
-        told = f"{meant} a second and GPU; published {getattr(PUBLISHED, name):g}, assumed for a "
-        made.add_argument(f"--{name}", type=float, help=f"{told}current one "
-                          f"{getattr(ASSUMED, name):g}")  # fmt: skip
-    return made
-
-
 @entry
 def main(arguments: Sequence[str]) -> int:
     """Run the command; 0 if everything is here, 1 if something is missing."""
-    args = parser().parse_args(arguments)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.mbeir", description=__doc__)
+    parser.add_argument("--root", type=Path, default=Path("data/mbeir"))
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="where results will lie")
+    parser.add_argument("--model", default="Qwen/Qwen3-VL-8B-Instruct")
+    # What --dry-run and --preview say on your machine is better than either.
+    for name, published, assumed in zip(Rates._fields, PUBLISHED, ASSUMED, strict=True):
+        told = f"a second and GPU; published {published:g}, assumed for a current one {assumed:g}"
+        parser.add_argument(f"--{name}", type=float, help=told)
+    args = parser.parse_args(arguments)
     parts = [*data_parts(args.root), *machine_parts(args.model, args.out)]
-    missing = [part for part in parts if not part.found]
+    missing: dict[str, list[str]] = {}
     for part in parts:
         if part.found:
             say(f"there    {part.name} ({part.found})")
-    by_remedy: dict[str, list[str]] = {}
-    for part in missing:
-        by_remedy.setdefault(part.remedy, []).append(part.name)
-    for remedy, names in by_remedy.items():
-        for name in names:
-            say(f"MISSING  {name}")
-        say(f"         get {'it' if len(names) == 1 else 'them'}: {remedy}")
-    say(f"\n{len(parts) - len(missing)} of {len(parts)} parts are there\n")
+        else:
+            missing.setdefault(part.remedy, []).append(f"MISSING  {part.name}\n")
+    for remedy, names in missing.items():
+        say(f"{''.join(names)}         get {'it' if len(names) == 1 else 'them'}: {remedy}")
+    there = sum(bool(part.found) for part in parts)
+    say(f"\n{there} of {len(parts)} parts are there\n")
     given = {name: rate for name in Rates._fields if (rate := getattr(args, name)) is not None}
     if given:
         say("Cost by your rates, published ones where you gave none (--help), of one GPU:")
         say(arithmetic(PUBLISHED._replace(**given)))
     else:
         say("Cost by rates that others measured on one GPU in 2022 and 2025 (see the source):")
-        say(arithmetic(PUBLISHED))
-        say("\nThe same by rates assumed for a current GPU:")
+        say(f"{arithmetic(PUBLISHED)}\n\nThe same by rates assumed for a current GPU:")
         say(arithmetic(ASSUMED))
     return 1 if missing else 0
 

@@ -37,9 +37,11 @@ if TYPE_CHECKING:
     from retrievers.models.clip import ClipScoreFusion as ClipScoreFusion
     from retrievers.models.load import load as load
     from retrievers.models.mllm.encoder import Mllm as Mllm
+    from retrievers.models.reranker import scorer as scorer
     from retrievers.papers.rar import rar as rar
     from retrievers.search.answers import Answer as Answer
     from retrievers.search.answers import Result as Result
+    from retrievers.search.cascade import rerank as rerank
     from retrievers.search.mining import MiningConfig as MiningConfig
     from retrievers.search.mining import mine_negatives as mine  # noqa: F401 - likewise
     from retrievers.search.searcher import Searcher as Searcher
@@ -51,49 +53,41 @@ if TYPE_CHECKING:
     from retrievers.vectors.embed import embed_contents as embed_contents
     from retrievers.vectors.search import test as test
 
-#: Name -> where it is, and what it is called there.
+#: Module -> what of it is named here, and names that differ there.
 _PLACES = {
-    "AdamWCosine": "training.optim:AdamWCosine",
-    "Answer": "search.answers:Answer",
-    "BlipFeatureFusion": "models.blip:BlipFeatureFusion",
-    "BlipScoreFusion": "models.blip:BlipScoreFusion",
-    "ClipFeatureFusion": "models.clip:ClipFeatureFusion",
-    "ClipScoreFusion": "models.clip:ClipScoreFusion",
-    "Contrastive": "training.module:Contrastive",
-    "EmbeddingConfig": "data.module:EmbeddingConfig",
-    "Encoder": "models.base:Encoder",
-    "LoaderConfig": "data.module:LoaderConfig",
-    "MBeirData": "data.module:MBeirData",
-    "Mllm": "models.mllm.encoder:Mllm",
-    "MiningConfig": "search.mining:MiningConfig",
-    "NegativesConfig": "data.negatives:NegativesConfig",
-    "Objective": "training.objective:Objective",
-    "Result": "search.answers:Result",
-    "Results": "evaluation.results:Results",
-    "SearchConfig": "data.module:SearchConfig",
-    "Searcher": "search.searcher:Searcher",
-    "Shown": "data.texts:ViewConfig",
-    "compare": "evaluation.compare:compare",
-    "embed": "vectors.embed:embed",
-    "embed_contents": "vectors.embed:embed_contents",
-    "evaluate": "evaluation.evaluate:evaluate",
-    "export_to": "export.folder:export_to",
-    "fit": "training.module:fit",
-    "load": "models.load:load",
-    "mine": "search.mining:mine_negatives",
-    "push": "export.folder:push",
-    "rar": "papers.rar:rar",
-    "read_table": "evaluation.run_files:read_table",
-    "save": "export.folder:save",
-    "score_run": "evaluation.metrics:score_run",
-    "test": "vectors.search:test",
+    "data.module": ("EmbeddingConfig", "LoaderConfig", "MBeirData", "SearchConfig"),
+    "data.negatives": ("NegativesConfig",),
+    "evaluation.compare": ("compare",),
+    "evaluation.evaluate": ("evaluate",),
+    "evaluation.metrics": ("score_run",),
+    "evaluation.results": ("Results",),
+    "evaluation.run_files": ("read_table",),
+    "export.folder": ("export_to", "push", "save"),
+    "models.base": ("Encoder",),
+    "models.blip": ("BlipFeatureFusion", "BlipScoreFusion"),
+    "models.clip": ("ClipFeatureFusion", "ClipScoreFusion"),
+    "models.load": ("load",),
+    "models.mllm.encoder": ("Mllm",),
+    "models.reranker": ("scorer",),
+    "papers.rar": ("rar",),
+    "search.answers": ("Answer", "Result"),
+    "search.cascade": ("rerank",),
+    "search.mining": ("MiningConfig",),
+    "search.searcher": ("Searcher",),
+    "training.module": ("Contrastive", "fit"),
+    "training.objective": ("Objective",),
+    "training.optim": ("AdamWCosine",),
+    "vectors.embed": ("embed", "embed_contents"),
+    "vectors.search": ("test",),
 }
+_MODULE = {name: (module, name) for module, names in _PLACES.items() for name in names}
+_MODULE |= {"Shown": ("data.texts", "ViewConfig"), "mine": ("search.mining", "mine_negatives")}
 
-__all__ = sorted(_PLACES)
+__all__ = sorted(_MODULE)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in _MODULE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, there = _PLACES[name].partition(":")
+    module, there = _MODULE[name]
     return getattr(import_module(f"{__name__}.{module}"), there)

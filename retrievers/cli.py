@@ -27,6 +27,7 @@ VERBS = {
     "test": ("retrievers.training.command", "embed, search and score the test queries"),
     "embed": ("retrievers.cli", "embed pools and queries into a folder that test and search read"),
     "mine": ("retrievers.cli", "mine hard negatives of the training queries"),
+    "rerank": ("retrievers.cli", "put a run's best candidates in a reranker's order"),
     "audit": ("retrievers.cli", "count what the text encoder's context cuts off"),
     "search": ("retrievers.search.command:search", "search a root with a text, a picture or both"),
     "serve": ("retrievers.search.command:serve", "the same as a page in the browser"),
@@ -214,6 +215,51 @@ def mine(
     say(f"{tally.table()}\n{out}/negatives.parquet")
 
 
+def rerank(
+    model: Encoder | str,
+    data: MBeirData,
+    run: Path,
+    out: Path,
+    depth: int = 50,
+    batch: int = 8,
+    pictures: bool = True,
+    device: str = "auto",
+    allow_mismatch: bool = False,
+) -> None:
+    """Rerank the runs of a folder, score the result, and say what the first stage's recall caps.
+
+    Scores are kept in OUT/scores: a run that was killed goes on where it stood. ``fuse`` puts the
+    result together with its first stage.
+
+    Args:
+        model: a language model whose layout is a reranker's: a checkpoint, an exported folder, or a
+            class (``--model=retrievers.models.mllm.encoder.Mllm``) with name and preset.
+        data: the root that was searched, what is shown of it, and its split.
+        run: folder that ``test``, ``bm25`` or ``fuse`` wrote.
+        out: folder of the reranked runs.
+        depth: candidates of each query that are scored; the others are left out.
+        batch: candidates scored at a time.
+        pictures: show them; without, texts alone are read.
+        device: auto, cpu, cuda, cuda:N.
+        allow_mismatch: show text of another recipe than the one trained on.
+    """
+    from retrievers.models import reranker
+    from retrievers.models.mllm.encoder import Mllm
+    from retrievers.search import cascade
+
+    loaded = _encoder(model)
+    if not isinstance(loaded, Mllm):
+        raise DataError(f"a {type(loaded).__name__} is no reranker; an Mllm of such a preset is")
+    found = cascade.rerank(
+        reranker.scorer(loaded, pictures), data, run, out, depth, batch=batch, device=device,
+        allow_mismatch=allow_mismatch,
+    )  # fmt: skip
+    ties = sum(row["cap"]["ties"] for row in found.rows)
+    hits = sum(row["cap"]["hits"] for row in found.rows)
+    told = f"{ties} of {hits} scores tied and stand as in the first stage"
+    sys.stdout.write(f"{found.table()}\n\n{told}\nruns: {out}\n")
+
+
 def audit(
     model: Encoder | str,
     data: MBeirData,
@@ -264,7 +310,7 @@ def _call(function: Any, args: Sequence[str]) -> None:
 #: Verbs that are functions of this file.
 _FUNCTIONS = {
     function.__name__: lambda args, function=function: _call(function, args)
-    for function in (embed, mine, audit)
+    for function in (embed, mine, rerank, audit)
 }
 
 

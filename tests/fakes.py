@@ -25,6 +25,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from PIL import Image
 
+from augment.data import write_candidates
+from augment.records import Item
+
 #: Statuses; no answer; no JSON; JSON of another shape; fewer bytes than announced; the connection
 #: ends without an answer; the process ends, or the in-process server; and what ``answer`` says.
 KINDS = (
@@ -289,6 +292,19 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
+
+
+def write_root(root, *items, size=(30, 20), count=0):
+    """A root whose one pool has these items, or so many; each has a picture in a colour of its own.
+
+    The items.
+    """
+    items = items or [Item(f"3:{n}", None, (f"{n}.png",), "image") for n in range(count)]
+    for n, item in enumerate(items):
+        (root / item.image).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (4 * n % 256, 80, 7)).save(root / item.image)
+    write_candidates(root / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl", items)
+    return items
 
 
 def main():

@@ -20,8 +20,8 @@ PRODUCT = ("augment", "retrievers", "benchmarks")
 #: unnoticed; where it is going is in AIMS. Raised once, by 1,100 and 2,250, for language models as
 #: encoders and for the tests of what had broken it.
 LIMITS = {
-    "lines of product": 40_370,
-    "lines of tests": 18_900,
+    "lines of product": 40_900,
+    "lines of tests": 19_100,
     "children of a folder": 12,
     "depth of inheritance": 2,
     "classes of one name": 1,

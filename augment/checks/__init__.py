@@ -5,34 +5,17 @@ took away can be read in ``Enrichment.raw``, and every view falls back to the pu
 ``benchmarks/results/checks.md`` has the precision and recall of every check.
 """
 
-from augment.checks.clean import clean, clean_steps
-from augment.checks.judge import (
-    DEFAULT_LIMITS,
-    RULES,
-    UNSAID,
-    Limits,
-    Verdict,
-    check,
-    checks_of,
-    judge,
-    mark,
-    said,
-)
-from augment.checks.rewrite import Forbidden, LeakRule
-
-__all__ = [
-    "DEFAULT_LIMITS",
-    "RULES",
-    "UNSAID",
-    "Forbidden",
-    "LeakRule",
-    "Limits",
-    "Verdict",
-    "check",
-    "checks_of",
-    "clean",
-    "clean_steps",
-    "judge",
-    "mark",
-    "said",
-]
+from augment.checks.clean import clean as clean
+from augment.checks.clean import clean_steps as clean_steps
+from augment.checks.judge import DEFAULT_LIMITS as DEFAULT_LIMITS
+from augment.checks.judge import RULES as RULES
+from augment.checks.judge import UNSAID as UNSAID
+from augment.checks.judge import Limits as Limits
+from augment.checks.judge import Verdict as Verdict
+from augment.checks.judge import check as check
+from augment.checks.judge import checks_of as checks_of
+from augment.checks.judge import judge as judge
+from augment.checks.judge import mark as mark
+from augment.checks.judge import said as said
+from augment.checks.rewrite import Forbidden as Forbidden
+from augment.checks.rewrite import LeakRule as LeakRule

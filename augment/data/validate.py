@@ -21,9 +21,10 @@ from tqdm import tqdm
 from augment.data.images import open_image, refuse_pointer, resolve
 from augment.data.records import numbered_records, parse_candidate, query_parser, read_qrels
 from augment.data.root import INSTRUCTIONS, DataFile, DataRoot
+from augment.data.sampling import Reservoir
 from augment.data.tokens import clip_token_counter
 from augment.errors import DataError, EngineError, printable
-from augment.files import aligned
+from augment.files import aligned, write_json
 from augment.records import TASKS, Query, Side
 
 Extent = Literal["sample", "all", "none"]
@@ -84,28 +85,6 @@ class Finding:
     examples: list[str] = field(default_factory=list)
 
 
-class TextLengths(NamedTuple):
-    """Lengths of the texts of a file in tokens, start and end marks included.
-
-    Attributes:
-        texts: texts in the file.
-        measured: texts measured; fewer than ``texts`` means a sample.
-        mean: mean length.
-        p50: median (nearest rank).
-        p95: 95th percentile (nearest rank).
-        longest: the longest.
-        cut: measured texts longer than the context.
-    """
-
-    texts: int
-    measured: int
-    mean: float
-    p50: int
-    p95: int
-    longest: int
-    cut: int
-
-
 @final
 @dataclass
 class FileStats:
@@ -119,7 +98,7 @@ class FileStats:
         tasks: queries by task code; ``none`` where it is unknown.
         positives: relevant candidates over all queries.
         negatives: hard negatives over all queries.
-        lengths: lengths of texts in CLIP tokens, None if not measured or without texts.
+        lengths: of texts in CLIP tokens, see :func:`measure`; None if nobody measured them.
     """
 
     file: str
@@ -129,7 +108,7 @@ class FileStats:
     tasks: Counter[str] = field(default_factory=Counter)
     positives: int = 0
     negatives: int = 0
-    lengths: TextLengths | None = None
+    lengths: dict[str, float] | None = None
 
 
 @final
@@ -176,62 +155,49 @@ class Report:
         found = self._findings.values()
         return sum(one.count for one in found if PROBLEMS[one.kind].severity == severity)
 
+    @property
+    def exit_code(self) -> int:
+        """1 if there are errors, else 0."""
+        return 1 if self.total("error") else 0
+
+    def __str__(self) -> str:
+        """Counts, lengths, findings and a verdict, in that order."""
+        return printable("\n".join(_lines(self)), lines=True)
+
     def to_json(self) -> dict[str, Any]:
         """The report as plain values."""
         return {
             "root": self.root,
             "context": self.context,
             "clean": self.total("error") == 0,
-            "files": [
-                {**vars(one), "lengths": one.lengths and one.lengths._asdict()}
-                for one in self.files
-            ],
+            "files": [vars(one) for one in self.files],
             "pictures": dict(self.pictures),
             "findings": [{**asdict(one), **PROBLEMS[one.kind]._asdict()} for one in self.findings],
         }
 
 
-@final
-class Reservoir:
-    """A uniform sample of a stream whose length is not known (Vitter 1985, algorithm R).
+def measure(
+    sample: Reservoir[str], count: Callable[[str], int], context: int
+) -> dict[str, float] | None:
+    """Lengths of texts in tokens, start and end marks included; None where there is no text.
 
-    Args:
-        size: how many to keep; None keeps all.
-        seed: the sample is the same for the same stream.
+    Returns:
+        How many texts there are and how many were measured (fewer: a sample), their mean, median
+        and 95th percentile (nearest rank), the longest, and how many are longer than the context.
     """
-
-    def __init__(self, size: int | None, seed: int = 0) -> None:
-        self.kept: list[str] = []
-        self.seen = 0
-        self._size = size
-        self._random = random.Random(seed)  # noqa: S311 - a sample, not a secret
-
-    def offer(self, value: str) -> None:
-        """One more value of the stream."""
-        self.seen += 1
-        if self._size is None or len(self.kept) < self._size:
-            self.kept.append(value)
-            return
-        place = self._random.randrange(self.seen)
-        if place < self._size:
-            self.kept[place] = value
-
-
-def measure(sample: Reservoir, count: Callable[[str], int], context: int) -> TextLengths | None:
-    """Measure a sample; None where there is no text."""
     if not sample.kept:
         return None
     lengths = np.array([count(text) for text in sample.kept])
     median, high = np.percentile(lengths, [50, 95], method="inverted_cdf").tolist()
-    return TextLengths(
-        texts=sample.seen,
-        measured=len(lengths),
-        mean=round(float(lengths.mean()), 2),
-        p50=median,
-        p95=high,
-        longest=int(lengths.max()),
-        cut=int((lengths > context).sum()),
-    )
+    return {
+        "texts": sample.seen,
+        "measured": len(lengths),
+        "mean": round(float(lengths.mean()), 2),
+        "p50": median,
+        "p95": high,
+        "longest": int(lengths.max()),
+        "cut": int((lengths > context).sum()),
+    }
 
 
 # --- The checks -----------------------------------------------------------------------------------
@@ -247,27 +213,38 @@ class QueryLinks(NamedTuple):
     negatives: tuple[str, ...]
 
 
-def validate_root(
-    path: Path, images: Extent = "sample", texts: Extent = "sample", context: int = 77
+def validate(
+    root: Path,
+    images: Extent = "sample",
+    texts: Extent = "sample",
+    context: int = 77,
+    json: Path | None = None,
 ) -> Report:
-    """Check a data root. Problems become findings; the rest is still checked.
+    """Check a data root. Exit code 1 if errors are found, 0 if at most warnings.
+
+    Counts per task and modality, duplicate ids, dangling positives, missing or broken pictures,
+    lengths of texts. Problems become findings; the rest is still checked.
 
     Memory: the ids that all queries ask for, the ids of the largest pool and the picture paths;
     some hundreds of bytes a record.
 
     Args:
-        path: the data root.
-        images: ``sample`` looks every picture up and decodes some, ``all`` decodes every one,
-            ``none`` touches none.
-        texts: whether the lengths of some, all or no texts are measured.
-        context: tokens an encoder reads; CLIP's 77 include start and end marks.
+        root: Folder in M-BEIR's layout.
+        images: Look every picture up and decode 500 of them (sample), decode every one (all), or
+            touch none.
+        texts: Measure the lengths of at most 5,000 texts a file (sample), of all, or of none; needs
+            open_clip.
+        context: Tokens the text encoder reads, start and end marks included; CLIP: 77.
+        json: Also write the report as JSON.
 
     Raises:
         DataError: if the folder is no data root at all.
     """
-    checks = _Checks(DataRoot(path), Report(str(path), context), texts)
+    checks = _Checks(DataRoot(root), Report(str(root), context), texts)
     checks.files()
     checks.pictures(images)
+    if json:
+        write_json(json, checks.report.to_json(), DataError)
     return checks.report
 
 
@@ -310,7 +287,7 @@ class _Checks:
 
     def _read(self, path: Path, side: Side) -> Mapping[str, tuple[int, Any]]:
         """Check a file of records by itself; its ids with the line and the modality of each."""
-        stats, texts = FileStats(self._name(path), side), Reservoir(self._sampled)
+        stats, texts = FileStats(self._name(path), side), Reservoir[str](self._sampled)
         self.report.files.append(stats)
         first: dict[str, tuple[int, Any]] = {}
         links = []
@@ -342,7 +319,7 @@ class _Checks:
                 path, parse, lambda error: self.report.add("unreadable", name, str(error)), name
             )
 
-    def _record(self, query: Query, where: str, stats: FileStats, texts: Reservoir) -> None:
+    def _record(self, query: Query, where: str, stats: FileStats, texts: Reservoir[str]) -> None:
         item = query.item
         stats.records += 1
         stats.modalities[item.modality] += 1
@@ -515,11 +492,6 @@ def _difference(positives: set[str] | None, judged: set[str] | None) -> str:
 # --- The report for people ------------------------------------------------------------------------
 
 
-def render_report(report: Report) -> str:
-    """Counts, lengths, findings and a verdict, in that order."""
-    return printable("\n".join(_lines(report)), lines=True) + "\n"
-
-
 def _lines(report: Report) -> Iterator[str]:
     yield f"Data root {report.root}"
     modalities = ("records", *_SHORT)
@@ -557,23 +529,20 @@ def _counts(stats: FileStats) -> list[str]:
 
 
 def _tasks(files: Sequence[FileStats]) -> list[list[str]]:
-    counts: Counter[tuple[str, str]] = Counter()
-    for stats in files:
-        split = stats.file.split("/")[1]
-        counts.update({(task, split): count for task, count in stats.tasks.items()})
     names = {str(code): f"{code}  {_SHORT[q]} -> {_SHORT[c]}" for code, (q, c) in TASKS.items()}
-    rows = {
-        name: [counts[task, split] for split in SPLITS[:3]]
-        for task, name in {**names, "none": "none"}.items()
-    }
-    return [[name, *(f"{count:,}" for count in row)] for name, row in rows.items() if any(row)]
+    rows = []
+    for task, name in {**names, "none": "none"}.items():
+        row = [sum(s.tasks[task] for s in files if s.file.split("/")[1] == split)
+               for split in SPLITS[:3]]  # fmt: skip
+        rows += [[name, *(f"{count:,}" for count in row)]] if any(row) else []
+    return rows
 
 
-def _lengths(file: str, found: TextLengths) -> list[str]:
-    sample = "" if found.measured == found.texts else f" of {found.texts:,}"
-    share = f"{found.cut:,} ({100 * found.cut / found.measured:.1f} %)"
-    numbers = (f"{found.mean:.1f}", str(found.p50), str(found.p95), str(found.longest))
-    return [file, f"{found.measured:,}{sample}", *numbers, share]
+def _lengths(file: str, found: Mapping[str, float]) -> list[str]:
+    measured, cut = found["measured"], found["cut"]
+    sample = "" if measured == found["texts"] else f" of {found['texts']:,}"
+    numbers = (f"{found['mean']:.1f}", *(str(found[name]) for name in ("p50", "p95", "longest")))
+    return [file, f"{measured:,}{sample}", *numbers, f"{cut:,} ({100 * cut / measured:.1f} %)"]
 
 
 def _findings(findings: Sequence[Finding]) -> Iterator[str]:

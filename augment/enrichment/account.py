@@ -109,6 +109,7 @@ class Summary:
 
 
 @final
+@dataclass(eq=False)
 class Account:
     """Settles items.
 
@@ -122,14 +123,11 @@ class Account:
         summary: the counts.
     """
 
-    def __init__(
-        self, store: Store, recipe: str, engine: Engine, progress: Progress | None
-    ) -> None:
-        self.summary = Summary()
-        self._store = store
-        self._recipe = recipe
-        self._engine = engine
-        self._progress = progress
+    _store: Store
+    _recipe: str
+    _engine: Engine
+    _progress: Progress | None
+    summary: Summary = field(default_factory=Summary)
 
     def read(self, reply: Reply, refused: str) -> None:
         """Count what a model wrote, and why it is refused; empty if it is not."""

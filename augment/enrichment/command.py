@@ -115,15 +115,24 @@ def values(parsed: Namespace, source: Callable[..., Any], skip: Collection[str] 
 
 
 def call(
-    function: Callable[..., int],
+    function: Callable[..., Any],
     arguments: Sequence[str],
     prog: str,
     positional: Collection[str] = (),
 ) -> int:
-    """Call a function with the arguments of a command line; its exit code."""
-    made = parser(prog, inspect.getdoc(function).partition("\n\nArgs:")[0])  # type: ignore[union-attr]
+    """Call a function with the arguments of a command line.
+
+    Returns:
+        Its exit code; of what returns something else, that is printed, and its ``exit_code`` counts
+        where it has one.
+    """
+    made = parser(prog, (inspect.getdoc(function) or "").partition("\n\nArgs:")[0])
     add_options(made, function, positional=positional)
-    return function(**values(made.parse_args(list(arguments)), function))
+    found = function(**values(made.parse_args(list(arguments)), function))
+    if isinstance(found, int):
+        return found
+    say(found)
+    return getattr(found, "exit_code", 0)
 
 
 def guarded(command: Callable[[], int]) -> int:

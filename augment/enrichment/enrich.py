@@ -17,11 +17,12 @@ import json
 import sys
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import final
 
-from augment.checks import DEFAULT_LIMITS, Limits, Verdict, judge, mark
+from augment import checks
+from augment.checks import DEFAULT_LIMITS, Limits, Verdict, mark
 from augment.engines import Ask, Engine, Pause
 from augment.enrichment.account import Account, Progress, Summary
 from augment.enrichment.jobs import SET_ASIDE, Group, Job, Retry
@@ -85,7 +86,9 @@ def enrich_jobs(
         _warn_of_others(store.folder, record)
         store.adopt(seen_dead)
     plan = Planner(jobs, engine, recipe, root, store, ahead)
-    run = _Run(plan, engine, store, recipe, progress, stop, limits, retry)
+    account = Account(store, recipe.id, engine, progress)
+    judge = Judge(limits, store, recipe.id)
+    run = _Run(plan, engine, store, recipe, account, stop, judge, retry)
     engine.on_start = run.starting
     try:
         run.all()
@@ -116,30 +119,22 @@ def _warn_of_others(folder: Path, own: RunRecord) -> None:
 
 
 @final
+@dataclass(eq=False)
 class _Run:
     """The state of one call of :func:`enrich_jobs`."""
 
-    def __init__(
-        self,
-        plan: Planner,
-        engine: Engine,
-        store: Store,
-        recipe: Recipe,
-        progress: Progress | None,
-        stop: Callable[[], bool],
-        limits: Limits,
-        retry: Retry | None,
-    ) -> None:
-        self._account = Account(store, recipe.id, engine, progress)
+    _plan: Planner
+    _engine: Engine
+    _store: Store
+    _recipe: Recipe
+    _account: Account
+    _stop: Callable[[], bool]
+    _judge: Judge
+    _retry: Retry | None
+
+    def __post_init__(self) -> None:
         self.summary = self._account.summary
-        self._plan = plan
-        self._engine = engine
-        self._store = store
-        self._recipe = recipe
-        self._stop = stop
-        self._judge = Judge(limits, store, recipe.id)
-        self._retry = retry
-        self._suspects = store.suspects(recipe.id)
+        self._suspects = self._store.suspects(self._recipe.id)
         self._suspected = frozenset().union(self._suspects.aside, *self._suspects.groups)
         #: Ids with a hash of what they stand for, and keys of the texts of this run.
         self._seen, self._written = Seen(), Seen()
@@ -398,6 +393,7 @@ class _Run:
 
 
 @final
+@dataclass(eq=False)
 class Judge:
     """Judges texts under one set of limits: this run's replies, and what the store has.
 
@@ -412,11 +408,10 @@ class Judge:
         recipe: id of the recipe whose links hold the verdicts.
     """
 
-    def __init__(self, limits: Limits, store: Store, recipe: str) -> None:
-        self._limits = limits
-        self._store = store
-        self._recipe = recipe
-        self._marks: dict[str, str] = {}
+    _limits: Limits
+    _store: Store
+    _recipe: str
+    _marks: dict[str, str] = field(default_factory=dict)
 
     def mark(self, prompt: Prompt) -> str:
         """See :func:`mark`."""
@@ -427,7 +422,7 @@ class Judge:
     def reply(self, job: Job, prompt: Prompt, reply: Reply) -> Verdict:
         """The verdict on a reply as the text of an item."""
         forbidden = None if job.forbidden is None else job.forbidden()
-        return judge(reply, prompt, job.item.text, forbidden, self._limits)
+        return checks.judge(reply, prompt, job.item.text, forbidden, self._limits)
 
     def stored(self, job: Job, prompt: Prompt, key: str) -> tuple[Judged, bool]:
         """The verdict on a stored text as that of an item, and whether it is a new one.

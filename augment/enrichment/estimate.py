@@ -7,20 +7,20 @@ what it generates.
 
 from __future__ import annotations
 
-import random
 import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from heapq import nsmallest
 from math import sqrt
 from operator import itemgetter
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import NamedTuple, final
 
+from augment.data.sampling import Reservoir
 from augment.engines import Engine
-from augment.enrichment.jobs import Job
+from augment.enrichment.jobs import Group, Job
 from augment.enrichment.plan import Planner
 from augment.errors import printable
 from augment.records import Enrichment, Reply, Request, Sampling
@@ -37,16 +37,11 @@ SAMPLE_BATCHES = 2
 #: 0.975 quantile of the normal distribution: the interval of a mean holds it 95 times in 100.
 _NORMAL = 1.96
 
+#: No price is known.
+NO_PRICES = Prices()
+
 #: Characters of a line of a preview.
 _WIDTH = 100
-
-
-class Asked(NamedTuple):
-    """A request that a run would send."""
-
-    key: str
-    request: Request
-    sampling: Sampling
 
 
 @final
@@ -72,19 +67,11 @@ class Survey:
     asked: int = 0
     requests: int = 0
     pictures: int = 0
-    sample: list[Asked] = field(default_factory=list)
+    sample: list[Group] = field(default_factory=list)
 
 
-@final
-@dataclass(frozen=True)
-class Timing:
-    """A timed sample.
-
-    Attributes:
-        loading: seconds until the first answer, which loads the model.
-        seconds: that all replies of the sample took together.
-        replies: of the model, failed ones included.
-    """
+class Timing(NamedTuple):
+    """A timed sample: seconds until the first answer, and for all replies, failed ones included."""
 
     loading: float
     seconds: float
@@ -116,8 +103,7 @@ def survey(
         DataError: if a prompt does not render.
         StoreError: if the store cannot be read.
     """
-    found = Survey()
-    dice = random.Random(seed)  # noqa: S311 - a sample, not a secret
+    found, drawn = Survey(), Reservoir[Group](sample, seed)
     ids, keys, pictures = Seen(), Seen(), Seen()
     plan = Planner(jobs, engine, recipe, root, store)
 
@@ -141,19 +127,15 @@ def survey(
             keys.add(group.key)
             if group.image_hash is not None:
                 pictures.add(group.image_hash)
-            one = Asked(group.key, group.request, group.sampling)
-            if len(found.sample) < sample:
-                found.sample.append(one)
-            elif (place := dice.randrange(found.asked)) < sample:
-                found.sample[place] = one
+            drawn.offer(group)
     finally:
         plan.close()
     found.requests, found.pictures = len(keys), len(pictures)
-    found.sample = list({one.key: one for one in found.sample}.values())
+    found.sample = list({one.key: one for one in drawn.kept}.values())
     return found
 
 
-def measure(engine: Engine, sample: Sequence[Asked]) -> Timing:
+def measure(engine: Engine, sample: Sequence[Group]) -> Timing:
     """Answer a sample of requests by the clock.
 
     Raises:
@@ -162,8 +144,8 @@ def measure(engine: Engine, sample: Sequence[Asked]) -> Timing:
     if not sample:
         return Timing(0.0, 0.0, ())
     by_sampling: dict[Sampling, list[Request]] = {}
-    for _, request, sampling in sample:
-        by_sampling.setdefault(sampling, []).append(request)
+    for one in sample:
+        by_sampling.setdefault(one.sampling, []).append(one.request)
     start = time.monotonic()
     list(engine.generate([sample[0].request], sample[0].sampling))
     loaded = time.monotonic()
@@ -175,7 +157,7 @@ def measure(engine: Engine, sample: Sequence[Asked]) -> Timing:
     return Timing(loaded - start, time.monotonic() - loaded, replies)
 
 
-def describe(found: Survey, timing: Timing, prices: Prices | None = None) -> str:
+def describe(found: Survey, timing: Timing, prices: Prices = NO_PRICES) -> str:
     """The estimate for people."""
     rows = [
         "dry run: nothing was written",
@@ -188,7 +170,7 @@ def describe(found: Survey, timing: Timing, prices: Prices | None = None) -> str
     ]
     if not timing.replies:
         return "\n".join([*rows, "nothing to generate"])
-    return "\n".join([*rows, *_cost(found.requests, timing, prices or Prices())])
+    return "\n".join([*rows, *_cost(found.requests, timing, prices)])
 
 
 def _cost(requests: int, timing: Timing, prices: Prices) -> Iterator[str]:
@@ -212,23 +194,17 @@ def _cost(requests: int, timing: Timing, prices: Prices) -> Iterator[str]:
 
 def _total(values: Sequence[int], requests: int) -> tuple[float, float]:
     """All requests together, and half of the 95 % interval that the sample leaves."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return requests * mean, 0.0
-    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return requests * mean, requests * _NORMAL * sqrt(variance / len(values))
+    spread = stdev(values) / sqrt(len(values)) if len(values) > 1 else 0.0
+    return requests * fmean(values), requests * _NORMAL * spread
 
 
 def choose(jobs: Iterable[Job], number: int, seed: int = 0) -> list[Job]:
     """A uniform sample of the jobs that have a prompt, in their order; an id counts once."""
-    dice, seen = random.Random(seed), Seen()  # noqa: S311 - a sample, not a secret
-    drawn = (
-        (dice.random(), place, job)
-        for place, job in enumerate(jobs)
-        if job.prompt is not None and seen.add(job.item.id) is None
-    )
-    chosen = nsmallest(number, drawn, key=itemgetter(0))
-    return [job for _, _, job in sorted(chosen, key=itemgetter(1))]
+    chosen, seen = Reservoir[tuple[int, Job]](number, seed), Seen()
+    for place, job in enumerate(jobs):
+        if job.prompt is not None and seen.add(job.item.id) is None:
+            chosen.offer((place, job))
+    return [job for _, job in sorted(chosen.kept, key=itemgetter(0))]
 
 
 def show(jobs: Sequence[Job], texts: Mapping[str, Enrichment]) -> str:
@@ -239,13 +215,10 @@ def show(jobs: Sequence[Job], texts: Mapping[str, Enrichment]) -> str:
 def _one(job: Job, text: Enrichment | None) -> str:
     item = job.item
     head = f"{item.id}  {item.image}" if item.image else item.id
-    rows = [printable(head), _field("published", item.text or "-")]
-    if text is None:
-        return "\n".join([*rows, _field("failed", "see below")])
-    rows.append(_field("generated", text.text or "-"))
-    if text.rejected:
-        rows.append(_field("refused", text.rejected))
-    return "\n".join(rows)
+    rows = {"published": item.text or "-"}
+    rows |= {"generated": text.text or "-"} if text else {"failed": "see below"}
+    rows |= {"refused": text.rejected} if text and text.rejected else {}
+    return "\n".join([printable(head), *(_field(*row) for row in rows.items())])
 
 
 def _field(name: str, value: str) -> str:

@@ -16,14 +16,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any, NamedTuple, final
 
 from augment.engines import EngineOptions
 from augment.enrichment.jobs import parse_shard
+from augment.enrichment.supervise import handling
 from augment.errors import EngineError
 
 #: How often a command that is killed (for memory, say) is started, all in all.
@@ -131,7 +130,7 @@ def launch(
 def run(words: Sequence[str], parts: Sequence[Portion], crew: Machine | Cluster) -> int:
     """Run all parts, print their accounts, hand on Ctrl-C and SIGTERM; the worst exit code."""
     codes = []
-    with _handing_on(crew.stop):
+    with handling(lambda number, frame: crew.stop()):
         for part, ended in zip(parts, crew.run(words, parts), strict=True):
             sys.stdout.write(f"{part.name}: exit code {ended.code}\n{ended.account}")
             sys.stdout.flush()
@@ -242,24 +241,6 @@ def _tell(lines: IO[str], name: str) -> None:
     for line in lines:
         sys.stderr.write(f"{name}: {line}")
         sys.stderr.flush()
-
-
-@contextmanager
-def _handing_on(stop: Callable[[], None]) -> Iterator[None]:
-    """Give signals that ask to end to the parts; outside the main thread there are none."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        stop()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _cluster() -> tuple[Any, int]:

@@ -338,42 +338,26 @@ def carry_out(
         )
 
 
-def dry_run(plan: JobPlan, root: Path, store: Path, options: Options, prices: Prices) -> str:
-    """Look at every item as a run would, time a small sample, write nothing; the estimate.
+def run_plan(
+    plan: Callable[..., JobPlan],
+    root: Path,
+    store: Path,
+    *,
+    options: Options = DEFAULT_OPTIONS,
+    engine: Engine | None = None,
+    **chosen: Any,
+) -> Summary:
+    """What the command of a plan does, with progress; raises what :func:`carry_out` raises.
 
-    Raises:
-        DataError: if the data or a prompt cannot be used.
-        EngineError: if there is no such model, or it dies.
-        StoreError: if the store cannot be read.
+    Args:
+        plan: of ``augment.corpus`` or ``augment.queries``.
+        root: folder in M-BEIR's layout.
+        store: folder of the generated texts.
+        options: model, sampling and limits.
+        engine: answers in place of the model that ``options`` names.
+        **chosen: further parameters of the plan.
     """
-    engine = options.engine(root)
-    used = recipe(plan.side, engine, plan.routes, options)
-    size = SAMPLE_BATCHES * options.batch_size
-    jobs, _ = plan.share(options)
-    found = survey(jobs, engine, Store(store), used, root, sample=size, seed=options.seed)
-    return describe(found, measure(engine, found.sample), prices)
-
-
-def preview(
-    plan: JobPlan, root: Path, store: Path, options: Options, number: int
-) -> tuple[str, Summary]:
-    """Generate for some items, save, and show their texts: a small run, so none is paid twice.
-
-    Raises:
-        DataError: if the data or a prompt cannot be used.
-        EngineError: if there is no such model.
-        StoreError: if the store cannot be read or written.
-    """
-    engine = options.engine(root)
-    jobs, _ = plan.share(options)
-    chosen = choose(jobs, number, options.seed)
-    # With a limit, the store knows that the recipe was not run to the end.
-    small = replace(options, limit=number, shard=None)
-    opened = Store(store)
-    part = plan._replace(jobs=chosen, total=len(chosen))
-    summary = carry_out(part, root, opened, small, engine)
-    texts = opened.texts(plan.side, recipe(plan.side, engine, plan.routes, options).id)
-    return show(chosen, texts), summary
+    return carry_out(plan(root, options=options, **chosen), root, store, options, engine)
 
 
 def run_command(
@@ -427,13 +411,24 @@ def run_command(
 
 
 def _trial(plan: JobPlan, root: Path, store: Path, options: Options, trial: Trial) -> int:
-    if trial.preview:
-        shown, summary = preview(plan, root, store, options, trial.preview)
-        say(f"{shown}\n")
-        return finish(summary, store)
-    prices = Prices(trial.price_read, trial.price_written, trial.price_gpu_hour)
-    say(dry_run(plan, root, store, options, prices))
-    return 0
+    """Estimate, or generate for some items and show their texts; the exit code."""
+    engine = options.engine(root)
+    used = recipe(plan.side, engine, plan.routes, options)
+    jobs, _ = plan.share(options)
+    if not trial.preview:
+        size = SAMPLE_BATCHES * options.batch_size
+        found = survey(jobs, engine, Store(store), used, root, sample=size, seed=options.seed)
+        prices = Prices(trial.price_read, trial.price_written, trial.price_gpu_hour)
+        say(describe(found, measure(engine, found.sample), prices))
+        return 0
+    chosen = choose(jobs, trial.preview, options.seed)
+    # A small run, so that nothing is paid for twice. With a limit, the store knows that the recipe
+    # was not run to the end.
+    small = replace(options, limit=trial.preview, shard=None)
+    opened = Store(store)
+    summary = carry_out(plan._replace(jobs=chosen, total=len(chosen)), root, opened, small, engine)
+    say(f"{show(chosen, opened.texts(plan.side, used.id))}\n")
+    return finish(summary, store)
 
 
 def finish(summary: Summary, store: Path) -> int:

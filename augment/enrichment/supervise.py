@@ -12,11 +12,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from augment.store import log
 
@@ -33,19 +33,33 @@ SAME_SIGNAL_SECONDS = 0.5
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+#: Signal -> what handles it, as Python tells.
+Handlers = dict[signal.Signals, Any]
+
+
+@contextmanager
+def handling(handler: Callable[[int, FrameType | None], object]) -> Iterator[Handlers]:
+    """Give Ctrl-C and SIGTERM to a handler; what handled them before.
+
+    Outside the main thread, where Python sets no handlers, it is never called.
+    """
+    before: Handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, handler) for number in _SIGNALS}
+    try:
+        yield before
+    finally:
+        _restore(before)
+
 
 @contextmanager
 def draining() -> Iterator[Callable[[], bool]]:
     """Give a function that tells whether Ctrl-C or SIGTERM asked to stop.
 
     The first signal only asks: the running batch is finished and saved. The second ends the
-    process as usual. Outside the main thread, where Python sets no handlers, nothing ever asks.
+    process as usual.
     """
     asked_at: list[float] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
 
     def ask(number: int, frame: FrameType | None) -> None:
         if not asked_at:
@@ -58,17 +72,13 @@ def draining() -> Iterator[Callable[[], bool]]:
                 signal.signal(number, signal.default_int_handler if interrupt else signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    for number in _SIGNALS:
-        signal.signal(number, ask)
-    try:
+    with handling(ask) as before:
         yield lambda: bool(asked_at)
-    finally:
-        _restore(before)
 
 
-def _restore(handlers: Mapping[signal.Signals, object]) -> None:
+def _restore(handlers: Handlers) -> None:
     for number, handler in handlers.items():
-        signal.signal(number, handler)  # type: ignore[arg-type]  # what getsignal returned
+        signal.signal(number, handler)
 
 
 def supervise(work: Callable[[Collection[int]], int], store: Path) -> int:
@@ -142,12 +152,9 @@ def _run_child(work: Callable[[Collection[int]], int], dead: Collection[int]) ->
         asked += 1
         os.kill(pid, number)
 
-    before = {number: signal.signal(number, hand_on) for number in _SIGNALS}
-    try:
+    with handling(hand_on):
         _, status = os.waitpid(pid, 0)
-    finally:
-        _restore(before)
-        os.close(parent_end)
+    os.close(parent_end)
     return _Child(pid, status), asked
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from augment.data.images import open_image
 from augment.errors import DataError, ImageError
@@ -106,6 +107,19 @@ def write_page(path: Path, template: str, **values: Any) -> None:
         DataError: if the file cannot be written.
     """
     write_text(path, environment().get_template(template).render(values), DataError)
+
+
+def markdown(template: str, **values: Any) -> Markup:
+    """Render a template of Markdown, in which no text that is given can leave its place."""
+    made = environment().overlay(
+        autoescape=False, finalize=lambda value: inline(value) if type(value) is str else value
+    )
+    return Markup(made.get_template(template).render(values))  # noqa: S704 - it is no HTML
+
+
+def inline(text: str) -> str:
+    """A text that cannot leave its place in a line of Markdown."""
+    return re.sub(r"[`|<>\[\]\s]+", " ", visible(text)).strip()
 
 
 class Piece(NamedTuple):

@@ -8,11 +8,11 @@ is a single file that works from ``file://`` and asks the network for nothing.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from datetime import datetime, timezone
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,10 +23,9 @@ from augment.data.items import SPLITS, RootItems
 from augment.data.pools import open_queries
 from augment.errors import DataError, StoreError
 from augment.prompts import Prompt, load_prompt
-from augment.records import Enrichment, Side
+from augment.records import Side
 from augment.store.charts import Plot, histogram, quantile
-from augment.store.keys import Recipe
-from augment.store.page import DataUri, Piece, compare, percent, thumbnail, write_page
+from augment.store.page import compare, thumbnail, write_page
 from augment.store.runs import SIDES, Prices, RunRecord, checks_in_force, load_runs, recipe_ids
 from augment.store.schema import reason_class
 from augment.store.scores import DOUBTFUL, SCORES, load_scores, text_tables
@@ -71,180 +70,35 @@ Whys = Mapping[str, str]
 #: Check -> its scores, by item.
 Checks = Mapping[str, "pd.Series[float]"]
 
-
-class ItemCard(NamedTuple):
-    """One item with its picture, the published and the generated text.
-
-    Attributes:
-        item_id: the item.
-        image: path as published, empty if there is none.
-        picture: its thumbnail; empty if there is none or it cannot be opened.
-        no_picture: why there is no thumbnail.
-        published: the published text in pieces; words that are gone are marked.
-        generated: the generated text in pieces; new words are marked. Empty for a failure.
-        asked: a query that a candidate answers, in words; empty if there is none.
-        why: what is wrong, or may be.
-        text: the generated text with its provenance; None for a failure.
-    """
-
-    item_id: str
-    image: str
-    picture: DataUri | None
-    no_picture: str
-    published: Sequence[Piece]
-    generated: Sequence[Piece]
-    asked: str
-    why: str
-    text: Enrichment | None
-
-
-class Reason(NamedTuple):
-    """Items that failed, or whose text was refused, for one reason."""
-
-    name: str
-    items: int
-    cards: Sequence[ItemCard]
-
-
-class Repeats(NamedTuple):
-    """Accepted texts that were written for several different contents.
-
-    A content is an item's picture, or its text where it has none. Items that send the very same
-    share one generation and count once; so does a picture that is asked about in several requests.
-
-    Attributes:
-        contents: all different ones that have an accepted text among the repeated.
-        texts: how many texts stand for several.
-        most: for how many the most repeated one stands.
-        noun: what the contents are.
-        samples: one item for each of the most repeated texts.
-    """
-
-    contents: int
-    texts: int
-    most: int
-    noun: str
-    samples: Whys
-
-
-class Doubts(NamedTuple):
-    """What a CLIP model found of a recipe's texts, as ``python -m augment scores`` left it.
-
-    Attributes:
-        model: that judged.
-        scored: texts.
-        doubtful: of these, how many it doubts; see :data:`augment.store.scores.DOUBTFUL`.
-        plots: distributions.
-        worst: a few of those that it doubts, the worst first.
-    """
-
-    model: str
-    scored: int
-    doubtful: int
-    plots: Sequence[Plot]
-    worst: Whys
-
-
-class Used(NamedTuple):
-    """The limits of the latest run that tells.
-
-    Attributes:
-        limits: the limits; the default ones where no run tells.
-        known: whether a run tells.
-        named: the limits by name, then each prompt's limits of length in words.
-        others: items whose verdict is from other limits.
-    """
-
-    limits: Limits
-    known: bool
-    named: Mapping[str, object]
-    others: int
-
-
-@final
-@dataclass(frozen=True)
-class SideReport:
-    """All that the page says of one side.
-
-    Attributes:
-        side: query or corpus.
-        recipe: how the texts were made.
-        prompts: the packaged prompts of the recipe, where they are still what was sent.
-        with_picture: items of the root that have a picture.
-        texts: items with a text, refused ones included.
-        refused_items: of these, how many are refused.
-        generations: texts that a model wrote; items that send the very same share one.
-        read: tokens, each generation counted once.
-        written: tokens likewise.
-        median: words of a text; 0 where there is none.
-        models: who wrote -> items.
-        used: the limits of the checks.
-        repeats: texts that stand for several pictures.
-        faithful: scores by a CLIP model, where they were made.
-        failed: items without a text, by reason.
-        refused: items whose text was refused, by reason.
-        plots: distributions.
-        scores: a row for each check: its name, mean, maximum, limit, and how many are above.
-        groups: a table by prompt and one by dataset: texts, refused, median of words.
-        worst: accepted texts that look worst.
-        random: a uniform sample.
-        unknown: samples whose item is not in this root.
-    """
-
-    side: Side
-    recipe: Recipe
-    prompts: Sequence[Prompt]
-    with_picture: int
-    texts: int
-    refused_items: int
-    generations: int
-    read: int
-    written: int
-    median: float
-    models: Mapping[str, int]
-    used: Used
-    repeats: Repeats
-    faithful: Doubts | None
-    failed: Sequence[Reason]
-    refused: Sequence[Reason]
-    plots: Sequence[Plot]
-    scores: Sequence[Mapping[str, Any]]
-    groups: Mapping[str, pd.DataFrame]
-    worst: Sequence[ItemCard]
-    random: Sequence[ItemCard]
-    unknown: int
-
-    @property
-    def failures(self) -> int:
-        """Items without a text."""
-        return sum(reason.items for reason in self.failed)
-
-    @property
-    def accepted(self) -> int:
-        """Items with a text that no check refused."""
-        return self.texts - self.refused_items
+#: What the templates show, by the names that they use.
+Facts = dict[str, Any]
 
 
 def report(
     store: Path,
     root: Path,
     out: Path,
-    *,
-    recipes: Mapping[Side, str | None] | None = None,
     samples: int = 24,
     seed: int = 0,
-    prices: Prices | None = None,
+    corpus_recipe: str | None = None,
+    query_recipe: str | None = None,
+    price_read: float | None = None,
+    price_written: float | None = None,
+    price_gpu_hour: float | None = None,
 ) -> Path:
-    """Write ``report.html`` about a store.
+    """Write one static HTML page about the texts of a store.
 
     Args:
-        store: folder of the generated texts.
-        root: folder in M-BEIR's layout that they were made from.
-        out: folder of the page; made if absent.
-        recipes: side -> id of the recipe; None or absent as in ``Store.recipe``.
-        samples: how many random and how many worst texts of each side to show, at most 200.
-        seed: of the random choice.
-        prices: of tokens and devices, for the cost.
+        store: Generated texts.
+        root: Folder in M-BEIR's layout that they were made from.
+        out: Folder of report.html; made if absent.
+        samples: Random and worst texts to show of each side, at most 200.
+        seed: Of the random choice.
+        corpus_recipe: Id; null: the recipe that the store means.
+        query_recipe: Id; null: the recipe that the store means.
+        price_read: Of a million tokens read, for the costs.
+        price_written: Of a million tokens written, for the costs.
+        price_gpu_hour: Of one device for an hour, for the costs.
 
     Returns:
         The path of the page.
@@ -256,14 +110,13 @@ def report(
     if not store.is_dir():
         raise StoreError(f"{store}: no such store")
     opened = Store(store)
-    chosen = recipes or {}
+    chosen: dict[Side, str | None] = {"corpus": corpus_recipe, "query": query_recipe}
+    prices = Prices(price_read, price_written, price_gpu_hour)
     sides = [side for side in SIDES if recipe_ids(store, side)]
     if not sides:
         opened.recipe("corpus")  # says what to do
     most = min(samples, MOST_SAMPLES)
-    found = [
-        collect(opened, root, side, chosen.get(side), samples=most, seed=seed) for side in sides
-    ]
+    found = [collect(opened, root, side, chosen[side], samples=most, seed=seed) for side in sides]
     ran = load_runs(store)
     write_page(
         out / "report.html",
@@ -274,61 +127,31 @@ def report(
         made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         sides=found,
         titles=_TITLES,
-        verdicts={one.side: verdict(one) for one in found},
-        bills={one.side: _bill(one, ran, prices or Prices()) for one in found},
+        bills={one["side"]: _bill(one, ran, prices) for one in found},
         duration=duration,
         damaged=opened.damaged,
     )
     return out / "report.html"
 
 
-def _bill(one: SideReport, ran: Sequence[RunRecord], prices: Prices) -> Mapping[str, Any]:
+def _bill(one: Facts, ran: Sequence[RunRecord], prices: Prices) -> Facts:
     """What a side took, and its price: a run is taken to occupy one device."""
-    mine = [run for run in ran if run.recipe == one.recipe.id]
+    mine = [run for run in ran if run.recipe == one["recipe"].id]
     seconds = sum(run.ended - run.started for run in mine if run.ended is not None)
-    costs = (prices.tokens(one.read, one.written), prices.hours(seconds / 3600))
+    costs = (prices.tokens(one["read"], one["written"]), prices.hours(seconds / 3600))
     known = [cost for cost in costs if cost is not None]
     return {"runs": len(mine), "seconds": seconds, "cost": sum(known) if known else None}
 
 
-def verdict(one: SideReport) -> tuple[str, str]:
-    """What a reader must know first: ``good``, ``warn`` or ``bad``, and a few sentences."""
-    asked = one.texts + one.failures
-    if one.accepted == 0:
-        return "bad", f"None of {asked:,} items has an accepted text."
-    share = "All" if one.accepted == asked else f"{percent(one.accepted, asked)} of"
-    parts = [f"{share} {asked:,} items have an accepted text"]
-    if one.failures:
-        parts.append(f"{one.failures:,} failed")
-    if one.refused:
-        first = one.refused[0]
-        reason = f"most often for {first.name} ({first.items:,})"
-        parts.append(f"{one.refused_items:,} were refused, {reason}")
-    text = "; ".join(parts) + "."
-    again = one.repeats
-    same = again.contents / one.generations
-    if same > REPEATED:
-        text += (
-            f" {again.contents:,} different {again.noun} share {again.texts:,} texts, the most"
-            f" frequent one stands for {again.most:,} of them: search cannot tell these apart by"
-            " their text. Read the first of the worst texts below: if they are too general, change"
-            " the prompt or the model."
-        )
-    if one.used.others:
-        text += (
-            f" {one.used.others:,} verdicts are not from the limits of the latest run; run the"
-            " command again over all items, which judges them and generates nothing."
-        )
-    doubted = 0.0
-    if one.faithful and one.faithful.doubtful:
-        doubted = one.faithful.doubtful / one.faithful.scored
-        text += (
-            f" The CLIP model doubts a word or a sentence of {one.faithful.doubtful:,} of the"
-            f" {one.faithful.scored:,} that it scored."
-        )
-    lost = 1 - one.accepted / asked
-    good = lost < 0.02 and same <= REPEATED and doubted <= DOUBTED
-    return "good" if good else "warn" if lost < 0.2 else "bad", text
+def _tone(one: Facts) -> str:
+    """What a reader must know first: ``good``, ``warn`` or ``bad``."""
+    if not one["accepted"]:
+        return "bad"
+    lost = 1 - one["accepted"] / one["asked"]
+    clip = one["faithful"]
+    doubted = clip["doubtful"] / max(clip["scored"], 1) if clip else 0.0
+    good = lost < 0.02 and not one["repeats"]["told"] and doubted <= DOUBTED
+    return "good" if good else "warn" if lost < 0.2 else "bad"
 
 
 def collect(
@@ -339,7 +162,7 @@ def collect(
     *,
     samples: int = 24,
     seed: int = 0,
-) -> SideReport:
+) -> Facts:
     """Gather what the page shows of one side under one recipe.
 
     Args:
@@ -359,15 +182,14 @@ def collect(
     how = store.recipe(side, recipe)
     texts, failures = store.texts(side, how.id), store.failures(side, how.id)
     items, used = RootItems(root, side), _limits_used(store, side, how.id)
-    limits = {check: float(getattr(used.limits, name)) for check, name in _LIMIT_OF.items()}
+    limits = {check: float(getattr(used["limits"], name)) for check, name in _LIMIT_OF.items()}
     facts, table = text_tables(texts)
     checks = {name: table[name].round(2) for name in sorted(map(str, table))}
     first = facts.drop_duplicates("key")
     again = _repeats(first, items, samples)
     faithful = _faithful(store.folder, side, how.id, facts, samples)
-    worst = _worst(
-        facts, checks, limits, samples, again.samples, faithful.worst if faithful else {}
-    )
+    doubted = faithful["worst"] if faithful else {}
+    worst = _worst(facts, checks, limits, samples, again["samples"], doubted)
     random = facts.sample(min(samples, len(facts)), random_state=seed).index
     chosen = dict.fromkeys(facts.index[facts.index.isin(random)], "")
     refusals = facts["rejected"][facts["rejected"] != ""]
@@ -377,46 +199,59 @@ def collect(
     ids = [item_id for whys in shown for item_id in whys]
     asked = _asked_for(root, ids) if side == "corpus" else {}
 
-    def cards(whys: Whys, failed: bool = False) -> list[ItemCard]:
+    def cards(whys: Whys, failed: bool = False) -> list[Facts]:
         return [card(item_id, why, failed) for item_id, why in whys.items()]
 
-    def card(item_id: str, why: str, failed: bool) -> ItemCard:
+    def card(item_id: str, why: str, failed: bool) -> Facts:
         item, text = items.find(item_id), None if failed else texts[item_id]
         image = item.image if item else failures[item_id].image if failed else None
         picture, missing = None, "no picture" if item else "not in this root"
         if image is not None:
             picture, missing = thumbnail(root, image, text.picture if text else "")
         before, after = compare(item.text if item else None, text.text if text else "")
-        said = asked.get(item_id, "")
-        return ItemCard(item_id, image or "", picture, missing, before, after, said, why, text)
+        return {
+            "item_id": item_id,
+            "image": image or "",
+            "picture": picture,
+            "no_picture": missing,
+            "published": before,
+            "generated": after,
+            "asked": asked.get(item_id, ""),
+            "why": why,
+            "text": text,
+        }
 
-    return SideReport(
-        side=side,
-        recipe=how,
-        prompts=list(packaged(how.prompts)),
-        with_picture=items.with_picture(),
-        texts=len(facts),
-        refused_items=len(refusals),
-        generations=len(first),
-        read=int(first["prompt_tokens"].sum()),
-        written=int(first["output_tokens"].sum()),
-        median=quantile(facts["words"], 0.5) if len(facts) else 0.0,
-        models={str(name): n for name, n in facts["model"].value_counts().items()},
-        used=used,
-        repeats=again,
-        faithful=faithful,
-        failed=[Reason(name, number, cards(whys, failed=True)) for name, number, whys in failed],
-        refused=[Reason(name, number, cards(whys)) for name, number, whys in refused],
-        plots=[*_plots(facts, first, checks, limits), *(faithful.plots if faithful else [])],
-        scores=list(_scores(checks, limits)),
-        groups={
+    found: Facts = {
+        "side": side,
+        "recipe": how,
+        "prompts": list(packaged(how.prompts)),
+        "with_picture": items.with_picture(),
+        "texts": len(facts),
+        "failures": len(failures),
+        "accepted": len(facts) - len(refusals),
+        "asked": len(facts) + len(failures),
+        "refused_items": len(refusals),
+        "generations": len(first),
+        "read": int(first["prompt_tokens"].sum()),
+        "written": int(first["output_tokens"].sum()),
+        "median": quantile(facts["words"], 0.5) if len(facts) else 0.0,
+        "models": {str(name): n for name, n in facts["model"].value_counts().items()},
+        "used": used,
+        "repeats": again,
+        "faithful": faithful,
+        "failed": [(name, number, cards(whys, failed=True)) for name, number, whys in failed],
+        "refused": [(name, number, cards(whys)) for name, number, whys in refused],
+        "plots": [*_plots(facts, first, checks, limits), *(faithful["plots"] if faithful else [])],
+        "scores": list(_scores(checks, limits)),
+        "groups": {
             "prompt": _groups(facts, "prompt"),
             "dataset": _groups(facts, "dataset").rename(index=items.name),
         },
-        worst=cards(worst),
-        random=cards(chosen),
-        unknown=sum(items.find(item_id) is None for item_id in ids),
-    )
+        "worst": cards(worst),
+        "random": cards(chosen),
+        "unknown": sum(items.find(item_id) is None for item_id in ids),
+    }
+    return {**found, "tone": _tone(found)}
 
 
 # Numbers
@@ -462,17 +297,22 @@ def _groups(facts: pd.DataFrame, column: str) -> pd.DataFrame:
     return largest
 
 
-def _limits_used(store: Store, side: Side, recipe: str) -> Used:
-    """The limits of the latest run of a recipe that tells."""
+def _limits_used(store: Store, side: Side, recipe: str) -> Facts:
+    """The limits of the latest run of a recipe that tells, else the default ones.
+
+    With them the limits by name, each prompt's limits of length among them, and how many items have
+    a verdict that is from other limits.
+    """
     kept = next(filter(None, checks_in_force(store.folder, side, recipe)), None)
     if kept is None:
-        return Used(DEFAULT_LIMITS, False, {}, 0)
+        return {"limits": DEFAULT_LIMITS, "known": False, "named": {}, "others": 0}
     made, prompts = kept["limits"], kept["prompts"]
     limits = Limits(**{one.name: made[one.name] for one in fields(Limits) if one.name in made})
     marks = {one["mark"] for one in prompts.values()}
     others = sum(row["judged"] not in marks for row in store.rows("link", recipe).scan("judged"))
     caps = {name: _cap(one) for name, one in prompts.items()}
-    return Used(limits, True, {**asdict(limits), **caps}, others)
+    named = {**asdict(limits), **caps}
+    return {"limits": limits, "known": True, "named": named, "others": others}
 
 
 def _cap(one: Mapping[str, Any]) -> str:
@@ -496,8 +336,12 @@ def packaged(prompts: Mapping[str, str]) -> Iterator[Prompt]:
 # Samples
 
 
-def _repeats(first: pd.DataFrame, items: RootItems, most: int) -> Repeats:
-    """Count the contents of texts that came more than once; ``most`` is of samples."""
+def _repeats(first: pd.DataFrame, items: RootItems, most: int) -> Facts:
+    """Accepted texts that were written for several different contents; ``most`` is of samples.
+
+    A content is an item's picture, or its text where it has none. Items that send the very same
+    share one generation and count once; so does a picture that is asked about in several requests.
+    """
     often = first[first.duplicated("text", keep=False) & (first["rejected"] == "")]
     found = [items.find(item_id) for item_id in often.index]
     pictures = all(item is None or item.image is not None for item in found)
@@ -516,7 +360,14 @@ def _repeats(first: pd.DataFrame, items: RootItems, most: int) -> Repeats:
         for row in numbers.head(most).itertuples()
     }
     shared = numbers["contents"].tolist()
-    return Repeats(sum(shared), len(shared), max(shared, default=0), noun, samples)
+    return {
+        "contents": sum(shared),
+        "told": sum(shared) > REPEATED * len(first),
+        "texts": len(shared),
+        "most": max(shared, default=0),
+        "noun": noun,
+        "samples": samples,
+    }
 
 
 def _worst(
@@ -548,10 +399,8 @@ def _worst(
     return dict(islice(chosen.items(), size))
 
 
-def _faithful(
-    store: Path, side: Side, recipe: str, facts: pd.DataFrame, size: int
-) -> Doubts | None:
-    """What a CLIP model found, None if it was not asked."""
+def _faithful(store: Path, side: Side, recipe: str, facts: pd.DataFrame, size: int) -> Facts | None:
+    """What a CLIP model found, as ``python -m augment scores`` left it; None if it did not."""
     import pandas as pd
 
     loaded = load_scores(store, side, recipe)
@@ -573,7 +422,13 @@ def _faithful(
                 why = f"CLIP doubts “{row['clip_doubted']}”"
             if item in accepted:
                 worst.setdefault(str(item), f"{why} ({row[name]:.2g})")
-    return Doubts(model, len(scores), int(doubted.any(axis=1).sum()), plots, worst)
+    return {
+        "model": model,
+        "scored": len(scores),
+        "doubtful": int(doubted.any(axis=1).sum()),
+        "plots": plots,
+        "worst": worst,
+    }
 
 
 def _by_reason(reasons: pd.Series[str]) -> list[tuple[str, int, Whys]]:

@@ -47,27 +47,26 @@ DOUBTFUL: Mapping[str, float] = {"clip_rank": 0.5, "clip_word": 0.05}
 
 def scores(
     store: Path,
-    *,
     side: Side = "corpus",
     recipe: str | None = None,
     out: Path | None = None,
     root: Path | None = None,
     clip: str | None = None,
     pretrained: str | None = None,
-) -> tuple[Path, pd.DataFrame]:
-    """Write the scores of a recipe's texts.
+) -> Path:
+    """Every check's score of every text, as a table; with a CLIP model, its doubts, too.
 
     Args:
-        store: folder of the generated texts.
-        side: query or corpus.
-        recipe: id of the recipe; None as in ``Store.recipe``.
-        out: table to write, ``.parquet`` or ``.csv``; None puts it into the store, for the report.
-        root: folder in M-BEIR's layout; needed with ``clip``.
-        clip: open_clip model (folder, ``hf-hub:NAME`` or name) that judges faithfulness.
-        pretrained: tag of the weights, where ``clip`` is a name.
+        store: Generated texts.
+        side: Whose texts.
+        recipe: Id of the recipe; null: the one meant.
+        out: Table to write, .parquet or .csv; null: in the store, for the report.
+        root: Folder in M-BEIR's layout; needed with --clip.
+        clip: open_clip model (folder, hf-hub:NAME or name) that judges faithfulness.
+        pretrained: Tag of the weights, where --clip is a name.
 
     Returns:
-        Where the table is, and the table, its index the items' ids.
+        Where the table is.
 
     Raises:
         DataError: if the root cannot be read, or ``out`` has another ending.
@@ -89,7 +88,7 @@ def scores(
         table.to_csv(path)
     else:
         _write(table, path, clip or "")
-    return path, table
+    return path
 
 
 def text_tables(texts: Mapping[str, Enrichment]) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, final
 
 from augment.errors import StoreError
@@ -502,12 +501,7 @@ class Store:
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -524,8 +518,7 @@ class Texts(Mapping[str, Enrichment]):
     """
 
     def __init__(self, store: Store, recipe: Recipe) -> None:
-        self.recipe = recipe
-        self._store = store
+        self.recipe, self._store = recipe, store
         self._links = store.rows("link", recipe.id)
 
     def __getitem__(self, owner: str) -> Enrichment:

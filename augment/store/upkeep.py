@@ -208,6 +208,11 @@ class Soundness:
     copies: int = 0
     problems: dict[str, list[str]] = field(default_factory=dict)
 
+    @property
+    def exit_code(self) -> int:
+        """3 if something is damaged, else 0."""
+        return 3 if self.problems else 0
+
     def add(self, kind: str, where: str) -> None:
         """Note a problem."""
         self.problems.setdefault(kind, []).append(where)
@@ -221,32 +226,37 @@ class Soundness:
         return "\n".join(rows if self.problems else [*rows, "all is well"])
 
 
-def verify(folder: Path) -> Soundness:
+def verify(store: Path) -> Soundness:
     """Check lines, segments, codes, texts, links, recipes and runs.
+
+    Exit code 3 if something is damaged.
+
+    Args:
+        store: What to check.
 
     Raises:
         StoreError: if there is no store, or it cannot be read.
     """
-    if not runs.check_folder(folder):
-        raise StoreError(f"{folder}: no store here")
+    if not runs.check_folder(store):
+        raise StoreError(f"{store}: no store here")
     found = Soundness()
     sound.cache_clear()  # what was looked at before may be damaged since
-    _check_segments(folder, found)
-    for path in sorted(folder.glob("scores/[!.]*.parquet")):
+    _check_segments(store, found)
+    for path in sorted(store.glob("scores/[!.]*.parquet")):
         with _noting(found, "damaged scores", str(path)):
             pq.ParquetFile(path, page_checksum_verification=True).read(use_threads=False)
     if set(found.problems) - _HARMLESS:
         return found  # what follows would read the damaged files
-    store = Store(folder)
-    for where in store.damaged:
+    read = Store(store)
+    for where in read.damaged:
         found.add("damaged line", where)
-    texts = store.rows("text")
+    texts = read.rows("text")
     found.texts, found.copies = len(texts), texts.copies()
-    for side, recipe in _sound_recipes(folder, found):
-        links = store.rows("link", recipe.id)
+    for side, recipe in _sound_recipes(store, found):
+        links = read.rows("link", recipe.id)
         found.linked[f"{side} recipe {recipe.id}"] = len(links)
         for link in links.scan("item", "key"):
-            if link["key"] not in store:
+            if link["key"] not in read:
                 found.add("link without a text", f"{link['item']} under {recipe.id}")
     return found
 

@@ -75,16 +75,15 @@ def setup_of(args: argparse.Namespace) -> Setup:
         DataError: if a root cannot be used.
     """
     from benchmarks.experiments.build import Setup
-    from benchmarks.experiments.roots import digest_root, make_world
     from benchmarks.experiments.texts import Enriching
 
     def enriching(root: Path, store: Path | None) -> Enriching:
-        return Enriching(root, digest_root(root), store, args.model, args.threads, args.tolerate)
+        return Enriching(root, store, args.model, args.threads, args.tolerate)
 
     root, asked = args.root, args.test_root
     if root is None:
         root = args.out / f"world-{args.countries}-{args.world_seed}"
-        make_world(root, args.countries, args.world_seed, args.threads)
+        _make_world(root, args.countries, args.world_seed, args.threads)
     steps = args.steps or (50 if args.config == "flagland" else None)
     fit = [one.lstrip("-") for one in args.fit]
     fit += ["data.on_bad_image=skip"] if args.tolerate else []
@@ -93,6 +92,21 @@ def setup_of(args: argparse.Namespace) -> Setup:
         args.split, tuple(args.tasks), tuple(fit),
         None if asked is None else enriching(asked, None),
     )  # fmt: skip
+
+
+def _make_world(root: Path, countries: int, seed: int, workers: int) -> None:
+    """Write a Flagland unless it is there."""
+    from augment.files import new_folder
+    from benchmarks.flagland.world import WorldConfig, write_world
+
+    if root.exists():
+        return
+    try:
+        config = WorldConfig(countries, seed)
+    except ValueError as error:
+        raise DataError(f"no Flagland: {error}") from error
+    with new_folder(root) as partial:
+        write_world(partial, config, workers=workers)
 
 
 def readers(args: argparse.Namespace) -> list[ArmReader]:

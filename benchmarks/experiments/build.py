@@ -75,9 +75,10 @@ class Setup:
         enriching, asked = value.pop("enriching"), value.pop("asked")
         value["root"] = self.enriching.root.resolve().name
         if asked is not None:
-            value["asked"] = {"root": self.root.resolve().name, "digest": asked["root_digest"][:16]}
+            digest = self.tested.root_digest[:16]
+            value["asked"] = {"root": self.root.resolve().name, "digest": digest}
         value["config"] = Path(self.config).name
-        value["root_digest"] = enriching["root_digest"][:16]
+        value["root_digest"] = self.enriching.root_digest[:16]
         value["model"] = enriching["model"] if enriching["store"] is None else "given store"
         return value
 

@@ -270,7 +270,7 @@ def moves_json(reader: ArmReader, first: str, second: str, most: int = 8) -> dic
         "changes": {"arms": [first, second],
                     "rows": [[one.task, one.qid, one.first, one.second] for one in moved]},
         "examples": {
-            kind: [gallery.row(one, tasks[one.task]) for one in pick(moved, better, most)]
+            kind: [gallery.card(one, tasks[one.task]).plain() for one in pick(moved, better, most)]
             for kind, better in (("wins", True), ("losses", False))
         },
     }  # fmt: skip

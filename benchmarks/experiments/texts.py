@@ -20,10 +20,11 @@ and, on Flagland, how true the texts are.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, final
@@ -72,7 +73,6 @@ class Enriching:
 
     Attributes:
         root: M-BEIR root.
-        root_digest: of its files, see :func:`benchmarks.experiments.roots.digest_root`.
         store: folder of texts that exist; None makes them.
         model: the describing model.
         threads: of the CPU.
@@ -80,11 +80,27 @@ class Enriching:
     """
 
     root: Path
-    root_digest: str
     store: Path | None = None
     model: str = "flagland-vlm"
     threads: int = 2
     tolerate: bool = False
+
+    @cached_property
+    def root_digest(self) -> str:
+        """SHA-256 over names and contents of the root's lists; pictures count by name only.
+
+        Raises:
+            DataError: if it is no data root.
+        """
+        data, digest = DataRoot(self.root), hashlib.sha256()
+        for folder in ("query", "cand_pool", "qrels", "instructions"):
+            for path in sorted((data.path / folder).rglob("*")):
+                if path.is_file() and path.suffix in (".jsonl", ".txt", ".tsv"):
+                    digest.update(str(path.relative_to(data.path)).encode())
+                    with path.open("rb") as stream:
+                        while block := stream.read(1 << 20):
+                            digest.update(block)
+        return digest.hexdigest()
 
 
 def made_anew(text: TextSpec, using: Enriching) -> CachedStep:
@@ -148,7 +164,8 @@ def _vlm(
         merge(store, [using.store])
     engine = options.engine(using.root)
     _settled(corpus.run(using.root, store, options=options, engine=engine), using.tolerate)
-    summary = queries.run(using.root, store, prompts=prompts, options=options, engine=engine)
+    named = {f"{kind}_prompt": name for kind, name in prompts.items()}
+    summary = queries.run(using.root, store, options=options, engine=engine, **named)
     _settled(summary, using.tolerate)
     _record(folder, using.root, TextSource(store, _latest(store)))
 

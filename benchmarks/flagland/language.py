@@ -11,6 +11,10 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+import yaml
 
 from benchmarks.flagland.edits import Edit
 from benchmarks.flagland.grammar import (
@@ -22,18 +26,17 @@ from benchmarks.flagland.grammar import (
     Charge,
     Fact,
     Flag,
-    Layout,
-    Proportion,
     charge_words,
 )
 
-_PROPORTION_WORDS: dict[Proportion, str] = {
-    "equal": "all equally wide",
-    "middle wide": "the middle one wide",
-    "middle narrow": "the middle one narrow",
-    "first wide": "the first one wide",
-}
-_CROSSES: dict[Layout, str] = {"cross": "cross", "nordic": "Nordic cross", "saltire": "saltire"}
+#: Wordings by what they say.
+WORDS: dict[str, Any] = yaml.safe_load(
+    resources.files("benchmarks.flagland").joinpath("words.yaml").read_text(encoding="utf-8")
+)
+#: Fact of an encyclopaedia entry -> ways to ask for it; ``{ref}`` is who is asked about.
+QUESTIONS: dict[str, list[str]] = WORDS["questions"]
+#: What points at a picture.
+REFERENCES: list[str] = WORDS["references"]
 
 
 def tidy(text: str) -> str:
@@ -56,7 +59,7 @@ def _field_words(flag: Flag) -> str:
     if flag.layout == "quarters":
         return f"quarters of {first} and {last}"
     edging = f" edged {flag.edging}" if flag.edging else ""
-    return f"a {last} {_CROSSES[flag.layout]}{edging} on {first}"
+    return f"a {last} {WORDS['crosses'][flag.layout]}{edging} on {first}"
 
 
 def describe(flag: Flag) -> str:
@@ -67,7 +70,7 @@ def describe(flag: Flag) -> str:
     """
     parts = [_field_words(flag)]
     if flag.proportion != "equal":
-        parts.append(_PROPORTION_WORDS[flag.proportion])
+        parts.append(WORDS["proportions"][flag.proportion])
     if flag.triangle:
         parts.append(f"a {flag.triangle} triangle at the hoist")
     if flag.canton:
@@ -110,7 +113,7 @@ def _parse_field(text: str) -> list[Fact]:
     if match := _QUARTERS.search(text):
         return [("layout", "quarters"), *colours(match[1], match[2])]
     if match := _CROSS.search(text):
-        names = {words: layout for layout, words in _CROSSES.items()}
+        names = {words: layout for layout, words in WORDS["crosses"].items()}
         edging = [("edging", match[3])] if match[3] else []
         return [("layout", names[match[2]]), *colours(match[4], match[1]), *edging]
     if match := _PLAIN.search(text):
@@ -121,7 +124,7 @@ def _parse_field(text: str) -> list[Fact]:
 def parse(text: str) -> frozenset[Fact]:
     """The facts that a text in the canonical wording states; what it cannot read, it leaves out."""
     found = _parse_field(text)
-    for proportion, words in _PROPORTION_WORDS.items():
+    for proportion, words in WORDS["proportions"].items():
         if proportion != "equal" and words in text:
             found.append(("proportion", proportion))
     found += [(part, colour) for colour, part in _PART.findall(text)]
@@ -139,42 +142,9 @@ def parse(text: str) -> frozenset[Fact]:
 
 # -- human wordings ---------------------------------------------------------------------------
 
-_COLOUR_SYNONYMS: dict[str, tuple[str, ...]] = {
-    "red": ("red", "scarlet"),
-    "maroon": ("maroon", "dark red"),
-    "orange": ("orange",),
-    "yellow": ("yellow", "gold"),
-    "green": ("green",),
-    "light blue": ("light blue", "sky blue"),
-    "blue": ("blue", "navy"),
-    "purple": ("purple", "violet"),
-    "black": ("black",),
-    "white": ("white",),
-}
-_NOUNS: dict[str, tuple[tuple[str, str], ...]] = {
-    "star": (("star", "stars"), ("five-pointed star", "five-pointed stars")),
-    "crescent": (("crescent", "crescents"), ("crescent moon", "crescent moons")),
-    "disc": (("disc", "discs"), ("round spot", "round spots")),
-    "ring": (("ring", "rings"), ("hollow circle", "hollow circles")),
-    "sun": (("sun", "suns"), ("rayed sun", "rayed suns")),
-    "diamond": (("diamond", "diamonds"), ("lozenge", "lozenges")),
-}
-_WHERE: dict[str, tuple[str, ...]] = {
-    "canton": ("in the upper left corner", "inside the canton"),
-    "triangle": ("inside the triangle", "on the triangle"),
-    "hoist": ("on the left", "near the pole"),
-    "centre": ("in the middle", "at the centre"),
-    "fly": ("on the right", "near the free end"),
-}
-_HUMAN_PROPORTIONS: dict[str, tuple[str, ...]] = {
-    "middle wide": ("with a broader middle stripe", "the central stripe twice as wide"),
-    "middle narrow": ("with a thin middle stripe", "the central stripe only a thin line"),
-    "first wide": ("with a broader first stripe", "the first stripe twice as wide"),
-}
-
 
 def _say(rng: random.Random, colour: str) -> str:
-    return rng.choice(_COLOUR_SYNONYMS[colour])
+    return str(rng.choice(WORDS["colours"][colour]))
 
 
 def _human_bands(rng: random.Random, flag: Flag) -> str:
@@ -187,7 +157,7 @@ def _human_bands(rng: random.Random, flag: Flag) -> str:
         joined = ", then ".join(colours)
     text = form.format(n=NUMBERS[len(colours)], over=joined, list=_listing(colours))
     if flag.proportion != "equal":
-        text += f" {rng.choice(_HUMAN_PROPORTIONS[flag.proportion])}"
+        text += f" {rng.choice(WORDS['human_proportions'][flag.proportion])}"
     return text
 
 
@@ -212,8 +182,8 @@ def _human_field(rng: random.Random, flag: Flag) -> str:
 
 
 def _human_charge(rng: random.Random, charge: Charge) -> str:
-    singular, plural = rng.choice(_NOUNS[charge.shape])
-    colour, where = _say(rng, charge.colour), rng.choice(_WHERE[charge.place])
+    singular, plural = rng.choice(WORDS["nouns"][charge.shape])
+    colour, where = _say(rng, charge.colour), rng.choice(WORDS["places"][charge.place])
     if charge.count > 1:
         return f"{NUMBERS[charge.count]} {colour} {plural} {where}"
     big, little = rng.choice(("big", "large")), rng.choice(("little", "small"))
@@ -252,15 +222,7 @@ def _field_part(flag: Flag, index: int) -> str:
         return ("first and last quarter", "second and third quarter")[index]
     if flag.layout == "plain":
         return "field"
-    return ("field", _CROSSES[flag.layout])[index]
-
-
-_PROPORTION_REQUESTS = {
-    "equal": "all bands equally wide",
-    "middle wide": "the middle band wide",
-    "middle narrow": "the middle band narrow",
-    "first wide": "the first band wide",
-}
+    return ("field", WORDS["crosses"][flag.layout])[index]
 
 
 def constraint(flag: Flag, edit: Edit) -> str:
@@ -270,37 +232,12 @@ def constraint(flag: Flag, edit: Edit) -> str:
     if edit.kind == "part colour":
         return f"{edit.after} {edit.part} instead of {edit.before}"
     if edit.kind == "proportion":
-        return _PROPORTION_REQUESTS[edit.after]
+        return str(WORDS["proportion_requests"][edit.after])
     if edit.kind == "add":
         return tidy(f"a {edit.after} {edit.part}")
     if edit.kind == "remove":
         return f"no {edit.before} {edit.part}" if edit.part == "border" else f"no {edit.before}"
     return f"{edit.after} instead of {edit.before}"
-
-
-_FRAMES = {
-    "instead": (
-        "the same flag but with {after} instead of {before}",
-        "like this one, only please show {after} where it has {before}",
-        "can you find this flag with {before} changed to {after}?",
-        "I want the one that has {after} rather than {before}",
-    ),
-    "add": (
-        "the same flag but with {after} added",
-        "like this one, only please put {after} on it",
-        "I want this flag and also {after}",
-    ),
-    "remove": (
-        "the same flag but without {before}",
-        "like this one, only please take away {before}",
-        "I want this flag with {before} gone",
-    ),
-    "proportion": (
-        "the same flag but with {after}",
-        "like this one, only please make {after}",
-        "I want this flag with {after}",
-    ),
-}
 
 
 def modification_request(rng: random.Random, flag: Flag, edit: Edit) -> str:
@@ -312,57 +249,15 @@ def modification_request(rng: random.Random, flag: Flag, edit: Edit) -> str:
     elif edit.kind == "part colour":
         before, after = f"a {before} {edit.part}", f"a {after} {edit.part}"
     elif edit.kind == "proportion":
-        frame, after = "proportion", _PROPORTION_REQUESTS[edit.after]
+        frame, after = "proportion", WORDS["proportion_requests"][edit.after]
     elif edit.kind in ("add", "remove"):
         frame = edit.kind
         if edit.part == "border":
             before, after = f"the {before} border", f"a {after} border"
-    return tidy(rng.choice(_FRAMES[frame]).format(before=before, after=after))
+    return tidy(rng.choice(WORDS["frames"][frame]).format(before=before, after=after))
 
 
 # -- questions --------------------------------------------------------------------------------
-
-#: Fact of an encyclopaedia entry -> ways to ask for it; ``{ref}`` is who is asked about.
-QUESTIONS: dict[str, tuple[str, ...]] = {
-    "capital": (
-        "What is the capital of {ref}?",
-        "Which city is the capital of {ref}?",
-        "From which city is {ref} governed?",
-    ),
-    "river": (
-        "What is the longest river of {ref}?",
-        "Which river is the longest in {ref}?",
-    ),
-    "mountain": (
-        "What is the highest mountain of {ref}?",
-        "Which peak rises highest in {ref}?",
-    ),
-    "export": (
-        "What does {ref} mainly export?",
-        "Which goods does {ref} sell abroad most of all?",
-    ),
-    "currency": (
-        "Which money is used in {ref}?",
-        "What is the currency of {ref}?",
-    ),
-    "language": (
-        "Which language do people speak in {ref}?",
-        "What is the language of {ref}?",
-    ),
-    "animal": (
-        "What is the national animal of {ref}?",
-        "Which animal stands for {ref}?",
-    ),
-}
-#: What points at a picture.
-REFERENCES = (
-    "the country with this flag",
-    "the country that flies this flag",
-    "the nation this flag belongs to",
-    "the state whose flag is shown here",
-    "this country",
-    "the land in the picture",
-)
 
 
 def question(rng: random.Random, fact: str, reference: str) -> tuple[str, str]:

@@ -8,6 +8,7 @@ and ``truth/queries.jsonl`` what each query with a picture should be rewritten t
 from __future__ import annotations
 
 import json
+import multiprocessing
 import random
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -42,57 +43,7 @@ _KINDS = ("flat", "entry", "description", "geography", "economy", "flag-geograph
 _JPEG_QUALITY = 90
 
 
-#: M-BEIR task code -> what the query asks to be found, four wordings a task as in M-BEIR's table.
-INSTRUCTIONS: dict[int, tuple[str, ...]] = {
-    0: (
-        "Find the picture of the flag described.",
-        "Which flag matches this description?",
-        "Retrieve the flag that fits the words.",
-        "Show the flag these words describe.",
-    ),
-    1: (
-        "Find the passage that answers the question.",
-        "Retrieve the text with the answer.",
-        "Which passage tells this about the country?",
-        "Give the article that answers this.",
-    ),
-    2: (
-        "Find the entry, with its flag, that answers the question.",
-        "Which illustrated entry has the answer?",
-        "Retrieve the entry and flag of the country asked about.",
-        "Give the illustrated article that answers this.",
-    ),
-    3: (
-        "Find the description of this flag.",
-        "Which text describes the flag shown?",
-        "Retrieve the words that fit this flag.",
-        "Give the description that matches the picture.",
-    ),
-    4: (
-        "Find the drawing of the flag in this photo.",
-        "Which flag is photographed here?",
-        "Retrieve the same flag as a drawing.",
-        "Match this photo with its flag.",
-    ),
-    6: (
-        "Find the passage that answers the question about the flag shown.",
-        "Which text has the answer for this flag's country?",
-        "Retrieve the article on the country of this flag that answers the question.",
-        "Give the passage that tells this about the pictured flag.",
-    ),
-    7: (
-        "Find the flag that results from the change.",
-        "Which flag is like this one but for the change asked for?",
-        "Retrieve the flag after the modification.",
-        "Show the flag the request describes.",
-    ),
-    8: (
-        "Find the entry, with its flag, that answers the question about this photo.",
-        "Which illustrated entry belongs to the flag photographed?",
-        "Retrieve the entry and flag for the question about this picture.",
-        "Give the illustrated article on the country of this flag.",
-    ),
-}
+INSTRUCTIONS: dict[int, list[str]] = language.WORDS["instructions"]
 
 
 @dataclass(frozen=True)
@@ -197,11 +148,6 @@ POOLS: dict[int, tuple[str, ...]] = {
 
 # -- queries ----------------------------------------------------------------------------------
 
-_SEARCHES = (
-    "{seen}", "a flag with {seen}", "looking for a flag: {seen}", "which flag shows {seen}?",
-    "picture of a flag, {seen}",
-)  # fmt: skip
-
 
 def _question(
     config: WorldConfig, task: int, country: Country, reference: str
@@ -224,7 +170,7 @@ def _text_query(config: WorldConfig, task: int, country: Country) -> tuple[str, 
         return text, did(_half_kind(fact), country.index)
     seen = language.human_description(rng, country.flag)
     if task == 0:
-        return rng.choice(_SEARCHES).format(seen=seen), did("flat", country.index)
+        return rng.choice(language.WORDS["searches"]).format(seen=seen), did("flat", country.index)
     _, text, _ = _question(config, task, country, f"the country whose flag shows {seen}")
     return text, did("entry", country.index)
 
@@ -296,7 +242,9 @@ def _write_pictures(config: WorldConfig, root: Path, country: Country) -> None:
 
 def _draw_all(config: WorldConfig, root: Path, countries: list[Country], workers: int) -> None:
     work = partial(_write_pictures, config, root)
-    with ProcessPoolExecutor(workers) if workers > 1 else ThreadPoolExecutor(1) as pool:
+    # Spawned: a process that is forked beside torch's threads may wait for them for ever.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn) if workers > 1 else ThreadPoolExecutor(1) as pool:
         list(pool.map(work, countries, chunksize=100))
 
 
@@ -386,7 +334,7 @@ def write_world(root: Path, config: WorldConfig, workers: int = 1) -> list[Count
     for split in SPLITS:
         _write_split(root, split, by_split[split])
     rows = [
-        InstructionRow(*TASKS[task], DATASET, DATASET_ID, prompts)
+        InstructionRow(*TASKS[task], DATASET, DATASET_ID, tuple(prompts))
         for task, prompts in INSTRUCTIONS.items()
     ]
     write_instructions(root / "instructions" / "query_instructions.tsv", rows)

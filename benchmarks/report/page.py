@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, final
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, final
 
 import jsonargparse
 
@@ -14,110 +17,87 @@ from augment.enrichment.command import entry
 from augment.errors import DataError
 from augment.files import say, write_text
 from augment.records import Side
+from augment.store import page
 from augment.store.keys import Recipe
-from augment.store.page import environment
 from benchmarks.report.gallery import Gallery
 from benchmarks.report.runs import SIDES, OpenedRun, moves, open_run, pick
 from retrievers.evaluation.compare import compare
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 
 #: Cards in each gallery.
 EXAMPLES = 8
-#: Ranks are drawn exactly up to here, and behind it in classes of half an octave.
-EXACT = 10
-#: Side of the square of ranks in SVG units, and room for its labels on the left and on top.
-SIDE, LEFT, TOP = 300.0, 62.0, 18.0
+
+#: Ranks of the first relevant candidate of a query in two runs; None is "not found".
+Ranks = tuple[int | None, int | None]
 
 
 @final
-class Dot(NamedTuple):
-    """Queries with these ranks in both runs: a place in SVG units, a radius, and what it says."""
-
-    x: float
-    y: float
-    radius: float
-    tone: str
-    label: str
-
-
-@final
-class Scatter(NamedTuple):
-    """Ranks before (across) and after (up, the first rank on top).
+class RankMoves(NamedTuple):
+    """Queries by what became of their first relevant candidate, from one run to another.
 
     Attributes:
-        dots: the largest first, so that small ones stay visible.
-        ticks: place along an axis and its label.
-        better: queries whose relevant candidate moved up.
-        same: those that it did not move for.
-        worse: those that it moved down for.
-        to_first: those that it newly came first for.
-        from_first: those that it is no longer first for.
-        depth: hits per query of the runs.
+        better: queries for which it moved up.
+        same: those for which it did not move.
+        worse: those for which it moved down.
+        to_first: those for which it newly came first.
+        from_first: those for which it is no longer first.
     """
 
-    dots: Sequence[Dot]
-    ticks: Sequence[tuple[float, str]]
     better: int
     same: int
     worse: int
     to_first: int
     from_first: int
-    depth: int
 
-    @property
-    def summary(self) -> str:
-        """In words; also what a screen reader says of the chart."""
+    @classmethod
+    def of(cls, ranks: Iterable[Ranks]) -> RankMoves:
+        """Counted."""
+        pairs = list(ranks)
+        gains = [1 / (b or math.inf) - 1 / (a or math.inf) for a, b in pairs]
+        return cls(
+            sum(gain > 0 for gain in gains), gains.count(0), sum(gain < 0 for gain in gains),
+            sum(a != 1 and b == 1 for a, b in pairs), sum(a == 1 and b != 1 for a, b in pairs),
+        )  # fmt: skip
+
+    def __str__(self) -> str:
         return (
             f"better for {self.better:,} queries, the same for {self.same:,}, worse for "
             f"{self.worse:,}; newly first {self.to_first:,}, no longer first {self.from_first:,}"
         )
 
 
-def _class(rank: int | None) -> int | None:
-    """The lowest rank of a rank's class."""
-    if rank is None or rank <= EXACT:
-        return rank
-    step = math.floor(2 * math.log2(rank / EXACT))
-    return max(EXACT + 1, math.ceil(EXACT * 2 ** (step / 2)))
-
-
-def scatter(ranks: Iterable[tuple[int | None, int | None]], depth: int) -> Scatter:
-    """Ranks of the first relevant candidate in two runs.
+def scatter(ranks: Iterable[Ranks], depth: int, names: tuple[str, str]) -> Figure:
+    """Ranks in two runs against each other, the first rank at the top left.
 
     Args:
-        ranks: of every query, in the first and the second run; None is "not found".
-        depth: hits per query.
+        ranks: of every query.
+        depth: hits per query; "not found" stands apart from the last rank.
+        names: of the runs.
     """
-    pairs = list(ranks)
-    counts = Counter((_class(a), _class(b)) for a, b in pairs)
+    from matplotlib.figure import Figure
+
+    counts = Counter(ranks)
+    far = 1.6 * (depth + 1)
+    places = [[rank or far for rank in pair] for pair in counts]
+    colours = ["#8a939c" if a == b else ("#0072b2" if b < a else "#d55e00") for a, b in places]
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.add_subplot()
     most = max(counts.values(), default=1)
-    far = depth + 1
-    end = math.log(far * 1.6)  # "not found" stands apart from the last rank
-
-    def place(rank: int | None) -> float:
-        return SIDE * (1.0 if rank is None else math.log(rank) / end)
-
-    dots = []
-    for (a, b), count in counts.most_common():
-        tone = "same" if a == b else ("up" if (b or far) < (a or far) else "down")
-        label = f"{count:,} queries: {_told(a)} before, {_told(b)} after"
-        radius = 2.2 + 11 * math.sqrt(count / most)
-        dots.append(Dot(LEFT + place(a), TOP + place(b), radius, tone, label))
-    ticks = [(place(rank), str(rank)) for rank in (1, 2, 5, 10, 20, 50, 100) if rank <= depth]
-    moved = Counter(
-        "same" if a == b else ("up" if (b or far) < (a or far) else "down") for a, b in pairs
-    )
-    return Scatter(
-        dots, [*ticks, (SIDE, "none")], moved["up"], moved["same"], moved["down"],
-        sum(a != 1 and b == 1 for a, b in pairs), sum(a == 1 and b != 1 for a, b in pairs), depth,
-    )  # fmt: skip
-
-
-def _told(rank: int | None) -> str:
-    if rank is None:
-        return "not found"
-    return f"rank {rank}" if rank <= EXACT else f"rank {rank} or a little later"
+    sizes = [10 + 340 * count / most for count in counts.values()]
+    across, down = zip(*places, strict=True)
+    axes.scatter(across, down, s=sizes, c=colours, alpha=0.8)
+    ticks = [rank for rank in (1, 2, 5, 10, 20, 50, 100) if rank <= depth]
+    axes.set(xscale="log", yscale="log", xlabel=names[0], ylabel=names[1])
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks([*ticks, far], [*map(str, ticks), "none"], color="#808080")
+        axis.minorticks_off()
+        axis.label.set_color("#808080")
+    axes.invert_yaxis()
+    return figure
 
 
 def write_report(
@@ -164,11 +144,16 @@ def write_report(
                     for better in (True, False))  # fmt: skip
     depth = max((len(hits) for task in tasks.values() for run in task.hits
                  for hits in run.values()), default=1)  # fmt: skip
-    template = environment().from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    template = page.environment().from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    ranks = [(one.first, one.second) for one in moved]
     html = template.render(
         names=names,
         comparison=comparison,
-        scatter=scatter(((one.first, one.second) for one in moved), depth),
+        ranks=RankMoves.of(ranks),
+        chart=_drawn(scatter(ranks, depth, names)),
+        depth=depth,
+        thumbnail=cache(partial(page.thumbnail, found)),
+        compare=page.compare,
         wins=wins,
         losses=losses,
         provenance=[_provenance(name, run, side)
@@ -180,6 +165,12 @@ def write_report(
     )  # fmt: skip
     write_text(out, html, DataError)
     say(out)
+
+
+def _drawn(figure: Figure) -> page.DataUri:
+    sink = io.BytesIO()
+    figure.savefig(sink, format="svg", transparent=True)
+    return page.DataUri(f"data:image/svg+xml;base64,{base64.b64encode(sink.getvalue()).decode()}")
 
 
 def _names(first: Path, second: Path) -> tuple[str, str]:

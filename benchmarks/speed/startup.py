@@ -23,7 +23,7 @@ from retrievers.evaluation.run_files import write_run
 
 #: Modules and their verbs.
 COMMANDS: dict[str, tuple[str, ...]] = {
-    "augment": ("retry", *(verb.__name__ for verb in augment_verbs)),
+    "augment": tuple(augment_verbs),
     "retrievers": tuple(retrievers_verbs),
     "augment.corpus": (),
     "augment.queries": (),

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jsonargparse
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from augment.data import write_qrels
@@ -25,8 +24,7 @@ from retrievers.evaluation.mmeb import Score, rank_lists, record, score_subset, 
 from retrievers.evaluation.run_files import writing_run
 from retrievers.models.base import Encoder
 from retrievers.models.load import load_weights
-from retrievers.vectors.embed import embed_contents
-from retrievers.vectors.rows import Embeddings, item_keys
+from retrievers.vectors.embed import embed_contents, kept_room, plain_settings
 from retrievers.vectors.store import SHARD_SECONDS, EmbeddingWriter
 
 
@@ -75,11 +73,17 @@ def evaluate_mmeb(
         load_weights(model, ckpt_path)
     model.to(torch.device(device))
     scores = []
-    vectors = _Vectors(model, images, embeddings or out / "embeddings", batch_size)
     for name in subsets or names:
         subset = read_subset(root, name, limit)
-        queries = vectors.of(name, "query", subset.queries, subset.qid)
-        found = vectors.of(name, "corpus", subset.candidates, subset.did)
+        sides: dict[Side, dict[str, Target]] = {
+            "query": {subset.qid(row): one for row, one in enumerate(subset.queries)},
+            "corpus": {subset.did(row): one for row, one in enumerate(subset.candidates)},
+        }
+        folder = (embeddings or out / "embeddings") / name
+        queries, found = (
+            _embedded(model, side, targets, images, folder, batch_size)
+            for side, targets in sides.items()
+        )
         run = rank_lists(subset, queries, found)
         with writing_run(out / f"{name}.local.trec", run.cut(depth), "mmeb"):
             scores.append(score_subset(subset, run))
@@ -93,54 +97,33 @@ def evaluate_mmeb(
     return scores
 
 
-class _Vectors:
-    """Embeds a side of a data set, but for what an earlier run left in the folder."""
-
-    def __init__(self, model: Encoder, images: Path, folder: Path, batch_size: int) -> None:
-        self._model, self._images, self._folder = model, images, folder
-        self._size = batch_size
-        # The texts are the data's own; they count by item.
-        self._made_by = model.fingerprint({})
-        told = {name: json.dumps(value, default=str) for name, value in model.settings().items()}
-        self._made_with = told
-
-    def of(
-        self, name: str, side: Side, targets: Sequence[Target], label: Callable[[int], str]
-    ) -> np.ndarray:
-        folder, shown = self._folder / name / side, printable(name)
-        made = self._made_by, self._made_with
-        writer = EmbeddingWriter(folder, *made, "float32", shard_seconds=SHARD_SECONDS)
-        for shard, problem in writer.damaged.items():
-            say(
-                f"shard {shard} of {printable(str(folder))} is embedded again: {problem}",
-                sys.stderr,
-            )
-        items = (
-            Content(label(row), target.text, (target.image,) if target.image else ())
-            for row, target in enumerate(targets)
-        )
-        room = Embeddings(
-            len(targets),
-            writer,
-            item_keys(items, self._images),
-            lambda rows: [label(row) for row in rows],
-        )
-        missing = room.missing()
-        if len(missing) < len(targets):
-            kept = len(targets) - len(missing)
-            say(f"{shown}: {kept} of {len(targets)} {side} vectors were there", sys.stderr)
-        starts = range(0, len(missing), self._size)
-        for start in tqdm(starts, desc=f"{shown} {side}", leave=False, disable=None):
-            rows = missing[start : start + self._size]
-            contents = [self._content(targets[row]) for row in rows]
-            found = embed_contents(self._model, contents, side, f"{name} {side}")
-            room.put(torch.from_numpy(rows), found)
-        room.finish()
-        return room.vectors.numpy()
-
-    def _content(self, target: Target) -> tuple[str | None, Image.Image | None]:
-        picture = open_image(self._images, target.image) if target.image else None
-        return target.text, picture
+def _embedded(
+    model: Encoder, side: Side, targets: dict[str, Target], images: Path, folder: Path, size: int
+) -> np.ndarray:
+    """Vectors of one side of a data set by id, but for what an earlier run left in its folder."""
+    names, items = list(targets), list(targets.values())
+    contents = (Content(n, t.text, (t.image,) if t.image else ()) for n, t in targets.items())
+    writer = EmbeddingWriter(
+        folder / side,
+        model.fingerprint({}),  # the texts are the data's own; they count by item
+        plain_settings(model),
+        "float32",
+        shard_seconds=SHARD_SECONDS,
+    )
+    room = kept_room(writer, contents, images, lambda rows: [names[row] for row in rows])
+    missing, where = room.missing(), f"{printable(folder.name)} {side}"
+    if len(missing) < len(items):
+        kept = len(items) - len(missing)
+        say(f"{where}: {kept} of {len(items)} vectors were there", sys.stderr)
+    for start in tqdm(range(0, len(missing), size), desc=where, leave=False, disable=None):
+        rows = missing[start : start + size]
+        shown = [
+            (one.text, open_image(images, one.image) if one.image else None)
+            for one in (items[row] for row in rows)
+        ]
+        room.put(torch.from_numpy(rows), embed_contents(model, shown, side, where))
+    room.finish()
+    return room.vectors.numpy()
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -203,26 +203,6 @@ class PairDataset(Dataset[PairExample]):
         return Candidate(self._reader.candidate(item, row, draw), item.id, score)
 
 
-@final
-class ItemDataset(Dataset[Example]):
-    """Things to embed, in order.
-
-    Args:
-        size: how many.
-        example: makes the example of a row.
-    """
-
-    def __init__(self, size: int, example: Callable[[int], Example]) -> None:
-        self._size = size
-        self._example = example
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __getitem__(self, row: int) -> Example:
-        return self._example(int(row))
-
-
 def training_queries(
     root: DataRoot,
     tasks: Collection[int] | None,

@@ -19,7 +19,6 @@ from augment.records import OwnPicture, Query, Side
 from augment.views import TextView
 from retrievers.data.datasets import (
     CandidateBook,
-    ItemDataset,
     OnBadImage,
     PairDataset,
     Reader,
@@ -33,8 +32,8 @@ from retrievers.data.mixtures import Mixture
 from retrievers.data.negatives import NegativesConfig
 from retrievers.data.pictures import ImageLoader
 from retrievers.data.plan import (
-    Embedder,
     Plan,
+    PlanItems,
     PositiveConfig,
     SearchedModality,
     plan_test,
@@ -85,8 +84,8 @@ class SearchConfig:
         split: query split.
         union: also search the union of all pools.
         depth: hits per query in the run files.
-        index: exact, faiss (flat), or a factory string of faiss such as IVF1024,PQ64; approximate
-            ones print their true recall against exact search.
+        index: exact, or a factory string of faiss such as IVF1024,PQ64; approximate ones print
+            their true recall against exact search.
         index_parameters: of faiss, such as nprobe=32.
         positives: what becomes of positives that a pool lacks or that are of another data set.
         own_picture: keep ranks candidates that show the query's own picture, as UniIR does; file
@@ -332,11 +331,7 @@ class MBeirData:
             collator: of the model.
             rows: only these; None takes all.
         """
-        embedder = Embedder(plan, self.reader(collator))
-        example, size = embedder.candidate, len(plan)
-        if side == "query":
-            example, size = embedder.query, len(plan.queries)
-        items = ItemDataset(size, example)
+        items = PlanItems(plan, side, self.reader(collator))
         return DataLoader(
             # An array does for a sequence, at a quarter of the memory.
             items if rows is None else Subset(items, cast("Any", rows)),

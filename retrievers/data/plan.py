@@ -13,6 +13,7 @@ from unicodedata import normalize
 
 import numpy as np
 from jaxtyping import Int64
+from torch.utils.data import Dataset
 
 from augment.data import DataRoot, grades_of, read_qrels
 from augment.data.images import content_hash, resolve
@@ -189,46 +190,52 @@ class Plan:
             self.pools["union"] = np.arange(len(self), dtype=np.int64)
 
 
-@dataclass(frozen=True)
-class Embedder:
-    """Examples of a plan's rows; a plain object, so that loader processes can have it."""
+@final
+class PlanItems(Dataset[Example]):
+    """Examples of one side of a plan, by row; goes into loader processes.
 
-    plan: Plan
-    reader: Reader
+    Args:
+        plan: what is embedded.
+        side: corpus or query.
+        reader: renders and loads.
+    """
 
-    def candidate(self, row: int) -> Example:
-        """Example of one candidate."""
-        return self.reader.candidate(self.plan.item(row), row)
+    def __init__(self, plan: Plan, side: Side, reader: Reader) -> None:
+        self._plan, self._side, self._reader = plan, side, reader
 
-    def query(self, row: int) -> Example:
-        """Example of one query."""
-        query, target = self.plan.queries[row]
-        return self.reader.query(query, target, None, row)
+    def __len__(self) -> int:
+        return len(self._plan if self._side == "corpus" else self._plan.queries)
 
-    def contents(self, side: Side) -> Iterator[Content]:
-        """What the encoder sees of each row of one side; no picture is opened."""
-        recipe = self.reader.recipe
-        if side == "corpus":
-            for item in self.plan.catalog.items():
+    def __getitem__(self, row: int) -> Example:
+        if self._side == "corpus":
+            return self._reader.candidate(self._plan.item(int(row)), int(row))
+        query, target = self._plan.queries[row]
+        return self._reader.query(query, target, None, int(row))
+
+    def contents(self) -> Iterator[Content]:
+        """What the encoder sees of each row; no picture is opened."""
+        recipe = self._reader.recipe
+        if self._side == "corpus":
+            for item in self._plan.catalog.items():
                 yield Content(item.id, recipe.candidate(item), item.images)
             return
-        rows = range(len(self.plan.queries))
-        for (query, target), name in zip(self.plan.queries, self.names(side, rows), strict=True):
+        names = self.names(range(len(self)))
+        for (query, target), name in zip(self._plan.queries, names, strict=True):
             yield Content(name, recipe.query(query, target), query.item.images)
 
-    def names(self, side: Side, rows: Sequence[int]) -> list[str]:
+    def names(self, rows: Sequence[int]) -> list[str]:
         """Ids under which the vectors of some rows are kept.
 
         A query is named after its task too, because its instruction depends on it.
         """
-        if side == "corpus":
-            ids: list[str] = self.plan.catalog.names(np.asarray(rows, np.int64)).to_pylist()
+        if self._side == "corpus":
+            ids: list[str] = self._plan.catalog.names(np.asarray(rows, np.int64)).to_pylist()
             return ids
-        return [f"{self._tasks[row]}/{self.plan.queries[row][0].item.id}" for row in rows]
+        return [f"{self._tasks[row]}/{self._plan.queries[row][0].item.id}" for row in rows]
 
     @cached_property
     def _tasks(self) -> list[str]:
-        return [task.name for task in self.plan.tasks for _ in task.queries]
+        return [task.name for task in self._plan.tasks for _ in task.queries]
 
 
 def plan_pools(root: DataRoot) -> Plan:

@@ -28,6 +28,8 @@ from retrievers.evaluation.versions import source_commit, versions
 _UNIIR = re.compile(
     r"mbeir_(.+?)_task([0-8])_(single|union)_pool_(\w+?)_k\d+_run\.txt(?:\.gz|\.zst)?"
 )
+#: What a cascade leaves beside its runs; ``runs`` has what their first stage found.
+CASCADE = "cascade.json"
 #: CIRR reports its subset recall at these.
 _SUBSET_KS = (1, 2, 3)
 
@@ -75,20 +77,24 @@ class Evaluated:
     cost: Mapping[str, float]
 
     def table(self) -> str:
-        """Markdown with the mean of each pool, scores in per cent."""
+        """Markdown with the mean of each pool, scores in per cent; of a cascade with its cap."""
         names = list(self.rows[0]["metrics"])
         lines: list[list[object]] = []
+        capped = any("cap" in row for row in self.rows)
         for row in self.rows:
             dataset, task = row["dataset"], row["task"]
             title = dataset if task is None else f"{dataset} task {task}"
             shown = [f"{100 * row['metrics'].get(name, 0):.2f}" for name in names]
+            if capped:
+                shown.insert(0, _cap_told(row.get("cap")))
             lines.append([title, row["pool"], row["queries"], row["missing"], *shown])
         for pool, mean in self.mean.items():
             count = sum(row["pool"] == pool for row in self.rows)
             if count > 1:
                 shown = [f"{100 * value:.2f}" for value in mean.values()]
-                lines.append([f"mean of {count}", pool, "", "", *shown])
-        told = markdown(["run", "pool", "queries", "missing", *names], lines, 2)
+                lines.append([f"mean of {count}", pool, *[""] * (2 + capped), *shown])
+        cap = ["first stage's recall@n"] * capped
+        told = markdown(["run", "pool", "queries", "missing", *cap, *names], lines, 2)
         lacking = missing_rows({(row["dataset"], row["task"]) for row in self.rows})
         if lacking:
             told += f"\n\nThe mean lacks {', '.join(lacking)} of M-BEIR's 16 rows."
@@ -243,7 +249,18 @@ def _row(source: _Source, asked: _Asked) -> dict[str, Any]:
     means = shown if source.task is None else {REPORTED: means[reported], **shown}
     if asked.lists is not None:
         means |= _subset_scores(table, judged, asked.lists, asked.short, str(source.run))
-    return _record(source, table, scores, means)
+    record = _record(source, table, scores, means)
+    cascade = source.run.with_name(CASCADE)
+    if cascade.is_file() and (cap := read_json(cascade).get("runs", {}).get(source.run.name)):
+        record["cap"] = cap
+    return record
+
+
+def _cap_told(cap: Mapping[str, Any] | None) -> str:
+    if cap is None:
+        return "-"
+    depth = cap["depth"]
+    return f"{100 * cap[f'recall@{depth}']:.2f} @{depth}"
 
 
 def _subset_scores(

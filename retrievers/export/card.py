@@ -5,7 +5,6 @@ Its text is ``card.md.jinja``.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from augment.enrichment.export import Shown, provenance
+from augment.enrichment.export import NAMES, Shown
 from augment.records import Side
-from augment.store.page import visible
+from augment.store.page import inline
 from retrievers.evaluation.protocol import TASK_NAMES
 
 if TYPE_CHECKING:
@@ -82,15 +81,15 @@ def _safe(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_safe(inner) for inner in value]
     if isinstance(value, str):
-        return re.sub(r"[`|<>\[\]\s]+", " ", visible(value)).strip()
+        return inline(value)
     return value
 
 
 def _recipes(trained: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]:
     for side in _SIDES:
-        recipe = data.get(f"{side}_recipe")
+        recipe, view = data.get(f"{side}_recipe"), trained.get(side, "").partition(":")[0]
         if isinstance(recipe, Mapping) and recipe:
-            yield from provenance(side, Shown(trained.get(side, "").partition(":")[0], recipe))
+            yield from Shown(NAMES[side], view, recipe).provenance().splitlines()
 
 
 def _eval_results(metrics: Mapping[str, Any] | None) -> Iterator[EvalResult]:

@@ -13,21 +13,31 @@ Needs the extra ``mteb`` (``pip install 'reasoning-augmented-retrieval[mteb]'``)
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import numpy as np
-import torch
 
 from augment.errors import DataError
 from retrievers.models.base import Encoder
 from retrievers.vectors.embed import embed_contents
 
-if TYPE_CHECKING:
-    from mteb.models.model_meta import ModelMeta
+try:
+    from mteb.models.abs_encoder import AbsEncoder
+    from mteb.models.model_meta import ModelMeta, ScoringFunction
+except ImportError as error:
+    raise DataError(
+        "mteb is not installed; pip install 'reasoning-augmented-retrieval[mteb]'"
+    ) from error
+
+#: What mteb asks of a model and nobody knows of a checkpoint.
+_UNKNOWN = (
+    "loader", "release_date", "languages", "memory_usage_mb", "max_tokens", "embed_dim", "license",
+    "open_weights", "public_training_code", "public_training_data", "training_datasets",
+)  # fmt: skip
 
 
 @final
-class MtebEncoder:
+class MtebEncoder(AbsEncoder):
     """A retriever as mteb calls it.
 
     The task's instruction stands before a query's text, never before a candidate's, as the
@@ -38,9 +48,6 @@ class MtebEncoder:
         name: ``organization/model``, under which mteb files the results.
         revision: of the weights, for the record.
         instructions: put the task's instruction before queries.
-
-    Raises:
-        DataError: if mteb is not installed.
     """
 
     def __init__(
@@ -52,12 +59,18 @@ class MtebEncoder:
     ) -> None:
         self.retriever = retriever
         self._instructions = instructions
-        self._meta = _meta(retriever, name, revision)
-
-    @property
-    def mteb_model_meta(self) -> ModelMeta:
-        """What mteb writes beside the scores."""
-        return self._meta
+        unknown: dict[str, Any] = dict.fromkeys(_UNKNOWN)
+        #: What mteb writes beside the scores; vectors are unit vectors.
+        self.mteb_model_meta = ModelMeta(
+            **unknown,
+            name=name,
+            revision=revision,
+            n_parameters=sum(parameter.numel() for parameter in retriever.parameters()),
+            framework=["PyTorch"],
+            similarity_fn_name=ScoringFunction.from_str("cosine"),
+            use_instructions=True,
+            modalities=["text", "image"],
+        )
 
     def encode(
         self,
@@ -95,16 +108,6 @@ class MtebEncoder:
         ]
         return np.concatenate(parts)
 
-    def similarity(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
-        """Inner products of all pairs; cosines, as the vectors are unit vectors."""
-        first, second = (torch.as_tensor(part) for part in (embeddings1, embeddings2))
-        return first.reshape(-1, first.shape[-1]) @ second.reshape(-1, second.shape[-1]).T
-
-    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
-        """Inner products of corresponding pairs."""
-        first, second = (torch.as_tensor(part) for part in (embeddings1, embeddings2))
-        return (first * second).sum(dim=-1)
-
 
 def _contents(
     batch: Mapping[str, Any], instruction: str, task: str
@@ -124,33 +127,3 @@ def _instruction(metadata: Any) -> str:
     prompt = metadata.prompt
     found = prompt.get("query", "") if isinstance(prompt, dict) else prompt
     return (found or "").strip()
-
-
-def _meta(retriever: Encoder, name: str, revision: str) -> ModelMeta:
-    try:
-        from mteb.models.model_meta import ModelMeta, ScoringFunction
-    except ImportError as error:
-        raise DataError(
-            "mteb is not installed; pip install 'reasoning-augmented-retrieval[mteb]'"
-        ) from error
-    size = sum(parameter.numel() for parameter in retriever.parameters())
-    return ModelMeta(
-        loader=None,
-        name=name,
-        revision=revision,
-        release_date=None,
-        languages=None,
-        n_parameters=size,
-        memory_usage_mb=None,
-        max_tokens=None,
-        embed_dim=None,
-        license=None,
-        open_weights=None,
-        public_training_code=None,
-        public_training_data=None,
-        framework=["PyTorch"],
-        similarity_fn_name=ScoringFunction.from_str("cosine"),
-        use_instructions=True,
-        training_datasets=None,
-        modalities=["text", "image"],
-    )

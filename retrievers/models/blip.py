@@ -13,7 +13,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 from torch.nn import functional
 
-from augment.errors import DataError, EngineError, MismatchError
+from augment.errors import DataError, EngineError
 from augment.records import Side
 from retrievers.models.base import Encoded, Encoder, unwritten
 from retrievers.models.clip import ATTENTIONS, Attention
@@ -23,8 +23,46 @@ from retrievers.models.inputs import Inputs, Processor, scatter
 _TEMPERATURE, _COLDEST, _HOTTEST = 0.07, 0.001, 0.5
 
 
+class _Blip:
+    """What fusions of a BLIP have in common: its towers and processor, and its temperature."""
+
+    blip: _Towers
+    temp: nn.Parameter
+    _processor: Processor
+
+    def take(
+        self, name: str, random_init: bool, image_size: int | None, context: int, recompute: bool
+    ) -> Any:
+        """Load the model; it, for what a fusion needs besides."""
+        model, self._processor = load_blip(name, random_init, image_size, context)
+        self.config = model.config
+        self.blip = _Towers(model, self._processor, recompute)
+        self.temp = nn.Parameter(torch.tensor(_TEMPERATURE))
+        return model
+
+    def collator(self) -> Processor:
+        """Word pieces; pictures squashed to the model's size, in training too.
+
+        UniIR crops, flips and changes colours in training.
+        """
+        return self._processor
+
+    def scale(self) -> Float[Tensor, ""]:
+        """One by the temperature."""
+        return 1 / self.temp
+
+    def hold(self) -> None:
+        """Hold the temperature."""
+        with torch.no_grad():
+            self.temp.clamp_(_COLDEST, _HOTTEST)
+
+    def check(self, batch: Inputs) -> None:
+        """Refuse what cannot be read; see :meth:`Inputs.check`."""
+        batch.check(int(self.blip.vision_model.config.image_size))
+
+
 @final
-class BlipScoreFusion(Encoder):
+class BlipScoreFusion(_Blip, Encoder):
     """UniIR's BLIP-SF: the sum of both towers' projected class tokens, then L2-normalised.
 
     ``m_t * W_t text[CLS] + m_i * W_i image[CLS]``; a tower runs only on the items that need it.
@@ -59,9 +97,7 @@ class BlipScoreFusion(Encoder):
             "context": context, "width": width,
         }  # fmt: skip
         super().__init__(settings, truncate_dim)
-        model, self._processor = load_blip(model_name, random_init, image_size, context)
-        self.config = model.config
-        self.blip = _Towers(model, self._processor, gradient_checkpointing)
+        model = self.take(model_name, random_init, image_size, context, gradient_checkpointing)
         self.blip.text_proj, self.blip.vision_proj = (
             old if width in (None, old.out_features) else nn.Linear(old.in_features, width)
             for old in (model.text_proj, model.vision_proj)
@@ -70,18 +106,10 @@ class BlipScoreFusion(Encoder):
         # Texts do not look at pictures here.
         for name, parameter in self.blip.text_encoder.named_parameters():
             parameter.requires_grad_("crossattention" not in name)
-        self.temp = nn.Parameter(torch.tensor(_TEMPERATURE))
-
-    def collator(self) -> Processor:
-        """Word pieces; pictures squashed to the model's size, in training too.
-
-        UniIR crops, flips and changes colours in training.
-        """
-        return self._processor
 
     def whole(self, batch: Inputs, side: Side) -> Encoded:
         """Unit vectors; both sides share the towers."""
-        _check(batch)
+        self.check(batch)
         blip, parts = self.blip, []
         if len(batch.text_rows):
             states = blip.states(batch.texts).last_hidden_state[:, 0]
@@ -91,18 +119,9 @@ class BlipScoreFusion(Encoder):
             parts.append(scatter(batch.size, batch.image_rows, blip.vision_proj(states).float()))
         return unwritten(functional.normalize(torch.stack(parts).sum(0), dim=-1))
 
-    def scale(self) -> Float[Tensor, ""]:
-        """One by the temperature."""
-        return 1 / self.temp
-
-    def hold(self) -> None:
-        """Hold the temperature."""
-        with torch.no_grad():
-            self.temp.clamp_(_COLDEST, _HOTTEST)
-
 
 @final
-class BlipFeatureFusion(Encoder):
+class BlipFeatureFusion(_Blip, Encoder):
     """UniIR's BLIP-FF: the text encoder's pooled class token, with cross-attention to the picture.
 
     ``attention=masked`` runs the image tower on items with a picture only, and texts without one
@@ -140,9 +159,7 @@ class BlipFeatureFusion(Encoder):
         if attention not in ATTENTIONS:
             raise DataError(f"attention must be masked or uniir, got {attention!r}")
         self._attention = attention
-        model, self._processor = load_blip(model_name, random_init, image_size, context)
-        self.config = model.config
-        self.blip = _Towers(model, self._processor, gradient_checkpointing)
+        model = self.take(model_name, random_init, image_size, context, gradient_checkpointing)
         # BlipForImageTextRetrieval has no pooler; as in UniIR it starts fresh.
         from transformers import BlipTextModel
 
@@ -150,15 +167,10 @@ class BlipFeatureFusion(Encoder):
         pooled.load_state_dict({**pooled.state_dict(), **self.blip.text_encoder.state_dict()})
         self.blip.text_encoder = pooled.train()
         self.register_buffer("empty", self._processor.tokenize([""]), persistent=False)
-        self.temp = nn.Parameter(torch.tensor(_TEMPERATURE))
-
-    def collator(self) -> Processor:
-        """See :meth:`BlipScoreFusion.collator`."""
-        return self._processor
 
     def whole(self, batch: Inputs, side: Side) -> Encoded:
         """Unit vectors; both sides share the towers."""
-        _check(batch)
+        self.check(batch)
         texts = self.empty.expand(batch.size, -1).clone()
         texts[batch.text_rows] = batch.texts
         images = self.blip.tokens(batch.images) if len(batch.image_rows) else None
@@ -187,15 +199,6 @@ class BlipFeatureFusion(Encoder):
         every = blank if images is None else torch.cat([blank, images])
         fused: Tensor = self.blip.states(texts, every[places]).pooler_output.float()
         return fused
-
-    def scale(self) -> Float[Tensor, ""]:
-        """One by the temperature."""
-        return 1 / self.temp
-
-    def hold(self) -> None:
-        """Hold the temperature."""
-        with torch.no_grad():
-            self.temp.clamp_(_COLDEST, _HOTTEST)
 
 
 @final
@@ -232,23 +235,8 @@ class _Towers(nn.Module):
         )  # fmt: skip
 
     def tokens(self, images: Float[Tensor, "images 3 h w"]) -> Float[Tensor, "images tokens width"]:
-        """A picture's tokens, the class token first.
-
-        Raises:
-            MismatchError: if the pictures are of another size.
-        """
-        size = self.vision_model.config.image_size
-        if tuple(images.shape[-2:]) != (size, size):
-            raise MismatchError(
-                f"pictures of {images.shape[-2]} x {images.shape[-1]} pixels for a model that "
-                f"takes {size} x {size}; preprocess them with this retriever's own processor"
-            )
+        """A picture's tokens, the class token first."""
         return cast("Tensor", self.vision_model(pixel_values=images).last_hidden_state)
-
-
-def _check(batch: Inputs) -> None:
-    if not len(batch.text_rows) and not len(batch.image_rows):
-        raise ValueError("a batch needs at least one text or picture")
 
 
 @final

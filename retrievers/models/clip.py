@@ -19,7 +19,6 @@ from retrievers.models.inputs import Inputs, Processor, scatter
 from retrievers.models.long_text import LongText, fit_positions, lengthen, pool_windows
 from retrievers.models.towers import (
     TextTokens,
-    check_size,
     compile_blocks,
     encode_text,
     give_tokens,
@@ -122,7 +121,7 @@ class ClipScoreFusion(OpenClip, Encoder):
 
     def whole(self, batch: Inputs, side: Side) -> Encoded:
         """Unit vectors; both sides share the towers."""
-        _check(self.clip, batch)
+        batch.check(getattr(self.clip.visual, "image_size", None))
         vectors: Tensor | None = None
         if len(batch.text_rows):
             features = self._feature(encode_text(self.clip, batch.texts))
@@ -205,7 +204,7 @@ class ClipFeatureFusion(OpenClip, Encoder):
 
     def whole(self, batch: Inputs, side: Side) -> Encoded:
         """Unit vectors; both sides share the towers and the fusion."""
-        _check(self.clip, batch)
+        batch.check(getattr(self.clip.visual, "image_size", None))
         fused = self._published(batch) if self._attention == "uniir" else self._masked(batch)
         return unwritten(functional.normalize(fused.float(), dim=-1))
 
@@ -254,13 +253,6 @@ class ClipFeatureFusion(OpenClip, Encoder):
         """A picture's tokens stand where a text of full length would end, all of them there."""
         places = torch.arange(states.shape[1], device=states.device) + self.clip.context_length
         return states, places, states.new_ones(states.shape[:2], dtype=torch.bool)
-
-
-def _check(clip: Any, batch: Inputs) -> None:
-    if not len(batch.text_rows) and not len(batch.image_rows):
-        raise ValueError("a batch needs at least one text or picture")
-    if len(batch.image_rows):
-        check_size(clip, batch.images)
 
 
 def _adapter(inputs: int, outputs: int) -> nn.Module:

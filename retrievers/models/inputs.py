@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from augment.errors import DataError
+from augment.errors import DataError, MismatchError
 from augment.records import Side
 from retrievers.data.examples import Example
 
@@ -51,6 +51,26 @@ class Inputs(NamedTuple):
     def to(self, device: Any, **options: Any) -> Inputs:
         """The same on another device; ``options`` as :meth:`torch.Tensor.to` has them."""
         return Inputs(self.size, *(part.to(device, **options) for part in self[1:]))
+
+    def check(self, size: int | Sequence[int] | None) -> None:
+        """Refuse a batch with nothing to read, and pictures that the image tower cannot take.
+
+        Args:
+            size: height and width that it takes, or both in one; None takes any.
+
+        Raises:
+            ValueError: if there is neither text nor picture.
+            MismatchError: names both sizes.
+        """
+        if not len(self.text_rows) and not len(self.image_rows):
+            raise ValueError("a batch needs at least one text or picture")
+        wanted = (size, size) if isinstance(size, int) else tuple(size or ())
+        if len(self.image_rows) and wanted and tuple(self.images.shape[-2:]) != wanted:
+            raise MismatchError(
+                f"pictures of {self.images.shape[-2]} x {self.images.shape[-1]} pixels for a model "
+                f"that takes {wanted[0]} x {wanted[1]}; preprocess them with this retriever's own "
+                "processor"
+            )
 
 
 @final

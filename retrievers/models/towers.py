@@ -220,21 +220,6 @@ def length_groups(ends: Sequence[int]) -> list[list[int]]:
     return [order[:at], order[at:]]
 
 
-def check_size(clip: Any, images: Float[Tensor, "images 3 height width"]) -> None:
-    """Refuse pictures that the image tower cannot take.
-
-    Raises:
-        MismatchError: names both sizes.
-    """
-    wanted = getattr(clip.visual, "image_size", None)
-    size = (wanted, wanted) if isinstance(wanted, int) else tuple(wanted or ())
-    if size and tuple(images.shape[-2:]) != size:
-        raise MismatchError(
-            f"pictures of {images.shape[-2]} x {images.shape[-1]} pixels for a model that "
-            f"takes {size[0]} x {size[1]}; preprocess them with this retriever's own processor"
-        )
-
-
 def compile_blocks(clip: Any) -> None:
     """Compile block by block, in place: names in checkpoints stay, and blocks share one graph."""
     for module in clip.modules():

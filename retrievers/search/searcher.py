@@ -28,10 +28,10 @@ from augment.errors import DataError, ImageError, StoreError
 from augment.records import Hit, Item, Modality, one_picture
 from augment.store import Store
 from augment.views import TextView, open_view
-from retrievers.data.datasets import ItemDataset, Reader
+from retrievers.data.datasets import Reader
 from retrievers.data.examples import ItemCollator
 from retrievers.data.pictures import ImageLoader
-from retrievers.data.plan import Embedder, Plan
+from retrievers.data.plan import Plan, PlanItems
 from retrievers.data.texts import TextRecipe
 from retrievers.models.base import Encoder
 from retrievers.models.load import load, open_recipe
@@ -399,7 +399,7 @@ def _embed(
     """
     reader = Reader(recipe, ImageLoader(root.path, retriever.collator()), "skip")
     loader = DataLoader(
-        ItemDataset(len(plan), Embedder(plan, reader).candidate),
+        PlanItems(plan, "corpus", reader),
         batch_size=_BATCH,
         collate_fn=ItemCollator(retriever.collator(), "corpus"),
     )

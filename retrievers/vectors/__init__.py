@@ -16,20 +16,18 @@ def make_index(
     """Make an empty index.
 
     Args:
-        kind: ``exact`` (blocked matrix product), ``faiss`` (the same by its product), a factory
-            string such as ``IVF1024,Flat``, ``OPQ64,IVF4096,PQ64``, ``HNSW32`` or ``SQ8`` (int8),
-            or ``milvus:`` with a file (``milvus:vectors.db``) or a server (``milvus:http://host:19530``).
+        kind: ``exact`` (blocked matrix product), a factory string of faiss such as
+            ``IVF1024,Flat``, ``OPQ64,IVF4096,PQ64``, ``HNSW32`` or ``SQ8`` (int8), or ``milvus:``
+            with a file (``milvus:vectors.db``) or a server (``milvus:http://host:19530``).
         made_by: fingerprint of what makes the vectors.
         device: of the exact one; ``auto`` takes a graphics card where there is one.
         parameters: of an approximate search, such as ``nprobe=32``.
     """
-    if kind in ("exact", "faiss"):
+    if kind == "exact":
         import torch
 
         from retrievers.vectors.exact import MatrixIndex
 
-        if kind == "faiss":
-            return MatrixIndex(made_by, product="faiss")
         found = "cuda" if torch.cuda.is_available() else "cpu"
         return MatrixIndex(made_by, found if device == "auto" else device)
     if kind.startswith("milvus:"):

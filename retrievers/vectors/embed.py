@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from augment.files import say
 from augment.records import Side
 from retrievers.data.examples import Example, Items
 from retrievers.data.module import MBeirData
-from retrievers.data.plan import Embedder, Plan
+from retrievers.data.plan import Content, Plan, PlanItems
 from retrievers.data.texts import check_recipe
 from retrievers.evaluation.results import Lost
 from retrievers.models.audit import Audit, audit_plan
@@ -141,10 +141,10 @@ def embed(
     if cut is not None:
         say(cut.line(), sys.stderr)
     made_by = encoder.fingerprint(data.recipe.fingerprint)
-    embedder = Embedder(plan, data.reader(encoder.collator()))
+    reader = data.reader(encoder.collator())
     rooms = {
-        "corpus": _room(encoder, data, embedder, "corpus", len(plan), made_by, precision),
-        "query": _room(encoder, data, embedder, "query", len(plan.queries), made_by, precision),
+        side: _room(encoder, data, PlanItems(plan, side, reader), side, made_by, precision)
+        for side in SIDES
     }
     started, items, wanted = time.monotonic(), 0, data.embeddings
     with context:
@@ -202,33 +202,48 @@ def _autocast(precision: str, device: torch.device) -> AbstractContextManager[An
 
 
 def _room(
-    encoder: Encoder,
-    data: MBeirData,
-    embedder: Embedder,
-    side: Side,
-    size: int,
-    made_by: str,
-    precision: str,
+    encoder: Encoder, data: MBeirData, items: PlanItems, side: Side, made_by: str, precision: str
 ) -> Embeddings:
     """Room for the vectors of one side, in memory or in the folder with what is there already."""
     wanted = data.embeddings
     if wanted.folder is None:
-        return Embeddings(size)
-    plain = {name: json.dumps(value, default=str) for name, value in encoder.settings().items()}
+        return Embeddings(len(items))
     text = {f"text.{name}": value for name, value in data.recipe.fingerprint.items()}
     writer = EmbeddingWriter(
         Path(wanted.folder) / side,
         made_by,
-        {**plain, **text, "precision": precision},
+        {**plain_settings(encoder), **text, "precision": precision},
         wanted.dtype,
         wanted.shard_rows,
         wanted.shard_seconds,
     )
+    return kept_room(writer, items.contents(), data.root.path, items.names)
+
+
+def plain_settings(encoder: Encoder) -> dict[str, str]:
+    """What decides a vector besides the weights, as a folder of vectors tells it."""
+    return {name: json.dumps(value, default=str) for name, value in encoder.settings().items()}
+
+
+def kept_room(
+    writer: EmbeddingWriter,
+    contents: Iterable[Content],
+    root: Path,
+    names: Callable[[Sequence[int]], list[str]],
+) -> Embeddings:
+    """Room in a folder, with what is there already; says which shards were damaged.
+
+    Args:
+        writer: of the folder.
+        contents: of each row.
+        root: folder that paths of pictures are relative to.
+        names: ids of rows, as stored.
+    """
     for name, problem in writer.damaged.items():
         told = printable(f"shard {name} of {writer.folder} is embedded again: {problem}")
         say(told, sys.stderr)
-    keys = item_keys(embedder.contents(side), data.root.path)
-    return Embeddings(size, writer, keys, lambda rows: embedder.names(side, rows))
+    keys = item_keys(contents, root)
+    return Embeddings(len(keys), writer, keys, names)
 
 
 def _line(side: Side, room: Embeddings) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, final
+from typing import final
 
-import faiss
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 from torch.nn import functional
 
@@ -24,35 +23,24 @@ _SPARE = 16
 _GROUP = 64
 #: Queries with ties that are settled in one pass.
 _TIED = 64
-#: From so many queries on, faiss's product is faster on a processor: 1.3 times at 256, where at
-#: 128 it takes six times as long (measured with faiss 1.15, torch 2.15, a block of 50,000 x 768).
-_MANY = 256
-#: Candidates per product of torch; more of them leave the processor's cache.
-_TORCH_BLOCK = 4096
-#: Bytes in 32 bits of a block that faiss gets at once; smaller ones cost more heaps, larger ones
-#: only memory.
-_FAISS_BYTES = 1 << 27
+#: Candidates per product; more of them leave the processor's cache.
+_BLOCK = 4096
 
 
 @final
 class MatrixIndex(Index[Vectors]):
     """Exact search that reads each block of candidates once for all queries.
 
-    On a processor, many queries go through faiss, which keeps each product in the cache. A few
-    queries, and all of them on a graphics card, go through torch: a block's product is compared
-    with each query's k-th best so far by groups of 64 candidates, and only groups that can change
-    the answer are looked into. What either fetches is scored anew and ranked here, and where ties
-    may reach beyond it all rows are looked at again, so the answer is the same.
+    A block's product is compared with each query's k-th best so far by groups of 64 candidates, and
+    only groups that can change the answer are looked into. What is fetched is scored anew and
+    ranked here, and where ties may reach beyond it all rows are looked at again, so the answer is
+    the same on every device.
 
     Args:
         made_by: see :class:`~retrievers.vectors.index.Index`.
         device: where the products run; vectors stay where they are and move block by block.
-        query_block: queries per product of torch.
-        candidate_block: candidates read at a time; None: as many as suit the product.
-        product: what multiplies; ``auto`` chooses by device and number of queries.
-
-    Raises:
-        ValueError: if faiss is asked for on a graphics card, or there is no such product.
+        query_block: queries per product.
+        candidate_block: candidates per product.
     """
 
     def __init__(
@@ -60,15 +48,9 @@ class MatrixIndex(Index[Vectors]):
         made_by: str | None = None,
         device: str = "cpu",
         query_block: int = 2048,
-        candidate_block: int | None = None,
-        product: Literal["auto", "faiss", "torch"] = "auto",
+        candidate_block: int = _BLOCK,
     ) -> None:
         super().__init__(Vectors(), made_by)
-        if product not in ("auto", "faiss", "torch"):
-            raise ValueError(f"product {product!r} is none of auto, faiss, torch")
-        if product == "faiss" and device != "cpu":
-            raise ValueError(f"faiss multiplies on the processor, not on {device}; use torch")
-        self._product = product
         self._device = device
         self._query_block = query_block
         self._candidate_block = candidate_block
@@ -85,19 +67,11 @@ class MatrixIndex(Index[Vectors]):
         self, vectors: Float32[Tensor, "queries dim"], k: int
     ) -> tuple[Int64[np.ndarray, "queries k"], Float32[np.ndarray, "queries k"]]:
         """Rows and single-precision scores of the best ``k``, best first."""
-        auto = self._device == "cpu" and len(vectors) >= _MANY
-        if self._product == "faiss" or (self._product == "auto" and auto):
-            return self._fetch_by_faiss(vectors, k)
-        return self._fetch_by_torch(vectors, k)
-
-    def _fetch_by_torch(
-        self, vectors: Float32[Tensor, "queries dim"], k: int
-    ) -> tuple[Int64[np.ndarray, "queries k"], Float32[np.ndarray, "queries k"]]:
         queries = vectors.to(self._device)
         best = torch.full((len(queries), k), -torch.inf, device=self._device)
         rows = torch.zeros(len(queries), k, dtype=torch.int64, device=self._device)
         # One place for all products: fresh memory for each takes a processor long.
-        wide = min(self._candidate_block or _TORCH_BLOCK, len(self))
+        wide = min(self._candidate_block, len(self))
         space = torch.empty(min(self._query_block, len(queries)), wide, device=self._device)
         with full_precision():
             for start, block in self._on_device():
@@ -108,29 +82,8 @@ class MatrixIndex(Index[Vectors]):
                     _keep_best(product, start, best[part], rows[part])
         return rows.cpu().numpy(), best.cpu().numpy()
 
-    def _fetch_by_faiss(
-        self, vectors: Float32[Tensor, "queries dim"], k: int
-    ) -> tuple[Int64[np.ndarray, "queries k"], Float32[np.ndarray, "queries k"]]:
-        queries = np.ascontiguousarray(vectors.numpy())
-        best = torch.full((len(queries), k), -torch.inf)
-        rows = torch.zeros(len(queries), k, dtype=torch.int64)
-        size = self._candidate_block or max(_FAISS_BYTES // (4 * queries.shape[1]), 1)
-        for start, block in self.held.blocks(size):
-            found = faiss.knn(
-                queries,
-                torch.from_numpy(block).float().contiguous().numpy(),
-                min(k, len(block)),
-                metric=faiss.METRIC_INNER_PRODUCT,
-            )
-            scores, places = map(torch.from_numpy, found)
-            scores[places < 0] = -torch.inf  # fewer than k have a score that is a number
-            kept = torch.cat([best, scores], dim=1).topk(k, dim=1)
-            rows = torch.cat([rows, places + start], dim=1).gather(1, kept.indices)
-            best = kept.values
-        return rows.numpy(), best.numpy()
-
     def _on_device(self) -> Iterator[tuple[int, Float32[Tensor, "n dim"]]]:
-        for start, block in self.held.blocks(self._candidate_block or _TORCH_BLOCK):
+        for start, block in self.held.blocks(self._candidate_block):
             yield start, torch.from_numpy(block).to(self._device).float()
 
     def _settle_ties(
@@ -142,7 +95,7 @@ class MatrixIndex(Index[Vectors]):
     ) -> None:
         """Look at all rows where candidates that were not fetched may tie with the k-th."""
         floor = _lowest(vectors, found, k)
-        tied = np.nonzero(_may_tie(vectors, found, last, k))[0]
+        tied = np.nonzero(last >= floor)[0]
         for start in range(0, len(tied), _TIED):
             some = tied[start : start + _TIED]
             for query, rows in zip(some, self._above(vectors[some], floor[some]), strict=True):
@@ -165,24 +118,6 @@ class MatrixIndex(Index[Vectors]):
                 for query in np.unique(hits[:, 0]).tolist():
                     rows[query].append(hits[hits[:, 0] == query, 1] + start)
         return [np.concatenate(parts) for parts in rows]
-
-
-def _may_tie(
-    vectors: Float32[Tensor, "queries dim"],
-    found: Nearest,
-    last: Float32[np.ndarray, " queries"],
-    k: int,
-) -> Bool[np.ndarray, " queries"]:
-    """Queries of which a candidate that was not fetched may tie with, or beat, the k-th.
-
-    Args:
-        vectors: the queries.
-        found: all fetched candidates, ranked.
-        last: the lowest single-precision score among them.
-        k: depth.
-    """
-    tied: np.ndarray = last >= _lowest(vectors, found, k)
-    return tied
 
 
 def _lowest(

@@ -7,11 +7,9 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from augment import corpus
 from augment.checks import UNSAID, Limits, checks_of
-from augment.data import write_candidates
 from augment.enrichment.pipeline import Options
 from augment.errors import DataError, StoreError
 from augment.files import digest
@@ -19,6 +17,7 @@ from augment.records import Enrichment, Item, Sampling
 from augment.store import Scope, Store, runs
 from augment.store.keys import Recipe
 from augment.views import open_view, render
+from tests.fakes import write_root
 
 RECIPE = Recipe("corpus", {"p": "p@1"}, "m", "r", {"p": Sampling()}, {"image": "p"})
 
@@ -139,10 +138,7 @@ def test_fingerprints_of_checkpoints_stay_what_they_are(folder):
 def test_two_views_that_show_different_text_have_different_fingerprints(tmp_path):
     """From the command to the view: the same store, judged under other limits."""
     root = tmp_path / "root"
-    (root / "i").mkdir(parents=True)
-    Image.new("RGB", (8, 8)).save(root / "i/1.png")
-    one = Item("1:1", "entry", ("i/1.png",), "image,text")
-    write_candidates(root / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl", [one])
+    (one,) = write_root(root, Item("1:1", "entry", ("i/1.png",), "image,text"))
     (tmp_path / "a.json").write_text(json.dumps(["A flag of two red bands over one green band."]))
     seen = {}
     for limits in (Limits(), Limits(slack=0.05), Limits()):

@@ -21,7 +21,6 @@ from benchmarks.experiments.build import Builder, Setup, read_parts
 from benchmarks.experiments.effects import CELLS, CONTRASTS, crossing, effect
 from benchmarks.experiments.graph import CachedStep
 from benchmarks.experiments.results import ArmReader, against_json
-from benchmarks.experiments.roots import digest_root
 from benchmarks.experiments.texts import Enriching, derived, made_anew, read_source
 from benchmarks.flagland import language
 from benchmarks.flagland.world import WorldConfig, write_world
@@ -114,7 +113,7 @@ def test_a_wrong_experiment_says_where_and_what(change, message):
 
 def test_arms_share_what_is_the_same(tmp_path):
     root = make_root(tmp_path / "root")
-    setup = Setup(Enriching(root, digest_root(root)), steps=2, seeds=(0, 1))
+    setup = Setup(Enriching(root), steps=2, seeds=(0, 1))
     builder = Builder(spec.load_all(["alignment"])[0], setup)
     assert "oracle" not in builder.names, "no truth is known here"
     steps = [builder.arm(name, seed) for seed in (0, 1) for name in builder.names]
@@ -124,8 +123,8 @@ def test_arms_share_what_is_the_same(tmp_path):
 
 
 def test_other_data_is_asked_about_with_the_same_trainings(tmp_path, capsys):
-    home = Enriching(root := make_root(tmp_path / "root"), digest_root(root), tolerate=True)
-    other = Enriching(away := make_root(tmp_path / "away", 12), digest_root(away))
+    home = Enriching(root := make_root(tmp_path / "root"), tolerate=True)
+    other = Enriching(away := make_root(tmp_path / "away", 12))
     plans = {}
     for asked in (None, other):
         builder = Builder(spec.load_all(["alignment"])[0], Setup(home, steps=2, asked=asked))
@@ -143,14 +142,14 @@ def test_other_data_is_asked_about_with_the_same_trainings(tmp_path, capsys):
 
 def test_a_root_is_known_by_its_contents(tmp_path):
     root = make_root(tmp_path / "root")
-    before = digest_root(root)
+    before = Enriching(root).root_digest
     file = next((root / "query" / "test").glob("*task0*.jsonl"))
     file.write_text(file.read_text().replace("number", "Number"))
-    assert digest_root(root) != before
+    assert Enriching(root).root_digest != before
 
 
 def losses(root, **setup):
-    using = Enriching(root, digest_root(root), tolerate=True)
+    using = Enriching(root, tolerate=True)
     return Builder(spec.load_all(["losses"])[0], Setup(using, steps=4, batch_size=8, **setup))
 
 
@@ -390,7 +389,7 @@ def made(tmp_path_factory):
     """Makes a text of the oracle's on a small Flagland: what is said of it, and texts by side."""
     base = tmp_path_factory.mktemp("flagland")
     write_world(base / "root", WorldConfig(200, 5, width=48))
-    using = Enriching(base / "root", digest_root(base / "root"))
+    using = Enriching(base / "root")
     oracle = made_anew(spec.TextSpec("oracle"), using)
 
     def make(kind="oracle", **settings):

@@ -11,7 +11,7 @@ from augment import corpus, queries
 from augment.data import write_candidates, write_qrels, write_queries
 from augment.engines.scripted import ScriptedEngine
 from augment.records import Hit, Item, Qrel, Query, one_picture
-from benchmarks.report.page import main, scatter
+from benchmarks.report.page import RankMoves, main, scatter
 from benchmarks.report.runs import Moved, pick
 from retrievers.data.texts import ViewConfig
 from retrievers.evaluation.run_files import write_run
@@ -47,7 +47,7 @@ def made(tmp_path_factory):
     write_qrels(root / "qrels/test/mbeir_squares_task0_test_qrels.txt",
                 [Qrel(f"5:{n}", f"5:{n}", 1, 0) for n in range(24)])  # fmt: skip
     corpus.run(root, store, engine=ScriptedEngine(answers, root=root))
-    queries.run(root, store, splits=["test"], engine=ScriptedEngine({}, root=root))
+    queries.run(root, store, split=["test"], engine=ScriptedEngine({}, root=root))
     bm25(root, base / "raw", union=False)
     bm25(root, base / "enriched", corpus=ViewConfig("append", str(store)), union=False)
     page = base / "page.html"
@@ -76,7 +76,9 @@ def test_the_page_escapes_and_describes(made):
     page = Page(path.read_text(encoding="utf-8"))
     assert not {"script", "iframe", "link", "form"} & set(page.tags)
     assert page.images
-    assert all(image["src"].startswith("data:image/jpeg;base64,") for image in page.images)
+    assert {image["src"].partition(",")[0] for image in page.images} == {
+        "data:image/jpeg;base64", "data:image/svg+xml;base64",
+    }  # fmt: skip
     assert all("onerror" not in image for image in page.images)
     # Alt texts are what the pictures are said to show.
     assert any(image["alt"].startswith("A green square number") for image in page.images)
@@ -121,15 +123,15 @@ def test_texts_that_are_gone_are_said_to_be(made, tmp_path):
     assert "the corpus texts cannot be read" in page.read_text(encoding="utf-8")
 
 
-def test_scatter_counts_by_hand():
-    found = scatter([(1, 1), (3, 1), (None, 2), (1, 4), (None, None), (50, 40)], 100)
-    assert (found.better, found.same, found.worse) == (3, 2, 1)
-    assert (found.to_first, found.from_first) == (1, 1)
-    places = {dot.label.partition(": ")[2]: (dot.x, dot.y) for dot in found.dots}
-    assert places["rank 1 before, rank 1 after"] == (62.0, 18.0)
-    assert places["not found before, not found after"] == (362.0, 318.0)
-    x, y = places["rank 3 before, rank 1 after"]
-    assert (x > 62, y) == (True, 18.0)
+def test_ranks_are_counted_and_drawn_where_they_are():
+    ranks = [(1, 1), (3, 1), (None, 2), (1, 4), (None, None), (50, 40)]
+    assert RankMoves.of(ranks) == (3, 2, 1, 1, 1)
+    axes = scatter(ranks, 100, ("a", "b")).axes[0]
+    places = axes.transData.transform(axes.collections[0].get_offsets()).tolist()
+    first, second, *_, none, _ = places
+    assert second[0] > first[0]
+    assert second[1] == first[1] == max(y for _, y in places), "the first rank on top"
+    assert none == [max(x for x, _ in places), min(y for _, y in places)]
 
 
 def test_tasks_take_turns():

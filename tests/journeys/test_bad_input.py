@@ -1,7 +1,7 @@
 """Bad input, kind by kind: what validation says, and what becomes of a run over it.
 
 The table here is the one in ``docs/bad-input.md``; a test holds them together. Every kind goes
-through the real code: ``validate_root``, then the command that reads the file.
+through the real code: ``validate``, then the command that reads the file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from PIL import Image
 
 from augment import corpus, queries
 from augment.data import InstructionRow, write_instructions, write_qrels
-from augment.data.validate import validate_root
+from augment.data.validate import validate
 from augment.enrichment import pipeline as cli
 from augment.errors import ToolkitError
 from augment.records import Qrel
@@ -415,7 +415,7 @@ KINDS = _kinds()
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_each_kind(root, kind):
     kind.spoil(root)
-    report = validate_root(root, images="all", texts="none")
+    report = validate(root, images="all", texts="none")
     found = [finding.kind for finding in report.findings]
     follow_up = {"no-positive", "dangling-positive", "dangling-negative", "qrel-mismatch"}
     wanted = kind.finding.split(", ") if kind.finding else []

@@ -228,8 +228,9 @@ def write_foreign_negatives(path):
     columns = {"qid": ["9:1"], "positive_ids": [["9:1"]], "positive_scores": [[0.9]],
                "negative_ids": [["9:2"]], "negative_scores": [[0.5]]}  # fmt: skip
     parquet.write_table(
-        pa.table(columns), path, write_page_checksum=True, compression="none", use_dictionary=False
-    )
+        pa.table(columns), path, write_page_checksum=True, compression="none",
+        use_dictionary=False, write_statistics=False,
+    )  # fmt: skip
     whole = path.read_bytes()
     place = whole.index(b"9:2") + 2
     flipped = whole[:place] + b"3" + whole[place + 1 :]

@@ -19,7 +19,9 @@ from retrievers.cli import expand, kept_answer, main, run, versions
 FILE = Path(str(resources.files("retrievers"))) / "help.json"
 CONFIGS = sorted(path.stem for path in FILE.parent.glob("configs/*/*.yaml") if path.stem != "bm25")
 #: Verbs whose modules import torch.
-HEAVY = ("fit", "validate", "test", "embed", "mine", "audit", "bm25", "export", "mmeb")
+HEAVY = (
+    "fit", "validate", "test", "embed", "mine", "rerank", "audit", "bm25", "export", "mmeb",
+)  # fmt: skip
 
 
 def questions():

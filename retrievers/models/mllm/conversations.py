@@ -15,7 +15,7 @@ from torch import Tensor
 from augment.errors import DataError
 from augment.records import Side
 from retrievers.data.examples import Example
-from retrievers.models.mllm.layout import Layout, cut
+from retrievers.models.mllm.layout import Layout, Shown, cut
 
 #: Stands where no token is to be predicted, as in ``cross_entropy``.
 IGNORED = -100
@@ -48,6 +48,11 @@ class Conversations(NamedTuple):
     def size(self) -> int:
         """Number of rows."""
         return len(self.tokens)
+
+    @property
+    def lengths(self) -> Int[Tensor, " batch"]:
+        """Tokens of each row."""
+        return self.mask.sum(1)
 
     def rows(self, start: int, stop: int) -> Conversations:
         """Rows ``start`` to ``stop``, fewer at the end, with their own pictures and padding."""
@@ -132,27 +137,74 @@ class ConversationCollator:
         """
         if not examples:
             return _empty()
+        if self.layout.cross is not None:
+            raise DataError(
+                "this model is a reranker: it scores a query and a candidate together and has no "
+                "vector of either; take it to `python -m retrievers rerank`"
+            )
         pictures = [_listed(example.image) for example in examples]
         prompts = [
             self.layout.render(self.processor, side, self._text(example), len(shown))
             for example, shown in zip(examples, pictures, strict=True)
         ]
-        every = [picture for shown in pictures for picture in shown]
-        try:
-            read = self.processor(text=prompts, images=every or None, padding=False)
-        except ValueError as error:
-            raise DataError(
-                f"{', '.join(example.id for example in examples[:8])}: pictures and their places "
-                f"in the prompts differ ({str(error)[:200]}); the chat template must show every "
-                "picture once"
-            ) from error
-        grids = torch.as_tensor(read.get("image_grid_thw", torch.zeros(0, 3)))
-        patches = torch.as_tensor(read.get("pixel_values", torch.zeros(0, 1)))
         written = [example.written for example in examples] if training else [None]
         ends = [self._end(None) for _ in examples]
         taught = self.layout.pooling != "last" and None not in written
         if taught:
             ends = [self._end(text) for text in written]
+        return self._read([example.id for example in examples], prompts, pictures, ends, taught)
+
+    def together(
+        self, queries: Sequence[Example], candidates: Sequence[Sequence[Example]]
+    ) -> Conversations:
+        """One conversation for each query, with its candidates in it; see :class:`CrossLayout`.
+
+        Args:
+            queries: one for each conversation.
+            candidates: of each, at least one.
+
+        Raises:
+            DataError: if pictures and their places differ in number, or the layout has no words
+                for them.
+        """
+        cross = self.layout.cross
+        if cross is None:
+            raise DataError(
+                "this model's layout is that of an encoder, which reads each item alone; name a "
+                "reranker's with preset, such as qwen3-vl-reranker, or layout.cross"
+            )
+        prompts, pictures = [], []
+        for query, own in zip(queries, candidates, strict=True):
+            asked, *given = [
+                Shown(self._text(each), len(_listed(each.image))) for each in (query, *own)
+            ]
+            prompts.append(self.layout.together(self.processor, asked, given))
+            order = [*own, query] if cross.corpus_first else [query, *own]
+            pictures.append([one for each in order for one in _listed(each.image)])
+        names = [
+            f"{query.id} with {own[0].id}" for query, own in zip(queries, candidates, strict=True)
+        ]
+        ends = [list(cross.end) for _ in prompts]
+        return self._read(names, prompts, pictures, ends)
+
+    def _read(
+        self,
+        names: Sequence[str],
+        prompts: list[str],
+        pictures: Sequence[list[Any]],
+        ends: Sequence[list[int]],
+        taught: bool = False,
+    ) -> Conversations:
+        every = [picture for shown in pictures for picture in shown]
+        try:
+            read = self.processor(text=prompts, images=every or None, padding=False)
+        except ValueError as error:
+            raise DataError(
+                f"{', '.join(names[:8])}: pictures and their places in the prompts differ "
+                f"({str(error)[:200]}); the chat template must show every picture once"
+            ) from error
+        grids = torch.as_tensor(read.get("image_grid_thw", torch.zeros(0, 3)))
+        patches = torch.as_tensor(read.get("pixel_values", torch.zeros(0, 1)))
         tokens, mask, kinds, targets = self._padded(read, ends, taught)
         shown = torch.tensor([len(row) for row in pictures], dtype=torch.int64)
         return Conversations(tokens, mask, kinds, patches, grids.long(), shown, targets)

@@ -16,7 +16,7 @@ from augment.errors import DataError, EngineError, MismatchError
 from augment.records import Side
 from retrievers.models.base import Encoded, Encoder, unwritten
 from retrievers.models.mllm.conversations import IGNORED, ConversationCollator, Conversations
-from retrievers.models.mllm.layout import Layout, layout_named
+from retrievers.models.mllm.layout import Layout, Shown, layout_named
 from retrievers.models.mllm.reasoning import Reasoning, reason
 
 #: Configurations (``model_type``) of the models that can be loaded.
@@ -72,8 +72,11 @@ class Mllm(Encoder):
     ) -> None:
         if not temperature > 0:
             raise DataError(f"temperature must be positive, got {temperature}")
-        vlm, processor = _load(model_name, dtype, random_init)
-        layout = _limited(layout_named(preset) if layout is None else layout, processor)
+        layout = layout_named(preset) if layout is None else layout
+        cross = layout.cross
+        scored = cross is not None and not cross.yes and not cross.listwise
+        vlm, processor = _load(model_name, dtype, random_init, scored)
+        layout = _limited(layout, processor)
         found = _digest(str(processor.chat_template))
         if template not in (None, found):
             raise MismatchError(
@@ -88,14 +91,16 @@ class Mllm(Encoder):
             "norm": "final",
             "prompt": _digest("".join(
                 layout.render(processor, side, text, pictures)
-                for side in _SIDES for text, pictures in (("text", 0), ("", 1), ("text", 1))
-            )),
+                for side in _SIDES for text, pictures in _SHOWN
+            ) + (layout.together(processor, _SHOWN[2], _SHOWN) if cross else "")),
         }  # fmt: skip
         super().__init__(settings, truncate_dim)
         _check_reasoning(reasoning, layout, vlm)
         self.layout, self.reasoning = layout, reasoning
         #: Id of the mark; None where the layout has none.
         self.mark = _add_mark(vlm, processor, layout.mark) if layout.mark else None
+        #: Ids of a reranker's yes and no; None where it has no such words.
+        self.words = None if cross is None else cross.words(processor.tokenizer)
         self.vlm = vlm
         self._collator = ConversationCollator(processor, layout)
         width = int(self.vlm.config.get_text_config().hidden_size)
@@ -200,6 +205,29 @@ class Mllm(Encoder):
         # Rows end in the last column: in the mark where something is taught or it is pooled.
         return self.vector(states[:, -2 if taught and self.layout.pooling == "before" else -1])
 
+    def scores(self, batch: Conversations) -> Float[Tensor, " batch"]:
+        """What a reranker gives to each query with its candidate, in float32.
+
+        Log-odds of yes against no: the last state times the difference of the two rows of the head,
+        which is the difference of the two logits without those of the rest of the vocabulary. In
+        bfloat16 scores come in steps that tie, and a sigmoid saturates; so neither is taken.
+
+        Args:
+            batch: of :meth:`~retrievers.models.mllm.conversations.ConversationCollator.together`.
+        """
+        states = self.states(batch)[:, -1]
+        with torch.autocast(states.device.type, enabled=False):
+            if self.words is None:
+                first, _, last = self.vlm.score
+                hidden = functional.relu(functional.linear(
+                    states.float(), first.weight.float(), first.bias.float()
+                ))  # fmt: skip
+                scores = functional.linear(hidden, last.weight.float(), last.bias.float())[:, 0]
+            else:
+                yes, no = self.vlm.lm_head.weight[list(self.words)].float()
+                scores = states.float() @ (yes - no)
+        return scores
+
     def scale(self) -> Float[Tensor, ""]:
         """One over the temperature."""
         return self.logit_scale.exp()
@@ -212,6 +240,8 @@ class Mllm(Encoder):
 
 
 _SIDES: tuple[Side, Side] = ("query", "corpus")
+#: An item of each kind, for the hash of the prompts.
+_SHOWN = (Shown("text", 0), Shown("", 1), Shown("text", 1))
 
 
 def _digest(text: str) -> str:
@@ -241,8 +271,8 @@ def _limited(layout: Layout, processor: Any) -> Layout:
     return replace(layout, min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"])
 
 
-def _load(name: str, dtype: str, random_init: bool) -> tuple[Any, Any]:
-    """Model and processor; nothing of either is executed."""
+def _load(name: str, dtype: str, random_init: bool, scored: bool) -> tuple[Any, Any]:
+    """Model, with a head that scores if that is asked for, and processor; no code is fetched."""
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     from augment.engines.base import resolve_model
@@ -257,14 +287,13 @@ def _load(name: str, dtype: str, random_init: bool) -> tuple[Any, Any]:
                 f"is a {config.model_type}; this encoder takes {', '.join(FAMILIES)}", name
             )
         processor = AutoProcessor.from_pretrained(source, **safe)  # type: ignore[no-untyped-call]
+        made: Any = AutoModelForImageTextToText
+        if scored:
+            made = _with_score(made._model_mapping[type(config)])
         if random_init:
-            model = AutoModelForImageTextToText.from_config(  # type: ignore[no-untyped-call]
-                config, dtype=kind
-            )
+            model = (made._from_config if scored else made.from_config)(config, dtype=kind)
         else:
-            model = AutoModelForImageTextToText.from_pretrained(
-                source, dtype=kind, use_safetensors=True, **safe
-            )
+            model = made.from_pretrained(source, dtype=kind, use_safetensors=True, **safe)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
             f"cannot be loaded ({str(error)[:300]}); name a folder that save_pretrained wrote, a "
@@ -273,6 +302,17 @@ def _load(name: str, dtype: str, random_init: bool) -> tuple[Any, Any]:
         ) from error
     embed_patches_at_once(model)
     return model, processor
+
+
+def _with_score(kind: Any) -> Any:
+    """A class of transformers with jina's head behind it: two layers, by the names of its files."""
+
+    def begin(self: Any, config: Any) -> None:
+        kind.__init__(self, config)
+        width = int(config.get_text_config().hidden_size)
+        self.score = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
+
+    return type(kind.__name__, (kind,), {"__init__": begin, "__module__": kind.__module__})
 
 
 def _add_mark(model: Any, processor: Any, mark: str) -> int:
@@ -296,7 +336,11 @@ def _add_mark(model: Any, processor: Any, mark: str) -> int:
         with torch.no_grad():
             for weight in matrices.values():
                 row = weight[tokenizer.eos_token_id]
-                drawn = torch.randn(row.shape, generator=noise) * float(row.float().std()) / 50
+                drawn = (
+                    torch.randn(row.shape, generator=noise, device="cpu")
+                    * float(row.float().std())
+                    / 50
+                )
                 weight[number] = row + drawn.to(row)
     if tokenizer.encode(mark, add_special_tokens=False) != [(found := _id(tokenizer, mark))]:
         raise DataError(

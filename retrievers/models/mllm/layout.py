@@ -1,10 +1,10 @@
-"""How an item becomes a conversation and where its vector stands; layouts of published models."""
+"""How items become a conversation and what is read off it; layouts of published models."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from augment.engines.inputs import chat
 from augment.errors import DataError
@@ -13,6 +13,71 @@ from augment.records import Side
 #: Which state is the vector. ``last``: of the prompt's last token. ``before``: the one that
 #: predicts the mark, which is the same where nothing is written. ``at``: of the mark itself.
 Pooling = Literal["last", "before", "at"]
+
+
+class Shown(NamedTuple):
+    """What a conversation holds of an item.
+
+    Attributes:
+        text: cut and without control tokens; may be empty.
+        pictures: how many it has.
+    """
+
+    text: str
+    pictures: int
+
+
+@dataclass(frozen=True)
+class CrossLayout:
+    """The words between a query and its candidates, which a reranker reads together.
+
+    Args:
+        query: before the query.
+        corpus: before each candidate; ``{n}`` is its number, from 1.
+        ask: behind all of them.
+        corpus_first: candidates stand before the query.
+        yes: the score is how much likelier this word is next than ``no``; one token each. Empty
+            takes the model's own head of two layers, as a classifier of sequences has it.
+        no: the other word.
+        end: ids of tokens behind the prompt.
+    """
+
+    query: str = "<Query>:"
+    corpus: str = "\n<Document>:"
+    ask: str = ""
+    corpus_first: bool = False
+    yes: str = "yes"
+    no: str = "no"
+    end: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "end", tuple(self.end))  # a list, where it comes from a file
+
+    @property
+    def listwise(self) -> bool:
+        """Whether an order is asked for, in place of a score."""
+        return bool(self.ask) and not self.yes
+
+    def words(self, tokenizer: Any) -> tuple[int, int] | None:
+        """Ids of yes and no; None where a head of layers scores.
+
+        Raises:
+            DataError: if one of them is not one token, or they are the same.
+        """
+        if not self.yes:
+            return None
+        ids = []
+        for name, word in (("yes", self.yes), ("no", self.no)):
+            found = tokenizer(word, add_special_tokens=False)["input_ids"]
+            if len(found) != 1:
+                raise DataError(
+                    f"layout.cross.{name} {word!r} is {len(found)} tokens of this tokenizer, and "
+                    "the score is that of one; name a word that is one token, such as 'yes' of Qwen"
+                )
+            ids.append(int(found[0]))
+        if ids[0] == ids[1]:
+            raise DataError(f"layout.cross.yes and no are the same token, {self.yes!r}")
+        return ids[0], ids[1]
 
 
 @dataclass(frozen=True)
@@ -32,6 +97,8 @@ class Layout:
         min_pixels: smaller pictures are enlarged; null takes the processor's own limit.
         max_pixels: larger pictures are shrunk; likewise.
         max_text: tokens of an item's own text; the rest is cut before the template is applied.
+        cross: of a reranker, which reads a query and a candidate together (the system prompt is
+            that of queries); null for an encoder, which reads each alone.
     """
 
     chat: bool = True
@@ -45,9 +112,13 @@ class Layout:
     min_pixels: int | None = None
     max_pixels: int | None = None
     max_text: int = 512
+    cross: CrossLayout | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ask", tuple(self.ask))  # a list, where it comes from a file
+        told: Any = self.cross
+        if isinstance(told, Mapping):
+            object.__setattr__(self, "cross", CrossLayout(**told))
         if len(self.ask) != 3:
             raise DataError(f"layout.ask is three texts (text, picture, both), got {self.ask}")
         if self.pooling not in ("last", "before", "at"):
@@ -56,6 +127,8 @@ class Layout:
             raise DataError(f"layout.pooling={self.pooling} needs layout.mark, such as <|emb|>")
         if self.pooling != "last" and self.suffix:
             raise DataError("layout.suffix stands where the mark would; leave one of them out")
+        if self.cross is not None and self.pooling != "last":
+            raise DataError("layout.cross scores the prompt's end; set layout.pooling to last")
         if self.max_text < 1:
             raise DataError(f"layout.max_text must be positive, got {self.max_text}")
 
@@ -72,10 +145,36 @@ class Layout:
         if not self.chat:
             shown = [processor.image_token] * pictures
             return " ".join([*shown, text + self.ask[kind]]).strip() + self.suffix
-        content = [{"type": "image"}] * pictures
-        words = [{"type": "text", "text": text + self.ask[kind]}] if text + self.ask[kind] else []
-        user = [*content, *words] if self.pictures_first else [*words, *content]
-        messages: list[dict[str, Any]] = [{"role": "user", "content": user}]
+        return self._chat(processor, side, self._content(text + self.ask[kind], pictures))
+
+    def together(self, processor: Any, query: Shown, candidates: Sequence[Shown]) -> str:
+        """The prompt of a query and its candidates, a place for every picture in it.
+
+        Args:
+            processor: of the model.
+            query: what is asked.
+            candidates: what is judged; one for a score of its own, several for an order of them.
+        """
+        cross = self.cross or CrossLayout()
+        parts = [(cross.query, query)]
+        given = [(cross.corpus.replace("{n}", str(n)), one) for n, one in enumerate(candidates, 1)]
+        content: list[dict[str, str]] = []
+        for words, shown in [*given, *parts] if cross.corpus_first else [*parts, *given]:
+            content += [{"type": "text", "text": words}, *self._content(*shown)]
+        if cross.ask:
+            content.append({"type": "text", "text": cross.ask})
+        if self.chat:
+            return self._chat(processor, "query", content)
+        place = f"<|vision_start|>{processor.image_token}<|vision_end|>"
+        return "".join(part.get("text", place) for part in content) + self.suffix
+
+    def _content(self, text: str, pictures: int) -> list[dict[str, str]]:
+        shown = [{"type": "image"}] * pictures
+        words = [{"type": "text", "text": text}] if text else []
+        return [*shown, *words] if self.pictures_first else [*words, *shown]
+
+    def _chat(self, processor: Any, side: Side, content: list[dict[str, str]]) -> str:
+        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if system := (self.query if side == "query" else self.corpus):
             told = [{"type": "text", "text": system}]
             messages.insert(0, {"role": "system", "content": told})
@@ -132,6 +231,50 @@ LAYOUTS: dict[str, Layout] = {
         min_pixels=4 * 28 * 28,
         max_pixels=300 * 28 * 28,
         max_text=480,
+    ),
+    # qwen3_vl_reranker.py of QwenLM/Qwen3-VL-Embedding: yes against no behind the begun answer; 4
+    # to 1,280 tokens of 32 x 32 pixels; 8,192 tokens. Its default instruction is told; one of
+    # M-BEIR stands before the query's text. It cuts ids behind the template, we text before it.
+    "qwen3-vl-reranker": Layout(
+        query="Judge whether the Document meets the requirements based on the Query and the "
+        'Instruct provided. Note that the answer can only be "yes" or "no".',
+        min_pixels=4 * 32 * 32,
+        max_pixels=1280 * 32 * 32,
+        max_text=4096,
+        cross=CrossLayout(
+            "<Instruct>: Given a search query, retrieve relevant candidates that answer the "
+            "query.<Query>:"
+        ),
+    ),
+    # modeling.py of jinaai/jina-reranker-m0, a Qwen2-VL: no template, the document first, token 100
+    # behind it, a head of two layers; 3,136 to 602,112 pixels. Its score is a sigmoid of ours less
+    # 2.65. It takes a text or a picture; of an item with both, here the picture stands first.
+    "jina-reranker-m0": Layout(
+        chat=False,
+        min_pixels=3136,
+        max_pixels=602_112,
+        max_text=4096,
+        cross=CrossLayout(
+            "\n**Query**:\n", "**Document**:\n", corpus_first=True, yes="", no="", end=(100,)
+        ),
+    ),
+    # The packaged small VLM, asked for words of its own vocabulary.
+    "flagland-reranker": Layout(
+        query="You refine search queries.",
+        pictures_first=False,
+        cross=CrossLayout("", "\n", yes=" same", no=" nothing"),
+    ),
+    # An order of several candidates, written as a text of numbers (RankGPT 2304.09542, LamRA).
+    "listwise": Layout(
+        max_text=256,
+        cross=CrossLayout(
+            "Query: ",
+            "\n[{n}] ",
+            "\nRank the candidates above by how well they answer the query, the best first, as "
+            "[2] > [1] and so on. Write the order and nothing else.",
+            yes="",
+            no="",
+        ),
     ),
 }
 

@@ -334,7 +334,7 @@ def test_refused_rewrites_fall_back_with_reason_and_scores(root, tmp_path):
     script = tmp_path / "answers.json"
     script.write_text(__import__("json").dumps(answers))
     summary = queries.run(
-        root, tmp_path / "store", splits=["test"], options=Options(model=f"scripted:{script}")
+        root, tmp_path / "store", split=["test"], options=Options(model=f"scripted:{script}")
     )
     assert summary.rejected == {"leak": 2}
     stored = Store(tmp_path / "store").texts("query")

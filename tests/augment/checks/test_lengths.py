@@ -5,18 +5,17 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from augment import corpus
 from augment.checks import judge
 from augment.checks.lengths import LENGTHS, derive, parse_lengths
-from augment.data import write_candidates
 from augment.enrichment.pipeline import Options
 from augment.errors import DataError
 from augment.prompts import load_prompt
 from augment.records import Item, Reply
 from augment.store import Store
 from augment.views import open_view
+from tests.fakes import write_root
 
 WANTED = {
     "short": "a red flag",
@@ -117,10 +116,7 @@ def test_a_verdict_judges_the_dense_text_and_mends_the_others():
 
 def test_views_choose_a_length(tmp_path):
     root = tmp_path / "root"
-    (root / "i").mkdir(parents=True)
-    Image.new("RGB", (8, 8)).save(root / "i/1.png")
-    item = Item("1:1", "entry", ("i/1.png",), "image,text")
-    write_candidates(root / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl", [item])
+    (item,) = write_root(root, Item("1:1", "entry", ("i/1.png",), "image,text"))
     (tmp_path / "a.json").write_text(json.dumps([f"```json\n{GOOD}\n```"]))
     options = Options(model=f"scripted:{tmp_path / 'a.json'}")
     corpus.run(root, tmp_path / "s", prompt="rar/corpus_lengths", options=options)
@@ -137,10 +133,7 @@ def test_views_choose_a_length(tmp_path):
 
 def test_a_plain_text_has_every_length_too(tmp_path):
     root = tmp_path / "root"
-    (root / "i").mkdir(parents=True)
-    Image.new("RGB", (8, 8)).save(root / "i/1.png")
-    item = Item("1:1", None, ("i/1.png",), "image")
-    write_candidates(root / "cand_pool/local/mbeir_x_task0_cand_pool.jsonl", [item])
+    (item,) = write_root(root, Item("1:1", None, ("i/1.png",), "image"))
     (tmp_path / "a.json").write_text(json.dumps([WANTED["dense"]]))
     corpus.run(root, tmp_path / "s", options=Options(model=f"scripted:{tmp_path / 'a.json'}"))
     view = open_view("corpus", "append", tmp_path / "s", length="short")

@@ -14,25 +14,16 @@ from random import Random
 import numpy as np
 import psutil
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from augment.data import arrow, read_candidates, read_queries, write_candidates, write_queries
 from augment.data.pools import Catalog, StoredQueries, open_candidates, open_queries
 from augment.errors import DataError
 from augment.records import Item, Query, one_picture
+from tests.augment.data.test_mbeir import ids, items, queries, relaxed, texts
 
-numbers = st.integers(0, 10**22)
-ids = st.builds("{}:{}".format, numbers, numbers)
-texts = st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-modalities = st.sampled_from(["text", "image", "image,text"])
-paths = texts.filter(lambda path: path != "").map(one_picture)  # an empty path is read as none
-items = st.builds(Item, ids, texts, paths, modalities, texts)
 lists = st.lists(ids, max_size=3).map(tuple)
-queries = st.builds(Query, items, st.none() | st.integers(0, 8), lists, lists)
-relaxed = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
 
 #: Pairs that UniIR's hash, int64 or a number parser would confuse.
 TWINS = ["0:500001", "1:1", "0:10000001", "99999999999999999999:1", "1:01", "01:1", "0:1", "10:1"]
@@ -537,8 +528,8 @@ def test_stored_queries_are_equal_to_a_list(tmp_path, monkeypatch):
         [Query(Item(f"{f}:{n}", f"t{n}", (), "text"), 1, (f"2:{n}",)) for n in range(size)]
         for f, size in enumerate((13, 0, 1, 30))
     ]
-    for number, queries in enumerate(files):
-        write_queries(tmp_path / f"{number}.jsonl", queries)
+    for number, some in enumerate(files):
+        write_queries(tmp_path / f"{number}.jsonl", some)
     tables = [open_queries(tmp_path / f"{number}.jsonl") for number in range(4)]
     picked = [
         (f, n) for f, own in enumerate(files) for n in range(len(own)) if random.random() < 0.7

@@ -6,7 +6,6 @@ import os
 import random
 import re
 import resource
-import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +17,6 @@ import pytest
 from PIL import Image
 
 from augment import corpus
-from augment.data import write_candidates
 from augment.data.images import open_image
 from augment.engines import Ask, EngineOptions, load_engine, openai
 from augment.engines.base import PACKAGED
@@ -28,7 +26,7 @@ from augment.engines.openai import OpenAIEngine
 from augment.errors import EngineError
 from augment.records import Item, Request, Sampling, one_picture
 from augment.store import Store
-from tests.fakes import FakeServer, Fault, answer_to, parse_fault
+from tests.fakes import FakeServer, Fault, answer_to, parse_fault, write_root
 
 SAMPLING = Sampling(64)
 
@@ -164,41 +162,32 @@ def test_retry_after_takes_seconds_and_dates():
     assert openai.retry_after(None) is None
 
 
-def test_a_server_that_only_says_429_ends_the_run(root):
-    with FakeServer(faults=[parse_fault("429:every=1,retry_after=0.1")]) as server:
-        made = engine(root, server, patience=1.0)
-        ends(made, r"no server could be used.*HTTP 429.*Retry-After")
-    with FakeServer(faults=[parse_fault("429:every=1,retry_after=3600")]) as server:
-        # Its patience is less, so that waiting is hopeless; a test of minutes would show it.
-        ends(engine(root, server, patience=600.0), "Retry-After 3600 s")
-
-
 def test_a_hanging_answer_is_given_up_and_asked_again(root):
     requests = ask(20)
     with FakeServer(faults=[parse_fault("hang:every=8,times=2")]) as server:
         assert answers(engine(root, server, timeout=0.4), requests) == whole(root, requests)
     assert server.statuses["hang"] == 2
-
-
-def test_a_server_that_always_hangs_fails_with_its_name(root):
-    with FakeServer(faults=[parse_fault("hang:every=1")]) as server:
+    with FakeServer(faults=[parse_fault("hang:every=1")]) as server:  # always
         (said,) = answers(engine(root, server, timeout=0.1), ask(1))
     assert said.startswith("timeout: http://127.0.0.1")
     assert "tried 4 times" in said
 
 
-def test_a_broken_server_uses_up_the_retry_budget(root):
-    with FakeServer(faults=[parse_fault("500:every=1")]) as server:
-        made = engine(root, server)
-        ends(made, r"had to be repeated.*HTTP 500: asked for: 500")
-    assert server.statuses["500"] < 120
-
-
-def test_a_refused_key_ends_the_run_and_is_not_shown(root, monkeypatch):
+@pytest.mark.parametrize(
+    ("fault", "patience", "message"),
+    [
+        ("429:every=1,retry_after=0.1", 1.0, r"no server could be used.*HTTP 429.*Retry-After"),
+        # Its patience is less, so that waiting is hopeless; a test of minutes would show it.
+        ("429:every=1,retry_after=3600", 600.0, "Retry-After 3600 s"),
+        ("500:every=1", 60.0, r"had to be repeated.*HTTP 500: asked for: 500"),
+        ("401:every=1", 60.0, "OPENAI_API_KEY"),
+    ],
+)
+def test_a_server_that_does_nothing_else_ends_the_run(root, monkeypatch, fault, patience, message):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
-    with FakeServer(faults=[parse_fault("401:every=1")]) as server:
-        caught = ends(engine(root, server), "OPENAI_API_KEY")
-    assert "sk-secret" not in caught
+    with FakeServer(faults=[parse_fault(fault)]) as server:
+        assert "sk-secret" not in ends(engine(root, server, patience=patience), message)
+    assert server.statuses["500"] < 120, "the retry budget is spent"
 
 
 def test_an_unknown_model_names_those_that_are_served(root):
@@ -235,37 +224,10 @@ def test_no_server_at_all_ends_the_run_with_the_reason(root):
         ends(engine(root, url, patience=0.5), r"no server could be used.*ConnectError")
 
 
-def spawn(port, *arguments):
-    command = [sys.executable, "-m", "tests.fakes", "--port", str(port)]
-    process = subprocess.Popen(
-        [*command, *arguments], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]
-    )
-    assert "serving" in process.stdout.readline()
-    process.stdout.close()
-    return process
-
-
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def test_a_server_process_killed_in_the_middle_and_started_again(root):
-    requests, port = ask(80), free_port()
-    process = spawn(port, "--latency", "0.01")
-    try:
-        made, said = engine(root, f"http://127.0.0.1:{port}/v1", patience=20.0), []
-        for number, reply in enumerate(made.generate(requests, SAMPLING)):
-            said.append(reply.text or reply.reason)
-            if number == 20:
-                os.kill(process.pid, signal.SIGKILL)
-                process.wait()
-                process = spawn(port)
-    finally:
-        process.kill()
-        process.wait()
-    assert said == whole(root, requests)
 
 
 def test_a_request_that_kills_its_server_is_set_aside(root):
@@ -442,10 +404,7 @@ def test_the_limit_of_tokens_has_the_name_that_a_server_knows(root):
 
 def test_a_signal_ends_a_run_whose_server_hangs(tmp_path):
     """The first one: who waits for replies is asked again and again whether to stop."""
-    (tmp_path / "root/cand_pool/local").mkdir(parents=True)
-    Image.new("RGB", (30, 20)).save(tmp_path / "root/1.png")
-    pool = tmp_path / "root/cand_pool/local/mbeir_x_task0_cand_pool.jsonl"
-    write_candidates(pool, [Item("3:1", None, ("1.png",), "image")])
+    write_root(tmp_path / "root", count=1)
     with FakeServer(faults=[parse_fault("hang:every=1")]) as server:
         command = [sys.executable, "-m", "augment.corpus", "--root", str(tmp_path / "root")]
         command += ["--store", str(tmp_path / "store"), "--model", "fake", "--urls", server.url]
@@ -618,12 +577,8 @@ def test_make_engine_takes_urls(root):
 
 
 def test_the_command_enriches_through_a_url(tmp_path, capsys):
-    pool = [Item(f"3:{n}", None, (f"{n}.png",), "image") for n in range(24)]
     data = tmp_path / "root"
-    (data / "cand_pool/local").mkdir(parents=True)
-    for item in pool:
-        Image.new("RGB", (30, 20), (int(item.id[2:]) * 9, 80, 7)).save(data / item.image)
-    write_candidates(data / "cand_pool/local/mbeir_x_task0_cand_pool.jsonl", pool)
+    pool = write_root(data, count=24)
     faults = [parse_fault("429:every=5,retry_after=0.05"), parse_fault("500:every=7")]
     with FakeServer("fake", faults=faults) as server:
         command = ["--root", str(data), "--store", str(tmp_path / "store"), "--model", "fake"]

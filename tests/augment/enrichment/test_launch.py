@@ -11,14 +11,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from PIL import Image
 
-from augment.data import write_candidates
 from augment.engines import EngineOptions
 from augment.enrichment.launch import Machine, Portion, launch, run, shares
 from augment.errors import StoreError
-from augment.records import Item
 from augment.store import Store
+from tests.fakes import write_root
 
 HOME = Path(__file__).parents[3]
 COUNT = 60
@@ -26,13 +24,8 @@ COUNT = 60
 
 @pytest.fixture
 def root(tmp_path):
-    folder = tmp_path / "root"
-    (folder / "cand_pool/local").mkdir(parents=True)
-    items = [Item(f"3:{n}", None, (f"{n}.png",), "image") for n in range(COUNT)]
-    for n, item in enumerate(items):
-        Image.new("RGB", (30, 20), (4 * n, 80, 7)).save(folder / item.image)
-    write_candidates(folder / "cand_pool/local/mbeir_x_task0_cand_pool.jsonl", items)
-    return folder
+    write_root(tmp_path / "root", count=COUNT)
+    return tmp_path / "root"
 
 
 def start(root, *options):

@@ -95,7 +95,7 @@ def test_damaged_scores_are_told_and_refused(sealed, tmp_path):
     from augment.store.scores import load_scores, scores
 
     shutil.copytree(sealed, tmp_path / "s")
-    path, _ = scores(tmp_path / "s", recipe=RECIPE.id)
+    path = scores(tmp_path / "s", recipe=RECIPE.id)
     assert verify(tmp_path / "s").problems == {}
     data = path.read_bytes()
     path.write_bytes(data[:60] + bytes([data[60] ^ 1]) + data[61:])

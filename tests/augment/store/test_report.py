@@ -21,8 +21,8 @@ from augment.prompts import load_prompt
 from augment.records import Item, Query, one_picture
 from augment.store import Store
 from augment.store.charts import histogram, quantile
-from augment.store.page import compare, percent, visible
-from augment.store.report import collect, report, verdict
+from augment.store.page import compare, environment, percent, visible
+from augment.store.report import collect, report
 
 HOSTILE = (
     "<script>document.title='owned'</script> \"q\" 'q' </style><style>*{display:none}</style> &"
@@ -65,7 +65,7 @@ def made(tmp_path_factory):
     answers |= {f"3:{n}": "A blue square on a table of wood." for n in (20, 21, 22)}
     corpus.run(root, store, engine=ScriptedEngine(answers, root=root))
     rewritten = {"3:1": "what is the capital of the country with a plain blue flag?"}
-    queries.run(root, store, splits=["test"], engine=ScriptedEngine(rewritten, root=root))
+    queries.run(root, store, split=["test"], engine=ScriptedEngine(rewritten, root=root))
     page = report(store, root, base / "out")
     return root, store, page
 
@@ -96,28 +96,33 @@ class Page(HTMLParser):
 def test_the_page_counts_what_the_store_holds(made):
     root, store, _ = made
     found = collect(Store(store), root, "corpus")
-    assert {reason.name: reason.items for reason in found.failed} == {"missing": 1, "corrupt": 1}
-    assert {reason.name: reason.items for reason in found.refused} == {"refusal": 1, "empty": 1}
-    assert (found.texts, found.accepted, found.with_picture) == (ITEMS - 2, ITEMS - 4, ITEMS)
+    assert {name: items for name, items, _ in found["failed"]} == {"missing": 1, "corrupt": 1}
+    assert {name: items for name, items, _ in found["refused"]} == {"refusal": 1, "empty": 1}
+    numbers = [found[name] for name in ("texts", "accepted", "with_picture")]
+    assert numbers == [ITEMS - 2, ITEMS - 4, ITEMS]
     texts = {text.key: text for text in Store(store).texts("corpus").values()}
-    assert found.generations == len(texts)
-    assert (found.read, found.written) == (
+    assert found["generations"] == len(texts)
+    assert (found["read"], found["written"]) == (
         sum(text.prompt_tokens for text in texts.values()),
         sum(text.output_tokens for text in texts.values()),
     )
-    assert sum(number for *_, number in bars(found.plots[0])[0]) == ITEMS - 2
-    whys = {card.item_id: card.why for card in found.worst}
+    assert sum(number for *_, number in bars(found["plots"][0])[0]) == ITEMS - 2
+    whys = {card["item_id"]: card["why"] for card in found["worst"]}
     assert "very same words for 3 different pictures" in whys["3:20"]
     assert {"3:21", "3:22"}.isdisjoint(whys)
     assert whys["3:12"] == "short: 1 words"
-    assert len({card.item_id for card in found.random}) == len(found.random) == 24
-    by_id = {card.item_id: card for card in [*found.random, *found.worst]}
-    assert {card.asked for i, card in by_id.items() if i in ("3:6", "3:8")} <= {
+    assert len({card["item_id"] for card in found["random"]}) == len(found["random"]) == 24
+    by_id = {card["item_id"]: card for card in [*found["random"], *found["worst"]]}
+    assert {card["asked"] for i, card in by_id.items() if i in ("3:6", "3:8")} <= {
         "a square that is green"
     }
-    tone, said = verdict(found)
-    assert tone == "warn"
-    assert said.startswith("90.0 % of 40 items have an accepted text; 2 failed")
+    assert found["tone"] == "warn"
+    assert verdict(found).startswith("90.0 % of 40 items have an accepted text; 2 failed")
+
+
+def verdict(found):
+    said = environment().get_template("parts.html").module.verdict(found)
+    return " ".join(str(said).split())
 
 
 def test_one_picture_in_two_requests_is_no_repetition_and_other_limits_are_told(tmp_path):
@@ -132,16 +137,20 @@ def test_one_picture_in_two_requests_is_no_repetition_and_other_limits_are_told(
     answers = {f"3:{n}": text for n, text in enumerate(words)}
     corpus.run(root, store, engine=ScriptedEngine(answers, root=root))
     found = collect(Store(store), root, "corpus")
-    assert found.generations == 4
-    assert (found.repeats.texts, found.repeats.contents, found.repeats.most) == (1, 2, 2)
-    assert "2 different pictures share 1 texts" in verdict(found)[1]
-    assert (found.used.known, found.used.others) == (True, 0)
+    assert found["generations"] == 4
+    assert (found["repeats"]["texts"], found["repeats"]["contents"], found["repeats"]["most"]) == (
+        1,
+        2,
+        2,
+    )
+    assert "2 different pictures share 1 texts" in verdict(found)
+    assert (found["used"]["known"], found["used"]["others"]) == (True, 0)
     # Some are judged under other limits than the rest.
     strict = Options(limits=Limits(filler=0.1), limit=1)
     corpus.run(root, store, engine=ScriptedEngine(answers, root=root), options=strict)
     found = collect(Store(store), root, "corpus")
-    assert (found.used.limits.filler, found.used.others) == (0.1, 3)
-    assert "3 verdicts are not from the limits of the latest run" in verdict(found)[1]
+    assert (found["used"]["limits"].filler, found["used"]["others"]) == (0.1, 3)
+    assert "3 verdicts are not from the limits of the latest run" in verdict(found)
     page = report(store, root, tmp_path / "out").read_text(encoding="utf-8")
     assert "filler 0.1" in page
 
@@ -226,7 +235,7 @@ def test_the_command_names_the_page_and_prices_tokens(made, tmp_path, capsys):
     assert main(["report", *arguments, "--price-written", "1000000"]) == 0
     assert "report.html" in capsys.readouterr().out
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert f"{collect(Store(store), root, 'query').written:.2f}" in text
+    assert f"{collect(Store(store), root, 'query')['written']:.2f}" in text
     for arguments, message in (
         (["/nowhere", "--root", str(root), "--out", str(tmp_path)], "no such store"),
         ([str(store), "--root", "/nowhere", "--out", str(tmp_path)], "no such folder"),

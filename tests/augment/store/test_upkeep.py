@@ -39,20 +39,17 @@ def run(*arguments):
     return main([str(part) for part in arguments])
 
 
-def test_verify_finds_every_flipped_byte(tmp_path, capsys):
+def test_verify_names_a_damaged_segment(tmp_path, capsys):
+    """That every flipped bit is found: test_damage."""
     fill(tmp_path, range(40))
     assert run("verify", "--store", tmp_path) == 0
     assert "all is well" in capsys.readouterr().out
-    for folder in ("texts", f"links/{ONE.id}"):
-        path = sorted((tmp_path / folder).glob("*.parquet"))[0]
-        data = path.read_bytes()
-        for at in range(4, len(data), max(1, len(data) // 20)):
-            path.write_bytes(data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :])
-            assert "damaged segment" in verify(tmp_path).problems, (path, at)
-        path.write_bytes(data[:-9])
-        assert run("verify", "--store", tmp_path) == 3
-        assert str(path) in capsys.readouterr().out
-        path.write_bytes(data)
+    path = sorted((tmp_path / "texts").glob("*.parquet"))[0]
+    path.write_bytes(path.read_bytes()[:-9])
+    assert run("verify", "--store", tmp_path) == 3
+    told = capsys.readouterr().out
+    assert "damaged segment" in told
+    assert str(path) in told
     assert run("verify", "--store", tmp_path / "absent") == 2
 
 

@@ -28,7 +28,7 @@ from retrievers.models.tuning import Tuning
 from retrievers.training.module import Contrastive, trained
 from retrievers.training.objective import Objective
 from retrievers.vectors.embed import embed_contents
-from tests.retrievers.models.test_retriever import CONFIG, make_config, make_root
+from tests.retrievers.models.test_retriever import CONFIG
 from tests.retrievers.test_cli_retrievers import options
 
 TEXTS = ["a red flag", "it's 5 o'clock; “quoted” café &amp; co.", "ﬁne  things", "word " * 99]
@@ -84,12 +84,6 @@ def pictures(tmp_path_factory):
         paths.append(folder / f"{number}.png")
         Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)).save(paths[-1])
     return paths
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("export")
-    return make_root(folder / "root"), make_config(folder), folder
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from retrievers.models.blip import BlipFeatureFusion, BlipScoreFusion
 from retrievers.models.load import load
 from retrievers.models.long_text import context_of, count_tokens
 from retrievers.training.module import Contrastive
-from tests.retrievers.models.test_retriever import make_root
 
 WORDS = [
     "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "green", "blue", "white", "black",
@@ -45,11 +44,6 @@ def folder(tmp_path_factory):
     (path / "vocab.txt").write_text("\n".join(WORDS))
     BertTokenizer(str(path / "vocab.txt")).save_pretrained(path)
     return path
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return make_root(tmp_path_factory.mktemp("squares"))
 
 
 def batch(retriever, kinds=("text", "image", "both", "text")):
@@ -155,7 +149,7 @@ def test_positions_are_interpolated_for_another_size(folder):
     torch.testing.assert_close(ours, theirs)
     assert large.collator().image(Image.new("RGB", (9, 5))).shape == (3, 32, 32)
     with pytest.raises(MismatchError, match="16 x 16 pixels for a model that takes 32 x 32"):
-        large.blip.tokens(torch.zeros(1, 3, 16, 16))
+        large.encode(batch(small)[1], "query")
 
 
 @pytest.mark.parametrize("kind", [BlipScoreFusion, BlipFeatureFusion])

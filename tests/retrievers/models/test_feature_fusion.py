@@ -264,14 +264,6 @@ def test_models_without_tokens_and_wrong_settings_are_told(tmp_path):
         ClipFeatureFusion(attention="open")
 
 
-@pytest.fixture(scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.usefixtures("one_thread")
 def test_fit_resume_test_mine_and_search(tmp_path, capsys):
     world = make_root(tmp_path / "root"), make_config(tmp_path), tmp_path

@@ -30,7 +30,7 @@ from retrievers.models.long_text import (
 )
 from retrievers.models.towers import encode_text, load_clip
 from retrievers.training.module import Contrastive
-from tests.retrievers.models.test_retriever import CONFIG, checkpoint_of, make_config, make_root
+from tests.retrievers.models.test_retriever import CONFIG, checkpoint_of, make_root
 from tests.retrievers.test_cli_retrievers import options, plain_options
 
 LONG = "A red flag. It has four stars. A blue ring stands below. The border is of gold and thin."
@@ -39,11 +39,6 @@ SIGLIP = {
     "text_cfg": {**CONFIG["text_cfg"], "no_causal_mask": True, "pool_type": "last"},
     "custom_text": True,
 }
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    return make_config(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -251,12 +246,6 @@ def test_tokens_are_those_that_the_tokenizer_gives(config):
     wrapped.tokenizer, wrapped.context_length = flagland.tokenizer, 500
     assert count_tokens(wrapped, texts) == (wrapped(texts) != 0).sum(1).tolist()
     assert count_tokens(object(), texts) is None
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("audit")
-    return make_root(folder / "root"), make_config(folder), folder
 
 
 def row_of(audit, side, modality):

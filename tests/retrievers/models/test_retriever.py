@@ -91,16 +91,6 @@ def make_root(root, items=20):
     return root
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return make_root(tmp_path_factory.mktemp("squares"))
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    return make_config(tmp_path_factory.mktemp("model"))
-
-
 @pytest.fixture
 def retriever(config):
     torch.manual_seed(0)

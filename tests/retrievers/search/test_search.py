@@ -62,8 +62,9 @@ def test_ranks_as_the_evaluation_does(world, raw, tmp_path):
 
 def test_the_recipe_of_the_training_is_found_in_the_store(world, tmp_path):
     # Another recipe ran last; the checkpoint's own is still there.
-    none = dict.fromkeys(("image", "question", "modification", "text"))
-    queries.run(world.root, world.store, prompts=none, options=SCRIPTED)
+    kinds = ("image", "question", "modification", "text")
+    none = dict.fromkeys(f"{kind}_prompt" for kind in kinds)
+    queries.run(world.root, world.store, options=SCRIPTED, **none)
     searcher = Searcher.open(
         world.enriched, world.root, store=world.store, vlm="scripted:", pools=["squares_task3"]
     )

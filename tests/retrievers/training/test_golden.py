@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from benchmarks.flagland.world import WorldConfig, write_world
 from retrievers.cli import main
@@ -18,15 +17,6 @@ def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("golden") / "world"
     write_world(folder, WorldConfig(countries=200, seed=3))
     return folder
-
-
-@pytest.fixture
-def one_thread():
-    """Sums differ in the last bit between numbers of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.slow

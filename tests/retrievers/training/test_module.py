@@ -11,18 +11,8 @@ from retrievers.models.fusion_layers import FusionLayers
 from retrievers.training.module import Contrastive
 from retrievers.training.optim import AdamWCosine
 from tests.retrievers.models.test_blip import BlipFeatureFusion, BlipScoreFusion, folder  # noqa: F401
-from tests.retrievers.models.test_retriever import loader_for, make_config, make_root
+from tests.retrievers.models.test_retriever import loader_for
 from tests.retrievers.training.test_training import fit
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return make_root(tmp_path_factory.mktemp("squares"))
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    return make_config(tmp_path_factory.mktemp("model"))
 
 
 @pytest.mark.parametrize("kind", ["score", "feature"])

@@ -52,15 +52,6 @@ def arguments(world, out):
     )  # fmt: skip
 
 
-@pytest.fixture
-def one_thread():
-    """Sums differ in the last bit between numbers of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.usefixtures("one_thread")
 def test_killed_and_resumed_equals_undisturbed(world, tmp_path):
     assert main(["fit", *arguments(world, tmp_path / "whole")]) == 0

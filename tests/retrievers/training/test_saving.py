@@ -23,6 +23,8 @@ from retrievers.training.callbacks import CheckpointFiles, LatestCheckpoint
 from tests.retrievers.models.test_retriever import CONFIG, make_root
 from tests.retrievers.test_cli_retrievers import options
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class KillInValidation(lightning.Callback):
     """Dies as a machine does, when the validation after a step begins."""
@@ -30,15 +32,6 @@ class KillInValidation(lightning.Callback):
     def on_validation_start(self, trainer, *args):
         if trainer.global_step == int(os.environ["KILL_AT"]) and not trainer.sanity_checking:
             os.kill(os.getpid(), signal.SIGKILL)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Sums differ in the last bit between numbers of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

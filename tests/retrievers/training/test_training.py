@@ -22,17 +22,7 @@ from retrievers.training.callbacks import Throughput, hint
 from retrievers.training.module import Contrastive, Loaders
 from retrievers.training.objective import Distillation, Objective
 from retrievers.training.optim import AdamWCosine
-from tests.retrievers.models.test_retriever import loader_for, make_config, make_root
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return make_root(tmp_path_factory.mktemp("squares"))
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    return make_config(tmp_path_factory.mktemp("model"))
+from tests.retrievers.models.test_retriever import loader_for, make_root
 
 
 def make_training(config, truncate_dim=None, compile=False, **settings):  # noqa: A002
@@ -193,8 +183,6 @@ def test_empty_batches_and_wrong_sizes_are_told(config, root):
            Example(1, None, torch.zeros(3, 8, 9), id="1:2")]  # fmt: skip
     with pytest.raises(DataError, match=r"1:2: .*\(3, 8, 9\).* 1:1 .*\(3, 8, 8\)"):
         retriever.collator()(two, "query")
-    with pytest.raises(DataError, match=r"data\.batch_size must be at least 1"):
-        MBeirData(str(root), batch_size=0)
 
 
 def mined_table(path, rows):
@@ -247,20 +235,9 @@ def test_published_negatives_and_further_positives(config, tmp_path):
         assert hash_id("7:9") in ids[:2]
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (NegativesConfig("nowhere.parquet"), "retrievers mine"),
-        (NegativesConfig("nowhere.parquet", published=True), "not both"),
-        (NegativesConfig(published=True), "none of the training queries has a hard negative"),
-    ],
-)
-def test_missing_negatives_are_told(config, root, settings, message):
-    with pytest.raises(DataError, match=message):
-        loader_of(config, root, negatives=settings)
-
-
-def test_tables_of_something_else_are_told(config, root, tmp_path):
+def test_negatives_that_are_not_there_are_told(config, root, tmp_path):
+    with pytest.raises(DataError, match="none of the training queries has a hard negative"):
+        loader_of(config, root, negatives=NegativesConfig(published=True))
     parquet.write_table(pa.table({"qid": ["7:1"]}), tmp_path / "other.parquet")
     with pytest.raises(DataError, match="no table of mined negatives"):
         loader_of(config, root, negatives=NegativesConfig(str(tmp_path / "other.parquet")))

@@ -12,20 +12,9 @@ from retrievers.models.fusion_layers import FusionLayers
 from retrievers.models.load import load, load_weights
 from retrievers.models.tuning import Tuning, merge
 from retrievers.training.module import Contrastive
-from tests.retrievers.models.test_retriever import batch_of, make_config, make_root
+from tests.retrievers.models.test_retriever import batch_of
 from tests.retrievers.test_cli_retrievers import options
 from tests.retrievers.training.test_training import fit, make_training
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    return make_config(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return make_root(tmp_path_factory.mktemp("squares"))
-
 
 LORA = Tuning(lora_rank=2, lora_alpha=4)
 

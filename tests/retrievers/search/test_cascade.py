@@ -1,0 +1,167 @@
+"""A cascade against slow loops: order, ties, the cap, killed and resumed, and by the command."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from augment.data import grades_of, read_qrels
+from augment.errors import DataError
+from retrievers.cli import main
+from retrievers.data.module import MBeirData, SearchConfig
+from retrievers.evaluation.run import RunTable
+from retrievers.evaluation.run_files import read_run, read_table, write_run
+from retrievers.export.folder import save
+from retrievers.models.mllm.layout import CrossLayout, Layout
+from retrievers.models.reranker import Listwise, Pointwise
+from retrievers.search.cascade import in_order, rerank
+from retrievers.vectors.search import test as search
+from tests.retrievers.mllms import make
+from tests.retrievers.models.test_retriever import make_root
+
+WORDS = Layout(cross=CrossLayout(yes="a", no="e"))
+
+
+@pytest.fixture(scope="module")
+def world(folders, tmp_path_factory):
+    """A root, its data, and the runs of an untrained first stage."""
+    root = make_root(tmp_path_factory.mktemp("cascade") / "root", items=8)
+    data = MBeirData(str(root), test=SearchConfig(depth=6))
+    search(make(folders["qwen3"]), data, root / "first")
+    return root, data
+
+
+def test_the_best_are_in_the_order_of_scores_made_one_by_one(world, folders, tmp_path):
+    root, data = world
+    model = make(folders["qwen3"], layout=WORDS)
+    found = rerank(Pointwise(model), data, root / "first", tmp_path, depth=4, batch=3)
+    plan, reader = data.test_plan(), data.reader(model.collator())
+    for task in plan.tasks:
+        queries = {q.item.id: (q, t) for q, t in plan.queries}
+        first, after = (read_run(f / f"{task.name}.local.trec") for f in (root / "first", tmp_path))
+        for qid, hits in first.items():
+            asked = reader.query(*queries[qid])
+            singles = {
+                h.did: float(Pointwise(model).score(asked, [reader.candidate(plan.find(h.did))]))
+                for h in hits[:4]
+            }
+            assert [h.did for h in after[qid]] == sorted(singles, key=lambda d: -singles[d])
+            assert {h.did: pytest.approx(h.score, abs=1e-5) for h in after[qid]} == singles
+        judged = grades_of(read_qrels(tmp_path / f"{task.name}.qrels"))
+        recall = [
+            sum(h.did in judged[qid] for h in first[qid][:4]) / len(judged[qid]) for qid in judged
+        ]
+        row = next(r for r in found.rows if (r["task"], r["pool"]) == (task.task, "local"))
+        assert row["cap"]["recall@4"] == pytest.approx(np.mean(recall))
+        assert row["metrics"]["recall@5"] <= row["cap"]["recall@4"], "it is the cap"
+        assert f"{100 * np.mean(recall):.2f} @4" in found.table()
+
+
+def test_a_killed_rerank_goes_on_and_scores_nothing_twice(world, folders, tmp_path, monkeypatch):
+    root, data = world
+    judge = Pointwise(make(folders["qwen3"], layout=WORDS))
+    rerank(judge, data, root / "first", tmp_path / "whole", depth=4, batch=2)
+    scored, plain = [], Pointwise._scores
+
+    def counting(self, query, candidates, most):
+        if len(scored) >= most:
+            raise KeyboardInterrupt
+        scored.extend((query.text, query.id, c.id) for c in candidates)
+        return plain(self, query, candidates)
+
+    out = tmp_path / "killed"
+    for most in (7, 30, 10_000):
+        monkeypatch.setattr(
+            Pointwise, "_scores", lambda s, q, c, most=most: counting(s, q, c, most)
+        )
+        try:
+            rerank(judge, data, root / "first", out, depth=4, batch=2)
+        except KeyboardInterrupt:
+            log = max(out.glob("scores/*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+            log.write_bytes(log.read_bytes() + b'{"key":"torn')  # what a crash may leave
+    assert len(scored) == len(set(scored)), "once each, over all three, in both pools"
+    for path in (tmp_path / "whole").glob("*.trec"):
+        assert path.read_bytes() == (out / path.name).read_bytes()
+    before = len(scored)
+    rerank(judge, data, root / "first", out, depth=4)
+    assert len(scored) == before, "nothing is left to score"
+    rerank(judge, data, root / "first", out, depth=5)
+    assert 0 < len(scored) - before == len(set(scored)) - before, "only what is deeper"
+    torch.nn.init.normal_(judge.model.vlm.lm_head.weight)
+    rerank(judge, data, root / "first", out, depth=4)
+    assert len(scored) - before > before, "other weights score anew"
+
+
+def test_orders_of_lists_are_kept_by_list(world, folders, tmp_path, monkeypatch):
+    root, data = world
+    judge = Listwise(
+        make(folders["qwen3"], layout=Layout(cross=CrossLayout(ask="?", yes="", no="")))
+    )
+    monkeypatch.setattr(Listwise, "_written", lambda self, query, given: f"{len(given)}")
+    rerank(judge, data, root / "first", tmp_path, depth=3)
+    for name in ("squares_task0.local.trec", "squares_task3.union.trec"):
+        first, after = read_run(root / "first" / name), read_run(tmp_path / name)
+        for qid, hits in first.items():
+            assert [h.did for h in after[qid]] == [hits[n].did for n in (2, 0, 1)]
+    made = json.loads((tmp_path / "cascade.json").read_text())["scored"]
+    rerank(judge, data, root / "first", tmp_path, depth=3)
+    assert json.loads((tmp_path / "cascade.json").read_text())["scored"] == 0 < made
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ties_stay_as_in_the_first_stage_and_are_counted(seed, tmp_path):
+    """Of equal scores, and of scores one step apart; also after writing and reading."""
+    random = np.random.default_rng(seed)
+    qids, ids = [f"1:{n}" for n in range(4)], [f"2:{n}" for n in range(30)]
+    rows = np.concatenate([random.permutation(30)[:9] for _ in qids])
+    first = RunTable(qids, ids, np.repeat(np.arange(4), 9), rows, random.random(36))
+    step = np.nextafter(np.float32(0.5), np.float32(1))
+    scores = random.choice(np.array([0.5, step, 0, -3.25], np.float32), 36)
+    found = in_order(first, scores)
+    write_run(tmp_path / "run.trec", found.run)
+    again, ties = read_table(tmp_path / "run.trec").to_run(), 0
+    of = {(q, ids[r]): s for q, r, s in zip(np.repeat(qids, 9), first.rows, scores, strict=True)}
+    for qid, hits in first.to_run().items():
+        before = [hit.did for hit in hits]
+        want = sorted(before, key=lambda did: (-of[qid, did], before.index(did)))
+        assert [hit.did for hit in again[qid]] == want
+        ties += sum(of[qid, a] == of[qid, b] for a, b in pairwise(want))
+        for hit in again[qid]:
+            assert hit.score == pytest.approx(of[qid, hit.did], abs=1e-6)
+    assert found.ties == ties > 0
+
+
+def test_runs_of_other_data_are_refused(world, folders, tmp_path):
+    root, data = world
+    judge = Pointwise(make(folders["qwen3"], layout=WORDS))
+    with pytest.raises(DataError, match="holds no run of test queries"):
+        rerank(judge, data, tmp_path, tmp_path / "out")
+    with pytest.raises(DataError, match="another one with --out"):
+        rerank(judge, data, root / "first", root / "first")
+    with pytest.raises(DataError, match="at least 1, got 0"):
+        rerank(judge, data, root / "first", tmp_path / "out", depth=0)
+    name = "squares_task0.local.trec"
+    for qid, did, message in (
+        ("7:1", "7:77", "candidate 7:77: is in the run and in no pool"),
+        ("7:78", "7:1", "query 7:78: is in the run and not in the data"),
+    ):
+        (tmp_path / name).write_text(f"{qid} Q0 {did} 1 1.0 x\n")
+        with pytest.raises(DataError, match=message):
+            rerank(judge, data, tmp_path, tmp_path / "out")
+
+
+def test_the_command_reranks_fuses_and_tells_the_cap(world, folders, tmp_path, capsys):
+    root, _ = world
+    folder = save(make(folders["qwen3"], layout=WORDS), tmp_path / "model")
+    given = [f"--data.root={root}", f"--run={root / 'first'}", f"--out={tmp_path / 'out'}"]
+    assert main(["rerank", f"--model={folder}", "--depth=3", *given]) == 0, capsys.readouterr().err
+    told = capsys.readouterr().out
+    assert "first stage's recall@n" in told
+    assert "scores tied and stand as in the first stage" in told
+    plain = save(make(folders["qwen3"]), tmp_path / "plain")
+    assert main(["rerank", f"--model={plain}", *given]) == 2
+    assert "not that of a pointwise reranker" in capsys.readouterr().err
+    assert main(["embed", f"--model={folder}", given[0], f"--out={tmp_path}"]) == 2
+    assert "it scores a query and a candidate together" in capsys.readouterr().err
