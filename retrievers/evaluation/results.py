@@ -77,6 +77,8 @@ def modality_scores(
         grades: its judgements.
         queries: of the task, each with the modality that it asks for; others do not count.
     """
+    from retrievers.data.plan import same_file
+
     judged = Judgements(grades)
     known = set(judged.qids)
     asked = {query.item.id: (query, wanted) for query, wanted in queries if query.item.id in known}
@@ -97,10 +99,10 @@ def modality_scores(
         row = found.setdefault(wanted, {})
         row[kind] = row.get(kind, 0) + 1
         if grades[qid].get(did, 0) <= 0:
-            own = item is not None and bool(set(item.images) & set(query.item.images))
-            lost[
-                "own_picture" if own else "wrong_item" if kind == wanted else "wrong_modality"
-            ] += 1
+            shown = {*map(same_file, item.images)} if item is not None else set()
+            own = bool(shown & {*map(same_file, query.item.images)})
+            other = "wrong_item" if kind == wanted else "wrong_modality"
+            lost["own_picture" if own else other] += 1
     total = max(len(known), 1)
     early = run.rank <= 5
     counts = np.bincount(run.query[early], minlength=len(run))
