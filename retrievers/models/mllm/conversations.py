@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, final
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from augment.errors import DataError
 from augment.records import Side
 from retrievers.data.examples import Example
-from retrievers.models.mllm.layout import Layout, Shown, cut
+from retrievers.models.mllm.layout import ItemShown, Layout, cut
 
 #: Stands where no token is to be predicted, as in ``cross_entropy``.
 IGNORED = -100
@@ -149,6 +149,13 @@ class ConversationCollator:
             ends = [self._end(text) for text in written]
         return self._read([example.id for example in examples], prompts, pictures, ends, taught)
 
+    @property
+    def pairs(self) -> Callable[[Sequence[Example], Sequence[Example]], Conversations] | None:
+        """A batch of queries, each with a candidate; None of an encoder."""
+        if self.layout.cross is None:
+            return None
+        return lambda queries, candidates: self.together(queries, [[one] for one in candidates])
+
     def together(
         self, queries: Sequence[Example], candidates: Sequence[Sequence[Example]]
     ) -> Conversations:
@@ -162,6 +169,8 @@ class ConversationCollator:
             DataError: if pictures and their places differ in number, or the layout has no words
                 for them.
         """
+        if not queries:
+            return _empty()
         cross = self.layout.cross
         if cross is None:
             raise DataError(
@@ -171,7 +180,7 @@ class ConversationCollator:
         prompts, pictures = [], []
         for query, own in zip(queries, candidates, strict=True):
             asked, *given = [
-                Shown(self._text(each), len(_listed(each.image))) for each in (query, *own)
+                ItemShown(self._text(each), len(_listed(each.image))) for each in (query, *own)
             ]
             prompts.append(self.layout.together(self.processor, asked, given))
             order = [*own, query] if cross.corpus_first else [query, *own]
