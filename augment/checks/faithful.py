@@ -20,23 +20,12 @@ from typing import Any, final
 from PIL import Image
 
 from augment.checks.lengths import split_sentences
+from augment.checks.text import WORDS
 from augment.errors import EngineError
 from augment.files import home
 
 #: Words of which a picture shows one and not the others.
-RIVALS: tuple[tuple[str, ...], ...] = (
-    ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white",
-     "grey", "gold", "maroon", "navy", "turquoise", "beige"),
-    ("one", "two", "three", "four", "five", "six"),
-    ("small", "large"),
-    ("left", "right", "top", "bottom"),
-    ("horizontal", "vertical", "diagonal"),
-    ("star", "crescent", "disc", "ring", "sun", "diamond", "cross", "triangle"),
-    ("stars", "crescents", "discs", "rings", "suns", "diamonds"),
-    ("man", "woman", "boy", "girl"),
-    ("dog", "cat", "horse", "bird", "cow", "sheep"),
-    ("car", "bus", "truck", "train", "bicycle", "motorcycle", "boat"),
-)  # fmt: skip
+RIVALS: tuple[tuple[str, ...], ...] = tuple(tuple(group.split()) for group in WORDS["rivals"])
 
 _GROUP = {word: group for group in RIVALS for word in group}
 _RIVAL = re.compile(rf"\b({'|'.join(sorted(_GROUP, key=len, reverse=True))})\b", re.IGNORECASE)

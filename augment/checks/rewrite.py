@@ -25,32 +25,15 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple, final
+from typing import Literal, NamedTuple
 
-from augment.checks.text import STOP_WORDS, fold, folded, stem, word_set, words
-from augment.data.pools import CandidateTable
-from augment.records import Item, Query
+from augment.checks.text import STOP_WORDS, WORDS, fold, folded, stem, word_set, words
+from augment.data.items import RootItems
+from augment.records import Query
 
-#: "one" is left out: it is a pronoun far more often than a number.
-_NUMBERS: Mapping[str, str] = {
-    word: value
-    for word, _, value in (
-        pair.partition("=")
-        for pair in word_set(
-            "zero=0 two=2 three=3 four=4 five=5 six=6 seven=7 eight=8 nine=9 ten=10 eleven=11"
-            " twelve=12 thirteen=13 fourteen=14 fifteen=15 sixteen=16 seventeen=17 eighteen=18"
-            " nineteen=19 twenty=20 thirty=30 forty=40 fifty=50 hundred=100 thousand=1000 dozen=12"
-            " pair=2 both=2 twice=2 double=2 triple=3 second=2nd third=3rd fourth=4th fifth=5th"
-        )
-    )
-}
-
+_NUMBERS: Mapping[str, str] = dict(pair.split("=") for pair in WORDS["numbers"].split())
 #: Negations that stand before what they deny, and those that stand behind it.
-_BEFORE = word_set(
-    "no not without never neither nor none cannot lacks lacking lack except minus remove removes"
-    " removed drop omit exclude excluding free"
-)
-_BEHIND = word_set("gone removed missing absent away excluded omitted free")
+_BEFORE, _BEHIND = word_set(WORDS["before"]), word_set(WORDS["behind"])
 #: How far a negation reaches, in words.
 _REACH = 6
 _REMOVAL = re.compile(r"\b(take|takes|taking|get|gets|do) (away|off|out|rid of)\b", re.IGNORECASE)
@@ -230,48 +213,29 @@ MOST_POSITIVES = 20
 ANSWER_KEYS = ("answer", "answers", "answer_eval")
 
 
-@final
-class Positives:
-    """Finds the texts of positives in pools, when they are needed.
-
-    Pools stay memory-mapped; only queries whose text is judged cost anything.
+def forbidden(items: RootItems, query: Query) -> Forbidden:
+    """What a rewrite of a query must not say: texts of its positives, and its known answers.
 
     Args:
-        pools: opened pools. Positives that none of them holds forbid nothing.
+        items: the candidates, which stay memory-mapped; a positive that is not among them forbids
+            nothing.
+        query: whose text is judged.
     """
+    found = (items.find(did) for did in query.positives[:MOST_POSITIVES])
+    texts = [item.text for item in found if item is not None and item.text]
+    return Forbidden(tuple(dict.fromkeys(texts)), tuple(_known_answers(query.item.source)))
 
-    def __init__(self, pools: Sequence[CandidateTable]) -> None:
-        self._pools = tuple(pools)
-        self._home: dict[str, CandidateTable] = {}
 
-    def forbidden(self, query: Query) -> Forbidden:
-        """The texts of a query's positives, and its known answers."""
-        items = (self._find(did) for did in query.positives[:MOST_POSITIVES])
-        texts = [item.text for item in items if item is not None and item.text]
-        return Forbidden(tuple(dict.fromkeys(texts)), tuple(self._answers(query.item.source)))
-
-    def _find(self, did: str) -> Item | None:
-        # Candidates of a data set lie together, so the pool that had the last one is tried first.
-        dataset = did.partition(":")[0]
-        home = self._home.get(dataset)
-        for pool in (*((home,) if home else ()), *self._pools):
-            row = pool.find(did)
-            if row is not None:
-                self._home[dataset] = pool
-                found: Item = pool[row]
-                return found
-        return None
-
-    def _answers(self, source: str | None) -> Iterator[str]:
-        if not source or not any(f'"{key}"' in source for key in ANSWER_KEYS):
-            return
-        try:
-            record = json.loads(source)
-        except (ValueError, RecursionError):
-            return
-        if isinstance(record, Mapping):
-            for key in ANSWER_KEYS:
-                value = record.get(key)
-                for answer in value if isinstance(value, list) else [value]:
-                    if isinstance(answer, str) and answer.strip():
-                        yield answer
+def _known_answers(source: str | None) -> Iterator[str]:
+    if not source or not any(f'"{key}"' in source for key in ANSWER_KEYS):
+        return
+    try:
+        record = json.loads(source)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(record, Mapping):
+        for key in ANSWER_KEYS:
+            value = record.get(key)
+            for answer in value if isinstance(value, list) else [value]:
+                if isinstance(answer, str) and answer.strip():
+                    yield answer

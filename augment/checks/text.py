@@ -13,6 +13,10 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+import yaml
 
 from augment.engines.reasoning import has_mark
 from augment.records import Finish
@@ -25,14 +29,11 @@ def word_set(listing: str) -> frozenset[str]:
     return frozenset(listing.split())
 
 
-#: Words that carry no content of their own; shared by the checks that compare two texts.
-STOP_WORDS = word_set(
-    "a about after an and are as at be before been but by can could did do does for from had"
-    " has have he her his how i if in into is it its like me my no nor not of off on or our"
-    " out over please she should so some such than that the their them then there these they"
-    " this those to too under up was we were what when where which while who whom whose why"
-    " will with without would you your"
+#: Words by what they are for: ``words.yaml``, which says more.
+WORDS: Mapping[str, Any] = yaml.safe_load(
+    resources.files("augment.checks").joinpath("words.yaml").read_text(encoding="utf-8")
 )
+STOP_WORDS = word_set(WORDS["stop_words"])
 
 
 def words(text: str) -> list[str]:
@@ -187,42 +188,9 @@ def filler(text: str) -> float:
     return sum(len(words(match[0])) for match in _FILLER.finditer(text)) / total if total else 0.0
 
 
-#: Common words by language (ISO 639-1), without those that are also words of another in the table.
+#: Language (ISO 639-1) -> its common words.
 COMMON: Mapping[str, frozenset[str]] = {
-    code: word_set(listing)
-    for code, listing in {
-        "en": "the and of with is are it its this that which from by has what there their was",
-        "de": "der das und mit ist ein eine einer einem auf dem den von zu im sind nicht auch"
-        " über für oder zwei drei",
-        "fr": "le la de à un et en les des est avec une dans sur du au aux qui ou deux trois sont"
-        " cette pour",
-        "es": "de la un el los las una con en y del por sobre que dos tres es está son para blanca",
-        "it": "la di un il gli una con di che della nel sulla sono due tre è alla dei e per",
-        "pt": "os uma com em e da na dos sobre que dois três é são para ao do",
-        "nl": "het een met van en op zijn niet ook voor twee drie wordt naar aan",
-        "sv": "och med en ett på är som av till två tre för den det",
-        "da": "og med en et på er som af til to tre den det ikke",
-        "pl": "i z na w jest oraz dwa trzy nie się do przez który biały",
-        "ro": "și cu o pe este din sunt două trei care în pentru",
-        "tr": "ve bir ile bu için üzerinde olan iki üç da de",
-        "id": "dan dengan yang di dari ini itu pada dua tiga untuk adalah",
-    }.items()
-}
-
-#: Language -> the script its letters are named after in Unicode; Latin where not listed.
-_SCRIPTS: Mapping[str, tuple[str, ...]] = {
-    "zh": ("CJK",),
-    "ja": ("CJK", "HIRAGANA", "KATAKANA"),
-    "ko": ("HANGUL", "CJK"),
-    "ru": ("CYRILLIC",),
-    "uk": ("CYRILLIC",),
-    "bg": ("CYRILLIC",),
-    "el": ("GREEK",),
-    "ar": ("ARABIC",),
-    "fa": ("ARABIC",),
-    "he": ("HEBREW",),
-    "hi": ("DEVANAGARI",),
-    "th": ("THAI",),
+    code: word_set(listing) for code, listing in WORDS["common"].items()
 }
 
 #: Fewer common words of another language are taken for names ("Tour de France").
@@ -243,7 +211,7 @@ def foreign(text: str, language: str) -> float:
     letters = [character for character in text if character.isalpha()]
     if not letters:
         return 0.0
-    wanted = _SCRIPTS.get(language, ("LATIN",))
+    wanted = tuple(WORDS["scripts"].get(language, "LATIN").split())
     other = sum(not _script(character).startswith(wanted) for character in letters)
     return max(other / len(letters), _foreign_words(text, language))
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib import resources
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,38 +27,26 @@ import pyarrow.parquet as pq
 from augment.errors import DataError
 from augment.files import text_lines
 
+_ROWS = [
+    line.split("\t")
+    for line in resources.files("augment.data").joinpath("mmeb.tsv").read_text().splitlines()[1:]
+]
+
 #: Category -> data sets, as published folders are called (2410.05160, Table 1).
 CATEGORIES: Mapping[str, tuple[str, ...]] = {
-    "classification": (
-        "ImageNet-1K", "N24News", "HatefulMemes", "VOC2007", "SUN397", "Place365", "ImageNet-A",
-        "ImageNet-R", "ObjectNet", "Country211",
-    ),
-    "vqa": (
-        "OK-VQA", "A-OKVQA", "DocVQA", "InfographicsVQA", "ChartQA", "Visual7W", "ScienceQA",
-        "VizWiz", "GQA", "TextVQA",
-    ),
-    "retrieval": (
-        "VisDial", "CIRR", "VisualNews_t2i", "VisualNews_i2t", "MSCOCO_t2i", "MSCOCO_i2t",
-        "NIGHTS", "WebQA", "FashionIQ", "Wiki-SS-NQ", "OVEN", "EDIS",
-    ),
-    "grounding": ("MSCOCO", "RefCOCO", "RefCOCO-Matching", "Visual7W-Pointing"),
-}  # fmt: skip
+    category: tuple(name for name, of, _ in _ROWS if of == category)
+    for category in dict.fromkeys(of for _, of, _ in _ROWS)
+}
 
 #: Those with a training subset; the other 16 are out of distribution.
-IN_DISTRIBUTION = frozenset(
-    (
-        "ImageNet-1K", "N24News", "HatefulMemes", "VOC2007", "SUN397", "OK-VQA", "A-OKVQA",
-        "DocVQA", "InfographicsVQA", "ChartQA", "Visual7W", "VisDial", "CIRR", "VisualNews_t2i",
-        "VisualNews_i2t", "MSCOCO_t2i", "MSCOCO_i2t", "NIGHTS", "WebQA", "MSCOCO",
-    )
-)  # fmt: skip
+IN_DISTRIBUTION = frozenset(name for name, _, trained in _ROWS if trained == "yes")
 
 #: Phi-3's mark of a picture, which the published texts carry.
 _IMAGE_MARK = "<|image_1|>"
 #: Endings of a data set that is a file.
 _LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 #: All of them.
-KNOWN = frozenset(name for names in CATEGORIES.values() for name in names)
+KNOWN = frozenset(name for name, *_ in _ROWS)
 
 
 class Target(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, final, overload
 
@@ -382,6 +383,7 @@ def _equal(new: Any, old: Any) -> Any:
 
 
 @final
+@dataclass(eq=False)
 class StoredQueries(Sequence[Query]):
     """Rows of query files: six bytes each, where a million records would take two gigabytes.
 
@@ -394,13 +396,9 @@ class StoredQueries(Sequence[Query]):
         rows: of each, its row there.
     """
 
-    def __init__(
-        self,
-        tables: Sequence[QueryTable],
-        source: UInt16[np.ndarray, " n"],
-        rows: Int32[np.ndarray, " n"],
-    ) -> None:
-        self._tables, self._source, self._rows = tables, source, rows
+    _tables: Sequence[QueryTable]
+    _source: UInt16[np.ndarray, " n"]
+    _rows: Int32[np.ndarray, " n"]
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -184,10 +184,10 @@ class Account:
         self.summary.duplicates += duplicate
         self._tell(cached=not duplicate)
 
-    def _tell(self, new: int = 0, cached: int = 0, failed: int = 0, tokens: int = 0) -> None:
+    def _tell(self, **more: int) -> None:
         if self._progress is not None:
             self._progress.waited(self._engine.waited)
-            self._progress.add(1, new, cached, failed, tokens)
+            self._progress.add(1, **more)
 
 
 @final
@@ -216,27 +216,20 @@ class Progress:
         if sys.stderr.isatty():
             form = "{l_bar}{bar}| {n_fmt} of {total_fmt} items [{elapsed}{postfix}]"
             self._bar = tqdm(total=total, desc=what, dynamic_ncols=True, bar_format=form)
-        self._done = self._new = self._cached = self._failed = self._tokens = 0
+        self._counts: Counter[str] = Counter()
         self._waited = self._noted = self._share = 0.0
         self._start = self._shown = time.monotonic()
 
-    def add(
-        self, done: int, new: int = 0, cached: int = 0, failed: int = 0, tokens: int = 0
-    ) -> None:
+    def add(self, done: int, **more: int) -> None:
         """Count items that are settled.
 
         Args:
             done: how many.
-            new: of these, how many a model answered; the remaining time is estimated from them.
-            cached: of these, how many were known before the run.
-            failed: of these, how many failed.
-            tokens: that a model wrote for them.
+            **more: of these, how many a model answered (``new``; the remaining time is estimated
+                from them), were known before the run (``cached``) or ``failed``; and the
+                ``tokens`` that a model wrote for them.
         """
-        self._done += done
-        self._new += new
-        self._cached += cached
-        self._failed += failed
-        self._tokens += tokens
+        self._counts.update(done=done, **more)
         if self._bar is not None:
             self._bar.update(done)
         if time.monotonic() - self._shown > self._line_seconds:
@@ -254,21 +247,21 @@ class Progress:
             self._bar.set_postfix_str(", ".join(self._details()), refresh=False)
         else:
             of = "" if self._total is None else f" of {self._total:,}"
-            state = [f"{self._what}: {self._done:,}{of} items", *self._details()]
+            state = [f"{self._what}: {self._counts['done']:,}{of} items", *self._details()]
             sys.stderr.write(", ".join(state) + "\n")
             sys.stderr.flush()
 
     def _details(self) -> list[str]:
         elapsed = max(time.monotonic() - self._start, 1e-9)
         # What was in the store costs no time, so it must not make the rest look cheap.
-        rate = (self._new or self._done) / elapsed
+        rate = (self._counts["new"] or self._counts["done"]) / elapsed
         found = [f"{rate:.3g}/s"]
         if self._total is not None and rate > 0:
             found.append(f"{duration(self._to_ask(self._total) / rate)} left")
-        if self._tokens:
-            found.append(f"{self._tokens / elapsed:.3g} tokens/s")
-        if self._failed:
-            found.append(f"{self._failed:,} failed")
+        if self._counts["tokens"]:
+            found.append(f"{self._counts['tokens'] / elapsed:.3g} tokens/s")
+        if self._counts["failed"]:
+            found.append(f"{self._counts['failed']:,} failed")
         if self._share > WAITING:
             found.append(f"the model is waiting for images ({100 * self._share:.0f} % of the time)")
         return found
@@ -279,9 +272,10 @@ class Progress:
         Those with a text are known; of the others, as many as so far are left alone, fail, or share
         the text of another.
         """
-        known = min(self._cached, self._known)
-        others, seen = total - self._done - (self._known - known), self._done - known
-        return max(others, 0) * (self._new / seen if seen and self._new else 1.0)
+        done, new, cached = (self._counts[name] for name in ("done", "new", "cached"))
+        known = min(cached, self._known)
+        others, seen = total - done - (self._known - known), done - known
+        return max(others, 0) * (new / seen if seen and new else 1.0)
 
     def close(self) -> None:
         """Leave the bar as it stands."""

@@ -45,7 +45,7 @@ NAMES: Mapping[Side, str] = {"query": "queries", "corpus": "candidates"}
 
 @final
 @dataclass
-class Shown:
+class SideShown:
     """What became of one side's entries; an entry in several files counts once per file.
 
     Attributes:
@@ -143,9 +143,9 @@ class _Export:
     _done: Exported = field(default_factory=lambda: Exported(0, 0, 0, Counter()))
 
     def write(self, corpus: TextView, queries: TextView, name: str) -> Exported:
-        sides: dict[Side, Shown] = {
-            "query": Shown(NAMES["query"], queries.view, queries.recipe),
-            "corpus": Shown(NAMES["corpus"], corpus.view, corpus.recipe),
+        sides: dict[Side, SideShown] = {
+            "query": SideShown(NAMES["query"], queries.view, queries.recipe),
+            "corpus": SideShown(NAMES["corpus"], corpus.view, corpus.recipe),
         }
         for source, target in self._files("cand_pool", RECORDS):
             before = self._done.items
@@ -191,7 +191,7 @@ class _Export:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 yield source, target
 
-    def _seen(self, items: Iterable[Item], view: TextView, shown: Shown) -> Iterator[Item]:
+    def _seen(self, items: Iterable[Item], view: TextView, shown: SideShown) -> Iterator[Item]:
         for item in items:
             text = view.text(item)
             self._done.items += 1

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from augment.checks import DEFAULT_LIMITS, Forbidden, Limits, checks_of
-from augment.checks.rewrite import Positives
-from augment.data import DataRoot
-from augment.data.pools import open_candidates
+from augment.checks.rewrite import forbidden
+from augment.data.items import RootItems
 from augment.engines import Engine, EngineOptions, load_engine
 from augment.enrichment import command
 from augment.enrichment.account import Progress, Summary
@@ -178,7 +177,7 @@ def candidate_plan(items: Iterable[Item], prompt: Prompt, total: int | None = No
 def query_plan(
     queries: Iterable[Query],
     prompts: Mapping[Kind, Prompt | None],
-    forbidden: Callable[[Query], Forbidden] | None = None,
+    told: Callable[[Query], Forbidden] | None = None,
     total: int | None = None,
 ) -> JobPlan:
     """Refine queries, each kind in its own way.
@@ -186,14 +185,14 @@ def query_plan(
     Args:
         queries: the queries.
         prompts: kind of query -> how, None leaves it alone.
-        forbidden: what the rewrite of a query must not say; None where nothing is known.
+        told: what the rewrite of a query must not say; None where nothing is known.
         total: how many there are, None where that is not known before.
     """
 
     def job(query: Query) -> Job:
         found = classify(query)
-        told = None if forbidden is None else partial(forbidden, query)
-        return Job(query.item, prompts[found.kind], str(found), told)
+        unsaid = None if told is None else partial(told, query)
+        return Job(query.item, prompts[found.kind], str(found), unsaid)
 
     routes = {str(kind): prompt for kind, prompt in prompts.items()}
     return JobPlan("query", routes, map(job, queries), total)
@@ -209,8 +208,7 @@ def forbidden_of(
     rewrites = any(prompt is not None and prompt.kind == "rewrite" for prompt in prompts)
     if not rewrites or options.limits.leak == "off" or not (root / "cand_pool").is_dir():
         return None
-    pools = [open_candidates(pool.path) for pool in DataRoot(root).pools()]
-    return Positives(pools).forbidden
+    return partial(forbidden, RootItems(root, "corpus"))
 
 
 def enrich(
@@ -254,8 +252,8 @@ def enrich(
         if isinstance(names, str):
             names = {"image": names, "question": names, "modification": names, "text": None}
         prompts = {kind: load_prompt(name) if name else None for kind, name in names.items()}
-        forbidden = forbidden_of(root, prompts.values(), options)
-        plan = query_plan(everything, prompts, forbidden, total)
+        told = forbidden_of(root, prompts.values(), options)
+        plan = query_plan(everything, prompts, told, total)
     return carry_out(plan, root, store, options, engine)
 
 

@@ -68,7 +68,7 @@ def unseen(
     return list(islice(fresh, count))
 
 
-class Scorer:
+class Examiner:
     """Asks one engine about pictures drawn on the spot."""
 
     def __init__(self, model: str, folder: Path, batch_size: int) -> None:
@@ -128,7 +128,7 @@ def _shares(rows: Sequence[dict[str, bool]]) -> dict[str, float]:
 
 
 def score_questions(
-    scorer: Scorer, countries: Sequence[Country], width: int, photo: bool
+    scorer: Examiner, countries: Sequence[Country], width: int, photo: bool
 ) -> dict[str, float]:
     """Shares of resolved questions that are right, and in what."""
     items, frames = [], []
@@ -143,7 +143,7 @@ def score_questions(
 
 
 def score_modifications(
-    scorer: Scorer, countries: Sequence[Country], width: int, photo: bool, shown: bool
+    scorer: Examiner, countries: Sequence[Country], width: int, photo: bool, shown: bool
 ) -> dict[str, float]:
     """Share of modification requests rewritten exactly to the features of the wanted picture."""
     items, wanted = [], []
@@ -165,7 +165,7 @@ def score_modifications(
 def score(model: str, countries: Sequence[Country], batch_size: int) -> dict[str, Any]:
     """Every table."""
     with tempfile.TemporaryDirectory() as folder:
-        scorer = Scorer(model, Path(folder), batch_size)
+        scorer = Examiner(model, Path(folder), batch_size)
         descriptions = {
             f"{'photo' if photo else 'flat'} {width}": scorer.descriptions(
                 countries, width, photo

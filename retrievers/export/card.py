@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from augment.enrichment.export import NAMES, Shown
+from augment.enrichment.export import NAMES, SideShown
 from augment.records import Side
 from augment.store.page import inline
 from retrievers.evaluation.protocol import TASK_NAMES
@@ -89,7 +89,7 @@ def _recipes(trained: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[st
     for side in _SIDES:
         recipe, view = data.get(f"{side}_recipe"), trained.get(side, "").partition(":")[0]
         if isinstance(recipe, Mapping) and recipe:
-            yield from Shown(NAMES[side], view, recipe).provenance().splitlines()
+            yield from SideShown(NAMES[side], view, recipe).provenance().splitlines()
 
 
 def _eval_results(metrics: Mapping[str, Any] | None) -> Iterator[EvalResult]:

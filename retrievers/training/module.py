@@ -7,6 +7,7 @@ import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, cast, final
 
@@ -312,6 +313,8 @@ class Contrastive(Fit):
         chunk: items encoded at a time in training, activations recomputed in the backward
             (GradCache), so that the batch may be as large as its vectors and pictures allow; null
             encodes the batch at once.
+        chunk_tokens: the same by tokens, padding included, of an
+            :class:`~retrievers.models.mllm.encoder.Mllm`; beside ``chunk``, both bound.
         keep_chunks: the last chunks of each side that keep their activations: memory for time.
         optimizer: AdamW with warm-up and cosine decay.
         tuning: what is trained of the towers: all, some layers, or low-rank updates (LoRA).
@@ -329,6 +332,7 @@ class Contrastive(Fit):
         encoder: Encoder,
         objective: Objective = Objective(),  # noqa: B008 - frozen
         chunk: int | None = None,
+        chunk_tokens: int | None = None,
         keep_chunks: int = 0,
         optimizer: AdamWCosine = AdamWCosine(),  # noqa: B008 - frozen
         tuning: Tuning = Tuning(),  # noqa: B008 - frozen
@@ -353,7 +357,7 @@ class Contrastive(Fit):
                 "tuning.dora takes the length of each weight where it begins; export init_from's "
                 "weights first and name their folder as model_name"
             )
-        self._chunk, self._keep = chunk, keep_chunks
+        self._chunked = partial(encode_in_chunks, size=chunk, keep=keep_chunks, tokens=chunk_tokens)
         self._partial = tuning.apply(encoder) and init_from is None
         self._frozen = ""
         if objective.kind == "siglip":
@@ -384,13 +388,11 @@ class Contrastive(Fit):
         """The objective, its parts and the logit scale."""
         if self._reranks:
             judge = cast("Mllm", self.encoder).scores
-            scores = encode_in_chunks(
-                lambda pairs, _: judge(pairs), batch.queries, "query", self._chunk, self._keep
-            )
+            scores = self._chunked(lambda pairs, _: judge(pairs), batch.queries, "query")
             return self._idle({"loss": self.ranking(scores, batch.labels, batch.groups)})
         scale = self.encoder.scale()
         encode = self._teach if self.tokens.weight else self._encode
-        queries = encode_in_chunks(encode, batch.queries, "query", self._chunk, self._keep)
+        queries = self._chunked(encode, batch.queries, "query")
         written: Mapping[str, Tensor] = {}
         if self.tokens.weight:
             counts = (cast("Conversations", batch.queries).targets != IGNORED).sum(1) - 1
@@ -398,7 +400,7 @@ class Contrastive(Fit):
             queries = queries[:, :-2]
         parts = self.objective(
             queries,
-            encode_in_chunks(self._encode, batch.candidates, "corpus", self._chunk, self._keep),
+            self._chunked(self._encode, batch.candidates, "corpus"),
             batch.labels,
             batch.groups,
             scale,

@@ -49,6 +49,11 @@ class Conversations(NamedTuple):
         """Number of rows."""
         return len(self.tokens)
 
+    @property
+    def lengths(self) -> Int[Tensor, " batch"]:
+        """Tokens of each row."""
+        return self.mask.sum(1)
+
     def rows(self, start: int, stop: int) -> Conversations:
         """Rows ``start`` to ``stop``, fewer at the end, with their own pictures and padding."""
         before, until = int(self.shown[:start].sum()), int(self.shown[:stop].sum())

@@ -10,9 +10,17 @@ from PIL import Image
 from augment import queries
 from augment.checks import Forbidden, Limits, check, clean, clean_steps, judge
 from augment.checks.lengths import parse_lengths
-from augment.checks.rewrite import Positives, added, answered, leaks, lost_negations, lost_numbers
+from augment.checks.rewrite import (
+    added,
+    answered,
+    forbidden,
+    leaks,
+    lost_negations,
+    lost_numbers,
+)
 from augment.checks.text import compression, filler, foreign, repetition
-from augment.data import write_candidates, write_queries
+from augment.data import read_queries, write_candidates, write_queries
+from augment.data.items import RootItems
 from augment.enrichment.pipeline import Options
 from augment.prompts import load_prompt
 from augment.records import Item, Query, Reply
@@ -315,13 +323,9 @@ def root(tmp_path):
 
 
 def test_positives_are_looked_up(root):
-    from augment.data.pools import open_candidates, open_queries
-
-    pool = open_candidates(root / "cand_pool/local/mbeir_x_task6_cand_pool.jsonl")
-    found = [
-        Positives([pool]).forbidden(query)
-        for query in open_queries(root / "query/test/mbeir_x_task6_test.jsonl")
-    ]
+    items = RootItems(root, "corpus")
+    asked = read_queries(root / "query/test/mbeir_x_task6_test.jsonl")
+    found = [forbidden(items, query) for query in asked]
     assert found == [((PASSAGE,), ()), ((), ("wrought iron",)), ((PASSAGE,), ())]
 
 

@@ -87,19 +87,18 @@ def test_a_name_in_the_other_normal_form_is_found(tmp_path, named, stored):
 def test_files_that_are_no_picture(tmp_path):
     buffer = io.BytesIO()
     Image.effect_noise((64, 64), 50).save(buffer, "JPEG")
-    (tmp_path / "cut.jpg").write_bytes(buffer.getvalue()[:-500])
-    (tmp_path / "text.jpg").write_text("not a picture")
-    (tmp_path / "empty.jpg").write_bytes(b"")
-    (tmp_path / "pointer.jpg").write_bytes(POINTER)
-    (tmp_path / "page.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    files = {
+        "cut.jpg": (buffer.getvalue()[:-500], "corrupt"),
+        "text.jpg": (b"not a picture", "corrupt"),
+        "empty.jpg": (b"", "corrupt"),
+        "page.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "corrupt"),
+        "pointer.jpg": (POINTER, "lfs-pointer"),
+    }
+    for name, (data, _) in files.items():
+        (tmp_path / name).write_bytes(data)
     (tmp_path / "folder.jpg").mkdir()
-    assert reason(tmp_path, "cut.jpg") == "corrupt"
-    assert reason(tmp_path, "text.jpg") == "corrupt"
-    assert reason(tmp_path, "empty.jpg") == "corrupt"
-    assert reason(tmp_path, "page.jpg") == "corrupt"
-    assert reason(tmp_path, "pointer.jpg") == "lfs-pointer"
-    assert reason(tmp_path, "folder.jpg") == "missing"
-    assert reason(tmp_path, "absent.jpg") == "missing"
+    assert {name: reason(tmp_path, name) for name in files} == {n: w for n, (_, w) in files.items()}
+    assert reason(tmp_path, "folder.jpg") == reason(tmp_path, "absent.jpg") == "missing"
 
 
 def test_every_cut_of_a_picture_is_either_refused_or_whole(tmp_path):

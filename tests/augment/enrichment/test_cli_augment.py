@@ -225,6 +225,8 @@ def test_limit_and_config_file(root, tmp_path, capsys):
     config.write_text(yaml.safe_dump({"limit": 7, "batch_size": 2}))
     assert command(corpus, root, "--config", str(config)) == 0
     assert " 7 items" in capsys.readouterr().out
+    recipe = Store(root.parent / "store").recipe("corpus")
+    assert recipe.prompts == {"rar/corpus": load_prompt("rar/corpus").id}
     with pytest.raises(SystemExit):
         corpus.command(program("corpus", root, "--limit", "9", "--print_config")[3:])
     printed = yaml.safe_load(capsys.readouterr().out)
@@ -366,12 +368,6 @@ def test_an_export_writes_through_no_link_and_takes_nothing_from_elsewhere(root,
     assert main([*arguments, f"--out={tmp_path / 'out'}"]) == 2
     assert "leaves the root" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-def test_the_default_prompt_is_the_packaged_one(root):
-    corpus.run(root, root.parent / "store", options=Options(model="scripted:", limit=2))
-    recipe = Store(root.parent / "store").recipe("corpus")
-    assert recipe.prompts == {"rar/corpus": load_prompt("rar/corpus").id}
 
 
 def test_a_path_forges_no_line_and_moves_no_cursor(root, capsys):

@@ -37,6 +37,9 @@ def wal(folder):
 
 
 def test_what_was_written_is_read_back(tmp_path):
+    with Store(tmp_path / "none") as store:
+        assert (len(store), store.get("k")) == (0, None)
+    assert not (tmp_path / "none").exists()
     written = text("k", 'quotes " and \n lines, ü, 旗, ?', sampling=Sampling(7, 0.5, 0.9, 3))
     written = replace(written, finish="length", rejected="truncated", prompt_tokens=4)
     with Store(tmp_path / "s") as store:
@@ -51,13 +54,6 @@ def test_what_was_written_is_read_back(tmp_path):
     assert again.recipe("corpus") == RECIPE
     assert len(again) == 1
     assert again.damaged == []
-
-
-def test_an_empty_store_makes_no_folder(tmp_path):
-    with Store(tmp_path / "s") as store:
-        assert len(store) == 0
-        assert store.get("k") is None
-    assert not (tmp_path / "s").exists()
 
 
 def test_knowing_writes_nothing(tmp_path):

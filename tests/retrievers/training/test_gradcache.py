@@ -124,6 +124,8 @@ def test_no_graph_no_chunks_and_no_empty_chunks():
         )
     with pytest.raises(ValueError, match="at least 1"):
         encode_in_chunks(towers.encode, make_inputs(1, 9), "query", 0)
+    with pytest.raises(ValueError, match=r"set model\.chunk"):
+        encode_in_chunks(towers.encode, make_inputs(1, 9), "query", None, tokens=9)
 
 
 def test_slices_hold_their_rows_and_nothing_else():

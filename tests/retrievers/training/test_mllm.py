@@ -18,6 +18,7 @@ from retrievers.models.mllm.conversations import IGNORED
 from retrievers.models.mllm.layout import CrossLayout, Layout
 from retrievers.models.reranker import scorer
 from retrievers.models.tuning import Tuning, merge
+from retrievers.training.gradcache import encode_in_chunks
 from retrievers.training.module import Contrastive, fit
 from retrievers.training.objective import Ranking, TokenLoss
 from retrievers.training.optim import AdamWCosine
@@ -119,10 +120,11 @@ def test_the_vision_tower_keeps_no_graph_and_the_projector_may_be_trained(folder
 def test_chunks_and_checkpointing_give_the_gradients_of_the_whole_batch(folders, family):
     """Chunks cut between one, none, three and one picture; one forward has both losses."""
 
-    def training(chunk=None, **settings):
+    def training(chunk=None, chunk_tokens=None, **settings):
         made = Contrastive(
-            make(folders[family], **settings), chunk=chunk, tuning=LORA, tokens=TokenLoss(0.5)
-        )
+            make(folders[family], **settings), chunk=chunk, chunk_tokens=chunk_tokens,
+            tuning=LORA, tokens=TokenLoss(0.5),
+        )  # fmt: skip
         torch.manual_seed(1)
         with torch.no_grad():
             for name, parameter in made.encoder.named_parameters():
@@ -138,6 +140,28 @@ def test_chunks_and_checkpointing_give_the_gradients_of_the_whole_batch(folders,
     for chunk in (1, 3):
         close(gradients(training(chunk), batch), wanted)
     close(gradients(training(checkpointing=True), batch), wanted)
+    most = int(batch.queries.lengths.max()) * 2
+    close(gradients(training(chunk_tokens=most), batch), wanted)
+
+
+def test_chunks_hold_as_many_tokens_as_they_may(folders):
+    encoder = make(folders["qwen3"])
+    batch = pairs(encoder).queries
+    lengths = batch.lengths.tolist()
+    for most in (1, min(lengths), sum(lengths[:2]), 3 * max(lengths), 10**6):
+        seen = []
+
+        def encode(chunk, side, seen=seen):
+            seen.append(chunk)
+            return torch.zeros(chunk.size, 1, requires_grad=True)
+
+        assert len(encode_in_chunks(encode, batch, "query", None, tokens=most)) == batch.size
+        assert [n for chunk in seen for n in chunk.lengths.tolist()] == lengths
+        for chunk, following in zip(seen, [*seen[1:], None], strict=True):
+            assert chunk.size == 1 or chunk.tokens.numel() <= most
+            if following is not None:  # one more would have been too many
+                longest = max(*chunk.lengths.tolist(), int(following.lengths[0]))
+                assert (chunk.size + 1) * longest > most
 
 
 @pytest.mark.parametrize("pooling", ["before", "at"])
@@ -340,7 +364,7 @@ def test_packaged_rerankers_train_on_mined_lists_and_rerank(folders, name, tmp_p
     assert "has no vectors to validate by" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["flagland_mllm", "qwen3_vl_embedding_lora"])
+@pytest.mark.parametrize("name", ["flagland_mllm", "qwen3_vl_embedding_lora", "lamra"])
 def test_packaged_recipes_train_and_test(folders, name, tmp_path, capsys):
     root = make_root(tmp_path / "root")
     given = [
