@@ -14,6 +14,7 @@ from typing import Any, cast, final
 import lightning
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO as Plain
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -153,9 +154,19 @@ class Fit(lightning.LightningModule, ABC):
 
     @final
     def setup(self, stage: str) -> None:
-        """Take initial weights from ``init_from``, once; look after checkpoint files."""
-        if self._trainer is not None and type(self.trainer.strategy.checkpoint_io) is Plain:
-            self.trainer.strategy.checkpoint_io = CheckpointFiles()
+        """Take initial weights from ``init_from``, once; look after checkpoint files.
+
+        Raises:
+            DataError: if the strategy writes them in its own way, which nothing checks.
+        """
+        strategy: Any = self._trainer and self.trainer.strategy
+        if strategy and type(strategy).save_checkpoint is not Strategy.save_checkpoint:
+            raise DataError(
+                f"{type(strategy).__name__} shards models and checkpoints, which is not offered: "
+                "their files have no checksums; leave trainer.strategy out, or take ddp"
+            )
+        if strategy and type(strategy.checkpoint_io) is Plain:
+            strategy.checkpoint_io = CheckpointFiles()
         if self.init_from is not None:
             path, self.init_from = self.init_from, None
             load_weights(self.encoder, path)
