@@ -281,6 +281,7 @@ def test_home_is_known_in_every_path(root, tmp_path, monkeypatch):
     assert len(Store(tmp_path / "s").texts("corpus")) == 2
     assert main(["status", "--store=~/s"]) == 0
     assert main(["validate", "~/root", "--images=none", "--texts=none"]) == 0
+    assert main(["validate", "~/no: [\x1b"]) == 2  # a path, though no YAML
     (tmp_path / "a.yaml").write_text("root: ~/root\nstore: ~/s\nout: ~/page\n")
     assert main(["report", "--config=~/a.yaml", "~/s"]) == 0
     assert (tmp_path / "page" / "report.html").is_file()
