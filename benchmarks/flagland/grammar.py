@@ -16,7 +16,7 @@ import yaml
 
 #: Wordings by what they say.
 WORDS: dict[str, Any] = yaml.safe_load(
-    resources.files("benchmarks.flagland").joinpath("words.yaml").read_text(encoding="utf-8")
+    resources.files("benchmarks.flagland").joinpath("words.yml").read_text(encoding="utf-8")
 )
 
 COLOURS: dict[str, tuple[int, int, int]] = {
