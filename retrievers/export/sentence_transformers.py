@@ -7,6 +7,7 @@ that are transposed. The arithmetic is the same if and only if :func:`refusals` 
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,10 +40,18 @@ _PLAIN = (
     ("\ufb00", "ff"), ("\ufb01", "fi"), ("\ufb02", "fl"), ("\ufb03", "ffi"), ("\ufb04", "ffl"),
 )  # fmt: skip
 
-_SUFFIXES = {
-    "ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn.out_proj": "self_attn.out_proj",
-    "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",
-}  # fmt: skip
+#: Patterns in open_clip's names of weights, and what transformers has in their place.
+_RENAMED = (
+    (r"^(text|visual)[._]proj(ection)?(\.weight)?$", r"\1_projection.weight"),
+    (r"^visual\.conv1", "visual.patch_embedding"),
+    (r"^(visual\.)?(\w+_embedding)", r"\1embeddings.\2"),
+    (r"positional_embedding$", "position_embedding.weight"),
+    (r"^visual\.ln_pre", "visual.pre_layrnorm"), (r"^visual\.ln_post", "visual.post_layernorm"),
+    (r"^ln_final", "final_layer_norm"), (r"transformer\.resblocks", "encoder.layers"),
+    (r"ln_([12])", r"layer_norm\1"), (r"attn\.", "self_attn."),
+    (r"c_fc", "fc1"), (r"c_proj", "fc2"),
+    (r"^visual\.", "vision_model."), (r"^(embeddings|encoder|final)", r"text_model.\1"),
+)  # fmt: skip
 
 
 def _library() -> Any:
@@ -234,43 +243,17 @@ def _special_ids(clip: Any) -> dict[str, int]:
 
 
 def _renamed(clip: Any) -> Iterator[tuple[str, Tensor]]:
-    state = {name: value.detach().cpu() for name, value in clip.state_dict().items()}
-    projection = state.get("text_projection")
-    yield "logit_scale", state["logit_scale"].reshape(())
-    yield "visual_projection.weight", state["visual.proj"].T.contiguous()
-    yield (
-        "text_projection.weight",
-        state["text_projection.weight"] if projection is None else projection.T.contiguous(),
-    )
-    yield "text_model.embeddings.token_embedding.weight", state["token_embedding.weight"]
-    yield "text_model.embeddings.position_embedding.weight", state["positional_embedding"]
-    vision = "vision_model.embeddings"
-    yield f"{vision}.class_embedding", state["visual.class_embedding"]
-    yield f"{vision}.patch_embedding.weight", state["visual.conv1.weight"]
-    yield f"{vision}.position_embedding.weight", state["visual.positional_embedding"]
-    norms = {
-        "visual.ln_pre": "vision_model.pre_layrnorm",
-        "visual.ln_post": "vision_model.post_layernorm",
-        "ln_final": "text_model.final_layer_norm",
-    }
-    for ours, theirs in norms.items():
-        for part in ("weight", "bias"):
-            yield f"{theirs}.{part}", state[f"{ours}.{part}"]
-    yield from _blocks(state, "visual.transformer", "vision_model", clip.visual.transformer)
-    yield from _blocks(state, "transformer", "text_model", clip.transformer)
-
-
-def _blocks(
-    state: dict[str, Tensor], ours: str, theirs: str, transformer: Any
-) -> Iterator[tuple[str, Tensor]]:
-    for number in range(len(transformer.resblocks)):
-        source, target = f"{ours}.resblocks.{number}", f"{theirs}.encoder.layers.{number}"
-        for part in ("weight", "bias"):
-            for name, other in _SUFFIXES.items():
-                yield f"{target}.{other}.{part}", state[f"{source}.{name}.{part}"]
-            three = state[f"{source}.attn.in_proj_{part}"].chunk(3)
-            for name, value in zip("qkv", three, strict=True):
-                yield f"{target}.self_attn.{name}_proj.{part}", value.clone()
+    for ours, value in clip.state_dict().items():
+        name, tensor = ours, value.detach().cpu()
+        for seen, theirs in _RENAMED:
+            name = re.sub(seen, theirs, name)
+        if ".in_proj_" in name:
+            for letter, part in zip("qkv", tensor.chunk(3), strict=True):
+                yield name.replace("in_proj_", f"{letter}_proj."), part.clone()
+        elif ours in ("visual.proj", "text_projection"):
+            yield name, tensor.T.contiguous()
+        elif ours != "logit_bias":
+            yield name, tensor.reshape(()) if ours == "logit_scale" else tensor
 
 
 def _image_processor(clip: Any) -> CLIPImageProcessorPil:

@@ -32,23 +32,21 @@ class VectorSource(Protocol):
 
 
 @final
-class _InMemory:
-    def __init__(self, vectors: Float32[np.ndarray, "n dim"]) -> None:
+class Matrix:
+    """Vectors in memory, or mapped."""
+
+    def __init__(self, vectors: Float[np.ndarray, "n dim"]) -> None:
         self._vectors = vectors
         self.dim = int(vectors.shape[1])
 
     def __len__(self) -> int:
         return len(self._vectors)
 
-    def take(self, rows: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n dim"]:
-        return pick(self._vectors, rows)
-
-
-def pick(vectors: Float[np.ndarray, "n dim"], rows: Int64[np.ndarray, " k"]) -> np.ndarray:
-    """Some rows of a matrix; a run of them is not copied."""
-    if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
-        return vectors[rows[0] : rows[-1] + 1]
-    return np.asarray(vectors[rows])
+    def take(self, rows: Int64[np.ndarray, " k"]) -> Float[np.ndarray, "k dim"]:
+        """Some rows; a run of them is not copied."""
+        if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
+            return self._vectors[rows[0] : rows[-1] + 1]
+        return np.asarray(self._vectors[rows])
 
 
 @final
@@ -89,9 +87,9 @@ class Vectors:
                 "precision",
                 str(ids[bad[0]]),
             )
-        return _InMemory(np.ascontiguousarray(vectors.numpy()))
+        return Matrix(np.ascontiguousarray(vectors.numpy()))
 
-    def append(self, items: VectorSource, rows: Int64[np.ndarray, " n"] | None) -> None:
+    def append(self, items: VectorSource, rows: Int64[np.ndarray, " n"] | None = None) -> None:
         """Keep a source, or some rows of it."""
         self._parts.append((self._size, items, rows))
         self._size += len(items) if rows is None else len(rows)
@@ -120,17 +118,19 @@ class Vectors:
 
     def take(self, rows: Int64[np.ndarray, " n"]) -> Float[np.ndarray, "n dim"]:
         """Vectors of some rows of the index."""
-        if len(self._parts) == 1:
-            _, source, chosen = self._parts[0]
-            return source.take(rows if chosen is None else chosen[rows])
-        out = np.empty((len(rows), self.dim), np.float32)
         firsts = np.array([first for first, _, _ in self._parts])
         owner = np.searchsorted(firsts, rows, side="right") - 1
+        found: dict[int, np.ndarray] = {}
         for number in np.unique(owner).tolist():
             first, source, chosen = self._parts[number]
-            mine = owner == number
-            inner = rows[mine] - first
-            out[mine] = source.take(inner if chosen is None else chosen[inner])
+            inner = rows[owner == number] - first
+            found[number] = source.take(inner if chosen is None else chosen[inner])
+        if len(found) == 1:
+            return next(iter(found.values()))
+        kinds = (part.dtype for part in found.values())
+        out = np.empty((len(rows), self.dim), np.result_type(np.float16, *kinds))
+        for number, part in found.items():
+            out[owner == number] = part
         return out
 
     def rescore(

@@ -10,13 +10,13 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Float32, Int, Int64
 from torch import Tensor
 
 from retrievers.data.plan import Content
-from retrievers.vectors.held import Vectors
+from retrievers.vectors.held import Matrix, Vectors, VectorSource
 from retrievers.vectors.index import Index
-from retrievers.vectors.store import EmbeddingStore, EmbeddingWriter
+from retrievers.vectors.store import EmbeddingWriter
 
 
 @final
@@ -44,11 +44,11 @@ class Embeddings:
         names: Callable[[Sequence[int]], list[str]] | None = None,
     ) -> None:
         self._size = size
-        self._vectors: Tensor | None = None
+        self._memory: Float32[np.ndarray, "size dim"] | None = None
         self._writer = writer
         self._keys = keys
         self._names = names
-        self._store: EmbeddingStore | None = None
+        self._source: VectorSource = Matrix(np.zeros((size, 1), np.float32))
         self._rows: Int64[np.ndarray, " size"] = np.arange(size)
         self.done = torch.zeros(size, dtype=torch.bool)
         self.failed: list[int] = []
@@ -71,18 +71,13 @@ class Embeddings:
     @property
     def vectors(self) -> Float[Tensor, "size dim"]:
         """All vectors in memory; zeros where nothing was put."""
-        if self._store is not None:
-            whole = torch.zeros(self._size, self._store.dim or 1)
-            rows = self._rows[self.done.numpy()]
-            whole[self.done] = torch.from_numpy(self._store.take(rows)).float()
-            return whole
-        return torch.zeros(self._size, 1) if self._vectors is None else self._vectors
+        whole = torch.zeros(self._size, self._source.dim or 1)
+        whole[self.done] = self.take(self.done.nonzero()[:, 0])
+        return whole
 
     def take(self, rows: Int[Tensor, " n"]) -> Float[Tensor, "n dim"]:
         """Vectors of some rows that have one."""
-        if self._store is None:
-            return self.vectors[rows]
-        return torch.from_numpy(self._store.take(self._rows[rows.numpy()])).float()
+        return torch.from_numpy(self._source.take(self._rows[rows.numpy()])).float()
 
     def put(
         self,
@@ -96,9 +91,10 @@ class Embeddings:
             lame = np.isin(places, list(degraded))
             self._writer.append(self._names(places), self._keys[places], vectors, lame)
             return
-        if self._vectors is None:
-            self._vectors = torch.zeros(self._size, vectors.shape[1])
-        self._vectors[rows] = vectors
+        if self._memory is None:
+            self._memory = np.zeros((self._size, vectors.shape[1]), np.float32)
+            self._source = Matrix(self._memory)
+        self._memory[rows.numpy()] = vectors.float().numpy()
         self.done[rows] = True
 
     def fail(self, failed: Iterable[int], degraded: Iterable[int]) -> None:
@@ -127,20 +123,20 @@ class Embeddings:
             rows: those to add; each has a vector.
             made_by: fingerprint of what made the vectors.
         """
-        if self._store is None:
-            index.add(ids, self.vectors[rows], made_by)
+        if self._writer is None:
+            index.add(ids, self.take(rows), made_by)
         else:
-            index.add(ids, self._store, made_by, self._rows[rows.numpy()])
+            index.add(ids, self._source, made_by, self._rows[rows.numpy()])
 
     def _find(self) -> None:
         """Look up which rows the folder has."""
         if self._writer is None or self._keys is None:
             return
-        self._store = self._writer.reader()
-        self._rows = self._store.find(self._keys)
+        self._source = store = self._writer.reader()
+        self._rows = store.find(self._keys)
         self.done = torch.from_numpy(self._rows >= 0)
         lame = self.done.numpy().copy()
-        lame[lame] = self._store.degraded[self._rows[lame]]
+        lame[lame] = store.degraded[self._rows[lame]]
         self.degraded = [int(row) for row in np.nonzero(lame)[0]]
 
 

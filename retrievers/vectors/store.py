@@ -37,7 +37,7 @@ from torch import Tensor
 
 from augment.errors import DataError, MismatchError, StoreError
 from augment.files import digest, replacing_path, sha256, write_json
-from retrievers.vectors.held import pick
+from retrievers.vectors.held import Matrix, Vectors
 
 Dtype = Literal["float16", "float32"]
 
@@ -181,10 +181,11 @@ class EmbeddingStore:
         self.folder = folder
         self.manifest = manifest
         mapped = [_mapped(folder, manifest, shard) for shard in manifest.shards]
-        self._vectors = [vectors for vectors, _ in mapped]
+        self._vectors = Vectors()
+        for vectors, _ in mapped:
+            self._vectors.append(Matrix(vectors))
         schema = _schema(manifest.dtype, manifest.dim).remove(3)
         items = pa.Table.from_batches([batch for _, batch in mapped], schema)
-        self._firsts = np.cumsum([0, *(shard.rows for shard in manifest.shards)])
         self._ids = items["id"]
         self._keys = np.concatenate([np.empty(0, _KEY), *map(_keys_of, items["key"].chunks)])
         self._order: Int64[np.ndarray, " n"] | None = None
@@ -228,7 +229,7 @@ class EmbeddingStore:
         return cls(folder, manifest)
 
     def __len__(self) -> int:
-        return int(self._firsts[-1])
+        return len(self._vectors)
 
     @property
     def dim(self) -> int:
@@ -242,14 +243,7 @@ class EmbeddingStore:
 
     def take(self, rows: Int64[np.ndarray, " n"]) -> Float[np.ndarray, "n dim"]:
         """Vectors of some rows, in the stored precision."""
-        number = np.searchsorted(self._firsts, rows, side="right") - 1
-        if len(rows) and (number == number[0]).all():
-            return pick(self._vectors[number[0]], rows - self._firsts[number[0]])
-        out = np.empty((len(rows), self.dim), self.manifest.dtype)
-        for one in np.unique(number).tolist():
-            mine = number == one
-            out[mine] = self._vectors[one][rows[mine] - self._firsts[one]]
-        return out
+        return self._vectors.take(rows)
 
     @property
     def live(self) -> Int64[np.ndarray, " n"]:

@@ -4,11 +4,17 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 
+from augment.data import DataRoot
+from augment.data.pools import open_candidates
 from augment.errors import DataError
 from benchmarks import results
+from benchmarks.experiments import plots, spec, tables
+from benchmarks.experiments.notebooks import RESULTS, load, picture
+from benchmarks.flagland.world import WorldConfig, write_world
 from benchmarks.results import FOLDER, ROOT, Measured, ages, fill, index, main, newer
 
 
@@ -56,3 +62,50 @@ def test_the_readme_holds_the_demos_numbers(tmp_path, capsys):
         fill(copy)
     assert main([]) == 0
     assert "changes since" in capsys.readouterr().out
+
+
+NOTEBOOKS = ROOT / "notebooks"
+
+
+def test_every_published_experiment_has_its_tables_and_figures(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAR_RESULTS", raising=False)
+    for experiment in spec.load_all(["rar"]):
+        value = load(experiment.name)
+        assert value["prediction"].strip() == experiment.prediction.strip(), (
+            "not written afterwards"
+        )
+        text = tables.report(value)
+        assert value["prediction"].strip() in text
+        assert list(value["arms"]) == list(experiment.arms)
+        published = (RESULTS / f"{experiment.name}.md").read_text(encoding="utf-8")
+        row = next(line for line in text.splitlines() if line.startswith("| raw "))
+        assert row in published
+        plots.save(value, tmp_path)
+        for kind in ("arms", "tasks", "differences"):
+            assert (tmp_path / f"{experiment.name}-{kind}.png").is_file()
+
+
+def test_pictures_are_drawn_again(tmp_path):
+    root = tmp_path / "world-200-5"
+    write_world(root, WorldConfig(200, 5, width=48))
+    path = open_candidates(DataRoot(root).pool_for("flagland", 4, "test"))[7].image
+    assert picture({"setup": {"root": root.name}}, path, 90).width == 90
+    with pytest.raises(ValueError, match="no picture of a made Flagland"):
+        picture({"setup": {"root": "mbeir"}}, path)
+
+
+@pytest.mark.slow
+def test_the_notebooks_run_from_top_to_bottom(tmp_path):
+    for package in ("nbclient", "nbformat", "ipykernel"):
+        pytest.importorskip(package, reason=f"{package} is not installed (extra dev)")
+    paths = sorted(NOTEBOOKS.glob("*/*.ipynb"))
+    assert len(paths) >= 4
+    command = [sys.executable, "-m", "benchmarks.experiments.notebooks", *map(str, paths)]
+    subprocess.run([*command, "--out", str(tmp_path)], cwd=ROOT, check=True)
+    for path in paths:
+        book = json.loads((tmp_path / path.name).read_text())
+        assert "**Question.**" in "".join(book["cells"][0]["source"])
+        assert "prediction" in json.dumps(book["cells"]).lower()
+        outputs = [one for cell in book["cells"] for one in cell.get("outputs", ())]
+        assert any("image/png" in one.get("data", {}) for one in outputs)
+        assert (tmp_path / path.name).stat().st_size < 2_000_000

@@ -81,7 +81,6 @@ def test_tuned_weights_are_the_best_of_the_grid():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda a, b: weighted_fusion([a, b], [1]), "one for each"),
         (lambda a, b: weighted_fusion([a, b], [1, -1]), "none negative"),
         (lambda a, b: weighted_fusion([a, b], [0, 0]), "all weights are 0"),
         (lambda a, b: reciprocal_rank_fusion([a]), "at least two"),

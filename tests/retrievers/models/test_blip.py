@@ -17,7 +17,6 @@ from retrievers.export.folder import save
 from retrievers.models.blip import BlipFeatureFusion, BlipScoreFusion
 from retrievers.models.load import load
 from retrievers.models.long_text import context_of, count_tokens
-from retrievers.training.module import Contrastive
 
 WORDS = [
     "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "green", "blue", "white", "black",
@@ -192,18 +191,6 @@ def test_fit_resume_test_and_load(folder, root, tmp_path, kind):
     assert metrics["settings"]["model"]["model_name"] == str(folder)
     loaded = load(checkpoint)
     assert metrics["made_by"] == loaded.fingerprint(loaded.trained_on)
-
-
-def test_chunks_train_like_whole_batches(folder, root):
-    from tests.retrievers.training.test_training import fit
-
-    def make(**options):
-        torch.manual_seed(0)
-        return Contrastive(BlipFeatureFusion(str(folder)), **options)
-
-    whole, chunked = fit(make(), root), fit(make(chunk=3), root)
-    for name, value in whole.items():
-        torch.testing.assert_close(chunked[name], value, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

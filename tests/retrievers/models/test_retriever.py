@@ -17,13 +17,12 @@ from augment.data import (
     write_qrels,
     write_queries,
 )
-from augment.errors import DataError, EngineError, ImageError, MismatchError
+from augment.errors import DataError, ImageError
 from augment.records import Item, Qrel, Query, one_picture
 from retrievers.data.examples import Example
 from retrievers.data.module import LoaderConfig, MBeirData, SearchConfig
 from retrievers.data.pictures import ImageLoader
 from retrievers.data.plan import plan_test
-from retrievers.data.texts import ViewConfig, check_recipe
 from retrievers.evaluation.run_files import read_run
 from retrievers.models.clip import ClipScoreFusion
 from retrievers.models.inputs import Processor
@@ -286,23 +285,6 @@ def test_an_id_for_two_things_is_refused(tmp_path):
         plan_test(DataRoot(root), "test", True, None, None)
 
 
-def test_other_recipes_are_refused_unless_allowed():
-    trained = {"corpus": "append:1", "rule": "plain"}
-    check_recipe(trained, dict(trained), allow=False)
-    with pytest.raises(MismatchError, match=r"corpus: trained on append:1.*allow_mismatch=true"):
-        check_recipe(trained, {"corpus": "raw:2", "rule": "plain"}, allow=False)
-    check_recipe(trained, {"corpus": "raw:2", "rule": "plain"}, allow=True)
-
-
-def test_models_that_cannot_be_loaded_say_so(tmp_path):
-    with pytest.raises(DataError, match=r"open_clip_config\.json"):
-        load_clip(f"local-dir:{tmp_path}")
-    with pytest.raises(DataError, match="no such model config"):
-        load_clip(str(tmp_path / "none.json"))
-    with pytest.raises(EngineError, match="cannot load 'no-such-model'"):
-        load_clip("no-such-model")
-
-
 def test_a_local_folder_brings_weights_and_tokenizer(retriever, tmp_path):
     preprocess = open_clip.get_model_preprocess_cfg(retriever.clip)
     config = {"model_cfg": CONFIG, "preprocess_cfg": preprocess}
@@ -333,11 +315,6 @@ def test_schedule_and_decay_groups(retriever):
     assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert factors[12] == pytest.approx(0.55)  # half way down
     assert factors[20] == pytest.approx(0.1)
-
-
-def test_views_without_a_store_are_refused(root):
-    with pytest.raises(DataError, match="store"):
-        MBeirData(str(root), corpus=ViewConfig(view="append"))
 
 
 @pytest.mark.parametrize("mark", MARKS)

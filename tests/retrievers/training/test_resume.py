@@ -1,10 +1,12 @@
 """A fit that is killed in the middle of an epoch and resumed ends with the same weights."""
 
+import csv
 import json
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import lightning
 import pytest
@@ -12,6 +14,7 @@ import torch
 
 from augment import corpus
 from augment.enrichment.pipeline import Options
+from benchmarks.flagland.world import WorldConfig, write_world
 from retrievers.cli import USER_ERROR, main
 from tests.retrievers.models.test_retriever import CONFIG, make_root
 from tests.retrievers.test_cli_retrievers import options
@@ -123,3 +126,34 @@ def fitted(world):
     if not folder.exists():
         assert main(["fit", *arguments(world, folder), "--trainer.max_steps=1"]) == 0
     return folder / "checkpoints" / "last.ckpt"
+
+
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "losses.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("golden") / "world"
+    write_world(folder, WorldConfig(countries=200, seed=3))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(
+    ("name", "config"), [("ClipScoreFusion", "flagland"), ("ClipFeatureFusion", "flagland_ff")]
+)
+def test_losses_are_those_of_before(root, tmp_path, name, config):
+    given = [
+        f"--config={config}", f"--data.root={root}", f"--out={tmp_path}", "--data.batch_size=16",
+        "--trainer.max_steps=20", "--trainer.val_check_interval=20",
+        "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false",
+        "--trainer.enable_model_summary=false",
+    ]  # fmt: skip
+    assert main(["fit", *given]) == 0
+    (log,) = tmp_path.glob("logs/*/metrics.csv")
+    rows = list(csv.DictReader(log.open()))
+    losses = [float(row["train/loss"]) for row in rows if row.get("train/loss")]
+    # To the digit on one machine; processors differ in how they add.
+    assert losses == pytest.approx(GOLDEN[name]["loss"], rel=2e-3)
+    assert losses[:3] == pytest.approx(GOLDEN[name]["loss"][:3], rel=1e-5)

@@ -1,6 +1,9 @@
 """Training on the tiny root: chunks under Lightning, hard negatives, readable errors, speed."""
 
 import csv
+import math
+import os
+import subprocess
 from pathlib import Path
 
 import lightning
@@ -16,12 +19,14 @@ from retrievers.data.examples import NO_ID, Example, hash_id
 from retrievers.data.module import LoaderConfig, MBeirData, ValidationConfig
 from retrievers.data.negatives import COLUMNS, NegativesConfig
 from retrievers.data.samplers import SamplingConfig
-from retrievers.models.clip import ClipScoreFusion
+from retrievers.models.clip import ClipFeatureFusion, ClipScoreFusion
+from retrievers.models.fusion_layers import FusionLayers
 from retrievers.models.inputs import Inputs
 from retrievers.training.callbacks import Throughput, hint
 from retrievers.training.module import Contrastive, Loaders
 from retrievers.training.objective import Distillation, Objective
 from retrievers.training.optim import AdamWCosine
+from tests.retrievers.models.test_blip import BlipFeatureFusion, BlipScoreFusion, folder  # noqa: F401
 from tests.retrievers.models.test_retriever import loader_for, make_root
 
 
@@ -268,3 +273,102 @@ def test_prefixes_of_vectors(config, root, tmp_path):
         fit(training, root)
     with pytest.raises(MismatchError, match="truncate_dim is 17, and vectors have 16 numbers"):
         make_training(config, truncate_dim=17).encoder.encode(inputs, "query")
+
+
+@pytest.mark.parametrize("kind", ["score", "feature"])
+def test_the_logit_scale_is_held(config, root, kind):
+    torch.manual_seed(0)
+    made = {"max_logit_scale": 20.0, "random_init": True}
+    encoder = (
+        ClipScoreFusion(config, **made) if kind == "score"
+        else ClipFeatureFusion(config, FusionLayers(1, 2, 8, 16), **made)
+    )  # fmt: skip
+    training = Contrastive(encoder, optimizer=AdamWCosine(lr=1e-3))
+    with torch.no_grad():
+        encoder.clip.logit_scale.fill_(5.0)  # exp(5) = 148
+    fit(training, root, steps=1)
+    assert encoder.clip.logit_scale.item() == pytest.approx(math.log(20.0))
+    with torch.no_grad():
+        encoder.clip.logit_scale.fill_(1.0)
+    fit(training, root, steps=1)
+    assert 0.9 < encoder.clip.logit_scale.item() < 1.1  # below the limit it is free
+
+
+@pytest.mark.parametrize("kind", [BlipScoreFusion, BlipFeatureFusion])
+@pytest.mark.parametrize(("start", "end"), [(0.9, 0.5), (0.0005, 0.001), (0.1, None)])
+def test_blips_temperature_is_held(folder, root, kind, start, end):  # noqa: F811
+    torch.manual_seed(0)
+    encoder = kind(str(folder))
+    with torch.no_grad():
+        encoder.temp.fill_(start)
+    fit(Contrastive(encoder, optimizer=AdamWCosine(lr=1e-5)), root, steps=1)
+    assert encoder.temp.item() == pytest.approx(start if end is None else end, abs=2e-5)
+
+
+@pytest.mark.parametrize(("chunk", "keep", "again"), [(3, 0, 6), (3, 1, 4), (3, 2, 2), (3, 9, 0)])
+def test_only_chunks_that_are_not_kept_are_encoded_again(
+    config, root, monkeypatch, chunk, keep, again
+):
+    torch.manual_seed(0)
+    encoder = ClipScoreFusion(config, random_init=True)
+    batch = next(iter(loader_for(encoder, MBeirData(str(root), batch_size=8))))
+    whole, seen = type(encoder).whole, []
+
+    def watched(self, inputs, side):
+        seen.append(inputs.size)
+        return whole(self, inputs, side)
+
+    monkeypatch.setattr(type(encoder), "whole", watched)
+    plain = Contrastive(encoder).loss(batch)["loss"]
+    assert seen == [8, 8]
+    seen.clear()
+    loss = Contrastive(encoder, chunk=chunk, keep_chunks=keep).loss(batch)["loss"]
+    assert seen == [3, 3, 2, 3, 3, 2]
+    loss.backward()
+    assert len(seen) - 6 == again  # three chunks a side, but for the last ``keep``
+    torch.testing.assert_close(loss, plain)
+
+
+SLURM = Path(__file__).parents[3] / "docs" / "slurm.sh"
+
+
+def test_the_fused_optimiser_takes_the_same_steps():
+    # On given gradients: in training, AdamW makes steps of full size out of gradients near zero.
+    ends = []
+    for fused in (False, True):
+        random = torch.Generator().manual_seed(0)
+        named = [(str(n), torch.nn.Parameter(torch.ones(3, 4))) for n in range(3)]
+        named.append(("bias", torch.nn.Parameter(torch.ones(4))))
+        optimizer, schedule = AdamWCosine(lr=1e-2, fused=fused).build(named, 8)
+        for _ in range(8):
+            for _, parameter in named:
+                parameter.grad = torch.randn(parameter.shape, generator=random)
+            optimizer.step()
+            schedule.step()
+        ends.append([parameter.detach() for _, parameter in named])
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+        assert (one - 1).abs().max() > 1e-2
+
+
+def test_the_slurm_script_resumes(tmp_path):
+    srun = tmp_path / "srun"
+    srun.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    srun.chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_NNODES": "2",
+        "SLURM_NTASKS_PER_NODE": "8",
+    }  # fmt: skip
+
+    def arguments():
+        command = ["bash", str(SLURM), "DATA", str(tmp_path / "out"), "--data.batch_size=52"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        return done.stdout.splitlines()
+
+    first = arguments()
+    assert first[:6] == ["python", "-m", "retrievers", "fit", "--config", "clip_sf_large"]
+    assert {"--trainer.num_nodes=2", "--trainer.devices=8", "--data.batch_size=52"} <= set(first)
+    latest = tmp_path / "out" / "checkpoints" / "latest.ckpt"
+    latest.parent.mkdir(parents=True)
+    latest.touch()
+    assert set(arguments()) - set(first) == {f"--ckpt_path={latest}"}

@@ -9,6 +9,7 @@ import pytest
 from augment.data import DataRoot, write_candidates, write_qrels, write_queries
 from augment.records import Hit, Item, Qrel, Query
 from retrievers.cli import main
+from retrievers.data.datasets import CandidateBook
 from retrievers.data.plan import plan_test
 from retrievers.evaluation.run import RunTable
 from retrievers.evaluation.run_files import write_run
@@ -127,3 +128,18 @@ def test_success_among_the_candidates_of_a_list(tmp_path, capsys):
     assert "query 9:2: has no list of candidates" in capsys.readouterr().err
     assert with_lists(["9:1"]) is None
     assert "expected a JSON object" in capsys.readouterr().err
+
+
+def test_what_pools_know(tmp_path):
+    rng = random.Random(0)
+    items = {f"{n % 3}:{n}": Item(f"{n % 3}:{n}", f"text {n}", (), "text") for n in range(60)}
+    known = {}
+    for number in range(4):
+        pool = rng.sample(list(items), 15)
+        known |= {did: items[did] for did in pool}
+        write_candidates(tmp_path / f"{number}.jsonl", [items[did] for did in pool])
+    book = CandidateBook([tmp_path / f"{number}.jsonl" for number in range(4)])
+    asked = [*items, "0:999", "", "zz:1"]
+    assert [book.find(did) for did in asked] == [known.get(did) for did in asked]
+    assert book.known(asked).tolist() == [did in known for did in asked]
+    assert book.known([]).tolist() == []
