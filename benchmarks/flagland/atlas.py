@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from benchmarks.flagland.edits import Edit, twins
 from benchmarks.flagland.grammar import WORDS, Flag
 
-_ONSETS, _COUNTRY_ENDINGS = WORDS["onsets"].split(), WORDS["country_endings"].split()
+_ONSETS: list[str] = WORDS["onsets"].split()
+_COUNTRY_ENDINGS: list[str] = WORDS["country_endings"].split()
 _VOWELS = ("a", "e", "i", "o", "u")
 _CODAS = ("", "", "l", "n", "r", "s", "m")
 

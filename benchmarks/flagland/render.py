@@ -36,7 +36,11 @@ def _palette(rng: random.Random) -> Palette:
     }
 
 
-_WEIGHTS = {"middle wide": [1, 2, 1], "middle narrow": [1, 0.4, 1], "first wide": [2, 1]}
+_WEIGHTS: dict[str, list[float]] = {
+    "middle wide": [1, 2, 1],
+    "middle narrow": [1, 0.4, 1],
+    "first wide": [2, 1],
+}
 
 
 def _bands(flag: Flag) -> list[float]:
