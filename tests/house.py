@@ -21,7 +21,7 @@ PRODUCT = ("augment", "retrievers", "benchmarks")
 #: encoders and for the tests of what had broken it.
 LIMITS = {
     "lines of product": 40_900,
-    "lines of tests": 19_100,
+    "lines of tests": 19_200,
     "children of a folder": 12,
     "depth of inheritance": 2,
     "classes of one name": 1,

@@ -29,6 +29,7 @@ from retrievers.data.examples import Example
 from retrievers.models.clip import ClipScoreFusion
 from retrievers.models.mllm.encoder import Mllm
 from retrievers.models.mllm.reasoning import Reasoning, reason
+from retrievers.models.reranker import Pointwise
 from retrievers.models.tuning import Tuning
 from retrievers.training.module import Contrastive
 from retrievers.training.objective import Objective
@@ -262,28 +263,30 @@ def _train(bench: Bench, encoder: Any, pairs: Any, count: int, tuning: Tuning) -
 # -- language models as retrievers ----------------------------------------------------------------
 
 
-def _mllm(bench: Bench, **more: Any) -> Mllm:
+def _mllm(bench: Bench, preset: str = "trace", **more: Any) -> Mllm:
     kind: Any = "bfloat16" if bench.device.type == "cuda" else "float32"
     folder = str(bench.model(bench.scale.small))
     with torch.device(bench.device):
-        return Mllm(folder, preset="trace", random_init=True, dtype=kind, **more)
+        return Mllm(folder, preset=preset, random_init=True, dtype=kind, **more)
 
 
-def _conversations(bench: Bench, encoder: Mllm, count: int, side: Side) -> Any:
-    """Of queries, a question about a picture; of candidates, a picture and a passage."""
-    collate = encoder.collator()
-    shown = [
-        collate.image(Image.open(bench.folder / name).convert("RGB")) for name in bench.pictures()
-    ]
+def _examples(bench: Bench, encoder: Mllm, side: Side, count: int = 0) -> list[Example]:
+    """Queries are a question about a picture; candidates a picture and a passage."""
+    image, names = encoder.collator().image, bench.pictures()
+    shown = [image(Image.open(bench.folder / name).convert("RGB")) for name in names]
     text = "which country has this flag?" if side == "query" else "a flag of red and white " * 16
-    examples = [Example(n, text, shown[n % len(shown)], id=f"0:{n}") for n in range(count)]
-    return collate(examples, side).to(bench.device)
+    numbers = range(count or bench.scale.batch)
+    return [Example(n, text, shown[n % len(shown)], id=f"0:{n}") for n in numbers]
+
+
+def _conversations(bench: Bench, encoder: Mllm, side: Side, count: int = 0) -> Any:
+    return encoder.collator()(_examples(bench, encoder, side, count), side).to(bench.device)
 
 
 def mllm_embed(bench: Bench) -> Figures:
     """Direct vectors of pictures with text, from tensors in memory."""
     encoder = _mllm(bench).eval()
-    batch = _conversations(bench, encoder, bench.scale.batch, "corpus")
+    batch = _conversations(bench, encoder, "corpus")
     with torch.inference_mode():
         found = bench.rate(lambda: encoder.encode(batch, "corpus"), batch.size)
     return {
@@ -297,7 +300,7 @@ def mllm_train(bench: Bench) -> Figures:
     """Steps with low-rank updates, the vision tower frozen and layers recomputed."""
     encoder = _mllm(bench, checkpointing=True)
     pairs = bench.scale.pairs // 4
-    sides = [_conversations(bench, encoder, pairs, side) for side in ("query", "corpus")]
+    sides = [_conversations(bench, encoder, side, pairs) for side in ("query", "corpus")]
     whole = labelled(*sides)
     whole = whole._replace(labels=_on(bench, whole.labels), groups=_on(bench, whole.groups))
     return _train(bench, encoder, whole, pairs, Tuning(freeze="image", lora_rank=16))
@@ -306,7 +309,7 @@ def mllm_train(bench: Bench) -> Figures:
 def mllm_reason(bench: Bench) -> Figures:
     """Queries a second: nothing written, always as much as may be, and by half of them."""
     encoder = _mllm(bench).eval()
-    batch = _conversations(bench, encoder, bench.scale.batch, "query")
+    batch = _conversations(bench, encoder, "query")
     most = bench.scale.written
     with torch.inference_mode():
         mark = reason(encoder, batch, Reasoning("adaptive", 0.0, most)).mark
@@ -322,6 +325,18 @@ def mllm_reason(bench: Bench) -> Figures:
     return found
 
 
+def rerank(bench: Bench) -> Figures:
+    """Pairs of a question with a picture and a candidate with one: log-odds of yes and no."""
+    encoder = _mllm(bench, "qwen3-vl-reranker")
+    queries, candidates = (_examples(bench, encoder, side) for side in ("query", "corpus"))
+    scorer = Pointwise(encoder)
+    some = candidates[: bench.scale.batch // 2]
+    return {
+        "pairs/s": bench.rate(lambda: scorer.score(queries[0], some), len(some)),
+        **bench.peak(),
+    }
+
+
 PARTS: Sequence[Callable[[Bench], Figures]] = (
-    matrix, enrich_small, clip, mllm_embed, mllm_train, mllm_reason, enrich_large,
+    matrix, enrich_small, clip, mllm_embed, mllm_train, mllm_reason, rerank, enrich_large,
 )  # fmt: skip

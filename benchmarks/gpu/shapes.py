@@ -56,6 +56,7 @@ _SECTIONS = {128: [24, 20, 20], 32: [6, 5, 5]}
 _WORDS = (
     "a flag with horizontal bands of red, white and blue, one large yellow star in the centre",
     "Describe the picture. Which country is this? The same, but in green. Represent the user's",
+    *["yes", "no"] * 9,
 )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from augment.errors import DataError
 from augment.records import Side
 from retrievers.data.examples import Example
-from retrievers.models.mllm.layout import Layout, Shown, cut
+from retrievers.models.mllm.layout import Layout, Said, cut
 
 #: Stands where no token is to be predicted, as in ``cross_entropy``.
 IGNORED = -100
@@ -176,7 +176,7 @@ class ConversationCollator:
         prompts, pictures = [], []
         for query, own in zip(queries, candidates, strict=True):
             asked, *given = [
-                Shown(self._text(each), len(_listed(each.image))) for each in (query, *own)
+                Said(self._text(each), len(_listed(each.image))) for each in (query, *own)
             ]
             prompts.append(self.layout.together(self.processor, asked, given))
             order = [*own, query] if cross.corpus_first else [query, *own]

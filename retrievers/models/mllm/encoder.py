@@ -16,7 +16,7 @@ from augment.errors import DataError, EngineError, MismatchError
 from augment.records import Side
 from retrievers.models.base import Encoded, Encoder, unwritten
 from retrievers.models.mllm.conversations import IGNORED, ConversationCollator, Conversations
-from retrievers.models.mllm.layout import Layout, Shown, layout_named
+from retrievers.models.mllm.layout import Layout, Said, layout_named
 from retrievers.models.mllm.reasoning import Reasoning, reason
 
 #: Configurations (``model_type``) of the models that can be loaded.
@@ -241,7 +241,7 @@ class Mllm(Encoder):
 
 _SIDES: tuple[Side, Side] = ("query", "corpus")
 #: An item of each kind, for the hash of the prompts.
-_SHOWN = (Shown("text", 0), Shown("", 1), Shown("text", 1))
+_SHOWN = (Said("text", 0), Said("", 1), Said("text", 1))
 
 
 def _digest(text: str) -> str:

@@ -15,7 +15,7 @@ from augment.records import Side
 Pooling = Literal["last", "before", "at"]
 
 
-class Shown(NamedTuple):
+class Said(NamedTuple):
     """What a conversation holds of an item.
 
     Attributes:
@@ -147,7 +147,7 @@ class Layout:
             return " ".join([*shown, text + self.ask[kind]]).strip() + self.suffix
         return self._chat(processor, side, self._content(text + self.ask[kind], pictures))
 
-    def together(self, processor: Any, query: Shown, candidates: Sequence[Shown]) -> str:
+    def together(self, processor: Any, query: Said, candidates: Sequence[Said]) -> str:
         """The prompt of a query and its candidates, a place for every picture in it.
 
         Args:
