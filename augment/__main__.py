@@ -13,8 +13,9 @@ from json import dumps
 from pathlib import Path
 from typing import Literal
 
-from augment.enrichment.command import call, guarded
+from augment.enrichment.command import call, entry
 from augment.errors import printable
+from augment.files import say
 from augment.records import Side
 
 Length = Literal["short", "dense", "sentences"]
@@ -40,12 +41,12 @@ def status(
         runs.choose(store, choose)
     found = upkeep.status(opened)
     rows = dumps([asdict(one) for one in found], indent=2) if json else "\n".join(map(str, found))
-    sys.stdout.write(f"{rows}\n")
+    say(rows)
     for one in found if failures else ():
         for failure in opened.failures(one.side, one.recipe).values():
             place = f" ({failure.image})" if failure.image else ""
             line = printable(f"{failure.item_id}{place}: {failure.reason}")
-            sys.stdout.write(f"{line}\n")
+            say(line)
     return 0
 
 
@@ -59,7 +60,7 @@ def merge(into: Path, others: Sequence[Path]) -> int:
     from augment.store import upkeep
 
     done = upkeep.merge(into, others)
-    sys.stdout.write(f"added {', '.join(f'{number:,} {kind}' for kind, number in done.items())}\n")
+    say(f"added {', '.join(f'{number:,} {kind}' for kind, number in done.items())}")
     return 0
 
 
@@ -95,9 +96,9 @@ def diff(
         pair = (("before", one.before), ("after", one.after))
         texts = {n: t and {"text": t.text, "rejected": t.rejected} for n, t in pair}
         row = dumps({"item": one.item, **texts}, ensure_ascii=False) if json else str(one)
-        sys.stdout.write(f"{row}\n")
+        say(row)
     number += sum(1 for _ in found)
-    sys.stderr.write(f"{number:,} of {len(first):,} and {len(second):,} items differ\n")
+    say(f"{number:,} of {len(first):,} and {len(second):,} items differ", sys.stderr)
     return 1 if number else 0
 
 
@@ -132,7 +133,7 @@ def export(
 
     corpus = open_view("corpus", corpus_view, store, corpus_recipe, corpus_length)
     queries = open_view("query", query_view, store, query_recipe, query_length)
-    sys.stdout.write(f"{write(root, out, corpus, queries, images)}\n")
+    say(f"{write(root, out, corpus, queries, images)}")
     return 0
 
 
@@ -144,7 +145,7 @@ def retry(arguments: Sequence[str]) -> int:
     plans: Mapping[str, Callable[..., JobPlan]] = {"corpus": corpus.plan, "queries": queries.plan}
     name = arguments[0] if arguments else ""
     if name not in plans:
-        sys.stderr.write("usage: python -m augment retry corpus|queries --reason R ... --help\n")
+        say("usage: python -m augment retry corpus|queries --reason R ... --help", sys.stderr)
         return 0 if name in ("-h", "--help") else 2
     prog = f"python -m augment retry {name}"
     return run_command(prog, plans[name], arguments[1:], supervised=True, retry=True)
@@ -164,9 +165,10 @@ VERBS: Mapping[str, tuple[str, str, Sequence[str]]] = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@entry
+def main(arguments: Sequence[str]) -> int:
     """Run a verb; the exit status."""
-    name, *rest = [*(sys.argv[1:] if arguments is None else arguments), ""]
+    name, *rest = [*arguments, ""]
     lines = "\n".join(f"  {verb:9}{what}" for verb, (_, what, _) in VERBS.items())
     usage = f"usage: python -m augment VERB [--help] ...\n\n{lines}\n"
     if name in ("", "-h", "--help"):
@@ -178,8 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     module, _, positional = VERBS[name]
     verb = getattr(import_module(f"augment.{module}"), name)
     if name == "retry":
-        return guarded(lambda: retry(rest[:-1]))
-    return guarded(lambda: call(verb, rest[:-1], f"python -m augment {name}", positional))
+        return retry(rest[:-1])
+    return call(verb, rest[:-1], f"python -m augment {name}", positional)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,14 @@ def printable(text: str, lines: bool = False) -> str:
         text: such as the path of a picture, or what a server said.
         lines: keep line ends.
     """
-    return _UNSEEN.sub(lambda one: one[0] if lines and one[0] == "\n" else repr(one[0])[1:-1], text)
+
+    def escaped(one: re.Match[str]) -> str:
+        if lines and one[0] == "\n":
+            return one[0]
+        # Those that stand unescaped in JSON stay JSON.
+        return repr(one[0])[1:-1] if one[0] < " " else f"\\u{ord(one[0]):04x}"
+
+    return _UNSEEN.sub(escaped, text)
 
 
 class ToolkitError(Exception):

@@ -16,18 +16,20 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from augment.errors import DataError, ToolkitError
+from augment.errors import DataError, ToolkitError, printable
 
 _BOM = b"\xef\xbb\xbf"
 #: First bytes of packed files.
 _PACKED = {b"\x1f\x8b": "gzip", b"(\xb5/\xfd": "zstd"}
 #: What stands between blanks of ASCII. Other blanks, such as no-break spaces, may stand in an id.
 _FIELD = re.compile(r"[^\t-\r ]+")
+#: A home folder: alone, of an option (``--root=~``), or with a name (``scripted:~/answers.json``).
+_HOME = re.compile(r"(?:(?<=^)|(?<=[=:]))~[^/=:\s]*(?=/|$)")
 
 
 @contextmanager
@@ -229,6 +231,16 @@ def digest(value: object) -> str:
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
+#: Behind the names of files that are packed, or not.
+PACKED_ENDINGS = ("", ".gz", ".zst")
+
+
+def packed(path: Path) -> Path:
+    """The file of that name, or else what ``gzip`` or ``zstd`` made of it, if that is there."""
+    forms = (path.with_name(path.name + ending) for ending in PACKED_ENDINGS)
+    return next((form for form in forms if form.is_file()), path)
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[io.BufferedReader]:
     """A file opened for reading bytes, which are unpacked if gzip or Zstandard packed them.
@@ -297,9 +309,20 @@ def _decoded(line: bytes, where: str) -> str:
         raise DataError(f"is not UTF-8: {error}", where) from error
 
 
-def home(path: str | Path) -> str:
-    """A path whose ``~`` is the user's home folder, which shells leave in ``--store=~/texts``."""
-    return os.path.expanduser(path)  # noqa: PTH111  # pathlib raises for users it does not know
+def homes(given: Any) -> Any:
+    """Words of a command line, or values of a config, whose ``~`` is the user's home folder.
+
+    Shells leave it in ``--store=~/texts``, and nothing else looks into a config.
+
+    Args:
+        given: a string, or lists and mappings of strings; other values stay as they are.
+    """
+    if isinstance(given, str):
+        # Not pathlib's, which raises for users that it does not know.
+        return _HOME.sub(lambda part: os.path.expanduser(part[0]), given)  # noqa: PTH111
+    if isinstance(given, Mapping):
+        return {name: homes(value) for name, value in given.items()}
+    return [homes(one) for one in given] if isinstance(given, list) else given
 
 
 def legible_output() -> None:
@@ -312,6 +335,18 @@ def legible_output() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def say(text: object, stream: TextIO | None = None) -> None:
+    """Write lines for people: nothing in them moves the cursor of a terminal.
+
+    Args:
+        text: without its last line end.
+        stream: None for standard output.
+    """
+    stream = stream or sys.stdout
+    stream.write(printable(f"{text}\n", lines=True))
+    stream.flush()
+
+
 def aligned(rows: Sequence[Sequence[str]], left: int = 1, head: Sequence[str] = ()) -> str:
     """Rows of cells as lines for a terminal, columns two blanks apart.
 
@@ -320,7 +355,7 @@ def aligned(rows: Sequence[Sequence[str]], left: int = 1, head: Sequence[str] = 
         left: so many columns are set to the left, the others to the right.
         head: names of the columns; a line of dashes stands below them. None if empty.
     """
-    table = [head, *rows] if head else list(rows)
+    table = [list(map(printable, row)) for row in ([head] if head else []) + list(rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     if head:
         table.insert(1, ["-" * width for width in widths])
@@ -342,7 +377,7 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[object]], left: int = 
         left: so many columns are set to the left, the others to the right.
     """
     marks = ["---" if column < left else "--:" for column in range(len(head))]
-    lines = [" | ".join(map(str, cells)) for cells in (head, *rows)]
+    lines = [" | ".join(printable(str(cell)) for cell in row) for row in (head, *rows)]
     lines[1:1] = ["|".join(marks)]
     return "\n".join(
         f"|{line}|" if place == 1 else f"| {line} |" for place, line in enumerate(lines)

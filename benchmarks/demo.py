@@ -9,14 +9,14 @@ only: on other pictures its texts are out of their depth, and what is shown is t
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from augment.errors import ToolkitError
+from augment.enrichment.command import entry
+from augment.files import say
 from benchmarks.experiments import __main__ as experiments
 
 if TYPE_CHECKING:
@@ -74,18 +74,15 @@ def run(reader: ArmReader) -> str:
     return "\n".join([table, *notes])
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@entry
+def main(arguments: Sequence[str]) -> int:
     """Parse and run; the exit status."""
     args, started = parser().parse_args(arguments), time.monotonic()
     args.world_seed, args.seeds = args.seed, [args.seed]
-    try:
-        reader = experiments.readers(args)[0]
-        print(experiments.plan([reader]) if args.dry_run else run(reader))
-    except ToolkitError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    reader = experiments.readers(args)[0]
+    say(experiments.plan([reader]) if args.dry_run else run(reader))
     report = args.out / "report.html"
-    print(f"{time.monotonic() - started:.0f} s in all; report: {report}")
+    say(f"{time.monotonic() - started:.0f} s in all; report: {report}")
     return 0
 
 

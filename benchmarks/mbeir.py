@@ -18,6 +18,9 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from augment.enrichment.command import entry
+from augment.files import say
+
 #: Data set, M-BEIR task code -> thousands of queries (train, val, test) and of candidates in the
 #: local pool; UniIR (2311.17136), table 1, as published there (rounded).
 ROWS: dict[tuple[str, int], tuple[float, float, float, float]] = {
@@ -180,7 +183,8 @@ def arithmetic(rates: Rates) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@entry
+def main(arguments: Sequence[str]) -> int:
     """Run the command; 0 if everything is here, 1 if something is missing."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mbeir", description=__doc__)
     parser.add_argument("--root", type=Path, default=Path("data/mbeir"))
@@ -195,21 +199,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missing: dict[str, list[str]] = {}
     for part in parts:
         if part.found:
-            print(f"there    {part.name} ({part.found})")
+            say(f"there    {part.name} ({part.found})")
         else:
             missing.setdefault(part.remedy, []).append(f"MISSING  {part.name}\n")
     for remedy, names in missing.items():
-        print(f"{''.join(names)}         get {'it' if len(names) == 1 else 'them'}: {remedy}")
+        say(f"{''.join(names)}         get {'it' if len(names) == 1 else 'them'}: {remedy}")
     there = sum(bool(part.found) for part in parts)
-    print(f"\n{there} of {len(parts)} parts are there\n")
+    say(f"\n{there} of {len(parts)} parts are there\n")
     given = {name: rate for name in Rates._fields if (rate := getattr(args, name)) is not None}
     if given:
-        print("Cost by your rates, published ones where you gave none (--help), of one GPU:")
-        print(arithmetic(PUBLISHED._replace(**given)))
+        say("Cost by your rates, published ones where you gave none (--help), of one GPU:")
+        say(arithmetic(PUBLISHED._replace(**given)))
     else:
-        print("Cost by rates that others measured on one GPU in 2022 and 2025 (see the source):")
-        print(f"{arithmetic(PUBLISHED)}\n\nThe same by rates assumed for a current GPU:")
-        print(arithmetic(ASSUMED))
+        say("Cost by rates that others measured on one GPU in 2022 and 2025 (see the source):")
+        say(f"{arithmetic(PUBLISHED)}\n\nThe same by rates assumed for a current GPU:")
+        say(arithmetic(ASSUMED))
     return 1 if missing else 0
 
 

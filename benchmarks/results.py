@@ -14,14 +14,14 @@ from __future__ import annotations
 import argparse
 import re
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from augment.errors import DataError, ToolkitError
-from augment.files import aligned, markdown, read_json, write_text
+from augment.enrichment.command import entry
+from augment.errors import DataError
+from augment.files import aligned, markdown, read_json, say, write_text
 
 FOLDER = Path(__file__).with_name("results")
 ROOT = FOLDER.parent.parent
@@ -119,19 +119,16 @@ def fill(document: Path) -> None:
     write_text(document, _PLACE.sub(table, document.read_text(encoding="utf-8")))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@entry
+def main(arguments: Sequence[str]) -> int:
     """Run the command; old results are no failure."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.results", description=__doc__)
     parser.add_argument("--fill", action="store_true", help="fill documents from JSON results")
     args = parser.parse_args(arguments)
-    try:
-        if args.fill:
-            for document in DOCUMENTS:
-                fill(document)
-        print(ages(index()))
-    except ToolkitError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    if args.fill:
+        for document in DOCUMENTS:
+            fill(document)
+    say(ages(index()))
     return 0
 
 

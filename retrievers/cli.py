@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from augment.errors import DataError, ToolkitError, printable
-from augment.files import home, legible_output
+from augment.files import homes, legible_output, say
 
 if TYPE_CHECKING:
     from retrievers.data.module import MBeirData
@@ -60,17 +60,17 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     arguments = expand(given)
     if arguments[0] not in VERBS:
-        sys.stderr.write(f"error: no command {arguments[0]!r}; there are {', '.join(VERBS)}\n")
+        say(f"error: no command {arguments[0]!r}; there are {', '.join(VERBS)}", sys.stderr)
         return USER_ERROR
     try:
         return run(arguments, args is None)
     except ToolkitError as error:
-        sys.stderr.write(f"error: {printable(_last(error), lines=True)}\n")
+        say(f"error: {printable(_last(error), lines=True)}", sys.stderr)
     except ValueError as error:
         # jsonargparse puts what a constructor raises behind one of its own.
         if not isinstance(error.__cause__, ToolkitError):
             raise
-        sys.stderr.write(f"error: {printable(_last(error.__cause__), lines=True)}\n")
+        say(f"error: {printable(_last(error.__cause__), lines=True)}", sys.stderr)
     return USER_ERROR
 
 
@@ -116,6 +116,8 @@ def run(arguments: Sequence[str], ours: bool = False) -> int:
     """
     verb, *rest = arguments
     place = VERBS[verb][0]
+    if not place.startswith("retrievers.evaluation"):  # they read no config
+        import_module("augment.enrichment.command")  # ``~`` in those of the others
     if place == __name__:
         _FUNCTIONS[verb](rest)
     elif place == "retrievers.training.command":
@@ -172,7 +174,7 @@ def embed(
         _encoder(model), data, plan_pools(data.root) if alone else None, device=device,
         precision=precision, allow_mismatch=allow_mismatch,
     )  # fmt: skip
-    sys.stdout.write("\n".join([*vectors.lines(), f"embeddings: {folder}\n"]))
+    say("\n".join([*vectors.lines(), f"embeddings: {folder}"]))
 
 
 def mine(
@@ -210,7 +212,7 @@ def mine(
         run or _encoder(model or ""), data, out, mining, device=device, precision=precision,
         allow_mismatch=allow_mismatch,
     )  # fmt: skip
-    sys.stdout.write(f"{tally.table()}\n{out}/negatives.parquet\n")
+    say(f"{tally.table()}\n{out}/negatives.parquet")
 
 
 def rerank(
@@ -278,7 +280,7 @@ def audit(
     from retrievers.models import audit as auditing
 
     found = auditing.audit(_encoder(model), data, out, texts)
-    sys.stdout.write(f"{auditing.render_audits(found.items())}\n{out}/audit.json\n")
+    say(f"{auditing.render_audits(found.items())}\n{out}/audit.json")
 
 
 def _encoder(model: Encoder | str) -> Encoder:
@@ -340,15 +342,14 @@ def expand(args: Sequence[str]) -> list[str]:
     """Names of packaged configs become their paths (``--config flagland``), and so does ``~``."""
     folder = Path(str(resources.files("retrievers"))) / "configs"
     expanded: list[str] = []
-    for position, arg in enumerate(map(home, args)):
+    for position, arg in enumerate(homes(list(args))):
         flag, equals, value = arg.partition("=")
-        value = home(value)
         if equals and flag in ("--config", "-c"):
             expanded.append(f"{flag}={_config(value, folder)}")
         elif position and args[position - 1] in ("--config", "-c"):
             expanded.append(_config(arg, folder))
         else:
-            expanded.append(f"{flag}{equals}{value}" if flag.startswith("--") else arg)
+            expanded.append(arg)
     return expanded
 
 

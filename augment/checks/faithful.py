@@ -22,7 +22,6 @@ from PIL import Image
 from augment.checks.lengths import split_sentences
 from augment.checks.text import WORDS
 from augment.errors import EngineError
-from augment.files import home
 
 #: Words of which a picture shows one and not the others.
 RIVALS: tuple[tuple[str, ...], ...] = tuple(tuple(group.split()) for group in WORDS["rivals"])
@@ -83,7 +82,6 @@ class Faithfulness:
             raise EngineError(
                 "faithfulness needs open_clip: pip install open_clip_torch"
             ) from error
-        model = home(model)
         name = f"local-dir:{model}" if Path(model).is_dir() else model
         try:
             loaded = open_clip.create_model_and_transforms(name, pretrained=pretrained)

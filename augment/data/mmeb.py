@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from augment.errors import DataError
-from augment.files import text_lines
+from augment.files import PACKED_ENDINGS, text_lines
 
 _ROWS = [
     line.split("\t")
@@ -44,7 +44,7 @@ IN_DISTRIBUTION = frozenset(name for name, _, trained in _ROWS if trained == "ye
 #: Phi-3's mark of a picture, which the published texts carry.
 _IMAGE_MARK = "<|image_1|>"
 #: Endings of a data set that is a file.
-_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+_LINES = tuple(f".jsonl{ending}" for ending in PACKED_ENDINGS)
 #: All of them.
 KNOWN = frozenset(name for name, *_ in _ROWS)
 
@@ -157,7 +157,7 @@ def _rows(root: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         return
     for path in _parquet(root / name):
         try:
-            table = pq.read_table(path)
+            table = pq.read_table(path, page_checksum_verification=True)
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"is no parquet file: {error}", str(path)) from error
         lacking = {"qry_text", "qry_img_path", "tgt_text", "tgt_img_path"} - set(table.column_names)

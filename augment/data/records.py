@@ -120,8 +120,11 @@ def record_lines(path: Path) -> Iterator[io.BufferedReader]:
             yield stream
             return
         try:
-            yield io.BufferedReader(_Rows(_parquet_lines(pq.ParquetFile(stream))))
-        except (pa.ArrowException, TypeError) as error:
+            file = pq.ParquetFile(stream, page_checksum_verification=True)
+            yield io.BufferedReader(_Rows(_parquet_lines(file)))
+        except (pa.ArrowException, TypeError, OSError) as error:
+            if getattr(error, "errno", None) is not None:  # of what is done with the lines
+                raise
             raise DataError(f"is no Parquet file of records: {error}", str(path)) from error
 
 

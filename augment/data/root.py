@@ -10,13 +10,13 @@ from typing import Literal, NamedTuple, final
 
 from augment.data.records import MODALITIES
 from augment.errors import DataError
-from augment.files import replacing, text_lines
+from augment.files import PACKED_ENDINGS, replacing, text_lines
 from augment.records import Modality
 
 _NAME = r"mbeir_(?P<dataset>.+?)(?:_task(?P<task>[0-8]))?"
 #: Endings under which the same file is found, the first one first: as published, packed, Parquet.
-RECORDS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
-TABLES = (".txt", ".txt.gz", ".txt.zst")
+RECORDS = (*(f".jsonl{ending}" for ending in PACKED_ENDINGS), ".parquet")
+TABLES = tuple(f".txt{ending}" for ending in PACKED_ENDINGS)
 INSTRUCTIONS = "instructions/query_instructions.tsv"
 
 _COLUMNS = ("query_modality", "cand_modality", "dataset_name", "dataset_id")

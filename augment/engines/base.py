@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from augment.errors import EngineError
-from augment.files import home, sha256
+from augment.files import sha256
 from augment.records import Reply, Request, Sampling
 
 #: Replies that became known together: (position of the request, reply), in any order.
@@ -202,4 +202,4 @@ def fingerprint(folder: Path) -> str:
 
 def resolve_model(name: str) -> str:
     """The folder of a packaged model, or the name unchanged (a folder or a hub name)."""
-    return str(PACKAGED[name]) if name in PACKAGED else home(name)
+    return str(PACKAGED[name]) if name in PACKAGED else name

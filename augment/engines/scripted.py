@@ -20,7 +20,6 @@ from urllib.parse import parse_qsl
 from augment.data.images import content_hash, open_image
 from augment.engines.base import Ask, Asked, Engine, EngineOptions, Pause, Replies
 from augment.errors import EngineError, ImageError
-from augment.files import home
 from augment.records import Reply, Request
 
 Answers = Callable[[Request], str] | Sequence[str] | Mapping[str, str]
@@ -141,7 +140,7 @@ def make(spec: str, *, root: Path, options: EngineOptions) -> ScriptedEngine:
         fail_every = int(script.pop("fail_every", 0))
         die_after = int(script.pop("die_after")) if "die_after" in script else None
         kill_on = [item for item in script.pop("kill_on", "").split(",") if item]
-        answers = json.loads(Path(home(file)).read_text(encoding="utf-8")) if file else None
+        answers = json.loads(Path(file).read_text(encoding="utf-8")) if file else None
     except (ValueError, OSError) as error:
         raise EngineError(f"scripted:{spec}: {error}") from error
     if script or not isinstance(answers, list | dict | None) or answers == []:

@@ -37,7 +37,6 @@ from augment.engines.base import (
 from augment.engines.inputs import MAX_PIXELS, PixelBudget
 from augment.engines.openai import OpenAIEngine
 from augment.errors import EngineError
-from augment.files import home
 
 #: Seconds within which the server must be up: loading and compiling a large model takes minutes.
 START_SECONDS = 1800.0
@@ -170,7 +169,7 @@ def _command(source: Path, served: str, port: int, options: EngineOptions) -> li
     if copies > 1 and not any("parallel-size" in word for word in given):
         given += ["--data-parallel-size", str(copies)]
     return [
-        home(options.server_python or sys.executable), "-m", "vllm.entrypoints.cli.main", "serve",
+        options.server_python or sys.executable, "-m", "vllm.entrypoints.cli.main", "serve",
         str(source), "--served-model-name", served, "--host", "127.0.0.1", "--port", str(port),
         "--limit-mm-per-prompt", json.dumps({"image": 1, "video": 0}),
         "--mm-processor-cache-gb", "0", "--generation-config", "vllm", *given,

@@ -11,17 +11,33 @@ import re
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Collection, Sequence
-from functools import partial
+from functools import wraps
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import (
+    ArgumentParser,
+    DefaultHelpFormatter,
+    Namespace,
+    get_loader,
+    set_loader,
+)
 
-from augment.errors import StoreWriteError, ToolkitError, printable
-from augment.files import home, legible_output
+from augment.errors import StoreWriteError, ToolkitError
+from augment.files import homes, legible_output, say
 
 #: Marks of reStructuredText that mean nothing on a terminal.
 _MARKS = re.compile(r":\w+:`~?(?:\w+\.)*(\w+)`|``([^`]*)``")
+
+
+def know_homes(mode: str) -> None:
+    """Let ``~`` be the home folder in the configs that jsonargparse reads in this mode."""
+    ArgumentParser(parser_mode=mode).parse_string("{}")  # loads the loader
+    load = get_loader(mode)
+    set_loader(mode, lambda text: homes(load(text)))
+
+
+know_homes("yaml")
 
 _METAVARS = {"int": "N", "float": "X", "Path": "PATH", "str": "TEXT", "bool": "BOOL"}
 
@@ -93,7 +109,7 @@ def values(parsed: Namespace, source: Callable[..., Any], skip: Collection[str] 
         if name in inspect.signature(source).parameters and name not in skip:
             value, (kind, several) = parsed[name], _kind(hint)
             if kind in (Path, Path | None) and value is not None:
-                value = [Path(home(one)) for one in value] if several else Path(home(value))
+                value = [Path(one) for one in value] if several else Path(value)
             found[name] = value
     return found
 
@@ -115,7 +131,7 @@ def call(
     found = function(**values(made.parse_args(list(arguments)), function))
     if isinstance(found, int):
         return found
-    sys.stdout.write(f"{found}\n")
+    say(found)
     return getattr(found, "exit_code", 0)
 
 
@@ -125,16 +141,35 @@ def guarded(command: Callable[[], int]) -> int:
     try:
         return command()
     except ToolkitError as error:
-        sys.stderr.write(f"error: {printable(str(error), lines=True)}\n")
+        say(f"error: {error}", sys.stderr)
         return 5 if isinstance(error, StoreWriteError) else 2
     except KeyboardInterrupt:
-        sys.stderr.write("stopped; run the same command again to go on\n")
+        say("stopped; run the same command again to go on", sys.stderr)
         return 4
+
+
+def entry(command: Callable[[Sequence[str]], int]) -> Callable[..., int]:
+    """A command that is :func:`guarded`, and in whose words ``~`` is the home folder.
+
+    Args:
+        command: takes the arguments of a command line; returns the exit code.
+
+    Returns:
+        The same, which without arguments takes those of this process.
+    """
+
+    @wraps(command)
+    def started(arguments: Sequence[str] | None = None) -> int:
+        return guarded(
+            lambda: command(homes(list(sys.argv[1:] if arguments is None else arguments)))
+        )
+
+    return started
 
 
 def main(command: Callable[[Sequence[str]], int]) -> None:
     """Run a command with the arguments of this process, and exit."""
-    sys.exit(guarded(partial(command, sys.argv[1:])))
+    sys.exit(entry(command)())
 
 
 def _kind(hint: Any) -> tuple[Any, bool]:

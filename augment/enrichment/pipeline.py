@@ -23,7 +23,7 @@ from augment.enrichment.jobs import Job, Retry, Share, parse_shard
 from augment.enrichment.launch import launch
 from augment.enrichment.supervise import SUCCESSOR, draining, supervise
 from augment.errors import DataError, printable
-from augment.files import home
+from augment.files import say
 from augment.prompts import Prompt, load_prompt
 from augment.prompts.route import Kind, classify
 from augment.records import Item, Query, Sampling, Side
@@ -386,7 +386,7 @@ def run_command(
     options = Options(**command.values(parsed, Options, skip={"limits"}), limits=limits)
     chosen = command.values(parsed, plan, skip={"options"})
     work = partial(plan, **chosen, options=options)
-    root, store, asked = chosen["root"], Path(home(parsed.store)), command.values(parsed, more)
+    root, store, asked = chosen["root"], Path(parsed.store), command.values(parsed, more)
     ladder = None
     if retry:
         ladder = Retry(tuple(asked["reason"]), tuple(asked["temperatures"]), options.seed)
@@ -399,7 +399,7 @@ def run_command(
     def one(dead: Collection[int]) -> int:
         summary = carry_out(work(), root, store, options, retry=ladder, seen_dead=dead)
         if supervised and summary.died:
-            sys.stderr.write(f"{summary.incomplete}\n")
+            say(summary.incomplete, sys.stderr)
             return SUCCESSOR
         return finish(summary, store)
 
@@ -417,7 +417,7 @@ def _trial(plan: JobPlan, root: Path, store: Path, options: Options, trial: Tria
         size = SAMPLE_BATCHES * options.batch_size
         found = survey(jobs, engine, Store(store), used, root, sample=size, seed=options.seed)
         prices = Prices(trial.price_read, trial.price_written, trial.price_gpu_hour)
-        sys.stdout.write(describe(found, measure(engine, found.sample), prices) + "\n")
+        say(describe(found, measure(engine, found.sample), prices))
         return 0
     chosen = choose(jobs, trial.preview, options.seed)
     # A small run, so that nothing is paid for twice. With a limit, the store knows that the recipe
@@ -425,16 +425,16 @@ def _trial(plan: JobPlan, root: Path, store: Path, options: Options, trial: Tria
     small = replace(options, limit=trial.preview, shard=None)
     opened = Store(store)
     summary = carry_out(plan._replace(jobs=chosen, total=len(chosen)), root, opened, small, engine)
-    sys.stdout.write(f"{show(chosen, opened.texts(plan.side, used.id))}\n\n")
+    say(f"{show(chosen, opened.texts(plan.side, used.id))}\n")
     return finish(summary, store)
 
 
 def finish(summary: Summary, store: Path) -> int:
     """Print what became of every item; the exit code."""
-    sys.stdout.write(f"{summary}\n")
+    say(summary)
     for item, image, reason, _ in summary.failures[:SHOWN_FAILURES]:
         where = f"{item} ({image})" if image else item
-        sys.stderr.write(printable(f"failed: {where}: {reason}") + "\n")
+        say(printable(f"failed: {where}: {reason}"), sys.stderr)
     hidden = summary.failed.total() - SHOWN_FAILURES
     if hidden > 0:
         sys.stderr.write(

@@ -30,7 +30,6 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from augment.data.tokens import MARKS
 from augment.errors import DataError
-from augment.files import home
 from augment.prompts.fence import fenced
 from augment.records import Item, Request, Side
 
@@ -163,7 +162,7 @@ def load_prompt(name: str) -> Prompt:
         DataError: if there is no such prompt; lists the packaged ones.
     """
     if name.endswith(".md"):
-        path = Path(home(name))
+        path = Path(name)
         if not path.is_file():
             raise DataError("no such prompt file", name)
         return parse_prompt(path.read_text(encoding="utf-8"), name)

@@ -15,21 +15,19 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from augment.errors import DataError, ToolkitError
+from augment.enrichment.command import entry
+from augment.errors import DataError
+from augment.files import say
 from benchmarks.experiments import spec
 
 if TYPE_CHECKING:
     from benchmarks.experiments.build import Setup
     from benchmarks.experiments.results import ArmReader
     from benchmarks.experiments.texts import Enriching
-
-#: Exit status of a run that a user can mend.
-USER_ERROR = 2
 
 
 def parser() -> argparse.ArgumentParser:
@@ -164,22 +162,19 @@ def run(reader: ArmReader) -> dict[str, Any]:
     return value
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@entry
+def main(arguments: Sequence[str]) -> int:
     """Run the command; the exit status."""
     args = parser().parse_args(arguments)
-    try:
-        from benchmarks.experiments import tables
+    from benchmarks.experiments import tables
 
-        made = readers(args)
-        print(plan(made), flush=True)
-        if args.dry_run:
-            return 0
-        for reader in made:
-            print(f"\n{tables.report(run(reader))}", flush=True)
-        print(f"results: {args.out / 'results'}")
-    except ToolkitError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return USER_ERROR
+    made = readers(args)
+    say(plan(made))
+    if args.dry_run:
+        return 0
+    for reader in made:
+        say(f"\n{tables.report(run(reader))}")
+    say(f"results: {args.out / 'results'}")
     return 0
 
 

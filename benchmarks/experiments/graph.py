@@ -22,7 +22,7 @@ from typing import Any, final
 
 from filelock import FileLock
 
-from augment.files import digest, read_json, write_json
+from augment.files import digest, read_json, say, write_json
 from retrievers.evaluation.versions import source_commit
 
 #: Part of every fingerprint; raised when a step's work changes what it makes.
@@ -113,7 +113,7 @@ def run(steps: Iterable[CachedStep], out: Path) -> None:
     """
     todo = [step for step in in_order(steps) if not step.done(out)]
     for number, step in enumerate(todo, start=1):
-        print(f"== {number}/{len(todo)} {step.title}", flush=True)
+        say(f"== {number}/{len(todo)} {step.title}")
         _do(step, out)
 
 

@@ -11,12 +11,13 @@ import argparse
 import importlib
 import os
 import re
+import sys
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from augment.files import read_json
+from augment.files import homes, read_json, say
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -93,9 +94,9 @@ def main() -> None:
     )
     parser.add_argument("notebooks", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, help="folder of the executed ones; none: in place")
-    args = parser.parse_args()
+    args = parser.parse_args(homes(sys.argv[1:]))
     for path in args.notebooks:
-        print(f"== {path}", flush=True)
+        say(f"== {path}")
         execute(path, path if args.out is None else args.out / path.name)
 
 

@@ -35,7 +35,7 @@ from augment.data.pools import open_candidates, open_queries
 from augment.enrichment.account import Summary
 from augment.enrichment.pipeline import Options
 from augment.errors import DataError
-from augment.files import digest, read_json, write_json
+from augment.files import digest, read_json, say, write_json
 from augment.prompts import load_prompt
 from augment.prompts.route import CORPUS_PROMPT, QUERY_PROMPTS, Kind
 from augment.records import Enrichment, Item, Side
@@ -149,7 +149,7 @@ def _given(using: Enriching, recipes: Mapping[Side, str], folder: Path, _: Seque
 
 
 def _settled(summary: Summary, tolerate: bool) -> None:
-    print(summary, flush=True)
+    say(summary)
     if summary.incomplete or (summary.exit_code and not tolerate):
         raise SystemExit(summary.exit_code)
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from jsonargparse import auto_cli
 
+from augment.enrichment.command import entry
+from augment.files import say
 from benchmarks.flagland.world import WorldConfig, write_world
 
 
-def main(
+def write(
     out: Path,
     countries: int = 1000,
     seed: int = 0,
@@ -33,15 +36,22 @@ def main(
     try:
         written = write_world(out, WorldConfig(countries, seed, twin_share, width), workers)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return 2
     families = len({country.family for country in written})
-    print(
+    say(
         f"{out}: {len(written)} countries in {families} families, "
         f"{2 * len(written)} pictures, {time.monotonic() - start:.1f} s"
     )
     return 0
 
 
+@entry
+def main(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    prog = "python -m benchmarks.flagland"
+    return int(auto_cli(write, args=list(arguments), as_positional=False, prog=prog))
+
+
 if __name__ == "__main__":
-    sys.exit(auto_cli(main, as_positional=False, prog="python -m benchmarks.flagland"))
+    sys.exit(main())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from typing import Any
 import jsonargparse
 
 from augment.engines import load_engine
-from augment.files import markdown, write_json
+from augment.files import homes, markdown, say, write_json
 from augment.prompts import load_prompt
 from augment.records import Item, Reply, Sampling, one_picture
 from benchmarks.flagland import atlas, language
@@ -243,11 +244,11 @@ def main(
         out: JSON file to write the result to, too.
     """
     result = score(model, unseen(countries, seed=seed), batch_size)
-    print(tables(result))
+    say(tables(result))
     if out:
         write_json(out, result)
 
 
 if __name__ == "__main__":
     prog = "python -m benchmarks.flagland.score_vlm"
-    jsonargparse.auto_cli(main, as_positional=False, prog=prog)
+    jsonargparse.auto_cli(main, args=homes(sys.argv[1:]), as_positional=False, prog=prog)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, normalize
 from transformers import PreTrainedTokenizerFast
 
+from augment.files import homes
 from benchmarks.flagland import atlas, language
 from benchmarks.flagland.edits import families, random_edit
 from benchmarks.flagland.grammar import Flag
@@ -199,4 +201,4 @@ def train(
 
 if __name__ == "__main__":
     prog = "python -m benchmarks.flagland.train_clip"
-    jsonargparse.auto_cli(train, as_positional=False, prog=prog)
+    jsonargparse.auto_cli(train, args=homes(sys.argv[1:]), as_positional=False, prog=prog)

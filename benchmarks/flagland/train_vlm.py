@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from augment.engines.inputs import to_messages
+from augment.files import homes
 from augment.prompts import load_prompt
 from augment.records import Item
 from benchmarks.flagland import atlas, language
@@ -443,4 +445,5 @@ def train(
 
 if __name__ == "__main__":
     verbs: Any = {"draw": draw, "train": train, "average": average, "publish": publish}
-    jsonargparse.auto_cli(verbs, as_positional=False, prog=f"python -m {_PROGRAM}")
+    prog = f"python -m {_PROGRAM}"
+    jsonargparse.auto_cli(verbs, args=homes(sys.argv[1:]), as_positional=False, prog=prog)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache, partial
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, final
 
 import jsonargparse
 
-from augment.errors import DataError, ToolkitError
-from augment.files import write_text
+from augment.enrichment.command import entry
+from augment.errors import DataError
+from augment.files import say, write_text
 from augment.records import Side
 from augment.store import page
 from augment.store.keys import Recipe
@@ -164,7 +164,7 @@ def write_report(
         notes=[*notes, *(note for run in runs for note in run.notes)],
     )  # fmt: skip
     write_text(out, html, DataError)
-    sys.stdout.write(f"{out}\n")
+    say(out)
 
 
 def _drawn(figure: Figure) -> page.DataUri:
@@ -189,12 +189,13 @@ def _provenance(name: str, run: OpenedRun, side: Side) -> dict[str, Any]:
     return {"run": name, "side": side, "view": view.view, "recipe": recipe, "changed": told}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@entry
+def main(arguments: Sequence[str]) -> int:
     """Run the command; the exit status."""
     try:
-        given = None if arguments is None else list(arguments)
-        jsonargparse.auto_cli(write_report, args=given, prog="python -m benchmarks.report")
-    except (ToolkitError, ValueError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+        jsonargparse.auto_cli(
+            write_report, args=list(arguments), prog="python -m benchmarks.report"
+        )
+    except ValueError as error:
+        raise DataError(str(error)) from error
     return 0

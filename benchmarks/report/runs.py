@@ -13,10 +13,11 @@ from typing import Any, NamedTuple, final
 
 from augment.data import read_qrels
 from augment.errors import DataError, StoreError
+from augment.files import packed
 from augment.records import Hit, Item, Side
 from augment.views import TextView, open_view
 from retrievers.data.texts import ViewConfig
-from retrievers.evaluation.compare import tasks_of
+from retrievers.evaluation.compare import files_of, tasks_of
 from retrievers.evaluation.protocol import task_title
 from retrievers.evaluation.run_files import read_table
 
@@ -52,7 +53,7 @@ class OpenedRun:
 
     def hits(self, task: str, pool: str) -> Mapping[str, Sequence[Hit]]:
         """Hits of a task's queries, best first."""
-        return read_table(self.folder / f"{task}.{pool}.trec", empty=True).to_run()
+        return read_table(files_of(self.folder, task, pool)[0], empty=True).to_run()
 
     @cached_property
     def trained(self) -> str:
@@ -108,7 +109,7 @@ def relevant(folder: Path, task: str) -> dict[str, list[str]]:
         DataError: if they are missing or malformed.
     """
     found: dict[str, list[str]] = {}
-    for qrel in read_qrels(folder / f"{task}.qrels"):
+    for qrel in read_qrels(packed(folder / f"{task}.qrels")):
         if qrel.relevance > 0:
             found.setdefault(qrel.qid, []).append(qrel.did)
     return found

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from augment.enrichment.command import entry
+from augment.files import say
 from benchmarks.speed.harness import RESULTS, Page
 
 #: Stage -> module and function that measures it, and the page it writes.
@@ -27,11 +29,12 @@ STAGES = {
 }
 
 
+@entry
 def main(arguments: Sequence[str]) -> int:
     """Measure a stage, write its page, print it."""
     stage, *options = arguments or [""]
     if stage not in STAGES:
-        print(f"{__doc__}\n\nStages: {', '.join(STAGES)}; --help after one tells its options.")
+        say(f"{__doc__}\n\nStages: {', '.join(STAGES)}; --help after one tells its options.")
         return 0 if stage in ("", "-h", "--help") else 2
     module_name, function, page = STAGES[stage]
     module = importlib.import_module(f"benchmarks.speed.{module_name}")
@@ -42,9 +45,9 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(options).as_dict()
     out = Path(str(given.pop("out")))
     report: Page = getattr(module, function)(**given)
-    print(report.write(out, [*program.split(), *options]))
+    say(report.write(out, [*program.split(), *options]))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

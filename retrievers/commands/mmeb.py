@@ -16,8 +16,8 @@ from tqdm import tqdm
 from augment.data import write_qrels
 from augment.data.images import open_image
 from augment.data.mmeb import Target, read_subset, subset_names
-from augment.errors import DataError
-from augment.files import replacing
+from augment.errors import DataError, printable
+from augment.files import replacing, say
 from augment.records import Qrel, Side
 from retrievers.data.plan import Content
 from retrievers.evaluation.mmeb import Score, rank_lists, record, score_subset, table
@@ -89,7 +89,7 @@ def evaluate_mmeb(
             scores.append(score_subset(subset, run))
         qrels = [Qrel(q, d, g) for q, own in subset.grades.items() for d, g in own.items()]
         write_qrels(out / f"{name}.qrels", qrels, columns=4)
-        sys.stdout.write(f"{name}: hit@1 {100 * scores[-1].metrics['success@1']:.1f}\n")
+        say(f"{printable(name)}: hit@1 {100 * scores[-1].metrics['success@1']:.1f}")
     settings = {"model": model.settings(), "root": str(root), "limit": limit, "depth": depth}
     told = record(scores, {**settings, "ckpt_path": ckpt_path}, time.monotonic() - started)
     with replacing(out / "metrics.json", DataError) as stream:
@@ -111,10 +111,10 @@ def _embedded(
         shard_seconds=SHARD_SECONDS,
     )
     room = kept_room(writer, contents, images, lambda rows: [names[row] for row in rows])
-    missing, where = room.missing(), f"{folder.name} {side}"
+    missing, where = room.missing(), f"{printable(folder.name)} {side}"
     if len(missing) < len(items):
         kept = len(items) - len(missing)
-        sys.stderr.write(f"{where}: {kept} of {len(items)} vectors were there\n")
+        say(f"{where}: {kept} of {len(items)} vectors were there", sys.stderr)
     for start in tqdm(range(0, len(missing), size), desc=where, leave=False, disable=None):
         rows = missing[start : start + size]
         shown = [
@@ -131,4 +131,4 @@ def main(arguments: Sequence[str]) -> None:
     scores = jsonargparse.auto_cli(
         evaluate_mmeb, args=list(arguments), as_positional=False, prog="python -m retrievers mmeb"
     )
-    sys.stdout.write(table(scores) + "\n")
+    say(table(scores))

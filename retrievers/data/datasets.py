@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from augment.data import DataRoot
 from augment.data.pools import StoredQueries, open_candidates, open_queries
 from augment.errors import DataError, ImageError
+from augment.files import say
 from augment.records import TASKS, Item, Modality, Query
 from retrievers.data.examples import Candidate, Example, PairExample
 from retrievers.data.negatives import HardNegatives, NegativesConfig, Scored
@@ -324,4 +325,4 @@ def _held_out(qid: str, share: float) -> bool:
 def _tell(line: str) -> None:
     """Say something once, however many processes train on this machine."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        sys.stderr.write(f"{line}\n")
+        say(line, sys.stderr)

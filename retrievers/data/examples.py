@@ -97,8 +97,10 @@ class Pairs(NamedTuple):
     """A training batch: row ``i`` of the candidates is a positive of row ``i`` of the queries.
 
     Attributes:
-        queries: the queries.
-        candidates: the positives, as many, and after them hard negatives and further positives.
+        queries: the queries; of a reranker, each with each of its candidates, in the order of
+            ``groups``.
+        candidates: the positives, as many, and after them hard negatives and further positives; of
+            a reranker none.
         labels: hashed ids of all of them.
         groups: each query's own candidates with the scores of the table they were mined with.
         names: (query id, candidate id) of each pair, for messages.
@@ -190,14 +192,25 @@ class PairCollator:
             torch.tensor([hash_id(candidate.id) for candidate in candidates], dtype=torch.int64),
             pad_ids(map(hash_id, pair.positives) for pair in kept),
         )
+        together = getattr(self.collator, "pairs", None)
+        names = [(pair.query.id, pair.positive.id) for pair in kept]
+        if together is not None:
+            asked = [pair.query for pair, own in zip(kept, rows, strict=True) for _ in own]
+            given = [candidates[place] for own in rows for place in own]
+            names = [(query.id, one.id) for query, one in zip(asked, given, strict=True)]
+            inputs = together(asked, [one.example for one in given]), self.collator([], "corpus")
+        else:
+            inputs = (
+                self.collator([pair.query for pair in kept], "query", True),
+                self.collator([candidate.example for candidate in candidates], "corpus", True),
+            )
         table = pad_ids(rows)
         scores = torch.tensor([c.score for c in candidates] or [math.nan])
         return Pairs(
-            self.collator([pair.query for pair in kept], "query", True),
-            self.collator([candidate.example for candidate in candidates], "corpus", True),
+            *inputs,
             labels,
             Groups(table, scores[table.clamp(min=0)].masked_fill(table < 0, math.nan)),
-            tuple((pair.query.id, pair.positive.id) for pair in kept),
+            tuple(names),
             len(pairs) - len(kept),
         )
 

@@ -79,7 +79,9 @@ class HardNegatives:
         if made.is_file() and read_json(made).get("sha256") != sha256(path):
             raise DataError(f"is not the table that {made.name} tells of; mine again", str(path))
         try:
-            self._table = parquet.read_table(path, columns=list(COLUMNS)).combine_chunks()
+            self._table = parquet.read_table(
+                path, columns=list(COLUMNS), page_checksum_verification=True
+            ).combine_chunks()
         except (pa.ArrowException, KeyError, ValueError, OSError) as error:
             raise DataError(f"no table of mined negatives: {error}", str(path)) from error
         missing = [name for name in COLUMNS if name not in self._table.column_names]

@@ -9,6 +9,7 @@ from pathlib import Path
 from posixpath import normpath
 from random import Random
 from typing import Any, Literal, NamedTuple, final
+from unicodedata import normalize
 
 import numpy as np
 from jaxtyping import Int64
@@ -343,7 +344,7 @@ def own_pictures(
     Returns:
         Of each query, in order, ids of candidates.
     """
-    name = normpath if by == "file" else _by_content(root, queries)
+    name = same_file if by == "file" else _by_content(root, queries)
     showing: dict[str, list[int]] = {}
     for place, query in enumerate(queries):
         for image in query.item.images:
@@ -354,6 +355,11 @@ def own_pictures(
             if did not in queries[place].positives:
                 found[place].append(did)
     return found
+
+
+def same_file(path: str) -> str:
+    """One name for the ways in which data writes the path of a picture, in NFC or in NFD."""
+    return normalize("NFC", normpath(path))
 
 
 def _by_content(root: Path, queries: Iterable[Query]) -> Callable[[str], str]:
@@ -370,9 +376,9 @@ def _by_content(root: Path, queries: Iterable[Query]) -> Callable[[str], str]:
     @lru_cache(maxsize=200_000)
     def name(path: str) -> str:
         try:
-            return content_hash(root, path) if size(path) in sizes else normpath(path)
+            return content_hash(root, path) if size(path) in sizes else same_file(path)
         except ImageError:
-            return normpath(path)
+            return same_file(path)
 
     return name
 

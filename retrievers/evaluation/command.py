@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from augment.data import DataRoot
 from augment.data.pools import open_queries
-from augment.errors import DataError
-from augment.files import write_json
+from augment.errors import DataError, printable
+from augment.files import say, write_json
 from augment.records import Query
 from retrievers.evaluation.compare import Comparison, compare
 from retrievers.evaluation.evaluate import evaluate
@@ -23,7 +22,7 @@ def run_evaluate(arguments: Sequence[str]) -> None:
     args = vars(_evaluate_parser().parse_args(list(arguments)))
     out = args.pop("out")
     found = evaluate(args.pop("run"), args.pop("qrels"), **args)
-    sys.stdout.write(found.table() + "\n")
+    say(found.table())
     if out is not None:
         write_json(out, found.to_json(), DataError)
 
@@ -35,9 +34,9 @@ def run_fuse(arguments: Sequence[str]) -> None:
     tuned = fuse(runs, out, **args)
     if tuned:
         alone = ", ".join(f"{100 * score:.1f}" for score in tuned.alone)
-        sys.stdout.write(
+        say(
             f"weights {' '.join(map(str, tuned.weights))}: {tuned.metric} "
-            f"{100 * tuned.score:.1f} on {tuned.queries} dev queries (alone: {alone})\n\n"
+            f"{100 * tuned.score:.1f} on {tuned.queries} dev queries (alone: {alone})\n"
         )
     run_evaluate([str(out), "--out", str(out / "metrics.json")])
 
@@ -53,7 +52,7 @@ def run_compare(arguments: Sequence[str]) -> None:
         args.first, args.second, metric=args.metric, pool=args.pool, names=(a, b),
         seed=args.seed, queries=queries, qrels=args.qrels,
     )  # fmt: skip
-    sys.stdout.write(_told(result, queries, args.examples))
+    say(_told(result, queries, args.examples))
     if args.out is not None:
         record = {**result.to_json(), "commit": source_commit(), "versions": versions()}
         write_json(args.out, record, DataError)
@@ -72,12 +71,14 @@ def _told(result: Comparison, queries: Sequence[Query], examples: int) -> str:
     for title, changes in (("wins", wins), ("losses", losses)):
         if changes:
             lines = [
-                f"- {change.task}, {change.qid}: {change.first:.3f} → {change.second:.3f} "
-                f"{texts.get(change.qid, '')}".rstrip()
+                printable(
+                    f"- {change.task}, {change.qid}: {change.first:.3f} → {change.second:.3f} "
+                    f"{texts.get(change.qid, '')}".rstrip()
+                )
                 for change in changes
             ]
             parts.append("\n".join([f"{title} of {result.names[1]}:", *lines]))
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return "\n\n".join(part for part in parts if part)
 
 
 def _evaluate_parser() -> argparse.ArgumentParser:

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 
 from augment.data import grades_of, read_qrels
 from augment.errors import DataError
-from augment.files import markdown
+from augment.files import PACKED_ENDINGS, markdown, packed
 from augment.prompts.route import classify
 from augment.records import Query
 from retrievers.evaluation.metrics import Measure, score_run
@@ -157,15 +157,26 @@ def tasks_of(folder: Path, pool: str) -> list[str]:
     Raises:
         DataError: if there is none.
     """
-    tail = f".{pool}.trec"
-    names = sorted(path.name.removesuffix(tail) for path in folder.glob(f"*{tail}"))
+    tails = [f".{pool}.trec{ending}" for ending in PACKED_ENDINGS]
+    # What begins with a dot is what a kill left of one.
+    names = {p.name.removesuffix(tail) for tail in tails for p in folder.glob(f"[!.]*{tail}")}
     if not names:
         raise DataError(
-            f"holds no *{tail}; name a folder that `test` wrote, another --pool, or two run files "
-            "and --qrels",
+            f"holds no *{tails[0]}; name a folder that `test` wrote, another --pool, or two run "
+            "files and --qrels",
             str(folder),
         )
-    return names
+    return sorted(names)
+
+
+def has_runs(folder: Path, pool: str) -> bool:
+    """Whether :func:`tasks_of` finds any."""
+    return any(folder.glob(f"[!.]*.{pool}.trec*"))
+
+
+def files_of(folder: Path, task: str, pool: str) -> tuple[Path, Path]:
+    """Run and judgements of a task in such a folder, packed or not."""
+    return packed(folder / f"{task}.{pool}.trec"), packed(folder / f"{task}.qrels")
 
 
 def compare(
@@ -222,7 +233,7 @@ def compare(
 
 
 def _of(folder: Path, name: str, pool: str, metric: str) -> dict[str, float]:
-    return scores_from_run(folder / f"{name}.{pool}.trec", folder / f"{name}.qrels", metric)
+    return scores_from_run(*files_of(folder, name, pool), metric)
 
 
 def compare_scores(

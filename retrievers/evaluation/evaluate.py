@@ -16,7 +16,7 @@ from augment.data.pools import Catalog, open_candidates, open_queries
 from augment.errors import DataError
 from augment.files import markdown, read_json, sha256
 from augment.records import OwnPicture
-from retrievers.evaluation.compare import check_queries, tasks_of
+from retrievers.evaluation.compare import check_queries, files_of, has_runs, tasks_of
 from retrievers.evaluation.judgements import Judgements
 from retrievers.evaluation.metrics import Measure, QueryScores, score_run, standard_measures
 from retrievers.evaluation.protocol import REPORTED, missing_rows, reported_k, row_order
@@ -25,7 +25,9 @@ from retrievers.evaluation.run_files import read_table
 from retrievers.evaluation.versions import source_commit, versions
 
 #: UniIR's names of run files.
-_UNIIR = re.compile(r"mbeir_(.+?)_task([0-8])_(single|union)_pool_(\w+?)_k\d+_run\.txt")
+_UNIIR = re.compile(
+    r"mbeir_(.+?)_task([0-8])_(single|union)_pool_(\w+?)_k\d+_run\.txt(?:\.gz|\.zst)?"
+)
 #: What a cascade leaves beside its runs; ``runs`` has what their first stage found.
 CASCADE = "cascade.json"
 #: CIRR reports its subset recall at these.
@@ -178,13 +180,12 @@ def _sources(run: Path, qrels: Path | None, root: Path | None) -> Iterator[_Sour
             name = "local" if pool == "single" else "union"
             yield _Source(dataset, int(task), name, path, judged)
         return
-    pools = [pool for pool in ("local", "union") if list(run.glob(f"*.{pool}.trec"))]
+    pools = [pool for pool in ("local", "union") if has_runs(run, pool)]
     for pool in pools or ["local"]:
         for name in tasks_of(run, pool):
             dataset, _, code = name.rpartition("_task")
             task = int(code) if code.isdigit() else None
-            file, judged = run / f"{name}.{pool}.trec", run / f"{name}.qrels"
-            yield _Source(dataset or name, task, pool, file, judged)
+            yield _Source(dataset or name, task, pool, *files_of(run, name, pool))
 
 
 def _own(root: Path | None, split: str, by: OwnPicture) -> Mapping[str, Sequence[str]]:

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from augment.data import grades_of, read_qrels
 from augment.errors import DataError
 from augment.files import write_json
-from retrievers.evaluation.compare import tasks_of
+from retrievers.evaluation.compare import files_of, has_runs, tasks_of
 from retrievers.evaluation.judgements import Grades, Judgements
 from retrievers.evaluation.metrics import score_run
 from retrievers.evaluation.run import DECIMALS, RunTable
@@ -217,17 +217,18 @@ def fuse(
     tuned = _tuned(runs, dev, metric) if dev else None
     shares = tuned.weights if tuned else weights
     for pool in ("local", "union"):
-        if not all(list(folder.glob(f"*.{pool}.trec")) for folder in runs):
+        if not all(has_runs(folder, pool) for folder in runs):
             continue
         for name in _shared(runs, pool):
-            tables = [read_table(folder / f"{name}.{pool}.trec", empty=True) for folder in runs]
+            tables = _tables(runs, name, pool)
             fused = (
                 weighted_fusion(tables, shares, depth)
                 if shares
                 else reciprocal_rank_fusion(tables, rrf_k, depth)
             )
             write_run(out / f"{name}.{pool}.trec", fused, "fused")
-            shutil.copyfile(runs[0] / f"{name}.qrels", out / f"{name}.qrels")
+            judged = files_of(runs[0], name, pool)[1]
+            shutil.copyfile(judged, out / judged.name)
     if not out.is_dir():
         raise DataError("the folders hold no runs of the same pool", str(runs[0]))
     record = {
@@ -238,6 +239,10 @@ def fuse(
     }
     write_json(out / "fusion.json", record, DataError)
     return tuned
+
+
+def _tables(folders: Sequence[Path], name: str, pool: str) -> list[RunTable]:
+    return [read_table(files_of(folder, name, pool)[0], empty=True) for folder in folders]
 
 
 def _shared(folders: Sequence[Path], pool: str) -> list[str]:
@@ -258,17 +263,18 @@ def _tuned(runs: Sequence[Path], dev: Sequence[Path], metric: str) -> Tuned:
     tasks = []
     seen: set[str] = set()
     for name in _shared(dev, "local"):
-        tables = [read_table(folder / f"{name}.local.trec", empty=True) for folder in dev]
-        grades = grades_of(read_qrels(dev[0] / f"{name}.qrels"))
+        tables = _tables(dev, name, "local")
+        grades = grades_of(read_qrels(files_of(dev[0], name, "local")[1]))
         seen.update(grades)
         if grades:
             tasks.append((tables, grades))
     for name in _shared(runs, "local"):
-        both = seen & grades_of(read_qrels(runs[0] / f"{name}.qrels")).keys()
+        judged = files_of(runs[0], name, "local")[1]
+        both = seen & grades_of(read_qrels(judged)).keys()
         if both:
             raise DataError(
                 f"query {min(both)} is among the dev queries and among those to be fused "
                 f"({len(both)} such); tune on other queries",
-                str(runs[0] / f"{name}.qrels"),
+                str(judged),
             )
     return tune_weights(tasks, metric)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from augment.data.mmeb import CATEGORIES, IN_DISTRIBUTION, KNOWN, Subset
+from augment.files import markdown
 from retrievers.evaluation.metrics import score_run
 from retrievers.evaluation.run import DECIMALS, RunTable
 from retrievers.evaluation.versions import source_commit, versions
@@ -90,18 +91,16 @@ def summary(scores: Iterable[Score], metric: str = "success@1") -> dict[str, flo
 
 def table(scores: Sequence[Score]) -> str:
     """Markdown: a row a data set, then the means; hit@1 in per cent."""
-    lines = ["| data set | category | queries | hit@1 | hit@5 |", "|---|---|--:|--:|--:|"]
+    rows: list[list[object]] = []
     for score in scores:
         hit = [f"{100 * score.metrics[name]:.1f}" for name in ("success@1", "success@5")]
-        lines.append(
-            f"| {score.subset} | {score.category} | {score.queries} | {hit[0]} | {hit[1]} |"
-        )
-    for name, value in summary(scores).items():
-        lines.append(f"| mean: {name} | | | {100 * value:.1f} | |")
+        rows.append([score.subset, score.category, score.queries, *hit])
+    rows += [[f"mean: {name}", "", "", f"{100 * v:.1f}", ""] for name, v in summary(scores).items()]
+    told = markdown(["data set", "category", "queries", "hit@1", "hit@5"], rows, 2)
     known = sum(score.subset in KNOWN for score in scores)
-    if 0 < known < len(KNOWN):
-        lines += ["", f"{known} of MMEB's {len(KNOWN)} image data sets."]
-    return "\n".join(lines)
+    return told + (
+        f"\n\n{known} of MMEB's {len(KNOWN)} image data sets." if 0 < known < len(KNOWN) else ""
+    )
 
 
 def record(scores: Sequence[Score], settings: Mapping[str, Any], seconds: float) -> dict[str, Any]:

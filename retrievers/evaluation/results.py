@@ -15,7 +15,7 @@ import pyarrow as pa
 from augment.data import write_qrels
 from augment.files import aligned, write_text
 from augment.records import Modality, Qrel, Query, Run
-from retrievers.data.plan import EvalTask, Plan
+from retrievers.data.plan import EvalTask, Plan, same_file
 from retrievers.evaluation.judgements import Judgements
 from retrievers.evaluation.metrics import means, score_run, standard_measures
 from retrievers.evaluation.protocol import REPORTED, missing_rows, reported_k
@@ -87,7 +87,7 @@ def modality_scores(
         row = found.setdefault(wanted, {})
         row[item.modality] = row.get(item.modality, 0) + 1
         if grades[qid].get(item.id, 0) <= 0:
-            own = bool(set(item.images) & set(query.item.images))
+            own = bool({*map(same_file, item.images)} & {*map(same_file, query.item.images)})
             other = "wrong_item" if item.modality == wanted else "wrong_modality"
             lost["own_picture" if own else other] += 1
     total = max(len(known), 1)

@@ -7,7 +7,6 @@ writes one, :func:`retrievers.models.load.load` reads them.
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from augment.data import DataRoot, format_text
 from augment.errors import DataError, MismatchError
-from augment.files import new_folder, write_sums, write_text
+from augment.files import new_folder, say, write_sums, write_text
 from retrievers.export.card import Form, model_card
 
 if TYPE_CHECKING:
@@ -210,11 +209,10 @@ def export(
     measured = _metrics(encoder, checkpoint, metrics)
     card = model_card(encoder, name or out.resolve().name, measured, license, to)
     for modality, cosine in export_to(encoder, out, to, card, root).items():
-        told = f"{modality}: cosine with the checkpoint's vectors at least {cosine:.6f}\n"
-        sys.stdout.write(told)
-    sys.stdout.write(f"{out}\n")
+        say(f"{modality}: cosine with the checkpoint's vectors at least {cosine:.6f}")
+    say(out)
     if push:
-        sys.stdout.write(f"{_upload(encoder, push, card, private=private)}\n")
+        say(_upload(encoder, push, card, private=private))
 
 
 #: :func:`export` has an option of this name.

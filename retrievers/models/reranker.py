@@ -19,7 +19,7 @@ from retrievers.models.mllm.encoder import Mllm
 _NUMBER = re.compile(r"\d+")
 
 
-class Scorer(ABC):
+class Reranker(ABC):
     """Scores candidates of one query; higher is better.
 
     Args:
@@ -91,7 +91,7 @@ class Scorer(ABC):
 
 
 @final
-class Pointwise(Scorer):
+class Pointwise(Reranker):
     """Each candidate by itself: log-odds of yes, or what the model's own head of layers says."""
 
     def _scores(self, query: Example, candidates: Sequence[Example]) -> Tensor:
@@ -102,14 +102,14 @@ class Pointwise(Scorer):
 
 
 @final
-class Listwise(Scorer):
+class Listwise(Reranker):
     """The model writes an order of several candidates; a score is the place from behind.
 
     A window goes from the end of the list to its beginning, so that a good candidate is carried
     along (RankGPT, 2304.09542, section 3.2).
 
     Args:
-        model: see :class:`Scorer`.
+        model: see :class:`Reranker`.
         pictures: likewise.
         window: candidates of one prompt.
         stride: places by which it moves.
@@ -154,7 +154,7 @@ class Listwise(Scorer):
         return str(tokenizer.decode(tokens, skip_special_tokens=True))
 
 
-def scorer(model: Mllm, pictures: bool = True) -> Scorer:
+def scorer(model: Mllm, pictures: bool = True) -> Reranker:
     """The reranker that a model's layout is for, pointwise or listwise.
 
     Raises:

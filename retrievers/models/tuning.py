@@ -137,6 +137,8 @@ class Tuning:
                 trainable_token_indices=rows or None,
             )  # fmt: skip
             inject_adapter_in_model(config, vlm)
+        if hasattr(vlm, "score"):  # the head of a reranker, which may start untrained
+            vlm.score.requires_grad_(True)
         if self.projector:
             for name, module in visual.named_modules():
                 if "merger" in name:

@@ -26,7 +26,7 @@ from retrievers.evaluation.evaluate import CASCADE, Evaluated, evaluate
 from retrievers.evaluation.metrics import score_run
 from retrievers.evaluation.run import RunTable
 from retrievers.evaluation.run_files import read_table, write_run
-from retrievers.models.reranker import Scorer
+from retrievers.models.reranker import Reranker
 from retrievers.vectors.embed import device_named
 from retrievers.vectors.rows import item_keys
 
@@ -104,7 +104,7 @@ class Rerank:
         batch: candidates scored, and written down, at a time.
     """
 
-    scorer: Scorer
+    scorer: Reranker
     plan: Plan
     reader: Reader
     root: Path
@@ -193,7 +193,7 @@ def _before(tasks: Sequence[EvalTask], task: EvalTask) -> int:
 
 
 def rerank(
-    scorer: Scorer,
+    scorer: Reranker,
     data: MBeirData,
     run: str | Path,
     out: str | Path,

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from augment.errors import DataError, printable
+from augment.files import say
 from augment.records import Modality
 from retrievers.search.answers import render
 
@@ -52,7 +53,7 @@ def stoppable(work: Callable[[Sequence[str]], int], args: Sequence[str]) -> int:
     try:
         return work(args)
     except KeyboardInterrupt:
-        sys.stderr.write("stopped\n")
+        say("stopped", sys.stderr)
         return _STOPPED
 
 
@@ -107,9 +108,9 @@ def _search(args: Sequence[str]) -> int:
         own_picture=parsed.own_picture,
     )
     for note in (*searcher.notes, *answer.notes):
-        sys.stderr.write(f"note: {printable(note)}\n")
+        say(f"note: {printable(note)}", sys.stderr)
     if parsed.json:
-        sys.stdout.write(json.dumps(answer.to_json(), ensure_ascii=False, indent=1) + "\n")
+        say(json.dumps(answer.to_json(), ensure_ascii=False, indent=1))
     else:
         sys.stdout.write(render(answer, searcher.root))
     return 0
@@ -151,13 +152,13 @@ def _serve(args: Sequence[str]) -> int:
         searchers = _open_searchers(parsed)
         for name, searcher in searchers.items():
             for note in searcher.notes:
-                sys.stderr.write(f"note: {name}: {printable(note)}\n")
-        sys.stdout.write(f"serving on {address_of(listening)} until Ctrl-C\n")
+                say(f"note: {name}: {printable(note)}", sys.stderr)
+        say(f"serving on {address_of(listening)} until Ctrl-C")
         sys.stdout.flush()
         app = search_app(searchers, [parsed.host, *parsed.allow_host])
         make_server(app).run(sockets=[listening])
     except KeyboardInterrupt:
-        sys.stderr.write("stopped\n")
+        say("stopped", sys.stderr)
     finally:
         listening.close()
     return 0

@@ -463,7 +463,7 @@ def write_mined(
         def table(name: str, schema: pa.Schema) -> Callable[[list[dict[str, Any]]], None]:
             partial = files.enter_context(replacing_path(folder / name))
             schema = schema.with_metadata(made)
-            writer = parquet.ParquetWriter(partial, schema)
+            writer = parquet.ParquetWriter(partial, schema, write_page_checksum=True)
             files.enter_context(writer)
             return lambda rows: writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 

@@ -21,7 +21,9 @@ from lightning.pytorch.cli import (
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from augment.enrichment.command import know_homes
 from augment.errors import DataError
+from augment.files import say
 from retrievers.data.module import MBeirData
 from retrievers.models.load import check_checkpoint, load_weights
 from retrievers.training.module import Contrastive, Loaders, trained
@@ -39,6 +41,9 @@ _NOISE = (
 
 #: What Lightning takes in place of a checkpoint's path.
 _CHECKPOINT_WORDS = ("best", "last", "hpc", "registry")
+
+
+know_homes("omegaconf+")
 
 
 class SaveSettings(SaveConfigCallback):
@@ -160,6 +165,13 @@ class RetrieverCLI(LightningCLI):
         if settings.embeddings is not None:
             settings.data.embeddings.folder = settings.embeddings
 
+    def instantiate_trainer(self, **given: Any) -> lightning.Trainer:
+        """Lightning refuses settings of the trainer in words of its own."""
+        try:
+            return super().instantiate_trainer(**given)
+        except ValueError as error:
+            raise DataError(str(error)) from error
+
     def instantiate_classes(self) -> None:
         """What Lightning asks of data."""
         super().instantiate_classes()
@@ -194,7 +206,7 @@ class RetrieverCLI(LightningCLI):
             precision=str(trainer.precision),
             allow_mismatch=model.allow_mismatch,
         )
-        sys.stdout.write(f"{results.table()}\n{results.notes()}runs: {settings.out}\n")
+        say(f"{results.table()}\n{results.notes()}runs: {settings.out}")
 
 
 def main(args: Sequence[str] | None) -> None:
@@ -231,8 +243,6 @@ def _check_paths(settings: Any) -> None:
     path = settings.get("ckpt_path")
     if path is None or path in _CHECKPOINT_WORDS:
         return
-    if (Path(path) / "meta.pt").is_file():
-        return  # a folder of shards, written under trainer.strategy=ModelParallelStrategy
     if not Path(path).is_file():
         raise DataError(
             "no such checkpoint; fit writes OUT/checkpoints/latest.ckpt, best.ckpt and last.ckpt",

@@ -139,13 +139,62 @@ def kl_divergence(
         logit_scale: multiplies our cosine.
         temperature: divides the teacher's scores; about 0.02 to 0.05 for cosines, 1 for logits.
     """
-    cosine, scored, counted = _own_candidates(queries, candidates, groups)
-    low = torch.finfo(cosine.dtype).min
-    ours = (logit_scale * cosine).masked_fill(~scored, low).log_softmax(1)
-    teacher = (groups.scores.to(cosine.dtype) / temperature).masked_fill(~scored, low)
+    rows = groups.rows.clamp(min=0)
+    cosine = torch.einsum("bd,bwd->bw", queries, candidates[rows])
+    return listwise(logit_scale * cosine, groups, temperature)
+
+
+def listwise(
+    logits: Float[Tensor, "batch width"], groups: Groups, temperature: float = 1.0
+) -> Float[Tensor, ""]:
+    """The same of any scores of a group's candidates, such as a reranker's.
+
+    Args:
+        logits: of each query's own candidates.
+        groups: the teacher's scores of them; a query with fewer than two does not count.
+        temperature: divides the teacher's scores.
+    """
+    scored = (groups.rows >= 0) & groups.scores.isfinite()
+    low = torch.finfo(logits.dtype).min
+    ours = logits.masked_fill(~scored, low).log_softmax(1)
+    teacher = (groups.scores.to(logits.dtype) / temperature).masked_fill(~scored, low)
     target = teacher.log_softmax(1)
     each = functional.kl_div(ours, target, reduction="none", log_target=True)
-    return _joint_mean((each * scored).sum(1), counted)
+    return _joint_mean((each * scored).sum(1), scored.sum(1) >= 2)
+
+
+def pointwise(
+    logits: Float[Tensor, "batch width"],
+    positive: Bool[Tensor, "batch width"],
+    there: Bool[Tensor, "batch width"],
+) -> Float[Tensor, ""]:
+    """Cross-entropy of yes and no, the mean of each query's own mean.
+
+    Args:
+        logits: log-odds of yes.
+        positive: which candidates are known positives.
+        there: which there are at all.
+    """
+    asked = functional.softplus(torch.where(positive, -logits, logits)) * there
+    return _joint_mean(asked.sum(1) / there.sum(1).clamp(min=1), there.any(1))
+
+
+def pairwise(
+    logits: Float[Tensor, "batch width"],
+    positive: Bool[Tensor, "batch width"],
+    there: Bool[Tensor, "batch width"],
+) -> Float[Tensor, ""]:
+    """Logistic loss of every positive against every other candidate of its query (RankNet).
+
+    Args:
+        logits: scores.
+        positive: see :func:`pointwise`.
+        there: likewise.
+    """
+    both = (positive & there)[:, :, None] & (~positive & there)[:, None, :]
+    each = functional.softplus(logits[:, None, :] - logits[:, :, None]) * both
+    count = both.sum((1, 2))
+    return _joint_mean(each.sum((1, 2)) / count.clamp(min=1), count > 0)
 
 
 def margin_mse(

@@ -14,6 +14,7 @@ from typing import Any, cast, final
 import lightning
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO as Plain
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -35,7 +36,7 @@ from retrievers.models.mllm.encoder import Mllm
 from retrievers.models.tuning import Tuning, merge
 from retrievers.training.callbacks import CheckpointFiles, LatestCheckpoint, Throughput
 from retrievers.training.gradcache import encode_in_chunks
-from retrievers.training.objective import Objective, TokenLoss
+from retrievers.training.objective import Objective, Ranking, TokenLoss
 from retrievers.training.optim import AdamWCosine
 from retrievers.vectors.embed import SIDES, Embedded, put
 from retrievers.vectors.rows import Embeddings
@@ -68,6 +69,11 @@ class Loaders(lightning.LightningDataModule):
             DataError: if they are missing, or nothing is left to train on.
         """
         collator = self._encoder.collator()
+        if getattr(collator, "pairs", None) and self.data.validation.queries > 0:
+            raise DataError(
+                "a reranker has no vectors to validate by; set data.validation.queries=0, and "
+                "rerank a run of the val split with its checkpoints"
+            )
         if stage == "fit":
             self._pairs, self.validation = self.data.training(collator)
             self.cut = audit_training(self._pairs, self.data.recipe, collator)
@@ -148,9 +154,19 @@ class Fit(lightning.LightningModule, ABC):
 
     @final
     def setup(self, stage: str) -> None:
-        """Take initial weights from ``init_from``, once; look after checkpoint files."""
-        if self._trainer is not None and type(self.trainer.strategy.checkpoint_io) is Plain:
-            self.trainer.strategy.checkpoint_io = CheckpointFiles()
+        """Take initial weights from ``init_from``, once; look after checkpoint files.
+
+        Raises:
+            DataError: if the strategy writes them in its own way, which nothing checks.
+        """
+        strategy: Any = self._trainer and self.trainer.strategy
+        if strategy and type(strategy).save_checkpoint is not Strategy.save_checkpoint:
+            raise DataError(
+                f"{type(strategy).__name__} shards models and checkpoints, which is not offered: "
+                "their files have no checksums; leave trainer.strategy out, or take ddp"
+            )
+        if strategy and type(strategy.checkpoint_io) is Plain:
+            strategy.checkpoint_io = CheckpointFiles()
         if self.init_from is not None:
             path, self.init_from = self.init_from, None
             load_weights(self.encoder, path)
@@ -313,6 +329,8 @@ class Contrastive(Fit):
         keep_chunks: the last chunks of each side that keep their activations: memory for time.
         optimizer: AdamW with warm-up and cosine decay.
         tuning: what is trained of the towers: all, some layers, or low-rank updates (LoRA).
+        ranking: what training of a reranker, an Mllm with ``layout.cross``, minimises in place of
+            the objective.
         tokens: what the cross-entropy of what an :class:`~retrievers.models.mllm.encoder.Mllm` is
             to write counts, from the same forward.
         init_from: checkpoint whose weights are taken at the start, nothing else of it; UniIR's
@@ -329,6 +347,7 @@ class Contrastive(Fit):
         keep_chunks: int = 0,
         optimizer: AdamWCosine = AdamWCosine(),  # noqa: B008 - frozen
         tuning: Tuning = Tuning(),  # noqa: B008 - frozen
+        ranking: Ranking = Ranking(),  # noqa: B008 - frozen
         tokens: TokenLoss = TokenLoss(),  # noqa: B008 - frozen
         init_from: str | None = None,
         allow_mismatch: bool = False,
@@ -337,7 +356,8 @@ class Contrastive(Fit):
         self.objective = objective
         self.optimizer = optimizer
         self.tuning = tuning
-        self.tokens = tokens
+        self.tokens, self.ranking = tokens, ranking
+        self._reranks = isinstance(encoder, Mllm) and encoder.layout.cross is not None
         if tokens.weight and (not isinstance(encoder, Mllm) or encoder.layout.pooling == "last"):
             raise DataError(
                 "model.tokens is for an Mllm whose vector stands at a mark; set layout.mark, and "
@@ -356,7 +376,7 @@ class Contrastive(Fit):
 
     def training_settings(self) -> dict[str, Any]:
         """Objective and optimiser."""
-        parts = ("objective", "optimizer", "tokens")
+        parts = ("ranking" if self._reranks else "objective", "optimizer", "tokens")
         return {name: asdict(getattr(self, name)) for name in parts}
 
     def trim(self, checkpoint: dict[str, Any]) -> None:
@@ -377,6 +397,10 @@ class Contrastive(Fit):
 
     def loss(self, batch: Pairs) -> Mapping[str, Tensor]:
         """The objective, its parts and the logit scale."""
+        if self._reranks:
+            judge = cast("Mllm", self.encoder).scores
+            scores = self._chunked(lambda pairs, _: judge(pairs), batch.queries, "query")
+            return self._idle({"loss": self.ranking(scores, batch.labels, batch.groups)})
         scale = self.encoder.scale()
         encode = self._teach if self.tokens.weight else self._encode
         queries = self._chunked(encode, batch.queries, "query")
@@ -396,13 +420,16 @@ class Contrastive(Fit):
         if written:
             parts = {"contrastive": parts["loss"], **parts, **written}
             parts["loss"] = parts["loss"] + written["tokens"]
+        return self._idle({**parts, "logit_scale": scale.detach()})
+
+    def _idle(self, parts: dict[str, Tensor]) -> Mapping[str, Tensor]:
         if torch.is_grad_enabled():
             # A tower that no item of this process needs must still take part in the all-reduce; and
             # in one process its gradient must be nought, not absent, or AdamW would leave the tower
             # out of a step in which the masked form, or several processes, carry its momentum on.
             idle = 0.0 * sum(p.sum() for p in self.encoder.parameters() if p.requires_grad)
-            parts = {**parts, "loss": parts["loss"] + idle}
-        return {**parts, "logit_scale": scale.detach()}
+            parts["loss"] = parts["loss"] + idle
+        return parts
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW and its schedule, one step per batch.
@@ -540,6 +567,8 @@ def _not_finite(
     seen = ", ".join(f"{name} {float(value):.4g}" for name, value in parts.items())
     finite = torch.ones(batch.queries.size, dtype=torch.bool)
     for side, inputs in zip(SIDES, (batch.candidates, batch.queries), strict=True):
+        if not inputs.size:
+            continue  # a reranker's, which stand with their queries
         vectors = encoder.encode(inputs, side).vectors
         finite &= vectors.isfinite().all(1).cpu()[: len(finite)]
     bad = [name for name, good in zip(batch.names, finite.tolist(), strict=True) if not good]

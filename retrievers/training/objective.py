@@ -12,7 +12,16 @@ from torch import Tensor
 
 from retrievers.data.examples import Groups, Labels
 from retrievers.training.gather import Joint, join
-from retrievers.training.losses import Several, info_nce, kl_divergence, margin_mse, siglip
+from retrievers.training.losses import (
+    Several,
+    info_nce,
+    kl_divergence,
+    listwise,
+    margin_mse,
+    pairwise,
+    pointwise,
+    siglip,
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,53 @@ class TokenLoss:
         decision, chain = first.mean(), each.sum() / total.clamp(min=1e-9)
         loss = self.weight * (self.decision * decision + chain)
         return {"tokens": loss, "decision": decision.detach(), "chain": chain.detach()}
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What training of a reranker minimises, over each query's positive and its mined candidates.
+
+    Args:
+        kind: pointwise (cross-entropy of yes and no), pairwise (positives above all others) or
+            listwise (towards the distribution of the scores of the table of mined negatives).
+        temperature: divides the teacher's scores of listwise; about 0.05 for cosines.
+    """
+
+    kind: Literal["pointwise", "pairwise", "listwise"] = "pointwise"
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+
+    def __call__(
+        self, scores: Float[Tensor, " pairs"], labels: Labels, groups: Groups
+    ) -> Float[Tensor, ""]:
+        """The loss.
+
+        Args:
+            scores: of each query with each of its candidates, in the order of ``groups``.
+            labels: ids, which tell further positives from negatives.
+            groups: each query's own candidates, with the teacher's scores.
+
+        Raises:
+            ValueError: if no query has a negative, or listwise has no score of a teacher.
+        """
+        rows, there = groups.rows, groups.rows >= 0
+        logits = scores.new_zeros(rows.shape).masked_scatter(there, scores)
+        ids = labels.candidates[rows.clamp(min=0)]
+        positive = there & (ids[:, :, None] == labels.positives[:, None, :]).any(2)
+        positive[:, 0] = True
+        if not (there & ~positive).any():
+            raise ValueError(
+                "no query of the batch has a negative, and a reranker learns from them; mine some "
+                "and name them with data.negatives.path"
+            )
+        if self.kind == "listwise":
+            if not groups.scores.isfinite().any():
+                raise ValueError("listwise needs a teacher's scores, as `mine` writes them")
+            return listwise(logits, groups, self.temperature)
+        return (pointwise if self.kind == "pointwise" else pairwise)(logits, positive, there)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
+from augment.files import say
 from retrievers.vectors.exact import MatrixIndex
 from retrievers.vectors.held import Vectors
 from retrievers.vectors.index import Index, Nearest
@@ -93,7 +94,7 @@ class ApproximateIndex(Index[Vectors]):
         if k not in self.recall:
             self.recall[k] = Recall("", k, 0, 0, 0, 0)  # the measurement itself searches
             self.recall[k] = measure_recall(self, queries, k, self._name)
-            sys.stderr.write(f"{self.recall[k]}\n")
+            say(self.recall[k], sys.stderr)
         wide = min(max(_REFINE * k, k + _SPARE), len(self), max(k, self._most))
         rows = self._fetch(queries, wide)
         found = self._rank(rows, self.held.rescore(queries, rows))

@@ -7,7 +7,6 @@ Relevance Framework", 2009.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from jaxtyping import Int64
 
 from augment.data import DataRoot, TextRule
 from augment.errors import DataError
-from augment.files import digest
+from augment.files import digest, say
 from augment.records import OwnPicture
 from retrievers.data.plan import Plan, PositiveConfig, SearchedModality, plan_test
 from retrievers.data.texts import TextRecipe, ViewConfig, check_untrained
@@ -223,4 +222,4 @@ def main(arguments: Sequence[str]) -> None:
     import jsonargparse
 
     results = jsonargparse.auto_cli(bm25, args=list(arguments), as_positional=False, prog="bm25")
-    sys.stdout.write(f"{results.table()}\n{results.notes()}")
+    say(f"{results.table()}\n{results.notes()}".rstrip())

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from augment.errors import DataError, printable
+from augment.files import say
 from augment.records import Side
 from retrievers.data.examples import Example, Items
 from retrievers.data.module import MBeirData
@@ -138,7 +139,7 @@ def embed(
     encoder.eval().to(place)
     cut = audit_plan(plan, data.recipe, encoder.collator())
     if cut is not None:
-        sys.stderr.write(f"{cut.line()}\n")
+        say(cut.line(), sys.stderr)
     made_by = encoder.fingerprint(data.recipe.fingerprint)
     reader = data.reader(encoder.collator())
     rooms = {
@@ -240,7 +241,7 @@ def kept_room(
     """
     for name, problem in writer.damaged.items():
         told = printable(f"shard {name} of {writer.folder} is embedded again: {problem}")
-        sys.stderr.write(f"{told}\n")
+        say(told, sys.stderr)
     keys = item_keys(contents, root)
     return Embeddings(len(keys), writer, keys, names)
 

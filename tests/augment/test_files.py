@@ -1,6 +1,7 @@
 """Files that appear whole, and what is told of them."""
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -122,6 +123,28 @@ def test_tables():
     assert files.aligned(rows) == "a      1\nlong  23"
     assert files.aligned(rows, head=["name", "n"]) == "name   n\n----  --\na      1\nlong  23"
     assert files.markdown(["name", "n"], [["a", 1]]) == "| name | n |\n|---|--:|\n| a | 1 |"
+    forged = [["a\nb", "\x1b[2J\u202e"]]
+    assert files.aligned(forged) == "a\\nb  \\x1b[2J\\u202e"
+    assert files.markdown(["\r", ""], forged).splitlines()[2] == "| a\\nb | \\x1b[2J\\u202e |"
+
+
+@pytest.mark.parametrize("value", [["\x9b2J", "\x7f", "\u202e\n\t\x1b"], "d\x00e"])
+def test_what_is_said_moves_no_cursor_and_json_stays_json(capsys, value):
+    files.say(json.dumps(value, ensure_ascii=False, indent=1))
+    said = capsys.readouterr().out
+    assert said.replace("\n", "").isprintable()
+    assert json.loads(said) == value
+
+
+def test_where_the_home_is_meant(monkeypatch):
+    monkeypatch.setenv("HOME", "/h")
+    told = {
+        "~": "/h", "~/a": "/h/a", "--out=~/lr=0.1/~": "--out=/h/lr=0.1/~", "--out=~": "--out=/h",
+        "scripted:~/a.json": "scripted:/h/a.json", "name=~/a.ckpt": "name=/h/a.ckpt",
+        "2 ~ 3": "2 ~ 3", "a~/b": "a~/b", "~nobody-here/a": "~nobody-here/a", "~.5": "~.5",
+    }  # fmt: skip
+    assert files.homes(list(told)) == list(told.values())
+    assert files.homes({"a": [{"b": "~/c"}, 1, None]}) == {"a": [{"b": "/h/c"}, 1, None]}
 
 
 @pytest.mark.parametrize(
@@ -130,7 +153,7 @@ def test_tables():
         "from augment.__main__ import main; main(['status', '--store=nowhere'])",
         "from augment.enrichment.command import guarded; guarded(lambda: 0)",
         "from retrievers.cli import main; main(['--help'])",
-        "import benchmarks",
+        "from benchmarks.demo import main; main(['--root=nowhere', '--dry-run'])",
     ],
 )
 def test_a_terminal_without_unicode_ends_no_command(begin):

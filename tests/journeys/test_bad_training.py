@@ -109,6 +109,13 @@ KINDS = {
     "checkpoint with a flipped bit": (
         "fit", ["--ckpt_path={}/flipped.ckpt"], "flipped.ckpt: is damaged (checksum of",
     ),
+    "strategy that is not known": (
+        "fit", ["--trainer.strategy=shards"], "invalid strategy name: `strategy='shards'`",
+    ),
+    "strategy that shards": (
+        "fit", ["--trainer.strategy.class_path=ModelParallelStrategy", *STEP],
+        "have no checksums; leave",
+    ),
     "resumed with other settings of training": (
         "fit", ["--ckpt_path={}/last.ckpt", "--model.optimizer.lr=0.5", "--trainer.max_steps=9"],
         "optimizer.lr: trained with 0.0005, now 0.5",
@@ -125,6 +132,9 @@ KINDS = {
     ),
     "negatives that are something else": (
         "fit", ["--data.negatives.path={}/text.txt"], "no table of mined negatives",
+    ),
+    "negatives with a flipped bit": (
+        "fit", ["--data.negatives.path={}/flipped.parquet"], "could not verify page integrity",
     ),
     "negatives of another root": (
         "fit", ["--data.negatives.path={}/foreign.parquet"],
@@ -217,7 +227,14 @@ def write_foreign_negatives(path):
 
     columns = {"qid": ["9:1"], "positive_ids": [["9:1"]], "positive_scores": [[0.9]],
                "negative_ids": [["9:2"]], "negative_scores": [[0.5]]}  # fmt: skip
-    parquet.write_table(pa.table(columns), path)
+    parquet.write_table(
+        pa.table(columns), path, write_page_checksum=True, compression="none",
+        use_dictionary=False, write_statistics=False,
+    )  # fmt: skip
+    whole = path.read_bytes()
+    place = whole.index(b"9:2") + 2
+    flipped = whole[:place] + b"3" + whole[place + 1 :]
+    path.with_name("flipped.parquet").write_bytes(flipped)
 
 
 def write_store(path):

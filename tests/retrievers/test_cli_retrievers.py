@@ -275,6 +275,23 @@ def test_a_checkpoint_brings_no_class(world, fitted, tmp_path, verb, canary, cap
     assert "hush" not in "".join(capsys.readouterr())
 
 
+def test_home_is_known_in_configs(world, tmp_path, capsys, monkeypatch):
+    root, model, home = world
+    monkeypatch.setenv("HOME", str(home))
+    (tmp_path / "a.yaml").write_text("data: {root: ~/root}\nout: ~/x\n")
+    given = [*options(world, "x", f"--config={tmp_path / 'a.yaml'}", "--print_config")]
+    with pytest.raises(SystemExit):
+        main(["fit", *(one for one in given if not one.startswith(("--data.root", "--out")))])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["data"]["root"], printed["out"]) == (str(root), f"{home}/x")
+    settings = {"model": {"class_path": "ClipScoreFusion", "init_args": {"model_name": str(model)}}}
+    for verb, more in (("bm25", {"root": "~/root"}), ("audit", {"data": {"root": "~/root"}})):
+        told = {**more, "out": f"~/{verb}", **(settings if verb == "audit" else {})}
+        (tmp_path / f"{verb}.yaml").write_text(json.dumps(told))
+        assert main([verb, f"--config={tmp_path / verb}.yaml"]) == 0
+        assert any((home / verb).iterdir())
+
+
 def test_a_config_reads_no_environment(world, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("SECRET", "hush")
     (tmp_path / "c.yaml").write_text("data: {root: '${oc.env:SECRET}'}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, final
 
@@ -154,6 +154,13 @@ class ConversationCollator:
             ends = [self._end(text) for text in written]
         return self._read([example.id for example in examples], prompts, pictures, ends, taught)
 
+    @property
+    def pairs(self) -> Callable[[Sequence[Example], Sequence[Example]], Conversations] | None:
+        """A batch of queries, each with a candidate; None of an encoder."""
+        if self.layout.cross is None:
+            return None
+        return lambda queries, candidates: self.together(queries, [[one] for one in candidates])
+
     def together(
         self, queries: Sequence[Example], candidates: Sequence[Sequence[Example]]
     ) -> Conversations:
@@ -167,6 +174,8 @@ class ConversationCollator:
             DataError: if pictures and their places differ in number, or the layout has no words
                 for them.
         """
+        if not queries:
+            return _empty()
         cross = self.layout.cross
         if cross is None:
             raise DataError(

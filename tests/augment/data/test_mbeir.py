@@ -312,7 +312,10 @@ def as_form(path: Path, form: str) -> Path:
     other = path.with_name(path.name.removesuffix(".jsonl") + form)
     if form == ".parquet":
         frame = pandas.DataFrame(records)  # makes floats of task codes where one is missing
-        frame.assign(picture=b"\x00\x01").to_parquet(other, row_group_size=2)
+        frame.assign(picture=b"\x00\x01").to_parquet(
+            other, row_group_size=2, compression=None, use_dictionary=False,
+            write_page_checksum=True,
+        )  # fmt: skip
     else:
         packing = {".jsonl.gz": "gzip", ".jsonl.zst": "zstd"}[form]
         other.write_bytes(pa.compress(path.read_bytes(), codec=packing, asbytes=True))
@@ -345,9 +348,12 @@ def test_packed_files_and_parquet(tmp_path, form):
     bad = as_form(tmp_path / "p.jsonl", form)
     with pytest.raises(DataError, match=f"{bad.name}:6: did is '9 1'"):
         open_candidates(bad)
-    other.write_bytes(other.read_bytes()[:-9])
-    with pytest.raises(DataError, match=r"cannot be unpacked|is no Parquet file"):
-        open_candidates(other)
+    whole = other.read_bytes()
+    flipped = whole.replace(b"text 3", b"text 7")  # packed ones have checksums of their own
+    for damaged in {whole[:-9], flipped} - {whole}:
+        other.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"cannot be unpacked|is no Parquet file"):
+            open_candidates(other)
 
 
 def test_of_two_forms_the_published_one_is_read(tmp_path):

@@ -17,7 +17,7 @@ from PIL import Image
 from augment import corpus, queries
 from augment.__main__ import main
 from augment.data import DataRoot, read_candidates, read_queries, write_candidates, write_queries
-from augment.enrichment.command import guarded
+from augment.enrichment.command import entry, guarded
 from augment.errors import StoreError
 from augment.prompts import load_prompt
 from augment.prompts.route import QUERY_PROMPTS
@@ -255,10 +255,13 @@ def test_home_is_known_in_every_path(root, tmp_path, monkeypatch):
     prompt = (HOME / "augment/prompts/rar/corpus.md").read_text()
     (tmp_path / "mine.md").write_text(prompt)
     given = ["--root=~/root", "--store=~/s", "--model=scripted:~/answers.json"]
-    assert corpus.command([*given, "--prompt=~/mine.md", "--limit=2"]) == 0
+    assert entry(corpus.command)([*given, "--prompt=~/mine.md", "--limit=2"]) == 0
     assert len(Store(tmp_path / "s").texts("corpus")) == 2
     assert main(["status", "--store=~/s"]) == 0
     assert main(["validate", "~/root", "--images=none", "--texts=none"]) == 0
+    (tmp_path / "a.yaml").write_text("root: ~/root\nstore: ~/s\nout: ~/page\n")
+    assert main(["report", "--config=~/a.yaml", "~/s"]) == 0
+    assert (tmp_path / "page" / "report.html").is_file()
 
 
 @pytest.mark.parametrize("images", ["link", "copy", "symlink", "none"])

@@ -1,6 +1,7 @@
 """MMEB: files as published, ranking of own lists, means; and the command, on coloured squares."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -182,16 +183,22 @@ def test_files_that_cannot_be_used_are_named(tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_the_command_leaves_runs_and_scores(tmp_path, capsys):
     root = make_mmeb(tmp_path / "mmeb")
+    forged = "odd\x1b[2J\u202eall"
+    shutil.copy(root / "MSCOCO_t2i.jsonl", root / f"{forged}.jsonl")
     arguments = [
         "mmeb", f"--root={root}", f"--images={root / 'images'}", f"--out={tmp_path / 'out'}",
         "--model=retrievers.models.clip.ClipScoreFusion",
         f"--model.model_name={make_config(tmp_path)}",
     ]  # fmt: skip
     assert main(arguments) == 0
-    assert "| mean: all |" in capsys.readouterr().out
+    assert main(["evaluate", str(tmp_path / "out"), "--metrics", "success@1"]) == 0
+    said = "".join(capsys.readouterr())
+    assert "| mean: all |" in said
+    assert said.count("odd\\x1b[2J\\u202eall") == 3
+    assert {letter for letter in said if not letter.isprintable()} <= {"\n", "\r"}
     told = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert [row["subset"] for row in told["rows"]] == ["ImageNet-1K", "MSCOCO_t2i"]
-    assert told["cost"]["items"] == 12
+    assert [row["subset"] for row in told["rows"]] == ["ImageNet-1K", "MSCOCO_t2i", forged]
+    assert told["cost"]["items"] == 18
     folder = tmp_path / "out"
     out = tmp_path / "scores.json"
     again = ["evaluate", f"{folder / 'ImageNet-1K.local.trec'}", "--out", f"{out}"]

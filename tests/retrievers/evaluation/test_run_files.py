@@ -1,11 +1,15 @@
 """Run files: written beside other work, whatever blanks and packing they have."""
 
+import json
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 
 from augment.data import read_qrels, write_qrels
 from augment.errors import DataError
 from augment.records import Hit, Qrel
+from retrievers.cli import main
 from retrievers.evaluation.compare import scores_from_run
 from retrievers.evaluation.run import RunTable
 from retrievers.evaluation.run_files import (
@@ -111,3 +115,36 @@ def test_packed_runs_and_judgements(tmp_path, packing, gap):
     run.write_bytes(run.read_bytes()[:-3])
     with pytest.raises(DataError, match=f"run: cannot be unpacked \\({packing}\\)"):
         read_run(run)
+
+
+@pytest.mark.parametrize(("packing", "ending"), [("gzip", ".gz"), ("zstd", ".zst")])
+def test_packed_files_in_folders(tmp_path, capsys, packing, ending):
+    files = {
+        "x_task3.local.trec": "9:1 Q0 9:5 1 0.5 t\n9:1 Q0 9:6 2 0.25 t\n",
+        "x_task3.qrels": "9:1 0 9:6 1\n",
+        ".0a1b2c3d.x_task3.local.trec": "9:1 Q0 9:5",  # of a kill
+    }
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for name, text in files.items():
+            packed = pa.compress(text.encode(), codec=packing, asbytes=True)
+            (tmp_path / folder / f"{name}{ending}").write_bytes(packed)
+    a, b, out = (str(tmp_path / name) for name in "abc")
+    assert main(["evaluate", a, "--metrics", "mrr", "--out", f"{out}.json"]) == 0
+    [row] = json.loads(Path(f"{out}.json").read_text())["rows"]
+    assert (row["dataset"], row["task"], row["metrics"]["mrr"]) == ("x", 3, 0.5)
+    assert main(["compare", a, b, "--metric", "mrr"]) == 0
+    assert main(["fuse", a, b, "--out", out]) == 0
+    assert "x" in capsys.readouterr().out
+    assert {path.name for path in Path(out).iterdir()} >= {
+        "x_task3.local.trec", f"x_task3.qrels{ending}",
+    }  # fmt: skip
+    uniir = tmp_path / "uniir" / f"mbeir_x_task3_single_pool_test_k10_run.txt{ending}"
+    judged = tmp_path / "root/qrels/test/mbeir_x_task3_test_qrels.txt"
+    write_qrels(judged, [Qrel("9:1", "9:6", 1, 3)])
+    uniir.parent.mkdir()
+    (tmp_path / "root/query").mkdir()
+    uniir.write_bytes((tmp_path / "a" / f"x_task3.local.trec{ending}").read_bytes())
+    root = f"--root={tmp_path / 'root'}"
+    assert main(["evaluate", str(uniir.parent), root, "--metrics", "mrr"]) == 0
+    assert "50.0" in capsys.readouterr().out

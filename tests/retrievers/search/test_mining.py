@@ -1,5 +1,6 @@
 """Mining against a plain loop over all candidates, and its command from end to end."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -196,11 +197,18 @@ def test_a_flipped_bit_of_a_table_is_noticed(tmp_path):
     write_mined(ranked, MiningConfig(), tmp_path, {})
     table = tmp_path / "negatives.parquet"
     whole = table.read_bytes()
-    assert HardNegatives(table, 1).of(Query(Item("q7", "", (), "text"), 1)).negatives
+    alone = tmp_path / "alone" / "negatives.parquet"  # no mining.json: its pages have checksums
+    alone.parent.mkdir()
+    queries = [Query(Item(f"q{n}", "", (), "text"), 1) for n in range(50)]
+    right = [HardNegatives(table, 1).of(query) for query in queries]
+    assert all(found.negatives for found in right)
     for place in range(0, len(whole), 41):
-        table.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        for path in (table, alone):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
         with pytest.raises(DataError, match=r"is not the table that mining\.json tells of; mine"):
             HardNegatives(table, 1)
+        with contextlib.suppress(DataError):
+            assert [HardNegatives(alone, 1).of(query) for query in queries] == right
 
 
 def test_ranges_that_hold_nothing_are_refused():

@@ -1,6 +1,7 @@
 """Training multimodal language models: what moves, chunks, the token loss, resuming."""
 
 import json
+import math
 
 import lightning
 import pytest
@@ -14,16 +15,19 @@ from retrievers.data.module import MBeirData
 from retrievers.export.folder import save
 from retrievers.models.load import load
 from retrievers.models.mllm.conversations import IGNORED
-from retrievers.models.mllm.layout import Layout
+from retrievers.models.mllm.layout import CrossLayout, Layout
+from retrievers.models.reranker import scorer
 from retrievers.models.tuning import Tuning, merge
 from retrievers.training.gradcache import encode_in_chunks
 from retrievers.training.module import Contrastive, fit
-from retrievers.training.objective import TokenLoss
+from retrievers.training.objective import Ranking, TokenLoss
 from retrievers.training.optim import AdamWCosine
+from retrievers.vectors.search import test as search
 from tests.retrievers.mllms import make, mixed, vectors
 from tests.retrievers.models.test_retriever import make_root
 
 LORA = Tuning("image", lora_rank=2, lora_alpha=4)
+RERANKS = Layout(cross=CrossLayout(yes="a", no="e"))
 WRITTEN = ("", "a flag of three bands", "which", "")
 
 
@@ -269,6 +273,95 @@ def test_settings_of_training_that_cannot_be_meant_are_refused(folders):
     training = Contrastive(make(folders["qwen3"]), tokens=TokenLoss(1.0))
     with pytest.raises(ValueError, match="is not known of every item"):
         training.loss(pairs(training.encoder))
+
+
+def lists(encoder, scores=(0.5, 0.25, math.nan, -1.0)):
+    """Two queries: one with two positives and two negatives, one with a positive and a negative."""
+    one, two, three, four = mixed(encoder.collator())
+    known = [Candidate(e, e.id, s) for e, s in zip((four, one, two, three), scores, strict=True)]
+    return PairCollator(encoder.collator())([
+        PairExample(one, known[0], ("1:4", "1:1"), tuple(known[1:])),
+        PairExample(two, known[3], ("1:3",), (known[1],)),
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+@pytest.mark.parametrize("kind", ["pointwise", "pairwise", "listwise"])
+def test_a_reranker_learns_by_the_definition_of_each_loss(folders, kind, chunk):
+    """Scores by the model alone, each pair by itself; losses term by term."""
+    model = make(folders["qwen3"], layout=RERANKS)
+    training = Contrastive(model, tuning=LORA, ranking=Ranking(kind, 0.5), chunk=chunk)
+    batch = lists(model)
+    assert batch.names == (
+        *(("1:1", f"1:{n}") for n in (4, 1, 2, 3)),
+        ("1:2", "1:3"),
+        ("1:2", "1:1"),
+    )
+    one, two, three, four = mixed(model.collator())
+    read = [[one, [four, one, two, three]], [two, [three, one]]]
+    s = [scorer(model).score(query, own) for query, own in read]
+    model.train()
+    loss, found = gradients(training, batch)
+    yes, no = (lambda x: -functional.logsigmoid(x)), (lambda x: -functional.logsigmoid(-x))
+    teacher = [torch.tensor(t) / 0.5 for t in ([0.5, 0.25, -1.0], [-1.0, 0.25])]
+    ours = [s[0][[0, 1, 3]], s[1]]
+    terms = {
+        "pointwise": [(yes(s[0][:2]).sum() + no(s[0][2:]).sum()) / 4,
+                      (yes(s[1][0]) + no(s[1][1])) / 2],
+        "pairwise": [sum(yes(s[0][p] - s[0][n]) for p in (0, 1) for n in (2, 3)) / 4,
+                     yes(s[1][0] - s[1][1])],
+        "listwise": [(t.softmax(0) * (t.log_softmax(0) - o.log_softmax(0))).sum()
+                     for t, o in zip(teacher, ours, strict=True)],
+    }[kind]  # fmt: skip
+    assert float(loss) == pytest.approx(float(sum(terms)) / 2, abs=1e-5)
+    assert any(gradient.abs().sum() > 0 for gradient in found.values())
+
+
+def test_a_reranker_without_anything_to_learn_from_is_refused(folders):
+    model = make(folders["qwen3"], layout=RERANKS)
+    query, other = mixed(model.collator())[:2]
+    lone = PairExample(query, Candidate(other, "1:2"), ("1:2",))
+    with pytest.raises(ValueError, match="no query of the batch has a negative"):
+        Contrastive(model).loss(PairCollator(model.collator())([lone]))
+    with pytest.raises(ValueError, match="needs a teacher's scores"):
+        Contrastive(model, ranking=Ranking("listwise")).loss(lists(model, (math.nan,) * 4))
+    head = make(folders["qwen3"], layout=Layout(cross=CrossLayout(yes="", no="")))
+    trained = Contrastive(head, tuning=LORA).encoder.named_parameters()
+    assert {n for n, p in trained if p.requires_grad and "lora" not in n} == {
+        f"vlm.score.{n}.{part}" for n in (0, 2) for part in ("weight", "bias")
+    }
+
+
+@pytest.mark.parametrize("name", ["flagland_reranker", "qwen3_vl_reranker_lora"])
+def test_packaged_rerankers_train_on_mined_lists_and_rerank(folders, name, tmp_path, capsys):
+    root = make_root(tmp_path / "root", items=8)
+    first = search(make(folders["qwen3"]), MBeirData(str(root)), tmp_path / "first")
+    assert first.rows
+    mined = [f"--data.root={root}", f"--out={tmp_path / 'mined'}", "--mining.relative_margin=null"]
+    model = f"--model={save(make(folders['qwen3']), tmp_path / 'encoder')}"
+    assert main(["mine", *mined, model]) == 0, capsys.readouterr().err
+    given = [
+        "--config", name, f"--data.root={root}", f"--out={tmp_path / 'fit'}", "--data.batch_size=2",
+        "--trainer.accelerator=cpu", "--trainer.precision=32-true", "--data.loader.workers=0",
+        "--trainer.enable_progress_bar=false", f"--data.negatives.path={tmp_path / 'mined'}",
+    ]  # fmt: skip
+    if name.startswith("qwen3"):
+        given += [f"--model.encoder.init_args.model_name={folders['qwen3']}",
+                  "--model.encoder.init_args.layout.cross.yes=a",
+                  "--model.encoder.init_args.layout.cross.no=e"]  # fmt: skip
+    assert main(["fit", *given, "--trainer.max_steps=4"]) == 0, capsys.readouterr().err
+    last = tmp_path / "fit" / "checkpoints" / "latest.ckpt"
+    whole = torch.load(last, weights_only=True)["state_dict"]
+    assert main(["fit", *given, "--trainer.max_steps=2"]) == 0, capsys.readouterr().err
+    assert main(["fit", *given, "--trainer.max_steps=4", f"--ckpt_path={last}"]) == 0
+    again = torch.load(last, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, again[key]) for key, value in whole.items())
+    told = ["--depth=3", f"--run={tmp_path / 'first'}", f"--out={tmp_path / 'after'}"]
+    assert (
+        main(["rerank", f"--config={tmp_path / 'fit' / 'fit.yaml'}", f"--model={last}", *told]) == 0
+    )
+    assert main(["fit", *given, "--data.validation.queries=2"]) == 2
+    assert "has no vectors to validate by" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["flagland_mllm", "qwen3_vl_embedding_lora", "lamra"])
