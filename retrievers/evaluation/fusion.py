@@ -238,7 +238,7 @@ def fuse(
         raise DataError("the folders hold no runs of the same pool", str(runs[0]))
     for cap in [folder / CASCADE for folder in runs if (folder / CASCADE).is_file()]:
         shutil.copyfile(cap, out / CASCADE)  # what caps a stage is told of the whole
-    record = {
+    record: dict[str, object] = {
         "runs": [str(folder) for folder in runs],
         "weights": list(shares) if shares else None,
         "rrf_k": None if shares else rrf_k,
@@ -254,7 +254,7 @@ def fuse(
             "systems": [_system(folder) for folder in dev],
             "files": [sha256(file) for file in files],
         }
-        record |= {"chosen": chosen, "digest": digest(chosen)}
+        record.update(chosen=chosen, digest=digest(chosen))
     write_json(out / "fusion.json", record, DataError)
     return tuned
 
