@@ -17,11 +17,11 @@ HOME = Path(__file__).parents[1]
 PRODUCT = ("augment", "retrievers", "benchmarks")
 
 #: What may not be exceeded. Of lines this is where the house stands, so that it grows no more
-#: unnoticed; where it is going is in AIMS. Raised once, by 1,100 and 2,250, for language models as
-#: encoders and for the tests of what had broken it.
+#: unnoticed; where it is going is in AIMS. Raised for language models as encoders and rerankers, for
+#: the tests of what had broken it, for the union pool and for the program for a GPU.
 LIMITS = {
-    "lines of product": 40_900,
-    "lines of tests": 19_200,
+    "lines of product": 41_400,
+    "lines of tests": 19_400,
     "children of a folder": 12,
     "depth of inheritance": 2,
     "classes of one name": 1,

@@ -15,6 +15,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+import yaml
 from jsonargparse import (
     ArgumentParser,
     DefaultHelpFormatter,
@@ -34,7 +35,7 @@ def know_homes(mode: str) -> None:
     """Let ``~`` be the home folder in the configs that jsonargparse reads in this mode."""
     ArgumentParser(parser_mode=mode).parse_string("{}")  # loads the loader
     load = get_loader(mode)
-    set_loader(mode, lambda text: homes(load(text)))
+    set_loader(mode, lambda text: homes(load(text)), exceptions=(yaml.YAMLError,))
 
 
 know_homes("yaml")

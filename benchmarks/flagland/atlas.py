@@ -7,25 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from benchmarks.flagland.edits import Edit, twins
-from benchmarks.flagland.grammar import Flag
+from benchmarks.flagland.grammar import WORDS, Flag
 
-_ONSETS = ("b", "br", "d", "dr", "f", "g", "gr", "h", "k", "kr", "l", "m", "n", "p", "r", "s", "st",
-           "t", "tr", "v", "vr", "z")  # fmt: skip
+_ONSETS: list[str] = WORDS["onsets"].split()
+_COUNTRY_ENDINGS: list[str] = WORDS["country_endings"].split()
 _VOWELS = ("a", "e", "i", "o", "u")
 _CODAS = ("", "", "l", "n", "r", "s", "m")
-_COUNTRY_ENDINGS = ("ia", "land", "stan", "ora", "eth", "ana", "mark", "un")
-
-EXPORTS = (
-    "copper", "tea", "wool", "timber", "salt", "cocoa", "tin", "coffee", "cotton", "amber",
-    "cheese", "glass", "silk", "rubber", "honey", "wheat", "marble", "ships", "clocks", "fish",
-    "olive oil", "steel", "paper", "spices", "wine", "carpets", "rice", "sugar", "pearls",
-    "leather",
-)  # fmt: skip
-ANIMALS = (
-    "heron", "lynx", "ibex", "otter", "falcon", "badger", "crane", "wolf", "tortoise", "stork",
-    "bison", "fox", "owl", "seal", "hare", "eagle", "camel", "swan", "bear", "raven",
-    "antelope", "beaver", "gecko", "jackal", "kite", "moose", "newt", "panther", "quail", "yak",
-)  # fmt: skip
 
 
 def _word(rng: random.Random, syllables: int) -> str:
@@ -65,10 +52,10 @@ def _facts(rng: random.Random) -> dict[str, str]:
         "capital": _word(rng, 2).capitalize(),
         "river": _word(rng, 2).capitalize(),
         "mountain": _word(rng, 2).capitalize(),
-        "export": rng.choice(EXPORTS),
+        "export": rng.choice(WORDS["exports"]),
         "currency": _word(rng, 1) + rng.choice(("o", "a", "ar", "ek")),
         "language": _word(rng, 2).capitalize() + "ish",
-        "animal": rng.choice(ANIMALS),
+        "animal": rng.choice(WORDS["animals"]),
     }
 
 

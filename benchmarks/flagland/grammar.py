@@ -8,8 +8,16 @@ from __future__ import annotations
 
 import random
 from dataclasses import asdict, dataclass, replace
+from importlib import resources
 from itertools import pairwise
 from typing import Any, Literal
+
+import yaml
+
+#: Wordings by what they say.
+WORDS: dict[str, Any] = yaml.safe_load(
+    resources.files("benchmarks.flagland").joinpath("words.yml").read_text(encoding="utf-8")
+)
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (206, 30, 38),
@@ -241,21 +249,8 @@ def is_valid(flag: Flag) -> bool:
 
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
-PLURALS: dict[Shape, str] = {
-    "star": "stars",
-    "crescent": "crescents",
-    "disc": "discs",
-    "ring": "rings",
-    "sun": "suns",
-    "diamond": "diamonds",
-}
-PLACE_WORDS: dict[Place, str] = {
-    "canton": "in the canton",
-    "triangle": "in the triangle",
-    "hoist": "at the hoist",
-    "centre": "in the centre",
-    "fly": "at the fly",
-}
+PLURALS: dict[Shape, str] = WORDS["plurals"]
+PLACE_WORDS: dict[Place, str] = WORDS["charge_places"]
 
 
 def charge_words(charge: Charge) -> str:

@@ -11,10 +11,6 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from importlib import resources
-from typing import Any
-
-import yaml
 
 from benchmarks.flagland.edits import Edit
 from benchmarks.flagland.grammar import (
@@ -23,16 +19,13 @@ from benchmarks.flagland.grammar import (
     PLACE_WORDS,
     PLURALS,
     SHAPES,
+    WORDS,
     Charge,
     Fact,
     Flag,
     charge_words,
 )
 
-#: Wordings by what they say.
-WORDS: dict[str, Any] = yaml.safe_load(
-    resources.files("benchmarks.flagland").joinpath("words.yaml").read_text(encoding="utf-8")
-)
 #: Fact of an encyclopaedia entry -> ways to ask for it; ``{ref}`` is who is asked about.
 QUESTIONS: dict[str, list[str]] = WORDS["questions"]
 #: What points at a picture.

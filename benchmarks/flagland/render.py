@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import random
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,20 +36,17 @@ def _palette(rng: random.Random) -> Palette:
     }
 
 
+_WEIGHTS: dict[str, list[float]] = {
+    "middle wide": [1, 2, 1],
+    "middle narrow": [1, 0.4, 1],
+    "first wide": [2, 1],
+}
+
+
 def _bands(flag: Flag) -> list[float]:
-    count = len(flag.colours)
-    weights = [1.0] * count
-    if flag.proportion == "middle wide":
-        weights = [1.0, 2.0, 1.0]
-    elif flag.proportion == "middle narrow":
-        weights = [1.0, 0.4, 1.0]
-    elif flag.proportion == "first wide":
-        weights = [2.0, 1.0]
-    total = sum(weights)
-    edges = [0.0]
-    for weight in weights:
-        edges.append(edges[-1] + weight / total)
-    return edges
+    """Edges of the bands, from 0 to 1."""
+    weights = _WEIGHTS.get(flag.proportion, [1] * len(flag.colours))
+    return list(accumulate((weight / sum(weights) for weight in weights), initial=0.0))
 
 
 def _draw_bands(draw: ImageDraw.ImageDraw, flag: Flag, palette: Palette, w: int, h: int) -> None:

@@ -30,6 +30,7 @@ from augment.data import (
 from augment.records import TASKS, Item, Qrel, Query, one_picture
 from benchmarks.flagland import atlas, language
 from benchmarks.flagland.atlas import Country
+from benchmarks.flagland.grammar import WORDS
 from benchmarks.flagland.render import draw_flat, draw_photo
 
 DATASET, DATASET_ID = "flagland", "80"
@@ -43,7 +44,7 @@ _KINDS = ("flat", "entry", "description", "geography", "economy", "flag-geograph
 _JPEG_QUALITY = 90
 
 
-INSTRUCTIONS: dict[int, list[str]] = language.WORDS["instructions"]
+INSTRUCTIONS: dict[int, list[str]] = WORDS["instructions"]
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def _text_query(config: WorldConfig, task: int, country: Country) -> tuple[str, 
         return text, did(_half_kind(fact), country.index)
     seen = language.human_description(rng, country.flag)
     if task == 0:
-        return rng.choice(language.WORDS["searches"]).format(seen=seen), did("flat", country.index)
+        return rng.choice(WORDS["searches"]).format(seen=seen), did("flat", country.index)
     _, text, _ = _question(config, task, country, f"the country whose flag shows {seen}")
     return text, did("entry", country.index)
 

@@ -169,6 +169,11 @@ def _fuse_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rrf-k", type=float, default=60, help="constant of reciprocal ranks")
     parser.add_argument("--weights", type=float, nargs="+", help="one for each run")
     parser.add_argument("--dev", type=Path, nargs="+", help="the same systems on dev queries")
+    parser.add_argument(
+        "--weights-from",
+        type=Path,
+        help="fusion.json of weights that --dev chose for these systems",
+    )
     parser.add_argument("--metric", default="ndcg@10", help="what weights are tuned for")
     parser.add_argument("--depth", type=int, default=100, help="hits per query")
     return parser

@@ -20,8 +20,9 @@ import pyarrow.compute as pc
 
 from augment.data import grades_of, read_qrels
 from augment.errors import DataError
-from augment.files import write_json
+from augment.files import digest, opened, read_json, sha256, split_fields, write_json
 from retrievers.evaluation.compare import files_of, has_runs, tasks_of
+from retrievers.evaluation.evaluate import CASCADE
 from retrievers.evaluation.judgements import Grades, Judgements
 from retrievers.evaluation.metrics import score_run
 from retrievers.evaluation.run import DECIMALS, RunTable
@@ -192,6 +193,7 @@ def fuse(
     rrf_k: float = 60,
     weights: Sequence[float] | None = None,
     dev: Sequence[Path] | None = None,
+    weights_from: Path | None = None,
     metric: str = "ndcg@10",
     depth: int = 100,
 ) -> Tuned | None:
@@ -203,6 +205,7 @@ def fuse(
         rrf_k: constant of reciprocal ranks, which are taken without weights.
         weights: one for each run.
         dev: the same systems on dev queries; tunes weights on them.
+        weights_from: ``fusion.json`` of weights that were tuned before, for the same systems.
         metric: what weights are tuned for.
         depth: hits per query.
 
@@ -215,6 +218,8 @@ def fuse(
     if weights and dev:
         raise DataError("--weights are given and --dev would tune them; pass one of the two")
     tuned = _tuned(runs, dev, metric) if dev else None
+    if weights_from is not None:
+        weights = _kept(weights_from, runs, alone=not (weights or dev))
     shares = tuned.weights if tuned else weights
     for pool in ("local", "union"):
         if not all(has_runs(folder, pool) for folder in runs):
@@ -231,14 +236,50 @@ def fuse(
             shutil.copyfile(judged, out / judged.name)
     if not out.is_dir():
         raise DataError("the folders hold no runs of the same pool", str(runs[0]))
-    record = {
+    for cap in [folder / CASCADE for folder in runs if (folder / CASCADE).is_file()]:
+        shutil.copyfile(cap, out / CASCADE)  # what caps a stage is told of the whole
+    record: dict[str, object] = {
         "runs": [str(folder) for folder in runs],
         "weights": list(shares) if shares else None,
         "rrf_k": None if shares else rrf_k,
         "tuned": tuned._asdict() if tuned else None,
     }
+    if dev and tuned:
+        files = [
+            f for own in dev for name in _shared(dev, "local") for f in files_of(own, name, "local")
+        ]
+        chosen = {
+            "weights": list(tuned.weights),
+            "metric": metric,
+            "systems": [_system(folder) for folder in dev],
+            "files": [sha256(file) for file in files],
+        }
+        record.update(chosen=chosen, digest=digest(chosen))
     write_json(out / "fusion.json", record, DataError)
     return tuned
+
+
+def _system(folder: Path) -> str:
+    """What stands behind the scores of a folder's first run: the tag, which says what made it."""
+    with opened(files_of(folder, tasks_of(folder, "local")[0], "local")[0]) as stream:
+        return " ".join(split_fields(stream.readline().decode())[5:])
+
+
+def _kept(path: Path, runs: Sequence[Path], alone: bool) -> list[float]:
+    if not alone:
+        raise DataError("--weights-from says the weights; leave --weights and --dev out")
+    told = read_json(path)
+    chosen = told.get("chosen") if isinstance(told, dict) else None
+    if not isinstance(chosen, dict) or digest(chosen) != told.get("digest"):
+        raise DataError("holds no weights as --dev chose them; tune them again", str(path))
+    systems = [_system(folder) for folder in runs]
+    if systems != chosen["systems"]:
+        raise DataError(
+            f"its weights were chosen for {chosen['systems']}, and these are runs of {systems}; "
+            "tune them for these with --dev",
+            str(path),
+        )
+    return list(chosen["weights"])
 
 
 def _tables(folders: Sequence[Path], name: str, pool: str) -> list[RunTable]:

@@ -203,19 +203,6 @@ def test_lengths_by_hand():
     assert measure(Reservoir(None), len, 77) is None
 
 
-def test_a_reservoir_is_fair():
-    """Each of 20 values stays in a sample of 5 with probability 1/4 (2,000 draws, 5 sigma)."""
-    counts = dict.fromkeys(map(str, range(20)), 0)
-    for seed in range(2_000):
-        sample = Reservoir(5, seed)
-        for value in counts:
-            sample.offer(value)
-        assert sample.seen == 20
-        for value in sample.kept:
-            counts[value] += 1
-    assert all(abs(count - 500) < 5 * (2_000 * 0.25 * 0.75) ** 0.5 for count in counts.values())
-
-
 def test_clip_tokens_as_in_the_reference():
     """CLIP's tokenizer gives 'a photo of a cat' five tokens between two marks."""
     assert clip_token_counter()("a photo of a cat") == 7

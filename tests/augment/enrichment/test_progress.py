@@ -72,15 +72,7 @@ def test_durations(seconds, said):
 
 def test_dry_run_writes_nothing_and_preview_saves(made, tmp_path, capsys):  # noqa: F811
     root, store = made[0], tmp_path / "store"
-    arguments = [
-        "--root",
-        str(root),
-        "--store",
-        str(store),
-        "--model",
-        "scripted:",
-        "--batch-size=4",
-    ]
+    arguments = [f"--root={root}", f"--store={store}", "--model=scripted:", "--batch-size=4"]
     assert corpus.command([*arguments, "--dry-run", "--price-written", "1000"]) == 0
     out = capsys.readouterr().out
     assert "39 need a text: 39 requests, 39 different pictures" in out

@@ -11,6 +11,8 @@ from augment.data import grades_of, read_qrels
 from augment.errors import DataError
 from retrievers.cli import main
 from retrievers.data.module import MBeirData, SearchConfig
+from retrievers.evaluation.evaluate import evaluate
+from retrievers.evaluation.fusion import fuse
 from retrievers.evaluation.run import RunTable
 from retrievers.evaluation.run_files import read_run, read_table, write_run
 from retrievers.export.folder import save
@@ -165,3 +167,25 @@ def test_the_command_reranks_fuses_and_tells_the_cap(world, folders, tmp_path, c
     assert "not that of a pointwise reranker" in capsys.readouterr().err
     assert main(["embed", f"--model={folder}", given[0], f"--out={tmp_path}"]) == 2
     assert "it scores a query and a candidate together" in capsys.readouterr().err
+
+
+def test_weights_of_dev_queries_are_kept_for_their_systems_alone(world, folders, tmp_path):
+    root, data = world
+    rerank(Pointwise(make(folders["qwen3"], layout=WORDS)), data, root / "first", tmp_path / "r", 4)
+    runs, dev = [root / "first", tmp_path / "r"], [tmp_path / "dev1", tmp_path / "dev2"]
+    for folder, own in zip(runs, dev, strict=True):
+        own.mkdir()
+        for path in [*folder.glob("*.trec"), *folder.glob("*.qrels")]:
+            lines = [f"9{line}" for line in path.read_text().splitlines(keepends=True)]
+            (own / path.name).write_text("".join(lines))
+    tuned = fuse(runs, tmp_path / "one", dev=dev)
+    kept = tmp_path / "one" / "fusion.json"
+    fuse(runs, tmp_path / "two", weights_from=kept)
+    for path in (tmp_path / "one").glob("*.trec"):
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+    assert "@4" in evaluate(tmp_path / "two", short=True).table(), "the cap goes along"
+    with pytest.raises(DataError, match="its weights were chosen for"):
+        fuse(runs[::-1], tmp_path / "three", weights_from=kept)
+    kept.write_text(kept.read_text().replace(f'"metric": "{tuned.metric}"', '"metric": "map"'))
+    with pytest.raises(DataError, match="holds no weights as --dev chose them"):
+        fuse(runs, tmp_path / "three", weights_from=kept)
