@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module, metadata, resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from augment.errors import DataError, ToolkitError, printable
 from augment.files import homes, legible_output, say
@@ -317,7 +317,10 @@ _FUNCTIONS = {
 def _narrowed(args: Sequence[str], names: set[str]) -> list[str]:
     """Of a config that ``fit`` takes or has written, only what a function has an option for."""
     import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
+    OmegaConf.clear_resolver("oc.env")  # a config reads no environment
     narrowed: list[str] = []
     left = iter(args)
     for arg in left:
@@ -331,7 +334,11 @@ def _narrowed(args: Sequence[str], names: set[str]) -> list[str]:
         told = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(told, Mapping):
             raise DataError("is no mapping of settings", str(path))
-        kept = {name: value for name, value in told.items() if name in names}
+        try:
+            told = OmegaConf.to_container(OmegaConf.create(dict(told)), resolve=True)
+        except OmegaConfBaseException as error:
+            raise DataError(f"{error}; ${{...}} names another setting", str(path)) from error
+        kept = {name: value for name, value in cast("Any", told).items() if name in names}
         if isinstance(kept.get("model"), Mapping) and "encoder" in kept["model"]:
             kept["model"] = kept["model"]["encoder"]
         narrowed.append(f"--config={yaml.safe_dump(kept)}")

@@ -235,8 +235,9 @@ def load_recipe(folder: Path, side: Side, name: str) -> Recipe:
     except FileNotFoundError:
         known = ", ".join(recipe_ids(folder, side)) or "none"
         program = "corpus" if side == "corpus" else "queries"
+        wanted = f"{side} recipe {name}".rstrip()
         raise StoreError(
-            f"{folder}: no {side} recipe {name} in this store (known: {known}); make one with"
+            f"{folder}: no {wanted} in this store (known: {known}); make one with"
             f" python -m augment.{program} --store {folder}"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:

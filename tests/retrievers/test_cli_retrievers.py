@@ -88,6 +88,15 @@ def test_test_is_deterministic_and_prints_a_table(world, fitted, tmp_path, capsy
     assert saved[0]["settings"]["trained_on"]["rule"] == "plain"
 
 
+def test_settings_of_a_fit_are_known_to_verbs_with_its_folder_in_them(tmp_path, capsys):
+    config = tmp_path / "fit.yaml"
+    for root, said in ((tmp_path / "none", "none: no such folder"), ("${oc.env:HOME}", "oc.env")):
+        told = {"out": str(tmp_path), "data": {"root": str(root).replace(str(tmp_path), "${out}")}}
+        config.write_text(yaml.safe_dump(told))
+        assert main(["embed", f"--config={config}", "--model=none", f"--out={tmp_path / 'x'}"]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_saved_settings_work_with_another_folder(fitted, tmp_path):
     before = sorted(path.stat().st_mtime_ns for path in fitted.rglob("*"))
     given = [f"--config={fitted / 'fit.yaml'}", f"--out={tmp_path}"]
