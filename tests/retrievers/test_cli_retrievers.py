@@ -285,7 +285,8 @@ def test_a_checkpoint_brings_no_class(world, fitted, tmp_path, verb, canary, cap
 
 
 def test_home_is_known_in_configs(world, tmp_path, capsys, monkeypatch):
-    root, model, home = world
+    model, home = world[1], tmp_path / "home"
+    root = make_root(home / "root")
     monkeypatch.setenv("HOME", str(home))
     (tmp_path / "a.yaml").write_text("data: {root: ~/root}\nout: ~/x\n")
     given = [*options(world, "x", f"--config={tmp_path / 'a.yaml'}", "--print_config")]
