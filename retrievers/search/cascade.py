@@ -249,7 +249,7 @@ def rerank(
     stages: dict[str, Any] = {}
     try:
         for task, name in files:
-            first = read_table(source / name, empty=True)
+            first = read_table(source / name, empty=True).without(task.own)
             found = stage(first, task, depth)
             write_run(target / name, found.run, made_by)
             shutil.copyfile(source / f"{task.name}.qrels", target / f"{task.name}.qrels")

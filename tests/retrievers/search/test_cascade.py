@@ -1,6 +1,7 @@
 """A cascade against slow loops: order, ties, the cap, killed and resumed, and by the command."""
 
 import json
+import shutil
 from itertools import pairwise
 
 import numpy as np
@@ -59,6 +60,24 @@ def test_the_best_are_in_the_order_of_scores_made_one_by_one(world, folders, tmp
         assert row["cap"]["recall@4"] == pytest.approx(np.mean(recall))
         assert row["metrics"]["recall@5"] <= row["cap"]["recall@4"], "it is the cap"
         assert f"{100 * np.mean(recall):.2f} @4" in found.table()
+
+
+def test_the_querys_own_picture_is_left_out_of_a_run_that_has_it(world, folders, tmp_path):
+    root, _ = world
+    data = MBeirData(str(root), test=SearchConfig(depth=6, own_picture="file"))
+    own = data.test_plan().tasks[1].own
+    name, first = "squares_task3.union.trec", tmp_path / "first"
+    kept = read_run(root / "first" / name)
+    lines = [f"{qid} Q0 {did} 1 9 t\n" for qid, dids in own.items() for did in dids]
+    lines += [f"{q} Q0 {h.did} 2 {h.score} t\n" for q, hits in kept.items() for h in hits]
+    first.mkdir()
+    (first / name).write_text("".join(lines))
+    shutil.copy(root / "first" / "squares_task3.qrels", first)
+    rerank(Pointwise(make(folders["qwen3"], layout=WORDS)), data, first, tmp_path / "x", depth=4)
+    after = read_run(tmp_path / "x" / name)
+    assert len(own) == len(after) == 8
+    for qid, hits in after.items():
+        assert {h.did for h in hits} == {h.did for h in kept[qid][:4]}
 
 
 def test_a_killed_rerank_goes_on_and_scores_nothing_twice(world, folders, tmp_path, monkeypatch):
