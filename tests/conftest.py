@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -12,6 +13,9 @@ settings.load_profile("fixed")
 
 #: Kinds of warnings by which other packages announce what they will change.
 ANNOUNCEMENTS = ("DeprecationWarning", "PendingDeprecationWarning", "FutureWarning", "UserWarning")
+
+#: pytest's own note of the test that runs.
+CURRENT = "PYTEST_CURRENT_TEST"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -25,3 +29,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", f"ignore::{kind}")
         for package in ("augment", "retrievers", "benchmarks", "tests"):
             config.addinivalue_line("filterwarnings", rf"error::{kind}:{package}(\..*)?$")
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """What a test leaves in the environment reaches no other: Lightning leaves ranks and ports."""
+    before = {name: value for name, value in os.environ.items() if name != CURRENT}
+    yield
+    for name in set(os.environ) - set(before) - {CURRENT}:
+        del os.environ[name]
+    os.environ.update(before)

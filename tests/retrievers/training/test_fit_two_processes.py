@@ -87,12 +87,10 @@ def arguments(world, out, processes, *more):
 
 
 def run(arguments):
-    # A port that Lightning left in this process's environment may be taken by now.
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MASTER_")}
     return subprocess.run(
         [sys.executable, "-m", "retrievers", "fit", *arguments],
         capture_output=True, text=True, check=False, timeout=500,
-        env={**kept, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 
