@@ -2,7 +2,7 @@
 
 A template is a Markdown file with YAML front matter and two bodies, system and user, separated
 by ``---`` lines. The body is Jinja (sandboxed, undefined names are errors) over ``text``,
-``max_words`` and ``max_added_words``. The file declares whether the model may see the picture
+``query``, ``max_words`` and ``max_added_words``. The file declares whether the model may see the picture
 (``shows_image``); a prompt that does not show it leaves the picture out by construction.
 
 Text of the data stands between ``<<<`` and ``>>>``; :mod:`augment.prompts.fence` sees to it that a
@@ -35,7 +35,7 @@ from augment.records import Item, Request, Side
 
 #: Kinds of text: what is said of an item, or said in place of its text. Checks go by them.
 KINDS = ("caption", "rewrite")
-PromptForm = Literal["plain", "lengths"]
+PromptForm = Literal["plain", "lengths", "ecr"]
 
 #: CLIP's tokens to an English word of a caption, punctuation included: a caption of 100 words has
 #: about 120 tokens and two marks, so that a context of 77 holds 62 words.
@@ -45,7 +45,7 @@ _BUDGET = re.compile(r"\s*(\d+)\s*(words?|tokens?)\s*", re.IGNORECASE)
 
 _ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
 _REQUIRED = ("name", "version", "kind", "side", "shows_image", "max_words", "max_new_tokens")
-_OPTIONAL = ("source", "keeps", "max_added_words", "form", "max_tokens")
+_OPTIONAL = ("source", "keeps", "max_added_words", "form", "max_tokens", "needs_image")
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,11 @@ class Prompt:
             stay a question if that is one; for rewrites the default is that it must.
         max_added_words: most words that a rewrite may add to the item's text; None for any.
         form: ``plain`` text, or ``lengths``: several lengths in one answer, see
-            :mod:`augment.checks.lengths`.
+            :mod:`augment.checks.lengths`, or ``ecr``: a thought and a final text, see
+            :mod:`augment.checks.ecr`.
         max_tokens: most tokens of CLIP, start and end marks included; checked, and not told to the
             model, which cannot count them. None for any.
+        needs_image: leave candidates without a picture alone.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Prompt:
     max_added_words: int | None = None
     form: PromptForm = "plain"
     max_tokens: int | None = None
+    needs_image: bool = True
 
     @cached_property
     def hash(self) -> str:
@@ -105,8 +108,12 @@ class Prompt:
         """``name@hash``, the form stored with every generated text."""
         return f"{self.name}@{self.hash}"
 
-    def render(self, item: Item) -> Request:
+    def render(self, item: Item, asked: str = "") -> Request:
         """The request for one item; the picture is left out unless ``shows_image``.
+
+        Args:
+            item: what the text is about.
+            asked: the query in whose sight it is written, for prompts of pairs.
 
         Raises:
             DataError: if the template does not render for this item.
@@ -114,8 +121,9 @@ class Prompt:
         text = fenced(item.text)
         try:
             user = _template(self.user).render(
-                text=text, max_words=self.max_words, max_added_words=self.max_added_words
-            )
+                text=text, query=fenced(asked), max_words=self.max_words,
+                max_added_words=self.max_added_words,
+            )  # fmt: skip
         except Exception as error:  # a template is a program, which may fail in any way
             raise DataError(f"prompt {self.id} does not render: {error}", item.id) from error
         images = item.images if self.shows_image else ()
