@@ -2,8 +2,8 @@
 
 A template is a Markdown file with YAML front matter and two bodies, system and user, separated
 by ``---`` lines. The body is Jinja (sandboxed, undefined names are errors) over ``text``,
-``query``, ``max_words`` and ``max_added_words``. The file declares whether the model may see the picture
-(``shows_image``); a prompt that does not show it leaves the picture out by construction.
+``query``, ``max_words`` and ``max_added_words``. The file declares whether the model may see the
+picture (``shows_image``); a prompt that does not show it leaves the picture out by construction.
 
 Text of the data stands between ``<<<`` and ``>>>``; :mod:`augment.prompts.fence` sees to it that a
 passage can neither close its own fence nor speak in the name of the template.

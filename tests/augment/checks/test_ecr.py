@@ -90,7 +90,9 @@ def test_the_text_of_a_side_depends_on_that_side_alone(tmp_path):
     """Whoever is paired with whom, the same is sent, and so the same keys come out."""
     dids = [f"1:{n}" for n in range(6)]
     kinds = ("tte/query", "tte/question", "tte/change")
-    named = dict(zip(("image_prompt", "question_prompt", "modification_prompt"), kinds, strict=True))
+    named = dict(
+        zip(("image_prompt", "question_prompt", "modification_prompt"), kinds, strict=True)
+    )
     made = []
     for number, order in enumerate((dids, random.Random(3).sample(dids, 6))):
         root, store = tmp_path / f"root{number}", tmp_path / f"s{number}"
