@@ -200,7 +200,7 @@ def _row(
     own, others, said, queries = 0.0, 0.0, 0, 0
     for task in plan.tasks:
         wanted = [plan.find(query.positives[0]) for query in task.queries]
-        targets = [_neighbours(words(item and shown.text(item) or "")) for item in wanted]
+        targets = [_neighbours(words((item and shown.text(item)) or "")) for item in wanted]
         for place, query in enumerate(task.queries):
             text, original = view.generated(query.item.id) or "", query.item.text or ""
             new = _neighbours(words(text)) - _neighbours(words(original))
