@@ -161,10 +161,11 @@ def audit_leaks(
             plan = plan_test(DataRoot(root), split, False, tasks, limit)
             if not _only_texts(plan, view):
                 continue
-            found[place, split] = asked = tuple(
+            raw, generated = (
                 _scores(plan, TextRecipe(each, shown, "plain", None), metric)
                 for each in (view.other("raw"), view)
-            )  # type: ignore[assignment]
+            )
+            found[place, split] = asked = raw, generated
             rows.append(_row(plan, view, split, shown, asked, items))
     if not any(place == 0 for place, _ in found):
         raise DataError(f"no query of {', '.join(splits)} has a text of the recipe", str(store))
