@@ -1,12 +1,15 @@
 """Contrast on what the model writes itself: two sequences a query, and a training left alone."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from augment.errors import DataError
+from augment.views import TextView
 from retrievers.data.module import MBeirData
+from retrievers.data.texts import WrittenTexts
 from retrievers.models.mllm.conversations import IGNORED
 from retrievers.models.mllm.layout import Layout
 from retrievers.models.mllm.reasoning import Reasoning, reason
@@ -139,6 +142,18 @@ def test_words_are_kept_until_they_are_old(folders):
         _, told = fresh.behind(encoder, batch, qids, step)
         assert told["age"] == step % 3
     assert told["written"] == 5
+
+
+def test_words_written_in_sight_of_the_target_are_no_contrast(folders, root, tmp_path):
+    data = MBeirData(str(root), batch_size=4)
+    seen = TextView("query", "replace", {"id": "a", "target_seen": True}, {})
+    data.recipe = replace(data.recipe, written=WrittenTexts(seen))
+    with pytest.raises(DataError, match="wanted candidates in sight"):
+        training = Contrastive(at(folders["qwen3"]), tokens=TokenLoss(1.0))
+        fit(training, data, tmp_path, max_steps=1, device="cpu", enable_progress_bar=False)
+    for allowed in (own(), Rationales(allow_oracle_contrast=True)):
+        training = Contrastive(at(folders["qwen3"]), tokens=TokenLoss(1.0), rationales=allowed)
+        fit(training, data, tmp_path, max_steps=1, device="cpu", enable_progress_bar=False)
 
 
 def test_what_cannot_be_meant_is_refused(folders):
