@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Two processes of one thread each; a file's tests stay together, as they share what they set up.
 JOBS ?= 2
+SYSTEM ?= rar
 TESTS := -m pytest -n $(JOBS) --dist loadfile
 test test-latest test-lowest: export OMP_NUM_THREADS = 1
 UV_VERSION := 0.13.9
@@ -69,8 +70,8 @@ mutants: $(STAMP) ## plant faults in losses, metrics, statistics, index, store, 
 	$(BIN)/mutmut run --max-children 2
 	$(BIN)/mutmut results
 
-demo: $(STAMP) ## enrich, retrain, compare: the table of the README, in ./demo
-	$(BIN)/python -m benchmarks.demo --out demo
+demo: $(STAMP) ## enrich, retrain, compare: the table of the README, in ./demo; SYSTEM=name: another system
+	$(BIN)/python -m benchmarks.demo --system $(SYSTEM)
 
 results: $(STAMP) ## the eight experiments, three seeds (over an hour): benchmarks/results/rar
 	$(BIN)/python -m benchmarks.experiments benchmarks/rar/[1-8]*.yaml --out runs/rar
