@@ -1,7 +1,7 @@
 """What MkDocs does not do by itself: pages where they lie, folders, commands, the Python API.
 
-A hook of ``mkdocs.yml`` (``make docs``). The site has the tree of the repository, so that links that
-work there work here.
+A hook of ``mkdocs.yml`` (``make docs``). The site has the tree of the repository: links that work
+there work here.
 """
 
 from __future__ import annotations
