@@ -148,8 +148,8 @@ def test_words_written_in_sight_of_the_target_are_no_contrast(folders, root, tmp
     data = MBeirData(str(root), batch_size=4)
     seen = TextView("query", "replace", {"id": "a", "target_seen": True}, {})
     data.recipe = replace(data.recipe, written=WrittenTexts(seen))
+    training = Contrastive(at(folders["qwen3"]), tokens=TokenLoss(1.0))
     with pytest.raises(DataError, match="wanted candidates in sight"):
-        training = Contrastive(at(folders["qwen3"]), tokens=TokenLoss(1.0))
         fit(training, data, tmp_path, max_steps=1, device="cpu", enable_progress_bar=False)
     for allowed in (own(), Rationales(allow_oracle_contrast=True)):
         training = Contrastive(at(folders["qwen3"]), tokens=TokenLoss(1.0), rationales=allowed)
