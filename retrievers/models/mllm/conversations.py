@@ -110,13 +110,11 @@ class Conversations(NamedTuple):
             )
             for part, fill in zip(made, (0, 0, 0, IGNORED), strict=True)
         ]
-        return Conversations(
-            *padded[:3],
-            torch.cat([row.patches for row in own]),
-            torch.cat([row.grids for row in own]),
-            torch.cat([row.shown for row in own]),
-            padded[3],
+        tokens, mask, kinds, targets = padded
+        patches, grids, shown = (
+            torch.cat(part) for part in zip(*(row[3:6] for row in own), strict=True)
         )
+        return Conversations(tokens, mask, kinds, patches, grids, shown, targets)
 
     def to(self, device: Any, **options: Any) -> Conversations:
         """The same on another device; ``options`` as :meth:`torch.Tensor.to` has them."""
