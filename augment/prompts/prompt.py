@@ -4,8 +4,8 @@ A template is a Markdown file with YAML front matter and two bodies, system and 
 by ``---`` lines. The body is Jinja (sandboxed, undefined names are errors) over ``text``,
 ``query``, ``max_words`` and ``max_added_words``. The file declares whether the model may see the
 picture (``shows_image``); a prompt that does not show it leaves the picture out by construction.
-Only with ``target_seen`` is a query's positive shown, too: as ``target``, or its picture in place of
-the query's (``shows_image: target``); whatever is written then says so in its recipe.
+Only with ``target_seen`` is a query's positive shown, too: as ``target``, or its picture in place
+of the query's (``shows_image: target``); whatever is written then says so in its recipe.
 
 Text of the data stands between ``<<<`` and ``>>>``; :mod:`augment.prompts.fence` sees to it that a
 passage can neither close its own fence nor speak in the name of the template.
