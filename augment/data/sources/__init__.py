@@ -1,7 +1,7 @@
 """Readers of other people's formats, and the one writer of a data root from what they yield.
 
 A reader is a function of the file or folder and of its own options that yields an
-:class:`~augment.data.sources.entries.Entry` a candidate and a query, and a
+:class:`~augment.data.sources.entries.SourceEntry` a candidate and a query, and a
 :class:`~augment.data.sources.entries.LeftOut` for what it cannot use. A new one is entered in
 :data:`READERS`: its signature and docstring are the options of the command.
 """

@@ -18,7 +18,7 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", "
 
 @final
 @dataclass(frozen=True, slots=True)
-class Entry:
+class SourceEntry:
     """A candidate or a query, as another format has it.
 
     Attributes:
@@ -54,7 +54,7 @@ class LeftOut(NamedTuple):
 
 
 #: What a reader yields.
-Entries = Iterator[Entry | LeftOut]
+Entries = Iterator[SourceEntry | LeftOut]
 
 
 def objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from augment.data.sources.entries import Entries, Entry, LeftOut, listed, objects, text_of
+from augment.data.sources.entries import Entries, SourceEntry, LeftOut, listed, objects, text_of
 from augment.errors import DataError
 from augment.files import packed, read_json, text_lines
 
@@ -25,7 +25,7 @@ def beir(source: Path) -> Entries:
         source: The folder.
     """
     for _, row in objects(packed(source / "corpus.jsonl")):
-        yield Entry(str(row.get("_id", "")), text_of(row.get("title"), row.get("text")))
+        yield SourceEntry(str(row.get("_id", "")), text_of(row.get("title"), row.get("text")))
     judged = {
         ours: _beir_grades(source / "qrels" / f"{name}.tsv")
         for name, ours in _SPLITS.items()
@@ -39,7 +39,7 @@ def beir(source: Path) -> Entries:
             yield LeftOut("queries that no file of judgements has", where)
         for split in splits or ["test"] * (not judged):
             grades = judged[split][name] if judged else {}
-            yield Entry(name, text, None, "query", grades, split=split)
+            yield SourceEntry(name, text, None, "query", grades, split=split)
 
 
 def _beir_grades(path: Path) -> dict[str, dict[str, int]]:
@@ -81,11 +81,11 @@ def captioned(name: str, image: str, captions: list[tuple[str, str]], split: str
         captions: id and text of each.
         split: of the queries.
     """
-    yield Entry(name, None, image)
-    yield Entry(name, None, image, "query", {did: 1 for did, _ in captions}, split=split)
+    yield SourceEntry(name, None, image)
+    yield SourceEntry(name, None, image, "query", {did: 1 for did, _ in captions}, split=split)
     for did, text in captions:
-        yield Entry(did, text)
-        yield Entry(did, text, None, "query", {name: 1}, split=split)
+        yield SourceEntry(did, text)
+        yield SourceEntry(did, text, None, "query", {name: 1}, split=split)
 
 
 def flickr30k(source: Path) -> Entries:
@@ -132,9 +132,10 @@ def sugarcrepe(source: Path) -> Entries:
             names = [f"{pool}-{number}-{which}" for which in ("true", "false")]
             texts = (row["caption"], row["negative_caption"])
             yield from (
-                Entry(did, str(text), pool=pool) for did, text in zip(names, texts, strict=True)
+                SourceEntry(did, str(text), pool=pool)
+                for did, text in zip(names, texts, strict=True)
             )
-            yield Entry(f"{pool}-{number}", None, row["filename"], "query", {names[0]: 1},
+            yield SourceEntry(f"{pool}-{number}", None, row["filename"], "query", {names[0]: 1},
                         subset=names, pool=pool)  # fmt: skip
 
 
@@ -148,11 +149,11 @@ def cirr(source: Path, split: str = "val") -> Entries:
         split: train, val or test1.
     """
     paths = _one(source, f"image_splits/split.*.{split}.json")
-    yield from (Entry(name, None, path) for name, path in paths.items())
+    yield from (SourceEntry(name, None, path) for name, path in paths.items())
     for row in _one(source, f"captions/cap.*.{split}.json"):
         target, own = row.get("target_hard"), row["reference"]
         members = [name for name in row["img_set"]["members"] if name != own]
-        yield Entry(
+        yield SourceEntry(
             str(row["pairid"]), str(row["caption"]), paths[own], "query",
             {target: 1} if target else {}, (own,), members, split=split.removesuffix("1"),
             source=row,
@@ -179,11 +180,11 @@ def fashioniq(source: Path, split: str = "val", join: str = " and ") -> Entries:
     for kind in ("dress", "shirt", "toptee"):
         pool, seen = f"fashioniq-{kind}", Counter[str]()
         for name in read_json(source / f"image_splits/split.{kind}.{split}.json"):
-            yield Entry(f"{kind}-{name}", None, name, pool=pool)
+            yield SourceEntry(f"{kind}-{name}", None, name, pool=pool)
         for _, row in listed(source / f"captions/cap.{kind}.{split}.json"):
             own, target = row["candidate"], row.get("target")
             seen[own] += 1
-            yield Entry(
+            yield SourceEntry(
                 f"{kind}-{own}-{seen[own]}", join.join(map(str, row["captions"])), own, "query",
                 {f"{kind}-{target}": 1} if target else {}, pool=pool, split=split,
             )  # fmt: skip
@@ -202,12 +203,12 @@ def circo(source: Path, split: str = "val") -> Entries:
         str(one["id"]): one["file_name"]
         for one in _one(source, "**/image_info_unlabeled2017.json")["images"]
     }
-    yield from (Entry(name, None, path) for name, path in files.items())
+    yield from (SourceEntry(name, None, path) for name, path in files.items())
     for _, row in listed(source / "annotations" / f"{split}.json"):
         own = str(row["reference_img_id"])
         grades = {str(one): 1 for one in row.get("gt_img_ids", ())}
         text = text_of(row["relative_caption"])
-        yield Entry(f"q{row['id']}", text, files.get(own, own), "query", grades, (own,),
+        yield SourceEntry(f"q{row['id']}", text, files.get(own, own), "query", grades, (own,),
                     split=split, source=row)  # fmt: skip
 
 
@@ -222,10 +223,10 @@ def bright(source: Path, domain: str | None = None) -> Entries:
         if domain in (None, name):
             pool = f"bright-{name.replace('_', '-')}"
             for row in _parquet(source / "documents", name):
-                yield Entry(f"{name}:{row['id']}", text_of(row["content"]), pool=pool)
+                yield SourceEntry(f"{name}:{row['id']}", text_of(row["content"]), pool=pool)
             for row in _parquet(source / "examples", name):
                 gold, out = (_named(name, row.get(key)) for key in ("gold_ids", "excluded_ids"))
-                yield Entry(f"{name}:q{row['id']}", text_of(row["query"]), None, "query",
+                yield SourceEntry(f"{name}:q{row['id']}", text_of(row["query"]), None, "query",
                             dict.fromkeys(gold, 1), out, pool=pool)  # fmt: skip
 
 

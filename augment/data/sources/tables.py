@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from augment.data.sources.entries import (
     PICTURES,
     Entries,
-    Entry,
+    SourceEntry,
     LeftOut,
     ids_in,
     listed,
@@ -145,7 +145,7 @@ def rows_to_entries(
     Raises:
         DataError: if the table has none of the columns of text and pictures.
     """
-    groups: dict[str, list[Entry]] = {}
+    groups: dict[str, list[SourceEntry]] = {}
     for number, (where, row) in enumerate(rows, start=1):
         if number == 1:
             _check_columns(columns, row, where)
@@ -157,7 +157,7 @@ def rows_to_entries(
         pictures = [one for name_of in columns.image for one in _pictures(row.get(name_of))]
         text = text_of(*(row.get(name_of) for name_of in columns.text))
         grades = dict.fromkeys(ids_in(row.get(columns.positives)), 1) if side == "query" else {}
-        entry = Entry(name, text, next(iter(pictures), None), side, grades, split=split)
+        entry = SourceEntry(name, text, next(iter(pictures), None), side, grades, split=split)
         yield entry
         yield from (LeftOut("further pictures of an entry", where) for _ in pictures[1:])
         if columns.group and side == "corpus" and row.get(columns.group) not in (None, ""):
@@ -166,7 +166,7 @@ def rows_to_entries(
         names = [entry.id for entry in alike]
         for entry in alike if len(alike) > 1 else ():
             grades = {name: 1 for name in names if name != entry.id}
-            yield Entry(
+            yield SourceEntry(
                 entry.id, entry.text, entry.image, "query", grades, (entry.id,), split=split
             )
 
@@ -253,7 +253,7 @@ def webdataset(source: Path) -> Entries:
             raise DataError(f"is no tar that can be read: {error}", str(path)) from error
 
 
-def _sample(key: str, parts: Mapping[str, bytes]) -> Entry | LeftOut:
+def _sample(key: str, parts: Mapping[str, bytes]) -> SourceEntry | LeftOut:
     try:
         told = json.loads(parts.get(".json", b"{}"))
         plain = [parts[end].decode() for end in (".txt", ".caption") if end in parts]
@@ -262,4 +262,4 @@ def _sample(key: str, parts: Mapping[str, bytes]) -> Entry | LeftOut:
     told = told if isinstance(told, dict) else {}
     picture = next((parts[ending] for ending in PICTURES if ending in parts), None)
     text = text_of(*plain) or text_of(told.get("caption") or told.get("text"))
-    return Entry(key, text, picture)
+    return SourceEntry(key, text, picture)

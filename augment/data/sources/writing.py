@@ -18,7 +18,7 @@ from typing import Any, Literal, TextIO, final
 from augment.data.images import MAX_PIXELS, open_image, resolve
 from augment.data.records import candidate_record, derive_task, write_qrels, write_queries
 from augment.data.root import INSTRUCTIONS, InstructionRow, write_instructions
-from augment.data.sources.entries import PICTURES, Entries, Entry, LeftOut
+from augment.data.sources.entries import PICTURES, Entries, SourceEntry, LeftOut
 from augment.errors import DataError, ImageError
 from augment.files import new_folder, write_json
 from augment.records import TASKS, Item, Modality, Qrel, Query, one_picture
@@ -125,10 +125,10 @@ class _Writer:
         self._out, self._name, self._images = out, name, images
         self._link, self._bounds, self._opened = how == "link", bounds, streams
         self._pools: dict[str, tuple[TextIO, dict[str, Modality]]] = {}
-        self._queries: dict[tuple[str, str], dict[str, tuple[Item, Entry]]] = {}
+        self._queries: dict[tuple[str, str], dict[str, tuple[Item, SourceEntry]]] = {}
         self._pictures: dict[tuple[str, str], str | None] = {}
 
-    def add(self, entry: Entry | LeftOut) -> None:
+    def add(self, entry: SourceEntry | LeftOut) -> None:
         """Write a candidate, or keep a query until all candidates are known."""
         if isinstance(entry, LeftOut):
             self.done.leave(*entry)
@@ -172,7 +172,7 @@ class _Writer:
         self.done.kept["candidates of them, by their text alone: the picture is left out"] += bare
         return False
 
-    def _query(self, item: Item, entry: Entry, pool: str) -> bool:
+    def _query(self, item: Item, entry: SourceEntry, pool: str) -> bool:
         if entry.split not in _SPLITS:
             raise DataError(f"no split {entry.split!r}; there are {', '.join(_SPLITS)}")
         queries = self._queries.setdefault((pool, entry.split), {})
@@ -244,7 +244,9 @@ class _Writer:
             rows = [InstructionRow(q, c, "all", "*", (instruction,)) for q, c in pairs]
             write_instructions(self._out / INSTRUCTIONS, rows)
 
-    def _write_queries(self, pool: str, split: str, queries: Iterable[tuple[Item, Entry]]) -> None:
+    def _write_queries(
+        self, pool: str, split: str, queries: Iterable[tuple[Item, SourceEntry]]
+    ) -> None:
         known = self._pools[pool][1] if pool in self._pools else {}
         usual = Counter(known.values()).most_common(1)
         files: dict[int | None, tuple[list[Query], list[Qrel]]] = {}
