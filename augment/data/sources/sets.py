@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from augment.data.sources.entries import Entries, SourceEntry, LeftOut, listed, objects, text_of
+from augment.data.sources.entries import Entries, LeftOut, SourceEntry, listed, objects, text_of
 from augment.errors import DataError
 from augment.files import packed, read_json, text_lines
 

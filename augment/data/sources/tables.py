@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from augment.data.sources.entries import (
     PICTURES,
     Entries,
-    SourceEntry,
     LeftOut,
+    SourceEntry,
     ids_in,
     listed,
     objects,

@@ -18,7 +18,7 @@ from typing import Any, Literal, TextIO, final
 from augment.data.images import MAX_PIXELS, open_image, resolve
 from augment.data.records import candidate_record, derive_task, write_qrels, write_queries
 from augment.data.root import INSTRUCTIONS, InstructionRow, write_instructions
-from augment.data.sources.entries import PICTURES, Entries, SourceEntry, LeftOut
+from augment.data.sources.entries import PICTURES, Entries, LeftOut, SourceEntry
 from augment.errors import DataError, ImageError
 from augment.files import new_folder, write_json
 from augment.records import TASKS, Item, Modality, Qrel, Query, one_picture
