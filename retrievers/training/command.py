@@ -191,13 +191,11 @@ class RetrieverCLI(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         out = Path(self.trainer.default_root_dir)
-        for saved in self.trainer.checkpoint_callbacks:
-            path, score = (
-                getattr(saved, "best_model_path", ""),
-                getattr(saved, "best_model_score", None),
-            )
-            if path and score is not None:
-                say(f"best: {path} ({saved.monitor} {float(score):.3f})")
+        saving: list[Any] = self.trainer.checkpoint_callbacks
+        for saved in saving:
+            if getattr(saved, "best_model_path", "") and saved.best_model_score is not None:
+                score = f"{saved.monitor} {float(saved.best_model_score):.3f}"
+                say(f"best: {saved.best_model_path} ({score})")
         word = "best" if (out / "checkpoints" / "best.ckpt").is_file() else "last"
         say(f"next: python -m retrievers test --config={out / 'fit.yaml'} --ckpt_path={word}")
 
