@@ -29,6 +29,11 @@ VERBS = {
     "embed": ("retrievers.cli", "embed pools and queries into a folder that test and search read"),
     "mine": ("retrievers.cli", "mine hard negatives of the training queries"),
     "rerank": ("retrievers.cli", "put a run's best candidates in a reranker's order"),
+    "budget": ("retrievers.search.budget", "plot a cascade's quality against the tokens it reads"),
+    "loop": (
+        "retrievers.commands.loop",
+        "train again on what a reranker says of a retriever's finds",
+    ),
     "audit": ("retrievers.cli", "count what the text encoder's context cuts off"),
     "search": ("retrievers.search.command:search", "search a root with a text, a picture or both"),
     "serve": ("retrievers.search.command:serve", "the same as a page in the browser"),
@@ -184,6 +189,7 @@ def mine(
     mining: MiningConfig,
     model: Encoder | str | None = None,
     run: Path | None = None,
+    judge: Path | None = None,
     out: Path = Path("runs/retriever"),
     embeddings: Path | None = None,
     device: str = "auto",
@@ -197,7 +203,8 @@ def mine(
             or an encoder.
         data: the root and what is shown of it.
         mining: which candidates become hard negatives.
-        run: in place of a model, a TREC run of the training queries, such as a reranked one.
+        run: in place of a model, a TREC run of the training queries, or a folder of runs.
+        judge: run or folder whose scores, a reranker's, count in place of those of the run.
         out: folder of the table.
         embeddings: folder of the vectors; OUT/embeddings if none is named here or as
             ``data.embeddings.folder``.
@@ -212,7 +219,7 @@ def mine(
     data.keep_embeddings(embeddings, out)
     tally = mine_negatives(
         run or _encoder(model or ""), data, out, mining, device=device, precision=precision,
-        allow_mismatch=allow_mismatch,
+        allow_mismatch=allow_mismatch, judge=judge,
     )  # fmt: skip
     say(f"{tally.table()}\n{out}/negatives.parquet")
 

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -169,16 +170,18 @@ class PairDataset(Dataset[PairExample]):
         query = self.queries[row]
         draw = self.draw_of(epoch)
         random = Random(f"{draw}:{query.item.id}:{row}")  # noqa: S311
+        scored = self._negatives.of(query) if self._negatives is not None else Scored()
+        if self._negatives is not None and self._negatives.doubtful == "positive":
+            query = replace(query, positives=(*query.positives, *scored.doubtful))
         positives = self._draw(query, random)
         example = self._reader.query(query, positives[0].modality, random, row, draw)
-        scored = self._negatives.of(query) if self._negatives is not None else Scored()
         others = positives[1:]
         if self._negatives is not None:
             others += self._hard(scored, random, self._negatives.per_query)
         return PairExample(
             example,
             self._candidate(positives[0], scored, row, draw),
-            query.positives,
+            (*query.positives, *scored.doubtful),  # none of them is a negative
             tuple(self._candidate(item, scored, row, draw) for item in others),
         )
 

@@ -252,6 +252,8 @@ class MBeirData:
         held_out = self._held_out()
         book, kept = self.training_queries(held_out)
         negatives = open_negatives(self.negatives, kept)
+        if negatives is not None and negatives.weak:
+            kept = kept.where([query.item.id not in negatives.weak for query in kept])
         pairs = PairDataset(
             kept, book, self.reader(collator), self.seed, self._positives, negatives
         )

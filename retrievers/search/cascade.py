@@ -330,7 +330,7 @@ def rerank(
             stages[name] = {**cap, "depth": depth, "ties": found.ties, "hits": len(found.run.rows)}
     finally:
         stage.kept.close()
-    about |= {"runs": stages, "scored": stage.kept.made}
+    about |= {"runs": stages, "scored": stage.kept.made, "joint": scorer.joint}
     write_json(target / CASCADE, about, DataError)
     return evaluate(target)
 

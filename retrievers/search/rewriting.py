@@ -253,4 +253,4 @@ def rewrite_pairs(
         raise EngineError(f"{told}; run the same command again to go on")
     recipe = cli.recipe("corpus", engine, plan.routes, options).id
     texts = Store(folder).texts("corpus", recipe)
-    return RewrittenPairs(texts, config, recipe, summary.counts().get("generated", 0))
+    return RewrittenPairs(texts, config, recipe, summary.generated)

@@ -219,6 +219,8 @@ class ConversationCollator:
             )
         prompts, pictures = [], []
         for query, own in zip(queries, candidates, strict=True):
+            if not cross.pictures:
+                query, *own = [each._replace(image=None) for each in (query, *own)]
             asked, *given = [
                 Said(self._text(each), len(_listed(each.image))) for each in (query, *own)
             ]
