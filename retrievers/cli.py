@@ -271,6 +271,25 @@ def rerank(
     sys.stdout.write(f"{found.table()}\n\n{told}\nruns: {out}\n")
 
 
+def doubts(data: MBeirData, run: Path, judge: Path, out: Path, mining: MiningConfig) -> None:
+    """List likely missing judgements: what a reranker puts beside the known positives.
+
+    Writes the pairs to review as qrels, a file a task, and a page with texts and pictures.
+
+    Args:
+        data: the root that was searched, and its split.
+        run: folder that ``test``, ``bm25`` or ``fuse`` wrote.
+        judge: folder of the same run, reranked.
+        out: folder of what is to be reviewed.
+        mining: margins in the judge's scores: absolute_margin, max_score.
+    """
+    from retrievers.commands import doubts as doubting
+
+    found = doubting.doubts(data, run, judge, out, mining)
+    counts = ", ".join(f"{name} {len(own)}" for name, own in found.items())
+    say(f"pairs to review: {counts}\n{out}/doubts.html")
+
+
 def audit(
     model: Encoder | str,
     data: MBeirData,
@@ -322,7 +341,7 @@ def _call(function: Any, args: Sequence[str]) -> None:
 #: Verbs that are functions of this file.
 _FUNCTIONS = {
     function.__name__: lambda args, function=function: _call(function, args)
-    for function in (embed, mine, rerank, audit)
+    for function in (embed, mine, rerank, audit, doubts)
 }
 
 

@@ -136,3 +136,38 @@ def test_what_is_doubtful_is_no_negative_and_weak_pairs_are_left_out(tmp_path):
     NegativesConfig(str(tmp_path / "old")).open()
     with pytest.raises(DataError, match="does not say what is doubtful"):
         NegativesConfig(str(tmp_path / "old"), doubtful="mask").open()
+
+
+def test_judgements_that_are_missing_are_found_and_exported(tmp_path, capsys):
+    """Twins of positives are planted behind them; the judge scores both alike."""
+    root = make_root(tmp_path / "root", items=8)
+    run, judge = tmp_path / "run", tmp_path / "judge"
+    planted = {}
+    for folder in (run, judge):
+        folder.mkdir()
+    for task, shift in ((0, 0), (3, 8)):
+        qrels = (root / f"qrels/test/mbeir_squares_task{task}_test_qrels.txt").read_text()
+        (run / f"squares_task{task}.qrels").write_text(qrels)
+        lines = {run: [], judge: []}
+        for n in range(1, 9):
+            qid, twin = f"7:{n + shift}", f"7:{n % 8 + 1 + shift}"
+            planted[task, qid] = twin if n % 3 == 0 else None
+            for rank in range(8):
+                did = f"7:{rank + 1 + shift}"
+                good = did in (qid, planted[task, qid])
+                lines[run].append(f"{qid} Q0 {did} 1 {9 - rank} r\n")
+                lines[judge].append(f"{qid} Q0 {did} 1 {3.0 if good else -3.0} j\n")
+        for folder, own in lines.items():
+            (folder / f"squares_task{task}.local.trec").write_text("".join(own))
+    given = ["--config=flagland", f"--data.root={root}", f"--run={run}", f"--judge={judge}",
+             f"--out={tmp_path / 'o'}", "--mining.absolute_margin=1",
+             "--mining.relative_margin=null"]  # fmt: skip
+    assert main(["doubts", *given]) == 0
+    assert "squares_task0 2, squares_task3 2" in capsys.readouterr().out
+    for task in (0, 3):
+        told = (tmp_path / f"o/squares_task{task}.qrels").read_text().split("\n")[:-1]
+        pairs = {tuple(line.split()[:3:2]) for line in told}
+        assert pairs == {(q, d) for (t, q), d in planted.items() if t == task and d}
+    page = (tmp_path / "o/doubts.html").read_text()
+    assert page.count("absolute margin") == 4
+    assert "squares_images" in page
