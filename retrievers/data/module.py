@@ -235,6 +235,8 @@ class MBeirData:
 
     def reader(self, collator: Collator) -> Reader:
         """What turns records into examples for a model; its pictures are kept in memory."""
+        if not getattr(collator, "reads_pictures", True):
+            return Reader(self.recipe, None, self._on_bad_image)
         if self._images is None or collator is not self._collator:
             self._collator = collator
             resized = Path(self.loader.resized) if self.loader.resized else None

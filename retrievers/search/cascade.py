@@ -303,8 +303,10 @@ def rerank(
         )
     model.to(device_named(device))
     made_by = scorer.made_by(data.recipe.fingerprint)
+    reader = data.reader(model.collator())
     stage = Rerank(
-        scorer, plan, data.reader(model.collator()), data.root.path, made_by,
+        scorer, plan, reader if scorer.pictures else reader._replace(images=None),
+        data.root.path, made_by,
         ScoreLog(target / "scores"), batch,
     )  # fmt: skip
     runs = {name: (task, read_table(source / name, empty=True).without(task.own))
