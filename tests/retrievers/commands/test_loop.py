@@ -104,7 +104,7 @@ def test_what_is_doubtful_is_no_negative_and_weak_pairs_are_left_out(tmp_path):
     said = {(q, d): 5.0 if d in (q, 5) else 0.1 * d for q in range(1, 7) for d in range(1, 7)}
     said[3, 3] = -4.0
     judge.write_text("".join(f"7:{q} Q0 7:{d} 1 {s} j\n" for (q, d), s in said.items()))
-    settings = [f"--data.root={root}", "--config=flagland", f"--out={tmp_path / 'm'}",
+    settings = ["--config=flagland", f"--data.root={root}", f"--out={tmp_path / 'm'}",
                 f"--run={run}", f"--judge={judge}", "--mining.relative_margin=null",
                 "--mining.absolute_margin=0.5", "--mining.min_positive=0",
                 "--mining.per_query=2"]  # fmt: skip
