@@ -182,14 +182,18 @@ def test_a_cascade_trains_one_reranker_and_judges_training_queries(tmp_path):
     fused = [step for step in steps if step.kind == "fused"]
     assert [step.settings.get("kept", False) for step in fused].count(True) == 1
     kept = next(step for step in fused if step.settings.get("kept"))
-    assert kept.needs[-1] in fused, "val queries are fused with the weights that are there"
+    prints = [step.fingerprint for step in fused]
+    assert kept.needs[-1].fingerprint in prints, (
+        "val queries are fused with the weights that are there"
+    )
 
 
 def test_settings_of_every_arm_are_known(tmp_path):
     root = make_root(tmp_path / "root")
     for experiment in spec.load_all(["retrievers", "cascade"]):
         for arm in experiment.arms.values():
-            given = [f"data.root={root}", *experiment.fit, *arm.model, *arm.fit, *arm.test]
+            raw = ["data.query.view=raw", "data.corpus.view=raw"]
+            given = [f"data.root={root}", *raw, *experiment.fit, *arm.model, *arm.fit, *arm.test]
             read_parts(arm.config or "flagland", 0, given)
     with pytest.raises(DataError, match="nonsense"):
         read_parts("flagland", 0, ["data.nonsense=1"])
