@@ -30,6 +30,7 @@ VERBS = {
     "mine": ("retrievers.cli", "mine hard negatives of the training queries"),
     "rerank": ("retrievers.cli", "put a run's best candidates in a reranker's order"),
     "budget": ("retrievers.search.budget", "plot a cascade's quality against the tokens it reads"),
+    "doubts": ("retrievers.cli", "judgements that a run's reranked scores say are missing"),
     "loop": (
         "retrievers.commands.loop",
         "train again on what a reranker says of a retriever's finds",

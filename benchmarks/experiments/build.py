@@ -174,12 +174,21 @@ class Builder:
     def _fusion(self, arm: Arm, seed: int, split: str, where: Enriching) -> CachedStep:
         runs = [self.arm(name, seed, split, where) for name in arm.of]
         home, dev = self.setup.enriching, self._dev_split(arm) if arm.tuned else ""
-        tuning = [self.arm(name, seed, dev, home) for name in arm.of] if dev else []
+        own = bool(dev) and split == dev and where == home
+        if own:  # asked about the dev queries, for another fusion: the weights are those of before
+            tuning = [self._fusion(arm, seed, self.setup.split, self.setup.tested)]
+        else:
+            tuning = [self.arm(name, seed, dev, home) for name in arm.of] if dev else []
         title = f"fuse {' and '.join(arm.of)} (seed {seed})"
-        settings = {"arms": len(runs), "tuned": bool(dev)}
+        settings: dict[str, Any] = {"arms": len(runs), "tuned": bool(dev)}
+        settings |= {"kept": True} if own else {}
 
         def work(folder: Path, needs: Sequence[Path]) -> None:
-            fuse(needs[: len(runs)], folder, dev=needs[len(runs) :] or None)
+            told = needs[len(runs) :]
+            if own:
+                fuse(needs[: len(runs)], folder, weights_from=told[0] / "fusion.json")
+            else:
+                fuse(needs[: len(runs)], folder, dev=told or None)
             found = evaluate(folder, root=where.root.resolve(), split=split)
             write_json(folder / "metrics.json", found.to_json())
 
