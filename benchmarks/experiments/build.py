@@ -232,12 +232,14 @@ class Builder:
         if steps is None and arm.effort != 1:
             raise DataError("an arm wants more steps than the config's: say how many with --steps")
         mined = (self._mine(arm.mined_by, seed, arm.mining),) if arm.mined_by else ()
+        taught = (self.text(arm.taught, setup.enriching),) if arm.taught else ()
         settings = {
             "root": setup.enriching.root_digest, "views": shown, "seed": seed, "steps": steps,
             "batch_size": setup.batch_size, "tasks": setup.tasks, "arm": arm.fit,
-            **self._model(arm),
+            **self._model(arm), **({"taught": True} if taught else {}),
         }  # fmt: skip
-        title = f"train on {views}{_extras(arm)} (seed {seed}"
+        told = f", taught {arm.taught}" if taught else ""
+        title = f"train on {views}{told}{_extras(arm)} (seed {seed}"
         title += ")" if arm.effort == 1 else f", x{arm.effort:g})"
 
         def work(folder: Path, made: Sequence[Path]) -> None:
@@ -245,14 +247,15 @@ class Builder:
 
             length = [] if steps is None else [f"trainer.max_steps={steps}"]
             negatives = [f"data.negatives.path={made[-1]}"] if mined else []
+            written = _written(made[len(needs)]) if taught else []
             training, data, trainer = self._parts(
-                arm, seed, setup.enriching, views, made, *arm.fit, *negatives, *length
+                arm, seed, setup.enriching, views, made, *written, *arm.fit, *negatives, *length
             )
             latest = folder / "checkpoints" / "latest.ckpt"
             fit(training, data, folder, resume=latest if latest.is_file() else None, **trainer)
             latest.unlink(missing_ok=True)  # only a run that was cut short needs it
 
-        return CachedStep("train", title, settings, (*needs, *mined), work)
+        return CachedStep("train", title, settings, (*needs, *taught, *mined), work)
 
     def _mine(self, name: str, seed: int, options: Sequence[str]) -> CachedStep:
         """Negatives that an arm's checkpoint finds, with settings of mining."""
@@ -278,14 +281,18 @@ class Builder:
         setup, union = self.setup, self.experiment.union
         needs, shown = self._shown(views, where)
         train = None if arm.train is None else self._train(arm, arm.train, seed)
+        place = len(needs)
+        if arm.given:
+            needs = (*needs, self.text(arm.given, where))
         settings: dict[str, Any] = {
             "root": where.root_digest, "views": shown, "split": split, "tasks": setup.tasks,
-            "union": union, "test": arm.test,
+            "union": union, "test": arm.test, **({"given": True} if arm.given else {}),
             # Packaged weights: no seed moves them.
             **(self._model(arm) if train is None else {}),
         }  # fmt: skip
         start = "packaged weights" if arm.train is None else f"trained on {arm.train}"
-        title = f"test: {start}{_extras(arm)}, shown {views}, {split} (seed {seed})"
+        told = f", given {arm.given}" if arm.given else ""
+        title = f"test: {start}{_extras(arm)}, shown {views}{told}, {split} (seed {seed})"
         if where.root_digest != setup.enriching.root_digest:
             title += f", asked about {where.root.name}"
 
@@ -294,7 +301,8 @@ class Builder:
             from retrievers.models.load import load_weights
             from retrievers.training.module import trained
 
-            training, data, trainer = self._parts(arm, seed, where, views, made, *arm.test)
+            words = [*_written(made[place]), "data.written.given=true"] if arm.given else []
+            training, data, trainer = self._parts(arm, seed, where, views, made, *words, *arm.test)
             data.test = replace(data.test, split=split, union=union)
             encoder = trained(training)
             if train is not None:
@@ -322,6 +330,13 @@ class Builder:
               for side, config in view_configs(views, made).items()),
             *settings,
         ])  # fmt: skip
+
+
+def _written(folder: Path) -> list[str]:
+    """Settings of words that stand before the vectors of queries."""
+    source = read_source(folder)
+    return [f"data.written.store={source.store.resolve()}",
+            f"data.written.recipe={source.recipes['query']}"]  # fmt: skip
 
 
 #: A training, its data, and what :func:`retrievers.fit` takes besides.

@@ -96,7 +96,11 @@ def evaluate_mmeb(
         write_qrels(out / f"{name}.qrels", qrels, columns=4)
         say(f"{printable(name)}: hit@1 {100 * scores[-1].metrics['success@1']:.1f}")
     settings = {"model": model.settings(), "root": str(root), "limit": limit, "depth": depth}
-    told = record(scores, {**settings, "ckpt_path": ckpt_path, "instructions": asked and asked.name}, time.monotonic() - started)
+    told = record(
+        scores,
+        {**settings, "ckpt_path": ckpt_path, "instructions": asked and asked.name},
+        time.monotonic() - started,
+    )
     with replacing(out / "metrics.json", DataError) as stream:
         stream.write(json.dumps(told, indent=1, default=str) + "\n")
     return scores

@@ -195,8 +195,11 @@ class MBeirData:
             views["query"],
             views["corpus"],
             text_rule,
-            open_instructions(instructions) if isinstance(instructions, str)
-            else self.root.instructions() if instructions else None,
+            open_instructions(instructions)
+            if isinstance(instructions, str)
+            else self.root.instructions()
+            if instructions
+            else None,
             _mixtures(zip(self._views, views.values(), strict=True)),
             written.open(),
         )
