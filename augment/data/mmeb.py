@@ -163,8 +163,8 @@ def reworded(subset: Subset, instructions: Instructions) -> Subset:
         what = "one query does not tell it from its instruction" if prompts else "no instruction"
         raise DataError(f"{what}; leave instructions out", subset.name)
     texts = [query.text or "" for query in subset.queries]
-    shared = commonprefix(texts)
-    end = max((shared.rfind(mark) for mark in ".?!:\n"), default=-1) + 1
+    shared = commonprefix(texts)  # noqa: RUF071 - characters are meant
+    end = max(shared.rfind(mark) for mark in ".?!:\n") + 1
     begun = len(shared) if shared in texts else end
     return replace(subset, queries=[
         Target(f"{prompts[0][0]} {text[begun:].strip()}".strip(), query.image)

@@ -84,7 +84,8 @@ class Reader(NamedTuple):
     ) -> Example:
         """A query's example, instruction included; in training, with what is to be written.
 
-        In a test that only where it is given."""
+        In a test that stands in it only where it is given.
+        """
         found = self._example(query.item, self.recipe.query(query, target, random, draw), row)
         taught = self.recipe.written
         taught = taught if taught is not None and (draw or taught.given) else None
