@@ -105,12 +105,13 @@ def rge(
         tasks=tasks, batch_size=batch_size, validation=ValidationConfig(queries=0), seed=seed,
     )  # fmt: skip
     lightning.seed_everything(seed, verbose=False)
-    lora = {"lora_rank": lora_rank, "lora_alpha": 4.0 * lora_rank, "lora_dropout": 0.1}
+    lora = Tuning("image", lora_rank=lora_rank, lora_alpha=4 * lora_rank, lora_dropout=0.1,
+                  dora=True)  # fmt: skip
     training = Contrastive(
         encoder,
         chunk=chunk,
         optimizer=AdamWCosine(lr=lr, weight_decay=0.01, warmup_steps=20),
-        tuning=Tuning("image", dora=True, **lora) if lora_rank else Tuning("image"),
+        tuning=lora if lora_rank else Tuning("image"),
         tokens=TokenLoss(w_ar, decision=0.01),
         rationales=Rationales("own", refresh_every, written_tokens),
     )
