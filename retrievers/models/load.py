@@ -561,7 +561,8 @@ def open_recipe(
 
 def _instructions(root: DataRoot, name: str) -> Instructions | None:
     table = name.rpartition(":")[0]
-    return open_instructions(table) if table else root.instructions() if name == "on" else None
+    own = root.instructions(needed=False) if name == "on" else None
+    return open_instructions(table) if table else own
 
 
 def _view(side: Side, trained: str, store: Path | None, allow_mismatch: bool) -> TextView:
