@@ -76,6 +76,7 @@ class Reasoned(NamedTuple):
 
 
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")  # one token at a time, of fewer and fewer rows
 def reason(encoder: Any, batch: Conversations, how: Reasoning) -> Reasoned:
     """Write where it is asked for, greedily, and take the vectors.
 
