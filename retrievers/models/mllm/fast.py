@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -11,9 +10,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from augment.errors import DataError
-
-#: What the language model reads of the tower's output; the rest is left out.
-_READ = ("pooler_output", "deepstack_features")
 
 
 @final
@@ -36,6 +32,7 @@ class SeenPictures:
         self._room = self._left = mib * 2**20
         self._kept: dict[bytes, list[Tensor]] = {}
         self._weights: object = None
+        self._kind: Any = None
         visual.forward = self
 
     def __call__(
@@ -65,7 +62,8 @@ class SeenPictures:
         found = [new.get(key) or self._kept[key] for key in keys]
         self._keep(new)
         merged, *levels = (torch.cat(level) for level in zip(*found, strict=True))
-        return self._kind(**dict(zip(_READ, (merged, levels) if levels else (merged,))))
+        more = {"deepstack_features": levels} if levels else {}
+        return self._kind(pooler_output=merged, **more)
 
     def _parts(self, output: Any, grids: Tensor) -> list[list[Tensor]]:
         """Merged tokens and levels of each picture, in memory of their own."""
@@ -98,7 +96,7 @@ class SeenPictures:
             self._kept.clear()
 
 
-def _key(patches: Tensor, grid: Sequence[Any]) -> bytes:
-    found = hashlib.sha256(bytes(str(list(grid)), "ascii"))
+def _key(patches: Tensor, grid: Tensor) -> bytes:
+    found = hashlib.sha256(grid.cpu().numpy().tobytes())
     found.update(patches.detach().cpu().contiguous().view(torch.uint8).numpy())
     return found.digest()

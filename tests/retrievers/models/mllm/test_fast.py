@@ -67,7 +67,7 @@ def test_features_are_kept_within_their_room_and_of_frozen_towers_alone(folders)
     torch.testing.assert_close(encoder.encode(batch, "query").vectors, wanted)
     assert not seen._kept
     encoder.vlm.model.visual.merger.requires_grad_(True)
-    with pytest.raises(DataError, match="features_mib keeps.*merger.*is trained.*freeze=image"):
+    with pytest.raises(DataError, match=r"features_mib keeps.*merger.*is trained.*freeze=image"):
         encoder.encode(batch, "query")
     with torch.no_grad():  # nothing learns here
         torch.testing.assert_close(encoder.encode(batch, "query").vectors, wanted)
