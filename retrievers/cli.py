@@ -40,6 +40,7 @@ VERBS = {
     ),
     "export": ("retrievers.export.folder", "a checkpoint for other libraries and the Hub"),
     "mmeb": ("retrievers.commands.mmeb", "evaluate on MMEB's image data sets"),
+    "leaks": ("retrievers.commands.leaks", "do generated texts of queries tell their targets?"),
 }
 
 

@@ -34,12 +34,14 @@ class Job(NamedTuple):
         reason: how the prompt was chosen, or why it is left alone.
         forbidden: what a rewrite must not say, asked for when the text is judged; None where
             nothing is known.
+        target: what a query looks for, where its prompt shows it.
     """
 
     item: Item
     prompt: Prompt | None
     reason: str
     forbidden: Callable[[], Forbidden] | None = None
+    target: Item | None = None
 
 
 class Retry(NamedTuple):
