@@ -322,7 +322,9 @@ def publish_retriever(checkpoint: Path, folder: Path) -> None:
     state.pop("vlm.lm_head.weight", None)  # tied
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: value.half() for name, value in state.items()}, folder / OWN_WEIGHTS)
-    (folder / SETTINGS).write_text(json.dumps(found["retriever"], indent=1), encoding="utf-8")
+    told = found["retriever"]
+    told["origin"]["data"]["root"] = Path(told["origin"]["data"]["root"]).name
+    (folder / SETTINGS).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
 def average(trained: Sequence[Path], out: Path) -> None:

@@ -262,7 +262,7 @@ def measure_chunks(
 # -- multimodal language models -----------------------------------------------------------------
 
 
-def measure_mllm(countries: int = 60, batch: int = 80, rounds: int = 3, threads: int = 1) -> Page:
+def measure_mllm(countries: int = 200, batch: int = 80, rounds: int = 3, threads: int = 1) -> Page:
     """What it saves to see pictures once, and to compile; pictures have been seen, layers compiled.
 
     Args:

@@ -63,7 +63,7 @@ class Conversations(NamedTuple):
         shown = self.shown.tolist()
         ends = np.cumsum(shown)
         pictures = [place for row in rows for place in range(ends[row] - shown[row], ends[row])]
-        patches = self.patches.split(self.grids.prod(-1).tolist()) if pictures else ()
+        patches = torch.split(self.patches, self.grids.prod(-1).tolist()) if pictures else ()
         mask = self.mask[rows]
         pads = int((mask.amax(0) == 0).sum())
         targets = self.targets[rows]

@@ -47,7 +47,7 @@ class SeenPictures:
             DataError: if the tower or its projector are trained.
         """
         self._check()
-        pictures = patches.split(grid_thw.prod(-1).tolist())
+        pictures = torch.split(patches, grid_thw.prod(-1).tolist())
         keys = [_key(*both) for both in zip(pictures, grid_thw, strict=True)]
         places = {key: place for place, key in enumerate(keys) if key not in self._kept}
         new: dict[bytes, list[Tensor]] = {}
@@ -69,7 +69,7 @@ class SeenPictures:
         """Merged tokens and levels of each picture, in memory of their own."""
         sizes = (grids.prod(-1) // self._visual.spatial_merge_size**2).tolist()
         levels = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
-        split = [level.split(sizes) for level in levels]
+        split = [torch.split(level, sizes) for level in levels]
         return [[part.clone() for part in parts] for parts in zip(*split, strict=True)]
 
     def _keep(self, new: dict[bytes, list[Tensor]]) -> None:
@@ -98,5 +98,5 @@ class SeenPictures:
 
 def _key(patches: Tensor, grid: Tensor) -> bytes:
     found = hashlib.sha256(grid.cpu().numpy().tobytes())
-    found.update(patches.detach().cpu().contiguous().view(torch.uint8).numpy())
+    found.update(memoryview(patches.detach().cpu().contiguous().view(torch.uint8).numpy()))
     return found.digest()
