@@ -235,6 +235,8 @@ class MBeirData:
 
     def reader(self, collator: Collator) -> Reader:
         """What turns records into examples for a model; its pictures are kept in memory."""
+        if not getattr(collator, "reads_pictures", True):
+            return Reader(self.recipe, None, self._on_bad_image)
         if self._images is None or collator is not self._collator:
             self._collator = collator
             resized = Path(self.loader.resized) if self.loader.resized else None
@@ -254,6 +256,8 @@ class MBeirData:
         held_out = self._held_out()
         book, kept = self.training_queries(held_out)
         negatives = open_negatives(self.negatives, kept)
+        if negatives is not None and negatives.weak:
+            kept = kept.where([query.item.id not in negatives.weak for query in kept])
         pairs = PairDataset(
             kept, book, self.reader(collator), self.seed, self._positives, negatives
         )
