@@ -282,7 +282,7 @@ def measure_mllm(countries: int = 200, batch: int = 80, rounds: int = 3, threads
 
         def step(features_mib: int, compiled: bool) -> Step:
             arguments = {"features_mib": features_mib, "compile": compiled}
-            fit, data, _ = read_parts("flagland_mllm", 0, [
+            fit, data, *_ = read_parts("flagland_mllm", 0, [
                 f"data.root={folder}/world", f"data.batch_size={batch}",
                 *(f"model.encoder.init_args.{name}={value}" for name, value in arguments.items()),
             ])  # fmt: skip

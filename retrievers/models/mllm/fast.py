@@ -98,5 +98,5 @@ class SeenPictures:
 
 def _key(patches: Tensor, grid: Tensor) -> bytes:
     found = hashlib.sha256(grid.cpu().numpy().tobytes())
-    found.update(memoryview(patches.detach().cpu().contiguous().view(torch.uint8).numpy()))
+    found.update(patches.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return found.digest()
