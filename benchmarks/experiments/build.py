@@ -242,12 +242,14 @@ class Builder:
         if steps is None and arm.effort != 1:
             raise DataError("an arm wants more steps than the config's: say how many with --steps")
         mined = (self._mine(arm, seed),) if arm.mined_by else ()
+        taught = (self.text(arm.taught, setup.enriching),) if arm.taught else ()
         settings = {
             "root": setup.enriching.root_digest, "views": shown, "seed": seed, "steps": steps,
             "batch_size": setup.batch_size, "tasks": setup.tasks, "arm": arm.fit,
-            **self._model(arm),
+            **self._model(arm), **({"taught": True} if taught else {}),
         }  # fmt: skip
-        title = f"train on {views}{_extras(arm)} (seed {seed}"
+        told = f", taught {arm.taught}" if taught else ""
+        title = f"train on {views}{told}{_extras(arm)} (seed {seed}"
         title += ")" if arm.effort == 1 else f", x{arm.effort:g})"
 
         def work(folder: Path, made: Sequence[Path]) -> None:
@@ -255,14 +257,15 @@ class Builder:
 
             length = [] if steps is None else [f"trainer.max_steps={steps}"]
             negatives = [f"data.negatives.path={made[-1]}"] if mined else []
+            written = _written(made[len(needs)]) if taught else []
             training, data, trainer, _ = self._parts(
-                arm, seed, setup.enriching, views, made, *arm.fit, *negatives, *length
+                arm, seed, setup.enriching, views, made, *written, *arm.fit, *negatives, *length
             )
             latest = folder / "checkpoints" / "latest.ckpt"
             fit(training, data, folder, resume=latest if latest.is_file() else None, **trainer)
             latest.unlink(missing_ok=True)  # only a run that was cut short needs it
 
-        return CachedStep("train", title, settings, (*needs, *mined), work)
+        return CachedStep("train", title, settings, (*needs, *taught, *mined), work)
 
     def _mine(self, of: Arm, seed: int) -> CachedStep:
         """Negatives that another arm's checkpoint finds, for the training of an arm."""
@@ -299,15 +302,17 @@ class Builder:
         train = None if arm.train is None else self._train(arm, arm.train, seed)
         settings: dict[str, Any] = {
             "root": where.root_digest, "views": shown, "split": split, "tasks": setup.tasks,
-            "union": union, "test": arm.test,
+            "union": union, "test": arm.test, **({"given": True} if arm.given else {}),
             # Packaged weights: no seed moves them.
             **(self._model(arm) if train is None else {}),
         }  # fmt: skip
         work = self._tester(arm, views, seed, split, where, train)
         start = "packaged weights" if arm.train is None else f"trained on {arm.train}"
-        title = f"test: {start}{_extras(arm)}, shown {views}, {split} (seed {seed})"
+        told = f", given {arm.given}" if arm.given else ""
+        title = f"test: {start}{_extras(arm)}, shown {views}{told}, {split} (seed {seed})"
         if where.root_digest != setup.enriching.root_digest:
             title += f", asked about {where.root.name}"
+        needs = (*needs, self.text(arm.given, where)) if arm.given else needs
 
         return CachedStep(
             "test", title, settings, needs if train is None else (*needs, train), work
@@ -340,7 +345,11 @@ class Builder:
             from retrievers.search.cascade import rerank
             from retrievers.training.module import trained
 
-            training, data, trainer, _ = self._parts(arm, seed, where, views, made, *arm.test)
+            place = len(views.texts)
+            words = [*_written(made[place]), "data.written.given=true"] if arm.given else []
+            training, data, trainer, _ = self._parts(
+                arm, seed, where, views, made, *words, *arm.test
+            )
             data.test = replace(data.test, split=split, union=self.experiment.union)
             encoder = trained(training)
             if train is not None:
@@ -378,6 +387,13 @@ class Builder:
 
 #: What a step does, see :class:`CachedStep`.
 Work = Callable[[Path, Sequence[Path]], None]
+
+
+def _written(folder: Path) -> list[str]:
+    """Settings of words that stand before the vectors of queries."""
+    source = read_source(folder)
+    return [f"data.written.store={source.store.resolve()}",
+            f"data.written.recipe={source.recipes['query']}"]  # fmt: skip
 
 
 def read_parts(config: str, seed: int, settings: Sequence[str]) -> Parts:
