@@ -271,7 +271,12 @@ def measure_texts() -> Page:
     rows: list[Row] = []
     for part, checks in count_texts().items():
         for name, own in checks.items():
-            row: Row = {"texts": part, "check": name, "bad": own["bad"], "good": own["good"]}
+            row: dict[str, object] = {
+                "texts": part,
+                "check": name,
+                "bad": own["bad"],
+                "good": own["good"],
+            }
             for rules, counted in kept.items():
                 found, wrong = (counted[part][name][key] for key in ("found", "wrong"))
                 row[f"recall, {rules}"] = f"{found / own['bad']:.1%}"
