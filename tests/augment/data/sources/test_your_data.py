@@ -50,7 +50,8 @@ def test_five_minutes(home, capsys):
 def test_every_kind_of_the_table(home):
     makers = {"set": made.saved_set, "beir": made.beir_files, "urban": made.urban_files,
               "sugar": made.sugar_files, "cirr": made.cirr_files, "fiq": made.fashioniq_files,
-              "circo": made.circo_files, "bright": made.bright_files}  # fmt: skip
+              "circo": made.circo_files, "bright": made.bright_files,
+              "mmeb": made.mmeb_files}  # fmt: skip
     for name, make in makers.items():
         make(home / name)
     made.coco(home / "coco").rename("coco/captions.json")
