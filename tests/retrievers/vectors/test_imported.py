@@ -1,4 +1,4 @@
-"""Imported roots through search and scores: ties, queries without gold, what a protocol leaves out."""
+"""Imported roots, searched and scored: ties, queries without gold, what a protocol leaves out."""
 
 import json
 
@@ -11,8 +11,11 @@ from retrievers.vectors.bm25 import bm25
 
 @pytest.fixture
 def root(tmp_path):
-    rows = [{"id": did, "text": text, "kind": kind} for did, text, kind in (
-        ("r-1", "red bag", "bag"), ("r-2", "red bag", "bag"), ("c", "red red cup", ""))]  # fmt: skip
+    rows = [
+        {"id": "r-1", "text": "red bag", "kind": "bag"},
+        {"id": "r-2", "text": "red bag", "kind": "bag"},
+        {"id": "c", "text": "red red cup", "kind": ""},
+    ]
     asks = [{"id": "lost", "text": "red"}, {"id": "tie", "text": "bag", "positives": ["r-1"]}]
     for name, lines in (("t", rows), ("q", asks)):
         text = "".join(f"{json.dumps(row)}\n" for row in lines)

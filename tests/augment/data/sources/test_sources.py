@@ -346,7 +346,8 @@ def test_bright_leaves_out_what_it_excludes(tmp_path):
 def mmeb_files(folder: Path) -> Path:
     pictures(folder.parent / "shots", "a.jpg", "b.jpg")
     rows = [{"qry_text": f"find {n}", "qry_img_path": "", "tgt_text": ["", ""],
-             "tgt_img_path": ["a.jpg", "b.jpg"][::step]} for n, step in ((1, 1), (2, -1))]  # fmt: skip
+             "tgt_img_path": ["a.jpg", "b.jpg"][::step]}
+            for n, step in ((1, 1), (2, -1))]  # fmt: skip
     put(folder / "MSCOCO_t2i.jsonl", rows)
     return folder
 
