@@ -122,7 +122,7 @@ def load(
     elif path.is_dir():
         encoder = _from_folder(path)
     elif path.is_file() or not re.fullmatch(r"[\w.-]+/[\w.-]+(?<!\.ckpt)(?<!\.pth)", str(name)):
-        encoder = _from_checkpoint(path)
+        encoder = from_checkpoint(path)
     else:
         encoder = _from_folder(_fetch(str(name), revision, token, cache_dir, local_files_only))
     return encoder.eval().to(torch.device(device))
@@ -142,7 +142,9 @@ def load_weights(encoder: Encoder, path: str | Path) -> None:
     _take(encoder, read_checkpoint(path), path)
 
 
-def _take(encoder: Encoder, checkpoint: Mapping[str, Any], path: str | Path) -> None:
+def _take(
+    encoder: Encoder, checkpoint: Mapping[str, Any], path: str | Path, merged: bool = True
+) -> None:
     told = checkpoint.get("retriever", {})
     given = checkpoint.get("state_dict", {})
     state = {name[len(PREFIX) :]: given[name] for name in given if name.startswith(PREFIX)}
@@ -159,7 +161,7 @@ def _take(encoder: Encoder, checkpoint: Mapping[str, Any], path: str | Path) -> 
             f"{path} does not fit this model: {why}; use the model settings it "
             f"was trained with: {told.get('settings')}"
         ) from error
-    if tuned:
+    if tuned and merged:
         merge(encoder)
         for name, parameter in encoder.named_parameters():
             parameter.requires_grad_(name in trained)
@@ -193,7 +195,35 @@ def check_frozen(encoder: Encoder, checkpoint: Mapping[str, Any]) -> None:
         )
 
 
-def _from_checkpoint(path: Path) -> Encoder:
+def check_layout(encoder: Encoder, checkpoint: Mapping[str, Any]) -> None:
+    """Refuse weights of a language model that were trained under other prompts or pixel limits.
+
+    Raises:
+        MismatchError: names what differs.
+    """
+    told: Any = checkpoint.get("retriever", {}).get("settings", {}).get("layout")
+    now: Any = encoder.settings().get("layout")
+    if not (isinstance(told, Mapping) and isinstance(now, Mapping)):
+        return
+    before, after = json.loads(json.dumps([told, now]))
+    differ = [
+        f"layout.{name}: trained with {before[name]!r}, now {value!r}"
+        for name, value in after.items() if name in before and before[name] != value
+    ]  # fmt: skip
+    if differ:
+        raise MismatchError(
+            f"{'; '.join(differ)}; name the preset, layout and model of the training, or begin a "
+            "new fit with its weights: --model.init_from"
+        )
+
+
+def from_checkpoint(path: Path, merged: bool = True) -> Encoder:
+    """An encoder of a file that ``fit`` or UniIR wrote; see :func:`load`.
+
+    Args:
+        path: the file.
+        merged: write low-rank updates into the weights; else they stay beside them.
+    """
     if not path.is_file():
         raise DataError(
             f"no such checkpoint; name a .ckpt file that fit wrote (OUT/checkpoints/last.ckpt) or "
@@ -209,7 +239,7 @@ def _from_checkpoint(path: Path) -> Encoder:
             str(path),
         )
     encoder = build(told["class"], told["settings"], str(path), "frozen" in told)
-    _take(encoder, checkpoint, path)
+    _take(encoder, checkpoint, path, merged)
     return encoder
 
 

@@ -25,7 +25,7 @@ from augment.enrichment.command import know_homes
 from augment.errors import DataError
 from augment.files import say
 from retrievers.data.module import MBeirData
-from retrievers.models.load import check_checkpoint, load_weights
+from retrievers.models.load import check_checkpoint, check_layout, load_weights, read_checkpoint
 from retrievers.training.module import Contrastive, Loaders, trained
 from retrievers.vectors.search import test
 
@@ -197,7 +197,9 @@ class RetrieverCLI(LightningCLI):
         if settings.ckpt_path is not None:
             named = settings.ckpt_path in _CHECKPOINT_WORDS
             path = Path(settings.out, "checkpoints") / f"{settings.ckpt_path}.ckpt"
-            load_weights(encoder, path if named else settings.ckpt_path)
+            path = path if named else Path(settings.ckpt_path)
+            check_layout(encoder, read_checkpoint(path))
+            load_weights(encoder, path)
         results = test(
             encoder,
             self.datamodule.data,

@@ -30,7 +30,13 @@ from retrievers.evaluation.results import score
 from retrievers.evaluation.versions import source_commit, versions
 from retrievers.models.audit import Audit, audit_plan, audit_training
 from retrievers.models.base import Encoder
-from retrievers.models.load import check_frozen, check_shapes, load_weights, recall
+from retrievers.models.load import (
+    check_frozen,
+    check_layout,
+    check_shapes,
+    load_weights,
+    recall,
+)
 from retrievers.models.mllm.conversations import IGNORED, Conversations
 from retrievers.models.mllm.encoder import Mllm
 from retrievers.models.tuning import Tuning, merge
@@ -197,6 +203,7 @@ class Fit(lightning.LightningModule, ABC):
         check_shapes(self.encoder, checkpoint)
         if self.trainer.state.fn == "fit":
             _check_settings(told.get("training", {}), self.training_settings())
+        check_layout(self.encoder, checkpoint)
         recall(self.encoder, told)
         loop = checkpoint.get("loops", {}).get("fit_loop", {})
         _reopen_epoch(loop)
