@@ -1,7 +1,7 @@
 """Multimodal language models for sentence-transformers and peft, and the check that they agree.
 
 A layout becomes a chat template: what it does to a conversation stands before the model's own
-template (``chat.jinja``). So other libraries need no code to show an item as in training.
+template (``chat.jinja``), so that other libraries show an item as in training without our code.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -22,7 +21,6 @@ from torch.nn import functional
 
 from augment.engines.base import resolve_model
 from augment.errors import MismatchError
-from augment.records import Side
 from retrievers.export.open_clip import AGREEMENT, noise
 from retrievers.export.sentence_transformers import library
 from retrievers.models.mllm.encoder import Mllm
@@ -34,21 +32,17 @@ from retrievers.vectors.embed import embed_contents, examples_of
 #: Scores of a folder differ from ours by less.
 SCORES = 1e-4
 
-#: Items of every kind, by name.
-_ITEMS: dict[str, list[tuple[str | None, Image.Image | None]]] = {
-    "text": [("a photo of a dog", None), ("caf\u00e9 & co. at 5 o'clock", None)],
-    "image": [(None, noise(96, 64)), (None, noise(300, 200))],
-    "both": [("the same in red", noise(50, 77))],
-}
-_SIDES: tuple[Side, Side] = ("query", "corpus")
+#: What is compared: texts, pictures, both.
+_ITEMS: list[tuple[str | None, Image.Image | None]] = [
+    ("a photo of a dog", None), ("caf\u00e9 & co. at 5 o'clock", None), (None, noise(96, 64)),
+    (None, noise(300, 200)), ("the same in red", noise(50, 77)),
+]  # fmt: skip
 
 
 def write_folder(model: Mllm, folder: Path, prompts: dict[str, str] | None = None) -> None:
     """Write a folder that ``SentenceTransformer`` loads, ``CrossEncoder`` if it is a reranker.
 
-    Weights are those of the whole model, under the names that its class in transformers has, so
-    that vLLM serves the folder, too. Queries get their words by ``encode_query``, a prompt is an
-    instruction. Nothing is written before a vector there.
+    Its weights are the whole model's, as its class in transformers names them; so servers load it.
 
     Args:
         model: low-rank updates are in its weights.
@@ -59,40 +53,35 @@ def write_folder(model: Mllm, folder: Path, prompts: dict[str, str] | None = Non
         MismatchError: if the layout has no counterpart there; says why.
         EngineError: if sentence-transformers is not installed.
     """
-    reasons = list(refusals(model.layout))
-    if reasons:
+    if reasons := list(refusals(model.layout)):
         raise MismatchError(
             f"a folder of sentence-transformers cannot hold this model: {'; '.join(reasons)}"
         )
     st = library()
-    from sentence_transformers.base.modules import Dense, Normalize, Transformer
-
+    parts = st.sentence_transformer.modules
     model.vlm.save_pretrained(folder)
     processor = deepcopy(model.collator().processor)
     processor.chat_template = chat_template(model)
     processor.save_pretrained(folder)
     kind = {"transformer_task": "any-to-any"} if model.words else {}
-    first: Any = Transformer(str(folder), **kind)
-    # The model's own weights are there: those of its head, too, which an encoder does not load.
+    first: Any = parts.Transformer(str(folder), **kind)
+    # The weights are there, those of a head of words, too, which an encoder does not load.
     first.save = lambda path, *_given, **_named: first.save_config(path)
     # Pictures are resized by Pillow, as in training; torchvision's numbers are a little different.
     first.processor_kwargs = {"use_fast": False}
     first.config_keys = [*first.config_keys, "processor_kwargs"]
     shared: dict[str, Any] = {"prompts": prompts or {}, "device": "cpu"}
     if model.words:
-        from sentence_transformers.cross_encoder.modules import LogitScore
-
-        modules = [first, LogitScore(*model.words)]
+        modules = [first, st.cross_encoder.modules.LogitScore(*model.words)]
         whole = st.CrossEncoder(modules=modules, activation_fn=nn.Identity(), **shared)
     else:
         width = int(model.config.get_text_config().hidden_size)
-        modules = [first, st.sentence_transformer.modules.Pooling(width, "lasttoken")]
+        modules = [first, parts.Pooling(width, "lasttoken")]
         if isinstance(model.head, nn.Linear):
             weight = model.head.weight.detach().cpu().float()
-            modules.append(Dense(width, width, False, nn.Identity(), weight))
-        whole = st.SentenceTransformer(
-            modules=[*modules, Normalize()], similarity_fn_name="cosine", **shared
-        )
+            modules.append(parts.Dense(width, width, False, nn.Identity(), weight))
+        modules.append(parts.Normalize())
+        whole = st.SentenceTransformer(modules=modules, similarity_fn_name="cosine", **shared)
     whole.save_pretrained(str(folder), create_model_card=False)
 
 
@@ -127,20 +116,16 @@ def chat_template(model: Mllm) -> str:
         "after": "" if cross is None else cross.ask,
         "pictures_first": layout.pictures_first or not layout.chat,
     }  # fmt: skip
-    words = (resources.files("retrievers.export") / "chat.jinja").read_text(encoding="utf-8")
-    body = str(own.chat_template).removesuffix("\n") if layout.chat else _bare(own.image_token)
+    body = str(own.chat_template).removesuffix("\n")
+    if not layout.chat:  # pictures and text with a blank between
+        body = (
+            '{%- for part in seen.content -%}{{- " " if not loop.first -}}'
+            f'{{{{- part.text | trim if part.text else "{own.image_token}" -}}}}{{%- endfor -%}}'
+        )
     end = layout.suffix + (layout.mark if layout.pooling == "at" else "")
-    tail = f"{{{{- {json.dumps(end, ensure_ascii=False)} }}}}" if end else ""
-    return f"{{%- set layout = {json.dumps(told, ensure_ascii=False)} -%}}\n{words}{body}{tail}"
-
-
-def _bare(place: str) -> str:
-    """The template of a layout without one: pictures and text with a blank between."""
-    return (
-        "{%- for part in seen.content -%}{%- set seen.pictures = (seen.pictures if not loop.first "
-        f'else []) + [part.text if part.type == "text" else "{place}"] -%}}{{%- endfor -%}}'
-        '{{- seen.pictures | join(" ") | trim -}}'
-    )
+    words = (resources.files("retrievers.export") / "chat.jinja").read_text(encoding="utf-8")
+    given, tail = (json.dumps(value, ensure_ascii=False) for value in (told, end))
+    return f"{{%- set layout = {given} -%}}\n{words}{body}{{{{ {tail} }}}}"
 
 
 def write_adapter(model: Mllm, folder: Path) -> None:
@@ -156,19 +141,15 @@ def write_adapter(model: Mllm, folder: Path) -> None:
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    vlm = model.vlm
-    configs = getattr(vlm, "peft_config", {})
+    configs = getattr(model.vlm, "peft_config", {})
     if not configs:
         raise MismatchError(
             "the checkpoint has no low-rank updates (model.tuning.lora_rank); export it with "
             "--to=sentence_transformers"
         )
-    adapted = ("lora_", "token_adapter")
-    others = [
-        name for name, p in model.named_parameters()
-        if p.requires_grad and name != "logit_scale" and not any(part in name for part in adapted)
-    ]  # fmt: skip
-    if others:
+    held = ("lora_", "token_adapter", "logit_scale")
+    trained = (name for name, value in model.named_parameters() if value.requires_grad)
+    if others := [name for name in trained if not any(part in name for part in held)]:
         raise MismatchError(
             f"{', '.join(others[:4])} were trained beside the low-rank updates, and a folder of "
             "peft holds those alone; export with --to=sentence_transformers"
@@ -177,7 +158,7 @@ def write_adapter(model: Mllm, folder: Path) -> None:
     config.base_model_name_or_path = model.settings()["model_name"]
     config.task_type, config.inference_mode = "FEATURE_EXTRACTION", True
     config.save_pretrained(str(folder))
-    state = get_peft_model_state_dict(vlm)
+    state = get_peft_model_state_dict(model.vlm)
     tensors = {f"base_model.model.{name}": t.cpu().contiguous() for name, t in state.items()}
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
     model.collator().processor.save_pretrained(folder)
@@ -191,8 +172,7 @@ def agreement(model: Mllm, folder: Path) -> dict[str, float]:
         folder: of :func:`write_folder` or :func:`write_adapter`.
 
     Returns:
-        Least cosine of text, picture and both on either side; largest difference of a reranker's
-        scores.
+        The least cosine, or the largest difference of scores.
 
     Raises:
         MismatchError: if a cosine is below :data:`~retrievers.export.open_clip.AGREEMENT`, or
@@ -200,16 +180,13 @@ def agreement(model: Mllm, folder: Path) -> dict[str, float]:
     """
     theirs = (_by_peft if (folder / "adapter_config.json").is_file() else _by_st)(model, folder)
     ours = _given(model)
-    if "score" in ours:
-        worst = float((ours["score"] - theirs["score"]).abs().max())
-        found, agrees = {"largest difference of scores": worst}, worst < SCORES
+    if ours.ndim == 1:
+        found = {"largest difference of scores": float((ours - theirs).abs().max())}
+        agrees = max(found.values()) < SCORES
     else:
-        found = {
-            f"{kind}: cosine with the checkpoint's vectors at least":
-            float(functional.cosine_similarity(ours[kind], theirs[kind]).min())
-            for kind in ours
-        }  # fmt: skip
-        agrees = min(found.values()) >= AGREEMENT
+        least = float(functional.cosine_similarity(ours, theirs).min())
+        found = {"cosine with the checkpoint's vectors at least": least}
+        agrees = least >= AGREEMENT
     if not agrees:
         raise MismatchError(
             f"the exported folder gives others than the checkpoint ({found}); it was not kept. "
@@ -219,59 +196,49 @@ def agreement(model: Mllm, folder: Path) -> dict[str, float]:
     return found
 
 
-def _given(model: Mllm) -> dict[str, Tensor]:
-    """Vectors by kind of item, or scores of all pairs; in float32, nothing written before."""
+def _given(model: Mllm) -> Tensor:
+    """Vectors of either side, or scores of all pairs; in float32, nothing written before."""
     with _plain(model):
         if model.layout.cross is None:
-            return {
-                kind: torch.cat([embed_contents(model, items, side) for side in _SIDES])
-                for kind, items in _ITEMS.items()
-            }
-        every = examples_of(model.collator(), [item for part in _ITEMS.values() for item in part])
-        return {"score": torch.cat([scorer(model).score(one, every) for one in every])}
+            sides = (embed_contents(model, _ITEMS, side) for side in ("query", "corpus"))
+            return torch.cat(list(sides))
+        every = examples_of(model.collator(), _ITEMS)
+        return torch.cat([scorer(model).score(one, every) for one in every])
 
 
-def _by_peft(model: Mllm, folder: Path) -> dict[str, Tensor]:
+def _by_peft(model: Mllm, folder: Path) -> Tensor:
     from peft import PeftModel
     from transformers import AutoModelForImageTextToText
 
-    name = resolve_model(model.settings()["model_name"])
+    name, kept = resolve_model(model.settings()["model_name"]), model.vlm
     base = AutoModelForImageTextToText.from_pretrained(
         name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
     )
-    kept = model.vlm
     try:
         model.vlm = PeftModel.from_pretrained(base, str(folder)).base_model.model
         return _given(model)
     except (RuntimeError, IndexError, ValueError) as error:
         raise MismatchError(
-            f"the low-rank updates do not fit {name} ({str(error)[:300]}); its training began with "
-            "another base, or with a larger vocabulary. Export with --to=sentence_transformers"
+            f"the low-rank updates do not fit {name} ({str(error)[:300]}); their training began "
+            "with another base or more words. Export with --to=sentence_transformers"
         ) from error
     finally:
         model.vlm = kept
 
 
-def _by_st(model: Mllm, folder: Path) -> dict[str, Tensor]:
-    st, kind = library(), {"device": "cpu", "model_kwargs": {"dtype": torch.float32}}
-
-    def shown(item: tuple[str | None, Image.Image | None]) -> Any:
-        text, picture = item
-        return text if picture is None else {"image": picture, **({"text": text} if text else {})}
-
+def _by_st(model: Mllm, folder: Path) -> Tensor:
+    st, given = library(), {"convert_to_tensor": True, "show_progress_bar": False}
+    options: dict[str, Any] = {"device": "cpu", "model_kwargs": {"dtype": torch.float32}}
+    items = [
+        text if picture is None else {"image": picture, **({"text": text} if text else {})}
+        for text, picture in _ITEMS
+    ]
     if model.layout.cross is not None:
-        every = [shown(item) for part in _ITEMS.values() for item in part]
-        pairs = [(one, other) for one in every for other in every]
-        scores = st.CrossEncoder(str(folder), **kind).predict(pairs, show_progress_bar=False)
-        return {"score": torch.as_tensor(np.asarray(scores))}
-    loaded = st.SentenceTransformer(str(folder), **kind)
-    return {
-        name: torch.cat([
-            encode([shown(item) for item in items], convert_to_tensor=True, show_progress_bar=False)
-            for encode in (loaded.encode_query, loaded.encode_document)
-        ])
-        for name, items in _ITEMS.items()
-    }  # fmt: skip
+        judge: Any = st.CrossEncoder(str(folder), **options)
+        scores: Tensor = judge.predict([(one, two) for one in items for two in items], **given)
+        return scores
+    loaded: Any = st.SentenceTransformer(str(folder), **options)
+    return torch.cat([loaded.encode_query(items, **given), loaded.encode_document(items, **given)])
 
 
 @contextmanager

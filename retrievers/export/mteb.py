@@ -110,12 +110,12 @@ class MtebEncoder(AbsEncoder):
 
 @final
 class MtebReranker:
-    """A reranker as mteb calls it: it scores candidates that a task or a first stage brings.
+    """A reranker as mteb calls it, for candidates of a task or a first stage.
 
     Args:
-        reranker: pointwise; its weights as they are, on the device they are on.
-        name: see :class:`MtebEncoder`.
-        revision: likewise.
+        reranker: pointwise.
+        name: see :class:`MtebEncoder`, as the rest.
+        revision: of the weights.
         instructions: put the task's instruction before queries.
 
     Raises:
@@ -141,9 +141,6 @@ class MtebReranker:
         inputs2: Iterable[Mapping[str, Any]],
         *,
         task_metadata: Any,
-        hf_split: str,
-        hf_subset: str,
-        prompt_type: Any = None,
         **kwargs: Any,
     ) -> np.ndarray:
         """The score of every pair, in order.
@@ -152,9 +149,6 @@ class MtebReranker:
             inputs1: batches of queries; a query that follows itself is prepared once.
             inputs2: batches of candidates, of the same sizes.
             task_metadata: of the task; its prompt is the instruction.
-            hf_split: unused.
-            hf_subset: unused.
-            prompt_type: unused.
             **kwargs: unused.
 
         Raises:
@@ -203,32 +197,22 @@ class MtebCascade:
         self.mteb_model_meta = second.mteb_model_meta
 
     def index(self, corpus: Any, **options: Any) -> None:
-        """Take the corpus; options as mteb gives them."""
+        """Take the corpus."""
         for stage in self._stages:
             stage.index(corpus, **options)
 
     def search(
         self, queries: Any, *, top_k: int, top_ranked: Any = None, **options: Any
     ) -> dict[str, dict[str, float]]:
-        """Scores of each query's best candidates.
-
-        Args:
-            queries: of the task.
-            top_k: candidates of a query in the result.
-            top_ranked: of a reranking task, the candidates of each query.
-            **options: as mteb gives them.
-        """
+        """Scores of each query's best candidates."""
         retriever, reranker = self._stages
         found = retriever.search(queries, top_k=self._depth, top_ranked=top_ranked, **options)
-        runs = [_run(found)]
-        listed = {qid: [hit.did for hit in hits] for qid, hits in runs[0].to_run().items()}
+        listed = {qid: list(own) for qid, own in found.items()}
         scores = reranker.search(queries, top_k=top_k, top_ranked=listed, **options)
-        runs.append(_run(scores))
+        runs = _run(found), _run(scores)
         fused = weighted_fusion(runs, self._weights) if self._weights else runs[1]
-        return {
-            qid: {hit.did: hit.score for hit in hits}
-            for qid, hits in fused.cut(top_k).to_run().items()
-        }
+        best = fused.cut(top_k).to_run()
+        return {qid: {hit.did: hit.score for hit in hits} for qid, hits in best.items()}
 
 
 def _run(scores: Mapping[str, Mapping[str, float]]) -> RunTable:

@@ -52,21 +52,16 @@ def write_pairs(data: MBeirData, out: Path, form: Form = "ms_swift", most: int =
         DataError: if there is something under the name, or passages are asked for of an item with
             a picture.
     """
-    if form not in _FORMS:
-        raise DataError(f"no records of {form!r}; there are {', '.join(_FORMS)}")
-    number, told = 0, set[str]()
+    number, corpus = 0, dict[str, _Shown]()
     with new_folder(out) as partial, (partial / "train.jsonl").open("w", encoding="utf-8") as file:
-        for pair in _pairs(data, most):
+        for number, pair in enumerate(_pairs(data, most), start=1):  # noqa: B007 - returned
             file.write(_line(_FORMS[form](pair)))
-            number += 1
             if form == "tevatron":
-                new = {one.id: one for one in (*pair.positives, *pair.negatives)}
-                with (partial / "corpus.jsonl").open("a", encoding="utf-8") as corpus:
-                    corpus.writelines(
-                        _line({"docid": did, "text": one.text, "image": _one(one)})
-                        for did, one in new.items() if did not in told
-                    )  # fmt: skip
-                told.update(new)
+                corpus.update((one.id, one) for one in (*pair.positives, *pair.negatives))
+        if corpus:
+            with (partial / "corpus.jsonl").open("w", encoding="utf-8") as stream:
+                for did, one in corpus.items():
+                    stream.write(_line({"docid": did, "text": one.text, "image": _one(one)}))
     return number
 
 
@@ -81,16 +76,14 @@ def _pairs(data: MBeirData, most: int) -> Iterator[_Pair]:
     def shown(item: Item, text: str | None) -> _Shown:
         return _Shown(item.id, text or "", [str(resolve(root, path)) for path in item.images])
 
-    def found(dids: Iterable[str]) -> Iterator[_Shown]:
-        for item in map(book.find, dids):
-            if item is not None:
-                yield shown(item, recipe.candidate(item))
+    def found(dids: Iterable[str]) -> list[_Shown]:
+        items = (item for item in map(book.find, dids) if item is not None)
+        return [shown(item, recipe.candidate(item)) for item in items]
 
     for query in queries:
         negatives = list(hard.of(query).negatives)[:most] if hard else []
         text = recipe.query(query, target_modality(query, book.find))
-        asked = shown(query.item, text)
-        yield _Pair(asked, list(found(query.positives)), list(found(negatives)))
+        yield _Pair(shown(query.item, text), found(query.positives), found(negatives))
 
 
 def _ms_swift(pair: _Pair) -> dict[str, Any]:
@@ -127,15 +120,13 @@ def _one(shown: _Shown) -> str | None:
 
 
 def _passages(pair: _Pair) -> dict[str, Any]:
+    record: dict[str, Any] = {"query_id": pair.query.id, "query": pair.query.text}
+    for name, others in (("positive", pair.positives), ("negative", pair.negatives)):
+        record[f"{name}_passages"] = [{"docid": one.id, "text": one.text} for one in others]
     for one in (pair.query, *pair.positives, *pair.negatives):
         if one.pictures:
             raise DataError("has a picture, and passages are text; take --to=tevatron", one.id)
-    return {
-        "query_id": pair.query.id,
-        "query": pair.query.text,
-        "positive_passages": [{"docid": one.id, "text": one.text} for one in pair.positives],
-        "negative_passages": [{"docid": one.id, "text": one.text} for one in pair.negatives],
-    }
+    return record
 
 
 _FORMS = {"ms_swift": _ms_swift, "tevatron": _tevatron, "tevatron_passages": _passages}

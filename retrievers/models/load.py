@@ -195,35 +195,8 @@ def check_frozen(encoder: Encoder, checkpoint: Mapping[str, Any]) -> None:
         )
 
 
-def check_layout(encoder: Encoder, checkpoint: Mapping[str, Any]) -> None:
-    """Refuse weights of a language model that were trained under other prompts or pixel limits.
-
-    Raises:
-        MismatchError: names what differs.
-    """
-    told: Any = checkpoint.get("retriever", {}).get("settings", {}).get("layout")
-    now: Any = encoder.settings().get("layout")
-    if not (isinstance(told, Mapping) and isinstance(now, Mapping)):
-        return
-    before, after = json.loads(json.dumps([told, now]))
-    differ = [
-        f"layout.{name}: trained with {before[name]!r}, now {value!r}"
-        for name, value in after.items() if name in before and before[name] != value
-    ]  # fmt: skip
-    if differ:
-        raise MismatchError(
-            f"{'; '.join(differ)}; name the preset, layout and model of the training, or begin a "
-            "new fit with its weights: --model.init_from"
-        )
-
-
 def from_checkpoint(path: Path, merged: bool = True) -> Encoder:
-    """An encoder of a file that ``fit`` or UniIR wrote; see :func:`load`.
-
-    Args:
-        path: the file.
-        merged: write low-rank updates into the weights; else they stay beside them.
-    """
+    """See :func:`load`; low-rank updates that are not ``merged`` stay beside the weights."""
     if not path.is_file():
         raise DataError(
             f"no such checkpoint; name a .ckpt file that fit wrote (OUT/checkpoints/last.ckpt) or "

@@ -25,8 +25,8 @@ from augment.enrichment.command import know_homes
 from augment.errors import DataError
 from augment.files import say
 from retrievers.data.module import MBeirData
-from retrievers.models.load import check_checkpoint, check_layout, load_weights, read_checkpoint
-from retrievers.training.module import Contrastive, Loaders, trained
+from retrievers.models.load import check_checkpoint, load_weights, read_checkpoint
+from retrievers.training.module import Contrastive, Loaders, check_settings, trained
 from retrievers.vectors.search import test
 
 #: Warnings about Lightning 2.6's own code, and about calling its command line from Python.
@@ -198,7 +198,8 @@ class RetrieverCLI(LightningCLI):
             named = settings.ckpt_path in _CHECKPOINT_WORDS
             path = Path(settings.out, "checkpoints") / f"{settings.ckpt_path}.ckpt"
             path = path if named else Path(settings.ckpt_path)
-            check_layout(encoder, read_checkpoint(path))
+            told = read_checkpoint(path).get("retriever", {}).get("training", {})
+            check_settings(told, {"layout": encoder.settings().get("layout")})
             load_weights(encoder, path)
         results = test(
             encoder,

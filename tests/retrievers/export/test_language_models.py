@@ -193,7 +193,7 @@ def test_a_fit_is_handed_on_by_the_command(root, folders, tmp_path, capfd):
     for form in ("sentence_transformers", "peft"):
         out = [f"--out={tmp_path / form}", f"--to={form}", f"--root={root}"]
         assert main(["export", checkpoint, *out]) == 0
-        assert "both: cosine with the checkpoint's vectors at least 1.0" in capfd.readouterr().out
+        assert "cosine with the checkpoint's vectors at least 1.0" in capfd.readouterr().out
     prompts = json.loads((tmp_path / "sentence_transformers" / "config_sentence_transformers.json")
                          .read_text())["prompts"]  # fmt: skip
     assert prompts["squares: text -> image"] == "Find it. "

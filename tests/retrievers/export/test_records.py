@@ -69,5 +69,3 @@ def test_tevatrons_ids_are_those_of_its_corpus_and_passages_are_text(squares, tm
     with pytest.raises(DataError, match="has a picture, and passages are text"):
         write_pairs(data, tmp_path / "two", "tevatron_passages")
     assert not (tmp_path / "two").exists()
-    with pytest.raises(DataError, match="no records of 'other'"):
-        write_pairs(data, tmp_path / "two", "other")
