@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Two processes of one thread each; a file's tests stay together, as they share what they set up.
 JOBS ?= 2
+SYSTEM ?= rar
 TESTS := -m pytest -n $(JOBS) --dist loadfile
 test test-latest test-lowest: export OMP_NUM_THREADS = 1
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help install check test test-latest test-lowest test-wheel lock mutants demo results \
-	notebooks clean
+.PHONY: help install check test test-latest test-lowest test-wheel lock docs mutants demo \
+	results notebooks clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -58,6 +59,9 @@ test-lowest: ## all tests with the lowest versions that setup.cfg allows
 test-wheel: $(STAMP) ## the built wheel alone, outside the checkout: enriches, fits, tests a small root
 	bash tests/wheel.sh $(BIN)/python
 
+docs: $(STAMP) ## the documentation as a site, in ./site; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 lock: $(STAMP) ## renew requirements.lock: the newest versions, every platform and Python
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --upgrade \
 	  --no-annotate --no-header --no-emit-index-url --extra dev setup.cfg -o requirements.lock
@@ -66,8 +70,8 @@ mutants: $(STAMP) ## plant faults in losses, metrics, statistics, index, store, 
 	$(BIN)/mutmut run --max-children 2
 	$(BIN)/mutmut results
 
-demo: $(STAMP) ## enrich, retrain, compare: the table of the README, in ./demo
-	$(BIN)/python -m benchmarks.demo --out demo
+demo: $(STAMP) ## enrich, retrain, compare: the table of the README, in ./demo; SYSTEM=name: another system
+	$(BIN)/python -m benchmarks.demo --system $(SYSTEM)
 
 results: $(STAMP) ## the eight experiments, three seeds (over an hour): benchmarks/results/rar
 	$(BIN)/python -m benchmarks.experiments benchmarks/rar/[1-8]*.yaml --out runs/rar
@@ -78,4 +82,4 @@ notebooks: $(STAMP) ## run the notebooks in place, on benchmarks/results/rar or 
 	$(BIN)/python -m benchmarks.experiments.notebooks notebooks/*/*.ipynb
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) .venv-latest .venv-lowest demo runs mutants .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-latest .venv-lowest demo runs site mutants .pytest_cache .mypy_cache .ruff_cache

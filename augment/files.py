@@ -297,6 +297,18 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, _decoded(line, f"{path}:{number}")
 
 
+def read_ids(path: Path) -> frozenset[str]:
+    """Ids from a file with one a line; what stands behind a tab is not read.
+
+    Raises:
+        DataError: if it cannot be read, or holds none.
+    """
+    found = frozenset(line.partition("\t")[0].strip() for _, line in text_lines(path)) - {""}
+    if not found:
+        raise DataError("holds no id; expected one a line", str(path))
+    return found
+
+
 def split_fields(line: str) -> list[str]:
     """What stands between blanks of ASCII in a line, as trec_eval parts it."""
     return _FIELD.findall(line)

@@ -24,6 +24,7 @@ from augment.enrichment.pipeline import (
     query_plan,
     run_command,
     run_plan,
+    target_of,
 )
 from augment.prompts import load_prompt
 from augment.prompts.route import QUERY_PROMPTS, Kind
@@ -70,7 +71,10 @@ def plan(
     }
     opened = [open_queries(path) for path in found]
     forbidden = forbidden_of(root, prompts.values(), options)
-    return query_plan(chain.from_iterable(opened), prompts, forbidden, sum(map(len, opened)))
+    target = target_of(root, prompts.values())
+    return query_plan(
+        chain.from_iterable(opened), prompts, forbidden, sum(map(len, opened)), target
+    )
 
 
 #: Enriches a root from Python; takes what :func:`augment.enrichment.pipeline.run_plan` says.

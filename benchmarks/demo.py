@@ -1,19 +1,20 @@
-"""The main job end to end on a small Flagland; at most ten minutes on two CPU cores.
+"""A system end to end on a small Flagland; RAR in at most ten minutes on two CPU cores.
 
-``python -m benchmarks.demo --out demo`` (or ``make demo``): the arms of ``demo.yaml``, run
-by :mod:`benchmarks.experiments`. ``--root`` takes any other M-BEIR root instead; published data has
-items that cannot be used: ``--tolerate`` goes on without them. The packaged model knows flags
-only: on other pictures its texts are out of their depth, and what is shown is that the path holds.
+``python -m benchmarks.demo`` (or ``make demo``, ``make demo SYSTEM=...``): the arms of a system's
+experiment, RAR's in ``demo.yaml``, run by :mod:`benchmarks.experiments`. ``--root`` takes any other
+M-BEIR root instead; published data has items that cannot be used: ``--tolerate`` goes on without
+them. The packaged model knows flags only: on other pictures its texts are out of their depth, and
+what is shown is that the path holds.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from augment.enrichment.command import entry
 from augment.files import say
@@ -30,8 +31,9 @@ def parser() -> argparse.ArgumentParser:
     """The command's arguments: those of :mod:`benchmarks.experiments`, and one seed for all."""
     made = experiments.parser()
     made.prog, made.description, made.epilog = "python -m benchmarks.demo", __doc__, None
-    made.add_argument("--seed", type=int, default=1, help="of the world and both trainings")
-    made.set_defaults(files=[str(DEMO)], out=Path("demo"), steps=60, batch_size=128)
+    made.add_argument("--seed", type=int, default=1, help="of the world and all trainings")
+    made.add_argument("--system", default="rar", choices=tuple(SYSTEMS), help="what is shown")
+    made.set_defaults(out=None)
     return made
 
 
@@ -80,13 +82,36 @@ def run(reader: ArmReader) -> str:
     return "\n".join([table, *notes, *(f"\n{part}" for part in seen)])
 
 
+class System(NamedTuple):
+    """What is shown of a system.
+
+    Attributes:
+        experiment: its arms.
+        run: does what is not done, writes ``report.html`` and returns what is printed.
+        defaults: arguments of :mod:`benchmarks.experiments` where none are given.
+    """
+
+    experiment: Path
+    run: Callable[[ArmReader], str]
+    defaults: Mapping[str, Any]
+
+
+#: A row a system.
+SYSTEMS: Mapping[str, System] = {"rar": System(DEMO, run, {"steps": 60, "batch_size": 128})}
+
+
 @entry
 def main(arguments: Sequence[str]) -> int:
     """Parse and run; the exit status."""
-    args, started = parser().parse_args(arguments), time.monotonic()
+    made, started = parser(), time.monotonic()
+    name = made.parse_known_args(arguments)[0].system
+    system = SYSTEMS[name]
+    made.set_defaults(files=[str(system.experiment)], **system.defaults)
+    args = made.parse_args(arguments)
     args.world_seed, args.seeds = args.seed, [args.seed]
+    args.out = args.out or (Path("demo") if name == "rar" else Path("demo", name))
     reader = experiments.readers(args)[0]
-    say(experiments.plan([reader]) if args.dry_run else run(reader))
+    say(experiments.plan([reader]) if args.dry_run else system.run(reader))
     report = args.out / "report.html"
     say(f"{time.monotonic() - started:.0f} s in all; report: {report}")
     return 0

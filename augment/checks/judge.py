@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, final
 from augment.checks import rewrite
 from augment.checks import text as wording
 from augment.checks.clean import clean_steps
+from augment.checks.ecr import parse_ecr
 from augment.checks.lengths import derive, parse_lengths
 from augment.checks.rewrite import Forbidden, LeakRule, leaks
 from augment.data.tokens import clip_token_counter
@@ -71,7 +72,8 @@ class Verdict:
         scores: every score by the name of its check; a check that does not apply is absent.
         steps: what cleaning took off.
         lengths: the text at every length, for prompts of form ``lengths``; ``text`` is the dense
-            one. A length that a check would refuse is derived from the dense one.
+            one. A length that a check would refuse is derived from the dense one. For prompts of
+            form ``ecr`` the ``final`` text; ``text`` is the thought with it.
     """
 
     text: str
@@ -108,7 +110,11 @@ def judge(
     """
     text, steps = clean_steps(reply.text)
     lengths: dict[str, str] = {}
-    derived = 0
+    derived, broken = 0, ""
+    if prompt.form == "ecr":
+        ecr = parse_ecr(reply.text)
+        text, lengths, broken = ecr.text, {"final": ecr.final}, ecr.refused
+        derived = len(ecr.mended)
     if prompt.form == "lengths":
         parsed = parse_lengths(reply.text)
         text, derived = parsed.lengths["dense"], len(parsed.derived)
@@ -117,9 +123,11 @@ def judge(
             for length, part in parsed.lengths.items()
         }
     findings = list(_wording(text, reply.finish, prompt.max_words, limits))
+    if prompt.form == "ecr":
+        findings.insert(0, _Finding("mended", derived, broken))
     if prompt.max_tokens is not None:
         findings.append(_in_tokens(text, prompt.max_tokens))
-    if lengths:
+    if prompt.form == "lengths":
         findings.append(_Finding("derived_lengths", derived, ""))
     if prompt.keeps and original:
         findings += _rewriting(text, original, prompt, limits)

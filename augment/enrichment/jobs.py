@@ -34,12 +34,16 @@ class Job(NamedTuple):
         reason: how the prompt was chosen, or why it is left alone.
         forbidden: what a rewrite must not say, asked for when the text is judged; None where
             nothing is known.
+        target: what a query looks for, where its prompt shows it.
+        asked: the query in whose sight the item is written about, of pairs; else empty.
     """
 
     item: Item
     prompt: Prompt | None
     reason: str
     forbidden: Callable[[], Forbidden] | None = None
+    target: Item | None = None
+    asked: str = ""
 
 
 class Retry(NamedTuple):

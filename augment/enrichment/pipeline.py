@@ -160,7 +160,7 @@ class JobPlan(NamedTuple):
 
 
 def candidate_plan(items: Iterable[Item], prompt: Prompt, total: int | None = None) -> JobPlan:
-    """Describe every candidate that has a picture.
+    """Describe every candidate that has a picture, or all where the prompt needs none.
 
     Args:
         items: the candidates.
@@ -168,9 +168,10 @@ def candidate_plan(items: Iterable[Item], prompt: Prompt, total: int | None = No
         total: how many there are, None where that is not known before.
     """
     jobs = (
-        Job(item, None, "no picture") if item.image is None else Job(item, prompt, "picture")
+        Job(item, prompt, "picture") if item.image is not None
+        else Job(item, None if prompt.needs_image else prompt, "no picture")
         for item in items
-    )
+    )  # fmt: skip
     return JobPlan("corpus", {"image": prompt}, jobs, total)
 
 
@@ -179,6 +180,7 @@ def query_plan(
     prompts: Mapping[Kind, Prompt | None],
     told: Callable[[Query], Forbidden] | None = None,
     total: int | None = None,
+    target: Callable[[Query], Item | None] | None = None,
 ) -> JobPlan:
     """Refine queries, each kind in its own way.
 
@@ -187,12 +189,18 @@ def query_plan(
         prompts: kind of query -> how, None leaves it alone.
         told: what the rewrite of a query must not say; None where nothing is known.
         total: how many there are, None where that is not known before.
+        target: finds what a query looks for; needed by prompts that show it.
     """
 
     def job(query: Query) -> Job:
         found = classify(query)
         unsaid = None if told is None else partial(told, query)
-        return Job(query.item, prompts[found.kind], str(found), unsaid)
+        prompt, reason, seen = prompts[found.kind], str(found), None
+        if prompt is not None and prompt.target_seen:
+            seen = None if target is None else target(query)
+            if seen is None:
+                prompt, reason = None, "no target"
+        return Job(query.item, prompt, reason, unsaid, seen)
 
     routes = {str(kind): prompt for kind, prompt in prompts.items()}
     return JobPlan("query", routes, map(job, queries), total)
@@ -209,6 +217,16 @@ def forbidden_of(
     if not rewrites or options.limits.leak == "off" or not (root / "cand_pool").is_dir():
         return None
     return partial(forbidden, RootItems(root, "corpus"))
+
+
+def target_of(
+    root: Path, prompts: Iterable[Prompt | None]
+) -> Callable[[Query], Item | None] | None:
+    """Finds the first positive of a query in the pools; None where no prompt shows it."""
+    if not any(prompt is not None and prompt.target_seen for prompt in prompts):
+        return None
+    find = RootItems(root, "corpus").find
+    return lambda query: next(filter(None, map(find, query.positives)), None)
 
 
 def enrich(
@@ -253,7 +271,7 @@ def enrich(
             names = {"image": names, "question": names, "modification": names, "text": None}
         prompts = {kind: load_prompt(name) if name else None for kind, name in names.items()}
         told = forbidden_of(root, prompts.values(), options)
-        plan = query_plan(everything, prompts, told, total)
+        plan = query_plan(everything, prompts, told, total, target_of(root, prompts.values()))
     return carry_out(plan, root, store, options, engine)
 
 
@@ -277,6 +295,7 @@ def recipe(
         sampling={name: options.sampling(prompt) for name, prompt in prompts.items()},
         routes={kind: prompt.name if prompt else None for kind, prompt in routes.items()},
         settings=dict(engine.settings),
+        target_seen=any(prompt.target_seen for prompt in routes.values() if prompt is not None),
     )
 
 

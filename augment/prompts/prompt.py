@@ -2,8 +2,10 @@
 
 A template is a Markdown file with YAML front matter and two bodies, system and user, separated
 by ``---`` lines. The body is Jinja (sandboxed, undefined names are errors) over ``text``,
-``max_words`` and ``max_added_words``. The file declares whether the model may see the picture
-(``shows_image``); a prompt that does not show it leaves the picture out by construction.
+``query``, ``max_words`` and ``max_added_words``. The file declares whether the model may see the
+picture (``shows_image``); a prompt that does not show it leaves the picture out by construction.
+Only with ``target_seen`` is a query's positive shown, too: as ``target``, or its picture in place
+of the query's (``shows_image: target``); whatever is written then says so in its recipe.
 
 Text of the data stands between ``<<<`` and ``>>>``; :mod:`augment.prompts.fence` sees to it that a
 passage can neither close its own fence nor speak in the name of the template.
@@ -35,7 +37,7 @@ from augment.records import Item, Request, Side
 
 #: Kinds of text: what is said of an item, or said in place of its text. Checks go by them.
 KINDS = ("caption", "rewrite")
-PromptForm = Literal["plain", "lengths"]
+PromptForm = Literal["plain", "lengths", "ecr"]
 
 #: CLIP's tokens to an English word of a caption, punctuation included: a caption of 100 words has
 #: about 120 tokens and two marks, so that a context of 77 holds 62 words.
@@ -45,7 +47,9 @@ _BUDGET = re.compile(r"\s*(\d+)\s*(words?|tokens?)\s*", re.IGNORECASE)
 
 _ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
 _REQUIRED = ("name", "version", "kind", "side", "shows_image", "max_words", "max_new_tokens")
-_OPTIONAL = ("source", "keeps", "max_added_words", "form", "max_tokens")
+_OPTIONAL = (
+    "source", "keeps", "max_added_words", "form", "max_tokens", "target_seen", "needs_image",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Prompt:
         version: for people; the hash is what counts.
         kind: of text, one of :data:`KINDS`.
         side: the side it is meant for.
-        shows_image: whether the model sees the item's picture.
+        shows_image: whether the model sees the item's picture, or that of its target.
         max_words: limit named in the text, and checked afterwards.
         max_new_tokens: decoding limit that goes with it.
         system: system message.
@@ -67,16 +71,19 @@ class Prompt:
             stay a question if that is one; for rewrites the default is that it must.
         max_added_words: most words that a rewrite may add to the item's text; None for any.
         form: ``plain`` text, or ``lengths``: several lengths in one answer, see
-            :mod:`augment.checks.lengths`.
+            :mod:`augment.checks.lengths`, or ``ecr``: a thought and a final text, see
+            :mod:`augment.checks.ecr`.
         max_tokens: most tokens of CLIP, start and end marks included; checked, and not told to the
             model, which cannot count them. None for any.
+        target_seen: whether the model sees what the query is looking for.
+        needs_image: leave candidates without a picture alone.
     """
 
     name: str
     version: int
     kind: str
     side: Side
-    shows_image: bool
+    shows_image: bool | Literal["target"]
     max_words: int
     max_new_tokens: int
     system: str
@@ -86,6 +93,8 @@ class Prompt:
     max_added_words: int | None = None
     form: PromptForm = "plain"
     max_tokens: int | None = None
+    target_seen: bool = False
+    needs_image: bool = True
 
     @cached_property
     def hash(self) -> str:
@@ -98,6 +107,8 @@ class Prompt:
             parts.append(self.form)
         if self.max_tokens is not None:
             parts.append(f"tokens {self.max_tokens}")
+        if self.target_seen:
+            parts.append("target seen")
         return hashlib.sha256("\x00".join(parts).encode()).hexdigest()[:12]
 
     @cached_property
@@ -105,20 +116,30 @@ class Prompt:
         """``name@hash``, the form stored with every generated text."""
         return f"{self.name}@{self.hash}"
 
-    def render(self, item: Item) -> Request:
+    def render(self, item: Item, target: Item | None = None, asked: str = "") -> Request:
         """The request for one item; the picture is left out unless ``shows_image``.
+
+        Args:
+            item: a candidate, or a query's.
+            target: what a query looks for; shown by prompts that have ``target_seen`` alone.
+            asked: the query in whose sight a candidate is written about, for prompts of pairs.
 
         Raises:
             DataError: if the template does not render for this item.
         """
-        text = fenced(item.text)
+        shown = {"text": fenced(item.text), "query": fenced(asked)}
+        seen = target if self.target_seen else None
+        if seen is not None:
+            shown["target"] = fenced(seen.text)
         try:
             user = _template(self.user).render(
-                text=text, max_words=self.max_words, max_added_words=self.max_added_words
+                **shown, max_words=self.max_words, max_added_words=self.max_added_words
             )
         except Exception as error:  # a template is a program, which may fail in any way
             raise DataError(f"prompt {self.id} does not render: {error}", item.id) from error
         images = item.images if self.shows_image else ()
+        if self.shows_image == "target":
+            images = seen.images if seen is not None else ()
         return Request(item.id, self.system, user.strip(), images)
 
 
@@ -151,6 +172,8 @@ def parse_prompt(source: str, where: str) -> Prompt:
         raise DataError(f"front matter has unknown keys: {', '.join(sorted(unknown))}", where)
     if head["kind"] not in KINDS:
         raise DataError(f"unknown kind {head['kind']!r}; known are {', '.join(KINDS)}", where)
+    if head["shows_image"] == "target" and not head.get("target_seen"):
+        raise DataError("shows_image: target needs target_seen: true", where)
     head.setdefault("keeps", head["kind"] == "rewrite")
     return Prompt(system=parts[2].strip(), user=parts[3].strip(), **head)
 

@@ -71,6 +71,7 @@ class Recipe:
         sampling: prompt name -> decoding parameters.
         routes: kind of item -> name of the prompt, None where it is left alone.
         settings: of the engine, where they change the answer.
+        target_seen: whether the model saw what queries look for.
     """
 
     side: Side
@@ -80,15 +81,21 @@ class Recipe:
     sampling: Mapping[str, Sampling]
     routes: Mapping[str, str | None]
     settings: Mapping[str, object] = field(default_factory=dict)
+    target_seen: bool = False
 
     @cached_property
     def id(self) -> str:
         """Twelve hex digits over all fields."""
-        return digest(asdict(self))[:12]
+        return digest(self._told())[:12]
+
+    def _told(self) -> dict[str, Any]:
+        """The fields; that no target was seen goes without saying, so that older ids stay."""
+        told = asdict(self)
+        return told if self.target_seen else {n: v for n, v in told.items() if n != "target_seen"}
 
     def to_json(self) -> dict[str, Any]:
         """JSON-serialisable form, with the id."""
-        return {"id": self.id, **asdict(self)}
+        return {"id": self.id, **self._told()}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Recipe:

@@ -82,8 +82,10 @@ class Reader(NamedTuple):
         row: int = 0,
         draw: str = "",
     ) -> Example:
-        """A query's example, instruction included."""
-        return self._example(query.item, self.recipe.query(query, target, random, draw), row)
+        """A query's example, instruction included; in training, with what is to be written."""
+        found = self._example(query.item, self.recipe.query(query, target, random, draw), row)
+        taught = self.recipe.written if draw else None
+        return found if taught is None else found._replace(written=taught.of(query.item.id))
 
     def _example(self, item: Item, text: str | None, row: int) -> Example:
         if not item.images:

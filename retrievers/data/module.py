@@ -40,7 +40,7 @@ from retrievers.data.plan import (
     plan_validation,
 )
 from retrievers.data.samplers import PairBatches, PairLoader, SamplingConfig
-from retrievers.data.texts import TextRecipe, ViewConfig
+from retrievers.data.texts import TextRecipe, ViewConfig, WrittenConfig
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,7 @@ class MBeirData:
         root: folder in M-BEIR's layout.
         query: text shown of queries.
         corpus: text shown of candidates.
+        written: what a model is taught to write before a query's vector.
         text_rule: plain (as written) or uniir (parity: first letter raised, full stop added).
         instructions: put instructions before queries; one at random in training, the first in test.
         tasks: only queries of these task codes (0 to 8).
@@ -157,6 +158,7 @@ class MBeirData:
         root: str,
         query: ViewConfig = ViewConfig(),  # noqa: B008 - frozen
         corpus: ViewConfig = ViewConfig(),  # noqa: B008 - frozen
+        written: WrittenConfig = WrittenConfig(),  # noqa: B008 - frozen
         text_rule: TextRule = "plain",
         instructions: bool = True,
         tasks: list[int] | None = None,
@@ -194,13 +196,20 @@ class MBeirData:
             text_rule,
             self.root.instructions() if instructions else None,
             _mixtures(zip(self._views, views.values(), strict=True)),
+            written.open(),
         )
+        self._written = written
         self._collator: Collator | None = None
         self._images: ImageLoader | None = None
 
     def describe(self) -> dict[str, Any]:
         """Settings that move scores, for the record beside the metrics."""
+        taught = self.recipe.written
+        written = {} if taught is None else {
+            "written": asdict(self._written), "written_recipe": dict(taught.view.recipe)
+        }  # fmt: skip
         return {
+            **written,
             "root": str(self.root.path),
             "query": asdict(self._views[0]),
             "corpus": asdict(self._views[1]),

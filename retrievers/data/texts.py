@@ -10,6 +10,7 @@ from random import Random
 from augment.checks.lengths import Length
 from augment.data import Instructions, TextRule, format_text
 from augment.errors import DataError, MismatchError
+from augment.files import digest, read_ids
 from augment.records import Item, Modality, Query, Side
 from augment.views import Mark, TextView, open_view
 from retrievers.data.mixtures import Mixture, SentenceSampling, make_mixture, named_views
@@ -66,6 +67,61 @@ class ViewConfig:
 
 
 @dataclass(frozen=True)
+class WrittenConfig:
+    """What a model is taught to write before a query's vector (TRACE, RGE).
+
+    Args:
+        store: folder of generated texts; null teaches nothing. Queries without an accepted text
+            there are taught to write nothing.
+        recipe: id of the recipe in the store; null takes the one that is meant.
+        only: file of query ids, one a line; the others are taught to write nothing, too.
+    """
+
+    store: str | None = None
+    recipe: str | None = None
+    only: str | None = None
+
+    def open(self) -> WrittenTexts | None:
+        """Open the texts.
+
+        Raises:
+            DataError: if the ids cannot be read, or there are no texts for them.
+            StoreError: see :func:`augment.views.open_view`.
+        """
+        if self.store is None:
+            if self.recipe or self.only:
+                raise DataError("recipe and only choose among texts: name data.written.store")
+            return None
+        view = open_view("query", "replace", Path(self.store), self.recipe)
+        return WrittenTexts(view, None if self.only is None else read_ids(Path(self.only)))
+
+
+@dataclass(frozen=True)
+class WrittenTexts:
+    """Texts that a model is to write before the vectors of queries.
+
+    Attributes:
+        view: of the texts.
+        only: ids of the queries that are to write; None for all that have a text.
+    """
+
+    view: TextView
+    only: frozenset[str] | None = None
+
+    @property
+    def name(self) -> str:
+        """What a checkpoint remembers."""
+        only = "" if self.only is None else f"~only({digest(sorted(self.only))[:12]})"
+        return f"{self.view.fingerprint}{only}"
+
+    def of(self, query_id: str) -> str:
+        """What is to be written for a query; empty for nothing."""
+        if self.only is not None and query_id not in self.only:
+            return ""
+        return self.view.generated(query_id) or ""
+
+
+@dataclass(frozen=True)
 class TextRecipe:
     """Renders queries and candidates.
 
@@ -75,6 +131,7 @@ class TextRecipe:
         rule: how a text is tidied.
         instructions: put before a query's text; None leaves them out.
         mixtures: what training draws from, by side; a side without one shows its view.
+        written: what training teaches to write before the vector; None for nothing.
     """
 
     query_view: TextView
@@ -82,6 +139,7 @@ class TextRecipe:
     rule: TextRule
     instructions: Instructions | None
     mixtures: Mapping[Side, Mixture] = field(default_factory=dict)
+    written: WrittenTexts | None = None
 
     @property
     def fingerprint(self) -> dict[str, str]:
@@ -97,7 +155,8 @@ class TextRecipe:
     def trained(self) -> dict[str, str]:
         """What a checkpoint remembers of the text it is trained on: mixtures in place of views."""
         mixed = {str(side): mixture.name for side, mixture in self.mixtures.items()}
-        return {**self.fingerprint, **mixed}
+        taught = {} if self.written is None else {"written": self.written.name}
+        return {**self.fingerprint, **mixed, **taught}
 
     def candidate(self, item: Item, draw: str = "") -> str | None:
         """Text of a candidate, never with an instruction; None if it has none.
@@ -156,21 +215,24 @@ def check_recipe(
         trained: what the checkpoint remembers.
         shown: what the data shows.
         allow: accept anything.
-        exact: a view of a mixture does not stand for it, as where training goes on.
+        exact: a view of a mixture does not stand for it, and what is taught to be written counts,
+            as where training goes on.
 
     Raises:
         MismatchError: names what differs and how to go on.
     """
+    names = {**trained, **shown} if exact else [name for name in trained if name != "written"]
     differing = [
         name
-        for name in trained
-        if shown.get(name) != trained[name]
+        for name in names
+        if shown.get(name) != trained.get(name)
         and (exact or name not in ("query", "corpus") or not _knows(trained[name], shown.get(name)))
     ]
     if allow or not differing:
         return
     seen = "; ".join(
-        f"{name}: trained on {trained[name]}, data shows {shown.get(name)}" for name in differing
+        f"{name}: trained on {trained.get(name)}, data shows {shown.get(name)}"
+        for name in differing
     )
     raise MismatchError(
         f"the checkpoint was trained on another text recipe ({seen}). Show the same text through "

@@ -28,8 +28,6 @@ from retrievers.evaluation.run import RunTable
 
 #: Lines formatted at once; more of them leave the processor's cache, fewer cost calls.
 _BLOCK = 1 << 17
-#: Ids as a column of fixed width take no more memory than this; larger ones are made per block.
-_MOST_BYTES = 1 << 27
 #: Query ids, candidate ids, and per hit: place of the query, place of the candidate, score.
 _Columns = tuple[Any, Any, Any, Any, Any]
 #: UniIR's seventh column.
@@ -104,21 +102,19 @@ def _write(path: Path, run: Run | RunTable, tag: str, tasks: Mapping[str, int] |
     if split_fields(tag) != [tag]:
         raise ValueError(f"run tag {tag!r} must be one word")
     table = run if isinstance(run, RunTable) else RunTable.from_run(run)
-    tails = [f" {tag}\n"]
+    tails = [f"{tag}\n"]
     if tasks is not None:
         lacking = [qid for qid in table.qids.to_pylist() if qid not in tasks]
         if lacking:
             raise DataError("no task code is known; write six columns", f"query {lacking[0]}")
-        tails = [f" {tag} {tasks[qid]}\n" for qid in table.qids.to_pylist()]
+        tails = [f"{tag} {tasks[qid]}\n" for qid in table.qids.to_pylist()]
     with replacing(path, DataError) as stream:
         for lines in _blocks(table, pa.array(tails, pa.string())):
             stream.buffer.write(lines)
 
 
-def _blocks(table: RunTable, tails: Any) -> Iterator[bytes]:
-    """Whole lines of some :data:`_BLOCK` hits at a time; those of a query stay together.
-
-    Each field is a column of fixed width, padded with zero bytes; dropping these leaves the lines.
+def _blocks(table: RunTable, tails: Any) -> Iterator[Any]:
+    """Whole lines of :data:`_BLOCK` hits at a time, as one buffer: Arrow's join of the fields.
 
     Args:
         table: the run.
@@ -127,70 +123,44 @@ def _blocks(table: RunTable, tails: Any) -> Iterator[bytes]:
     Raises:
         DataError: if an id is empty or contains a blank or a zero byte.
     """
-    if not len(table.rows):
-        return
     used = np.zeros(len(table.ids), dtype=bool)
     used[table.rows] = True
     for words in (table.qids, table.ids.filter(pa.array(used))):
         bad = words.filter(pc.match_substring_regex(words, rf"^$|{_BLANK}|\x00"))
         if len(bad):
             raise DataError(f"id {bad[0].as_py()!r} is empty or contains a blank; rename it")
-    # Ids of very uneven length are widened block by block, lest one of them make all wide.
-    longest = pc.max(pc.binary_length(table.ids)).as_py() or 1
-    dids = _fixed(table.ids) if longest * len(table.ids) <= _MOST_BYTES else None
-    ranks = np.array([b" %d " % rank for rank in range(1, table.depth + 1)])
-    ends, place, rank = _fixed(tails), table.query, table.rank
-    first, stop = 0, len(table)
-    while first < stop:
-        last = int(np.searchsorted(table.starts, table.starts[first] + _BLOCK, side="right")) - 1
-        last = min(max(last, first + 1), stop)
-        hits = slice(int(table.starts[first]), int(table.starts[last]))
-        query, rows = place[hits], table.rows[hits]
-        if len(query):
-            heads = _fixed(pc.binary_join_element_wise(table.qids[first:last], "Q0", "", " "))
-            found = dids[rows] if dids is not None else _fixed(table.ids.take(pa.array(rows)))
-            fields = (
-                heads[query - first],
-                found,
-                ranks[rank[hits] - 1],
-                _scores(table.scores[hits]),
-                ends[query] if len(ends) > 1 else ends,
-            )
-            lines = np.empty(len(query), [(str(n), field.dtype) for n, field in enumerate(fields)])
-            for n, field in enumerate(fields):
-                lines[str(n)] = field
-            yield lines.tobytes().translate(None, b"\0")
-        first = last
+    heads = pc.binary_join_element_wise(table.qids, "Q0", " ")
+    query, rank = table.query, table.rank
+    for first in range(0, len(table.rows), _BLOCK):
+        hits = slice(first, first + _BLOCK)
+        asked = pa.array(query[hits])
+        lines = pc.binary_join_element_wise(
+            heads.take(asked),
+            table.ids.take(pa.array(table.rows[hits])),
+            pa.array(rank[hits]).cast(pa.string()),
+            _scores(table.scores[hits]),
+            tails.take(asked) if len(tails) > 1 else tails[0],
+            " ",
+        )
+        yield lines.buffers()[2]
 
 
-def _fixed(words: Any) -> Shaped[np.ndarray, " words"]:
-    """An Arrow array of strings as bytes of one width, zeros behind."""
-    lengths = pc.binary_length(words).to_numpy()
-    width = int(lengths.max(initial=1))
-    offsets = np.frombuffer(words.buffers()[1], dtype=np.int32)
-    cells = np.zeros((len(words), width), dtype=np.uint8)
-    data = np.frombuffer(words.buffers()[2] or b"", dtype=np.uint8)
-    cells[np.arange(width) < lengths[:, None]] = data[
-        offsets[words.offset] : offsets[words.offset + len(words)]
-    ]
-    return cells.view(f"S{width}")[:, 0]
-
-
-def _scores(scores: Shaped[np.ndarray, " hits"]) -> Shaped[np.ndarray, " hits"]:
+def _scores(scores: Shaped[np.ndarray, " hits"]) -> Any:
     """Six decimals where they read back as the same single-precision number, else nine digits."""
     millionths = np.rint(scores.astype(np.float64) * 1e6)
-    exact = (millionths / 1e6).astype(np.float32) == scores
-    size = np.abs(millionths)
-    if not exact.all() or size.max() >= 1e9:
-        return np.array([f"{score:.9g}".encode() for score in scores.tolist()])
-    digits = _fixed(pa.array(size.astype(np.int64) + 1_000_000_000).cast(pa.string()))
-    cells = digits.view(np.uint8).reshape(len(scores), 10)
-    # "1012345678" becomes "012.345678", and its leading zeros go.
-    cells[:, :3], cells[:, 3] = cells[:, 1:4], ord(".")
-    cells[:, 0] *= size >= 1e8
-    cells[:, 1] *= size >= 1e7
-    signs = np.where(millionths < 0, ord("-"), 0).astype(np.uint8)
-    return np.hstack([signs[:, None], cells]).view("S11")[:, 0]
+    exact = ((millionths / 1e6).astype(np.float32) == scores) & (np.abs(millionths) < 1e9)
+    whole, rest = np.divmod(np.where(exact, np.abs(millionths), 0).astype(np.int64), 1_000_000)
+    six = pc.binary_join_element_wise(
+        pc.if_else(pa.array(millionths < 0), "-", ""),
+        pa.array(whole).cast(pa.string()),
+        ".",
+        pc.utf8_slice_codeunits(pa.array(rest + 1_000_000).cast(pa.string()), 1),
+        "",
+    )
+    if exact.all():
+        return six
+    nine = pa.array([f"{score:.9g}" for score in scores[~exact].tolist()])
+    return pc.replace_with_mask(six, pa.array(~exact), nine)
 
 
 def read_run(path: str | Path) -> dict[str, list[Hit]]:

@@ -204,36 +204,23 @@ def test_the_lines_are_those_of_a_plain_loop(tmp_path_factory, run, block):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("retrievers.evaluation.run_files._BLOCK", block)
         write_run(path, hits, "tag")
-        by_block = [shown(hits, part) for part in blocks(hits, block)]
-    assert path.read_text() == "".join(by_block)
+    assert path.read_text() == shown(hits)
 
 
-def blocks(hits, size):
-    """The queries of each block: as many as have ``size`` hits together, but at least one."""
-    parts = [[]]
-    for qid, found in hits.items():
-        if parts[-1] and sum(len(hits[q]) for q in parts[-1]) + len(found) > size:
-            parts.append([])
-        parts[-1].append(qid)
-    return parts
-
-
-def shown(hits, qids):
-    """Six decimals where all scores of a block read back from them, else nine digits."""
-    values = [np.float32(hit.score) for qid in qids for hit in hits[qid]]
-    exact = all(np.float32(float(f"{v:.6f}")) == v and abs(v) < 1000 for v in values)
+def shown(hits):
+    """Six decimals where a score reads back from them, else nine digits."""
     lines = []
-    for qid in qids:
-        score = {hit.did: np.float32(hit.score) for hit in hits[qid]}
-        for rank, did in enumerate(ranked(hits[qid]), start=1):
-            value = f"{abs(score[did]):.6f}" if exact else f"{score[did]:.9g}"
-            sign = "-" if exact and round(float(score[did]) * 1e6) < 0 else ""
-            lines.append(f"{qid} Q0 {did} {rank} {sign}{value} tag\n")
+    for qid, found in hits.items():
+        score = {hit.did: np.float32(hit.score) for hit in found}
+        for rank, did in enumerate(ranked(found), start=1):
+            value = f"{score[did] + 0:.6f}".replace("-0.000000", "0.000000")
+            if abs(score[did]) >= 1000 or np.float32(float(value)) != score[did]:
+                value = f"{score[did]:.9g}"
+            lines.append(f"{qid} Q0 {did} {rank} {value} tag\n")
     return "".join(lines)
 
 
-def test_ids_of_very_uneven_length_and_results_that_found_fewer(tmp_path, monkeypatch):
-    monkeypatch.setattr("retrievers.evaluation.run_files._MOST_BYTES", 100)
+def test_ids_of_very_uneven_length_and_results_that_found_fewer(tmp_path):
     dids = ["x" * 300, "y", "z" * 40, "unused"]
     rows = np.array([[0, 1, -1], [2, -1, -1]])
     found = np.array([[0.5, 0.25, -np.inf], [0.125, -np.inf, -np.inf]])
