@@ -40,8 +40,13 @@ def save(encoder: Encoder, folder: str | Path, card: str | None = None) -> Path:
     """
     from retrievers.export import open_clip
     from retrievers.models.load import OWN_WEIGHTS, SETTINGS
+    from retrievers.models.tuning import is_tuned
 
-    _check_merged(encoder)
+    if is_tuned(encoder):
+        raise MismatchError(
+            "its towers have low-rank updates, which no other library reads; fit() and load() give "
+            "an encoder that has them in its weights"
+        )
     target = Path(folder)
     if target.exists() and not target.is_dir():
         raise DataError("is a file; name a folder", str(target))
@@ -71,16 +76,6 @@ def save(encoder: Encoder, folder: str | Path, card: str | None = None) -> Path:
     write_text(target / "README.md", text)
     write_sums(target)
     return target
-
-
-def _check_merged(encoder: Encoder) -> None:
-    from retrievers.models.tuning import is_tuned
-
-    if is_tuned(encoder):
-        raise MismatchError(
-            "its towers have low-rank updates, which no other library reads; fit() and load() give "
-            "an encoder that has them in its weights"
-        )
 
 
 def push(
@@ -163,9 +158,7 @@ def export_to(
     from retrievers.export import language_models, open_clip, sentence_transformers
     from retrievers.models.mllm.encoder import Mllm
 
-    if form != "peft":
-        _check_merged(encoder)
-    elif not isinstance(encoder, Mllm):
+    if form == "peft" and not isinstance(encoder, Mllm):
         raise MismatchError("--to=peft is for multimodal language models; leave --to out")
     target = Path(folder)
     text = model_card(encoder, target.resolve().name, form=form) if card is None else card

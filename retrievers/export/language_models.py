@@ -27,6 +27,7 @@ from retrievers.models.mllm.encoder import Mllm
 from retrievers.models.mllm.layout import Layout
 from retrievers.models.mllm.reasoning import Reasoning
 from retrievers.models.reranker import scorer
+from retrievers.models.tuning import is_tuned
 from retrievers.vectors.embed import embed_contents, examples_of
 
 #: Scores of a folder differ from ours by less.
@@ -53,7 +54,10 @@ def write_folder(model: Mllm, folder: Path, prompts: dict[str, str] | None = Non
         MismatchError: if the layout has no counterpart there; says why.
         EngineError: if sentence-transformers is not installed.
     """
-    if reasons := list(refusals(model.layout)):
+    reasons = list(refusals(model.layout))
+    if is_tuned(model):
+        reasons.append("its low-rank updates are not merged, which fit() and load() do")
+    if reasons:
         raise MismatchError(
             f"a folder of sentence-transformers cannot hold this model: {'; '.join(reasons)}"
         )

@@ -31,7 +31,7 @@ st = pytest.importorskip("sentence_transformers", reason="the extra is not insta
 MARKED = {"query": "Find it.", "corpus": "An item.", "mark": "<|emb|>"}
 CROSS = CrossLayout('<Q> "it"\n', "\n<{n}>: ", ask=" Same?", yes="a", no="e")
 RERANKER = Layout(query="Judge. {{ 1 }} \U0001f600", cross=CROSS, pictures_first=False)
-TEXTS = ["a red flag", "which country has this flag? " * 9]
+TEXTS = ["a red flag", "which country has this flag? " * 9 + "this one"]
 
 #: Runs with no package of ours on the path: texts, pictures and both, without and with instruction.
 FOREIGN = """
@@ -175,7 +175,7 @@ def test_updates_that_a_folder_of_peft_cannot_hold_are_refused(folders, tmp_path
         (make(folders["qwen3"]), "peft", "no low-rank updates"),
         (adapted(folders["qwen3"], head=True), "peft", "head.weight were trained beside"),
         (adapted(folders["qwen3"], random_init=True), "peft", "gives others than the checkpoint"),
-        (adapted(folders["qwen3"]), "sentence_transformers", "which no other library reads"),
+        (adapted(folders["qwen3"]), "sentence_transformers", "updates are not merged"),
         (load("flagland-clip"), "peft", "is for multimodal language models"),
     ):
         with pytest.raises(MismatchError, match=reason):
