@@ -22,7 +22,7 @@ from augment.data import DataRoot
 from augment.data.pools import StoredQueries, open_candidates, open_queries
 from augment.errors import DataError, ImageError
 from augment.files import say
-from augment.records import TASKS, Item, Modality, Query
+from augment.records import TASKS, Item, Modality, Query, dataset_of
 from retrievers.data.examples import Candidate, Example, PairExample
 from retrievers.data.negatives import HardNegatives, NegativesConfig, Scored
 from retrievers.data.pictures import ImageLoader
@@ -121,8 +121,8 @@ def target_modality(query: Query, find: Callable[[str], Item | None]) -> Modalit
     """
     if query.task is not None:
         return TASKS[query.task][1]
-    own = query.item.dataset + ":"
-    for did in sorted(query.positives, key=lambda did: not did.startswith(own)):
+    own = query.item.dataset
+    for did in sorted(query.positives, key=lambda did: dataset_of(did) != own):
         item = find(did)
         if item is not None:
             return item.modality

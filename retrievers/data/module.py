@@ -194,7 +194,7 @@ class MBeirData:
             views["query"],
             views["corpus"],
             text_rule,
-            self.root.instructions() if instructions else None,
+            self.root.instructions(needed=False) if instructions else None,
             _mixtures(zip(self._views, views.values(), strict=True)),
             written.open(),
         )
@@ -249,6 +249,8 @@ class MBeirData:
         Raises:
             DataError: if files are missing, or nothing is left to train on.
         """
+        if self.recipe.instructions is not None:
+            self.root.instructions()  # a search goes on without a table, a training does not
         held_out = self._held_out()
         book, kept = self.training_queries(held_out)
         negatives = open_negatives(self.negatives, kept)

@@ -448,7 +448,7 @@ def plan_mining(
         if config.other_modality and others not in plan.pools:
             differs = (item.modality != target for item in plan.catalog.items())
             plan.pools[others] = np.flatnonzero(np.fromiter(differs, bool))
-    leave_out_own(plan, root.path, config.own_picture)
+    leave_out_own(plan, root.path, config.own_picture, root.excluded("train"))
     return plan
 
 
