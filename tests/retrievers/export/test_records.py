@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from augment.data import read_candidates, read_queries, write_queries
+from augment import import_data
+from augment.data import DataRoot, read_candidates, read_queries, write_queries
 from augment.errors import DataError
 from retrievers.cli import main
 from retrievers.data.module import MBeirData
+from retrievers.data.negatives import NegativesConfig
 from retrievers.export.records import write_pairs
 from tests.retrievers.models.test_retriever import make_root
 
@@ -69,3 +71,50 @@ def test_tevatrons_ids_are_those_of_its_corpus_and_passages_are_text(squares, tm
     with pytest.raises(DataError, match="has a picture, and passages are text"):
         write_pairs(data, tmp_path / "two", "tevatron_passages")
     assert not (tmp_path / "two").exists()
+
+
+@pytest.mark.parametrize("form", ["ms_swift", "tevatron"])
+def test_what_goes_out_comes_in_again(squares, tmp_path, form):
+    """Queries with their positives and negatives, by what is in them; ids are of the format."""
+
+    def told(root):
+        data = DataRoot(root)
+        items = {i.id: i for f in data.pools() for i in read_candidates(f.path)}
+
+        def shown(item):
+            pictures = [Path(root, path).read_bytes() for path in item.images]
+            return item.text, *pictures
+
+        queries = [q for f in data.query_files("train") for q in read_queries(f.path)]
+        return {
+            (shown(q.item), *(frozenset(shown(items[did]) for did in dids if did not in q.positives
+                                        or dids is q.positives)
+                              for dids in (q.positives, q.negatives)))
+            for q in queries
+        }  # fmt: skip
+
+    root, _, _ = squares
+    data = MBeirData(str(root), instructions=False, negatives=NegativesConfig(published=True))
+    write_pairs(data, tmp_path / "out", form)
+    import_data(
+        form, tmp_path / "out" / "train.jsonl", tmp_path / "back", images=root,
+        base=f"{root.resolve()}/",
+    )  # fmt: skip
+    assert told(tmp_path / "back") == told(root)
+
+
+def test_passages_of_tevatron_come_in(tmp_path):
+    passages = [{"docid": "d1", "title": "A", "text": "b"}, {"docid": "d2", "text": "c"}]
+    row = {"query_id": "q", "query": "x", "positive_passages": passages[:1],
+           "negative_passages": passages[1:]}  # fmt: skip
+    source = tmp_path / "train.jsonl"
+    source.write_text(json.dumps(row) + "\n")
+    import_data("tevatron", source, tmp_path / "root")
+    data = DataRoot(tmp_path / "root")
+    pool = {i.id: i.text for i in read_candidates(data.pools()[0].path)}
+    assert pool == {"d1": "A b", "d2": "c"}
+    (query,) = read_queries(data.query_files("train")[0].path)
+    assert (query.item.text, query.positives, query.negatives) == ("x", ("d1",), ("d2",))
+    source.write_text(json.dumps({"query": "x"}) + "\n")
+    with pytest.raises(DataError, match="has no query_id"):
+        import_data("tevatron", source, tmp_path / "other")
