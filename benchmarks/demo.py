@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from augment.enrichment.command import entry
 from augment.files import say
 from benchmarks.experiments import __main__ as experiments
+from benchmarks.experiments.spec import FOLDER
 
 if TYPE_CHECKING:
     from benchmarks.experiments.results import ArmReader
@@ -82,6 +83,61 @@ def run(reader: ArmReader) -> str:
     return "\n".join([table, *notes, *(f"\n{part}" for part in seen)])
 
 
+def run_rge(reader: ArmReader) -> str:
+    """Do what is not done, write results, figures, ``leaks.json`` and ``report.html``.
+
+    Returns:
+        The tables, and the audit of what is taught against what states only what can be seen.
+
+    Raises:
+        ToolkitError: if a step fails.
+    """
+    from benchmarks.experiments import tables
+    from benchmarks.experiments.texts import read_source
+    from benchmarks.report.page import write_report
+    from retrievers.commands.leaks import audit_leaks
+
+    out, value = reader.out, experiments.run(reader)
+    told, seen = (read_source(reader.builder.text(n).folder(out)) for n in ("leaky", "oracle"))
+    audit = audit_leaks(
+        reader.builder.setup.root, told.store, told.recipes["query"], seen.recipes["query"],
+        seen.store, tasks=[6, 8], out=out / "leaks.json",
+    )  # fmt: skip
+    names = ("direct", "self, own words")
+    first, second = (reader.folders(name)[0] for name in names)
+    write_report(first, second, out / "report.html", names=names, metric=reader.metric)
+    return f"{tables.report(value)}\n\nWhat the taught rationales tell of the targets:\n{audit}"
+
+
+def stages(reader: ArmReader) -> str:
+    """TTE-v2's cascade and one round of its feedback: a table of stages, tokens, and the page.
+
+    Returns:
+        The tables.
+    """
+    from augment.files import write_json, write_text
+    from benchmarks.experiments import graph, results
+    from benchmarks.experiments import tables as drawn
+    from benchmarks.report.page import write_report
+    from retrievers.search.budget import budget
+
+    out = reader.out
+    graph.run(reader.steps(), out)
+    value = results.collect(reader)
+    write_json(out / "demo.json", value)
+    names = ("first stage", "reranker alone", "cascade")
+    first, reranked, fused = (reader.folders(name)[0] for name in names)
+    spent = budget(first, [reranked], out, depths=(0, 2, 5, 10), weights=[fused / "fusion.json"],
+                   metric=reader.metric)  # fmt: skip
+    table = f"{drawn.report(value)}\n\nTokens of the reranker, fused at each depth\n\n{spent}"
+    write_text(out / "table.md", table + "\n")
+    write_report(
+        first, fused, out / "report.html", names=("first stage", "cascade"),
+        metric=reader.metric, seed=reader.seeds[0],
+    )  # fmt: skip
+    return table
+
+
 class System(NamedTuple):
     """What is shown of a system.
 
@@ -97,7 +153,11 @@ class System(NamedTuple):
 
 
 #: A row a system.
-SYSTEMS: Mapping[str, System] = {"rar": System(DEMO, run, {"steps": 60, "batch_size": 128})}
+SYSTEMS: Mapping[str, System] = {
+    "rar": System(DEMO, run, {"steps": 60, "batch_size": 128}),
+    "rge": System(FOLDER / "rge" / "1-leak.yaml", run_rge, {"config": "flagland_rge"}),
+    "tte": System(FOLDER / "tte" / "cascade.yaml", stages, {"steps": 60, "batch_size": 128}),
+}
 
 
 @entry

@@ -42,11 +42,16 @@ FOLDER = Path(__file__).parent.parent
 SIDES: tuple[Side, Side] = ("query", "corpus")
 
 Settings = TypeVar("Settings")
-TextKind = Literal["vlm", "oracle", "clauses", "filler", "permuted", "prefixed", "noise", "select"]
+TextKind = Literal[
+    "vlm", "oracle", "chains", "leaky", "clauses", "filler", "permuted", "prefixed", "noise",
+    "select",
+]  # fmt: skip
 #: Settings of each kind of text, beside ``of`` for those made from another text.
 SETTINGS: Mapping[TextKind, Collection[str]] = {
     "vlm": ("modification_prompt",),
     "oracle": (),
+    "chains": (),
+    "leaky": (),
     "clauses": (),
     "filler": (),
     "permuted": ("seed",),
@@ -121,7 +126,7 @@ class TextSpec:
 
     Attributes:
         kind: how it is made, see :mod:`benchmarks.experiments.texts`.
-        of: name of the text that it is made from; empty for vlm and oracle.
+        of: name of the text that it is made from; empty for vlm, oracle and chains.
         modification_prompt: of requests to change a picture; empty: the usual one.
         prefix: words in front of each text.
         hallucination: chance that a fact is exchanged for a rival.
@@ -158,11 +163,15 @@ class Arm:
     Arguments of ``python -m retrievers`` are written without their dashes: ``model.chunk=16``.
 
     Attributes:
-        kind: ``dense``; ``bm25``; or ``fusion`` of two other arms.
+        kind: ``dense``; ``bm25``; ``fusion`` of two other arms; or ``rerank``, which scores what
+            another arm finds.
         train: text that it is trained on; None takes the weights as they are packaged.
         show: text in the test; None for a fusion.
+        taught: text that it learns to write before the vectors of queries; empty: none.
+        given: text that stands there in the test, in place of what it would write; empty: none.
         effort: optimiser steps in units of the ordinary training.
-        of: the fused arms.
+        of: the fused arms; the one whose best candidates a rerank arm scores.
+        depth: so many of each query.
         tuned: whether the weights of a fusion are tuned, on the val split or, where there is none
             and no fused arm is trained, on train; otherwise reciprocal ranks are added.
         config: of the retriever; empty takes the setup's.
@@ -170,20 +179,25 @@ class Arm:
         fit: arguments of the training alone.
         test: arguments of the test alone.
         mined_by: arm whose checkpoint of the same seed finds negatives for the training.
+        judged_by: rerank arm whose scores judge what is found, in place of the retriever's own.
         mining: settings of :class:`retrievers.search.mining.MiningConfig`: ``other_modality=0.5``.
     """
 
-    kind: Literal["dense", "bm25", "fusion"] = "dense"
+    kind: Literal["dense", "bm25", "fusion", "rerank"] = "dense"
     train: Views | None = None
     show: Views | None = None
     effort: float = 1.0
     of: tuple[str, ...] = ()
+    depth: int = 10
     tuned: bool = True
     config: str = ""
     model: tuple[str, ...] = ()
     fit: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
+    taught: str = ""
+    given: str = ""
     mined_by: str = ""
+    judged_by: str = ""
     mining: tuple[str, ...] = ()
 
 
@@ -309,7 +323,7 @@ def parse(value: Any, where: str = "experiment") -> Experiment:
         raise DataError(str(error), where) from error
     found: Experiment = parser.instantiate(read).experiment
     found = replace(found, arms={n: replace(arm, **views[n]) for n, arm in found.arms.items()})
-    for problem in _problems(found):
+    for problem in (*_problems(found), *_untaught(found)):
         raise DataError(problem, where)
     return found
 
@@ -319,24 +333,32 @@ def by_oracle(experiment: Experiment) -> Experiment:
     return replace(experiment, texts={**experiment.texts, "vlm": TextSpec("oracle")})
 
 
+def _misnamed(name: str, arm: Arm, before: Sequence[str]) -> Iterator[str]:
+    """What an arm says of others that does not hold."""
+    if arm.kind == "fusion" and (len(arm.of) < 2 or not set(arm.of) <= set(before)):
+        yield f"arms.{name} fuses {list(arm.of)}; name two or more arms before it"
+    if arm.kind == "rerank" and (len(arm.of) != 1 or arm.of[0] not in before):
+        yield f"arms.{name} reranks {list(arm.of)}; name one arm before it"
+    if arm.judged_by and (arm.judged_by not in before or not arm.mined_by):
+        yield f"arms.{name} is judged by {arm.judged_by!r}; name an arm before it, and mined_by"
+    if arm.kind != "fusion" and arm.show is None:
+        yield f"arms.{name} says not what it is shown: add show"
+    if arm.mined_by and arm.mined_by not in before:
+        yield f"arms.{name} is mined by {arm.mined_by!r}; name an arm before it"
+
+
 def _problems(found: Experiment) -> Iterator[str]:
     """What cannot be run as it is written."""
     before: list[str] = []
     for name, text in found.texts.items():
         if unknown := sorted(set(text.settings) - set(SETTINGS[text.kind])):
             yield f"texts.{name}: {text.kind} does not know {', '.join(unknown)}"
-        if text.kind not in ("vlm", "oracle") and text.of not in before:
+        if text.kind not in ("vlm", "oracle", "chains") and text.of not in before:
             yield f"texts.{name} is of {text.of!r}; texts before it are {', '.join(before)}"
         before.append(name)
-    before = []
-    for name, arm in found.arms.items():
-        if arm.kind == "fusion" and (len(arm.of) < 2 or not set(arm.of) <= set(before)):
-            yield f"arms.{name} fuses {list(arm.of)}; name two or more arms before it"
-        if arm.kind != "fusion" and arm.show is None:
-            yield f"arms.{name} says not what it is shown: add show"
-        if arm.mined_by and arm.mined_by not in before:
-            yield f"arms.{name} is mined by {arm.mined_by!r}; name an arm before it"
-        before.append(name)
+    before = list(found.arms)
+    for place, (name, arm) in enumerate(found.arms.items()):
+        yield from _misnamed(name, arm, before[:place])
     used = [name for pair in found.compare for name in pair]
     used += [found.against] if found.against else []
     for curve in found.curves.values():
@@ -345,6 +367,13 @@ def _problems(found: Experiment) -> Iterator[str]:
         used += [*curve.arms, curve.base, curve.full]
     yield from (f"names the arm {name!r}; there are {', '.join(before)}"
                 for name in used if name not in before)  # fmt: skip
+
+
+def _untaught(found: Experiment) -> Iterator[str]:
+    for name, arm in found.arms.items():
+        for told, text in (("taught", arm.taught), ("given", arm.given)):
+            if text and text not in found.texts:
+                yield f"arms.{name} is {told} {text!r}; texts are {', '.join(found.texts)}"
 
 
 def _side(value: Any, texts: Collection[str], where: str) -> SideView:

@@ -128,7 +128,8 @@ class Mllm(Encoder):
 
     def whole(self, batch: Conversations, side: Side) -> Encoded:
         """Unit vectors; both sides share the model and differ in their system prompts."""
-        if side == "query" and self.reasoning.when != "never" and not self.training:
+        given = batch.targets.shape[1] > 0
+        if side == "query" and self.reasoning.when != "never" and not (self.training or given):
             found = reason(self, batch, self.reasoning)
             decode = self._collator.processor.tokenizer.decode
             texts = [str(decode(row)) for row in found.tokens]
@@ -140,7 +141,7 @@ class Mllm(Encoder):
                 torch.tensor([ending in ("end", "length") for ending in found.endings],
                              device=device),
             )  # fmt: skip
-        return unwritten(self._vectors(self.states(batch), taught=batch.targets.shape[1] > 0))
+        return unwritten(self._vectors(self.states(batch), taught=given))
 
     def taught(
         self, batch: Conversations
