@@ -54,6 +54,11 @@ def test_every_kind_of_the_table(home):
               "mmeb": made.mmeb_files}  # fmt: skip
     for name, make in makers.items():
         make(home / name)
+    turn = [{"role": "user", "content": "a red bag"}]
+    made.put(home / "swift.jsonl", [{"messages": turn, "positive_messages": [turn]}])
+    passage = {"docid": "d1", "title": "Bags", "text": "red"}
+    pair = {"query_id": "1", "query": "red?", "positive_passages": [passage]}
+    made.put(home / "tevatron.jsonl", [{**pair, "negative_passages": []}])
     made.coco(home / "coco").rename("coco/captions.json")
     made.flickr(home / "flickr").rename("flickr/dataset.json")
     (made.tar_file(home) / "a.tar.gz").rename("shards.tar")
