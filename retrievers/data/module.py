@@ -333,6 +333,7 @@ class MBeirData:
             self.sampling.homogeneous,
             self.sampling.exponent,
             group_codes(pairs, "item") if self.sampling.together else None,
+            self.sampling.sub_batch,
         )
         return PairLoader(
             pairs,
