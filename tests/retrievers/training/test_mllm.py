@@ -366,11 +366,11 @@ def test_packaged_rerankers_train_on_mined_lists_and_rerank(folders, name, tmp_p
 
 @pytest.mark.parametrize("name", ["flagland_mllm", "qwen3_vl_embedding_lora", "lamra"])
 def test_packaged_recipes_train_and_test(folders, name, tmp_path, capsys):
-    root = make_root(tmp_path / "root")
+    root, family = make_root(tmp_path / "root"), {"lamra": "qwen2"}.get(name, "qwen3")
     given = [
         "--config", name, f"--data.root={root}", f"--out={tmp_path}", "--data.batch_size=4",
         "--trainer.max_steps=1", "--trainer.accelerator=cpu", "--trainer.precision=32-true",
-        f"--model.encoder.init_args.model_name={folders['qwen3']}", "--model.chunk=3",
+        f"--model.encoder.init_args.model_name={folders[family]}", "--model.chunk=3",
         "--data.loader.workers=0", "--trainer.val_check_interval=1",
         "--trainer.enable_progress_bar=false", "--data.validation.queries=4",
     ]  # fmt: skip
@@ -380,3 +380,7 @@ def test_packaged_recipes_train_and_test(folders, name, tmp_path, capsys):
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     loaded = load(last)
     assert metrics["made_by"] == loaded.fingerprint(loaded.trained_on)
+    given += ["--model.encoder.init_args.layout.max_pixels=4096", f"--ckpt_path={last}"]
+    for verb in ("test", "fit") if name != "flagland_mllm" else ():  # which lacks its mark then
+        assert main([verb, *given]) == 2
+        assert "layout.max_pixels: trained with" in capsys.readouterr().err
