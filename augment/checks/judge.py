@@ -17,6 +17,7 @@ from augment.checks import text as wording
 from augment.checks.clean import clean_steps
 from augment.checks.lengths import derive, parse_lengths
 from augment.checks.rewrite import Forbidden, LeakRule, leaks
+from augment.checks.tags import Chain, chain_faults, parse_chain
 from augment.data.tokens import clip_token_counter
 from augment.files import digest
 from augment.prompts import Prompt
@@ -71,7 +72,8 @@ class Verdict:
         scores: every score by the name of its check; a check that does not apply is absent.
         steps: what cleaning took off.
         lengths: the text at every length, for prompts of form ``lengths``; ``text`` is the dense
-            one. A length that a check would refuse is derived from the dense one.
+            one. A length that a check would refuse is derived from the dense one. For chains, short
+            is the answer alone.
     """
 
     text: str
@@ -109,6 +111,10 @@ def judge(
     text, steps = clean_steps(reply.text)
     lengths: dict[str, str] = {}
     derived = 0
+    chain = None
+    if prompt.form == "tags":
+        chain = parse_chain(reply.text)
+        text, lengths = chain.text, {"dense": chain.text, "short": chain.answer}
     if prompt.form == "lengths":
         parsed = parse_lengths(reply.text)
         text, derived = parsed.lengths["dense"], len(parsed.derived)
@@ -119,13 +125,9 @@ def judge(
     findings = list(_wording(text, reply.finish, prompt.max_words, limits))
     if prompt.max_tokens is not None:
         findings.append(_in_tokens(text, prompt.max_tokens))
-    if lengths:
+    if prompt.form == "lengths":
         findings.append(_Finding("derived_lengths", derived, ""))
-    if prompt.keeps and original:
-        findings += _rewriting(text, original, prompt, limits)
-    if prompt.kind == "rewrite" and forbidden is not None and limits.leak != "off":
-        told = leaks(text, original or "", forbidden, limits.leak)
-        findings.append(_Finding("leak", float(len(told)), _quoted("leak", told)))
+    findings += _of_query(text, chain, prompt, original, forbidden, limits)
     return Verdict(
         text=text,
         raw=reply.text if text != reply.text.strip() else "",
@@ -134,6 +136,25 @@ def judge(
         steps=steps,
         lengths=lengths,
     )
+
+
+def _of_query(
+    text: str,
+    chain: Chain | None,
+    prompt: Prompt,
+    original: str | None,
+    forbidden: Forbidden | None,
+    limits: Limits,
+) -> Iterator[_Finding]:
+    """Checks of what is said in place of a query, or derived from it."""
+    if chain is not None:
+        targets = () if forbidden is None else forbidden.texts
+        yield from (_Finding(*one) for one in chain_faults(chain, original, targets))
+    if prompt.keeps and original:
+        yield from _rewriting(text, original, prompt, limits)
+    if prompt.kind == "rewrite" and forbidden is not None and limits.leak != "off":
+        told = leaks(text, original or "", forbidden, limits.leak)
+        yield _Finding("leak", float(len(told)), _quoted("leak", told))
 
 
 def check(

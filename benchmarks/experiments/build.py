@@ -232,12 +232,14 @@ class Builder:
         if steps is None and arm.effort != 1:
             raise DataError("an arm wants more steps than the config's: say how many with --steps")
         mined = (self._mine(arm.mined_by, seed, arm.mining),) if arm.mined_by else ()
+        taught = (self.text(arm.taught, setup.enriching),) if arm.taught else ()
         settings = {
             "root": setup.enriching.root_digest, "views": shown, "seed": seed, "steps": steps,
             "batch_size": setup.batch_size, "tasks": setup.tasks, "arm": arm.fit,
-            **self._model(arm),
+            **self._model(arm), **({"taught": True} if taught else {}),
         }  # fmt: skip
-        title = f"train on {views}{_extras(arm)} (seed {seed}"
+        told = f", taught {arm.taught}" if taught else ""
+        title = f"train on {views}{told}{_extras(arm)} (seed {seed}"
         title += ")" if arm.effort == 1 else f", x{arm.effort:g})"
 
         def work(folder: Path, made: Sequence[Path]) -> None:
@@ -245,14 +247,19 @@ class Builder:
 
             length = [] if steps is None else [f"trainer.max_steps={steps}"]
             negatives = [f"data.negatives.path={made[-1]}"] if mined else []
+            source = read_source(made[len(needs)]) if taught else None
+            written = [] if source is None else [
+                f"data.written.store={source.store.resolve()}",
+                f"data.written.recipe={source.recipes['query']}",
+            ]  # fmt: skip
             training, data, trainer = self._parts(
-                arm, seed, setup.enriching, views, made, *arm.fit, *negatives, *length
+                arm, seed, setup.enriching, views, made, *written, *arm.fit, *negatives, *length
             )
             latest = folder / "checkpoints" / "latest.ckpt"
             fit(training, data, folder, resume=latest if latest.is_file() else None, **trainer)
             latest.unlink(missing_ok=True)  # only a run that was cut short needs it
 
-        return CachedStep("train", title, settings, (*needs, *mined), work)
+        return CachedStep("train", title, settings, (*needs, *taught, *mined), work)
 
     def _mine(self, name: str, seed: int, options: Sequence[str]) -> CachedStep:
         """Negatives that an arm's checkpoint finds, with settings of mining."""

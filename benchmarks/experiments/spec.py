@@ -42,11 +42,14 @@ FOLDER = Path(__file__).parent.parent
 SIDES: tuple[Side, Side] = ("query", "corpus")
 
 Settings = TypeVar("Settings")
-TextKind = Literal["vlm", "oracle", "clauses", "filler", "permuted", "prefixed", "noise", "select"]
+TextKind = Literal[
+    "vlm", "oracle", "chains", "clauses", "filler", "permuted", "prefixed", "noise", "select"
+]
 #: Settings of each kind of text, beside ``of`` for those made from another text.
 SETTINGS: Mapping[TextKind, Collection[str]] = {
     "vlm": ("modification_prompt",),
     "oracle": (),
+    "chains": (),
     "clauses": (),
     "filler": (),
     "permuted": ("seed",),
@@ -121,7 +124,7 @@ class TextSpec:
 
     Attributes:
         kind: how it is made, see :mod:`benchmarks.experiments.texts`.
-        of: name of the text that it is made from; empty for vlm and oracle.
+        of: name of the text that it is made from; empty for vlm, oracle and chains.
         modification_prompt: of requests to change a picture; empty: the usual one.
         prefix: words in front of each text.
         hallucination: chance that a fact is exchanged for a rival.
@@ -161,6 +164,7 @@ class Arm:
         kind: ``dense``; ``bm25``; or ``fusion`` of two other arms.
         train: text that it is trained on; None takes the weights as they are packaged.
         show: text in the test; None for a fusion.
+        taught: text that it learns to write before the vectors of queries; empty: none.
         effort: optimiser steps in units of the ordinary training.
         of: the fused arms.
         tuned: whether the weights of a fusion are tuned, on the val split or, where there is none
@@ -183,6 +187,7 @@ class Arm:
     model: tuple[str, ...] = ()
     fit: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
+    taught: str = ""
     mined_by: str = ""
     mining: tuple[str, ...] = ()
 
@@ -309,7 +314,7 @@ def parse(value: Any, where: str = "experiment") -> Experiment:
         raise DataError(str(error), where) from error
     found: Experiment = parser.instantiate(read).experiment
     found = replace(found, arms={n: replace(arm, **views[n]) for n, arm in found.arms.items()})
-    for problem in _problems(found):
+    for problem in (*_problems(found), *_untaught(found)):
         raise DataError(problem, where)
     return found
 
@@ -325,7 +330,7 @@ def _problems(found: Experiment) -> Iterator[str]:
     for name, text in found.texts.items():
         if unknown := sorted(set(text.settings) - set(SETTINGS[text.kind])):
             yield f"texts.{name}: {text.kind} does not know {', '.join(unknown)}"
-        if text.kind not in ("vlm", "oracle") and text.of not in before:
+        if text.kind not in ("vlm", "oracle", "chains") and text.of not in before:
             yield f"texts.{name} is of {text.of!r}; texts before it are {', '.join(before)}"
         before.append(name)
     before = []
@@ -345,6 +350,12 @@ def _problems(found: Experiment) -> Iterator[str]:
         used += [*curve.arms, curve.base, curve.full]
     yield from (f"names the arm {name!r}; there are {', '.join(before)}"
                 for name in used if name not in before)  # fmt: skip
+
+
+def _untaught(found: Experiment) -> Iterator[str]:
+    for name, arm in found.arms.items():
+        if arm.taught and arm.taught not in found.texts:
+            yield f"arms.{name} is taught {arm.taught!r}; texts are {', '.join(found.texts)}"
 
 
 def _side(value: Any, texts: Collection[str], where: str) -> SideView:

@@ -4,6 +4,7 @@
 vlm       the describing model, or the store that was given; ``modification_prompt`` replaces the
           prompt of requests to change a picture (rar/modification withholds the picture)
 oracle    read off Flagland's scene graphs
+chains    what the describing model makes of the training queries that combine picture and words
 clauses   the same words with a sentence for every part, so that lengths and samples of sentences
           mean something for texts of one sentence
 filler    as many words as the enrichment adds, none of them about the picture; for appending
@@ -46,7 +47,7 @@ from augment.store.upkeep import merge
 from benchmarks.experiments import noise
 from benchmarks.experiments.graph import CachedStep
 from benchmarks.experiments.noise import Changed
-from benchmarks.experiments.spec import SIDES, TextSpec
+from benchmarks.experiments.spec import SIDES, TextKind, TextSpec
 from benchmarks.flagland.oracle import has_truth, oracle_engine, score_facts
 
 #: Item, its text, source of randomness -> the new text and counts; None leaves the item without.
@@ -115,7 +116,8 @@ def made_anew(text: TextSpec, using: Enriching) -> CachedStep:
         about = {"kind": "oracle", "root": using.root_digest}
         return CachedStep("texts", "texts of the oracle", about, (), partial(_oracle, using))
     if using.store is not None and not text.settings:
-        recipes = {side: Store(using.store).recipe(side).id for side in SIDES}
+        sides: Sequence[Side] = ("query",) if text.kind == "chains" else SIDES
+        recipes = {side: Store(using.store).recipe(side).id for side in sides}
         about = {"kind": "given", "keys": _keys(using.store, recipes)}
         return CachedStep(
             "texts", f"texts of {using.store}", about, (), partial(_given, using, recipes)
@@ -124,15 +126,19 @@ def made_anew(text: TextSpec, using: Enriching) -> CachedStep:
     changed = text.modification_prompt
     if changed:
         prompts["modification"] = changed
-    sent = [CORPUS_PROMPT, *(name for name in prompts.values() if name)]
+    if text.kind == "chains":
+        prompts["image"] = None
+    sent = [name for name in prompts.values() if name]
+    sent = sent if text.kind == "chains" else [CORPUS_PROMPT, *sent]
     settings = {
-        "kind": "vlm",
+        "kind": text.kind,
         "root": using.root_digest,
         "model": using.model,
         "prompts": [load_prompt(name).id for name in sent],
     }
     title = f"texts of {using.model}" + (f" with {changed}" if changed else "")
-    return CachedStep("texts", title, settings, (), partial(_vlm, using, prompts))
+    title = f"chains of {using.model}" if text.kind == "chains" else title
+    return CachedStep("texts", title, settings, (), partial(_vlm, using, prompts, text.kind))
 
 
 def _keys(store: Path, recipes: Mapping[Side, str]) -> str:
@@ -155,7 +161,11 @@ def _settled(summary: Summary, tolerate: bool) -> None:
 
 
 def _vlm(
-    using: Enriching, prompts: Mapping[Kind, str | None], folder: Path, _: Sequence[Path]
+    using: Enriching,
+    prompts: Mapping[Kind, str | None],
+    kind: TextKind,
+    folder: Path,
+    _: Sequence[Path],
 ) -> None:
     options = Options(model=using.model, batch_size=64, threads=using.threads)
     # One store for all recipes of one root: what they share is generated once.
@@ -163,11 +173,16 @@ def _vlm(
     if using.store is not None:  # of another recipe, but texts of the same request are shared
         merge(store, [using.store])
     engine = options.engine(using.root)
-    _settled(corpus.run(using.root, store, options=options, engine=engine), using.tolerate)
-    named = {f"{kind}_prompt": name for kind, name in prompts.items()}
-    summary = queries.run(using.root, store, options=options, engine=engine, **named)
+    given: dict[str, Any] = {f"{asked}_prompt": name for asked, name in prompts.items()}
+    if kind == "chains":
+        given["split"] = ("train",)
+    else:
+        _settled(corpus.run(using.root, store, options=options, engine=engine), using.tolerate)
+    summary = queries.run(using.root, store, options=options, engine=engine, **given)
     _settled(summary, using.tolerate)
-    _record(folder, using.root, TextSource(store, _latest(store)))
+    recipes = _latest(store)
+    recipes = {"query": recipes["query"]} if kind == "chains" else recipes
+    _record(folder, using.root, TextSource(store, recipes))
 
 
 def _oracle(using: Enriching, folder: Path, _: Sequence[Path]) -> None:
@@ -312,7 +327,7 @@ def _record(
 ) -> None:
     store = Store(source.store)
     about: dict[str, Any] = {}
-    for side in SIDES:
+    for side in source.recipes:
         texts = store.texts(side, source.recipes[side])
         about[side] = _tally(texts)
         if has_truth(root):

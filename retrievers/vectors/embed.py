@@ -173,8 +173,11 @@ def put(room: Embeddings, batch: Items, encoder: Encoder, side: Side) -> None:
     """Embed a batch of one side and keep its vectors."""
     room.fail(batch.failed.tolist(), batch.degraded.tolist())
     if batch.inputs.size:
-        vectors = encoder.encode(batch.inputs.to(encoder.device), side).vectors
-        room.put(batch.rows.cpu(), vectors.float().cpu(), batch.degraded.tolist())
+        found = encoder.encode(batch.inputs.to(encoder.device), side)
+        rows = batch.rows.cpu()
+        if found.writings and found.direct is not None:
+            room.note(rows.tolist(), found.writings, found.direct.float().cpu())
+        room.put(rows, found.vectors.float().cpu(), batch.degraded.tolist())
 
 
 def device_named(name: str | torch.device) -> torch.device:

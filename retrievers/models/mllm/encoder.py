@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from augment.errors import DataError, EngineError, MismatchError
 from augment.records import Side
-from retrievers.models.base import Encoded, Encoder, unwritten
+from retrievers.data.writings import Writing
+from retrievers.models.base import Encoded, Encoder
 from retrievers.models.mllm.conversations import IGNORED, ConversationCollator, Conversations
 from retrievers.models.mllm.layout import Layout, Said, layout_named
 from retrievers.models.mllm.reasoning import Reasoning, reason
@@ -131,16 +132,14 @@ class Mllm(Encoder):
         if side == "query" and self.reasoning.when != "never" and not self.training:
             found = reason(self, batch, self.reasoning)
             decode = self._collator.processor.tokenizer.decode
-            texts = [str(decode(row)) for row in found.tokens]
-            device = batch.tokens.device
-            return Encoded(
-                found.vectors,
-                torch.tensor([len(row) for row in found.tokens], device=device),
-                texts,
-                torch.tensor([ending in ("end", "length") for ending in found.endings],
-                             device=device),
-            )  # fmt: skip
-        return unwritten(self._vectors(self.states(batch), taught=batch.targets.shape[1] > 0))
+            writings = [
+                Writing(str(decode(row)), len(row), ending, mark)
+                for row, ending, mark in zip(
+                    found.tokens, found.endings, found.mark.tolist(), strict=True
+                )
+            ]
+            return Encoded(found.vectors, writings, found.direct)
+        return Encoded(self._vectors(self.states(batch), taught=batch.targets.shape[1] > 0))
 
     def taught(
         self, batch: Conversations
