@@ -40,6 +40,7 @@ VERBS = {
     ),
     "export": ("retrievers.export.folder", "a checkpoint for other libraries and the Hub"),
     "mmeb": ("retrievers.commands.mmeb", "evaluate on MMEB's image data sets"),
+    "calibrate": ("retrievers.commands.writing", "choose whose vectors are written for, by tokens"),
     "leaks": ("retrievers.commands.leaks", "do generated texts of queries tell their targets?"),
 }
 

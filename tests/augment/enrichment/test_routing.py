@@ -17,8 +17,9 @@ from augment.records import Reply
 from augment.store import Store
 from tests.retrievers.models.test_retriever import make_root
 
-LONG = "A plain square in one colour, with a thin border, seen from the front. Nothing else is there, and no writing."
-    "The picture shows a plain square in one colour with a thin border, seen from the front. " * 2
+LONG = (
+    "A plain square in one colour, with a thin border, seen from the front. Nothing else is there, "
+    "and no writing."
 )
 GOOD = f"<reasoning>{LONG}</reasoning>\n<answer>a red square with a border</answer>"
 CHAIN = {"image_prompt": "trace/visual", "question_prompt": "trace/knowledge",

@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from augment.errors import DataError
+from augment.files import sha256
+from retrievers.cli import USER_ERROR, main
 from retrievers.data.module import MBeirData
 from retrievers.data.writings import (
     Writing,
@@ -45,6 +47,17 @@ def test_a_budget_lets_those_write_whose_mark_is_least_likely():
             assert sum(one.tokens for one in larger) > budget * len(found)
     with pytest.raises(DataError, match=r"reasoning\.when=always"):
         threshold([wrote(0.1, 3), wrote(0.9, 0, "direct")], 5)
+
+
+def test_the_command_keeps_a_threshold_with_what_it_was_chosen_on(tmp_path, capsys):
+    found = [(f"1:{n}", wrote(n / 10, 10)) for n in range(10)]
+    write_writings(tmp_path / "written.jsonl", found)
+    assert main(["calibrate", f"--run={tmp_path}", "--tokens=4"]) == 0
+    chosen = json.loads((tmp_path / "calibration.json").read_text())
+    assert (chosen["threshold"], chosen["tokens"], chosen["wrote"]) == (0.4, 4.0, 0.4)
+    assert chosen["digest"] == sha256(tmp_path / "written.jsonl")
+    assert "reasoning.threshold=0.4" in capsys.readouterr().out
+    assert main(["calibrate", f"--run={tmp_path / 'none'}", "--tokens=4"]) == USER_ERROR
 
 
 def test_means_and_ranks_are_their_definitions():
