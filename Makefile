@@ -11,8 +11,8 @@ test test-latest test-lowest: export OMP_NUM_THREADS = 1
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help install check test test-latest test-lowest test-wheel lock mutants demo results \
-	notebooks clean
+.PHONY: help install check test test-latest test-lowest test-wheel lock docs mutants demo \
+	results notebooks clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,6 +59,9 @@ test-lowest: ## all tests with the lowest versions that setup.cfg allows
 test-wheel: $(STAMP) ## the built wheel alone, outside the checkout: enriches, fits, tests a small root
 	bash tests/wheel.sh $(BIN)/python
 
+docs: $(STAMP) ## the documentation as a site, in ./site; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 lock: $(STAMP) ## renew requirements.lock: the newest versions, every platform and Python
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --upgrade \
 	  --no-annotate --no-header --no-emit-index-url --extra dev setup.cfg -o requirements.lock
@@ -79,4 +82,4 @@ notebooks: $(STAMP) ## run the notebooks in place, on benchmarks/results/rar or 
 	$(BIN)/python -m benchmarks.experiments.notebooks notebooks/*/*.ipynb
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) .venv-latest .venv-lowest demo runs mutants .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-latest .venv-lowest demo runs site mutants .pytest_cache .mypy_cache .ruff_cache

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from retrievers.data.module import MBeirData
     from retrievers.models.base import Encoder
     from retrievers.search.mining import MiningConfig
+    from retrievers.search.rewriting import PairRewriting
 
 #: Exit status of a run that a user can mend.
 USER_ERROR = 2
@@ -222,6 +223,7 @@ def rerank(
     data: MBeirData,
     run: Path,
     out: Path,
+    rewrite: PairRewriting,
     depth: int = 50,
     batch: int = 8,
     pictures: bool = True,
@@ -239,6 +241,7 @@ def rerank(
         data: the root that was searched, what is shown of it, and its split.
         run: folder that ``test``, ``bm25`` or ``fuse`` wrote.
         out: folder of the reranked runs.
+        rewrite: rewrite the best candidates in sight of the query first (TTE-v2).
         depth: candidates of each query that are scored; the others are left out.
         batch: candidates scored at a time.
         pictures: show them; without, texts alone are read.
@@ -254,7 +257,7 @@ def rerank(
         raise DataError(f"a {type(loaded).__name__} is no reranker; an Mllm of such a preset is")
     found = cascade.rerank(
         reranker.scorer(loaded, pictures), data, run, out, depth, batch=batch, device=device,
-        allow_mismatch=allow_mismatch,
+        allow_mismatch=allow_mismatch, rewrite=rewrite,
     )  # fmt: skip
     ties = sum(row["cap"]["ties"] for row in found.rows)
     hits = sum(row["cap"]["hits"] for row in found.rows)
@@ -297,11 +300,12 @@ def _call(function: Any, args: Sequence[str]) -> None:
 
     from retrievers.data import module
     from retrievers.models import base, load  # noqa: F401 - encoders are found by their names
-    from retrievers.search import mining
+    from retrievers.search import mining, rewriting
 
     globals().update(
-        MBeirData=module.MBeirData, Encoder=base.Encoder, MiningConfig=mining.MiningConfig
-    )
+        MBeirData=module.MBeirData, Encoder=base.Encoder, MiningConfig=mining.MiningConfig,
+        PairRewriting=rewriting.PairRewriting,
+    )  # fmt: skip
     names = set(function.__annotations__) - {"return"}
     jsonargparse.auto_cli(
         function, args=_narrowed(args, names), as_positional=False,

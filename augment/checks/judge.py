@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, final
 from augment.checks import rewrite
 from augment.checks import text as wording
 from augment.checks.clean import clean_steps
+from augment.checks.ecr import parse_ecr
 from augment.checks.lengths import derive, parse_lengths
 from augment.checks.rewrite import Forbidden, LeakRule, leaks
 from augment.checks.tags import Chain, chain_faults, parse_chain
@@ -72,8 +73,8 @@ class Verdict:
         scores: every score by the name of its check; a check that does not apply is absent.
         steps: what cleaning took off.
         lengths: the text at every length, for prompts of form ``lengths``; ``text`` is the dense
-            one. A length that a check would refuse is derived from the dense one. For chains, short
-            is the answer alone.
+            one. A length that a check would refuse is derived from the dense one. For prompts of
+            form ``ecr`` or ``tags`` the ``final`` text; ``text`` is what led to it and it.
     """
 
     text: str
@@ -110,11 +111,14 @@ def judge(
     """
     text, steps = clean_steps(reply.text)
     lengths: dict[str, str] = {}
-    derived = 0
-    chain = None
+    derived, broken, chain = 0, "", None
     if prompt.form == "tags":
         chain = parse_chain(reply.text)
-        text, lengths = chain.text, {"dense": chain.text, "short": chain.answer}
+        text, lengths = chain.text, {"final": chain.answer}
+    if prompt.form == "ecr":
+        ecr = parse_ecr(reply.text)
+        text, lengths, broken = ecr.text, {"final": ecr.final}, ecr.refused
+        derived = len(ecr.mended)
     if prompt.form == "lengths":
         parsed = parse_lengths(reply.text)
         text, derived = parsed.lengths["dense"], len(parsed.derived)
@@ -122,12 +126,19 @@ def judge(
             length: derive(text, length) if check(part, limits=limits) else part
             for length, part in parsed.lengths.items()
         }
-    findings = list(_wording(text, reply.finish, prompt.max_words, limits))
+    findings = list(_of_chain(chain, original, forbidden))
+    findings += _wording(text, reply.finish, prompt.max_words, limits)
+    if prompt.form == "ecr":
+        findings.insert(0, _Finding("mended", derived, broken))
     if prompt.max_tokens is not None:
         findings.append(_in_tokens(text, prompt.max_tokens))
     if prompt.form == "lengths":
         findings.append(_Finding("derived_lengths", derived, ""))
-    findings += _of_query(text, chain, prompt, original, forbidden, limits)
+    if prompt.keeps and original:
+        findings += _rewriting(text, original, prompt, limits)
+    if prompt.kind == "rewrite" and forbidden is not None and limits.leak != "off":
+        told = leaks(text, original or "", forbidden, limits.leak)
+        findings.append(_Finding("leak", float(len(told)), _quoted("leak", told)))
     return Verdict(
         text=text,
         raw=reply.text if text != reply.text.strip() else "",
@@ -138,23 +149,12 @@ def judge(
     )
 
 
-def _of_query(
-    text: str,
-    chain: Chain | None,
-    prompt: Prompt,
-    original: str | None,
-    forbidden: Forbidden | None,
-    limits: Limits,
+def _of_chain(
+    chain: Chain | None, original: str | None, forbidden: Forbidden | None
 ) -> Iterator[_Finding]:
-    """Checks of what is said in place of a query, or derived from it."""
+    targets = () if forbidden is None else forbidden.texts
     if chain is not None:
-        targets = () if forbidden is None else forbidden.texts
         yield from (_Finding(*one) for one in chain_faults(chain, original, targets))
-    if prompt.keeps and original:
-        yield from _rewriting(text, original, prompt, limits)
-    if prompt.kind == "rewrite" and forbidden is not None and limits.leak != "off":
-        told = leaks(text, original or "", forbidden, limits.leak)
-        yield _Finding("leak", float(len(told)), _quoted("leak", told))
 
 
 def check(

@@ -16,11 +16,13 @@ from json_repair import repair_json
 from augment.checks.clean import clean
 from augment.engines.reasoning import without_reasoning
 
-Length = Literal["short", "dense", "sentences"]
+Length = Literal["short", "dense", "sentences", "final"]
 
 LENGTHS: tuple[Length, ...] = get_args(Length)
 
-_NAMES = "|".join(LENGTHS)
+#: Those that a prompt of form ``lengths`` asks for; ``final`` is what stands behind a thought.
+ASKED = LENGTHS[:3]
+_NAMES = "|".join(ASKED)
 _TAGGED = re.compile(
     rf"<({_NAMES})>(.*?)(?=</?(?:{_NAMES})>|\Z)(?:</\1>)?", re.IGNORECASE | re.DOTALL
 )
@@ -35,7 +37,7 @@ class Parsed(NamedTuple):
     """An answer in its lengths.
 
     Attributes:
-        lengths: every length; sentences stand on lines of their own.
+        lengths: every one that is asked for; sentences stand on lines of their own.
         derived: the lengths that the answer lacked.
     """
 
@@ -47,7 +49,7 @@ def parse_lengths(answer: str) -> Parsed:
     """Read an answer to a prompt of form ``lengths``.
 
     Args:
-        answer: a JSON object with the keys of :data:`LENGTHS` (whole or damaged), sections in tags
+        answer: a JSON object with a key for each length (whole or damaged), sections in tags
             (``<short>...</short>``) or under headings (``Short: ...``), or plain text, which is
             taken for the dense description.
     """
@@ -56,9 +58,9 @@ def parse_lengths(answer: str) -> Parsed:
     # An object without a usable text is no description.
     given = found or {"dense": "" if answer.lstrip().startswith("{") else clean(answer)}
     lengths: dict[Length, str] = {
-        length: given.get(length) or derive(_longest(given), length) for length in LENGTHS
+        length: given.get(length) or derive(_longest(given), length) for length in ASKED
     }
-    return Parsed(lengths, tuple(length for length in LENGTHS if not given.get(length)))
+    return Parsed(lengths, tuple(length for length in ASKED if not given.get(length)))
 
 
 def derive(text: str, length: Length) -> str:
@@ -67,8 +69,10 @@ def derive(text: str, length: Length) -> str:
     Args:
         text: a dense description, or sentences on lines of their own.
         length: ``short`` is its first sentence, ``sentences`` one on each line, ``dense`` all of
-            them in one paragraph.
+            them in one paragraph, ``final`` the text itself: no thought stands before it.
     """
+    if length == "final":
+        return text
     sentences = split_sentences(text)
     if length == "short":
         return sentences[0] if sentences else ""
@@ -104,7 +108,7 @@ def _sections(pattern: re.Pattern[str], answer: str) -> dict[Length, str]:
 
 def _known(record: Mapping[str, Any]) -> dict[Length, str]:
     named = {str(key).strip().casefold(): value for key, value in record.items()}
-    texts = {length: _text(named.get(length), length) for length in LENGTHS}
+    texts = {length: _text(named.get(length), length) for length in ASKED}
     return {length: text for length, text in texts.items() if text}
 
 

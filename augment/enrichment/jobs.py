@@ -35,6 +35,7 @@ class Job(NamedTuple):
         forbidden: what a rewrite must not say, asked for when the text is judged; None where
             nothing is known.
         target: what a query looks for, where its prompt shows it.
+        asked: the query in whose sight the item is written about, of pairs; else empty.
     """
 
     item: Item
@@ -42,6 +43,7 @@ class Job(NamedTuple):
     reason: str
     forbidden: Callable[[], Forbidden] | None = None
     target: Item | None = None
+    asked: str = ""
 
 
 class Retry(NamedTuple):

@@ -160,7 +160,7 @@ class JobPlan(NamedTuple):
 
 
 def candidate_plan(items: Iterable[Item], prompt: Prompt, total: int | None = None) -> JobPlan:
-    """Describe every candidate that has a picture.
+    """Describe every candidate that has a picture, or all where the prompt needs none.
 
     Args:
         items: the candidates.
@@ -168,9 +168,10 @@ def candidate_plan(items: Iterable[Item], prompt: Prompt, total: int | None = No
         total: how many there are, None where that is not known before.
     """
     jobs = (
-        Job(item, None, "no picture") if item.image is None else Job(item, prompt, "picture")
+        Job(item, prompt, "picture") if item.image is not None
+        else Job(item, None if prompt.needs_image else prompt, "no picture")
         for item in items
-    )
+    )  # fmt: skip
     return JobPlan("corpus", {"image": prompt}, jobs, total)
 
 

@@ -115,7 +115,7 @@ class Planner(Iterator[Planned]):
 
     def _plan(self, job: Job, prompt: Prompt) -> Planned:
         """Render, and hash the picture."""
-        request = prompt.render(job.item, job.target)
+        request = prompt.render(job.item, job.target, job.asked)
         image_hash, picture = None, ""
         if request.image is not None:
             try:

@@ -207,7 +207,7 @@ def confirm(
             if text is None or text.rejected.partition(":")[0] not in ("", REFUSED):
                 continue
             target = next(filter(None, map(find, query.positives)), None)
-            answer = text.lengths.get("short") or text.text
+            answer = text.lengths.get("final") or text.text
             item = Item(
                 query.item.id, f"{query.item.text or ''}\nDerived: {answer}".strip(), (), "text"
             )

@@ -2,10 +2,10 @@
 
 A template is a Markdown file with YAML front matter and two bodies, system and user, separated
 by ``---`` lines. The body is Jinja (sandboxed, undefined names are errors) over ``text``,
-``max_words`` and ``max_added_words``. The file declares whether the model may see the picture
-(``shows_image``); a prompt that does not show it leaves the picture out by construction. Only with
-``target_seen`` is a query's positive shown, too: as ``target``, or its picture in place of the
-query's (``shows_image: target``); whatever is written then says so in its recipe.
+``query``, ``max_words`` and ``max_added_words``. The file declares whether the model may see the
+picture (``shows_image``); a prompt that does not show it leaves the picture out by construction.
+Only with ``target_seen`` is a query's positive shown, too: as ``target``, or its picture in place
+of the query's (``shows_image: target``); whatever is written then says so in its recipe.
 
 Text of the data stands between ``<<<`` and ``>>>``; :mod:`augment.prompts.fence` sees to it that a
 passage can neither close its own fence nor speak in the name of the template.
@@ -37,7 +37,7 @@ from augment.records import Item, Request, Side
 
 #: Kinds of text: what is said of an item, or said in place of its text. Checks go by them.
 KINDS = ("caption", "rewrite")
-PromptForm = Literal["plain", "lengths", "tags"]
+PromptForm = Literal["plain", "lengths", "ecr", "tags"]
 
 #: CLIP's tokens to an English word of a caption, punctuation included: a caption of 100 words has
 #: about 120 tokens and two marks, so that a context of 77 holds 62 words.
@@ -47,7 +47,9 @@ _BUDGET = re.compile(r"\s*(\d+)\s*(words?|tokens?)\s*", re.IGNORECASE)
 
 _ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
 _REQUIRED = ("name", "version", "kind", "side", "shows_image", "max_words", "max_new_tokens")
-_OPTIONAL = ("source", "keeps", "max_added_words", "form", "max_tokens", "target_seen")
+_OPTIONAL = (
+    "source", "keeps", "max_added_words", "form", "max_tokens", "target_seen", "needs_image",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,13 @@ class Prompt:
         keeps: whether the answer must keep the negations and numbers of the item's text, and
             stay a question if that is one; for rewrites the default is that it must.
         max_added_words: most words that a rewrite may add to the item's text; None for any.
-        form: ``plain`` text; ``lengths``: several lengths in one answer, see
-            :mod:`augment.checks.lengths`; ``tags``: a chain, see :mod:`augment.checks.tags`.
+        form: ``plain`` text, or ``lengths``: several lengths in one answer, see
+            :mod:`augment.checks.lengths`, or ``ecr``: a thought and a final text, see
+            :mod:`augment.checks.ecr`, or ``tags``: a chain, see :mod:`augment.checks.tags`.
         max_tokens: most tokens of CLIP, start and end marks included; checked, and not told to the
             model, which cannot count them. None for any.
         target_seen: whether the model sees what the query is looking for.
+        needs_image: leave candidates without a picture alone.
     """
 
     name: str
@@ -90,6 +94,7 @@ class Prompt:
     form: PromptForm = "plain"
     max_tokens: int | None = None
     target_seen: bool = False
+    needs_image: bool = True
 
     @cached_property
     def hash(self) -> str:
@@ -111,17 +116,18 @@ class Prompt:
         """``name@hash``, the form stored with every generated text."""
         return f"{self.name}@{self.hash}"
 
-    def render(self, item: Item, target: Item | None = None) -> Request:
+    def render(self, item: Item, target: Item | None = None, asked: str = "") -> Request:
         """The request for one item; the picture is left out unless ``shows_image``.
 
         Args:
             item: a candidate, or a query's.
             target: what a query looks for; shown by prompts that have ``target_seen`` alone.
+            asked: the query in whose sight a candidate is written about, for prompts of pairs.
 
         Raises:
             DataError: if the template does not render for this item.
         """
-        shown = {"text": fenced(item.text)}
+        shown = {"text": fenced(item.text), "query": fenced(asked)}
         seen = target if self.target_seen else None
         if seen is not None:
             shown["target"] = fenced(seen.text)

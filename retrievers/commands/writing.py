@@ -31,19 +31,21 @@ def calibrate(run: Path, tokens: float) -> float:
     found = read_writings(run / WRITTEN)
     at = threshold(found.values(), tokens)
     writing = [one for one in found.values() if one.mark < at]
+    share, mean = len(writing) / len(found), sum(one.tokens for one in writing) / len(found)
+    always = spent(found.values())
     chosen = {
         "threshold": at,
         "budget": tokens,
-        "tokens": sum(one.tokens for one in writing) / len(found),
-        "wrote": len(writing) / len(found),
-        "always": spent(found.values()),
+        "tokens": mean,
+        "wrote": share,
+        "always": always,
         "digest": sha256(run / WRITTEN),
     }
     write_json(run / "calibration.json", chosen)
     say(
         f"--model.encoder.reasoning.when=adaptive --model.encoder.reasoning.threshold={at:.6g}\n"
-        f"of {len(found):,} dev queries {100 * chosen['wrote']:.1f} % write, "
-        f"{chosen['tokens']:.2f} tokens a query (always: {chosen['always']['tokens']:.2f})"
+        f"of {len(found):,} dev queries {100 * share:.1f} % write, {mean:.2f} tokens a query "
+        f"(always: {always['tokens']:.2f})"
     )
     return at
 

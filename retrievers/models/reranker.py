@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from augment.errors import DataError
@@ -17,6 +17,19 @@ from retrievers.data.examples import Example
 from retrievers.models.mllm.encoder import Mllm
 
 _NUMBER = re.compile(r"\d+")
+
+
+class Judgement(NamedTuple):
+    """Scores of a query's candidates, and what they cost.
+
+    Attributes:
+        scores: in float32 on the CPU, higher is better.
+        tokens: read for each candidate, the query's own and pictures included; of a list's windows
+            each candidate's share.
+    """
+
+    scores: Float[Tensor, " candidates"]
+    tokens: Int[Tensor, " candidates"]
 
 
 class Reranker(ABC):
@@ -54,9 +67,14 @@ class Reranker(ABC):
         return digest([type(self).__name__, told, self.model.fingerprint(text)])[:16]
 
     @final
-    @torch.inference_mode()
     def score(self, query: Example, candidates: Sequence[Example]) -> Float[Tensor, " candidates"]:
-        """The score of each candidate, in float32 on the CPU.
+        """The scores of :meth:`judge`."""
+        return self.judge(query, candidates).scores
+
+    @final
+    @torch.inference_mode()
+    def judge(self, query: Example, candidates: Sequence[Example]) -> Judgement:
+        """The score of each candidate.
 
         Args:
             query: what is asked, its pictures as the model's collator made them.
@@ -69,7 +87,8 @@ class Reranker(ABC):
         if not candidates:
             raise DataError("has no candidate to score; its first stage found none", query.id)
         asked, *given = [self._seen(each) for each in (query, *candidates)]
-        scores = self._scores(asked, given).float().cpu()
+        found, tokens = self._scores(asked, given)
+        scores = found.float().cpu()
         if not scores.isfinite().all():
             bad = [each.id for each, s in zip(given, scores.tolist(), strict=True) if s - s]
             raise DataError(
@@ -77,7 +96,7 @@ class Reranker(ABC):
                 "dtype float32 or bfloat16",
                 query.id,
             )
-        return scores
+        return Judgement(scores, tokens.long().cpu())
 
     def _seen(self, example: Example) -> Example:
         seen = example if self.pictures else example._replace(image=None)
@@ -87,18 +106,18 @@ class Reranker(ABC):
         return seen
 
     @abstractmethod
-    def _scores(self, query: Example, candidates: Sequence[Example]) -> Tensor: ...
+    def _scores(self, query: Example, candidates: Sequence[Example]) -> Judgement: ...
 
 
 @final
 class Pointwise(Reranker):
     """Each candidate by itself: log-odds of yes, or what the model's own head of layers says."""
 
-    def _scores(self, query: Example, candidates: Sequence[Example]) -> Tensor:
+    def _scores(self, query: Example, candidates: Sequence[Example]) -> Judgement:
         pairs = self.model.collator().together(
             [query] * len(candidates), [[candidate] for candidate in candidates]
         )
-        return self.model.scores(pairs.to(self.model.device))
+        return Judgement(self.model.scores(pairs.to(self.model.device)), pairs.lengths)
 
 
 @final
@@ -125,20 +144,23 @@ class Listwise(Reranker):
             raise DataError(f"stride {stride} must be from 1 to the window, {window}")
         self.window, self.stride = window, stride
 
-    def _scores(self, query: Example, candidates: Sequence[Example]) -> Tensor:
+    def _scores(self, query: Example, candidates: Sequence[Example]) -> Judgement:
         order, start = list(range(len(candidates))), max(len(candidates) - self.window, 0)
+        read = 0
         while True:
             own = order[start : start + self.window]
-            places = permutation(self._written(query, [candidates[n] for n in own]), len(own))
+            text, tokens = self._written(query, [candidates[n] for n in own])
+            places, read = permutation(text, len(own)), read + tokens
             order[start : start + self.window] = [own[place] for place in places]
             if not start:
                 break
             start = max(start - self.stride, 0)
         scores = torch.empty(len(order))
         scores[order] = torch.arange(len(order), 0, -1, dtype=torch.float32)
-        return scores
+        return Judgement(scores, torch.full((len(order),), read // len(order)))
 
-    def _written(self, query: Example, candidates: Sequence[Example]) -> str:
+    def _written(self, query: Example, candidates: Sequence[Example]) -> tuple[str, int]:
+        """An order of one window, and the tokens that were read for it."""
         from augment.engines.decoding import decode_with
         from augment.records import Sampling
 
@@ -151,7 +173,8 @@ class Listwise(Reranker):
         }  # fmt: skip
         decode = decode_with(self.model.vlm, [tokenizer.eos_token_id], tokenizer.pad_token_id or 0)
         (tokens,) = decode(inputs, Sampling(max_new_tokens=8 * len(candidates)))
-        return str(tokenizer.decode(tokens, skip_special_tokens=True))
+        text = str(tokenizer.decode(tokens, skip_special_tokens=True))
+        return text, int(batch.lengths.sum())
 
 
 def scorer(model: Mllm, pictures: bool = True) -> Reranker:

@@ -38,6 +38,7 @@ from retrievers.training.callbacks import CheckpointFiles, LatestCheckpoint, Thr
 from retrievers.training.gradcache import encode_in_chunks
 from retrievers.training.objective import Objective, Ranking, TokenLoss
 from retrievers.training.optim import AdamWCosine
+from retrievers.training.rationales import Diary, Rationales
 from retrievers.vectors.embed import SIDES, Embedded, put
 from retrievers.vectors.rows import Embeddings
 from retrievers.vectors.search import search
@@ -333,6 +334,7 @@ class Contrastive(Fit):
             the objective.
         tokens: what the cross-entropy of what an :class:`~retrievers.models.mllm.encoder.Mllm` is
             to write counts, from the same forward.
+        rationales: whose words stand before a query's vector, those that are taught or its own.
         init_from: checkpoint whose weights are taken at the start, nothing else of it; UniIR's
             released CLIP models too.
         allow_mismatch: go on with text of another recipe than the one trained on.
@@ -349,6 +351,7 @@ class Contrastive(Fit):
         tuning: Tuning = Tuning(),  # noqa: B008 - frozen
         ranking: Ranking = Ranking(),  # noqa: B008 - frozen
         tokens: TokenLoss = TokenLoss(),  # noqa: B008 - frozen
+        rationales: Rationales = Rationales(),  # noqa: B008 - frozen
         init_from: str | None = None,
         allow_mismatch: bool = False,
     ) -> None:
@@ -356,12 +359,14 @@ class Contrastive(Fit):
         self.objective = objective
         self.optimizer = optimizer
         self.tuning = tuning
-        self.tokens, self.ranking = tokens, ranking
+        self.tokens, self.ranking, self.rationales = tokens, ranking, rationales
+        self._diary: Diary | None = None
         self._reranks = isinstance(encoder, Mllm) and encoder.layout.cross is not None
-        if tokens.weight and (not isinstance(encoder, Mllm) or encoder.layout.pooling == "last"):
+        writes = bool(tokens.weight) or rationales.by == "own"
+        if writes and (not isinstance(encoder, Mllm) or encoder.layout.pooling == "last"):
             raise DataError(
-                "model.tokens is for an Mllm whose vector stands at a mark; set layout.mark, and "
-                "layout.pooling to before or at"
+                "model.tokens and rationales.by=own are for an Mllm whose vector stands at a mark; "
+                "set layout.mark, and layout.pooling to before or at"
             )
         if tuning.dora and init_from is not None:
             raise DataError(
@@ -376,7 +381,7 @@ class Contrastive(Fit):
 
     def training_settings(self) -> dict[str, Any]:
         """Objective and optimiser."""
-        parts = ("ranking" if self._reranks else "objective", "optimizer", "tokens")
+        parts = ("ranking" if self._reranks else "objective", "optimizer", "tokens", "rationales")
         return {name: asdict(getattr(self, name)) for name in parts}
 
     def trim(self, checkpoint: dict[str, Any]) -> None:
@@ -402,13 +407,7 @@ class Contrastive(Fit):
             scores = self._chunked(lambda pairs, _: judge(pairs), batch.queries, "query")
             return self._idle({"loss": self.ranking(scores, batch.labels, batch.groups)})
         scale = self.encoder.scale()
-        encode = self._teach if self.tokens.weight else self._encode
-        queries = self._chunked(encode, batch.queries, "query")
-        written: Mapping[str, Tensor] = {}
-        if self.tokens.weight:
-            counts = (cast("Conversations", batch.queries).targets != IGNORED).sum(1) - 1
-            written = self.tokens(queries[:, -2], queries[:, -1], counts)
-            queries = queries[:, :-2]
+        queries, written = self._asked(batch, scale)
         parts = self.objective(
             queries,
             self._chunked(self._encode, batch.candidates, "corpus"),
@@ -443,6 +442,18 @@ class Contrastive(Fit):
                 "model.encoder.truncate_dim is for test and embed; train prefixes with "
                 f"--model.objective.matryoshka=[{short}]"
             )
+        taught = self.data.recipe.written
+        if (
+            taught is not None
+            and taught.view.recipe.get("target_seen")
+            and self.rationales.by == "taught"
+            and not self.rationales.allow_oracle_contrast
+        ):
+            raise DataError(
+                "data.written was written with the wanted candidates in sight, and contrast on it "
+                "is trivial in training and absent in a test; set model.rationales.by=own (RGE), "
+                "or model.rationales.allow_oracle_contrast=true to see what it does"
+            )
         steps = int(self.trainer.estimated_stepping_batches)
         optimizer, schedule = self.optimizer.build(
             self.encoder.named_parameters(), steps, self.encoder.fresh
@@ -451,6 +462,32 @@ class Contrastive(Fit):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def _asked(self, batch: Pairs, scale: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Vectors of the queries, and the loss on what is written, with what is told of it."""
+        vectors, written = None, {}
+        if self.tokens.weight:
+            taught = self._chunked(self._teach, batch.queries, "query")
+            counts = (cast("Conversations", batch.queries).targets != IGNORED).sum(1) - 1
+            written = {**self.tokens(taught[:, -2], taught[:, -1], counts)}
+            vectors = taught[:, :-2]
+        asked = batch.queries
+        if self.rationales.by == "own":  # another sequence than the one that is taught
+            vectors, (asked, told) = None, self._own(batch)
+            written = {"tokens": scale.new_zeros(()), **written, **told}
+        if vectors is None:
+            vectors = self._chunked(self._encode, asked, "query")
+        return vectors, written
+
+    def _own(self, batch: Pairs) -> tuple[Conversations, Mapping[str, Tensor]]:
+        """The queries with the model's own words behind them, and what is to be told of these."""
+        step = self.global_step
+        if self._diary is None:
+            folder = Path(self.trainer.default_root_dir) if self._trainer else None
+            path = None if folder is None else folder / f"rationales-{self.global_rank}.jsonl"
+            self._diary = Diary(self.rationales, path, step)
+        asked, qids = cast("Conversations", batch.queries), [qid for qid, _ in batch.names]
+        return self._diary.behind(cast("Mllm", self.encoder), asked, qids, step)
 
     def _encode(self, batch: Batch, side: Side) -> Tensor:
         return self.encoder.encode(batch, side).vectors

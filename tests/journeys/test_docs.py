@@ -1,13 +1,16 @@
 """What docs/python.md shows runs, on a small world, with few steps and a scripted model."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import retrievers
 
-PAGE = Path(__file__).parents[2] / "docs" / "python.md"
+HOME = Path(__file__).parents[2]
+PAGE = HOME / "docs" / "python.md"
 SMALLER = {
     "countries=600": "countries=200",
     '"flagland-vlm"': '"scripted:"',
@@ -41,3 +44,14 @@ def test_what_is_named_is_there():
     assert [name for name in retrievers.__all__ if not hasattr(retrievers, name)] == []
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         retrievers.nothing  # noqa: B018
+
+
+@pytest.mark.slow
+def test_the_site_is_built_and_no_link_leads_nowhere(tmp_path):
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", f"--site-dir={tmp_path / 'site'}"]
+    done = subprocess.run(build, cwd=HOME, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    commands = (tmp_path / "site" / "commands" / "index.html").read_text()
+    assert "--dry-run" in commands
+    assert "python -m retrievers compare" in commands
+    assert "mine_negatives" in (tmp_path / "site" / "api" / "index.html").read_text()

@@ -81,6 +81,41 @@ class Conversations(NamedTuple):
             targets=self.targets[:, :0],
         )
 
+    def answered(
+        self, ends: Sequence[Sequence[int]], mark: int, rows: Sequence[int] | None = None
+    ) -> Conversations:
+        """Prompts with other tokens behind them, which are the targets.
+
+        Args:
+            ends: tokens of each row, the mark included.
+            mark: ends a row that has no targets, where it is pooled.
+            rows: only these; None takes all.
+        """
+        own = [self.rows(row, row + 1) for row in (range(self.size) if rows is None else rows)]
+        made: list[list[Tensor]] = [[], [], [], []]
+        for row, end in zip(own, ends, strict=True):
+            tokens, new = row.tokens[0], row.tokens.new_tensor(list(end))
+            behind = (row.targets != IGNORED).sum() if row.targets.shape[1] else tokens[-1] == mark
+            prompt = tokens[: len(tokens) - int(behind)]
+            tokens = torch.cat([prompt, new])
+            kinds = torch.cat([row.kinds[0, : len(prompt)], torch.zeros_like(new)])
+            targets = torch.cat([torch.full_like(prompt, IGNORED), new])
+            for part, value in zip(
+                made, (tokens, torch.ones_like(tokens), kinds, targets), strict=True
+            ):
+                part.append(value)
+        padded = [
+            torch.nn.utils.rnn.pad_sequence(
+                part, batch_first=True, padding_value=fill, padding_side="left"
+            )
+            for part, fill in zip(made, (0, 0, 0, IGNORED), strict=True)
+        ]
+        tokens, mask, kinds, targets = padded
+        patches, grids, shown = (
+            torch.cat(part) for part in zip(*(row[3:6] for row in own), strict=True)
+        )
+        return Conversations(tokens, mask, kinds, patches, grids, shown, targets)
+
     def to(self, device: Any, **options: Any) -> Conversations:
         """The same on another device; ``options`` as :meth:`torch.Tensor.to` has them."""
         return Conversations(*(part.to(device, **options) for part in self))

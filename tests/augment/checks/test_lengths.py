@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from augment import corpus
 from augment.checks import judge
-from augment.checks.lengths import LENGTHS, derive, parse_lengths
+from augment.checks.lengths import ASKED, derive, parse_lengths
 from augment.enrichment.pipeline import Options
 from augment.errors import DataError
 from augment.prompts import load_prompt
@@ -73,15 +73,15 @@ def test_every_wrapping_is_read(answer):
         ('{"short": "a red flag", "dense": null, ' + LISTED + "}", ("dense",)),
         ('{"short": "a red flag", "dense": "A red flag. It has two st', ("sentences",)),
         ("A red flag. It has two stars.", ("short", "sentences")),
-        ('{"dense": 7}', LENGTHS),
-        ("", LENGTHS),
-        ("{", LENGTHS),
+        ('{"dense": 7}', ASKED),
+        ("", ASKED),
+        ("{", ASKED),
     ],
 )
 def test_missing_parts_are_derived(answer, derived):
     lengths, missing = parse_lengths(answer)
     assert missing == derived
-    assert set(lengths) == set(LENGTHS)
+    assert set(lengths) == set(ASKED)
     if "stars." in answer:
         assert lengths["sentences"] == WANTED["sentences"]
         assert lengths["dense"] == WANTED["dense"]
@@ -90,7 +90,7 @@ def test_missing_parts_are_derived(answer, derived):
 @given(st.text(alphabet='{}[]",:\\ \nadenorsthc<>/', max_size=60))
 def test_no_answer_breaks_the_reader(answer):
     lengths, _ = parse_lengths(answer)
-    assert set(lengths) == set(LENGTHS)
+    assert set(lengths) == set(ASKED)
 
 
 def test_derived_lengths():
@@ -122,7 +122,7 @@ def test_views_choose_a_length(tmp_path):
     corpus.run(root, tmp_path / "s", prompt="rar/corpus_lengths", options=options)
     (stored,) = Store(tmp_path / "s")
     assert (stored.lengths, stored.checks["derived_lengths"]) == (WANTED, 0)
-    views = {n: open_view("corpus", "replace", tmp_path / "s", length=n) for n in LENGTHS}
+    views = {n: open_view("corpus", "replace", tmp_path / "s", length=n) for n in ASKED}
     assert {name: view.text(item) for name, view in views.items()} == WANTED
     prints = {view.fingerprint for view in views.values()}
     assert len(prints) == 3

@@ -54,7 +54,7 @@ def test_chains_are_held_to_the_papers_rules(reply, reason):
     assert bool(found.rejected) == bool(reason), found.rejected
     if not reason:
         assert found.text == f"{LONG.strip()}\na red square with a border"
-        assert found.lengths["short"] == "a red square with a border"
+        assert found.lengths["final"] == "a red square with a border"
 
 
 @pytest.mark.parametrize(

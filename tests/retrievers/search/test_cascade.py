@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from augment.data import grades_of, read_qrels
-from augment.errors import DataError
+from augment.engines.scripted import ScriptedEngine
+from augment.errors import DataError, EngineError
 from retrievers.cli import main
 from retrievers.data.module import MBeirData, SearchConfig
 from retrievers.evaluation.evaluate import evaluate
@@ -19,7 +20,8 @@ from retrievers.evaluation.run_files import read_run, read_table, write_run
 from retrievers.export.folder import save
 from retrievers.models.mllm.layout import CrossLayout, Layout
 from retrievers.models.reranker import Listwise, Pointwise
-from retrievers.search.cascade import in_order, rerank
+from retrievers.search.cascade import ScoreLog, in_order, rerank
+from retrievers.search.rewriting import PairRewriting
 from retrievers.vectors.search import test as search
 from tests.retrievers.mllms import make
 from tests.retrievers.models.test_retriever import make_root
@@ -120,7 +122,7 @@ def test_orders_of_lists_are_kept_by_list(world, folders, tmp_path, monkeypatch)
     judge = Listwise(
         make(folders["qwen3"], layout=Layout(cross=CrossLayout(ask="?", yes="", no="")))
     )
-    monkeypatch.setattr(Listwise, "_written", lambda self, query, given: f"{len(given)}")
+    monkeypatch.setattr(Listwise, "_written", lambda self, query, given: (f"{len(given)}", 7))
     rerank(judge, data, root / "first", tmp_path, depth=3)
     for name in ("squares_task0.local.trec", "squares_task3.union.trec"):
         first, after = read_run(root / "first" / name), read_run(tmp_path / name)
@@ -208,3 +210,69 @@ def test_weights_of_dev_queries_are_kept_for_their_systems_alone(world, folders,
     kept.write_text(kept.read_text().replace(f'"metric": "{tuned.metric}"', '"metric": "map"'))
     with pytest.raises(DataError, match="holds no weights as --dev chose them"):
         fuse(runs, tmp_path / "three", weights_from=kept)
+
+
+def test_candidates_are_rewritten_once_in_sight_of_each_query_and_read_so(
+    world, folders, tmp_path, monkeypatch
+):
+    root, data = world
+    judge = Pointwise(make(folders["qwen3"], layout=WORDS))
+    seen, plain = {}, Pointwise._scores
+
+    def watching(self, query, candidates):
+        seen.update({(query.text, query.id, one.id): one.text for one in candidates})
+        return plain(self, query, candidates)
+
+    monkeypatch.setattr(Pointwise, "_scores", watching)
+    engine = ScriptedEngine(lambda r: f"It is {len(r.text)} in sight of it.", root=root)
+    monkeypatch.setattr("augment.enrichment.pipeline.load_engine", lambda *_, **__: engine)
+    rewriting = PairRewriting(depth=2, model="scripted:")
+    out = tmp_path / "out"
+    rerank(judge, data, root / "first", out, depth=4, rewrite=rewriting)
+    asked = len(engine.calls)
+    for task in data.test_plan().tasks:
+        for qid, hits in read_run(root / "first" / f"{task.name}.local.trec").items():
+            texts = [
+                t for (_, q, d), t in seen.items() if q == qid and d in {h.did for h in hits[:2]}
+            ]
+            assert texts, qid
+            assert all(text.startswith("It is") for text in texts)
+    assert any(text is None or not text.startswith("It is") for text in seen.values()), "deeper"
+    told = json.loads((out / "cascade.json").read_text())
+    assert told["rewrite"]["asked"] >= asked > 0
+    tokens = ScoreLog(out / "scores").tokens
+    assert len(tokens) == len({key[1:] for key in seen})
+    assert min(tokens.values()) > 5
+    seen.clear()
+    rerank(judge, data, root / "first", out, depth=4, rewrite=rewriting)
+    assert (len(engine.calls), seen) == (asked, {}), "a warm run asks and scores nothing"
+    rerank(judge, data, root / "first", out, depth=4)
+    assert seen, "without rewriting other texts are read"
+    seen.clear()
+    other = PairRewriting(depth=2, model="scripted:", prompt="tte/qar_shown")
+    rerank(judge, data, root / "first", out, depth=4, rewrite=other)
+    assert len(engine.calls) > asked, "another prompt, other keys"
+
+
+def test_a_killed_rewriting_goes_on(world, folders, tmp_path, monkeypatch):
+    root, data = world
+    judge = Pointwise(make(folders["qwen3"], layout=WORDS))
+    rewriting, asked = PairRewriting(depth=3, model="scripted:", batch_size=4), []
+    for die_after in (9, None):
+        engine = ScriptedEngine(root=root, die_after=die_after, batch_size=4)
+        monkeypatch.setattr(
+            "augment.enrichment.pipeline.load_engine", lambda *_, engine=engine, **__: engine
+        )
+        try:
+            rerank(judge, data, root / "first", tmp_path, depth=3, rewrite=rewriting)
+        except EngineError as error:
+            assert "same command" in str(error)  # noqa: PT017 - and how to go on
+        asked.append([request.text for request in engine.calls])
+    kept = set(asked[0][:8])  # whole batches are saved
+    assert len(kept) == 8
+    assert not kept & set(asked[1])
+
+
+def test_rewritings_that_cannot_be_meant_are_refused():
+    with pytest.raises(DataError, match=r"rewrite\.depth -1"):
+        PairRewriting(depth=-1)

@@ -113,7 +113,7 @@ def test_a_window_goes_from_the_end_to_the_beginning(folders, monkeypatch):
 
     def backwards(query, given):
         seen.append([int(c.id) for c in given])
-        return " > ".join(f"[{n}]" for n in range(len(given), 0, -1))
+        return " > ".join(f"[{n}]" for n in range(len(given), 0, -1)), 7
 
     monkeypatch.setattr(judge, "_written", backwards)
     scores = judge.score(candidates[0], candidates)
