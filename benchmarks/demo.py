@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from augment.enrichment.command import entry
 from augment.files import say
 from benchmarks.experiments import __main__ as experiments
+from benchmarks.experiments.spec import FOLDER
 
 if TYPE_CHECKING:
     from benchmarks.experiments.results import ArmReader
@@ -96,8 +97,50 @@ class System(NamedTuple):
     defaults: Mapping[str, Any]
 
 
+def run_trace(reader: ArmReader) -> str:
+    """Do what is not done, write ``demo.json``, ``table.md`` and ``report.html``.
+
+    Returns:
+        One model that never, always and adaptively writes, and its twin that never learnt to, task
+        by task; and who wrote how much.
+    """
+    from augment.files import markdown, write_json, write_text
+    from benchmarks.experiments import graph, results
+    from benchmarks.experiments.tables import interval
+    from benchmarks.experiments.writing import writing_table
+    from benchmarks.report.page import write_report
+
+    graph.run(reader.steps(), reader.out)
+    value = results.collect(reader)
+    write_json(reader.out / "demo.json", value)
+    arms = value["arms"]
+    against = [
+        {row["name"]: interval(row["difference"]) for row in one["rows"]}
+        for one in value["comparisons"]
+    ]
+    tasks = [*arms["adaptive"]["tasks"], "mean"]
+    rows = [
+        [task, *(f"{100 * {**arm['tasks'], 'mean': arm['mean']}[task]['score']:.1f}"
+                 for arm in arms.values()), *(one[task] for one in against)]
+        for task in tasks
+    ]  # fmt: skip
+    head = [f"task (local pool, {reader.metric}, %)", *arms,
+            *(f"adaptive - {one['names'][0]}, 95 %" for one in value["comparisons"])]  # fmt: skip
+    table = f"{markdown(head, rows)}\n\n{writing_table(arms)}"
+    write_text(reader.out / "table.md", table + "\n")
+    folders = [reader.folders(name)[0] for name in ("twin", "adaptive")]
+    write_report(folders[0], folders[1], reader.out / "report.html", names=("twin", "adaptive"),
+                 metric=reader.metric, seed=reader.seeds[0])  # fmt: skip
+    return table
+
+
+_TRACE = {"config": "flagland_trace", "steps": 120, "batch_size": 80, "tasks": [0, 3, 6, 7, 8]}
+
 #: A row a system.
-SYSTEMS: Mapping[str, System] = {"rar": System(DEMO, run, {"steps": 60, "batch_size": 128})}
+SYSTEMS: Mapping[str, System] = {
+    "rar": System(DEMO, run, {"steps": 60, "batch_size": 128}),
+    "trace": System(FOLDER / "trace" / "1-adaptive.yaml", run_trace, _TRACE),
+}
 
 
 @entry

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch.nn import functional
 
+from augment import queries
+from augment.enrichment.pipeline import Options
 from augment.errors import DataError, MismatchError
 from retrievers.cli import main
 from retrievers.data.examples import Candidate, PairCollator, PairExample
@@ -364,7 +366,8 @@ def test_packaged_rerankers_train_on_mined_lists_and_rerank(folders, name, tmp_p
     assert "has no vectors to validate by" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["flagland_mllm", "qwen3_vl_embedding_lora", "lamra"])
+@pytest.mark.parametrize("name", ["flagland_mllm", "qwen3_vl_embedding_lora", "lamra",
+                                  "flagland_trace", "trace_qwen2_5_vl_7b"])  # fmt: skip
 def test_packaged_recipes_train_and_test(folders, name, tmp_path, capsys):
     root = make_root(tmp_path / "root")
     given = [
@@ -374,9 +377,15 @@ def test_packaged_recipes_train_and_test(folders, name, tmp_path, capsys):
         "--data.loader.workers=0", "--trainer.val_check_interval=1",
         "--trainer.enable_progress_bar=false", "--data.validation.queries=4",
     ]  # fmt: skip
+    if "trace" in name:
+        queries.run(root, tmp_path / "store", options=Options(model="scripted:"))
+        given += [f"--data.written.store={tmp_path / 'store'}",
+                  "--model.encoder.init_args.reasoning.max_tokens=3"]  # fmt: skip
     assert main(["fit", *given]) == 0, capsys.readouterr().err
     last = tmp_path / "checkpoints" / "latest.ckpt"
     assert main(["test", *given, f"--ckpt_path={last}"]) == 0, capsys.readouterr().err
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     loaded = load(last)
-    assert metrics["made_by"] == loaded.fingerprint(loaded.trained_on)
+    told = {key: value for key, value in loaded.trained_on.items() if key != "written"}
+    assert metrics["made_by"] == loaded.fingerprint(told)
+    assert bool(metrics["writing"]) == ("written" in loaded.trained_on) == ("trace" in name)
