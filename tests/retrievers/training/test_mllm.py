@@ -18,6 +18,7 @@ from retrievers.export.folder import save
 from retrievers.models.load import load
 from retrievers.models.mllm.conversations import IGNORED
 from retrievers.models.mllm.layout import CrossLayout, Layout
+from retrievers.models.mllm.reasoning import Reasoning, reason
 from retrievers.models.reranker import scorer
 from retrievers.models.tuning import Tuning, merge
 from retrievers.training.gradcache import encode_in_chunks
@@ -191,6 +192,36 @@ def test_the_token_loss_is_that_of_the_models_own_and_of_each_row_alone(folders,
     plain = encoder.encode(direct, "query").vectors
     still = [0, 3]  # what writes nothing has the vector of direct embedding
     torch.testing.assert_close(vecs[still], plain[still], atol=1e-5, rtol=0)
+
+
+def test_a_few_pairs_are_learnt_by_heart_and_routes_are_those_that_were_taught(folders):
+    encoder = make(folders["qwen3"], head=True)
+    training = Contrastive(encoder, tuning=Tuning("image"), tokens=TokenLoss(1.0))
+    batch = pairs(encoder, WRITTEN)
+    optimizer = torch.optim.AdamW([p for p in encoder.parameters() if p.requires_grad], lr=0.01)
+    encoder.train()
+    for _ in range(40):
+        optimizer.zero_grad()
+        training.loss(batch)["loss"].backward()
+        optimizer.step()
+    encoder.eval()
+    asked = encoder.collator()(mixed(encoder.collator()), "query")
+    found = reason(encoder, asked, Reasoning("adaptive", max_tokens=12))
+    decode = encoder.collator().processor.tokenizer.decode
+    assert tuple(decode(row) for row in found.tokens) == WRITTEN
+    assert [ending == "direct" for ending in found.endings] == [not text for text in WRITTEN]
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_without_the_token_loss_the_marks_rows_stay(folders, weight):
+    encoder = make(folders["qwen2_5"])  # whose head is not tied
+    training = Contrastive(encoder, tuning=Tuning("image"), tokens=TokenLoss(weight))
+    training.loss(pairs(encoder, WRITTEN))["loss"].backward()
+    head, embedding = encoder.vlm.lm_head.weight, encoder.vlm.get_input_embeddings().weight
+    # The state before the mark is pooled, so that the mark itself is never read.
+    assert float(embedding.grad[encoder.mark].abs().sum()) == 0
+    moved = 0.0 if head.grad is None else float(head.grad[encoder.mark].abs().sum())
+    assert (moved > 0) == bool(weight)
 
 
 def test_the_token_losses_normalisers():
