@@ -104,29 +104,17 @@ def run_trace(reader: ArmReader) -> str:
         One model that never, always and adaptively writes, and its twin that never learnt to, task
         by task; and who wrote how much.
     """
-    from augment.files import markdown, write_json, write_text
-    from benchmarks.experiments import graph, results
-    from benchmarks.experiments.tables import interval
+    from augment.files import write_json, write_text
+    from benchmarks.experiments import graph, results, tables
     from benchmarks.experiments.writing import writing_table
     from benchmarks.report.page import write_report
 
     graph.run(reader.steps(), reader.out)
     value = results.collect(reader)
     write_json(reader.out / "demo.json", value)
-    arms = value["arms"]
-    against = [
-        {row["name"]: interval(row["difference"]) for row in one["rows"]}
-        for one in value["comparisons"]
-    ]
-    tasks = [*arms["adaptive"]["tasks"], "mean"]
-    rows = [
-        [task, *(f"{100 * {**arm['tasks'], 'mean': arm['mean']}[task]['score']:.1f}"
-                 for arm in arms.values()), *(one[task] for one in against)]
-        for task in tasks
-    ]  # fmt: skip
-    head = [f"task (local pool, {reader.metric}, %)", *arms,
-            *(f"adaptive - {one['names'][0]}, 95 %" for one in value["comparisons"])]  # fmt: skip
-    table = f"{markdown(head, rows)}\n\n{writing_table(arms)}"
+    compared = [tables.comparison_table(one) for one in value["comparisons"]]
+    parts = [tables.arms_table(value), writing_table(value["arms"]), *compared]
+    table = "\n\n".join(parts)
     write_text(reader.out / "table.md", table + "\n")
     folders = [reader.folders(name)[0] for name in ("twin", "adaptive")]
     write_report(folders[0], folders[1], reader.out / "report.html", names=("twin", "adaptive"),

@@ -20,10 +20,11 @@ from augment.data.items import SPLITS, RootItems
 from augment.data.pools import open_queries
 from augment.enrichment.jobs import Job
 from augment.enrichment.pipeline import JobPlan, Options, carry_out, finish
+from augment.enrichment.pipeline import recipe as made_by
 from augment.errors import DataError
 from augment.files import say, text_lines, write_text
 from augment.prompts import load_prompt
-from augment.records import Item, Query
+from augment.records import Enrichment, Item, Query
 from augment.store import Store
 
 RouteBy = Literal["dataset", "judge", "margin", "random"]
@@ -61,9 +62,7 @@ def route(
     share: float = 0.5,
     seed: int = 0,
     store: Path | None = None,
-    recipe: str | None = None,
     run: Path | None = None,
-    below: float = 0.0,
 ) -> int:
     """Write the ids of the queries that are to be reasoned about, one a line, and why.
 
@@ -73,34 +72,29 @@ def route(
         root: Folder in M-BEIR's layout.
         out: File to write.
         by: dataset: those that TRACE reasons about (CIRR, FashionIQ, InfoSeek, OVEN); judge: texts
-            of the prompt trace/complexity; margin: a direct retriever's run; random.
+            of the prompt trace/complexity; margin: a direct retriever's run, those whose positive
+            is not first; random.
         split: Of the queries.
         share: Of random, by the query's id.
         seed: Of random.
         store: Of judge, the folder of its texts.
-        recipe: Of judge, id of the recipe; null: the one meant.
         run: Of margin, a TREC file, or a folder of them.
-        below: Of margin: reason where the score of the best positive, less that of the best other
-            candidate, is at most this. At 0 those whose positive is not first.
     """
     files = DataRoot(root).query_files(split)
     if not files:
         raise DataError(f"no query files of {split}", str(root))
-    why = _label(by, share, seed, store, recipe, run, below)
-    counts = {"asked": 0, "unknown": 0, "chosen": 0}
-    lines = []
-    for file in files:
-        for query in open_queries(file.path):
-            reason = why(file.dataset, query)
-            counts["asked"] += 1
-            counts["unknown"] += reason is None
-            if reason:
-                counts["chosen"] += 1
-                lines.append(f"{query.item.id}\t{reason}\n")
+    why = _label(by, share, seed, store, run)
+    found = {
+        query.item.id: why(file.dataset, query)
+        for file in files
+        for query in open_queries(file.path)
+    }
+    lines = [f"{qid}\t{reason}\n" for qid, reason in found.items() if reason]
     write_text(out, "".join(lines))
+    unknown = sum(reason is None for reason in found.values())
     say(
-        f"{counts['chosen']:,} of {counts['asked']:,} queries are to be reasoned about; nothing is "
-        f"known of {counts['unknown']:,}, which are not"
+        f"{len(lines):,} of {len(found):,} queries are to be reasoned about; nothing is known of "
+        f"{unknown:,}, which are not"
     )
     return 0
 
@@ -109,39 +103,29 @@ def route(
 Label = Callable[[str, Query], str | None]
 
 
-def _label(
-    by: RouteBy, share: float, seed: int, store: Path | None, recipe: str | None,
-    run: Path | None, below: float,
-) -> Label:  # fmt: skip
+def _label(by: RouteBy, share: float, seed: int, store: Path | None, run: Path | None) -> Label:
     if by == "dataset":
         return lambda dataset, _: dataset if dataset.partition("_task")[0] in REASONING else ""
     if by == "random":
-
-        def drawn(_: str, query: Query) -> str:
-            number = Random(f"{seed}:{query.item.id}").random()  # noqa: S311
-            return f"{number:.3f}" if number < share else ""
-
-        return drawn
+        return lambda _, query: _most(Random(f"{seed}:{query.item.id}").random(), share)  # noqa: S311
     if by == "judge":
         if store is None:
             raise DataError("by=judge reads texts of trace/complexity: name their store")
-        texts = Store(store).texts("query", recipe)
-
-        def judged(_: str, query: Query) -> str | None:
-            text = texts.get(query.item.id)
-            said = None if text is None or text.rejected else verdict(text.text)
-            return said and (f"{said[1]:g}" if said[0] == "reason" else "")
-
-        return judged
+        texts = Store(store).texts("query")
+        return lambda _, query: _judged(texts.get(query.item.id))
     if run is None:
         raise DataError("by=margin reads the run of a direct retriever on these queries: name it")
     scores = _scores(run)
+    return lambda _, query: _most(_margin(query, scores), 0.0)
 
-    def narrow(_: str, query: Query) -> str | None:
-        found = _margin(query, scores)
-        return None if found is None else f"{found:.4f}" if found <= below else ""
 
-    return narrow
+def _most(number: float | None, most: float) -> str | None:
+    return None if number is None else f"{number:.4f}" if number <= most else ""
+
+
+def _judged(text: Enrichment | None) -> str | None:
+    said = None if text is None or text.rejected else verdict(text.text)
+    return said and (f"{said[1]:g}" if said[0] == "reason" else "")
 
 
 def _scores(run: Path) -> Mapping[str, Mapping[str, float]]:
@@ -217,13 +201,12 @@ def confirm(
     # A verdict is a word and a number: no sentence, of no language.
     limits = Limits(language="", truncation=0.9, filler=1.0, leak="off")
     options = Options(model=model, batch_size=batch_size, limits=limits)
-    verdicts = store.with_name(f"{store.name}-verdicts")
-    code = finish(
-        carry_out(JobPlan("query", dict(prompts), jobs()), root, verdicts, options), verdicts
-    )
+    engine, verdicts = options.engine(root), store.with_name(f"{store.name}-verdicts")
+    done = carry_out(JobPlan("query", dict(prompts), jobs()), root, verdicts, options, engine)
+    code, judged = finish(done, verdicts), made_by("query", engine, prompts, options).id
     counts: Counter[str] = Counter()
     with chains:
-        for name, one in Store(verdicts).texts("query").items():
+        for name, one in Store(verdicts).texts("query", judged).items():
             link, said = chains.link_of(made.id, name), verdict(one.text)
             if link is None:
                 continue
