@@ -42,7 +42,7 @@ CHAIN = {"image_prompt": "trace/visual", "question_prompt": "trace/knowledge",
         (GOOD.replace("a red square with a border", "make the SQUARE red!"), "repeated request"),
         (
             f"<reasoning>{'one two three four. ' * 60}</reasoning><answer>a red square</answer>",
-            "rep",
+            "reasoning_tokens",
         ),
     ],
 )
@@ -93,11 +93,11 @@ def test_queries_are_routed_by_data_set_judge_margin_and_chance(root, tmp_path, 
     renamed = tmp_path / "named"
     for name in ("query/train", "cand_pool/local"):
         (renamed / name).mkdir(parents=True)
-    for path in (root / "query" / "train").iterdir():
+    for path in (root / "query" / "train").glob("*.jsonl"):
         (renamed / "query" / "train" / path.name.replace("squares", "cirr")).write_bytes(
             path.read_bytes()
         )
-    every = {q["qid"] for p in (renamed / "query" / "train").iterdir()
+    every = {q["qid"] for p in (renamed / "query" / "train").glob("*.jsonl")
              for q in map(json.loads, p.read_text().splitlines())}  # fmt: skip
     assert main(["route", "--root", str(renamed), "--out", str(out)]) == 0
     assert read_ids(out) == every
@@ -138,13 +138,13 @@ def test_only_routed_queries_are_asked_and_unborne_chains_are_refused(root, trai
     ids = tmp_path / "ids.txt"
     ids.write_text("".join(f"{one}\n" for one in trained[:3]))
     store, verdicts = tmp_path / "chains", tmp_path / "chains-verdicts"
-    reply = GOOD.replace("a red square", "a thing, a blank square")
+    reply = GOOD.replace("a red square", "the number on a square")
     model = answers(tmp_path, dict.fromkeys(trained, reply))
     queries.run(root, store, only=ids, options=Options(model=model), **CHAIN)
     chains = Store(store).texts("query")
     assert set(chains) == set(trained[:3])
     accepted = [name for name in chains if not chains[name].rejected]
-    assert accepted
+    assert accepted, [one.rejected for one in chains.values()]
     said = dict(zip(accepted, ("yes 0.9", "yes 0.6", "no 0.9"), strict=False))
     model = answers(tmp_path, said)
     assert main(["confirm", "--root", str(root), "--store", str(store), "--model", model]) == 0
