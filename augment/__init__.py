@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from augment.checks import Limits as Limits
     from augment.data import DataRoot as DataRoot
+    from augment.data.sources import import_data as import_data
     from augment.engines import Engine as Engine
     from augment.engines import load_engine as load_engine
     from augment.enrichment.account import Summary as Summary
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _PLACES = {
     "checks": ("Limits",),
     "data": ("DataRoot",),
+    "data.sources": ("import_data",),
     "engines": ("Engine", "load_engine"),
     "enrichment.account": ("Summary",),
     "enrichment.export": ("export",),

@@ -151,8 +151,38 @@ def retry(arguments: Sequence[str]) -> int:
     return run_command(prog, plans[name], arguments[1:], supervised=True, retry=True)
 
 
+def import_(arguments: Sequence[str]) -> int:
+    """Make a data root of other data: ``import KIND SOURCE --out ROOT``."""
+    from inspect import getdoc
+
+    from augment.data.sources import READERS, Bounds, import_data
+    from augment.enrichment.command import add_options, parser, values
+
+    kind = arguments[0] if arguments else ""
+    if kind not in READERS:
+        lines = [
+            f"  {name:11}{(getdoc(READERS[name]) or '').split(chr(10))[0]}" for name in READERS
+        ]
+        usage = "usage: python -m augment import KIND SOURCE --out ROOT [--help] ..."
+        say("\n".join([usage, "", *lines]), None if kind in ("-h", "--help") else sys.stderr)
+        return 0 if kind in ("-h", "--help") else 2
+    reader, skip = READERS[kind], ("kind", "bounds", "options")
+    about = (getdoc(reader) or "").partition("\n\nArgs:")[0]
+    made = parser(f"python -m augment import {kind}", about)
+    add_options(made, import_data, positional=("source",), skip=skip)
+    add_options(made, reader, skip=("source",))
+    add_options(made, Bounds)
+    parsed = made.parse_args(list(arguments[1:]))
+    bounds = Bounds(**values(parsed, Bounds))
+    given = values(parsed, import_data, skip) | values(parsed, reader, ("source",))
+    done = import_data(kind, bounds=bounds, **given)
+    say(f"{done}\nnext: python -m augment validate {given['out']}")
+    return 0
+
+
 #: Verb -> the module whose function it is, and what is named without a name.
 VERBS: Mapping[str, tuple[str, str, Sequence[str]]] = {
+    "import": ("__main__", "make a data root of a table, a folder, BEIR, COCO, ...", ()),
     "validate": ("data.validate", "check a data root", ("root",)),
     "status": ("__main__", "what a store holds, what ran, what failed", ()),
     "verify": ("store.upkeep", "check a store from end to end", ()),
@@ -180,9 +210,9 @@ def main(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"error: no verb {name!r}\n{usage}")
         return 2
     module, _, positional = VERBS[name]
+    if name in ("retry", "import"):
+        return (retry if name == "retry" else import_)(rest[:-1])
     verb = getattr(import_module(f"augment.{module}"), name)
-    if name == "retry":
-        return retry(rest[:-1])
     return call(verb, rest[:-1], f"python -m augment {name}", positional)
 
 

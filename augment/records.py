@@ -36,6 +36,12 @@ TASKS: Mapping[int, tuple[Modality, Modality]] = {
 }
 
 
+def dataset_of(id: str) -> str:  # noqa: A002 - the word of the format
+    """The dataset id in an id of M-BEIR's form, two numbers with a colon; empty in any other."""
+    dataset, _, number = id.partition(":")
+    return dataset if id.isascii() and dataset.isdigit() and number.isdigit() else ""
+
+
 def one_picture(path: str | None) -> tuple[str, ...]:
     """The pictures of an item that has at most one."""
     return () if path is None else (path,)
@@ -52,7 +58,8 @@ class Item:
     """One query or candidate as published.
 
     Attributes:
-        id: ``"{dataset_id}:{n}"``, kept as a string everywhere so that ids cannot alias.
+        id: ``"{dataset_id}:{n}"`` in M-BEIR, any string without blanks elsewhere; kept as a
+            string everywhere so that ids cannot alias.
         text: the published text, or None.
         images: paths of pictures relative to the data root, with forward slashes. No file is
             opened. M-BEIR has at most one an item.
@@ -77,8 +84,8 @@ class Item:
 
     @property
     def dataset(self) -> str:
-        """The dataset id, the part of the id before the colon."""
-        return self.id.partition(":")[0]
+        """The dataset id, see :func:`dataset_of`."""
+        return dataset_of(self.id)
 
 
 @dataclass(frozen=True, slots=True)

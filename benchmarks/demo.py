@@ -83,6 +83,35 @@ def run(reader: ArmReader) -> str:
     return "\n".join([table, *notes, *(f"\n{part}" for part in seen)])
 
 
+def stages(reader: ArmReader) -> str:
+    """TTE-v2's cascade and one round of its feedback: a table of stages, tokens, and the page.
+
+    Returns:
+        The tables.
+    """
+    from augment.files import write_json, write_text
+    from benchmarks.experiments import graph, results
+    from benchmarks.experiments import tables as drawn
+    from benchmarks.report.page import write_report
+    from retrievers.search.budget import budget
+
+    out = reader.out
+    graph.run(reader.steps(), out)
+    value = results.collect(reader)
+    write_json(out / "demo.json", value)
+    names = ("first stage", "reranker alone", "cascade")
+    first, reranked, fused = (reader.folders(name)[0] for name in names)
+    spent = budget(first, [reranked], out, depths=(0, 2, 5, 10), weights=[fused / "fusion.json"],
+                   metric=reader.metric)  # fmt: skip
+    table = f"{drawn.report(value)}\n\nTokens of the reranker, fused at each depth\n\n{spent}"
+    write_text(out / "table.md", table + "\n")
+    write_report(
+        first, fused, out / "report.html", names=("first stage", "cascade"),
+        metric=reader.metric, seed=reader.seeds[0],
+    )  # fmt: skip
+    return table
+
+
 class System(NamedTuple):
     """What is shown of a system.
 
@@ -128,6 +157,7 @@ _TRACE = {"config": "flagland_trace", "steps": 120, "batch_size": 80, "tasks": [
 SYSTEMS: Mapping[str, System] = {
     "rar": System(DEMO, run, {"steps": 60, "batch_size": 128}),
     "trace": System(FOLDER / "trace" / "1-adaptive.yaml", run_trace, _TRACE),
+    "tte": System(FOLDER / "tte" / "cascade.yaml", stages, {"steps": 60, "batch_size": 128}),
 }
 
 

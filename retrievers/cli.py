@@ -29,6 +29,12 @@ VERBS = {
     "embed": ("retrievers.cli", "embed pools and queries into a folder that test and search read"),
     "mine": ("retrievers.cli", "mine hard negatives of the training queries"),
     "rerank": ("retrievers.cli", "put a run's best candidates in a reranker's order"),
+    "budget": ("retrievers.search.budget", "plot a cascade's quality against the tokens it reads"),
+    "doubts": ("retrievers.cli", "judgements that a run's reranked scores say are missing"),
+    "loop": (
+        "retrievers.commands.loop",
+        "train again on what a reranker says of a retriever's finds",
+    ),
     "audit": ("retrievers.cli", "count what the text encoder's context cuts off"),
     "search": ("retrievers.search.command:search", "search a root with a text, a picture or both"),
     "serve": ("retrievers.search.command:serve", "the same as a page in the browser"),
@@ -185,6 +191,7 @@ def mine(
     mining: MiningConfig,
     model: Encoder | str | None = None,
     run: Path | None = None,
+    judge: Path | None = None,
     out: Path = Path("runs/retriever"),
     embeddings: Path | None = None,
     device: str = "auto",
@@ -198,7 +205,8 @@ def mine(
             or an encoder.
         data: the root and what is shown of it.
         mining: which candidates become hard negatives.
-        run: in place of a model, a TREC run of the training queries, such as a reranked one.
+        run: in place of a model, a TREC run of the training queries, or a folder of runs.
+        judge: run or folder whose scores, a reranker's, count in place of those of the run.
         out: folder of the table.
         embeddings: folder of the vectors; OUT/embeddings if none is named here or as
             ``data.embeddings.folder``.
@@ -213,7 +221,7 @@ def mine(
     data.keep_embeddings(embeddings, out)
     tally = mine_negatives(
         run or _encoder(model or ""), data, out, mining, device=device, precision=precision,
-        allow_mismatch=allow_mismatch,
+        allow_mismatch=allow_mismatch, judge=judge,
     )  # fmt: skip
     say(f"{tally.table()}\n{out}/negatives.parquet")
 
@@ -263,6 +271,25 @@ def rerank(
     hits = sum(row["cap"]["hits"] for row in found.rows)
     told = f"{ties} of {hits} scores tied and stand as in the first stage"
     sys.stdout.write(f"{found.table()}\n\n{told}\nruns: {out}\n")
+
+
+def doubts(data: MBeirData, run: Path, judge: Path, out: Path, mining: MiningConfig) -> None:
+    """List likely missing judgements: what a reranker puts beside the known positives.
+
+    Writes the pairs to review as qrels, a file a task, and a page with texts and pictures.
+
+    Args:
+        data: the root that was searched, and its split.
+        run: folder that ``test``, ``bm25`` or ``fuse`` wrote.
+        judge: folder of the same run, reranked.
+        out: folder of what is to be reviewed.
+        mining: margins in the judge's scores: absolute_margin, max_score.
+    """
+    from retrievers.commands import doubts as doubting
+
+    found = doubting.doubts(data, run, judge, out, mining)
+    counts = ", ".join(f"{name} {len(own)}" for name, own in found.items())
+    say(f"pairs to review: {counts}\n{out}/doubts.html")
 
 
 def audit(
@@ -316,7 +343,7 @@ def _call(function: Any, args: Sequence[str]) -> None:
 #: Verbs that are functions of this file.
 _FUNCTIONS = {
     function.__name__: lambda args, function=function: _call(function, args)
-    for function in (embed, mine, rerank, audit)
+    for function in (embed, mine, rerank, audit, doubts)
 }
 
 

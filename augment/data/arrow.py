@@ -62,7 +62,7 @@ BLOCK = 1 << 22
 LONGEST_ID = 255
 
 _RECORD = "source.json"
-_ID = r"^[0-9]+:[0-9]+$"
+_ID = r"^[^\x00\t-\r ]+$"
 
 _ITEM_FIELDS = [
     pa.field("id", pa.string(), nullable=False),

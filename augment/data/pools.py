@@ -412,6 +412,11 @@ class StoredQueries(Sequence[Query]):
             return StoredQueries(self._tables, self._source[place], self._rows[place])
         return self._tables[int(self._source[place])][int(self._rows[place])]
 
+    def where(self, keep: Sequence[bool]) -> StoredQueries:
+        """Those that a mask keeps."""
+        kept = np.asarray(keep, dtype=bool)
+        return StoredQueries(self._tables, self._source[kept], self._rows[kept])
+
     def __iter__(self) -> Iterator[Query]:
         for start in range(0, len(self), _BLOCK):
             source, rows = (part[start : start + _BLOCK] for part in (self._source, self._rows))

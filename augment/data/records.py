@@ -34,7 +34,8 @@ MODALITIES: Mapping[str, Modality] = {
     "text,image": "image,text",
 }
 _CODES = {modalities: code for code, modalities in TASKS.items()}
-_ID = re.compile(r"[0-9]+:[0-9]+")
+#: What may stand in a line of judgements, whose columns blanks part; M-BEIR has "9:41".
+_ID = re.compile(r"[^\x00\t-\r ]+")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,9}")
 #: First bytes of files that are something else -> what they are and what to do.
 _OTHER_FILES = {
@@ -280,7 +281,7 @@ def _string(record: dict[str, Any], key: str, where: str) -> str | None:
 def _id(value: object, key: str, where: str) -> str:
     if not isinstance(value, str) or not _ID.fullmatch(value):
         raise DataError(
-            f"{key} is {value!r}; expected a string 'dataset:number' such as '9:41'", where
+            f"{key} is {value!r}; expected a string without blanks, such as '9:41'", where
         )
     return value
 

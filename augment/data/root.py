@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Literal, NamedTuple, final
 
 from augment.data.records import MODALITIES
 from augment.errors import DataError
-from augment.files import PACKED_ENDINGS, replacing, text_lines
+from augment.files import PACKED_ENDINGS, read_json, replacing, say, text_lines
 from augment.records import Modality
 
 _NAME = r"mbeir_(?P<dataset>.+?)(?:_task(?P<task>[0-8]))?"
@@ -127,13 +128,28 @@ class DataRoot:
             names.insert(0, f"mbeir_{dataset}_task{task}_{split}_qrels.txt")
         return self._first(f"qrels/{split}", *names)
 
-    def instructions(self) -> Instructions:
+    def instructions(self, needed: bool = True) -> Instructions:
         """The table ``instructions/query_instructions.tsv``.
 
+        Args:
+            needed: else, where there is no such file, that is said and no query has a prompt.
+
         Raises:
-            DataError: if it is missing or malformed.
+            DataError: if it is needed and missing, or malformed.
         """
+        if not needed and not (self.path / INSTRUCTIONS).is_file():
+            say(f"{self.path}: no {INSTRUCTIONS}; queries are shown without one", sys.stderr)
+            return Instructions((), "")
         return read_instructions(self._first(*INSTRUCTIONS.split("/")))
+
+    def excluded(self, split: str) -> dict[str, list[str]]:
+        """Query id -> candidates that its ranking leaves out by protocol: ``excluded/SPLIT.json``.
+
+        Raises:
+            DataError: if there is such a file and it holds something else.
+        """
+        path = self.path / "excluded" / f"{split}.json"
+        return read_lists(path) if path.is_file() else {}
 
     def _list(self, folder: str, pattern: str, endings: Sequence[str]) -> list[DataFile]:
         name = re.compile(pattern)
@@ -168,6 +184,20 @@ def _forms(path: Path) -> Iterator[Path]:
             return
 
 
+def read_lists(path: Path) -> dict[str, list[str]]:
+    """A JSON file of lists of ids: query id -> ids of candidates.
+
+    Raises:
+        DataError: if it cannot be read or holds something else.
+    """
+    lists = read_json(path)
+    if not isinstance(lists, dict) or not all(
+        isinstance(own, list) and all(isinstance(did, str) for did in own) for own in lists.values()
+    ):
+        raise DataError("expected a JSON object: query id -> list of candidate ids", str(path))
+    return lists
+
+
 class InstructionRow(NamedTuple):
     """One row of the table; ``prompts`` are the non-empty ones, in order."""
 
@@ -184,7 +214,7 @@ class Instructions:
 
     Args:
         rows: the table.
-        where: the file, named in errors.
+        where: the file, named in errors; empty where there is none.
 
     Raises:
         DataError: if two rows have the same key.
@@ -203,12 +233,17 @@ class Instructions:
     def get(
         self, dataset_id: str, query_modality: Modality, candidate_modality: Modality
     ) -> tuple[str, ...]:
-        """The prompts of one kind of query, at least one.
+        """The prompts of one kind of query, at least one; a row for data set ``*`` is for all.
+
+        None where there is no table (:meth:`DataRoot.instructions`).
 
         Raises:
             DataError: if the table has no row, or only an empty one, for this kind.
         """
-        prompts = self._by_key.get((dataset_id, query_modality, candidate_modality), ())
+        if not self._where:
+            return ()
+        kind = (query_modality, candidate_modality)
+        prompts = self._by_key.get((dataset_id, *kind)) or self._by_key.get(("*", *kind), ())
         if not prompts:
             raise DataError(
                 f"no instruction for {_show(dataset_id, query_modality, candidate_modality)}; add "

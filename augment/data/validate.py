@@ -25,7 +25,7 @@ from augment.data.sampling import Reservoir
 from augment.data.tokens import clip_token_counter
 from augment.errors import DataError, EngineError, printable
 from augment.files import aligned, write_json
-from augment.records import TASKS, Query, Side
+from augment.records import TASKS, Item, Query, Side, dataset_of
 
 Extent = Literal["sample", "all", "none"]
 Severity = Literal["error", "warning", "info"]
@@ -398,7 +398,7 @@ class _Checks:
             table = self.root.instructions()
             for path, links in self._links.items():
                 file = self._name(path)
-                kinds = {(link.qid.partition(":")[0], link.task): link for link in reversed(links)}
+                kinds = {(dataset_of(link.qid), link.task): link for link in reversed(links)}
                 for (dataset, task), link in sorted(kinds.items(), key=lambda kind: kind[1].line):
                     if task is not None:
                         before = f"{file}:{link.line}: query {link.qid}: "
@@ -451,22 +451,29 @@ def _record_checks(query: Query, side: Side) -> list[tuple[str, bool, str]]:
         ("extra-image", item.modality == "text" and bool(item.images), ""),
         ("no-text", "text" in item.modality and not has_text, ""),
         ("extra-text", item.modality == "image" and has_text, ""),
-        ("id-overflow", not 1 <= int(item.id.partition(":")[2][:20]) <= BOUNDS[side], ""),
+        ("id-overflow", not _fits_uniir(item, side), ""),
         ("no-task", side == "query" and task is None, ""),
         ("task-mismatch", wanted != item.modality,
          f": task {task} wants {wanted}, is {item.modality}"),
     ]  # fmt: skip
 
 
+def _fits_uniir(item: Item, side: Side) -> bool:
+    number = item.id.partition(":")[2][:20] if item.dataset else "0"
+    return 1 <= int(number) <= BOUNDS[side]
+
+
 def _link_problems(
     link: QueryLinks, ids: Mapping[str, tuple[int, Any]]
 ) -> Iterator[tuple[str, str]]:
-    if not any(did in ids for did in link.positives):
+    if not link.positives:
+        yield "no-judgement", "no positive"
+    elif not any(did in ids for did in link.positives):
         yield "no-positive", f"of {len(link.positives)} positives"
     wanted = None if link.task is None else TASKS[link.task][1]
     for did in link.positives:
         if did not in ids:
-            own = did.partition(":")[0] == link.qid.partition(":")[0]
+            own = dataset_of(did) == dataset_of(link.qid)
             yield "dangling-positive" if own else "foreign-positive", f"positive {did}"
         elif wanted not in (None, ids[did][1]):
             what = f"positive {did}: {ids[did][1]}, task {link.task} wants {wanted}"
@@ -477,7 +484,7 @@ def _link_problems(
 
 
 def _difference(positives: set[str] | None, judged: set[str] | None) -> str:
-    if positives == judged:
+    if (positives or None) == judged:
         return ""
     if positives is None:
         return "is judged but not among the queries"

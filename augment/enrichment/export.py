@@ -10,7 +10,6 @@ carried over.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections import Counter
@@ -25,6 +24,7 @@ from markupsafe import Markup
 from augment.data import DataRoot, read_candidates, read_queries, write_candidates, write_queries
 from augment.data.images import resolve
 from augment.data.root import RECORDS, TABLES
+from augment.data.sources.writing import linked
 from augment.errors import DataError, ImageError
 from augment.files import new_folder, write_text
 from augment.records import Enrichment, Item, Side
@@ -218,7 +218,7 @@ class _Export:
         target.parent.mkdir(parents=True, exist_ok=True)
         if self._images == "symlink":
             target.symlink_to(source)
-        elif self._images == "copy" or not _linked(source, target):
+        elif self._images == "copy" or not linked(source, target):
             shutil.copyfile(source, target)
         self._done.images += 1
 
@@ -229,12 +229,3 @@ def _check_lines(path: Path, meant: int) -> None:
         written = sum(1 for _ in file)
     if written != meant:
         raise DataError(f"{written:,} of {meant:,} entries were written; nothing is exported")
-
-
-def _linked(source: Path, target: Path) -> bool:
-    """Hard-link where the file system can."""
-    try:
-        os.link(source, target)
-    except OSError:
-        return False
-    return True

@@ -17,7 +17,7 @@ from augment.data.images import open_image
 from augment.data.items import RootItems
 from augment.errors import DataError, ImageError, StoreError
 from augment.files import replacing_path
-from augment.records import Enrichment, Item, Side
+from augment.records import Enrichment, Item, Side, dataset_of
 from augment.store.store import Store
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _facts(item_id: str, text: Enrichment) -> dict[str, Any]:
         "text": hash(text.text),
         "words": len(text.text.split()),
         "model": intern(f"{text.model} {text.revision[:12]}"),
-        "dataset": intern(item_id.partition(":")[0]),
+        "dataset": intern(dataset_of(item_id)),
         "rejected": intern(text.rejected),
         "finish": text.finish,
         "prompt": intern(text.prompt),

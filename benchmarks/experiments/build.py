@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,8 +28,7 @@ from retrievers.evaluation.fusion import fuse
 from retrievers.vectors.bm25 import bm25
 
 if TYPE_CHECKING:
-    from retrievers.data.module import MBeirData
-    from retrievers.training.module import Contrastive
+    from retrievers.training.parts import Parts
 
 
 @final
@@ -168,17 +167,28 @@ class Builder:
         views = arm.show or Views()
         if arm.kind == "bm25":
             return self._bm25(views, split, where)
+        if arm.kind == "rerank":
+            return self._rerank(arm, views, seed, split, where)
         return self._test(arm, views, seed, split, where)
 
     def _fusion(self, arm: Arm, seed: int, split: str, where: Enriching) -> CachedStep:
         runs = [self.arm(name, seed, split, where) for name in arm.of]
         home, dev = self.setup.enriching, self._dev_split(arm) if arm.tuned else ""
-        tuning = [self.arm(name, seed, dev, home) for name in arm.of] if dev else []
+        own = bool(dev) and split == dev and where == home
+        if own:  # asked about the dev queries, for another fusion: the weights are those of before
+            tuning = [self._fusion(arm, seed, self.setup.split, self.setup.tested)]
+        else:
+            tuning = [self.arm(name, seed, dev, home) for name in arm.of] if dev else []
         title = f"fuse {' and '.join(arm.of)} (seed {seed})"
-        settings = {"arms": len(runs), "tuned": bool(dev)}
+        settings: dict[str, Any] = {"arms": len(runs), "tuned": bool(dev)}
+        settings |= {"kept": True} if own else {}
 
         def work(folder: Path, needs: Sequence[Path]) -> None:
-            fuse(needs[: len(runs)], folder, dev=needs[len(runs) :] or None)
+            told = needs[len(runs) :]
+            if own:
+                fuse(needs[: len(runs)], folder, weights_from=told[0] / "fusion.json")
+            else:
+                fuse(needs[: len(runs)], folder, dev=told or None)
             found = evaluate(folder, root=where.root.resolve(), split=split)
             write_json(folder / "metrics.json", found.to_json())
 
@@ -231,7 +241,7 @@ class Builder:
         steps = None if setup.steps is None else round(setup.steps * arm.effort)
         if steps is None and arm.effort != 1:
             raise DataError("an arm wants more steps than the config's: say how many with --steps")
-        mined = (self._mine(arm.mined_by, seed, arm.mining),) if arm.mined_by else ()
+        mined = (self._mine(arm, seed),) if arm.mined_by else ()
         taught = (self.text(arm.taught, setup.enriching),) if arm.taught else ()
         settings = {
             "root": setup.enriching.root_digest, "views": shown, "seed": seed, "steps": steps,
@@ -252,7 +262,7 @@ class Builder:
                 f"data.written.store={source.store.resolve()}",
                 f"data.written.recipe={source.recipes['query']}",
             ]  # fmt: skip
-            training, data, trainer = self._parts(
+            training, data, trainer, _ = self._parts(
                 arm, seed, setup.enriching, views, made, *written, *arm.fit, *negatives, *length
             )
             latest = folder / "checkpoints" / "latest.ckpt"
@@ -261,25 +271,34 @@ class Builder:
 
         return CachedStep("train", title, settings, (*needs, *taught, *mined), work)
 
-    def _mine(self, name: str, seed: int, options: Sequence[str]) -> CachedStep:
-        """Negatives that an arm's checkpoint finds, with settings of mining."""
+    def _mine(self, of: Arm, seed: int) -> CachedStep:
+        """Negatives that another arm's checkpoint finds, for the training of an arm."""
+        name, options = of.mined_by, of.mining
         arm, home = self.experiment.arms[name], self.setup.enriching
         if arm.train is None:
             raise DataError(f"mined_by names {name!r}, which is not trained: add train")
         views, train = arm.train, self._train(arm, arm.train, seed)
         needs, _ = self._shown(views, home)
+        judged: tuple[CachedStep, ...] = ()
+        if of.judged_by:
+            found = self.experiment.arms[of.judged_by].of[0]
+            judged = tuple(self.arm(one, seed, "train", home) for one in (found, of.judged_by))
 
         def work(folder: Path, made: Sequence[Path]) -> None:
             from retrievers import load
             from retrievers.search.mining import MiningConfig, mine_negatives
 
-            _, data, _ = self._parts(arm, seed, home, views, made)
+            data = self._parts(arm, seed, home, views, made).data
             mining = worded(MiningConfig, options)
-            mine_negatives(load(_weights(made[-1])), data, folder, mining)
+            if judged:
+                mine_negatives(made[-2], data, folder, mining, judge=made[-1])
+            else:
+                mine_negatives(load(_weights(made[-1])), data, folder, mining)
 
-        title = f"mine negatives by {name}{''.join(f', {o}' for o in options)} (seed {seed})"
+        by = f"{name}, judged by {of.judged_by}" if judged else name
+        title = f"mine negatives by {by}{''.join(f', {o}' for o in options)} (seed {seed})"
         settings = {**self._model(arm), **({"mining": options} if options else {})}
-        return CachedStep("mine", title, settings, (*needs, train), work)
+        return CachedStep("mine", title, settings, (*needs, *(judged or (train,))), work)
 
     def _test(self, arm: Arm, views: Views, seed: int, split: str, where: Enriching) -> CachedStep:
         setup, union = self.setup, self.experiment.union
@@ -291,28 +310,61 @@ class Builder:
             # Packaged weights: no seed moves them.
             **(self._model(arm) if train is None else {}),
         }  # fmt: skip
+        work = self._tester(arm, views, seed, split, where, train)
         start = "packaged weights" if arm.train is None else f"trained on {arm.train}"
         title = f"test: {start}{_extras(arm)}, shown {views}, {split} (seed {seed})"
         if where.root_digest != setup.enriching.root_digest:
             title += f", asked about {where.root.name}"
 
+        return CachedStep(
+            "test", title, settings, needs if train is None else (*needs, train), work
+        )
+
+    def _rerank(
+        self, arm: Arm, views: Views, seed: int, split: str, where: Enriching
+    ) -> CachedStep:
+        first = self.arm(arm.of[0], seed, split, where)
+        needs, shown = self._shown(views, where)
+        train = None if arm.train is None else self._train(arm, arm.train, seed)
+        settings = {"views": shown, "test": arm.test, "depth": arm.depth,
+                    **(self._model(arm) if train is None else {})}  # fmt: skip
+        title = f"rerank the best {arm.depth} of {arm.of[0]}{_extras(arm)}, {split} (seed {seed})"
+        work = self._tester(arm, views, seed, split, where, train)
+        needs = (*needs, first, *(() if train is None else (train,)))
+        return CachedStep("rerank", title, settings, needs, work)
+
+    def _tester(
+        self, arm: Arm, views: Views, seed: int, split: str, where: Enriching,
+        train: CachedStep | None,
+    ) -> Work:  # fmt: skip
+        """Searches or reranks with an arm's weights; a training's folder is the last of needs."""
+
         def work(folder: Path, made: Sequence[Path]) -> None:
             from retrievers import test
             from retrievers.models.load import load_weights
+            from retrievers.models.mllm.encoder import Mllm
+            from retrievers.models.reranker import scorer
+            from retrievers.search.cascade import rerank
             from retrievers.training.module import trained
 
-            training, data, trainer = self._parts(arm, seed, where, views, made, *arm.test)
-            data.test = replace(data.test, split=split, union=union)
+            training, data, trainer, _ = self._parts(arm, seed, where, views, made, *arm.test)
+            data.test = replace(data.test, split=split, union=self.experiment.union)
             encoder = trained(training)
             if train is not None:
                 load_weights(encoder, _weights(made[-1]))
             device = "cpu" if trainer["device"] == "cpu" else "auto"
+            if arm.kind == "rerank":
+                if not isinstance(encoder, Mllm):
+                    raise DataError("a rerank arm needs a reranker's config", arm.config)
+                first = made[-1] if train is None else made[-2]
+                found = rerank(scorer(encoder), data, first, folder, arm.depth, batch=64,
+                               device=device, allow_mismatch=True)  # fmt: skip
+                write_json(folder / "metrics.json", found.to_json())
+                return
             precision = str(trainer.get("precision", "32-true"))
             test(encoder, data, folder, device=device, precision=precision, allow_mismatch=True)
 
-        return CachedStep(
-            "test", title, settings, needs if train is None else (*needs, train), work
-        )
+        return work
 
     def _parts(
         self, arm: Arm, seed: int, where: Enriching, views: Views, made: Sequence[Path],
@@ -331,8 +383,8 @@ class Builder:
         ])  # fmt: skip
 
 
-#: A training, its data, and what :func:`retrievers.fit` takes besides.
-Parts = tuple["Contrastive", "MBeirData", dict[str, Any]]
+#: What a step does, see :class:`CachedStep`.
+Work = Callable[[Path, Sequence[Path]], None]
 
 
 def read_parts(config: str, seed: int, settings: Sequence[str]) -> Parts:
@@ -341,31 +393,10 @@ def read_parts(config: str, seed: int, settings: Sequence[str]) -> Parts:
     Raises:
         DataError: if there is no such setting.
     """
-    import lightning
-    from jsonargparse import ArgumentError, ArgumentParser
+    from retrievers.training import parts
 
-    from retrievers.data.module import MBeirData
-    from retrievers.training.module import Contrastive
-
-    parser = ArgumentParser(exit_on_error=False, parser_mode="omegaconf+")
-    parser.add_argument("--config", action="config")
-    parser.add_class_arguments(Contrastive, "model", sub_configs=True)
-    parser.add_class_arguments(MBeirData, "data", sub_configs=True)
-    parser.add_argument("--trainer", type=dict[str, Any], default={})
-    for name in ("out", "seed_everything"):  # ours to say
-        parser.add_argument(f"--{name}", type=Any)
-    parser.set_defaults({"model.encoder": {"class_path": "retrievers.models.clip.ClipScoreFusion"}})
-    lightning.seed_everything(seed, workers=True, verbose=False)
-    try:
-        read = parser.parse_args([*expand([f"--config={config}"]), *(f"--{s}" for s in settings)])
-    except ArgumentError as error:
-        raise DataError(str(error), config) from error
-    made = parser.instantiate(read)
-    trainer = {"enable_progress_bar": False, **read.trainer}
-    trainer["device"] = trainer.pop("accelerator", "auto")
-    for name in ("callbacks", "logger", "limit_val_batches"):  # the last checkpoint is what counts
-        trainer.pop(name, None)
-    return made.model, made.data, trainer
+    given = [*expand([f"--config={config}"]), *(f"--{s}" for s in settings)]
+    return parts.read_parts(given, seed)
 
 
 def _weights(folder: Path) -> Path:

@@ -161,12 +161,14 @@ class Arm:
     Arguments of ``python -m retrievers`` are written without their dashes: ``model.chunk=16``.
 
     Attributes:
-        kind: ``dense``; ``bm25``; or ``fusion`` of two other arms.
+        kind: ``dense``; ``bm25``; ``fusion`` of two other arms; or ``rerank``, which scores what
+            another arm finds.
         train: text that it is trained on; None takes the weights as they are packaged.
         show: text in the test; None for a fusion.
         taught: text that it learns to write before the vectors of queries; empty: none.
         effort: optimiser steps in units of the ordinary training.
-        of: the fused arms.
+        of: the fused arms; the one whose best candidates a rerank arm scores.
+        depth: so many of each query.
         tuned: whether the weights of a fusion are tuned, on the val split or, where there is none
             and no fused arm is trained, on train; otherwise reciprocal ranks are added.
         config: of the retriever; empty takes the setup's.
@@ -174,14 +176,16 @@ class Arm:
         fit: arguments of the training alone.
         test: arguments of the test alone.
         mined_by: arm whose checkpoint of the same seed finds negatives for the training.
+        judged_by: rerank arm whose scores judge what is found, in place of the retriever's own.
         mining: settings of :class:`retrievers.search.mining.MiningConfig`: ``other_modality=0.5``.
     """
 
-    kind: Literal["dense", "bm25", "fusion"] = "dense"
+    kind: Literal["dense", "bm25", "fusion", "rerank"] = "dense"
     train: Views | None = None
     show: Views | None = None
     effort: float = 1.0
     of: tuple[str, ...] = ()
+    depth: int = 10
     tuned: bool = True
     config: str = ""
     model: tuple[str, ...] = ()
@@ -189,6 +193,7 @@ class Arm:
     test: tuple[str, ...] = ()
     taught: str = ""
     mined_by: str = ""
+    judged_by: str = ""
     mining: tuple[str, ...] = ()
 
 
@@ -324,6 +329,20 @@ def by_oracle(experiment: Experiment) -> Experiment:
     return replace(experiment, texts={**experiment.texts, "vlm": TextSpec("oracle")})
 
 
+def _misnamed(name: str, arm: Arm, before: Sequence[str]) -> Iterator[str]:
+    """What an arm says of others that does not hold."""
+    if arm.kind == "fusion" and (len(arm.of) < 2 or not set(arm.of) <= set(before)):
+        yield f"arms.{name} fuses {list(arm.of)}; name two or more arms before it"
+    if arm.kind == "rerank" and (len(arm.of) != 1 or arm.of[0] not in before):
+        yield f"arms.{name} reranks {list(arm.of)}; name one arm before it"
+    if arm.judged_by and (arm.judged_by not in before or not arm.mined_by):
+        yield f"arms.{name} is judged by {arm.judged_by!r}; name an arm before it, and mined_by"
+    if arm.kind != "fusion" and arm.show is None:
+        yield f"arms.{name} says not what it is shown: add show"
+    if arm.mined_by and arm.mined_by not in before:
+        yield f"arms.{name} is mined by {arm.mined_by!r}; name an arm before it"
+
+
 def _problems(found: Experiment) -> Iterator[str]:
     """What cannot be run as it is written."""
     before: list[str] = []
@@ -333,15 +352,9 @@ def _problems(found: Experiment) -> Iterator[str]:
         if text.kind not in ("vlm", "oracle", "chains") and text.of not in before:
             yield f"texts.{name} is of {text.of!r}; texts before it are {', '.join(before)}"
         before.append(name)
-    before = []
-    for name, arm in found.arms.items():
-        if arm.kind == "fusion" and (len(arm.of) < 2 or not set(arm.of) <= set(before)):
-            yield f"arms.{name} fuses {list(arm.of)}; name two or more arms before it"
-        if arm.kind != "fusion" and arm.show is None:
-            yield f"arms.{name} says not what it is shown: add show"
-        if arm.mined_by and arm.mined_by not in before:
-            yield f"arms.{name} is mined by {arm.mined_by!r}; name an arm before it"
-        before.append(name)
+    before = list(found.arms)
+    for place, (name, arm) in enumerate(found.arms.items()):
+        yield from _misnamed(name, arm, before[:place])
     used = [name for pair in found.compare for name in pair]
     used += [found.against] if found.against else []
     for curve in found.curves.values():

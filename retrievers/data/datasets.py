@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -22,7 +23,7 @@ from augment.data import DataRoot
 from augment.data.pools import StoredQueries, open_candidates, open_queries
 from augment.errors import DataError, ImageError
 from augment.files import say
-from augment.records import TASKS, Item, Modality, Query
+from augment.records import TASKS, Item, Modality, Query, dataset_of
 from retrievers.data.examples import Candidate, Example, PairExample
 from retrievers.data.negatives import HardNegatives, NegativesConfig, Scored
 from retrievers.data.pictures import ImageLoader
@@ -64,10 +65,13 @@ class CandidateBook:
 
 
 class Reader(NamedTuple):
-    """What turns records into examples: text, pictures, and what to do with broken ones."""
+    """What turns records into examples: text, pictures, and what to do with broken ones.
+
+    Without ``images`` no picture is opened, for models that read texts alone.
+    """
 
     recipe: TextRecipe
-    images: ImageLoader
+    images: ImageLoader | None
     on_bad_image: OnBadImage
 
     def candidate(self, item: Item, row: int = 0, draw: str = "") -> Example:
@@ -88,13 +92,15 @@ class Reader(NamedTuple):
         return found if taught is None else found._replace(written=taught.of(query.item.id))
 
     def _example(self, item: Item, text: str | None, row: int) -> Example:
+        if self.images is None:
+            return Example(row, text, None, "", item.id)
         if not item.images:
             problem = "" if text else "has neither text nor picture"
             if problem and self.on_bad_image == "error":
                 raise DataError(f"{problem}; nothing to embed", item.id)
             return Example(row, text, None, problem, item.id)
         try:
-            return Example(row, text, self._shown(item), "", item.id)
+            return Example(row, text, self._shown(item, self.images), "", item.id)
         except ImageError as error:
             if self.on_bad_image == "error":
                 raise ImageError(
@@ -104,11 +110,11 @@ class Reader(NamedTuple):
                 ) from error
             return Example(row, text, None, error.reason, item.id)
 
-    def _shown(self, item: Item) -> Any:
+    def _shown(self, item: Item, images: ImageLoader) -> Any:
         """The picture, or all of several for a model that takes them."""
-        if self.images.several and len(item.images) > 1:
-            return tuple(self.images(path) for path in item.images)
-        return self.images(item.image or "")
+        if images.several and len(item.images) > 1:
+            return tuple(images(path) for path in item.images)
+        return images(item.image or "")
 
 
 def target_modality(query: Query, find: Callable[[str], Item | None]) -> Modality:
@@ -121,8 +127,8 @@ def target_modality(query: Query, find: Callable[[str], Item | None]) -> Modalit
     """
     if query.task is not None:
         return TASKS[query.task][1]
-    own = query.item.dataset + ":"
-    for did in sorted(query.positives, key=lambda did: not did.startswith(own)):
+    own = query.item.dataset
+    for did in sorted(query.positives, key=lambda did: dataset_of(did) != own):
         item = find(did)
         if item is not None:
             return item.modality
@@ -169,16 +175,18 @@ class PairDataset(Dataset[PairExample]):
         query = self.queries[row]
         draw = self.draw_of(epoch)
         random = Random(f"{draw}:{query.item.id}:{row}")  # noqa: S311
+        scored = self._negatives.of(query) if self._negatives is not None else Scored()
+        if self._negatives is not None and self._negatives.doubtful == "positive":
+            query = replace(query, positives=(*query.positives, *scored.doubtful))
         positives = self._draw(query, random)
         example = self._reader.query(query, positives[0].modality, random, row, draw)
-        scored = self._negatives.of(query) if self._negatives is not None else Scored()
         others = positives[1:]
         if self._negatives is not None:
             others += self._hard(scored, random, self._negatives.per_query)
         return PairExample(
             example,
             self._candidate(positives[0], scored, row, draw),
-            query.positives,
+            (*query.positives, *scored.doubtful),  # none of them is a negative
             tuple(self._candidate(item, scored, row, draw) for item in others),
         )
 

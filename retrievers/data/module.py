@@ -194,7 +194,7 @@ class MBeirData:
             views["query"],
             views["corpus"],
             text_rule,
-            self.root.instructions() if instructions else None,
+            self.root.instructions(needed=False) if instructions else None,
             _mixtures(zip(self._views, views.values(), strict=True)),
             written.open(),
         )
@@ -235,6 +235,8 @@ class MBeirData:
 
     def reader(self, collator: Collator) -> Reader:
         """What turns records into examples for a model; its pictures are kept in memory."""
+        if not getattr(collator, "reads_pictures", True):
+            return Reader(self.recipe, None, self._on_bad_image)
         if self._images is None or collator is not self._collator:
             self._collator = collator
             resized = Path(self.loader.resized) if self.loader.resized else None
@@ -249,9 +251,13 @@ class MBeirData:
         Raises:
             DataError: if files are missing, or nothing is left to train on.
         """
+        if self.recipe.instructions is not None:
+            self.root.instructions()  # a search goes on without a table, a training does not
         held_out = self._held_out()
         book, kept = self.training_queries(held_out)
         negatives = open_negatives(self.negatives, kept)
+        if negatives is not None and negatives.weak:
+            kept = kept.where([query.item.id not in negatives.weak for query in kept])
         pairs = PairDataset(
             kept, book, self.reader(collator), self.seed, self._positives, negatives
         )

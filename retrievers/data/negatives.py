@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -27,11 +27,14 @@ class NegativesConfig:
         path: ``negatives.parquet`` of ``python -m retrievers mine``, or the folder it is in.
         published: take the queries' own ``neg_cand_list``; not together with a path.
         per_query: hard negatives drawn for each query and epoch, where it has so many.
+        doubtful: what becomes of candidates that mining took for unjudged positives: no query's
+            negatives (mask), or drawn as positives, too (positive); keep says nothing of them.
     """
 
     path: str | None = None
     published: bool = False
     per_query: int = 1
+    doubtful: Literal["mask", "positive", "keep"] = "keep"
 
     def open(self) -> HardNegatives | None:
         """The source that is meant; None for none.
@@ -43,14 +46,25 @@ class NegativesConfig:
             raise DataError("data.negatives: give a path or published=true, not both")
         if self.path is None and not self.published:
             return None
-        return HardNegatives(None if self.path is None else Path(self.path), self.per_query)
+        return HardNegatives(
+            None if self.path is None else Path(self.path),
+            self.per_query,
+            self.doubtful,
+        )
 
 
 class Scored(NamedTuple):
-    """Candidates of one query by id, with scores; NaN where there is none."""
+    """Candidates of one query by id, with scores; NaN where there is none.
+
+    Attributes:
+        positives: known ones.
+        negatives: mined or published ones.
+        doubtful: what may be positive and is not known to be.
+    """
 
     positives: Mapping[str, float] = {}
     negatives: Mapping[str, float] = {}
+    doubtful: tuple[str, ...] = ()
 
 
 @final
@@ -61,10 +75,16 @@ class HardNegatives:
     Args:
         path: a table with :data:`COLUMNS`, or its folder; None takes the published ones.
         per_query: how many a training pair draws.
+        doubtful: see :class:`NegativesConfig`.
+
+    Attributes:
+        weak: queries whose positives are not to be relied on.
     """
 
     path: Path | None
     per_query: int
+    doubtful: Literal["mask", "positive", "keep"] = "keep"
+    weak: frozenset[str] = field(default=frozenset(), init=False)
     _rows: dict[str, int] = field(default_factory=dict, init=False, repr=False)
     _table: Any = field(default=None, init=False, repr=False)
 
@@ -79,15 +99,20 @@ class HardNegatives:
         if made.is_file() and read_json(made).get("sha256") != sha256(path):
             raise DataError(f"is not the table that {made.name} tells of; mine again", str(path))
         try:
-            self._table = parquet.read_table(
-                path, columns=list(COLUMNS), page_checksum_verification=True
-            ).combine_chunks()
+            self._table = parquet.read_table(path, page_checksum_verification=True).combine_chunks()
         except (pa.ArrowException, KeyError, ValueError, OSError) as error:
             raise DataError(f"no table of mined negatives: {error}", str(path)) from error
         missing = [name for name in COLUMNS if name not in self._table.column_names]
         if missing:
             raise DataError(f"no table of mined negatives: lacks {missing}", str(path))
-        self._rows = {qid: row for row, qid in enumerate(self._table["qid"].to_pylist())}
+        qids = self._table["qid"].to_pylist()
+        self._rows = {qid: row for row, qid in enumerate(qids)}
+        told = {"doubtful_ids", "weak"} <= set(self._table.column_names)  # not of older tables
+        if told:
+            weak = self._table["weak"].to_pylist()
+            self.weak = frozenset(qid for qid, one in zip(qids, weak, strict=True) if one)
+        elif self.doubtful != "keep":
+            raise DataError("does not say what is doubtful; mine again", str(path))
 
     def __contains__(self, qid: str) -> bool:
         return self.path is None or qid in self._rows
@@ -101,9 +126,11 @@ class HardNegatives:
         row = self._rows.get(query.item.id)
         if row is None:
             return Scored()
-        values = [self._table[name][row].as_py() for name in COLUMNS[1:]]
-        negatives = dict(zip(values[2], values[3], strict=True))
+        columns = [*COLUMNS[1:], *(["doubtful_ids"] if self.doubtful != "keep" else [])]
+        values = [self._table[name][row].as_py() for name in columns]
+        negatives: dict[str, float] = dict(zip(values[2], values[3], strict=True))
         return Scored(
             dict(zip(values[0], values[1], strict=True)),
             {did: score for did, score in negatives.items() if did not in known},
+            tuple(values[4]) if self.doubtful != "keep" else (),
         )

@@ -19,7 +19,7 @@ from augment.data import DataRoot, grades_of, read_qrels
 from augment.data.images import content_hash, resolve
 from augment.data.pools import Catalog, open_candidates, open_queries
 from augment.errors import DataError, ImageError
-from augment.records import TASKS, Item, Modality, OwnPicture, Query, Side
+from augment.records import TASKS, Item, Modality, OwnPicture, Query, Side, dataset_of
 from retrievers.data.datasets import Reader, target_modality
 from retrievers.data.examples import Example
 
@@ -87,7 +87,7 @@ def keep_positives(
     """
 
     def stays(qid: str, did: str, grade: int) -> bool:
-        if policy.foreign == "drop" and did.partition(":")[0] != qid.partition(":")[0]:
+        if policy.foreign == "drop" and dataset_of(did) != dataset_of(qid):
             return False
         return grade <= 0 or policy.dangling != "drop" or inside(did)
 
@@ -297,7 +297,7 @@ def plan_test(
     if union:
         known = [file.path for file in root.union_pools() if file.dataset == f"union_{split}"]
         plan.add_union(known[0] if known else None)
-    leave_out_own(plan, root.path, own_picture)
+    leave_out_own(plan, root.path, own_picture, root.excluded(split))
     if modality == "asked":
         _keep_asked(plan)
     return plan
@@ -318,8 +318,20 @@ def _keep_asked(plan: Plan) -> None:
         task.pool, task.union = named
 
 
-def leave_out_own(plan: Plan, root: Path, by: OwnPicture) -> None:
-    """Fill :attr:`EvalTask.own` of every task of a plan whose pools are complete."""
+def leave_out_own(
+    plan: Plan, root: Path, by: OwnPicture, excluded: Mapping[str, Sequence[str]]
+) -> None:
+    """Fill :attr:`EvalTask.own` of every task of a plan whose pools are complete.
+
+    Args:
+        plan: of the test.
+        root: folder that paths of pictures are relative to.
+        by: see :func:`own_pictures`.
+        excluded: query id -> candidates that the data leaves out by protocol.
+    """
+    for task in plan.tasks:
+        qids = [query.item.id for query in task.queries if query.item.id in excluded]
+        task.own.update({qid: list(excluded[qid]) for qid in qids})
     if by == "keep":
         return
     queries = [query for task in plan.tasks for query in task.queries]
@@ -329,7 +341,7 @@ def leave_out_own(plan: Plan, root: Path, by: OwnPicture) -> None:
             judged = task.grades.get(query.item.id, {})
             kept = [did for did in dids if judged.get(did, 0) <= 0]
             if kept:
-                task.own[query.item.id] = kept
+                task.own.setdefault(query.item.id, []).extend(kept)
 
 
 def own_pictures(
@@ -465,12 +477,11 @@ def _tasks(
 
 
 def _grouped(root: DataRoot, held_out: list[Query]) -> list[EvalTask]:
-    names = {
-        open_queries(file.path)[0].item.dataset: file.dataset for file in root.query_files("train")
-    }
+    tables = [(file.dataset, open_queries(file.path)) for file in root.query_files("train")]
     groups: dict[tuple[str, int | None], list[Query]] = {}
     for query in held_out:
-        groups.setdefault((names[query.item.dataset], query.task), []).append(query)
+        name = next(name for name, table in tables if table.find(query.item.id) is not None)
+        groups.setdefault((name, query.task), []).append(query)
     return [EvalTask(name, task, found, {}, "") for (name, task), found in groups.items()]
 
 

@@ -192,6 +192,8 @@ class TextRecipe:
         if self.instructions is None:
             return self.instructed(text, None)
         prompts = self.instructions.get(query.item.dataset, query.item.modality, target)
+        if not prompts:
+            return self.instructed(text, None)
         return self.instructed(text, random.choice(prompts) if random is not None else prompts[0])
 
     def instructed(self, text: str | None, prompt: str | None) -> str | None:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from augment.data import DataRoot, grades_of, read_qrels
 from augment.data.pools import Catalog, open_candidates, open_queries
+from augment.data.root import read_lists
 from augment.errors import DataError
 from augment.files import markdown, read_json, sha256
 from augment.records import OwnPicture, Query
@@ -165,8 +166,8 @@ def evaluate(
     for measure in measures:
         Measure.parse(measure)
     about = None if root is None else _opened(DataRoot(root), split)
-    left_out = _own(root, about, own_picture)
-    lists = None if subsets is None else _lists(subsets)
+    left_out = _own(root, about, own_picture, split)
+    lists = None if subsets is None else read_lists(subsets)
     asked = _Asked(measures, level, candidates, short, extra, left_out, lists, about)
     rows = [_row(source, asked) for source in _sources(run, qrels, root)]
     rows.sort(key=lambda row: (*row_order(row["dataset"], row["task"]), row["pool"]))
@@ -213,16 +214,20 @@ def _opened(data: DataRoot, split: str) -> _Root:
     return _Root(queries, catalog)
 
 
-def _own(root: Path | None, about: _Root | None, by: OwnPicture) -> Mapping[str, Sequence[str]]:
-    """Candidates of all pools that show the own picture of each query of a split."""
+def _own(
+    root: Path | None, about: _Root | None, by: OwnPicture, split: str
+) -> Mapping[str, Sequence[str]]:
+    """Candidates that are left out by the root's protocol, or show each query's own picture."""
+    listed = {} if root is None else DataRoot(root).excluded(split)
     if by == "keep":
-        return {}
+        return listed
     from retrievers.data.plan import own_pictures  # it loads torch
 
     if root is None or about is None:
         raise DataError("--own-picture needs --root, where the queries and pools are")
     dids = own_pictures(about.catalog, about.queries, root, by)
-    return {query.item.id: own for query, own in zip(about.queries, dids, strict=True)}
+    shown = zip((query.item.id for query in about.queries), dids, strict=True)
+    return {qid: [*own, *listed.get(qid, ())] for qid, own in shown}
 
 
 def _seen(source: _Source, table: RunTable, grades: Grades, about: _Root) -> ModalityScores | None:
@@ -238,15 +243,6 @@ def _seen(source: _Source, table: RunTable, grades: Grades, about: _Root) -> Mod
     if source.pool == "local" or not own or not len(about.catalog):
         return None
     return modality_scores(about.catalog, table, grades, own)
-
-
-def _lists(path: Path) -> dict[str, list[str]]:
-    lists = read_json(path)
-    if not isinstance(lists, dict) or not all(
-        isinstance(own, list) and all(isinstance(did, str) for did in own) for own in lists.values()
-    ):
-        raise DataError("expected a JSON object: query id -> list of candidate ids", str(path))
-    return lists
 
 
 def _row(source: _Source, asked: _Asked) -> dict[str, Any]:

@@ -219,7 +219,9 @@ def fuse(
         raise DataError("--weights are given and --dev would tune them; pass one of the two")
     tuned = _tuned(runs, dev, metric) if dev else None
     if weights_from is not None:
-        weights = _kept(weights_from, runs, alone=not (weights or dev))
+        if weights or dev:
+            raise DataError("--weights-from says the weights; leave --weights and --dev out")
+        weights = kept_weights(weights_from, runs)
     shares = tuned.weights if tuned else weights
     for pool in ("local", "union"):
         if not all(has_runs(folder, pool) for folder in runs):
@@ -265,9 +267,12 @@ def _system(folder: Path) -> str:
         return " ".join(split_fields(stream.readline().decode())[5:])
 
 
-def _kept(path: Path, runs: Sequence[Path], alone: bool) -> list[float]:
-    if not alone:
-        raise DataError("--weights-from says the weights; leave --weights and --dev out")
+def kept_weights(path: Path, runs: Sequence[Path]) -> list[float]:
+    """The weights that ``fusion.json`` tells, of the systems of some folders.
+
+    Raises:
+        DataError: if it tells of none, or of other systems.
+    """
     told = read_json(path)
     chosen = told.get("chosen") if isinstance(told, dict) else None
     if not isinstance(chosen, dict) or digest(chosen) != told.get("digest"):

@@ -348,7 +348,7 @@ def _row(
         dataset=task.dataset,
         task=task.task,
         pool=pool,
-        queries=len(task.queries) - task.left_out,
+        queries=sum(any(grade > 0 for grade in own.values()) for own in task.grades.values()),
         candidates=int(inside.sum()) - failed,
         dangling=len(relevant) - int(inside[at[at >= 0]].sum()),
         failed_queries=sum(row in span for row in queries.failed),

@@ -548,7 +548,7 @@ def open_recipe(
         _view("query", trained_on["query"], store, allow_mismatch),
         _view("corpus", trained_on["corpus"], store, allow_mismatch),
         cast("TextRule", trained_on["rule"]),
-        root.instructions() if trained_on["instructions"] == "on" else None,
+        root.instructions(needed=False) if trained_on["instructions"] == "on" else None,
     )
     try:
         check_recipe(trained_on, recipe.fingerprint, allow_mismatch)

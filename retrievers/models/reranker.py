@@ -55,7 +55,7 @@ class Reranker(ABC):
                 f"with preset, such as {wanted}, or with layout.cross"
             )
         self.model = model.eval()
-        self.pictures = pictures
+        self.pictures = pictures and cross.pictures
 
     def made_by(self, text: Mapping[str, str]) -> str:
         """Hash of all that makes a score; sixteen hex digits.

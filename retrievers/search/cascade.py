@@ -303,8 +303,10 @@ def rerank(
         )
     model.to(device_named(device))
     made_by = scorer.made_by(data.recipe.fingerprint)
+    reader = data.reader(model.collator())
     stage = Rerank(
-        scorer, plan, data.reader(model.collator()), data.root.path, made_by,
+        scorer, plan, reader if scorer.pictures else reader._replace(images=None),
+        data.root.path, made_by,
         ScoreLog(target / "scores"), batch,
     )  # fmt: skip
     runs = {name: (task, read_table(source / name, empty=True).without(task.own))
@@ -330,7 +332,7 @@ def rerank(
             stages[name] = {**cap, "depth": depth, "ties": found.ties, "hits": len(found.run.rows)}
     finally:
         stage.kept.close()
-    about |= {"runs": stages, "scored": stage.kept.made}
+    about |= {"runs": stages, "scored": stage.kept.made, "joint": scorer.joint}
     write_json(target / CASCADE, about, DataError)
     return evaluate(target)
 

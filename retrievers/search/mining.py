@@ -33,6 +33,7 @@ from augment.records import Item, Modality, OwnPicture, Query
 from retrievers.data.datasets import target_modality
 from retrievers.data.module import MBeirData
 from retrievers.data.plan import EvalTask, Plan, leave_out_own
+from retrievers.evaluation.compare import files_of, tasks_of
 from retrievers.evaluation.results import fitting, spans
 from retrievers.evaluation.run import DECIMALS, RunTable
 from retrievers.evaluation.run_files import read_table
@@ -42,6 +43,9 @@ from retrievers.vectors.embed import embed
 from retrievers.vectors.rows import Embeddings
 
 KEPT = "kept"
+WEAK = "weak positive"
+#: Reasons why a candidate may be a positive that nobody has judged.
+DOUBTFUL = ("near duplicate of a positive", "relative margin", "absolute margin", "highest score")
 
 #: Queries searched at a time: each block of candidates is read once for all of them.
 _SEARCHED = 16_384
@@ -57,6 +61,8 @@ _NEGATIVES = pa.schema(
         ("positive_scores", _SCORES),
         ("negative_ids", _NAMES),
         ("negative_scores", _SCORES),
+        ("doubtful_ids", _NAMES),
+        ("weak", pa.bool_()),
     ]
 )
 _CANDIDATES = pa.schema(
@@ -84,6 +90,9 @@ class MiningConfig:
         absolute_margin: reject scores nearer to the positive's than this, or above; null for none.
         positive_score: which of several positives the margins refer to: min is the strictest.
         min_score: reject scores below; null for none.
+        max_score: reject scores at or above, whatever the positive's is; null for none.
+        min_positive: weak positives: queries whose positive scores below get no negatives, and are
+            left out of a training on the table; null for none.
         duplicate: reject candidates whose cosine with a positive of the query is at least this;
             null for none.
         same_modality: search only candidates of the wanted modality.
@@ -105,6 +114,8 @@ class MiningConfig:
     absolute_margin: float | None = None
     positive_score: Literal["min", "mean", "max"] = "mean"
     min_score: float | None = None
+    max_score: float | None = None
+    min_positive: float | None = None
     duplicate: float | None = 0.98
     same_modality: bool = True
     other_modality: float = 0.0
@@ -137,7 +148,7 @@ class Ranked(NamedTuple):
         wanted: its known positives.
         own: candidates that show its own picture.
         dids: candidates by rank.
-        scores: of each, falling: cosines with the query, or what a run says.
+        scores: of each: cosines with the query, or what a run or its judge says.
         positives: id -> score of the positives that have one; scores of the same kind.
         likeness: highest cosine of each candidate with one of these; None where nothing is known.
         others: candidates of other modalities with their scores, the best to learn from first.
@@ -176,11 +187,17 @@ class Mined(NamedTuple):
         found = zip(self.dids, self.scores.tolist(), self.verdicts, strict=True)
         return {did: score for did, score, verdict in found if verdict == KEPT}
 
+    @property
+    def doubtful(self) -> list[str]:
+        """Candidates that may be positives, best first."""
+        return [d for d, reason in zip(self.dids, self.verdicts, strict=True) if reason in DOUBTFUL]
+
 
 def by_run(
     run: RunTable,
     positives: Mapping[str, Collection[str]],
     own: Mapping[str, Collection[str]] | None = None,
+    judge: RunTable | None = None,
 ) -> Iterator[Ranked]:
     """What a run says of its queries, whoever ranked or reranked it.
 
@@ -191,16 +208,23 @@ def by_run(
         run: such as :func:`retrievers.evaluation.run_files.read_table` reads.
         positives: query id -> ids of its positives.
         own: query id -> candidates that show its own picture.
+        judge: another run whose scores count in place of its own, such as a reranked one: the
+            retriever says what is hard, the reranker what is false. What it lacks is left out.
 
     Raises:
         DataError: if the positives of a query are not known.
     """
+    given = None if judge is None else judge.to_run()
     bounds = run.starts.tolist()
     for qid, start, stop in zip(run.qids.to_pylist(), bounds[:-1], bounds[1:], strict=True):
         if qid not in positives:
             raise DataError("is no query that has positives; mine from a run of these", qid)
         dids = run.ids.take(pa.array(run.rows[start:stop])).to_pylist()
         scores, wanted = run.scores[start:stop], set(positives[qid])
+        if given is not None:
+            judged = {hit.did: hit.score for hit in given.get(qid, ())}
+            dids = [did for did in dids if did in judged]
+            scores = np.array([judged[did] for did in dids], dtype=np.float32)
         known = {did: s for did, s in zip(dids, scores.tolist(), strict=True) if did in wanted}
         yield Ranked(qid, wanted, (own or {}).get(qid, ()), dids, scores, known, None)
 
@@ -309,25 +333,31 @@ def mine(ranked: Iterable[Ranked], config: MiningConfig) -> Iterator[Mined]:
     for one in ranked:
         others = list(one.others)
         apart = [_never(did, one) for did in others]
-        _pick(one.qid, apart, config, round(config.other_modality * config.per_query))
         scores, dids = one.scores[: config.last], one.dids[: config.last]
         twins = np.zeros(len(dids), dtype=bool)
         if config.duplicate is not None and one.likeness is not None:
             twins = one.likeness[: config.last] >= config.duplicate
         relative, absolute = _limits(list(one.positives.values()), config)
+        best = max(one.positives.values(), default=np.inf)
+        weak = config.min_positive is not None and best < config.min_positive
         verdicts = []
         for rank, (did, twin, score) in enumerate(zip(dids, twins, scores, strict=True), start=1):
             reasons = {
                 (never := _never(did, one)): bool(never),
                 "query without a positive that has a score": not one.positives,
+                WEAK: weak,
                 "near duplicate of a positive": twin,
                 "above the rank range": rank < config.first,
                 "relative margin": score > relative,
                 "absolute margin": score > absolute,
+                "highest score": config.max_score is not None and score >= config.max_score,
                 "below the least score": config.min_score is not None and score < config.min_score,
             }
             # The first reason counts.
             verdicts.append(next((reason for reason, met in reasons.items() if met), ""))
+        if weak:
+            apart = [reason or WEAK for reason in apart]
+        _pick(one.qid, apart, config, round(config.other_modality * config.per_query))
         _pick(one.qid, verdicts, config, config.per_query - apart.count(KEPT))
         every = np.concatenate([scores, np.fromiter(one.others.values(), np.float64)])
         yield Mined(one.qid, one.positives, dids + others, every, verdicts + apart)
@@ -448,7 +478,7 @@ def plan_mining(
         if config.other_modality and others not in plan.pools:
             differs = (item.modality != target for item in plan.catalog.items())
             plan.pools[others] = np.flatnonzero(np.fromiter(differs, bool))
-    leave_out_own(plan, root.path, config.own_picture)
+    leave_out_own(plan, root.path, config.own_picture, root.excluded("train"))
     return plan
 
 
@@ -466,24 +496,27 @@ def mine_negatives(
     device: str | torch.device = "auto",
     precision: str = "32-true",
     allow_mismatch: bool = False,
+    judge: str | Path | None = None,
 ) -> Tally:
     """Write hard negatives of the training queries for ``data.negatives.path``.
 
     Args:
-        ranker: an encoder, whose weights are used as they are, or a TREC run of training queries,
-            such as a reranked one, for which nothing is embedded; see :func:`by_run`.
+        ranker: an encoder, whose weights are used as they are, or a TREC run of training queries
+            (or a folder of them), such as a reranked one; see :func:`by_run`.
         data: the root, what is shown of it, and where vectors are kept and found again.
         out: folder of ``negatives.parquet`` and ``mining.json``.
         mining: which candidates become hard negatives.
         device: auto, cpu, cuda, cuda:N.
         precision: of embedding; 32-true, bf16-mixed or 16-mixed.
         allow_mismatch: show text of another recipe than the one trained on.
+        judge: run, or folder of runs, whose scores count in place of the ranker's own run.
 
     Returns:
         What became of the candidates.
 
     Raises:
-        DataError: if data is missing or malformed, or a run has other queries.
+        DataError: if data is missing or malformed, a run has other queries, or an encoder has a
+            judge.
         MismatchError: if the weights were trained on another text recipe.
     """
     about: dict[str, Any] = {"data": data.digest(), "mining": asdict(mining)}
@@ -495,12 +528,14 @@ def mine_negatives(
         for query in queries:
             positives[query.item.id].update(query.positives)
         own = {qid: dids for task in plan.tasks for qid, dids in task.own.items()}
-        run = read_table(ranker)
+        run, judged = _read(Path(ranker)), None if judge is None else _read(Path(judge))
         targets = {query.item.id: target for query, target in plan.queries}
         fits = fitting(plan.catalog, run, targets) if apart else np.ones(len(run.rows), bool)
-        ranked, others = (by_run(run.where(part), positives, own) for part in (fits, ~fits))
-        about["run"] = str(ranker)
+        ranked, others = (by_run(run.where(part), positives, own, judged) for part in (fits, ~fits))
+        about |= {"run": str(ranker), "judge": None if judge is None else str(judge)}
     else:
+        if judge is not None:
+            raise DataError("a judge scores what a run found; name that run in place of a model")
         if data.embeddings.parts > 1:
             raise DataError("mining needs all vectors; run it without data.embeddings.parts")
         vectors = embed(
@@ -515,6 +550,15 @@ def mine_negatives(
         ranked, others = (by_vectors(plan, *sides, of) for of in map(attrgetter, ("pool", "union")))
     ranked = beside(ranked, others, twins_of(plan)) if apart else ranked
     return write_mined(ranked, mining, Path(out), about)
+
+
+def _read(path: Path) -> RunTable:
+    """A run, or all local ones of a folder as one."""
+    if not path.is_dir():
+        return read_table(path)
+    runs = [read_table(files_of(path, task, "local")[0], empty=True).to_run()
+            for task in tasks_of(path, "local")]  # fmt: skip
+    return RunTable.from_run({qid: hits for run in runs for qid, hits in run.items()})
 
 
 def write_mined(
@@ -572,6 +616,8 @@ def _kept(mined: Mined) -> dict[str, Any]:
         "positive_scores": list(mined.positives.values()),
         "negative_ids": list(negatives),
         "negative_scores": list(negatives.values()),
+        "doubtful_ids": mined.doubtful,
+        "weak": WEAK in mined.verdicts,
     }
 
 

@@ -84,8 +84,9 @@ class Searcher:
         self._parts: dict[Modality, Index[Any]] = {}
         self._instructions: tuple[InstructionRow, ...] = ()
         if recipe.instructions is not None:
-            numbers = pc.replace_substring_regex(plan.ids, ":.*$", "")
-            found = set(pc.unique(numbers).to_pylist())
+            numbered = plan.ids.filter(pc.match_substring_regex(plan.ids, "^[0-9]+:[0-9]+$"))
+            numbers = pc.replace_substring_regex(numbered, ":.*$", "")
+            found = {"*", *pc.unique(numbers).to_pylist()}
             rows = recipe.instructions.rows
             self._instructions = tuple(row for row in rows if row.dataset_id in found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -38,6 +39,10 @@ _NOISE = (
     # The new word does not exist in the oldest jsonargparse that works.
     r"\s*skip_none parameter was deprecated",
 )
+
+#: Beginnings of what Lightning says that tells users nothing: an advertisement, its own defaults.
+_CHATTER = ("💡 Tip", "`weights_only` was not set", "Loading `train_dataloader`", "TPU available")
+_SPEAKERS = ("utilities.rank_zero", "trainer.connectors.checkpoint_connector")
 
 #: What Lightning takes in place of a checkpoint's path.
 _CHECKPOINT_WORDS = ("best", "last", "hpc", "registry")
@@ -181,6 +186,19 @@ class RetrieverCLI(LightningCLI):
         """Let checkpoints say how they came about."""
         self.model.arguments = self._arguments
 
+    def after_fit(self) -> None:
+        """Say where the weights are and what to do with them."""
+        if not self.trainer.is_global_zero:
+            return
+        out = Path(self.trainer.default_root_dir)
+        saving: list[Any] = self.trainer.checkpoint_callbacks
+        for saved in saving:
+            if getattr(saved, "best_model_path", "") and saved.best_model_score is not None:
+                score = f"{saved.monitor} {float(saved.best_model_score):.3f}"
+                say(f"best: {saved.best_model_path} ({score})")
+        word = "best" if (out / "checkpoints" / "best.ckpt").is_file() else "last"
+        say(f"next: python -m retrievers test --config={out / 'fit.yaml'} --ckpt_path={word}")
+
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand == "test":
             self._test()
@@ -221,6 +239,8 @@ def main(args: Sequence[str] | None) -> None:
     """
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
+    for name in _SPEAKERS:
+        logging.getLogger(f"lightning.pytorch.{name}").addFilter(_worth_saying)
     try:
         RetrieverCLI(args)
     except MisconfigurationException as error:  # Lightning's word for settings that do not go
@@ -230,6 +250,10 @@ def main(args: Sequence[str] | None) -> None:
         raise DataError(
             f"{told}; ${{...}} names another setting, such as ${{out}}, and no environment"
         ) from error
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(_CHATTER)
 
 
 def _check_paths(settings: Any) -> None:

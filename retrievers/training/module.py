@@ -83,6 +83,11 @@ class Loaders(lightning.LightningDataModule):
             self.cut = audit_plan(self.validation, self.data.recipe, collator)
         if self.cut is not None:
             rank_zero_info(self.cut.line())
+        if self.validation.tasks:
+            rank_zero_info(
+                f"validates on {len(self.validation.queries)} queries among "
+                f"{len(self.validation)} candidates"
+            )
 
     def train_dataloader(self) -> Any:
         """Pairs of this process."""
@@ -311,7 +316,10 @@ class Fit(lightning.LightningModule, ABC):
             return
         found = search(plan, vectors, SearchConfig(depth=10), self.device)
         means = score(plan, found.runs, *vectors.lost, vectors.made_by).mean["local"]
-        self.log_dict({f"val/{name}": means[name] for name in means if "@" in name})
+        scores = {f"val/{name}": means[name] for name in means if "@" in name}
+        self.log_dict(scores)
+        told = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+        rank_zero_info(f"step {self.global_step}: {told}")
         self.log("R@5", means["recall@5"], prog_bar=True, logger=False)
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -95,6 +96,8 @@ def test_every_packaged_experiment_states_a_question_and_a_prediction():
         ({"arms": {"a": {"kind": "sparse", "show": "raw"}}}, "'dense', 'bm25', 'fusion'"),
         ({"arms": {"a": {"show": "raw", "mined_by": "b"}}}, "name an arm before it"),
         ({"arms": {"a": {"kind": "fusion", "of": ["b", "c"]}}}, "fuses ['b', 'c']"),
+        ({"arms": {"a": {"kind": "rerank", "of": ["b"], "show": "raw"}}}, "reranks ['b']"),
+        ({"arms": {"a": {"show": "raw", "judged_by": "b"}}}, "is judged by 'b'"),
         ({"texts": {"t": {"kind": "noise", "of": "later"}}}, "texts before it are vlm, oracle"),
         ({"texts": {"t": {"kind": "noise", "of": "vlm", "rate": 1}}}, "'rate' is not accepted"),
         ({"texts": {"t": {"kind": "noise", "of": "vlm", "share": 1}}}, "noise does not know share"),
@@ -166,11 +169,31 @@ def test_losses_share_minings_and_the_first_training(tmp_path):
     assert not {step.fingerprint for step in every} & {other.arm(n, 0).fingerprint for n in arms}
 
 
+def test_a_cascade_trains_one_reranker_and_judges_training_queries(tmp_path):
+    using = Enriching(make_root(tmp_path / "root"), tolerate=True)
+    builder = Builder(spec.load_all(["cascade"])[0], Setup(using, steps=4, seeds=(0,)))
+    steps = list(graph.in_order(builder.arm(name, 0) for name in builder.names))
+    # The retriever, the reranker of both rerank arms, the retriever again.
+    assert Counter(step.kind for step in steps if step.kind in ("train", "mine")) == {
+        "train": 3, "mine": 2
+    }  # fmt: skip
+    asked = {step.title.split(", ")[-1].split()[0] for step in steps if step.kind == "rerank"}
+    assert asked == {"test", "val", "train"}, "val for the weights, train for the judgement"
+    fused = [step for step in steps if step.kind == "fused"]
+    assert [step.settings.get("kept", False) for step in fused].count(True) == 1
+    kept = next(step for step in fused if step.settings.get("kept"))
+    prints = [step.fingerprint for step in fused]
+    assert kept.needs[-1].fingerprint in prints, (
+        "val queries are fused with the weights that are there"
+    )
+
+
 def test_settings_of_every_arm_are_known(tmp_path):
     root = make_root(tmp_path / "root")
-    for experiment in spec.load_all(["retrievers"]):
+    for experiment in spec.load_all(["retrievers", "cascade"]):
         for arm in experiment.arms.values():
-            given = [f"data.root={root}", *experiment.fit, *arm.model, *arm.fit, *arm.test]
+            raw = ["data.query.view=raw", "data.corpus.view=raw"]
+            given = [f"data.root={root}", *raw, *experiment.fit, *arm.model, *arm.fit, *arm.test]
             read_parts(arm.config or "flagland", 0, given)
     with pytest.raises(DataError, match="nonsense"):
         read_parts("flagland", 0, ["data.nonsense=1"])

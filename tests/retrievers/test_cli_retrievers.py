@@ -1,6 +1,7 @@
 """``python -m retrievers`` end to end, in this process, on a tiny root with a random CLIP."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -97,12 +98,18 @@ def test_settings_of_a_fit_are_known_to_verbs_with_its_folder_in_them(tmp_path, 
         assert said in capsys.readouterr().err
 
 
-def test_saved_settings_work_with_another_folder(fitted, tmp_path):
+def test_saved_settings_work_with_another_folder(fitted, tmp_path, capsys):
     before = sorted(path.stat().st_mtime_ns for path in fitted.rglob("*"))
     given = [f"--config={fitted / 'fit.yaml'}", f"--out={tmp_path}"]
     checkpoint = f"--ckpt_path={fitted / 'checkpoints' / 'last.ckpt'}"
     assert main(["validate", *given, checkpoint]) == 0
     assert main(["fit", *given, "--trainer.max_steps=4"]) == 0
+    told = capsys.readouterr()
+    (best,) = re.findall(r"^best: (.*) \(val/recall@5 0\.\d+\)$", told.out, re.MULTILINE)
+    assert Path(best).is_file()
+    said = f"next: python -m retrievers test --config={tmp_path / 'fit.yaml'} --ckpt_path=best"
+    assert said in told.out
+    assert not re.search("litlogger|weights_only", told.err + told.out)
     assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
     assert before == sorted(path.stat().st_mtime_ns for path in fitted.rglob("*"))
 

@@ -143,6 +143,11 @@ class ConversationCollator:
     #: Whether an item may have several pictures.
     several: ClassVar[bool] = True
 
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether any picture is shown; a reranker may read texts alone."""
+        return self.layout.cross is None or self.layout.cross.pictures
+
     def image(self, picture: Image.Image) -> UInt8[Tensor, "3 height width"]:
         """The picture at the size that the model reads.
 
@@ -219,6 +224,8 @@ class ConversationCollator:
             )
         prompts, pictures = [], []
         for query, own in zip(queries, candidates, strict=True):
+            if not cross.pictures:
+                query, *own = [each._replace(image=None) for each in (query, *own)]
             asked, *given = [
                 Said(self._text(each), len(_listed(each.image))) for each in (query, *own)
             ]

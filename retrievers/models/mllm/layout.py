@@ -40,6 +40,7 @@ class CrossLayout:
             takes the model's own head of two layers, as a classifier of sequences has it.
         no: the other word.
         end: ids of tokens behind the prompt.
+        pictures: show them; without, texts alone are read, in training and reranking (TTE-v2).
     """
 
     query: str = "<Query>:"
@@ -49,6 +50,7 @@ class CrossLayout:
     yes: str = "yes"
     no: str = "no"
     end: tuple[int, ...] = ()
+    pictures: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "end", tuple(self.end))  # a list, where it comes from a file
@@ -263,6 +265,11 @@ LAYOUTS: dict[str, Layout] = {
         query="You refine search queries.",
         pictures_first=False,
         cross=CrossLayout("", "\n", yes=" same", no=" nothing"),
+    ),
+    # The same on texts alone, such as descriptions: TTE-v2's reranking.
+    "flagland-text-reranker": Layout(
+        query="You refine search queries.",
+        cross=CrossLayout("", "\n", yes=" same", no=" nothing", pictures=False),
     ),
     # An order of several candidates, written as a text of numbers (RankGPT 2304.09542, LamRA).
     "listwise": Layout(

@@ -1,0 +1,98 @@
+"""What a reader of another format yields, and what it may ask of files that others wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+from augment.errors import DataError
+from augment.files import read_json, split_fields, text_lines
+from augment.records import Side
+
+#: Endings of the pictures that are read (:data:`augment.data.images.FORMATS`).
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class SourceEntry:
+    """A candidate or a query, as another format has it.
+
+    Attributes:
+        id: any string; blanks are written as ``%20``, because blanks part the columns of runs.
+        text: its text, or None.
+        image: path of its picture below the folder of pictures, or the bytes of a file; or None.
+        side: ``corpus`` or ``query``.
+        grades: of a query: id of a candidate -> grade; relevant above 0.
+        excluded: of a query: candidates that its ranking leaves out by protocol.
+        subset: of a query: the candidates of its own list, for scores among these alone.
+        pool: data set of the root that it belongs to; empty for the one that the import is called.
+        split: of a query: ``train``, ``val`` or ``test``.
+        source: what else is known; kept as ``src_content``.
+    """
+
+    id: str
+    text: str | None = None
+    image: str | bytes | None = None
+    side: Side = "corpus"
+    grades: Mapping[str, int] = field(default_factory=dict)
+    excluded: Sequence[str] = ()
+    subset: Sequence[str] = ()
+    pool: str = ""
+    split: str = "test"
+    source: Mapping[str, Any] | None = None
+
+
+class LeftOut(NamedTuple):
+    """A row that is no entry: why, and which."""
+
+    reason: str
+    where: str
+
+
+#: What a reader yields.
+Entries = Iterator[SourceEntry | LeftOut]
+
+
+def objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file of JSON lines, each with ``file:line``.
+
+    Raises:
+        DataError: if it cannot be read, or at the first line that is no JSON object.
+    """
+    for number, line in text_lines(path):
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"is not a line of JSON: {error}", where) from error
+        if not isinstance(row, dict):
+            raise DataError("expected a JSON object", where)
+        yield where, row
+
+
+def listed(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSON file that is a list, each with its place.
+
+    Raises:
+        DataError: if it cannot be read or is something else.
+    """
+    rows = read_json(path)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError("expected a JSON list of objects", str(path))
+    return ((f"{path}: entry {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def text_of(*parts: object) -> str | None:
+    """Texts with a blank between them, as BEIR joins title and text; None if there is none."""
+    said = (str(part).strip() for part in parts if part is not None)
+    return " ".join(part for part in said if part) or None
+
+
+def ids_in(value: object) -> list[str]:
+    """Ids in a cell: a list of them, or a string in which blanks part them."""
+    listed = value if isinstance(value, Sequence) and not isinstance(value, str) else None
+    return [str(one) for one in (split_fields(str(value or "")) if listed is None else listed)]

@@ -1,0 +1,265 @@
+"""Readers of what people have: tables, folders of pictures, Hugging Face data sets, tars."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from augment.data.sources.entries import (
+    PICTURES,
+    Entries,
+    LeftOut,
+    SourceEntry,
+    ids_in,
+    listed,
+    objects,
+    text_of,
+)
+from augment.errors import DataError
+from augment.files import opened
+from augment.records import Side
+
+#: Largest member of a tar that is read.
+_MEMBER_BYTES = 256 << 20
+
+
+class _Columns(NamedTuple):
+    """Names of columns: of the id, the texts, the pictures, the group and the positives."""
+
+    id: str | None
+    text: Sequence[str]
+    image: Sequence[str]
+    group: str | None
+    positives: str
+
+
+def table(
+    source: Path,
+    id: str | None = None,  # noqa: A002 - the word of the format
+    text: Sequence[str] = ("text",),
+    image: Sequence[str] = ("image",),
+    group: str | None = None,
+    queries: Path | None = None,
+    positives: str = "positives",
+    split: str = "test",
+) -> Entries:
+    """A table of candidates: CSV, TSV, JSON lines or Parquet, packed or not.
+
+    Args:
+        source: The file.
+        id: Column of ids; null: the column ``id``, or without one the number of the row.
+        text: Columns of text, joined with a blank; those that the table lacks are passed over.
+        image: Columns of pictures: paths below the folder of pictures, or bytes as data sets have
+            them. An entry shows one, the first that it has.
+        group: Column of what belongs together: every row becomes a query, too, which looks for
+            the others of its group and leaves itself out.
+        queries: Another table, of queries, with the same names of columns.
+        positives: Its column of relevant ids: a list, or ids with blanks between them.
+        split: Of the queries: train, val or test.
+    """
+    columns = _Columns(id, text, image, group, positives)
+    yield from rows_to_entries(_table_rows(source), columns, "corpus", split)
+    if queries is not None:
+        yield from rows_to_entries(_table_rows(queries), columns, "query", split)
+
+
+def datasets(
+    source: Path,
+    id: str | None = None,  # noqa: A002 - the word of the format
+    text: Sequence[str] = ("text", "caption"),
+    image: Sequence[str] = ("image",),
+    group: str | None = None,
+    part: str = "train",
+    split: str = "test",
+) -> Entries:
+    """A Hugging Face data set: a folder that ``save_to_disk`` wrote, or a name on the Hub.
+
+    Args:
+        source: Folder or name.
+        id: Column of ids; null: the column ``id``, or without one the number of the row.
+        text: Columns of text, joined with a blank; those that it lacks are passed over.
+        image: Columns of pictures. An entry shows one, the first that it has.
+        group: Column of what belongs together: every row becomes a query, too, which looks for
+            the others of its group and leaves itself out.
+        part: Of a data set that has several.
+        split: Of the queries: train, val or test.
+    """
+    from datasets import DatasetDict, Image, load_dataset, load_from_disk
+
+    try:
+        found = load_from_disk(str(source)) if source.exists() else load_dataset(str(source))
+    except (OSError, ValueError) as error:
+        raise DataError(f"is no data set that can be read: {error}", str(source)) from error
+    if isinstance(found, DatasetDict | dict):
+        if part not in found:
+            raise DataError(f"no part {part!r}; there are {', '.join(found)}", str(source))
+        found = found[part]
+    for name, feature in found.features.items():
+        if isinstance(feature, Image):
+            found = found.cast_column(name, Image(decode=False))
+    rows = ((f"{source}: row {number}", row) for number, row in enumerate(found, start=1))
+    yield from rows_to_entries(rows, _Columns(id, text, image, group, ""), "corpus", split)
+
+
+def _table_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    name = path.name.removesuffix(".gz").removesuffix(".zst")
+    if name.endswith((".csv", ".tsv")):
+        csv.field_size_limit(1 << 24)
+        with opened(path) as stream, io.TextIOWrapper(stream, "utf-8-sig", newline="") as lines:
+            rows = csv.DictReader(lines, delimiter="\t" if name.endswith(".tsv") else ",")
+            try:
+                for row in rows:
+                    yield f"{path}:{rows.line_num}", row
+            except (csv.Error, UnicodeDecodeError) as error:
+                raise DataError(f"is no table: {error}", f"{path}:{rows.line_num}") from error
+    elif name.endswith((".jsonl", ".ndjson")):
+        yield from objects(path)
+    elif name.endswith(".json"):
+        yield from listed(path)
+    elif name.endswith(".parquet"):
+        try:
+            batches = pq.ParquetFile(path, page_checksum_verification=True).iter_batches(64)
+            rows_of = chain.from_iterable(batch.to_pylist() for batch in batches)
+            yield from ((f"{path}: row {number}", row) for number, row in enumerate(rows_of, 1))
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"is no Parquet file: {error}", str(path)) from error
+    else:
+        raise DataError("expected a .csv, .tsv, .jsonl, .json or .parquet file", str(path))
+
+
+def rows_to_entries(
+    rows: Iterator[tuple[str, Mapping[str, Any]]], columns: _Columns, side: Side, split: str
+) -> Entries:
+    """Rows of a table as entries; with a group, each is a query after all are candidates.
+
+    Raises:
+        DataError: if the table has none of the columns of text and pictures.
+    """
+    groups: dict[str, list[SourceEntry]] = {}
+    for number, (where, row) in enumerate(rows, start=1):
+        if number == 1:
+            _check_columns(columns, row, where)
+        given = row.get(columns.id or "id")
+        name = str(number) if columns.id is None and "id" not in row else str(given or "")
+        if not name:
+            yield LeftOut("rows without an id", where)
+            continue
+        pictures = [one for name_of in columns.image for one in _pictures(row.get(name_of))]
+        text = text_of(*(row.get(name_of) for name_of in columns.text))
+        grades = dict.fromkeys(ids_in(row.get(columns.positives)), 1) if side == "query" else {}
+        entry = SourceEntry(name, text, next(iter(pictures), None), side, grades, split=split)
+        yield entry
+        yield from (LeftOut("further pictures of an entry", where) for _ in pictures[1:])
+        if columns.group and side == "corpus" and row.get(columns.group) not in (None, ""):
+            groups.setdefault(str(row[columns.group]), []).append(entry)
+    for alike in groups.values():
+        names = [entry.id for entry in alike]
+        for entry in alike if len(alike) > 1 else ():
+            grades = {name: 1 for name in names if name != entry.id}
+            yield SourceEntry(
+                entry.id, entry.text, entry.image, "query", grades, (entry.id,), split=split
+            )
+
+
+def _check_columns(columns: _Columns, row: Mapping[str, Any], where: str) -> None:
+    asked = [name for name in (columns.id, columns.group) if name]
+    lacking = [name for name in asked if name not in row]
+    if lacking or not any(name in row for name in (*columns.text, *columns.image)):
+        raise DataError(
+            f"there is no column {' and no '.join(lacking) or 'of text or pictures'}; there are "
+            f"{', '.join(map(str, row))}",
+            where,
+        )
+
+
+def _pictures(value: object) -> list[str | bytes]:
+    """The pictures in a cell: a path, bytes, what data sets write of a picture, or a list."""
+    if isinstance(value, Mapping):
+        return _pictures(value.get("bytes") or value.get("path"))
+    if isinstance(value, list | tuple):
+        return [one for part in value for one in _pictures(part)]
+    return [cast("str | bytes", value)] if value else []
+
+
+def folder(source: Path, group: bool = False, split: str = "test") -> Entries:
+    """A folder of pictures; text in a file beside a picture (``a.txt``) is its text.
+
+    Args:
+        source: The folder; what lies deeper counts, hidden files do not.
+        group: Pictures of one folder belong together, as in ImageFolder: each becomes a query,
+            too, which looks for the others and leaves itself out.
+        split: Of the queries: train, val or test.
+    """
+    if not source.is_dir():
+        raise DataError("no such folder", str(source))
+    yield from rows_to_entries(
+        _files(source), _Columns("id", ["text"], ["image"], "group" * group or None, ""),
+        "corpus", split,
+    )  # fmt: skip
+
+
+def _files(source: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for place, folders, names in os.walk(source):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(place, name)
+            if name.startswith(".") or path.suffix.lower() not in PICTURES:
+                continue
+            inner = path.relative_to(source).as_posix()
+            beside = path.with_suffix(".txt")
+            text = beside.read_text("utf-8", "replace") if beside.is_file() else None
+            group = str(PurePosixPath(inner).parent)
+            yield str(path), {"id": inner, "text": text, "image": inner, "group": group}
+
+
+def webdataset(source: Path) -> Entries:
+    """A tar, or a folder of tars, whose members of one name are an entry: picture, text, JSON.
+
+    Args:
+        source: Tar, packed or not, or folder. Text is a member ``.txt`` or ``.caption``, or in a
+            member ``.json`` under ``caption`` or ``text``.
+    """
+    paths = sorted(source.glob("*.tar*")) if source.is_dir() else [source]
+    for path in paths:
+        try:
+            with tarfile.open(path, "r|*") as tar:
+                key, parts = "", dict[str, bytes]()
+                for member in tar:
+                    stem, _, ending = PurePosixPath(member.name).name.partition(".")
+                    if not member.isfile() or not ending or not stem:
+                        continue
+                    name = str(PurePosixPath(member.name).with_name(stem))
+                    if name != key and parts:
+                        yield _sample(key, parts)
+                        parts = {}
+                    key = name
+                    if member.size > _MEMBER_BYTES:
+                        yield LeftOut("members of a tar that are too large", member.name)
+                    elif (stream := tar.extractfile(member)) is not None:
+                        parts[f".{ending.lower()}"] = stream.read()
+                if parts:
+                    yield _sample(key, parts)
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise DataError(f"is no tar that can be read: {error}", str(path)) from error
+
+
+def _sample(key: str, parts: Mapping[str, bytes]) -> SourceEntry | LeftOut:
+    try:
+        told = json.loads(parts.get(".json", b"{}"))
+        plain = [parts[end].decode() for end in (".txt", ".caption") if end in parts]
+    except (ValueError, RecursionError):
+        return LeftOut("members of a tar whose text or JSON cannot be read", key)
+    told = told if isinstance(told, dict) else {}
+    picture = next((parts[ending] for ending in PICTURES if ending in parts), None)
+    text = text_of(*plain) or text_of(told.get("caption") or told.get("text"))
+    return SourceEntry(key, text, picture)

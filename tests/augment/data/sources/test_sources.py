@@ -1,0 +1,311 @@
+"""Every kind on three rows written by hand, and what the one writer does with bad ones."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from augment import import_data
+from augment.__main__ import main
+from augment.data import DataRoot, read_candidates, read_qrels, read_queries
+from augment.data.sources import Bounds
+from augment.data.validate import validate
+from augment.errors import DataError
+
+
+def put(path: Path, value, colour: str = "red") -> Path:
+    """A file of JSON, of JSON lines, of text, or a picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix in (".png", ".jpg"):
+        Image.new("RGB", (8, 6), colour).save(path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in value))
+    else:
+        path.write_text(value if isinstance(value, str) else json.dumps(value))
+    return path
+
+
+def pictures(folder: Path, *names: str) -> Path:
+    for name, colour in zip(names, ("red", "green", "blue", "white"), strict=False):
+        put(folder / name, None, colour)
+    return folder
+
+
+def png(colour: str) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 6), colour).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def held(root: Path):
+    """Candidates, queries and judgements of a root that validates, by id."""
+    assert validate(root, "all", "none").total("error") == 0
+    data = DataRoot(root)
+    pool = {item.id: item for file in data.pools() for item in read_candidates(file.path)}
+    files = [file for split in ("train", "val", "test") for file in data.query_files(split)]
+    asked = {query.item.id: query for file in files for query in read_queries(file.path)}
+    judged = [one for split in ("train", "val", "test") for file in data.qrels(split)
+              for one in read_qrels(file.path)]  # fmt: skip
+    return pool, asked, {(one.qid, one.did): one.relevance for one in judged}
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "parquet"])
+def test_a_table(tmp_path, form):
+    rows = [
+        {"sku": "A 1", "title": "a red bag", "more": "of felt", "photo": "a.png", "kind": "bag"},
+        {"sku": "http://x/\u00e9", "title": "a bag", "more": "", "photo": "b.png", "kind": "bag"},
+        {"sku": "3", "title": "", "more": "", "photo": "c.png", "kind": "hat"},
+    ]
+    path = tmp_path / f"goods.{form}"
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif form == "jsonl":
+        put(path, rows)
+    else:
+        mark = {"csv": ",", "tsv": "\t"}[form]
+        put(path, "".join(mark.join(row) + "\n" for row in (rows[0], *map(dict.values, rows))))
+    pictures(tmp_path / "shots", "a.png", "b.png", "c.png")
+    done = import_data("table", path, tmp_path / "root", images=tmp_path / "shots", id="sku",
+                       text=["title", "more"], image=["photo"], group="kind")  # fmt: skip
+    pool, asked, judged = held(tmp_path / "root")
+    assert {did: item.text for did, item in pool.items()} == {
+        "A%201": "a red bag of felt", "http://x/\u00e9": "a bag", "3": None}  # fmt: skip
+    assert judged == {("A%201", "http://x/\u00e9"): 1, ("http://x/\u00e9", "A%201"): 1}
+    assert {query.task for query in asked.values()} == {8}
+    assert DataRoot(tmp_path / "root").excluded("test") == {did: [did] for did in asked}
+    assert done.kept["candidates"] == 3
+    assert not done.left_out
+
+
+def test_every_row_is_accounted_for(tmp_path):
+    outside = put(tmp_path / "secret.png", None)
+    folder = pictures(tmp_path / "shots", "a.png", "big.png")
+    (folder / "lie.png").write_text("no picture")
+    Image.new("RGB", (90, 90)).save(folder / "big.png")
+    (folder / "link.png").symlink_to(outside)
+    rows = [
+        {"id": "1", "text": "kept", "image": "a.png"}, {"id": "1", "text": "again"},
+        {"id": "2", "text": "bare", "image": "lie.png"}, {"id": "3", "image": "../secret.png"},
+        {"id": "4", "image": "link.png"}, {"id": "5", "image": "big.png"}, {"id": "6"}, {"id": ""},
+        {"id": "7", "text": "two", "image": ["a.png", "b.png"]}, {"id": "8", "image": "http://x/y"},
+    ]  # fmt: skip
+    asks = [{"id": "q1", "text": "find", "positives": "1 nowhere"}, {"id": "q2", "text": "lost"},
+            {"id": "q3", "text": "this", "image": "lie.png", "positives": ["1"]}]  # fmt: skip
+    table, queries = put(tmp_path / "t.jsonl", rows), put(tmp_path / "q.jsonl", asks)
+    done = import_data("table", table, tmp_path / "root", images=folder, queries=queries,
+                       bounds=Bounds(max_pixels=1000))  # fmt: skip
+    pool, asked, judged = held(tmp_path / "root")
+    assert list(pool) == ["1", "2", "7"]
+    assert list(asked) == ["q1", "q2"]
+    assert judged == {("q1", "1"): 1}
+    assert done.left_out == {
+        "candidates whose id stood there before": 1, "pictures: corrupt": 1,
+        "pictures: outside-root": 3, "pictures: too-large": 1, "rows without an id": 1,
+        "candidates whose only content is a picture left out": 4, "further pictures of an entry": 1,
+        "candidates with neither text nor picture": 1, "queries whose picture is left out": 1,
+        "judgements of candidates that are not there": 1,
+    }  # fmt: skip
+    read = sum(done.left_out[why] for why in done.left_out if why.startswith(("cand", "rows")))
+    assert done.kept["candidates"] + read == len(rows)
+    assert json.loads((tmp_path / "root/import.json").read_text())["left_out"] == done.left_out
+
+
+def test_a_folder_with_text_beside_and_groups(tmp_path, capsys):
+    pictures(tmp_path / "my pets", "cats/one cat.jpg", "cats/b.jpg", "dogs/c.jpg", ".hidden/d.jpg")
+    put(tmp_path / "my pets/cats/b.txt", "a tabby\n")
+    root = tmp_path / "root"
+    assert main(["import", "folder", str(tmp_path / "my pets"), "--out", str(root), "--group"]) == 0
+    assert f"next: python -m augment validate {root}" in capsys.readouterr().out
+    pool, asked, judged = held(root)
+    assert {did: item.text for did, item in pool.items()} == {
+        "cats/b.jpg": "a tabby", "cats/one%20cat.jpg": None, "dogs/c.jpg": None}  # fmt: skip
+    assert set(judged) == {("cats/b.jpg", "cats/one%20cat.jpg"),
+                           ("cats/one%20cat.jpg", "cats/b.jpg")}  # fmt: skip
+    assert {qid: query.task for qid, query in asked.items()} == {
+        "cats/b.jpg": 7, "cats/one%20cat.jpg": 5}  # fmt: skip
+
+
+def test_a_hugging_face_data_set(tmp_path):
+    from datasets import Dataset, DatasetDict, Features, Value
+    from datasets import Image as Picture
+
+    rows = {"image": [np.full((6, 8, 3), n, np.uint8) for n in (0, 90, 180)],
+            "text": ["a", "b", None]}  # fmt: skip
+    features = Features({"image": Picture(), "text": Value("string")})
+    DatasetDict(train=Dataset.from_dict(rows, features)).save_to_disk(str(tmp_path / "set"))
+    import_data("datasets", tmp_path / "set", tmp_path / "root")
+    pool, asked, _ = held(tmp_path / "root")
+    assert [(item.id, item.text, item.modality) for item in pool.values()] == [
+        ("1", "a", "image,text"), ("2", "b", "image,text"), ("3", None, "image")]  # fmt: skip
+    assert not asked
+    with pytest.raises(DataError, match="no part 'dev'; there are train"):
+        import_data("datasets", tmp_path / "set", tmp_path / "other", part="dev")
+
+
+def test_tars_of_a_webdataset(tmp_path):
+    members = {"x/1.png": png("red"), "x/1.txt": b"one", "x/2.json": b'{"caption": "two"}',
+               "x/2.png": png("green"), "../3.txt": b"three", "x/4.json": b"{"}  # fmt: skip
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    done = import_data("webdataset", tmp_path / "a.tar.gz", tmp_path / "root")
+    pool, _, _ = held(tmp_path / "root")
+    assert {did: (item.text, len(item.images)) for did, item in pool.items()} == {
+        "x/1": ("one", 1), "x/2": ("two", 1), "../3": ("three", 0)}  # fmt: skip
+    assert done.left_out == {"members of a tar whose text or JSON cannot be read": 1}
+
+
+def test_beir_keeps_ids_joins_titles_and_knows_splits(tmp_path):
+    put(tmp_path / "b/corpus.jsonl", [
+        {"_id": "MED-10", "title": "Heart", "text": "beats"}, {"_id": "9:41", "text": "tea"},
+        {"_id": "D 3", "title": "", "text": "sky"}])  # fmt: skip
+    put(tmp_path / "b/queries.jsonl", [{"_id": f"PLAIN-{n}", "text": f"t{n}"} for n in (1, 2, 3)])
+    head = "query-id\tcorpus-id\tscore\n"
+    put(tmp_path / "b/qrels/test.tsv", f"{head}PLAIN-1\tMED-10\t2\nPLAIN-1\tD 3\t0\n")
+    put(tmp_path / "b/qrels/dev.tsv", f"{head}PLAIN-2\t9:41\t1\n")
+    done = import_data("beir", tmp_path / "b", tmp_path / "root", name="NF Corpus",
+                       instruction="Find it.")  # fmt: skip
+    pool, asked, judged = held(tmp_path / "root")
+    assert {did: item.text for did, item in pool.items()} == {
+        "MED-10": "Heart beats", "9:41": "tea", "D%203": "sky"}  # fmt: skip
+    assert judged == {("PLAIN-1", "MED-10"): 2, ("PLAIN-1", "D%203"): 0, ("PLAIN-2", "9:41"): 1}
+    assert asked["PLAIN-1"].positives == ("MED-10",)
+    data = DataRoot(tmp_path / "root")
+    assert data.query_file("nf-corpus", 1, "val").is_file()
+    assert data.instructions().get("", "text", "text") == ("Find it.",)
+    assert done.left_out == {"queries that no file of judgements has": 1}
+
+
+def coco(folder: Path) -> Path:
+    pictures(folder, "1.jpg", "2.jpg")
+    images = [{"id": n, "file_name": f"{n}.jpg"} for n in (1, 2)]
+    captions = [{"id": n, "image_id": 1 + n // 3, "caption": f"cap {n}"} for n in (1, 2, 3)]
+    return put(folder / "captions_val.json", {"images": images, "annotations": captions})
+
+
+def flickr(folder: Path) -> Path:
+    pictures(folder, "1.jpg", "2.jpg")
+    sentences = [[{"sentid": 1, "raw": "cap 1"}, {"sentid": 2, "raw": "cap 2"}],
+                 [{"sentid": 3, "raw": "cap 3"}]]  # fmt: skip
+    images = [{"imgid": n, "filename": f"{n}.jpg", "split": ("test", "restval")[n - 1],
+               "sentences": sentences[n - 1]} for n in (1, 2)]  # fmt: skip
+    return put(folder / "dataset_flickr30k.json", {"images": images})
+
+
+@pytest.mark.parametrize(("kind", "make"), [("coco", coco), ("flickr30k", flickr)])
+def test_captions_ask_for_pictures_and_pictures_for_captions(tmp_path, kind, make):
+    import_data(kind, make(tmp_path / "set"), tmp_path / "root")
+    pool, asked, judged = held(tmp_path / "root")
+    assert pool["i2"].modality == "image"
+    assert pool["c2"].text == "cap 2"
+    assert judged["i1", "c2"] == judged["c2", "i1"] == 1
+    assert len(judged) == 6
+    assert {asked["i1"].task, asked["c1"].task} == {3, 0}
+    splits = {split for split in ("train", "test") if DataRoot(tmp_path / "root").qrels(split)}
+    assert splits == ({"train", "test"} if kind == "flickr30k" else {"test"})
+
+
+def test_cirr_leaves_out_the_reference_and_has_subsets(tmp_path):
+    folder = tmp_path / "cirr"
+    pictures(folder / "img/dev", "a.png", "b.png", "c.png")
+    put(folder / "image_splits/split.rc2.val.json", {n: f"./dev/{n}.png" for n in "abc"})
+    rows = [{"pairid": 7, "reference": "a", "target_hard": "b", "caption": "now green",
+             "target_soft": {"b": 1.0}, "img_set": {"id": 1, "members": ["a", "b", "c"]}},
+            {"pairid": 8, "reference": "b", "caption": "test1 has no target",
+             "img_set": {"members": ["a", "b"]}}]  # fmt: skip
+    put(folder / "captions/cap.rc2.val.json", rows)
+    import_data("cirr", folder, tmp_path / "root", images=folder / "img")
+    pool, asked, judged = held(tmp_path / "root")
+    assert judged == {("7", "b"): 1}
+    assert asked["7"].task == 7
+    assert asked["8"].positives == ()
+    assert asked["7"].item.images == pool["a"].images
+    assert DataRoot(tmp_path / "root").excluded("val") == {"7": ["a"], "8": ["b"]}
+    assert json.loads((tmp_path / "root/subsets/val.json").read_text())["7"] == ["b", "c"]
+
+
+def test_fashioniq_is_three_data_sets_whose_pictures_have_no_endings(tmp_path):
+    pictures(tmp_path / "fiq/images", "X1.jpg", "X2.png", "X3.png")
+    for kind in ("dress", "shirt", "toptee"):
+        put(tmp_path / f"fiq/image_splits/split.{kind}.val.json", ["X1", "X2", "X3"])
+        rows = [{"candidate": "X1", "target": target, "captions": ["is red", "is long"]}
+                for target in ("X2", "X3")]  # fmt: skip
+        put(tmp_path / f"fiq/captions/cap.{kind}.val.json", rows)
+    import_data("fashioniq", tmp_path / "fiq", tmp_path / "root", images=tmp_path / "fiq/images")
+    _, asked, judged = held(tmp_path / "root")
+    names = [file.dataset for file in DataRoot(tmp_path / "root").pools()]
+    assert names == ["fashioniq-dress", "fashioniq-shirt", "fashioniq-toptee"]
+    assert asked["dress-X1-2"].item.text == "is red and is long"
+    assert judged["dress-X1-2", "dress-X3"] == 1
+    assert len(judged) == 6
+
+
+def test_circo_has_several_right_ones(tmp_path):
+    folder = pictures(tmp_path / "circo", "p/1.jpg", "p/2.jpg", "p/3.jpg")
+    images = [{"id": n, "file_name": f"{n}.jpg"} for n in (1, 2, 3)]
+    put(folder / "coco/image_info_unlabeled2017.json", {"images": images})
+    row = {"id": 0, "reference_img_id": 1, "target_img_id": 2, "relative_caption": "with a dog",
+           "shared_concept": "a dog", "gt_img_ids": [2, 3]}  # fmt: skip
+    put(folder / "annotations/val.json", [row])
+    import_data("circo", folder, tmp_path / "root", images=folder / "p")
+    _, asked, judged = held(tmp_path / "root")
+    assert judged == {("q0", "2"): 1, ("q0", "3"): 1}
+    assert asked["q0"].task == 7
+    assert DataRoot(tmp_path / "root").excluded("val") == {"q0": ["1"]}
+
+
+def test_zero_shot_sets(tmp_path):
+    urban = pictures(tmp_path / "urban", "image/1.jpg", "image/2.jpg")
+    for number in (1, 2, 3):
+        put(urban / f"caption/{number}.txt", f"a long text {number}\n")
+    done = import_data("urban1k", urban, tmp_path / "u")
+    assert held(tmp_path / "u")[2] == {("i1", "c1"): 1, ("c1", "i1"): 1,
+                                       ("i2", "c2"): 1, ("c2", "i2"): 1}  # fmt: skip
+    assert done.left_out == {"captions without a picture": 1}
+    sugar = pictures(tmp_path / "sugar", "a.jpg", "b.jpg")
+    rows = {str(n): {"filename": f"{'ab'[n]}.jpg", "caption": "yes", "negative_caption": "no"}
+            for n in (0, 1)}  # fmt: skip
+    put(sugar / "swap_obj.json", rows)
+    import_data("sugarcrepe", sugar, tmp_path / "s")
+    subsets = json.loads((tmp_path / "s/subsets/test.json").read_text())
+    assert subsets["sugarcrepe-swap-obj-1"] == [f"sugarcrepe-swap-obj-1-{w}"
+                                                for w in ("true", "false")]  # fmt: skip
+    assert len(held(tmp_path / "s")[2]) == 2
+
+
+def test_bright_leaves_out_what_it_excludes(tmp_path):
+    def parquet(folder: str, rows):
+        (tmp_path / "bright" / folder).mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(rows),
+                       tmp_path / "bright" / folder / "biology-00000-of-00001.parquet")  # fmt: skip
+
+    parquet("documents", [{"id": f"d {n}.txt", "content": f"doc {n}"} for n in (1, 2, 3)])
+    parquet("examples", [
+        {"id": "0", "query": "why?", "gold_ids": ["d 1.txt"], "excluded_ids": ["d 2.txt"]},
+        {"id": "1", "query": "how?", "gold_ids": [], "excluded_ids": ["N/A"]}])  # fmt: skip
+    import_data("bright", tmp_path / "bright", tmp_path / "root")
+    _, asked, judged = held(tmp_path / "root")
+    assert judged == {("biology:q0", "biology:d%201.txt"): 1}
+    assert asked["biology:q1"].positives == ()
+    assert DataRoot(tmp_path / "root").excluded("test") == {"biology:q0": ["biology:d%202.txt"]}
+
+
+def test_what_cannot_be_imported_says_so(tmp_path):
+    table = put(tmp_path / "t.csv", "a,b\n1,2\n")
+    with pytest.raises(DataError, match="no column of text or pictures; there are a, b"):
+        import_data("table", table, tmp_path / "r")
+    with pytest.raises(DataError, match="no kind 'excel'; there are table"):
+        import_data("excel", table, tmp_path / "r")
+    with pytest.raises(DataError, match="lacks 'images'; is it of kind coco"):
+        import_data("coco", put(tmp_path / "c.json", {}), tmp_path / "r")
+    with pytest.raises(DataError, match="no candidate is left"):
+        import_data("table", put(tmp_path / "e.jsonl", [{"text": ""}]), tmp_path / "r")
+    assert not (tmp_path / "r").exists()
