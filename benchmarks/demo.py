@@ -83,6 +83,32 @@ def run(reader: ArmReader) -> str:
     return "\n".join([table, *notes, *(f"\n{part}" for part in seen)])
 
 
+def run_rge(reader: ArmReader) -> str:
+    """Do what is not done, write results, figures, ``leaks.json`` and ``report.html``.
+
+    Returns:
+        The tables, and the audit of what is taught against what states only what can be seen.
+
+    Raises:
+        ToolkitError: if a step fails.
+    """
+    from benchmarks.experiments import tables
+    from benchmarks.experiments.texts import read_source
+    from benchmarks.report.page import write_report
+    from retrievers.commands.leaks import audit_leaks
+
+    out, value = reader.out, experiments.run(reader)
+    told, seen = (read_source(reader.builder.text(n).folder(out)) for n in ("leaky", "oracle"))
+    audit = audit_leaks(
+        reader.builder.setup.root, told.store, told.recipes["query"], seen.recipes["query"],
+        seen.store, tasks=[6, 8], out=out / "leaks.json",
+    )  # fmt: skip
+    names = ("direct", "self, own words")
+    first, second = (reader.folders(name)[0] for name in names)
+    write_report(first, second, out / "report.html", names=names, metric=reader.metric)
+    return f"{tables.report(value)}\n\nWhat the taught rationales tell of the targets:\n{audit}"
+
+
 def stages(reader: ArmReader) -> str:
     """TTE-v2's cascade and one round of its feedback: a table of stages, tokens, and the page.
 
@@ -157,6 +183,7 @@ _TRACE = {"config": "flagland_trace", "steps": 120, "batch_size": 80, "tasks": [
 SYSTEMS: Mapping[str, System] = {
     "rar": System(DEMO, run, {"steps": 60, "batch_size": 128}),
     "trace": System(FOLDER / "trace" / "1-adaptive.yaml", run_trace, _TRACE),
+    "rge": System(FOLDER / "rge" / "1-leak.yaml", run_rge, {"config": "flagland_rge"}),
     "tte": System(FOLDER / "tte" / "cascade.yaml", stages, {"steps": 60, "batch_size": 128}),
 }
 

@@ -20,8 +20,8 @@ PRODUCT = ("augment", "retrievers", "benchmarks")
 #: unnoticed; where it is going is in AIMS. Raised for language models as encoders and rerankers,
 #: for the tests of what had broken it, for the union pool and for the program for a GPU.
 LIMITS = {
-    "lines of product": 44_500,
-    "lines of tests": 21_000,
+    "lines of product": 47_000,
+    "lines of tests": 22_300,
     "children of a folder": 12,
     "depth of inheritance": 2,
     "classes of one name": 1,

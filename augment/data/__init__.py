@@ -19,5 +19,6 @@ from augment.data.root import InstructionRow as InstructionRow
 from augment.data.root import Instructions as Instructions
 from augment.data.root import TextRule as TextRule
 from augment.data.root import format_text as format_text
+from augment.data.root import open_instructions as open_instructions
 from augment.data.root import read_instructions as read_instructions
 from augment.data.root import write_instructions as write_instructions

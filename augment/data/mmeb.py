@@ -15,15 +15,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from itertools import chain
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from augment.data.root import Instructions
 from augment.errors import DataError
 from augment.files import PACKED_ENDINGS, text_lines
 
@@ -141,6 +143,33 @@ def read_subset(root: Path, name: str, limit: int | None = None) -> Subset:
         raise DataError("holds no query", str(root / name))
     subset.candidates.extend(places)
     return subset
+
+
+def reworded(subset: Subset, instructions: Instructions) -> Subset:
+    """A data set whose queries begin with other instructions.
+
+    The published one is what all queries begin with, up to the last stop, colon or line end.
+
+    Args:
+        subset: with its queries as published.
+        instructions: a table in which ``dataset_id`` is the name of the data set.
+
+    Raises:
+        DataError: if it has no row for the data set, or one query alone does not tell where its
+            instruction ends.
+    """
+    prompts = [row.prompts for row in instructions.rows if row.dataset_id == subset.name]
+    if not prompts or len(subset.queries) < 2:
+        what = "one query does not tell it from its instruction" if prompts else "no instruction"
+        raise DataError(f"{what}; leave instructions out", subset.name)
+    texts = [query.text or "" for query in subset.queries]
+    shared = commonprefix(texts)  # noqa: RUF071 - characters are meant
+    end = max(shared.rfind(mark) for mark in ".?!:\n") + 1
+    begun = len(shared) if shared in texts else end
+    return replace(subset, queries=[
+        Target(f"{prompts[0][0]} {text[begun:].strip()}".strip(), query.image)
+        for text, query in zip(texts, subset.queries, strict=True)
+    ])  # fmt: skip
 
 
 def _rows(root: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Literal, NamedTuple, final
 
@@ -215,13 +217,17 @@ class Instructions:
     Args:
         rows: the table.
         where: the file, named in errors; empty where there is none.
+        name: what checkpoints remember: ``on`` for a root's own table.
 
     Raises:
         DataError: if two rows have the same key.
     """
 
-    def __init__(self, rows: Iterable[InstructionRow], where: str = "instructions") -> None:
+    def __init__(
+        self, rows: Iterable[InstructionRow], where: str = "instructions", name: str = "on"
+    ) -> None:
         self.rows = tuple(rows)
+        self.name = name
         self._where = where
         self._by_key: dict[tuple[str, str, str], tuple[str, ...]] = {}
         for row in self.rows:
@@ -268,6 +274,23 @@ def read_instructions(path: str | Path) -> Instructions:
     if missing:
         raise DataError(f"header lacks {', '.join(missing)}", f"{path}:{first[0]}")
     return Instructions(_rows(lines, header, Path(path)), str(path))
+
+
+def open_instructions(table: str) -> Instructions:
+    """A table that takes the place of a root's own; its name has the hash of its bytes.
+
+    Args:
+        table: a file, or the paper whose table is packaged, such as ``rge``.
+
+    Raises:
+        DataError: if there is none.
+    """
+    packaged = resources.files("augment") / "prompts" / table / "instructions.tsv"
+    path = Path(str(packaged)) if table.isidentifier() else Path(table)
+    if not path.is_file():
+        raise DataError("no table of instructions; name a .tsv file, or a paper such as rge", table)
+    name = f"{table}:{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+    return Instructions(read_instructions(path).rows, str(path), name)
 
 
 def write_instructions(path: str | Path, rows: Iterable[InstructionRow]) -> None:

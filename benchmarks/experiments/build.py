@@ -257,11 +257,7 @@ class Builder:
 
             length = [] if steps is None else [f"trainer.max_steps={steps}"]
             negatives = [f"data.negatives.path={made[-1]}"] if mined else []
-            source = read_source(made[len(needs)]) if taught else None
-            written = [] if source is None else [
-                f"data.written.store={source.store.resolve()}",
-                f"data.written.recipe={source.recipes['query']}",
-            ]  # fmt: skip
+            written = _written(made[len(needs)]) if taught else []
             training, data, trainer, _ = self._parts(
                 arm, seed, setup.enriching, views, made, *written, *arm.fit, *negatives, *length
             )
@@ -306,15 +302,17 @@ class Builder:
         train = None if arm.train is None else self._train(arm, arm.train, seed)
         settings: dict[str, Any] = {
             "root": where.root_digest, "views": shown, "split": split, "tasks": setup.tasks,
-            "union": union, "test": arm.test,
+            "union": union, "test": arm.test, **({"given": True} if arm.given else {}),
             # Packaged weights: no seed moves them.
             **(self._model(arm) if train is None else {}),
         }  # fmt: skip
         work = self._tester(arm, views, seed, split, where, train)
         start = "packaged weights" if arm.train is None else f"trained on {arm.train}"
-        title = f"test: {start}{_extras(arm)}, shown {views}, {split} (seed {seed})"
+        told = f", given {arm.given}" if arm.given else ""
+        title = f"test: {start}{_extras(arm)}, shown {views}{told}, {split} (seed {seed})"
         if where.root_digest != setup.enriching.root_digest:
             title += f", asked about {where.root.name}"
+        needs = (*needs, self.text(arm.given, where)) if arm.given else needs
 
         return CachedStep(
             "test", title, settings, needs if train is None else (*needs, train), work
@@ -347,7 +345,11 @@ class Builder:
             from retrievers.search.cascade import rerank
             from retrievers.training.module import trained
 
-            training, data, trainer, _ = self._parts(arm, seed, where, views, made, *arm.test)
+            place = len(views.texts)
+            words = [*_written(made[place]), "data.written.given=true"] if arm.given else []
+            training, data, trainer, _ = self._parts(
+                arm, seed, where, views, made, *words, *arm.test
+            )
             data.test = replace(data.test, split=split, union=self.experiment.union)
             encoder = trained(training)
             if train is not None:
@@ -385,6 +387,13 @@ class Builder:
 
 #: What a step does, see :class:`CachedStep`.
 Work = Callable[[Path, Sequence[Path]], None]
+
+
+def _written(folder: Path) -> list[str]:
+    """Settings of words that stand before the vectors of queries."""
+    source = read_source(folder)
+    return [f"data.written.store={source.store.resolve()}",
+            f"data.written.recipe={source.recipes['query']}"]  # fmt: skip
 
 
 def read_parts(config: str, seed: int, settings: Sequence[str]) -> Parts:

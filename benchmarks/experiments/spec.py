@@ -43,13 +43,15 @@ SIDES: tuple[Side, Side] = ("query", "corpus")
 
 Settings = TypeVar("Settings")
 TextKind = Literal[
-    "vlm", "oracle", "chains", "clauses", "filler", "permuted", "prefixed", "noise", "select"
-]
+    "vlm", "oracle", "chains", "leaky", "clauses", "filler", "permuted", "prefixed", "noise",
+    "select",
+]  # fmt: skip
 #: Settings of each kind of text, beside ``of`` for those made from another text.
 SETTINGS: Mapping[TextKind, Collection[str]] = {
     "vlm": ("modification_prompt",),
     "oracle": (),
     "chains": (),
+    "leaky": (),
     "clauses": (),
     "filler": (),
     "permuted": ("seed",),
@@ -166,6 +168,7 @@ class Arm:
         train: text that it is trained on; None takes the weights as they are packaged.
         show: text in the test; None for a fusion.
         taught: text that it learns to write before the vectors of queries; empty: none.
+        given: text that stands there in the test, in place of what it would write; empty: none.
         effort: optimiser steps in units of the ordinary training.
         of: the fused arms; the one whose best candidates a rerank arm scores.
         depth: so many of each query.
@@ -192,6 +195,7 @@ class Arm:
     fit: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     taught: str = ""
+    given: str = ""
     mined_by: str = ""
     judged_by: str = ""
     mining: tuple[str, ...] = ()
@@ -367,8 +371,9 @@ def _problems(found: Experiment) -> Iterator[str]:
 
 def _untaught(found: Experiment) -> Iterator[str]:
     for name, arm in found.arms.items():
-        if arm.taught and arm.taught not in found.texts:
-            yield f"arms.{name} is taught {arm.taught!r}; texts are {', '.join(found.texts)}"
+        for told, text in (("taught", arm.taught), ("given", arm.given)):
+            if text and text not in found.texts:
+                yield f"arms.{name} is {told} {text!r}; texts are {', '.join(found.texts)}"
 
 
 def _side(value: Any, texts: Collection[str], where: str) -> SideView:

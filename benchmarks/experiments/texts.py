@@ -5,6 +5,8 @@ vlm       the describing model, or the store that was given; ``modification_prom
           prompt of requests to change a picture (rar/modification withholds the picture)
 oracle    read off Flagland's scene graphs
 chains    what the describing model makes of the training queries that combine picture and words
+leaky     the same with what only the target tells behind it, country and answer of a Flagland, as
+          somebody writes who sees the target
 clauses   the same words with a sentence for every part, so that lengths and samples of sentences
           mean something for texts of one sentence
 filler    as many words as the enrichment adds, none of them about the picture; for appending
@@ -48,7 +50,7 @@ from benchmarks.experiments import noise
 from benchmarks.experiments.graph import CachedStep
 from benchmarks.experiments.noise import Changed
 from benchmarks.experiments.spec import SIDES, TextKind, TextSpec
-from benchmarks.flagland.oracle import has_truth, oracle_engine, score_facts
+from benchmarks.flagland.oracle import has_truth, oracle_engine, score_facts, told_by_targets
 
 #: Item, its text, source of randomness -> the new text and counts; None leaves the item without.
 Change = Callable[[Item, Enrichment, Random], Changed | None]
@@ -249,7 +251,7 @@ def _groups(root: Path, side: Side) -> Iterator[Iterable[Item]]:
 
 def _recipe(of: Recipe, text: TextSpec) -> Recipe:
     settings = {**of.settings, "changed": {"kind": text.kind, "of": of.id, **text.settings}}
-    return replace(of, settings=settings)
+    return replace(of, settings=settings, target_seen=of.target_seen or text.kind == "leaky")
 
 
 def _change(
@@ -262,6 +264,9 @@ def _change(
 ) -> Change:
     if text.kind == "filler":
         return lambda item, one, random: Changed(_filler(side, item, one, random))
+    if text.kind == "leaky":
+        told = told_by_targets(root) if side == "query" else {}
+        return lambda item, one, random: Changed(f"{one.text} {told.get(item.id, '')}".strip())
     if text.kind == "clauses":
         return lambda item, one, random: Changed(noise.clauses(one.text))
     if text.kind == "prefixed":

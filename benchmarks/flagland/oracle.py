@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from augment.data import DataRoot
-from augment.data.pools import open_candidates
+from augment.data.pools import open_candidates, open_queries
 from augment.engines.scripted import ScriptedEngine
 from augment.records import Enrichment, Side
 from benchmarks.flagland import language
@@ -71,6 +71,16 @@ def oracle_engine(root: Path, side: str) -> ScriptedEngine:
             for truth, flag in _asked(root)
         }
     return ScriptedEngine(answers, root=root, model="flagland-oracle", batch_size=256)
+
+
+def told_by_targets(root: Path) -> dict[str, str]:
+    """Query id -> what its picture does not show: the country's name, and the answer."""
+    names = {query.item.id: json.loads(query.item.source or "{}").get("country", "")
+             for split in ("train", "val", "test") for file in DataRoot(root).query_files(split)
+             for query in open_queries(file.path)}  # fmt: skip
+    truths = ((truth["qid"], truth.get("answer", "")) for truth in _rows(root, "queries.jsonl"))
+    return {qid: f"The country is {names[qid]}" + (f", the answer {answer}." if answer else ".")
+            for qid, answer in truths}  # fmt: skip
 
 
 @dataclass

@@ -3,7 +3,8 @@
 ``python -m benchmarks.flagland.train_vlm draw --out PICTURES`` first: pictures rendered once and
 resized as the image processor will, one ``.npy`` of pixels per size and shard with the scene graphs
 beside it. Then ``python -m benchmarks.flagland.train_vlm train --pictures PICTURES --out FOLDER
---steps N``; run it again to resume from the last checkpoint. ``publish`` writes the packaged form.
+--steps N``; run it again to resume from the last checkpoint. ``publish`` writes the packaged form,
+``publish_retriever`` that of a retriever trained from it.
 """
 
 from __future__ import annotations
@@ -312,6 +313,20 @@ def publish(trained: Path, folder: Path) -> None:
     AutoProcessor.from_pretrained(trained).save_pretrained(folder)  # type: ignore[no-untyped-call]
 
 
+def publish_retriever(checkpoint: Path, folder: Path) -> None:
+    """Write what a fit of ``flagland_mllm`` trained, in half precision, as it is packaged."""
+    from retrievers.models.load import OWN_WEIGHTS, PREFIX, SETTINGS, check_checkpoint
+
+    found = check_checkpoint(checkpoint)
+    state = {name.removeprefix(PREFIX): value for name, value in found["state_dict"].items()}
+    state.pop("vlm.lm_head.weight", None)  # tied
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.half() for name, value in state.items()}, folder / OWN_WEIGHTS)
+    told = found["retriever"]
+    told["origin"]["data"]["root"] = Path(told["origin"]["data"]["root"]).name
+    (folder / SETTINGS).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
 def average(trained: Sequence[Path], out: Path) -> None:
     """Write the mean of several trainings' weights; the rest is the first's.
 
@@ -444,6 +459,7 @@ def train(
 
 
 if __name__ == "__main__":
-    verbs: Any = {"draw": draw, "train": train, "average": average, "publish": publish}
+    verbs: Any = {"draw": draw, "train": train, "average": average, "publish": publish,
+                  "publish_retriever": publish_retriever}  # fmt: skip
     prog = f"python -m {_PROGRAM}"
     jsonargparse.auto_cli(verbs, args=homes(sys.argv[1:]), as_positional=False, prog=prog)

@@ -20,6 +20,7 @@ STAGES = {
     "engines": ("engines", "measure", "engines"),
     "training": ("training", "measure", "training_speed"),
     "gradcache": ("training", "measure_chunks", "gradcache"),
+    "mllm": ("training", "measure_mllm", "mllm_speed"),
     "search": ("search", "measure", "search"),
     "metrics": ("metrics", "measure", "metrics"),
     "startup": ("startup", "measure", "startup"),

@@ -7,6 +7,9 @@ on two cores.
 
 ``python -m benchmarks.speed gradcache``: encoding in chunks against the whole batch on
 flagland-clip, time and the memory that a step adds to a fresh process.
+
+``python -m benchmarks.speed mllm``: a step of flagland-vlm from loaded pictures and strings, which
+sees each picture once, compiled or not, against one that sees it every time.
 """
 
 from __future__ import annotations
@@ -253,4 +256,45 @@ def measure_chunks(
                 apart(_peak, size, some, threads) for size, some in cases
             ],
         },
+    )
+
+
+# -- multimodal language models -----------------------------------------------------------------
+
+
+def measure_mllm(countries: int = 200, batch: int = 80, rounds: int = 3, threads: int = 1) -> Page:
+    """What it saves to see pictures once, and to compile; pictures have been seen, layers compiled.
+
+    Args:
+        countries: of the Flagland that pairs are drawn from.
+        batch: pairs of a step.
+        rounds: of which the median is shown.
+        threads: of torch.
+    """
+    from benchmarks.experiments.build import read_parts
+    from benchmarks.flagland.world import WorldConfig, write_world
+
+    torch.set_num_threads(threads)
+    ways = {"pictures kept": (1024, False), "pictures kept, compiled": (1024, True),
+            "neither": (0, False)}  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        write_world(Path(folder) / "world", WorldConfig(countries, 1))
+
+        def step(features_mib: int, compiled: bool) -> Step:
+            arguments = {"features_mib": features_mib, "compile": compiled}
+            fit, data, *_ = read_parts("flagland_mllm", 0, [
+                f"data.root={folder}/world", f"data.batch_size={batch}",
+                *(f"model.encoder.init_args.{name}={value}" for name, value in arguments.items()),
+            ])  # fmt: skip
+            collate = fit.encoder.collator()
+            pairs, _ = data.training(collate)
+            drawn = data.pairs_loader(pairs, collate, 0, 1)
+            return Step(fit.encoder, lambda: fit.loss(next(iter(drawn)))["loss"])
+
+        turns = take_turns({name: step(*way) for name, way in ways.items()}, rounds)
+    return Page(
+        "Training of a small multimodal language model",
+        f"flagland-vlm, vision tower frozen, float32, {threads} threads, {batch} pairs of all "
+        f"tasks of Flagland, loaded and preprocessed; medians of {rounds} rounds in turns.",
+        {"": rows_of(turns, batch, "pairs")},
     )

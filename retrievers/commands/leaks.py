@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jsonargparse
+import numpy as np
 
 from augment.checks.rewrite import forbidden, leaks
 from augment.data import DataRoot
@@ -33,21 +33,18 @@ from retrievers.evaluation.metrics import score_run
 from retrievers.vectors.bm25 import Bm25Config, bm25_plan
 from retrievers.vectors.words import analyser
 
-#: Task -> query id -> score.
-Scores = Mapping[str, Mapping[str, float]]
+#: Task -> query id -> success@1 of BM25.
+Found = Mapping[str, Mapping[str, float]]
 
 
-@dataclass(frozen=True)
-class LeakRow:
-    """What the texts of a recipe tell in a split; shares of 1, plain means over tasks.
+class LeakRow(NamedTuple):
+    """What the texts of a recipe tell in a split.
 
     Attributes:
         recipe: its id in the store.
         split: of the queries.
-        queries: that have a text.
-        published: success of BM25 asked with the published text of these queries.
-        generated: the same with the generated text alone.
-        gain: the difference, paired.
+        published: asked with the published text of those queries that have a generated one.
+        generated: asked with the generated text alone.
         shared: share of the neighbouring words of the target that stand in the text and not in the
             query.
         by_chance: the same with the target of another query of the task.
@@ -57,22 +54,29 @@ class LeakRow:
 
     recipe: str
     split: str
-    queries: int
-    published: float
-    generated: float
-    gain: Interval
+    published: Found
+    generated: Found
     shared: float
     by_chance: float
     said: float
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, successes as means over tasks of shares of 1."""
+        told = {
+            "queries": sum(map(len, self.generated.values())),
+            "published": _mean(self.published),
+            "generated": _mean(self.generated),
+            "gain": _paired(self.published, self.generated),
+        }
+        return {**self._asdict(), **told}
 
-@dataclass(frozen=True)
-class LeakAudit:
+
+class LeakAudit(NamedTuple):
     """What was found.
 
     Attributes:
         rows: by recipe and split.
-        gaps: recipe -> its gain in the first split less that in the last.
+        gaps: recipe -> its gain over published text in the first split less that in the last.
         excess: split -> how much more often a recipe's texts find the target than the other's do,
             on queries that have both; without another recipe, than the published ones do.
         most: of the excess in points; None for any.
@@ -81,7 +85,7 @@ class LeakAudit:
     rows: Sequence[LeakRow]
     gaps: Mapping[str, Interval]
     excess: Mapping[str, Interval]
-    most: float | None = None
+    most: float | None
 
     @property
     def leaking(self) -> list[str]:
@@ -91,25 +95,20 @@ class LeakAudit:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-serialisable form."""
-        return {**asdict(self), "leaking": self.leaking}
+        rows = [row.to_json() for row in self.rows]
+        return {**self._asdict(), "rows": rows, "leaking": self.leaking}
 
     def __str__(self) -> str:
-        head = ["recipe", "split", "texts", "published", "generated", "gain", "shared",
-                "by chance", "said"]  # fmt: skip
-        rows = [
-            [row.recipe, row.split, f"{row.queries:,}", _points(row.published),
-             _points(row.generated), _between(row.gain),
-             *map(_points, (row.shared, row.by_chance, row.said))]
-            for row in self.rows
-        ]  # fmt: skip
-        told = [aligned(rows, 2, head), ""]
-        told += [f"gap of {name}, first split less last: {_between(gap)}"
+        names = ("published", "generated", "gain", "shared", "by_chance", "said")
+        rows = [[row["recipe"], row["split"], f"{row['queries']:,}",
+                 *(_points(row[name]) for name in names)]
+                for row in self.to_json()["rows"]]  # fmt: skip
+        told = [aligned(rows, 2, ["recipe", "split", "texts", *names]), ""]
+        told += [f"gap of {name}, first split less last: {_points(gap)}"
                  for name, gap in self.gaps.items()]  # fmt: skip
-        told += [f"excess, {split}: {_between(more)}" for split, more in self.excess.items()]
-        if self.most is not None:
-            verdict = f"above {self.most:g} in {', '.join(self.leaking)}" if self.leaking else "no"
-            told.append(f"leak: {verdict}")
-        return "\n".join(told)
+        told += [f"excess, {split}: {_points(more)}" for split, more in self.excess.items()]
+        where = f"above {self.most:g} in {', '.join(self.leaking)}" if self.leaking else "no"
+        return "\n".join(told if self.most is None else [*told, f"leak: {where}"])
 
 
 def audit_leaks(
@@ -122,7 +121,6 @@ def audit_leaks(
     splits: tuple[str, ...] = ("train", "test"),
     tasks: list[int] | None = None,
     limit: int | None = None,
-    metric: str = "success@1",
     most: float | None = None,
     out: Path | None = None,
 ) -> LeakAudit:
@@ -141,7 +139,6 @@ def audit_leaks(
         splits: of the queries, training first; those without a text of the recipe are left out.
         tasks: only these task codes (0 to 8).
         limit: at most so many queries per data set and task.
-        metric: score of a query.
         most: points by which texts may find the target more often than those of the other recipe,
             or than published ones where there is none.
         out: JSON file of what was found.
@@ -154,114 +151,90 @@ def audit_leaks(
     if other_recipe is not None or other_store is not None:
         views.append(ViewConfig("replace", str(other_store or store), other_recipe).open("query"))
     shown, items = corpus.open("corpus"), RootItems(root, "corpus")
-    rows: list[LeakRow] = []
-    found: dict[tuple[int, str], tuple[Scores, Scores]] = {}
-    for place, view in enumerate(views):
+    found: list[dict[str, LeakRow]] = [{} for _ in views]
+    for view, own in zip(views, found, strict=True):
         for split in splits:
             plan = plan_test(DataRoot(root), split, False, tasks, limit)
-            if not _only_texts(plan, view):
-                continue
-            raw, generated = (
-                _scores(plan, TextRecipe(each, shown, "plain", None), metric)
-                for each in (view.other("raw"), view)
-            )
-            found[place, split] = asked = raw, generated
-            rows.append(_row(plan, view, split, shown, asked, items))
-    if not any(place == 0 for place, _ in found):
+            if _only_texts(plan, view):
+                own[split] = _row(plan, view, split, shown, items)
+    rows = found[0]
+    if not rows:
         raise DataError(f"no query of {', '.join(splits)} has a text of the recipe", str(store))
-    audit = LeakAudit(rows, _gaps(rows, splits), _excess(found, len(views) - 1, splits), most)
+    excess = {
+        split: _paired(found[-1][split].generated if found[1:] else row.published, row.generated)
+        for split, row in rows.items()
+        if split in found[-1]
+    }
+    gaps = {own[splits[0]].recipe: _gap(own[splits[0]], own[splits[-1]])
+            for own in found if len(own) > 1}  # fmt: skip
+    audit = LeakAudit([row for own in found for row in own.values()], gaps, excess, most)
     if out is not None:
         write_json(out, audit.to_json(), DataError)
     return audit
 
 
-def _only_texts(plan: Plan, view: TextView) -> int:
-    """Leave out queries without a text; how many are left."""
+def _only_texts(plan: Plan, view: TextView) -> bool:
+    """Leave out queries without a text; whether any is left."""
     for task in plan.tasks:
         task.queries = [query for query in task.queries if view.generated(query.item.id)]
-        task.grades = {query.item.id: task.grades[query.item.id] for query in task.queries
-                       if query.item.id in task.grades}  # fmt: skip
+        ids = {query.item.id for query in task.queries}
+        task.grades = {qid: grades for qid, grades in task.grades.items() if qid in ids}
     plan.tasks = [task for task in plan.tasks if task.grades]
-    return sum(len(task.queries) for task in plan.tasks)
+    return bool(plan.tasks)
 
 
-def _scores(plan: Plan, recipe: TextRecipe, metric: str) -> Scores:
-    runs, *_ = bm25_plan(plan, recipe, 100, Bm25Config())
+def _found(plan: Plan, recipe: TextRecipe) -> Found:
+    runs, *_ = bm25_plan(plan, recipe, 1, Bm25Config())
     return {
-        task.name: score_run(runs[task.name, "local"], Judgements(task.grades), [metric]).of(metric)
+        task.name: score_run(
+            runs[task.name, "local"], Judgements(task.grades), ["success@1"]
+        ).of("success@1")
         for task in plan.tasks
-    }
+    }  # fmt: skip
 
 
-def _row(
-    plan: Plan, view: TextView, split: str, shown: TextView, asked: tuple[Scores, Scores],
-    items: RootItems,
-) -> LeakRow:  # fmt: skip
-    words = analyser("english")
-    own, others, said, queries = 0.0, 0.0, 0, 0
+def _row(plan: Plan, view: TextView, split: str, shown: TextView, items: RootItems) -> LeakRow:
+    words, told = analyser("english"), []
     for task in plan.tasks:
         wanted = [plan.find(query.positives[0]) for query in task.queries]
-        targets = [_neighbours(words((item and shown.text(item)) or "")) for item in wanted]
+        targets = [set(pairwise(words((item and shown.text(item)) or ""))) for item in wanted]
         for place, query in enumerate(task.queries):
             text, original = view.generated(query.item.id) or "", query.item.text or ""
-            new = _neighbours(words(text)) - _neighbours(words(original))
-            target, other = targets[place], targets[place - 1]
-            own += len(new & target) / max(len(target), 1)
-            others += len(new & other) / max(len(other), 1)
-            said += bool(leaks(text, original, forbidden(items, query)))
-        queries += len(task.queries)
-    means = [sum(sum(s.values()) / len(s) for s in each.values()) / len(each) for each in asked]
-    return LeakRow(
-        str(view.recipe["id"]), split, queries, means[0], means[1], _paired(*asked),
-        own / queries, others / queries, said / queries,
-    )  # fmt: skip
+            new = set(pairwise(words(text))) - set(pairwise(words(original)))
+            shares = [
+                len(new & one) / max(len(one), 1) for one in (targets[place], targets[place - 1])
+            ]
+            told.append([*shares, bool(leaks(text, original, forbidden(items, query)))])
+    published, generated = (_found(plan, TextRecipe(each, shown, "plain", None))
+                            for each in (view.other("raw"), view))  # fmt: skip
+    shared, by_chance, said = np.mean(told, axis=0).tolist()
+    recipe = str(view.recipe["id"])
+    return LeakRow(recipe, split, published, generated, shared, by_chance, said)
 
 
-def _neighbours(words: Sequence[str]) -> set[tuple[str, str]]:
-    return set(pairwise(words))
+def _mean(found: Found) -> float:
+    return float(np.mean([np.mean(list(own.values())) for own in found.values()]))
 
 
-def _paired(first: Scores, second: Scores) -> Interval:
+def _paired(first: Found, second: Found) -> Interval:
     """Of the second less the first, on queries of both."""
     both = {task: sorted(set(first.get(task, ())) & set(own)) for task, own in second.items()}
-    pairs = [
-        ([first[task][qid] for qid in qids], [second[task][qid] for qid in qids])
-        for task, qids in both.items()
-        if qids
-    ]
-    return macro_bootstrap(pairs) if pairs else Interval(math.nan, math.nan, math.nan)
+    pairs = [([first[task][qid] for qid in qids], [second[task][qid] for qid in qids])
+             for task, qids in both.items() if qids]  # fmt: skip
+    return macro_bootstrap(pairs) if pairs else Interval(0.0, 0.0, 0.0)
 
 
-def _gaps(rows: Sequence[LeakRow], splits: Sequence[str]) -> dict[str, Interval]:
-    """Other queries in each split, so that variances add up."""
-    gains = {(row.recipe, row.split): row.gain for row in rows}
-    gaps = {}
-    for recipe in dict.fromkeys(row.recipe for row in rows):
-        ends = [gains.get((recipe, split)) for split in (splits[0], splits[-1])]
-        if ends[0] and ends[1] and splits[0] != splits[-1]:
-            mean = ends[0].mean - ends[1].mean
-            half = math.hypot(*((end.high - end.low) / 2 for end in ends if end))
-            gaps[recipe] = Interval(mean, mean - half, mean + half)
-    return gaps
+def _gap(first: LeakRow, last: LeakRow) -> Interval:
+    """Of their gains, which are those of other queries, so that variances add up."""
+    gains = [_paired(row.published, row.generated) for row in (first, last)]
+    mean, half = gains[0].mean - gains[1].mean, math.hypot(*((g.high - g.low) / 2 for g in gains))
+    return Interval(mean, mean - half, mean + half)
 
 
-def _excess(
-    found: Mapping[tuple[int, str], tuple[Scores, Scores]], other: int, splits: Sequence[str]
-) -> dict[str, Interval]:
-    """By split, where both have texts."""
-    return {
-        split: _paired(found[other, split][1 if other else 0], found[0, split][1])
-        for split in splits
-        if (0, split) in found and (other, split) in found
-    }
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def _between(found: Interval) -> str:
-    return f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+def _points(value: float | Interval) -> str:
+    if isinstance(value, Interval):
+        return f"{100 * value.mean:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]"
+    return f"{100 * value:.1f}"
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from augment.data import write_qrels
+from augment.data import open_instructions, write_qrels
 from augment.data.images import open_image
-from augment.data.mmeb import Target, read_subset, subset_names
+from augment.data.mmeb import Target, read_subset, reworded, subset_names
 from augment.errors import DataError, printable
 from augment.files import replacing, say
 from augment.records import Qrel, Side
@@ -40,6 +40,7 @@ def evaluate_mmeb(
     device: str = "cpu",
     depth: int = 100,
     embeddings: Path | None = None,
+    instructions: str | None = None,
 ) -> list[Score]:
     """Evaluate a retriever on MMEB's image data sets; runs, judgements, ``metrics.json`` in OUT.
 
@@ -58,6 +59,7 @@ def evaluate_mmeb(
         device: where the model runs.
         depth: hits per query in the run files.
         embeddings: folder that keeps the vectors; OUT/embeddings if none is named.
+        instructions: table in place of the published ones: a file, or ``rge``.
 
     Raises:
         DataError: if a data set or picture is missing or cannot be used.
@@ -66,6 +68,7 @@ def evaluate_mmeb(
     """
     started = time.monotonic()
     names = subset_names(root)
+    asked = open_instructions(instructions) if instructions else None
     lacking = sorted(set(subsets or ()) - set(names))
     if lacking:
         raise DataError(f"has no data set {lacking[0]}; there are {', '.join(names)}", str(root))
@@ -75,6 +78,8 @@ def evaluate_mmeb(
     scores = []
     for name in subsets or names:
         subset = read_subset(root, name, limit)
+        if asked is not None:
+            subset = reworded(subset, asked)
         sides: dict[Side, dict[str, Target]] = {
             "query": {subset.qid(row): one for row, one in enumerate(subset.queries)},
             "corpus": {subset.did(row): one for row, one in enumerate(subset.candidates)},
@@ -91,7 +96,11 @@ def evaluate_mmeb(
         write_qrels(out / f"{name}.qrels", qrels, columns=4)
         say(f"{printable(name)}: hit@1 {100 * scores[-1].metrics['success@1']:.1f}")
     settings = {"model": model.settings(), "root": str(root), "limit": limit, "depth": depth}
-    told = record(scores, {**settings, "ckpt_path": ckpt_path}, time.monotonic() - started)
+    told = record(
+        scores,
+        {**settings, "ckpt_path": ckpt_path, "instructions": asked and asked.name},
+        time.monotonic() - started,
+    )
     with replacing(out / "metrics.json", DataError) as stream:
         stream.write(json.dumps(told, indent=1, default=str) + "\n")
     return scores

@@ -86,9 +86,13 @@ class Reader(NamedTuple):
         row: int = 0,
         draw: str = "",
     ) -> Example:
-        """A query's example, instruction included; in training, with what is to be written."""
+        """A query's example, instruction included; in training, with what is to be written.
+
+        In a test that stands in it only where it is given.
+        """
         found = self._example(query.item, self.recipe.query(query, target, random, draw), row)
-        taught = self.recipe.written if draw else None
+        taught = self.recipe.written
+        taught = taught if taught is not None and (draw or taught.given) else None
         return found if taught is None else found._replace(written=taught.of(query.item.id))
 
     def _example(self, item: Item, text: str | None, row: int) -> Example:

@@ -30,8 +30,8 @@ class Example(NamedTuple):
             take several pictures an item take a tuple of them.
         problem: why its picture is missing; empty if nothing is wrong.
         id: of the item.
-        written: what a model is to write before its vector, in training; empty for nothing, None
-            where it is not known.
+        written: what stands before its vector, in training or where a test gives it; empty for
+            nothing, None where it is not known.
     """
 
     row: int
@@ -227,7 +227,7 @@ class ItemCollator:
         kept = [e for e in examples if e.text is not None or e.image is not None]
         failed = [e.row for e in examples if e.text is None and e.image is None]
         return Items(
-            self.collator(kept, self.side),
+            self.collator(kept, self.side, any(e.written is not None for e in kept)),
             torch.tensor([e.row for e in kept], dtype=torch.int64),
             torch.tensor(failed, dtype=torch.int64),
             torch.tensor([e.row for e in kept if e.problem], dtype=torch.int64),

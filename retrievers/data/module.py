@@ -12,7 +12,7 @@ from jaxtyping import Int64
 from torch.utils.data import DataLoader, Subset
 from typing_extensions import final
 
-from augment.data import DataRoot, TextRule
+from augment.data import DataRoot, TextRule, open_instructions
 from augment.data.pools import StoredQueries
 from augment.errors import DataError
 from augment.records import OwnPicture, Query, Side
@@ -138,6 +138,7 @@ class MBeirData:
         written: what a model is taught to write before a query's vector.
         text_rule: plain (as written) or uniir (parity: first letter raised, full stop added).
         instructions: put instructions before queries; one at random in training, the first in test.
+            A file's or a packaged table's (``rge``) in place of the root's own, if one is named.
         tasks: only queries of these task codes (0 to 8).
         limit: at most so many training queries, and test queries per task.
         batch_size: training pairs per batch and process.
@@ -160,7 +161,7 @@ class MBeirData:
         corpus: ViewConfig = ViewConfig(),  # noqa: B008 - frozen
         written: WrittenConfig = WrittenConfig(),  # noqa: B008 - frozen
         text_rule: TextRule = "plain",
-        instructions: bool = True,
+        instructions: bool | str = True,
         tasks: list[int] | None = None,
         limit: int | None = None,
         batch_size: int = 128,
@@ -194,7 +195,11 @@ class MBeirData:
             views["query"],
             views["corpus"],
             text_rule,
-            self.root.instructions(needed=False) if instructions else None,
+            open_instructions(instructions)
+            if isinstance(instructions, str)
+            else self.root.instructions(needed=False)
+            if instructions
+            else None,
             _mixtures(zip(self._views, views.values(), strict=True)),
             written.open(),
         )
@@ -328,6 +333,7 @@ class MBeirData:
             self.sampling.homogeneous,
             self.sampling.exponent,
             group_codes(pairs, "item") if self.sampling.together else None,
+            self.sampling.sub_batch,
         )
         return PairLoader(
             pairs,

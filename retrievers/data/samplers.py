@@ -29,6 +29,8 @@ class SamplingConfig:
         group_by: task, dataset (data set and task) or modality (of the wanted candidate).
         homogeneous: every batch, over all processes, holds one group only, so that all its
             negatives are of the right kind; what is left of each group fills mixed batches.
+        sub_batch: every batch, over all processes, is made of parts of so many pairs of one group
+            each; what is left of each group fills mixed parts. 0 mixes pair by pair.
         exponent: a group's share of an epoch is proportional to its size to this power: 1 keeps
             the data's shares, 0 gives all groups the same. An epoch has as many pairs as the data
             in any case; rows of groups that grow are repeated, of groups that shrink left out.
@@ -41,6 +43,7 @@ class SamplingConfig:
     homogeneous: bool = False
     exponent: float = 1.0
     together: bool = False
+    sub_batch: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
@@ -48,6 +51,11 @@ class SamplingConfig:
             raise DataError(
                 "sampling.homogeneous wants one kind of pair in a batch, sampling.together all "
                 "kinds; choose one"
+            )
+        if self.sub_batch < 0 or (self.sub_batch and (self.homogeneous or self.together)):
+            raise DataError(
+                f"sampling.sub_batch={self.sub_batch} is a number of pairs of one kind within a "
+                "mixed batch; it goes with neither sampling.homogeneous nor together"
             )
 
 
@@ -67,6 +75,10 @@ class PairBatches(Sampler[list[int]]):
         homogeneous: see :class:`SamplingConfig`.
         exponent: see :class:`SamplingConfig`.
         items: item that each row is about; rows of one stand together. None for no such order.
+        sub_batch: see :class:`SamplingConfig`.
+
+    Raises:
+        DataError: if a batch over all processes is not made of whole sub-batches.
     """
 
     def __init__(
@@ -79,12 +91,20 @@ class PairBatches(Sampler[list[int]]):
         homogeneous: bool = False,
         exponent: float = 1.0,
         items: Int64[np.ndarray, " size"] | None = None,
+        sub_batch: int = 0,
     ) -> None:
+        if sub_batch and batch_size * world % sub_batch:
+            raise DataError(
+                f"batches of {batch_size * world} pairs over all processes are not made of whole "
+                f"sub-batches of {sub_batch}; choose sampling.sub_batch to divide data.batch_size"
+            )
         self._groups = groups
         self._items = None if items is None else torch.from_numpy(items)
         self.batch_size, self.world = batch_size, world
         self._seed, self._rank = seed, rank
-        self._homogeneous, self._exponent = homogeneous, exponent
+        #: Pairs that are drawn of one group at a time; 0 draws each by itself.
+        self._unit = batch_size * world if homogeneous else sub_batch
+        self._exponent = exponent
         self.epoch = 0
         #: Batches to leave out at the start of the next pass.
         self.skip = 0
@@ -110,16 +130,18 @@ class PairBatches(Sampler[list[int]]):
         """All batches of the epoch over all processes, [batches, world * batch_size]."""
         random = torch.Generator().manual_seed(self._seed * 1_000_003 + self.epoch)
         size, joint = len(self._groups), self.batch_size * self.world
-        if not self._homogeneous and self._exponent == 1:
+        unit = self._unit
+        if not unit and self._exponent == 1:
             keys = torch.randperm(size, generator=random) + self.epoch * size
             return self._beside(keys, random)[: len(self) * joint].view(-1, joint)
         drawn = [self._draw(*share, random) for share in self._shares()]
-        if self._homogeneous:
-            full = [keys[: len(keys) // joint * joint] for keys in drawn]
-            rest = torch.cat([keys[len(keys) // joint * joint :] for keys in drawn])
+        if unit:
+            full = [keys[: len(keys) // unit * unit] for keys in drawn]
+            rest = torch.cat([keys[len(keys) // unit * unit :] for keys in drawn])
             rest = rest[torch.randperm(len(rest), generator=random)]
-            batches = torch.cat([*full, rest[: len(rest) // joint * joint]]).view(-1, joint)
-            return batches[torch.randperm(len(batches), generator=random)]
+            parts = torch.cat([*full, rest[: len(rest) // unit * unit]]).view(-1, unit)
+            parts = parts[torch.randperm(len(parts), generator=random)]
+            return parts.flatten()[: len(self) * joint].view(-1, joint)
         keys = torch.cat(drawn)
         keys = keys[torch.randperm(size, generator=random)]
         return self._beside(keys, random)[: len(self) * joint].view(-1, joint)

@@ -75,11 +75,14 @@ class WrittenConfig:
             there are taught to write nothing.
         recipe: id of the recipe in the store; null takes the one that is meant.
         only: file of query ids, one a line; the others are taught to write nothing, too.
+        given: hand the texts over in a test, too, in place of what the model would write itself:
+            its own words against those of a teacher.
     """
 
     store: str | None = None
     recipe: str | None = None
     only: str | None = None
+    given: bool = False
 
     def open(self) -> WrittenTexts | None:
         """Open the texts.
@@ -89,11 +92,12 @@ class WrittenConfig:
             StoreError: see :func:`augment.views.open_view`.
         """
         if self.store is None:
-            if self.recipe or self.only:
-                raise DataError("recipe and only choose among texts: name data.written.store")
+            if self.recipe or self.only or self.given:
+                raise DataError("data.written has settings of texts: name data.written.store")
             return None
         view = open_view("query", "replace", Path(self.store), self.recipe)
-        return WrittenTexts(view, None if self.only is None else read_ids(Path(self.only)))
+        only = None if self.only is None else read_ids(Path(self.only))
+        return WrittenTexts(view, only, self.given)
 
 
 @dataclass(frozen=True)
@@ -103,10 +107,12 @@ class WrittenTexts:
     Attributes:
         view: of the texts.
         only: ids of the queries that are to write; None for all that have a text.
+        given: whether tests hand them over.
     """
 
     view: TextView
     only: frozenset[str] | None = None
+    given: bool = False
 
     @property
     def name(self) -> str:
@@ -148,7 +154,8 @@ class TextRecipe:
             "query": self.query_view.name,
             "corpus": self.corpus_view.name,
             "rule": self.rule,
-            "instructions": "off" if self.instructions is None else "on",
+            "instructions": "off" if self.instructions is None else self.instructions.name,
+            **({"given": self.written.name} if self.written and self.written.given else {}),
         }
 
     @property
@@ -223,7 +230,8 @@ def check_recipe(
     Raises:
         MismatchError: names what differs and how to go on.
     """
-    names = {**trained, **shown} if exact else [name for name in trained if name != "written"]
+    taught = () if exact else ("written", "given")
+    names = [name for name in ({**trained, **shown} if exact else trained) if name not in taught]
     differing = [
         name
         for name in names

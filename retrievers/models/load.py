@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from augment.checks.lengths import LENGTHS
-from augment.data import DataRoot, TextRule
+from augment.data import DataRoot, Instructions, TextRule, open_instructions
 from augment.engines import base as engines
 from augment.errors import DataError, MismatchError
 from augment.files import SUMS, check_sums
@@ -53,6 +53,10 @@ ENCODERS: dict[str, type[Encoder]] = {
     kind.__name__: kind
     for kind in (ClipScoreFusion, ClipFeatureFusion, BlipScoreFusion, BlipFeatureFusion, Mllm)
 }
+
+#: Trained encoders that are packaged, as folders beside this file: what ``export`` writes, without
+#: frozen weights that a packaged model brings.
+TRAINED = ("flagland-mllm",)
 
 #: Beginnings of model names that need no checkpoint.
 _MODELS = ("local-dir:", "hf-hub:")
@@ -97,9 +101,9 @@ def load(
     Args:
         name: a ``.ckpt`` file that ``fit`` wrote, a ``.pth`` file of UniIR's CLIP-SF or CLIP-FF, a
             folder that ``export`` wrote, a repository ``owner/name`` on the Hub, or an open_clip
-            model to take as it is: ``flagland-clip`` (packaged, as is ``flagland-vlm``),
-            ``local-dir:FOLDER`` or ``hf-hub:NAME``. A folder or repository of open_clip becomes
-            score fusion.
+            model to take as it is: ``flagland-clip`` (packaged, as are ``flagland-vlm`` and the
+            trained ``flagland-mllm``), ``local-dir:FOLDER`` or ``hf-hub:NAME``. A folder or
+            repository of open_clip becomes score fusion.
         device: where it runs.
         revision: branch, tag or commit of a repository.
         token: of the Hub; None takes the one that is logged in.
@@ -114,7 +118,8 @@ def load(
         DataError: if there is no such thing, or it is none of this package.
         MismatchError: if weights and settings do not fit each other.
     """
-    path = Path(name)
+    packaged = Path(__file__).parent / "weights" / str(name)
+    path = packaged if str(name) in TRAINED else Path(name)
     if str(name) in PACKAGED or str(name).startswith(_MODELS):
         encoder: Encoder = ClipScoreFusion(str(name))
     elif str(name) in engines.PACKAGED:
@@ -197,7 +202,7 @@ def _from_checkpoint(path: Path) -> Encoder:
     if not path.is_file():
         raise DataError(
             f"no such checkpoint; name a .ckpt file that fit wrote (OUT/checkpoints/last.ckpt) or "
-            f"a packaged model ({', '.join(PACKAGED)})",
+            f"a packaged model ({', '.join((*PACKAGED, *TRAINED))})",
             str(path),
         )
     checkpoint = check_checkpoint(path)
@@ -297,15 +302,15 @@ def _from_folder(folder: Path) -> Encoder:
         here["text"] = {"windows": dict(settings.get("text") or {}).get("windows", 1)}
     elif (folder / BLIP_CONFIG).is_file():
         here["model_name"] = str(folder)
-    encoder = build(str(told["class"]), here, str(folder / SETTINGS))
-    _load_folder(encoder, folder)
+    encoder = build(str(told["class"]), here, str(folder / SETTINGS), "frozen" in told)
+    _load_folder(encoder, folder, told)
     # What made a vector is what it was, wherever the folder lies.
     encoder.remember(settings)
     recall(encoder, told)
     return encoder
 
 
-def _load_folder(encoder: Encoder, folder: Path) -> None:
+def _load_folder(encoder: Encoder, folder: Path, told: Mapping[str, Any]) -> None:
     score_fusion = isinstance(encoder, ClipScoreFusion)
     path = folder / (WEIGHTS if score_fusion else OWN_WEIGHTS)
     try:
@@ -317,6 +322,10 @@ def _load_folder(encoder: Encoder, folder: Path) -> None:
         ) from error
     if score_fusion:
         state = {f"clip.{key}": value for key, value in state.items()}
+    if "frozen" in told:
+        named = {PREFIX + key: value for key, value in state.items()}
+        check_frozen(encoder, {"retriever": told, "state_dict": named})
+        state = {**encoder.state_dict(), **state}
     try:
         encoder.load_state_dict(state)
     except RuntimeError as error:
@@ -548,7 +557,7 @@ def open_recipe(
         _view("query", trained_on["query"], store, allow_mismatch),
         _view("corpus", trained_on["corpus"], store, allow_mismatch),
         cast("TextRule", trained_on["rule"]),
-        root.instructions(needed=False) if trained_on["instructions"] == "on" else None,
+        _instructions(root, trained_on["instructions"]),
     )
     try:
         check_recipe(trained_on, recipe.fingerprint, allow_mismatch)
@@ -557,6 +566,12 @@ def open_recipe(
             f"{error}. The store looked into is {store}; in a search, --allow-mismatch goes on"
         ) from error
     return recipe
+
+
+def _instructions(root: DataRoot, name: str) -> Instructions | None:
+    table = name.rpartition(":")[0]
+    own = root.instructions(needed=False) if name == "on" else None
+    return open_instructions(table) if table else own
 
 
 def _view(side: Side, trained: str, store: Path | None, allow_mismatch: bool) -> TextView:

@@ -56,19 +56,24 @@ class Conversations(NamedTuple):
 
     def rows(self, start: int, stop: int) -> Conversations:
         """Rows ``start`` to ``stop``, fewer at the end, with their own pictures and padding."""
-        before, until = int(self.shown[:start].sum()), int(self.shown[:stop].sum())
-        sizes = self.grids.prod(-1)
-        patches = slice(int(sizes[:before].sum()), int(sizes[:until].sum()))
-        mask = self.mask[start:stop]
+        return self.pick(range(*slice(start, stop).indices(self.size)))
+
+    def pick(self, rows: Sequence[int]) -> Conversations:
+        """Some rows in a given order, with their own pictures and padding."""
+        shown = self.shown.tolist()
+        ends = np.cumsum(shown)
+        pictures = [place for row in rows for place in range(ends[row] - shown[row], ends[row])]
+        patches = torch.split(self.patches, self.grids.prod(-1).tolist()) if pictures else ()
+        mask = self.mask[rows]
         pads = int((mask.amax(0) == 0).sum())
-        targets = self.targets[start:stop]
+        targets = self.targets[rows]
         return Conversations(
-            self.tokens[start:stop, pads:],
+            self.tokens[rows, pads:],
             mask[:, pads:],
-            self.kinds[start:stop, pads:],
-            self.patches[patches],
-            self.grids[before:until],
-            self.shown[start:stop],
+            self.kinds[rows, pads:],
+            torch.cat([patches[place] for place in pictures]) if pictures else self.patches[:0],
+            self.grids[pictures],
+            self.shown[rows],
             targets[:, pads:] if targets.shape[1] else targets,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any, ClassVar, Literal, cast, final
 
@@ -17,8 +18,10 @@ from augment.records import Side
 from retrievers.data.writings import Writing
 from retrievers.models.base import Encoded, Encoder
 from retrievers.models.mllm.conversations import IGNORED, ConversationCollator, Conversations
+from retrievers.models.mllm.fast import SeenPictures
 from retrievers.models.mllm.layout import Layout, Said, layout_named
 from retrievers.models.mllm.reasoning import Reasoning, reason
+from retrievers.models.towers import length_groups
 
 #: Configurations (``model_type``) of the models that can be loaded.
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -44,6 +47,10 @@ class Mllm(Encoder):
         learn_temperature: train it, too.
         dtype: of the weights. Vectors are float32 in any case.
         checkpointing: recompute each layer's activations in the backward.
+        features_mib: room for what a frozen vision tower makes of each picture, computed once and
+            kept in memory; 0 keeps nothing. See :class:`~retrievers.models.mllm.fast.SeenPictures`.
+        compile: compile each layer of the language model with ``torch.compile``. What is written
+            before a vector is decoded without it.
         template: hash of the chat template that the weights were trained under; another one is
             refused. Null takes any.
         random_init: take the architecture and no weights.
@@ -67,6 +74,8 @@ class Mllm(Encoder):
         learn_temperature: bool = False,
         dtype: Literal["float32", "bfloat16"] = "float32",
         checkpointing: bool = False,
+        features_mib: int = 0,
+        compile: bool = False,  # noqa: A002 - torch's word
         template: str | None = None,
         random_init: bool = False,
         truncate_dim: int | None = None,
@@ -117,6 +126,11 @@ class Mllm(Encoder):
         if checkpointing:
             # The other kind loses the gradients of everything before the first trained input.
             self.vlm.gradient_checkpointing_enable({"use_reentrant": False})
+        if features_mib:
+            SeenPictures(self.vlm.model.visual, features_mib)
+        if compile:
+            for layer in self.vlm.model.language_model.layers:
+                layer.compile(dynamic=True)
 
     @property
     def config(self) -> Any:
@@ -129,7 +143,8 @@ class Mllm(Encoder):
 
     def whole(self, batch: Conversations, side: Side) -> Encoded:
         """Unit vectors; both sides share the model and differ in their system prompts."""
-        if side == "query" and self.reasoning.when != "never" and not self.training:
+        given = batch.targets.shape[1] > 0
+        if side == "query" and self.reasoning.when != "never" and not (self.training or given):
             found = reason(self, batch, self.reasoning)
             decode = self._collator.processor.tokenizer.decode
             writings = [
@@ -139,7 +154,8 @@ class Mllm(Encoder):
                 )
             ]
             return Encoded(found.vectors, writings, found.direct)
-        return Encoded(self._vectors(self.states(batch), taught=batch.targets.shape[1] > 0))
+        (vectors,) = _by_length(batch, lambda rows: (self._vectors(self.states(rows), given),))
+        return Encoded(vectors)
 
     def taught(
         self, batch: Conversations
@@ -163,6 +179,10 @@ class Mllm(Encoder):
                 "what is to be written is not known of every item of the batch, and a token loss "
                 "is asked for"
             )
+        vectors, first, rest = _by_length(batch, self._taught)
+        return vectors, first, rest
+
+    def _taught(self, batch: Conversations) -> tuple[Tensor, ...]:
         states = self.states(batch)
         rows, places = (batch.targets != IGNORED).nonzero(as_tuple=True)
         logits = self.vlm.lm_head(states[rows, places - 1]).float()
@@ -241,6 +261,18 @@ class Mllm(Encoder):
 _SIDES: tuple[Side, Side] = ("query", "corpus")
 #: An item of each kind, for the hash of the prompts.
 _SHOWN = (Said("text", 0), Said("", 1), Said("text", 1))
+
+
+def _by_length(
+    batch: Conversations, make: Callable[[Conversations], tuple[Tensor, ...]]
+) -> tuple[Tensor, ...]:
+    """What is made of each row, of the short and the long apart where that saves much padding."""
+    groups = length_groups((batch.lengths - 1).tolist())
+    if len(groups) == 1:
+        return make(batch)
+    parts = [make(batch.pick(rows)) for rows in groups]
+    order = torch.tensor([row for rows in groups for row in rows], device=batch.tokens.device)
+    return tuple(torch.cat(each)[order.argsort()] for each in zip(*parts, strict=True))
 
 
 def _digest(text: str) -> str:

@@ -86,6 +86,12 @@ def reason(encoder: Any, batch: Conversations, how: Reasoning) -> Reasoned:
         batch: prompts of queries, without targets.
         how: when and how much.
     """
+    # One token at a time, of fewer and fewer rows: nothing to compile.
+    with torch.compiler.set_stance("force_eager"):
+        return _reason(encoder, batch, how)
+
+
+def _reason(encoder: Any, batch: Conversations, how: Reasoning) -> Reasoned:
     from augment.engines.decoding import Decoder
 
     mark, at = encoder.mark, encoder.layout.pooling == "at"

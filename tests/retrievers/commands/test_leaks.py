@@ -36,13 +36,14 @@ def test_texts_that_saw_the_target_are_told_from_those_that_did_not(root, writte
     rows = {(row.recipe, row.split): row for row in audit.rows}
     leaky, honest = rows[recipes["seen"], "train"], rows[recipes["alone"], "train"]
     # 20 queries; a number finds its text and one colour of four texts finds the first of them.
-    assert (leaky.queries, honest.queries) == (20, 20)
-    assert (leaky.published, leaky.generated, leaky.gain.mean) == (0, 1, 1)
-    assert honest.generated == pytest.approx(5 / 20)
+    told, other = leaky.to_json(), honest.to_json()
+    assert (told["queries"], other["queries"]) == (20, 20)
+    assert (told["published"], told["generated"], told["gain"].mean) == (0, 1, 1)
+    assert other["generated"] == pytest.approx(5 / 20)
     # "red number", and "number 12" where the number is two digits long and so a word.
     assert (leaky.shared, honest.shared) == (1, 0)
     assert leaky.by_chance < 0.1
-    assert rows[recipes["seen"], "test"].queries == 8
+    assert rows[recipes["seen"], "test"].to_json()["queries"] == 8
     assert audit.excess["train"].mean == pytest.approx(0.75)
     assert audit.gaps[recipes["seen"]].mean == 0
     assert audit.leaking == ["train", "test"]

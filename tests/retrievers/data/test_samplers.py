@@ -18,17 +18,17 @@ def batches_of(rank=0, world=1, epoch=0, groups=GROUPS, size=4, seed=1, **settin
     return batches
 
 
-@pytest.mark.parametrize("homogeneous", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"homogeneous": True}, {"sub_batch": 2}])
 @pytest.mark.parametrize("world", [1, 3])
-def test_every_row_is_dealt_at_most_once_and_few_are_left_out(world, homogeneous):
-    parts = [batches_of(rank, world, 2, homogeneous=homogeneous) for rank in range(world)]
+def test_every_row_is_dealt_at_most_once_and_few_are_left_out(world, settings):
+    parts = [batches_of(rank, world, 2, **settings) for rank in range(world)]
     dealt = [list(part) for part in parts]
     assert {len(own) for own in dealt} == {len(parts[0])} == {87 // (4 * world)}
     keys = [key for own in dealt for batch in own for key in batch]
     assert len(set(keys)) == len(keys) == len(parts[0]) * 4 * world
     assert all(key // 87 == 2 for key in keys)
     assert dealt == [list(part) for part in parts]  # and again the same
-    other = batches_of(0, world, 3, homogeneous=homogeneous)
+    other = batches_of(0, world, 3, **settings)
     assert [key % 87 for batch in other for key in batch] != [k % 87 for b in dealt[0] for k in b]
 
 
@@ -56,6 +56,18 @@ def test_homogeneous_batches_hold_one_group_over_all_processes():
     assert sum(len(kind) > 1 for kind in kinds) <= 1  # the one that takes what is left
     order = [min(kind) for kind in kinds]
     assert order != sorted(order)
+
+
+def test_batches_are_made_of_parts_of_one_group():
+    dealt = [list(batches_of(rank, 2, size=10, sub_batch=5)) for rank in (0, 1)]
+    joint = [[key % 87 for both in zip(a, b, strict=True) for key in both]
+             for a, b in zip(*dealt, strict=True)]  # fmt: skip
+    kinds = [GROUPS[batch].reshape(-1, 5) for batch in joint]
+    mixed = sum(len(set(part)) > 1 for batch in kinds for part in batch.tolist())
+    assert mixed <= 1  # 50, 30 and 5 of the 7 are parts, the last two and others are left out
+    assert any(len(set(batch[:, 0])) > 1 for batch in kinds), "parts of several groups"
+    with pytest.raises(DataError, match="not made of whole sub-batches of 3"):
+        batches_of(size=4, sub_batch=3)
 
 
 @pytest.mark.parametrize("homogeneous", [False, True])
@@ -93,6 +105,8 @@ def test_pairs_of_an_item_stand_side_by_side_in_a_drawn_order(exponent, epoch):
         assert [key for key in keys if items[key % 87] == item] == own
     with pytest.raises(DataError, match="choose one"):
         SamplingConfig(homogeneous=True, together=True)
+    with pytest.raises(DataError, match=r"sampling\.sub_batch=4 .* neither"):
+        SamplingConfig(homogeneous=True, sub_batch=4)
 
 
 def loader_of(batch_size=4, world=1, rank=0, workers=0):

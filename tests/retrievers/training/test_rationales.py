@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from augment.errors import DataError
+from augment.records import Enrichment
 from augment.views import TextView
 from retrievers.data.module import MBeirData
 from retrievers.data.texts import WrittenTexts
@@ -18,6 +19,7 @@ from retrievers.training.module import Contrastive, fit
 from retrievers.training.objective import TokenLoss
 from retrievers.training.optim import AdamWCosine
 from retrievers.training.rationales import Diary, Noted, Rationales
+from retrievers.vectors.embed import embed
 from tests.retrievers.mllms import make, mixed
 from tests.retrievers.models.test_retriever import make_root
 from tests.retrievers.training.test_mllm import Keep, gradients, pairs
@@ -163,3 +165,25 @@ def test_what_cannot_be_meant_is_refused(folders):
         Rationales("own", refresh_every=0)
     with pytest.raises(DataError, match="by must be taught or own"):
         Rationales("teacher")
+
+
+def test_given_words_stand_in_a_test_in_place_of_the_models_own(folders, root, tmp_path):
+    """The vectors of a test are then those that training contrasts, and remembered as such."""
+    encoder = make(folders["qwen3"], layout=Layout(pooling="at", mark="<|emb|>"),
+                   reasoning=Reasoning("always", max_tokens=4))  # fmt: skip
+    texts = {f"7:{n}": Enrichment(f"k{n}", f"7:{n}", "a flag", "p", "m", "r") for n in range(50)}
+    view = TextView("query", "replace", {"id": "a"}, texts)
+    data = MBeirData(str(root))
+    found = {}
+    for given in (True, False):
+        data.recipe = replace(data.recipe, written=WrittenTexts(view, given=given))
+        found[given] = embed(encoder, data, device="cpu"), data.recipe.fingerprint
+    plan = data.test_plan()
+    reader, collator = data.reader(encoder.collator()), encoder.collator()
+    query, target = plan.queries[0]
+    shown = reader.query(query, target)._replace(written="a flag")
+    want = encoder.encode(collator([shown], "query", True), "query").vectors[0]
+    vectors = {name: one.queries.vectors.float()[0] for name, (one, _) in found.items()}
+    torch.testing.assert_close(vectors[True], want.detach(), atol=1e-5, rtol=0)
+    assert (vectors[False] - want).norm() > 1e-2
+    assert found[True][1] != found[False][1]
