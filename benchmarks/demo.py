@@ -132,8 +132,8 @@ def stages(reader: ArmReader) -> str:
     table = f"{drawn.report(value)}\n\nTokens of the reranker, fused at each depth\n\n{spent}"
     write_text(out / "table.md", table + "\n")
     write_report(
-        first, fused, out / "report.html", names=("first stage", "cascade"),
-        metric=reader.metric, seed=reader.seeds[0],
+        reader.folders("retriever")[0], fused, out / "report.html", names=("retriever", "cascade"),
+        metric=reader.metric, seed=reader.seeds[0], root=reader.builder.setup.root,
     )  # fmt: skip
     return table
 
