@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from retrievers.data.texts import ViewConfig as Shown  # noqa: F401 - its name here
     from retrievers.evaluation.compare import compare as compare
     from retrievers.evaluation.evaluate import evaluate as evaluate
+    from retrievers.evaluation.fusion import fuse as fuse
     from retrievers.evaluation.metrics import score_run as score_run
     from retrievers.evaluation.results import Results as Results
     from retrievers.evaluation.run_files import read_table as read_table
@@ -59,6 +60,7 @@ _PLACES = {
     "data.negatives": ("NegativesConfig",),
     "evaluation.compare": ("compare",),
     "evaluation.evaluate": ("evaluate",),
+    "evaluation.fusion": ("fuse",),
     "evaluation.metrics": ("score_run",),
     "evaluation.results": ("Results",),
     "evaluation.run_files": ("read_table",),

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module, metadata, resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from augment.errors import DataError, ToolkitError, printable
 from augment.files import homes, legible_output, say
@@ -45,6 +45,7 @@ VERBS = {
         "retrievers.evaluation.command:run_compare",
         "is the second run better than the first?",
     ),
+    "pairs": ("retrievers.cli", "training pairs and negatives for ms-swift and Tevatron"),
     "export": ("retrievers.export.folder", "a checkpoint for other libraries and the Hub"),
     "mmeb": ("retrievers.commands.mmeb", "evaluate on MMEB's image data sets"),
     "calibrate": ("retrievers.commands.writing", "choose whose vectors are written for, by tokens"),
@@ -315,6 +316,25 @@ def audit(
     say(f"{auditing.render_audits(found.items())}\n{out}/audit.json")
 
 
+def pairs(
+    data: MBeirData,
+    out: Path,
+    to: Literal["ms_swift", "tevatron", "tevatron_passages"] = "ms_swift",
+    most: int = 8,
+) -> None:
+    """Write training pairs, and hard negatives of ``data.negatives``, for other trainers.
+
+    Args:
+        data: the root and what is shown of it.
+        out: new folder of ``train.jsonl``, and of Tevatron's ``corpus.jsonl``.
+        to: whose records; tevatron_passages are of texts alone.
+        most: negatives of a query.
+    """
+    from retrievers.export.records import write_pairs
+
+    say(f"{write_pairs(data, out, to, most)} queries\n{out}/train.jsonl")
+
+
 def _encoder(model: Encoder | str) -> Encoder:
     from retrievers.models.load import load
 
@@ -343,7 +363,7 @@ def _call(function: Any, args: Sequence[str]) -> None:
 #: Verbs that are functions of this file.
 _FUNCTIONS = {
     function.__name__: lambda args, function=function: _call(function, args)
-    for function in (embed, mine, rerank, audit, doubts)
+    for function in (embed, mine, rerank, audit, doubts, pairs)
 }
 
 

@@ -79,15 +79,42 @@ DANGLING = 0.8
 UNENDED = 0.4
 _UNENDED_WORDS = 8
 
+#: What is said to show, or not to show, what was asked for.
+_SHOWN = r"(?:\w+ )?(?:image|picture|photo(?:graph)?|text|passage|question|context)"
+_FACTS = r"(?:\w+ )?(?:information|context|details?)\b"
+_NOT = r"(?: not|n['\u2019]t)"
+_TELL = r"(?:determined?|identify|name|tell|say|answer|describe|view|see)"
+#: Texts that decline begin like this; "a sign says sorry, we are closed" does not.
+_DECLINES = (
+    r"i(?:['\u2019]?m| am) (?:sorry|afraid|unable|not able|not sure)",
+    r"sorry(?:[,.]|!(?!,)| but\b)|apologies\b|i apologi[sz]e|i (?:must|have to) decline",
+    r"(?:my|the) guidelines do",
+    rf"(?:i|we|one|it) (?:can(?:no|['\u2019])t|could{_NOT}|won['\u2019]t|will not)"
+    rf" (?:be )?(?:\w+ )?(?:{_TELL}|assist|help|provide|fulfil|comply|make out)",
+    rf"i (?:do|did){_NOT} (?:know\b|receive|have (?:access|the ability|enough|sufficient|any))",
+    r"(?:i|we) have (?:no|too little) (?:information|knowledge|idea|way|access|context|means)",
+    rf"(?:\w+ ){{1,6}}is (?:not (?:enough|sufficient) to {_TELL}|(?:not |im)possible[.!]?\s*\Z)",
+    r"no (?:\w+ )?answer (?:can|is|was|could)",
+    r"as an? (?:ai|language model)\b|unfortunately,? (?:i|the|it|there)\b",
+    rf"(?:it(?: is|['\u2019]s) )?(?:unable|impossible|not possible) to (?:\w+ )?{_TELL}",
+    rf"(?:cannot|can['\u2019]t) (?:be )?{_TELL}|it(?: is|['\u2019]s) unclear",
+    rf"without (?:more|additional|further) {_FACTS}",
+    rf"(?:there (?:is|are)(?:{_NOT})? )?(?:not |insufficient |(?<=not )|(?<=n['\u2019]t ))"
+    rf"(?:enough |sufficient )?{_FACTS}",
+    rf"(?:there is )?no {_FACTS}|there is no (?:image|picture|photo)\b",
+    r"(?:could|can|would) you (?:please )?(?:\w+ )?(?:provide|share|upload|clarify)\b",
+    rf"(?:the|this) {_SHOWN} (?:does{_NOT} (?:\w+ )?(?:contain|show|provide|mention|specify|reveal"
+    r"|say|state|tell|indicate)|can(?:not|['\u2019]t) be|is too (?:blurry|dark|small)|is unclear)",
+    r"the (?:\w+ )?(?:answer|date|name|location|year|brand) is not "
+    r"(?:given|specified|stated|known)",
+    r"(?:n/?a|none|unknown|not (?:applicable|specified))[.!]?\s*\Z",
+)
 _REFUSAL = re.compile(
-    r"^(i['\u2019]?m (sorry|unable|not able)|i am (sorry|unable|not able)|sorry,|i apologi[sz]e"
-    r"|i (can(no|['\u2019])t|could not|couldn['\u2019]t|won['\u2019]t|will not) "
-    r"(\w+ )?(assist|help|provide|describe|identify|fulfil|comply|answer|see|view)"
-    r"|as an ai\b|unfortunately, i\b)"
-    r"|\bas an ai (language )?(model|assistant)\b"
-    r"|\bi (don['\u2019]t|do not) (see|have access to) (an?|any|the) (image|picture|photo)"
-    r"|\bno (image|picture|photo) (was|is|has been) (provided|attached|given)\b"
-    r"|\bplease (provide|upload|share|attach) (an?|the) (image|picture|photo)",
+    rf"\A[\"'\u201c]*(?:(?:hmm+|well|oh|um|regrettably)[,.]? )?(?:{'|'.join(_DECLINES)})"
+    r"|\bas an (?:ai )?language (?:model|assistant)\b|\bas an ai (?:model|assistant)\b"
+    r"|\bi (?:do not|don['\u2019]t) (?:see|have access to) (?:an?|any|the) (?:image|picture|photo)"
+    r"|\bno (?:image|picture|photo) (?:was|is|has been) (?:provided|attached|given)\b"
+    r"|\bplease (?:provide|upload|share|attach) (?:an?|the|more)\b",
     re.IGNORECASE,
 )
 #: How thinking models begin, and go on, where no mark tells thought from answer.
@@ -113,11 +140,18 @@ _STRANDED = re.compile(
     r"\b(of|with|from|at|by|for|as|to|is|are|was|were|has|have|which|that|this|each|every)\s*\Z",
     re.IGNORECASE,
 )
+#: Words that say as little as the phrases below.
+_EMPTY = STOP_WORDS | word_set(
+    "scene moment view various variety different several elements objects things something image "
+    "picture photo photograph mood feel atmosphere captures serene peaceful pleasant nice good "
+    "interesting way composition essence overall contribute"
+)
 _FILLER = re.compile(
     r"\b(in (this|the) (image|picture|photo)"
-    r"|(this|the) (image|picture|photo)(graph)? (shows|depicts|features|displays|captures|contains)"
+    r"|(this|the) (image|picture|photo)(graph)? "
+    r"(shows|depicts|features|displays|captures|contains|presents)"
     r"|(we|you|one) can see|it (appears|seems) (to be|that)|overall,"
-    r"|(creating|creates|evoking|adding) an? [\w ]{1,30}(atmosphere|mood|feel(ing)?|touch)"
+    r"|(creating|creates|evoking|evokes|adding) an? [\w ]{1,30}(atmosphere|mood|feel(ing)?|touch)"
     r"|here is (the|a|your)|sure, here)\b",
     re.IGNORECASE,
 )
@@ -150,10 +184,21 @@ def truncation(text: str, finish: Finish) -> float:
     return DANGLING if _STRANDED.search(text) else UNENDED
 
 
+#: Up to five words that stand three times in a row.
+_RUN = re.compile(r"\b(\w{2,}(?:\W+\w+){0,4}?|\w(?:\W+\w+){1,4}?)(?:\W+\1\b){2,}", re.IGNORECASE)
+
+
 def repetition(text: str) -> float:
-    """Share of the words that repeat: one frequent 4-gram, or later copies of 8-grams."""
+    """Share of the words that repeat: one 4-gram, later copies of 8-grams, or a run of copies.
+
+    1 where one word, but no number, stands three times in a row: no text means that.
+    """
     said = [word.casefold() for word in words(text)]
-    return max(_frequent(said), _looped(said))
+    runs = [run for run in _RUN.finditer(text) if not run[1].isdigit()]
+    if any(run[1].isalnum() for run in runs):
+        return 1.0
+    in_runs = sum(len(words(run[0])) for run in runs) / max(len(said), 1)
+    return max(_frequent(said), _looped(said), in_runs)
 
 
 def _frequent(said: list[str]) -> float:
@@ -183,15 +228,26 @@ def compression(text: str) -> float:
 
 
 def filler(text: str) -> float:
-    """Share of the words in phrases that say nothing about the picture."""
+    """Share of the words in phrases that say nothing about the picture; of facts, 0.
+
+    A number, a name or a word of content beside one such phrase is a fact, however short the text
+    is ("There are 11 apples in the image.").
+    """
     total = len(words(text))
-    return sum(len(words(match[0])) for match in _FILLER.finditer(text)) / total if total else 0.0
+    found = [match[0] for match in _FILLER.finditer(text)]
+    left = words(_FILLER.sub(" ", text))
+    if len(found) == 1 and any(fold(word) not in _EMPTY for word in left):
+        return 0.0
+    return sum(len(words(match)) for match in found) / total if total else 0.0
 
 
 #: Language (ISO 639-1) -> its common words.
 COMMON: Mapping[str, frozenset[str]] = {
     code: word_set(listing) for code, listing in WORDS["common"].items()
 }
+
+#: One or two Greek letters are of a formula, and of no language.
+_SYMBOLS = re.compile(r"(?<![\u0370-\u03ff])[\u0370-\u03ff]{1,2}(?![\u0370-\u03ff])")
 
 #: Fewer common words of another language are taken for names ("Tour de France").
 FEWEST = 3
@@ -208,7 +264,7 @@ def foreign(text: str, language: str) -> float:
         The share of letters in another script, or the share of foreign words among all common
         words, whichever is larger.
     """
-    letters = [character for character in text if character.isalpha()]
+    letters = [character for character in _SYMBOLS.sub("", text) if character.isalpha()]
     if not letters:
         return 0.0
     wanted = tuple(WORDS["scripts"].get(language, "LATIN").split())

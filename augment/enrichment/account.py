@@ -10,6 +10,7 @@ from typing import Any, final
 
 from tqdm import tqdm
 
+from augment.checks.drift import Drift
 from augment.engines import Engine
 from augment.enrichment.jobs import Job
 from augment.records import Reply
@@ -48,6 +49,7 @@ class Summary:
         died: whether it was cut short by the death of a model that had worked.
         prompt_tokens: read by the model in this run.
         output_tokens: written by the model in this run.
+        drift: what the accepted of the new texts say together.
     """
 
     total: int = 0
@@ -65,6 +67,7 @@ class Summary:
     died: bool = False
     prompt_tokens: int = 0
     output_tokens: int = 0
+    drift: Drift = field(default_factory=Drift)
 
     @property
     def exit_code(self) -> int:
@@ -86,6 +89,7 @@ class Summary:
     def counts(self) -> dict[str, object]:
         """All fields but the named failures, JSON-serialisable."""
         fields = {name: value for name, value in vars(self).items() if name != "failures"}
+        fields["drift"] = self.drift.scores()
         return {k: dict(v) if isinstance(v, Counter) else v for k, v in fields.items()}
 
     def __str__(self) -> str:
@@ -105,6 +109,7 @@ class Summary:
             rows += [f"{number:>9,} with a text: {route}" for route, number in self.routed.items()]
         if self.incomplete:
             rows += [f"{self.pending:>9,} read, not settled", f"incomplete: {self.incomplete}"]
+        rows += [f"warning: {told}; look at the texts" for told in self.drift.warnings]
         return "\n".join(rows)
 
 

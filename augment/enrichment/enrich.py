@@ -351,6 +351,9 @@ class _Run:
         if group.retry_of and worst.rejected:
             self._climb(group)
             return
+        if not verdicts[0].rejected:
+            request = group.members[0].item.text if group.prompt.kind == "rewrite" else None
+            self.summary.drift.add(verdicts[0].text, request)
         key = group.retry_of or group.key
         self._written.add(key)
         shown = group.key if group.retry_of else ""

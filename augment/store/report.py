@@ -18,12 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from augment.checks import DEFAULT_LIMITS, Limits
+from augment.checks.drift import Drift
 from augment.data import DataRoot
 from augment.data.items import SPLITS, RootItems
 from augment.data.pools import open_queries
 from augment.errors import DataError, StoreError
 from augment.prompts import Prompt, load_prompt
-from augment.records import Side
+from augment.records import Enrichment, Side
 from augment.store.charts import Plot, histogram, quantile
 from augment.store.page import compare, thumbnail, write_page
 from augment.store.runs import SIDES, Prices, RunRecord, checks_in_force, load_runs, recipe_ids
@@ -63,6 +64,9 @@ _LIMIT_OF: Mapping[str, str] = {
     "length": "slack",
 }
 _TITLES = {"corpus": "Candidates", "query": "Queries"}
+
+#: Texts whose drift is looked at.
+MOST_DRIFT = 2000
 
 #: Item id -> what is wrong with its text or may be, or why it has none; empty for a random one.
 Whys = Mapping[str, str]
@@ -150,7 +154,8 @@ def _tone(one: Facts) -> str:
     lost = 1 - one["accepted"] / one["asked"]
     clip = one["faithful"]
     doubted = clip["doubtful"] / max(clip["scored"], 1) if clip else 0.0
-    good = lost < 0.02 and not one["repeats"]["told"] and doubted <= DOUBTED
+    told = one["repeats"]["told"] or one["drift"]
+    good = lost < 0.02 and not told and doubted <= DOUBTED
     return "good" if good else "warn" if lost < 0.2 else "bad"
 
 
@@ -238,6 +243,7 @@ def collect(
         "models": {str(name): n for name, n in facts["model"].value_counts().items()},
         "used": used,
         "repeats": again,
+        "drift": _drift(texts, items, side).warnings,
         "faithful": faithful,
         "failed": [(name, number, cards(whys, failed=True)) for name, number, whys in failed],
         "refused": [(name, number, cards(whys)) for name, number, whys in refused],
@@ -252,6 +258,16 @@ def collect(
         "unknown": sum(items.find(item_id) is None for item_id in ids),
     }
     return {**found, "tone": _tone(found)}
+
+
+def _drift(texts: Mapping[str, Enrichment], items: RootItems, side: Side) -> Drift:
+    """What the first :data:`MOST_DRIFT` accepted texts say together; of rewrites, the requests."""
+    drift = Drift()
+    for item_id, text in islice(texts.items(), MOST_DRIFT):
+        if not text.rejected:
+            item = items.find(item_id) if side == "query" else None
+            drift.add(text.text, item.text if item else None)
+    return drift
 
 
 # Numbers

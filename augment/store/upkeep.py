@@ -174,6 +174,7 @@ def _run(run: RunRecord) -> dict[str, Any]:
         "shard": run.scope.shard,
         "retry": list(run.scope.retry),
         "host": run.host.partition("_")[0],
+        "warnings": run.counts.get("drift", {}).get("warnings", []),
     }
 
 
@@ -184,7 +185,7 @@ def _run_line(run: Mapping[str, Any]) -> str:
     parts += [f"limit {run['limit']}"] if run["limit"] is not None else []
     parts += [f"shard {run['shard']}"] if run["shard"] else []
     parts += [f"retry of {', '.join(run['retry'])}"] if run["retry"] else []
-    return ", ".join(parts)
+    return "\n    warning: ".join([", ".join(parts), *run["warnings"]])
 
 
 # Whether it is sound

@@ -26,6 +26,7 @@ STAGES = {
     "startup": ("startup", "measure", "startup"),
     "full_size": ("full_size", "measure", "full_size"),
     "checks": ("checks", "measure", "checks"),
+    "texts": ("checks", "measure_texts", "check_texts"),
     "soak": ("soak", "measure", "soak"),
 }
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from retrievers.models.base import Encoder
 
 #: The libraries that a folder is written for.
-Form = Literal["open_clip", "sentence_transformers"]
+Form = Literal["open_clip", "sentence_transformers", "peft"]
 
 _SIDES: tuple[Side, ...] = ("query", "corpus")
 
@@ -44,13 +44,15 @@ def model_card(
     """
     from jinja2 import Template
 
-    library = form.replace("_", "-") if form == "sentence_transformers" else form
+    library = {"sentence_transformers": "sentence-transformers"}.get(form, form)
+    clip, layout = hasattr(retriever, "clip"), getattr(retriever, "layout", None)
+    ranks = layout is not None and layout.cross is not None
     data = ModelCardData(
         model_name=name,
         license=licence or "other",
-        library_name=library if hasattr(retriever, "clip") else "reasoning-augmented-retrieval",
-        pipeline_tag="feature-extraction",
-        tags=["multimodal-retrieval", "m-beir", "clip"],
+        library_name=library if clip or form != "open_clip" else "reasoning-augmented-retrieval",
+        pipeline_tag="text-ranking" if ranks else "feature-extraction",
+        tags=["multimodal-retrieval", "m-beir", *(["clip"] if clip else [])],
         eval_results=list(_eval_results(metrics)) or None,
     )
     trained, origin = _safe(retriever.trained_on), _safe(retriever.origin or {})
@@ -61,6 +63,8 @@ def model_card(
         name=_safe(name),
         kind=type(retriever).__name__,
         form=form,
+        ranks=ranks,
+        both=layout is not None,
         settings=_safe(retriever.settings()),
         trained=trained,
         origin=origin,

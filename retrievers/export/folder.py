@@ -139,35 +139,46 @@ def export_to(
     """Write a new folder for another library, load it with that library, compare the vectors.
 
     Args:
-        encoder: its weights as they are.
+        encoder: its weights as they are; for peft an Mllm with its low-rank updates beside them.
         folder: nothing is there yet; it appears when it is whole and agrees.
-        form: the library.
+        form: the library; for a reranker sentence-transformers' ``CrossEncoder``.
         card: see :func:`save`.
         root: data root, whose instructions become sentence-transformers' prompts.
 
     Returns:
-        Least cosine with our own vectors over some texts and over some pictures, by modality;
-        empty where open_clip has no such model and the folder is for ``load`` alone.
+        What was compared, and the least cosine with our own vectors over some texts and pictures,
+        or the largest difference of scores; empty where open_clip has no such model and the folder
+        is for ``load`` alone.
 
     Raises:
         DataError: if there is something under the name.
         MismatchError: if the library has no such architecture, or other vectors come out.
         EngineError: if the library is not installed.
     """
-    from retrievers.export import open_clip, sentence_transformers
+    from retrievers.export import language_models, open_clip, sentence_transformers
+    from retrievers.models.mllm.encoder import Mllm
 
+    if form == "peft" and not isinstance(encoder, Mllm):
+        raise MismatchError("--to=peft is for multimodal language models; leave --to out")
     target = Path(folder)
     text = model_card(encoder, target.resolve().name, form=form) if card is None else card
     with new_folder(target) as partial:
-        if form == "sentence_transformers":
-            prompts = _prompts(encoder, root)
-            sentence_transformers.write_sentence_transformers(encoder, partial, prompts)
+        if form == "open_clip":
+            save(encoder, partial, text)
+            if not open_clip.is_open_clip(encoder):
+                return {}
+            return open_clip.agreement(encoder, open_clip.open_clip_encoders(partial))
+        if isinstance(encoder, Mllm):
+            if form == "peft":
+                language_models.write_adapter(encoder, partial)
+            else:
+                language_models.write_folder(encoder, partial, _prompts(encoder, root))
             write_text(partial / "README.md", text)
-            return open_clip.agreement(encoder, sentence_transformers.encoders_of(partial))
-        save(encoder, partial, text)
-        if not open_clip.is_open_clip(encoder):
-            return {}
-        return open_clip.agreement(encoder, open_clip.open_clip_encoders(partial))
+            return language_models.agreement(encoder, partial)
+        prompts = _prompts(encoder, root)
+        sentence_transformers.write_sentence_transformers(encoder, partial, prompts)
+        write_text(partial / "README.md", text)
+        return open_clip.agreement(encoder, sentence_transformers.encoders_of(partial))
 
 
 def export(
@@ -181,15 +192,16 @@ def export(
     push: str | None = None,
     private: bool = False,
 ) -> None:
-    """Write a checkpoint as a folder that open_clip or sentence-transformers loads.
+    """Write a checkpoint as a folder that open_clip, sentence-transformers or peft loads.
 
-    They need nothing of this package. The folder has a model card; its vectors are compared with
-    ours.
+    They need nothing of this package. The folder has a model card; its vectors, or a reranker's
+    scores, are compared with ours.
 
     Args:
         checkpoint: written by fit.
         out: new folder.
-        to: the library that loads it; an open_clip folder also loads here.
+        to: the library that loads it; an open_clip folder also loads here. sentence_transformers
+            of a reranker is a CrossEncoder; peft has low-rank updates of a language model alone.
         metrics: metrics.json of a test of these weights; default: the one of the checkpoint's run.
         root: data root, whose instructions become sentence-transformers' prompts.
         license: of the weights, as the Hub names it: apache-2.0.
@@ -203,13 +215,15 @@ def export(
         if not out.is_dir() or any(out.iterdir()):
             raise DataError("is there already; name a new folder with --out", str(out))
         out.rmdir()
-    from retrievers.models.load import load
+    from retrievers.models.load import from_checkpoint, load
 
     encoder = load(checkpoint)
     measured = _metrics(encoder, checkpoint, metrics)
     card = model_card(encoder, name or out.resolve().name, measured, license, to)
-    for modality, cosine in export_to(encoder, out, to, card, root).items():
-        say(f"{modality}: cosine with the checkpoint's vectors at least {cosine:.6f}")
+    if to == "peft":
+        encoder = from_checkpoint(checkpoint, merged=False)
+    for compared, value in export_to(encoder, out, to, card, root).items():
+        say(f"{compared} {value:.6f}")
     say(out)
     if push:
         say(_upload(encoder, push, card, private=private))

@@ -1,11 +1,14 @@
-"""Our retrievers in the mteb library: its encoder protocol over text and pictures.
+"""Our retrievers, rerankers, and cascades of both in the mteb library, over text and pictures.
 
 ::
 
     import mteb
     from retrievers.export.mteb import MtebEncoder
     tasks = mteb.get_tasks(tasks=["VidoreArxivQARetrieval"])
-    mteb.evaluate(MtebEncoder(retriever, "me/my-clip"), tasks)
+    encoder = MtebEncoder(retriever, "me/my-clip")
+    mteb.evaluate(encoder, tasks)
+    cascade = MtebCascade(encoder, MtebReranker(scorer(mllm)), depth=50, weights=(0.3, 0.7))
+    mteb.evaluate(cascade, tasks)
 
 Needs the extra ``mteb`` (``pip install 'reasoning-augmented-retrieval[mteb]'``).
 """
@@ -13,17 +16,23 @@ Needs the extra ``mteb`` (``pip install 'reasoning-augmented-retrieval[mteb]'``)
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, final
+from itertools import groupby
+from typing import Any, Literal, final
 
 import numpy as np
 
 from augment.errors import DataError
+from augment.records import Hit
+from retrievers.evaluation.fusion import weighted_fusion
+from retrievers.evaluation.run import RunTable
 from retrievers.models.base import Encoder
-from retrievers.vectors.embed import embed_contents
+from retrievers.models.reranker import Reranker
+from retrievers.vectors.embed import embed_contents, examples_of
 
 try:
     from mteb.models.abs_encoder import AbsEncoder
     from mteb.models.model_meta import ModelMeta, ScoringFunction
+    from mteb.models.search_wrappers import SearchCrossEncoderWrapper, SearchEncoderWrapper
 except ImportError as error:
     raise DataError(
         "mteb is not installed; pip install 'reasoning-augmented-retrieval[mteb]'"
@@ -59,18 +68,8 @@ class MtebEncoder(AbsEncoder):
     ) -> None:
         self.retriever = retriever
         self._instructions = instructions
-        unknown: dict[str, Any] = dict.fromkeys(_UNKNOWN)
         #: What mteb writes beside the scores; vectors are unit vectors.
-        self.mteb_model_meta = ModelMeta(
-            **unknown,
-            name=name,
-            revision=revision,
-            n_parameters=sum(parameter.numel() for parameter in retriever.parameters()),
-            framework=["PyTorch"],
-            similarity_fn_name=ScoringFunction.from_str("cosine"),
-            use_instructions=True,
-            modalities=["text", "image"],
-        )
+        self.mteb_model_meta = _meta(retriever, name, revision)
 
     def encode(
         self,
@@ -107,6 +106,136 @@ class MtebEncoder(AbsEncoder):
             for batch in inputs
         ]
         return np.concatenate(parts)
+
+
+@final
+class MtebReranker:
+    """A reranker as mteb calls it, for candidates of a task or a first stage.
+
+    Args:
+        reranker: pointwise.
+        name: see :class:`MtebEncoder`, as the rest.
+        revision: of the weights.
+        instructions: put the task's instruction before queries.
+
+    Raises:
+        DataError: if it is listwise, which needs all candidates of a query at once.
+    """
+
+    def __init__(
+        self,
+        reranker: Reranker,
+        name: str = "local/reranker",
+        revision: str = "local",
+        instructions: bool = True,
+    ) -> None:
+        if reranker.joint:
+            raise DataError("mteb hands over pairs, and a listwise reranker orders whole lists")
+        self.reranker = reranker
+        self._instructions = instructions
+        self.mteb_model_meta = _meta(reranker.model, name, revision, "cross-encoder")
+
+    def predict(
+        self,
+        inputs1: Iterable[Mapping[str, Any]],
+        inputs2: Iterable[Mapping[str, Any]],
+        *,
+        task_metadata: Any,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """The score of every pair, in order.
+
+        Args:
+            inputs1: batches of queries; a query that follows itself is prepared once.
+            inputs2: batches of candidates, of the same sizes.
+            task_metadata: of the task; its prompt is the instruction.
+            **kwargs: unused.
+
+        Raises:
+            DataError: if an item has neither text nor picture, or a score is no number.
+        """
+        instruction = _instruction(task_metadata) if self._instructions else ""
+        name, collator, scores = task_metadata.name, self.reranker.model.collator(), []
+        for first, second in zip(inputs1, inputs2, strict=True):
+            queries = _contents(first, instruction, name)
+            candidates = examples_of(collator, _contents(second, "", name), f"{name} candidate")
+            pairs = zip(queries, candidates, strict=True)
+            for _, same in groupby(pairs, lambda pair: _same(pair[0])):
+                own = list(same)
+                (asked,) = examples_of(collator, [own[0][0]], f"{name} query")
+                scores.append(self.reranker.score(asked, [candidate for _, candidate in own]))
+        return np.concatenate(scores)
+
+
+def _same(content: tuple[str | None, Any]) -> tuple[str | None, bytes]:
+    text, picture = content
+    return text, b"" if picture is None else picture.tobytes()
+
+
+@final
+class MtebCascade:
+    """A retriever, its best candidates reranked, and both fused: mteb's ``SearchProtocol``.
+
+    Args:
+        first: searches the corpus.
+        second: scores what it found.
+        depth: candidates of a query that are scored; the others are left out.
+        weights: of the first and the second stage in a sum of scores brought to 0..1, from other
+            queries than the task's; None takes the reranker's order.
+    """
+
+    def __init__(
+        self,
+        first: MtebEncoder,
+        second: MtebReranker,
+        depth: int = 50,
+        weights: tuple[float, float] | None = None,
+    ) -> None:
+        encoder: Any = first
+        self._stages = SearchEncoderWrapper(encoder), SearchCrossEncoderWrapper(second)
+        self._depth, self._weights = depth, weights
+        self.mteb_model_meta = second.mteb_model_meta
+
+    def index(self, corpus: Any, **options: Any) -> None:
+        """Take the corpus."""
+        for stage in self._stages:
+            stage.index(corpus, **options)
+
+    def search(
+        self, queries: Any, *, top_k: int, top_ranked: Any = None, **options: Any
+    ) -> dict[str, dict[str, float]]:
+        """Scores of each query's best candidates."""
+        retriever, reranker = self._stages
+        found = retriever.search(queries, top_k=self._depth, top_ranked=top_ranked, **options)
+        listed = {qid: list(own) for qid, own in found.items()}
+        scores = reranker.search(queries, top_k=top_k, top_ranked=listed, **options)
+        runs = _run(found), _run(scores)
+        fused = weighted_fusion(runs, self._weights) if self._weights else runs[1]
+        best = fused.cut(top_k).to_run()
+        return {qid: {hit.did: hit.score for hit in hits} for qid, hits in best.items()}
+
+
+def _run(scores: Mapping[str, Mapping[str, float]]) -> RunTable:
+    return RunTable.from_run(
+        {qid: [Hit(did, score) for did, score in own.items()] for qid, own in scores.items()}
+    )
+
+
+def _meta(
+    model: Encoder, name: str, revision: str, kind: Literal["dense", "cross-encoder"] = "dense"
+) -> Any:
+    unknown: dict[str, Any] = dict.fromkeys(_UNKNOWN)
+    return ModelMeta(
+        **unknown,
+        name=name,
+        revision=revision,
+        n_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        framework=["PyTorch"],
+        similarity_fn_name=ScoringFunction.from_str("cosine"),
+        use_instructions=True,
+        modalities=["text", "image"],
+        model_type=[kind],
+    )
 
 
 def _contents(

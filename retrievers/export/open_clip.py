@@ -149,7 +149,7 @@ def open_clip_encoders(folder: Path) -> Encoders:
 
 @torch.inference_mode()
 def agreement(encoder: Encoder, others: Encoders) -> dict[str, float]:
-    """Least cosine over a few texts and pictures of noise, for each modality.
+    """Least cosine over a few texts and pictures of noise, by what was compared.
 
     Raises:
         MismatchError: if one is below :data:`AGREEMENT`.
@@ -158,14 +158,14 @@ def agreement(encoder: Encoder, others: Encoders) -> dict[str, float]:
     cuts = getattr(encoder.collator(), "windows", None) is None
     # The last text is beyond the context, which other libraries cut.
     texts = list(_TEXTS if cuts else _TEXTS[:-1])
-    pictures = [_picture(w * side, h * side) for w, h in _SHAPES]
+    pictures = [noise(w * side, h * side) for w, h in _SHAPES]
     ours = (
         embed_contents(encoder, [(text, None) for text in texts], "corpus"),
         embed_contents(encoder, [(None, picture) for picture in pictures], "corpus"),
     )
     theirs = (others[0](texts), others[1](pictures))
     found = {
-        name: _least_cosine(*pair)
+        f"{name}: cosine with the checkpoint's vectors at least": _least_cosine(*pair)
         for name, pair in zip(("text", "image"), zip(ours, theirs, strict=True), strict=True)
     }
     if min(found.values()) < AGREEMENT:
@@ -186,7 +186,8 @@ def _least_cosine(ours: Float[Tensor, "n dim"], theirs: Float[Tensor, "n dim"]) 
     return float(functional.cosine_similarity(ours, theirs.float().cpu()).min())
 
 
-def _picture(width: int, height: int) -> Image.Image:
+def noise(width: int, height: int) -> Image.Image:
+    """A picture of large coloured spots, the same for the same size."""
     random = np.random.default_rng(width)
     coarse = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height))

@@ -54,7 +54,7 @@ _RENAMED = (
 )  # fmt: skip
 
 
-def _library() -> Any:
+def library() -> Any:
     """The library.
 
     Raises:
@@ -98,15 +98,15 @@ def write_sentence_transformers(
         raise DataError("is not empty; name a new folder", str(folder))
     ours: Any = encoder
     model, tokenizer, image_processor = to_transformers(ours.clip, ours.collator())
-    library = _library()
+    st = library()
     with tempfile.TemporaryDirectory() as made:
         model.save_pretrained(made)
         processor = CLIPProcessor(image_processor, tokenizer)  # type: ignore[no-untyped-call]
         processor.save_pretrained(made)
-        modules = [library.sentence_transformer.modules.Transformer(made)]
+        modules = [st.sentence_transformer.modules.Transformer(made)]
         if encoder.settings()["normalize_towers"]:
-            modules.append(library.sentence_transformer.modules.Normalize())
-        whole = library.SentenceTransformer(
+            modules.append(st.sentence_transformer.modules.Normalize())
+        whole = st.SentenceTransformer(
             modules=modules, prompts=prompts or {}, similarity_fn_name="cosine", device="cpu"
         )
         whole.save_pretrained(str(folder), create_model_card=False)
@@ -114,7 +114,7 @@ def write_sentence_transformers(
 
 def encoders_of(folder: Path) -> Encoders:
     """Text and picture encoders of a folder, by sentence-transformers alone."""
-    model: Any = _library().SentenceTransformer(str(folder), device="cpu")
+    model: Any = library().SentenceTransformer(str(folder), device="cpu")
 
     def encode_all(things: list[Any]) -> Tensor:
         found: Tensor = model.encode(things, convert_to_tensor=True, show_progress_bar=False)

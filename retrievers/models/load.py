@@ -127,7 +127,7 @@ def load(
     elif path.is_dir():
         encoder = _from_folder(path)
     elif path.is_file() or not re.fullmatch(r"[\w.-]+/[\w.-]+(?<!\.ckpt)(?<!\.pth)", str(name)):
-        encoder = _from_checkpoint(path)
+        encoder = from_checkpoint(path)
     else:
         encoder = _from_folder(_fetch(str(name), revision, token, cache_dir, local_files_only))
     return encoder.eval().to(torch.device(device))
@@ -147,7 +147,9 @@ def load_weights(encoder: Encoder, path: str | Path) -> None:
     _take(encoder, read_checkpoint(path), path)
 
 
-def _take(encoder: Encoder, checkpoint: Mapping[str, Any], path: str | Path) -> None:
+def _take(
+    encoder: Encoder, checkpoint: Mapping[str, Any], path: str | Path, merged: bool = True
+) -> None:
     told = checkpoint.get("retriever", {})
     given = checkpoint.get("state_dict", {})
     state = {name[len(PREFIX) :]: given[name] for name in given if name.startswith(PREFIX)}
@@ -164,7 +166,7 @@ def _take(encoder: Encoder, checkpoint: Mapping[str, Any], path: str | Path) -> 
             f"{path} does not fit this model: {why}; use the model settings it "
             f"was trained with: {told.get('settings')}"
         ) from error
-    if tuned:
+    if tuned and merged:
         merge(encoder)
         for name, parameter in encoder.named_parameters():
             parameter.requires_grad_(name in trained)
@@ -198,7 +200,8 @@ def check_frozen(encoder: Encoder, checkpoint: Mapping[str, Any]) -> None:
         )
 
 
-def _from_checkpoint(path: Path) -> Encoder:
+def from_checkpoint(path: Path, merged: bool = True) -> Encoder:
+    """See :func:`load`; low-rank updates that are not ``merged`` stay beside the weights."""
     if not path.is_file():
         raise DataError(
             f"no such checkpoint; name a .ckpt file that fit wrote (OUT/checkpoints/last.ckpt) or "
@@ -214,7 +217,7 @@ def _from_checkpoint(path: Path) -> Encoder:
             str(path),
         )
     encoder = build(told["class"], told["settings"], str(path), "frozen" in told)
-    _take(encoder, checkpoint, path)
+    _take(encoder, checkpoint, path, merged)
     return encoder
 
 

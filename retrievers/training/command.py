@@ -26,8 +26,8 @@ from augment.enrichment.command import know_homes
 from augment.errors import DataError
 from augment.files import say
 from retrievers.data.module import MBeirData
-from retrievers.models.load import check_checkpoint, load_weights
-from retrievers.training.module import Contrastive, Loaders, trained
+from retrievers.models.load import check_checkpoint, load_weights, read_checkpoint
+from retrievers.training.module import Contrastive, Loaders, check_settings, trained
 from retrievers.vectors.search import test
 
 #: Warnings about Lightning 2.6's own code, and about calling its command line from Python.
@@ -215,7 +215,10 @@ class RetrieverCLI(LightningCLI):
         if settings.ckpt_path is not None:
             named = settings.ckpt_path in _CHECKPOINT_WORDS
             path = Path(settings.out, "checkpoints") / f"{settings.ckpt_path}.ckpt"
-            load_weights(encoder, path if named else settings.ckpt_path)
+            path = path if named else Path(settings.ckpt_path)
+            told = read_checkpoint(path).get("retriever", {}).get("training", {})
+            check_settings(told, {"layout": encoder.settings().get("layout")})
+            load_weights(encoder, path)
         results = test(
             encoder,
             self.datamodule.data,

@@ -202,7 +202,7 @@ class Fit(lightning.LightningModule, ABC):
         check_frozen(self.encoder, checkpoint)
         check_shapes(self.encoder, checkpoint)
         if self.trainer.state.fn == "fit":
-            _check_settings(told.get("training", {}), self.training_settings())
+            check_settings(told.get("training", {}), self.training_settings())
         recall(self.encoder, told)
         loop = checkpoint.get("loops", {}).get("fit_loop", {})
         _reopen_epoch(loop)
@@ -390,7 +390,8 @@ class Contrastive(Fit):
     def training_settings(self) -> dict[str, Any]:
         """Objective and optimiser."""
         parts = ("ranking" if self._reranks else "objective", "optimizer", "tokens", "rationales")
-        return {name: asdict(getattr(self, name)) for name in parts}
+        layout = json.loads(json.dumps(self.encoder.settings().get("layout")))
+        return {"layout": layout, **{name: asdict(getattr(self, name)) for name in parts}}
 
     def trim(self, checkpoint: dict[str, Any]) -> None:
         """Say what was tuned; take out what is frozen, if the encoder's name brings it."""
@@ -558,7 +559,7 @@ def trained(model: Fit) -> Encoder:
     return model.encoder.eval()
 
 
-def _check_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def check_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse to go on with other settings: optimiser and schedule keep those of the checkpoint.
 
     Raises:
@@ -572,7 +573,7 @@ def _check_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     ]
     if differ:
         raise MismatchError(
-            f"a fit goes on with the settings that it began with ({'; '.join(differ)}); leave them "
+            f"weights go with the settings of their training ({'; '.join(differ)}); leave them "
             "as they were, or begin a new fit with the checkpoint's weights: --model.init_from"
         )
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from augment.errors import DataError, printable
 from augment.files import say
 from augment.records import Side
-from retrievers.data.examples import Example, Items
+from retrievers.data.examples import Collator, Example, Items
 from retrievers.data.module import MBeirData
 from retrievers.data.plan import Content, Plan, PlanItems
 from retrievers.data.texts import check_recipe
@@ -65,17 +65,26 @@ def encode_contents(
     Raises:
         DataError: if an item has neither text nor picture.
     """
-    collator, examples = encoder.collator(), []
+    collator = encoder.eval().collator()
+    batch = collator(examples_of(collator, contents, where), side).to(encoder.device)
+    found = encoder.encode(batch, side)
+    return found._replace(vectors=found.vectors.float().cpu())
+
+
+def examples_of(
+    collator: Collator,
+    contents: Sequence[tuple[str | None, Image.Image | None]],
+    where: str = "item",
+) -> list[Example]:
+    """What is at hand as it goes into a batch; see :func:`embed_contents`."""
+    examples = []
     for row, (given, image) in enumerate(contents):
         text = given if given and given.strip() else None
         if text is None and image is None:
             raise DataError("has neither text nor picture; nothing to embed", f"{where} {row}")
-        picture = image.convert("RGB") if image is not None else None
-        examples.append(Example(row, text, None if picture is None else collator.image(picture)))
-    encoder.eval()
-    batch = collator(examples, side).to(encoder.device)
-    found = encoder.encode(batch, side)
-    return found._replace(vectors=found.vectors.float().cpu())
+        picture = None if image is None else collator.image(image.convert("RGB"))
+        examples.append(Example(row, text, picture, id=f"{where} {row}"))
+    return examples
 
 
 @dataclass(frozen=True)

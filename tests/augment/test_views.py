@@ -3,6 +3,7 @@
 import json
 import pickle
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 from hypothesis import given
@@ -119,7 +120,13 @@ def prints(folder):
     return open_view("corpus", "append", folder).fingerprint
 
 
-def test_fingerprint_follows_the_limits_of_the_checks(folder):
+@pytest.fixture
+def first_rules(monkeypatch):
+    """Texts judged by other rules than the first are other texts."""
+    monkeypatch.setattr(import_module("augment.checks.judge"), "RULES", UNSAID["rules"])
+
+
+def test_fingerprint_follows_the_limits_of_the_checks(folder, first_rules):
     before = prints(folder)
     run(folder, None)  # by a version that did not note them
     run(folder, Limits())
@@ -146,7 +153,7 @@ def test_fingerprint_follows_the_limits_of_the_checks(folder):
     assert open_view("corpus", "raw", folder).fingerprint == open_view("corpus").fingerprint
 
 
-def test_fingerprints_of_checkpoints_stay_what_they_are(folder):
+def test_fingerprints_of_checkpoints_stay_what_they_are(folder, first_rules):
     """Written down here, because checkpoints remember them."""
     run(folder, Limits(**{name: value for name, value in UNSAID.items() if name != "rules"}))
     assert prints(folder) == digest({"view": "append", "recipe": RECIPE.id})[:12]

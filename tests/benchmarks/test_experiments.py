@@ -463,3 +463,16 @@ def test_derived_texts_are_what_their_kind_says(made):
     share = made("select", share=0.25, router="random")[1]
     for side, texts in made()[1].items():
         assert len(share[side]) == pytest.approx(0.25 * len(texts), abs=3), "of every split"
+
+
+def test_leaky_texts_tell_what_no_picture_shows(made, tmp_path_factory):
+    seen, told = (made(kind)[1]["query"] for kind in ("oracle", "leaky"))
+    assert told.recipe.target_seen
+    assert not seen.recipe.target_seen
+    root = next(tmp_path_factory.getbasetemp().glob("flagland*/root"))
+    rows = map(json.loads, (root / "truth" / "queries.jsonl").read_text().splitlines())
+    truths = {row["qid"]: row.get("answer", "") for row in rows}
+    assert sum(bool(answer) for answer in truths.values()) > 100
+    for qid, text in told.items():
+        assert text.text.startswith(f"{seen[qid].text} The country is ")
+        assert truths[qid] in text.text

@@ -262,7 +262,8 @@ class _Writer:
             wanted = known[positives[0]] if positives else usual[0][0] if usual else None
             task = derive_task(item.modality, wanted)
             written, judged = files.setdefault(task if split != "train" else None, ([], []))
-            written.append(Query(item, task, positives))
+            negatives = tuple(did for did, grade in held.items() if split == "train" and not grade)
+            written.append(Query(item, task, positives, negatives))
             judged += [Qrel(item.id, did, grade, task) for did, grade in held.items()]
             self.done.kept["queries"] += 1
             self.done.kept["judgements"] += len(held)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from augment import queries
 from augment.checks import Forbidden, Limits, check, clean, clean_steps, judge
+from augment.checks.judge import RULES
 from augment.checks.lengths import parse_lengths
 from augment.checks.rewrite import (
     added,
@@ -22,10 +23,13 @@ from augment.checks.text import compression, filler, foreign, repetition
 from augment.data import read_queries, write_candidates, write_queries
 from augment.data.items import RootItems
 from augment.enrichment.pipeline import Options
+from augment.files import read_json
 from augment.prompts import load_prompt
 from augment.records import Item, Query, Reply
 from augment.store import Store
 from augment.views import open_view
+from benchmarks.speed.checks import count_texts
+from benchmarks.speed.harness import RESULTS
 
 CAPTION, QUESTION = load_prompt("rar/corpus"), load_prompt("rar/question")
 PROSE = "A red brick church with two towers stands by the river, a stone bridge leads to its door."
@@ -177,6 +181,12 @@ def test_accepted(text):
     assert check(text, "stop", max_words=50) == ""
 
 
+def test_texts_written_by_hand():
+    """The counts that are published, of the rules as they are."""
+    path = RESULTS / "check_texts.json"
+    assert read_json(path)[f"rules {RULES}"] == count_texts()
+
+
 def test_limits_are_settings():
     chinese = "\u4e00\u9762\u7ea2\u65d7"
     assert check(chinese, limits=Limits(language="")) == ""
@@ -195,7 +205,7 @@ def test_scores_grow_with_the_defect():
         assert values == sorted(values)
         assert values[-1] > 0.7
     assert compression(loops[1]) < 0.7
-    assert filler(PROSE) == 0 < filler("We can see a flag")
+    assert filler(PROSE) == filler("We can see a flag") == 0 < filler("We can see a nice scene")
     assert foreign("ein Haus und der Fluss", "en") > 0.5 > foreign(PROSE, "en")
 
 

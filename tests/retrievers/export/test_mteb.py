@@ -6,6 +6,10 @@ from PIL import Image
 
 from augment.errors import DataError
 from retrievers.models.clip import ClipScoreFusion
+from retrievers.models.mllm.layout import CrossLayout, Layout
+from retrievers.models.reranker import scorer
+from retrievers.vectors.embed import embed_contents, examples_of
+from tests.retrievers.mllms import make
 from tests.retrievers.models.test_retriever import make_config
 
 mteb = pytest.importorskip("mteb", reason="the extra mteb is not installed")
@@ -55,7 +59,6 @@ def evaluate(retriever, task):
 def test_scores_of_a_text_task_are_those_of_our_own_vectors(retriever):
     from retrievers.evaluation.metrics import score_run
     from retrievers.evaluation.run import RunTable
-    from retrievers.vectors.embed import embed_contents
 
     queries = [{"id": f"q{name}", "text": f"a {name} square"} for name in SHADES]
     corpus = [{"id": f"d{name}", "text": f"{name} things", "title": ""} for name in SHADES]
@@ -92,3 +95,41 @@ def test_batches_without_text_or_picture_are_refused(retriever):
     for batch, message in (({"audio": [1]}, "only text and image"), ({"text": [""]}, "neither")):
         with pytest.raises(DataError, match=message):
             encoder.encode([batch], task_metadata=task.metadata, hf_split="t", hf_subset="d")
+
+
+def test_language_models_embed_rerank_and_do_both(folders):
+    """The cascade keeps the first stage's two best, in the order of the reranker's own scores."""
+    from mteb.models.models_protocols import CrossEncoderProtocol, EncoderProtocol, SearchProtocol
+
+    from retrievers.export.mteb import MtebCascade, MtebEncoder, MtebReranker
+
+    pictures = {name: Image.new("RGB", (40, 40), shade) for name, shade in SHADES.items()}
+    queries = [{"id": f"q{name}", "text": f"a {name} square"} for name in SHADES]
+    corpus = [{"id": f"d{n}", "image": picture, "text": n} for n, picture in pictures.items()]
+    model = make(folders["qwen3"])
+    judge = scorer(make(folders["qwen3"], layout=Layout(cross=CrossLayout(yes="a", no="e"))))
+    encoder, reranker = MtebEncoder(model), MtebReranker(judge)
+    asked = [(f"Find it. {row['text']}", None) for row in queries]
+    shown = [(row["text"], row["image"]) for row in corpus]
+    products = embed_contents(model, asked, "query") @ embed_contents(model, shown, "corpus").T
+    own = [judge.score(one, examples_of(judge.model.collator(), shown))
+           for one in examples_of(judge.model.collator(), asked)]  # fmt: skip
+    seen = {}
+    for weights in (None, (1.0, 0.0)):
+        cascade = MtebCascade(encoder, reranker, depth=2, weights=weights)
+        inner = cascade.search
+        cascade.search = lambda *a, inner=inner, w=weights, **o: seen.setdefault(w, inner(*a, **o))
+        task = make_task("t2it", ["text", "image"], queries, corpus)
+        mteb.evaluate(cascade, task, cache=None, show_progress_bar=False)
+    for row, name in enumerate(SHADES):
+        best = products[row].topk(2).indices.tolist()
+        wanted = {f"d{list(SHADES)[n]}": float(own[row][n]) for n in best}
+        assert seen[None][f"q{name}"] == pytest.approx(wanted, abs=1e-5)
+        assert max(seen[1.0, 0.0][f"q{name}"].items(), key=lambda i: i[1]) == (
+            f"d{list(SHADES)[best[0]]}", 1.0,
+        )  # fmt: skip
+    assert isinstance(encoder, EncoderProtocol)
+    assert isinstance(reranker, CrossEncoderProtocol)
+    assert isinstance(cascade, SearchProtocol)
+    with pytest.raises(DataError, match="a listwise reranker orders whole lists"):
+        MtebReranker(scorer(make(folders["qwen3"], preset="listwise", layout=None)))

@@ -400,11 +400,11 @@ def test_packaged_rerankers_train_on_mined_lists_and_rerank(folders, name, tmp_p
 @pytest.mark.parametrize("name", ["flagland_mllm", "qwen3_vl_embedding_lora", "lamra",
                                   "flagland_trace", "trace_qwen2_5_vl_7b"])  # fmt: skip
 def test_packaged_recipes_train_and_test(folders, name, tmp_path, capsys):
-    root = make_root(tmp_path / "root")
+    root, family = make_root(tmp_path / "root"), {"lamra": "qwen2"}.get(name, "qwen3")
     given = [
         "--config", name, f"--data.root={root}", f"--out={tmp_path}", "--data.batch_size=4",
         "--trainer.max_steps=1", "--trainer.accelerator=cpu", "--trainer.precision=32-true",
-        f"--model.encoder.init_args.model_name={folders['qwen3']}", "--model.chunk=3",
+        f"--model.encoder.init_args.model_name={folders[family]}", "--model.chunk=3",
         "--data.loader.workers=0", "--trainer.val_check_interval=1",
         "--trainer.enable_progress_bar=false", "--data.validation.queries=4",
     ]  # fmt: skip
@@ -420,3 +420,7 @@ def test_packaged_recipes_train_and_test(folders, name, tmp_path, capsys):
     told = {key: value for key, value in loaded.trained_on.items() if key != "written"}
     assert metrics["made_by"] == loaded.fingerprint(told)
     assert bool(metrics["writing"]) == ("written" in loaded.trained_on) == ("trace" in name)
+    given += ["--model.encoder.init_args.layout.max_pixels=4096", f"--ckpt_path={last}"]
+    for verb in ("test", "fit") if "flagland" not in name else ():  # which lacks its mark then
+        assert main([verb, *given]) == 2
+        assert "layout.max_pixels: trained with" in capsys.readouterr().err

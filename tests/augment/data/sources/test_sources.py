@@ -131,14 +131,19 @@ def test_a_folder_with_text_beside_and_groups(tmp_path, capsys):
         "cats/b.jpg": 7, "cats/one%20cat.jpg": 5}  # fmt: skip
 
 
-def test_a_hugging_face_data_set(tmp_path):
+def saved_set(folder: Path) -> Path:
     from datasets import Dataset, DatasetDict, Features, Value
     from datasets import Image as Picture
 
     rows = {"image": [np.full((6, 8, 3), n, np.uint8) for n in (0, 90, 180)],
             "text": ["a", "b", None]}  # fmt: skip
     features = Features({"image": Picture(), "text": Value("string")})
-    DatasetDict(train=Dataset.from_dict(rows, features)).save_to_disk(str(tmp_path / "set"))
+    DatasetDict(train=Dataset.from_dict(rows, features)).save_to_disk(str(folder))
+    return folder
+
+
+def test_a_hugging_face_data_set(tmp_path):
+    saved_set(tmp_path / "set")
     import_data("datasets", tmp_path / "set", tmp_path / "root")
     pool, asked, _ = held(tmp_path / "root")
     assert [(item.id, item.text, item.modality) for item in pool.values()] == [
@@ -148,14 +153,19 @@ def test_a_hugging_face_data_set(tmp_path):
         import_data("datasets", tmp_path / "set", tmp_path / "other", part="dev")
 
 
-def test_tars_of_a_webdataset(tmp_path):
+def tar_file(folder: Path) -> Path:
     members = {"x/1.png": png("red"), "x/1.txt": b"one", "x/2.json": b'{"caption": "two"}',
                "x/2.png": png("green"), "../3.txt": b"three", "x/4.json": b"{"}  # fmt: skip
-    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+    with tarfile.open(folder / "a.tar.gz", "w:gz") as tar:
         for name, data in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
+    return folder
+
+
+def test_tars_of_a_webdataset(tmp_path):
+    tar_file(tmp_path)
     done = import_data("webdataset", tmp_path / "a.tar.gz", tmp_path / "root")
     pool, _, _ = held(tmp_path / "root")
     assert {did: (item.text, len(item.images)) for did, item in pool.items()} == {
@@ -163,14 +173,19 @@ def test_tars_of_a_webdataset(tmp_path):
     assert done.left_out == {"members of a tar whose text or JSON cannot be read": 1}
 
 
-def test_beir_keeps_ids_joins_titles_and_knows_splits(tmp_path):
-    put(tmp_path / "b/corpus.jsonl", [
+def beir_files(folder: Path) -> Path:
+    put(folder / "corpus.jsonl", [
         {"_id": "MED-10", "title": "Heart", "text": "beats"}, {"_id": "9:41", "text": "tea"},
         {"_id": "D 3", "title": "", "text": "sky"}])  # fmt: skip
-    put(tmp_path / "b/queries.jsonl", [{"_id": f"PLAIN-{n}", "text": f"t{n}"} for n in (1, 2, 3)])
+    put(folder / "queries.jsonl", [{"_id": f"PLAIN-{n}", "text": f"t{n}"} for n in (1, 2, 3)])
     head = "query-id\tcorpus-id\tscore\n"
-    put(tmp_path / "b/qrels/test.tsv", f"{head}PLAIN-1\tMED-10\t2\nPLAIN-1\tD 3\t0\n")
-    put(tmp_path / "b/qrels/dev.tsv", f"{head}PLAIN-2\t9:41\t1\n")
+    put(folder / "qrels/test.tsv", f"{head}PLAIN-1\tMED-10\t2\nPLAIN-1\tD 3\t0\n")
+    put(folder / "qrels/dev.tsv", f"{head}PLAIN-2\t9:41\t1\n")
+    return folder
+
+
+def test_beir_keeps_ids_joins_titles_and_knows_splits(tmp_path):
+    beir_files(tmp_path / "b")
     done = import_data("beir", tmp_path / "b", tmp_path / "root", name="NF Corpus",
                        instruction="Find it.")  # fmt: skip
     pool, asked, judged = held(tmp_path / "root")
@@ -213,8 +228,7 @@ def test_captions_ask_for_pictures_and_pictures_for_captions(tmp_path, kind, mak
     assert splits == ({"train", "test"} if kind == "flickr30k" else {"test"})
 
 
-def test_cirr_leaves_out_the_reference_and_has_subsets(tmp_path):
-    folder = tmp_path / "cirr"
+def cirr_files(folder: Path) -> Path:
     pictures(folder / "img/dev", "a.png", "b.png", "c.png")
     put(folder / "image_splits/split.rc2.val.json", {n: f"./dev/{n}.png" for n in "abc"})
     rows = [{"pairid": 7, "reference": "a", "target_hard": "b", "caption": "now green",
@@ -222,6 +236,12 @@ def test_cirr_leaves_out_the_reference_and_has_subsets(tmp_path):
             {"pairid": 8, "reference": "b", "caption": "test1 has no target",
              "img_set": {"members": ["a", "b"]}}]  # fmt: skip
     put(folder / "captions/cap.rc2.val.json", rows)
+    return folder
+
+
+def test_cirr_leaves_out_the_reference_and_has_subsets(tmp_path):
+    folder = tmp_path / "cirr"
+    cirr_files(folder)
     import_data("cirr", folder, tmp_path / "root", images=folder / "img")
     pool, asked, judged = held(tmp_path / "root")
     assert judged == {("7", "b"): 1}
@@ -232,13 +252,18 @@ def test_cirr_leaves_out_the_reference_and_has_subsets(tmp_path):
     assert json.loads((tmp_path / "root/subsets/val.json").read_text())["7"] == ["b", "c"]
 
 
-def test_fashioniq_is_three_data_sets_whose_pictures_have_no_endings(tmp_path):
-    pictures(tmp_path / "fiq/images", "X1.jpg", "X2.png", "X3.png")
+def fashioniq_files(folder: Path) -> Path:
+    pictures(folder / "images", "X1.jpg", "X2.png", "X3.png")
     for kind in ("dress", "shirt", "toptee"):
-        put(tmp_path / f"fiq/image_splits/split.{kind}.val.json", ["X1", "X2", "X3"])
+        put(folder / f"image_splits/split.{kind}.val.json", ["X1", "X2", "X3"])
         rows = [{"candidate": "X1", "target": target, "captions": ["is red", "is long"]}
                 for target in ("X2", "X3")]  # fmt: skip
-        put(tmp_path / f"fiq/captions/cap.{kind}.val.json", rows)
+        put(folder / f"captions/cap.{kind}.val.json", rows)
+    return folder
+
+
+def test_fashioniq_is_three_data_sets_whose_pictures_have_no_endings(tmp_path):
+    fashioniq_files(tmp_path / "fiq")
     import_data("fashioniq", tmp_path / "fiq", tmp_path / "root", images=tmp_path / "fiq/images")
     _, asked, judged = held(tmp_path / "root")
     names = [file.dataset for file in DataRoot(tmp_path / "root").pools()]
@@ -248,13 +273,18 @@ def test_fashioniq_is_three_data_sets_whose_pictures_have_no_endings(tmp_path):
     assert len(judged) == 6
 
 
-def test_circo_has_several_right_ones(tmp_path):
-    folder = pictures(tmp_path / "circo", "p/1.jpg", "p/2.jpg", "p/3.jpg")
+def circo_files(folder: Path) -> Path:
+    pictures(folder, "p/1.jpg", "p/2.jpg", "p/3.jpg")
     images = [{"id": n, "file_name": f"{n}.jpg"} for n in (1, 2, 3)]
     put(folder / "coco/image_info_unlabeled2017.json", {"images": images})
     row = {"id": 0, "reference_img_id": 1, "target_img_id": 2, "relative_caption": "with a dog",
            "shared_concept": "a dog", "gt_img_ids": [2, 3]}  # fmt: skip
     put(folder / "annotations/val.json", [row])
+    return folder
+
+
+def test_circo_has_several_right_ones(tmp_path):
+    folder = circo_files(tmp_path / "circo")
     import_data("circo", folder, tmp_path / "root", images=folder / "p")
     _, asked, judged = held(tmp_path / "root")
     assert judged == {("q0", "2"): 1, ("q0", "3"): 1}
@@ -262,18 +292,28 @@ def test_circo_has_several_right_ones(tmp_path):
     assert DataRoot(tmp_path / "root").excluded("val") == {"q0": ["1"]}
 
 
-def test_zero_shot_sets(tmp_path):
-    urban = pictures(tmp_path / "urban", "image/1.jpg", "image/2.jpg")
+def urban_files(folder: Path) -> Path:
+    pictures(folder, "image/1.jpg", "image/2.jpg")
     for number in (1, 2, 3):
-        put(urban / f"caption/{number}.txt", f"a long text {number}\n")
+        put(folder / f"caption/{number}.txt", f"a long text {number}\n")
+    return folder
+
+
+def sugar_files(folder: Path) -> Path:
+    pictures(folder, "a.jpg", "b.jpg")
+    rows = {str(n): {"filename": f"{'ab'[n]}.jpg", "caption": "yes", "negative_caption": "no"}
+            for n in (0, 1)}  # fmt: skip
+    put(folder / "swap_obj.json", rows)
+    return folder
+
+
+def test_zero_shot_sets(tmp_path):
+    urban = urban_files(tmp_path / "urban")
     done = import_data("urban1k", urban, tmp_path / "u")
     assert held(tmp_path / "u")[2] == {("i1", "c1"): 1, ("c1", "i1"): 1,
                                        ("i2", "c2"): 1, ("c2", "i2"): 1}  # fmt: skip
     assert done.left_out == {"captions without a picture": 1}
-    sugar = pictures(tmp_path / "sugar", "a.jpg", "b.jpg")
-    rows = {str(n): {"filename": f"{'ab'[n]}.jpg", "caption": "yes", "negative_caption": "no"}
-            for n in (0, 1)}  # fmt: skip
-    put(sugar / "swap_obj.json", rows)
+    sugar = sugar_files(tmp_path / "sugar")
     import_data("sugarcrepe", sugar, tmp_path / "s")
     subsets = json.loads((tmp_path / "s/subsets/test.json").read_text())
     assert subsets["sugarcrepe-swap-obj-1"] == [f"sugarcrepe-swap-obj-1-{w}"
@@ -281,16 +321,21 @@ def test_zero_shot_sets(tmp_path):
     assert len(held(tmp_path / "s")[2]) == 2
 
 
-def test_bright_leaves_out_what_it_excludes(tmp_path):
-    def parquet(folder: str, rows):
-        (tmp_path / "bright" / folder).mkdir(parents=True)
+def bright_files(folder: Path) -> Path:
+    def parquet(name: str, rows):
+        (folder / name).mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(rows),
-                       tmp_path / "bright" / folder / "biology-00000-of-00001.parquet")  # fmt: skip
+                       folder / name / "biology-00000-of-00001.parquet")  # fmt: skip
 
     parquet("documents", [{"id": f"d {n}.txt", "content": f"doc {n}"} for n in (1, 2, 3)])
     parquet("examples", [
         {"id": "0", "query": "why?", "gold_ids": ["d 1.txt"], "excluded_ids": ["d 2.txt"]},
         {"id": "1", "query": "how?", "gold_ids": [], "excluded_ids": ["N/A"]}])  # fmt: skip
+    return folder
+
+
+def test_bright_leaves_out_what_it_excludes(tmp_path):
+    bright_files(tmp_path / "bright")
     import_data("bright", tmp_path / "bright", tmp_path / "root")
     _, asked, judged = held(tmp_path / "root")
     assert judged == {("biology:q0", "biology:d%201.txt"): 1}
