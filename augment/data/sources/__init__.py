@@ -24,7 +24,7 @@ READERS: Mapping[str, Callable[..., Entries]] = {
     for reader in (
         tables.table, tables.folder, tables.datasets, tables.webdataset, sets.beir, sets.coco,
         sets.flickr30k, sets.urban1k, sets.sugarcrepe, sets.cirr, sets.fashioniq, sets.circo,
-        sets.bright, records.ms_swift, records.tevatron,
+        sets.bright, sets.mmeb, records.ms_swift, records.tevatron,
     )
 }  # fmt: skip
 

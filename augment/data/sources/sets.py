@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from augment.data.mmeb import read_subset, subset_names
 from augment.data.sources.entries import Entries, LeftOut, SourceEntry, listed, objects, text_of
 from augment.errors import DataError
 from augment.files import packed, read_json, text_lines
@@ -210,6 +211,24 @@ def circo(source: Path, split: str = "val") -> Entries:
         text = text_of(row["relative_caption"])
         yield SourceEntry(f"q{row['id']}", text, files.get(own, own), "query", grades, (own,),
                     split=split, source=row)  # fmt: skip
+
+
+def mmeb(source: Path) -> Entries:
+    """MMEB (2410.05160), versions 1 and 2: a data set each, and each query's own list as a subset.
+
+    Its hit@1 is the success@1 among the own list (``evaluate --subsets``, or ``retrievers mmeb``).
+
+    Args:
+        source: The folder of its data sets.
+    """
+    for name in subset_names(source):
+        subset, pool = read_subset(source, name), f"mmeb-{name.lower().replace('_', '-')}"
+        for row, target in enumerate(subset.candidates):
+            yield SourceEntry(subset.did(row), target.text, target.image, pool=pool)
+        for row, (query, own) in enumerate(zip(subset.queries, subset.lists, strict=True)):
+            dids = [subset.did(place) for place in own]
+            yield SourceEntry(subset.qid(row), query.text, query.image, "query", {dids[0]: 1},
+                              subset=dids, pool=pool)  # fmt: skip
 
 
 def bright(source: Path, domain: str | None = None) -> Entries:

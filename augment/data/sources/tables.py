@@ -70,7 +70,8 @@ def table(
     columns = _Columns(id, text, image, group, positives)
     yield from rows_to_entries(_table_rows(source), columns, "corpus", split)
     if queries is not None:
-        yield from rows_to_entries(_table_rows(queries), columns, "query", split)
+        asked = columns._replace(group=None)
+        yield from rows_to_entries(_table_rows(queries), asked, "query", split)
 
 
 def datasets(

@@ -343,6 +343,26 @@ def test_bright_leaves_out_what_it_excludes(tmp_path):
     assert DataRoot(tmp_path / "root").excluded("test") == {"biology:q0": ["biology:d%202.txt"]}
 
 
+def mmeb_files(folder: Path) -> Path:
+    pictures(folder.parent / "shots", "a.jpg", "b.jpg")
+    rows = [{"qry_text": f"find {n}", "qry_img_path": "", "tgt_text": ["", ""],
+             "tgt_img_path": ["a.jpg", "b.jpg"][::step]}
+            for n, step in ((1, 1), (2, -1))]  # fmt: skip
+    put(folder / "MSCOCO_t2i.jsonl", rows)
+    return folder
+
+
+def test_mmeb_has_lists_whose_first_is_right(tmp_path):
+    import_data("mmeb", mmeb_files(tmp_path / "mmeb"), tmp_path / "r", images=tmp_path / "shots")
+    pool, asked, judged = held(tmp_path / "r")
+    name = "MSCOCO_t2i"
+    assert judged == {(f"{name}:q1", f"{name}:c1"): 1, (f"{name}:q2", f"{name}:c2"): 1}
+    assert json.loads((tmp_path / "r/subsets/test.json").read_text())[f"{name}:q2"] == [
+        f"{name}:c2", f"{name}:c1"]  # fmt: skip
+    assert len(pool) == 2
+    assert asked[f"{name}:q1"].task == 0
+
+
 def test_what_cannot_be_imported_says_so(tmp_path):
     table = put(tmp_path / "t.csv", "a,b\n1,2\n")
     with pytest.raises(DataError, match="no column of text or pictures; there are a, b"):

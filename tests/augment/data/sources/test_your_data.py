@@ -50,9 +50,15 @@ def test_five_minutes(home, capsys):
 def test_every_kind_of_the_table(home):
     makers = {"set": made.saved_set, "beir": made.beir_files, "urban": made.urban_files,
               "sugar": made.sugar_files, "cirr": made.cirr_files, "fiq": made.fashioniq_files,
-              "circo": made.circo_files, "bright": made.bright_files}  # fmt: skip
+              "circo": made.circo_files, "bright": made.bright_files,
+              "mmeb": made.mmeb_files}  # fmt: skip
     for name, make in makers.items():
         make(home / name)
+    turn = [{"role": "user", "content": "a red bag"}]
+    made.put(home / "swift.jsonl", [{"messages": turn, "positive_messages": [turn]}])
+    passage = {"docid": "d1", "title": "Bags", "text": "red"}
+    pair = {"query_id": "1", "query": "red?", "positive_passages": [passage]}
+    made.put(home / "tevatron.jsonl", [{**pair, "negative_passages": []}])
     made.coco(home / "coco").rename("coco/captions.json")
     made.flickr(home / "flickr").rename("flickr/dataset.json")
     (made.tar_file(home) / "a.tar.gz").rename("shards.tar")

@@ -216,7 +216,7 @@ BAD = [
     ({"layout": {"min_pixels": 10_000, "max_pixels": 100}}, "min_pixels 10000 is above"),
     ({"layout": {"max_text": 0}}, "max_text must be positive"),
     ({"layout": {"ask": ("a", "b")}}, "three texts"),
-    ({"layout": {"pooling": "at", "mark": "\u0120a"}}, "is not one special token"),
+    ({"layout": {"pooling": "at", "mark": "\u0120"}}, "is not one special token"),
     ({"template": "0123"}, "trained under the chat template 0123"),
 ]
 

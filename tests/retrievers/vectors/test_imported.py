@@ -1,0 +1,52 @@
+"""Imported roots, searched and scored: ties, queries without gold, what a protocol leaves out."""
+
+import json
+
+import pytest
+
+from augment import import_data
+from retrievers.evaluation.evaluate import evaluate
+from retrievers.vectors.bm25 import bm25
+
+
+@pytest.fixture
+def root(tmp_path):
+    rows = [
+        {"id": "r-1", "text": "red bag", "kind": "bag"},
+        {"id": "r-2", "text": "red bag", "kind": "bag"},
+        {"id": "c", "text": "red red cup", "kind": ""},
+    ]
+    asks = [{"id": "lost", "text": "red"}, {"id": "tie", "text": "bag", "positives": ["r-1"]}]
+    for name, lines in (("t", rows), ("q", asks)):
+        text = "".join(f"{json.dumps(row)}\n" for row in lines)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    import_data("table", tmp_path / "t.jsonl", tmp_path / "root", group="kind",
+                queries=tmp_path / "q.jsonl")  # fmt: skip
+    return tmp_path / "root"
+
+
+def test_own_ids_are_left_out_and_queries_without_gold_do_not_count(root, tmp_path):
+    results = bm25(root, tmp_path / "run", union=False)
+    (row,) = results.rows
+    hits = [line.split() for line in (tmp_path / "run/t_task1.local.trec").read_text().splitlines()]
+    found = {(qid, did): int(rank) for qid, _, did, rank, *_ in hits}
+    assert ("r-1", "r-1") not in found
+    assert ("r-2", "r-2") not in found
+    assert {qid for qid, _ in found} == {"r-1", "r-2", "lost", "tie"}
+    # Of "tie" both bags score the same: the greater id stands first, as in trec_eval.
+    assert (found["tie", "r-2"], found["tie", "r-1"]) == (1, 2)
+    assert row.queries == 3
+    assert row.metrics["success@1"] == pytest.approx(2 / 3)
+    assert row.metrics["mrr@10"] == pytest.approx(2.5 / 3)
+
+
+def test_a_run_of_others_is_scored_by_the_same_protocol(root, tmp_path):
+    run = tmp_path / "others.trec"
+    run.write_text("".join(f"{qid} Q0 {did} 1 {score} x\n" for qid, did, score in (
+        ("r-1", "r-1", 9), ("r-1", "r-2", 8), ("tie", "r-1", 1), ("tie", "r-2", 1))))  # fmt: skip
+    qrels = root / "qrels/test/mbeir_t_task1_test_qrels.txt"
+    asked = {"metrics": ["success@1"], "short": True}
+    (kept,) = evaluate(run, qrels, **asked).rows
+    (row,) = evaluate(run, qrels, root=root, **asked).rows
+    assert kept["metrics"]["success@1"] == 0
+    assert row["metrics"]["success@1"] == pytest.approx(1 / 3)  # r-2 is missing and counts 0
