@@ -191,6 +191,8 @@ VERBS: Mapping[str, tuple[str, str, Sequence[str]]] = {
     "report": ("store.report", "write one page about the texts of a store", ("store",)),
     "scores": ("store.scores", "every check's score of every text, as a table", ()),
     "export": ("__main__", "write views as a plain M-BEIR root", ()),
+    "route": ("enrichment.routing", "say which queries are to be reasoned about", ()),
+    "confirm": ("enrichment.routing", "refuse chains that their targets do not bear out", ()),
     "retry": ("__main__", "ask again what failed or was refused, by reason", ()),
 }
 

@@ -7,7 +7,7 @@ answer; a modification becomes a description of what is wanted; text alone is le
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -26,8 +26,10 @@ from augment.enrichment.pipeline import (
     run_plan,
     target_of,
 )
+from augment.files import read_ids
 from augment.prompts import load_prompt
 from augment.prompts.route import QUERY_PROMPTS, Kind
+from augment.records import Query
 
 SPLITS = ("train", "val", "test")
 
@@ -40,6 +42,7 @@ def plan(
     question_prompt: str | None = QUERY_PROMPTS["question"],
     modification_prompt: str | None = QUERY_PROMPTS["modification"],
     text_prompt: str | None = QUERY_PROMPTS["text"],
+    only: Path | None = None,
     options: Options = DEFAULT_OPTIONS,
 ) -> JobPlan:
     """Refine queries, each kind in its own way.
@@ -52,6 +55,7 @@ def plan(
         question_prompt: Prompt for questions about a picture.
         modification_prompt: Prompt for requests to change a picture.
         text_prompt: Prompt for queries without a picture.
+        only: File of query ids, one a line, as ``python -m augment route`` writes; no others.
         options: Say whether rewrites are compared with what is searched for.
 
     Raises:
@@ -72,9 +76,12 @@ def plan(
     opened = [open_queries(path) for path in found]
     forbidden = forbidden_of(root, prompts.values(), options)
     target = target_of(root, prompts.values())
-    return query_plan(
-        chain.from_iterable(opened), prompts, forbidden, sum(map(len, opened)), target
-    )
+    asked: Iterable[Query] = chain.from_iterable(opened)
+    total = sum(map(len, opened))
+    if only is not None:
+        ids = read_ids(only)
+        asked, total = (one for one in asked if one.item.id in ids), min(total, len(ids))
+    return query_plan(asked, prompts, forbidden, total, target)
 
 
 #: Enriches a root from Python; takes what :func:`augment.enrichment.pipeline.run_plan` says.

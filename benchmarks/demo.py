@@ -152,9 +152,37 @@ class System(NamedTuple):
     defaults: Mapping[str, Any]
 
 
+def run_trace(reader: ArmReader) -> str:
+    """Do what is not done, write ``demo.json``, ``table.md`` and ``report.html``.
+
+    Returns:
+        One model that never, always and adaptively writes, and its twin that never learnt to, task
+        by task; and who wrote how much.
+    """
+    from augment.files import write_json, write_text
+    from benchmarks.experiments import graph, results, tables
+    from benchmarks.experiments.writing import writing_table
+    from benchmarks.report.page import write_report
+
+    graph.run(reader.steps(), reader.out)
+    value = results.collect(reader)
+    write_json(reader.out / "demo.json", value)
+    compared = [tables.comparison_table(one) for one in value["comparisons"]]
+    parts = [tables.arms_table(value), writing_table(value["arms"]), *compared]
+    table = "\n\n".join(parts)
+    write_text(reader.out / "table.md", table + "\n")
+    folders = [reader.folders(name)[0] for name in ("twin", "adaptive")]
+    write_report(folders[0], folders[1], reader.out / "report.html", names=("twin", "adaptive"),
+                 metric=reader.metric, seed=reader.seeds[0])  # fmt: skip
+    return table
+
+
+_TRACE = {"config": "flagland_trace", "steps": 120, "batch_size": 80, "tasks": [0, 3, 6, 7, 8]}
+
 #: A row a system.
 SYSTEMS: Mapping[str, System] = {
     "rar": System(DEMO, run, {"steps": 60, "batch_size": 128}),
+    "trace": System(FOLDER / "trace" / "1-adaptive.yaml", run_trace, _TRACE),
     "rge": System(FOLDER / "rge" / "1-leak.yaml", run_rge, {"config": "flagland_rge"}),
     "tte": System(FOLDER / "tte" / "cascade.yaml", stages, {"steps": 60, "batch_size": 128}),
 }

@@ -48,6 +48,7 @@ VERBS = {
     "pairs": ("retrievers.cli", "training pairs and negatives for ms-swift and Tevatron"),
     "export": ("retrievers.export.folder", "a checkpoint for other libraries and the Hub"),
     "mmeb": ("retrievers.commands.mmeb", "evaluate on MMEB's image data sets"),
+    "calibrate": ("retrievers.commands.writing", "choose whose vectors are written for, by tokens"),
     "leaks": ("retrievers.commands.leaks", "do generated texts of queries tell their targets?"),
 }
 

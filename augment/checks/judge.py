@@ -18,6 +18,7 @@ from augment.checks.clean import clean_steps
 from augment.checks.ecr import parse_ecr
 from augment.checks.lengths import derive, parse_lengths
 from augment.checks.rewrite import Forbidden, LeakRule, leaks
+from augment.checks.tags import Chain, chain_faults, parse_chain
 from augment.data.tokens import clip_token_counter
 from augment.files import digest
 from augment.prompts import Prompt
@@ -73,7 +74,7 @@ class Verdict:
         steps: what cleaning took off.
         lengths: the text at every length, for prompts of form ``lengths``; ``text`` is the dense
             one. A length that a check would refuse is derived from the dense one. For prompts of
-            form ``ecr`` the ``final`` text; ``text`` is the thought with it.
+            form ``ecr`` or ``tags`` the ``final`` text; ``text`` is what led to it and it.
     """
 
     text: str
@@ -110,7 +111,10 @@ def judge(
     """
     text, steps = clean_steps(reply.text)
     lengths: dict[str, str] = {}
-    derived, broken = 0, ""
+    derived, broken, chain = 0, "", None
+    if prompt.form == "tags":
+        chain = parse_chain(reply.text)
+        text, lengths = chain.text, {"final": chain.answer}
     if prompt.form == "ecr":
         ecr = parse_ecr(reply.text)
         text, lengths, broken = ecr.text, {"final": ecr.final}, ecr.refused
@@ -122,7 +126,8 @@ def judge(
             length: derive(text, length) if check(part, limits=limits) else part
             for length, part in parsed.lengths.items()
         }
-    findings = list(_wording(text, reply.finish, prompt.max_words, limits))
+    findings = list(_of_chain(chain, original, forbidden))
+    findings += _wording(text, reply.finish, prompt.max_words, limits)
     if prompt.form == "ecr":
         findings.insert(0, _Finding("mended", derived, broken))
     if prompt.max_tokens is not None:
@@ -142,6 +147,14 @@ def judge(
         steps=steps,
         lengths=lengths,
     )
+
+
+def _of_chain(
+    chain: Chain | None, original: str | None, forbidden: Forbidden | None
+) -> Iterator[_Finding]:
+    targets = () if forbidden is None else forbidden.texts
+    if chain is not None:
+        yield from (_Finding(*one) for one in chain_faults(chain, original, targets))
 
 
 def check(

@@ -209,12 +209,15 @@ def query_plan(
 def forbidden_of(
     root: Path, prompts: Iterable[Prompt | None], options: Options
 ) -> Callable[[Query], Forbidden] | None:
-    """What the rewrite of a query must not say: what its positives in the pools of a root say.
+    """What the rewrite of a query must not say, and the answer of a chain touches on.
 
-    None where the root has no pools, no prompt rewrites, or the options do not ask.
+    That is what its positives in the pools of a root say. None where the root has no pools, no
+    prompt rewrites or writes chains, or the options do not ask.
     """
-    rewrites = any(prompt is not None and prompt.kind == "rewrite" for prompt in prompts)
-    if not rewrites or options.limits.leak == "off" or not (root / "cand_pool").is_dir():
+    kinds = {(prompt.kind, prompt.form) for prompt in prompts if prompt is not None}
+    rewrites = options.limits.leak != "off" and any(kind == "rewrite" for kind, _ in kinds)
+    chains = any(form == "tags" for _, form in kinds)
+    if not (rewrites or chains) or not (root / "cand_pool").is_dir():
         return None
     return partial(forbidden, RootItems(root, "corpus"))
 

@@ -37,7 +37,7 @@ from augment.records import Item, Request, Side
 
 #: Kinds of text: what is said of an item, or said in place of its text. Checks go by them.
 KINDS = ("caption", "rewrite")
-PromptForm = Literal["plain", "lengths", "ecr"]
+PromptForm = Literal["plain", "lengths", "ecr", "tags"]
 
 #: CLIP's tokens to an English word of a caption, punctuation included: a caption of 100 words has
 #: about 120 tokens and two marks, so that a context of 77 holds 62 words.
@@ -72,7 +72,7 @@ class Prompt:
         max_added_words: most words that a rewrite may add to the item's text; None for any.
         form: ``plain`` text, or ``lengths``: several lengths in one answer, see
             :mod:`augment.checks.lengths`, or ``ecr``: a thought and a final text, see
-            :mod:`augment.checks.ecr`.
+            :mod:`augment.checks.ecr`, or ``tags``: a chain, see :mod:`augment.checks.tags`.
         max_tokens: most tokens of CLIP, start and end marks included; checked, and not told to the
             model, which cannot count them. None for any.
         target_seen: whether the model sees what the query is looking for.

@@ -22,6 +22,7 @@ from benchmarks.experiments.build import Builder, unavailable
 from benchmarks.experiments.effects import CELLS, CONTRASTS, crossing, effect
 from benchmarks.experiments.graph import CachedStep, in_order, record
 from benchmarks.experiments.texts import names_of
+from benchmarks.experiments.writing import writing_json
 from benchmarks.report.gallery import Gallery
 from benchmarks.report.runs import moves, open_run, pick
 from retrievers.evaluation.compare import (
@@ -139,6 +140,7 @@ def arm_json(reader: ArmReader, name: str) -> dict[str, Any]:
         "folders": [str(path.relative_to(reader.out)) for path in reader.folders(name)],
         "cost": _cost(reader, name),
         "union": union_json(reader, name),
+        "writing": writing_json(reader, name),
         "not_read": _not_read(reader.folders(name)[0]),
     }  # fmt: skip
 

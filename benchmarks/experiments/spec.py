@@ -253,7 +253,8 @@ class Experiment:
 
 def packaged() -> dict[str, Path]:
     """Name -> file of the packaged experiments, in their order."""
-    files = [path for path in sorted(FOLDER.glob("*/*.yaml")) if path.name != "words.yaml"]
+    others = ("words.yaml", "texts.yaml")  # tables of words and of texts
+    files = [path for path in sorted(FOLDER.glob("*/*.yaml")) if path.name not in others]
     return {re.sub(r"^\d+-", "", path.stem): path for path in files}
 
 

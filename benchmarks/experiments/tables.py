@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from augment.files import markdown
+from benchmarks.experiments.writing import writing_table
 
 
 def report(value: Mapping[str, Any]) -> str:
@@ -22,6 +23,7 @@ def report(value: Mapping[str, Any]) -> str:
         union_table(value["arms"]),
         against_table(value),
         *(comparison_table(one) for one in value["comparisons"]),
+        writing_table(value["arms"]),
         effects_table(value["effects"]),
         *(curve_lines(curve) for curve in value["curves"]),
         texts_table(value["texts"]),

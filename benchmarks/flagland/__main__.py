@@ -20,6 +20,7 @@ def write(
     seed: int = 0,
     twin_share: float = 0.5,
     width: int = 192,
+    named: float = 0.0,
     workers: int = 2,
 ) -> int:
     """Write a world and say what it holds; exit code 2 when asked for something impossible.
@@ -30,11 +31,12 @@ def write(
         seed: same seed and size, same files.
         twin_share: chance of a one-fact twin of the flag before.
         width: of flat pictures, in pixels.
+        named: share of task 6's questions that name the country.
         workers: processes that draw.
     """
     start = time.monotonic()
     try:
-        written = write_world(out, WorldConfig(countries, seed, twin_share, width), workers)
+        written = write_world(out, WorldConfig(countries, seed, twin_share, width, named), workers)
     except ValueError as error:
         say(f"error: {error}", sys.stderr)
         return 2

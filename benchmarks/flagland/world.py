@@ -2,7 +2,8 @@
 
 Layout: the published file names (``docs/formats.md``) under one data set ``flagland``, id 80, task
 codes 0, 1, 2, 3, 4, 6, 7, 8; ``truth/scene_graphs.jsonl`` holds the scene graph of every picture
-and ``truth/queries.jsonl`` what each query with a picture should be rewritten to.
+and ``truth/queries.jsonl`` what each query with a picture should be rewritten to;
+``truth/reasoning.txt`` names the queries in which picture and words must be put together.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from augment.data import (
     write_qrels,
     write_queries,
 )
+from augment.files import write_text
 from augment.records import TASKS, Item, Qrel, Query, one_picture
 from benchmarks.flagland import atlas, language
 from benchmarks.flagland.atlas import Country
@@ -56,12 +58,15 @@ class WorldConfig:
         seed: of everything.
         twin_share: chance that a flag differs from the one before in a single fact.
         width: of the flat pictures in pixels; photo-like ones are a third wider.
+        named: share of task 6's questions that name the country whose flag is shown beside them:
+            the easy half of one task, under one instruction.
     """
 
     countries: int = 1000
     seed: int = 0
     twin_share: float = 0.5
     width: int = 192
+    named: float = 0.0
 
     def __post_init__(self) -> None:
         if not 200 <= self.countries <= 200_000:
@@ -200,10 +205,14 @@ def _ask(
         truth = {"kind": "modification", "constraint": constraint, "before": before.index}
     else:
         rng = _rng(config, "reference", task, index)
-        fact, text, frame = _question(config, task, country, rng.choice(language.REFERENCES))
+        reference = rng.choice(language.REFERENCES)
+        named = task == 6 and _rng(config, "named", index).random() < config.named
+        reference = country.name if named else reference
+        fact, text, frame = _question(config, task, country, reference)
         image = picture_path(index, photo=True)
         positive = did(f"flag-{_half_kind(fact)}" if task == 6 else "entry", index)
         truth = {"kind": "question", "frame": frame, "answer": country.facts[fact]}
+        truth |= {"named": True} if named else {}
     source = json.dumps({"country": country.name})
     item = Item(
         qid(task, index % QUERIES_PER_TASK), text, one_picture(image), TASKS[task][0], source
@@ -327,6 +336,8 @@ def write_world(root: Path, config: WorldConfig, workers: int = 1) -> list[Count
             if truth is not None:
                 truths.append({**truth, "split": split})
     _write_jsonl(root / "truth" / "queries.jsonl", truths)
+    composed = [one["qid"] for one in truths if one["task"] > 4 and "named" not in one]
+    write_text(root / "truth" / "reasoning.txt", "\n".join(composed) + "\n")
     wanted = {
         split: {positive for some in asked.values() for q in some for positive in q.positives}
         for split, asked in by_split.items()

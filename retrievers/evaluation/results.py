@@ -17,6 +17,7 @@ from augment.data import write_qrels
 from augment.data.pools import Catalog
 from augment.files import aligned, write_text
 from augment.records import Modality, Qrel, Query, Run
+from retrievers.data.writings import table as written_table
 from retrievers.evaluation.judgements import Judgements
 from retrievers.evaluation.metrics import means, score_run, standard_measures
 from retrievers.evaluation.protocol import REPORTED, missing_rows, reported_k
@@ -200,6 +201,8 @@ class Results:
         commit: of the source that ran, with ``-dirty`` if files had changed; None outside git.
         cost: seconds of each stage, items embedded and items per second.
         recall: of an approximate index against exact search, by pool; empty for an exact one.
+        writing: of a model that wrote before the vectors of queries, by task name, what
+            :func:`retrievers.data.writings.spent` tells.
         runs: (task name, "local" or "union") -> run; not in the JSON.
     """
 
@@ -210,6 +213,7 @@ class Results:
     commit: str | None = field(default_factory=source_commit)
     cost: dict[str, float] = field(default_factory=dict)
     recall: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    writing: dict[str, dict[str, Any]] = field(default_factory=dict)
     runs: Runs = field(default_factory=dict, repr=False)
 
     @property
@@ -271,6 +275,7 @@ class Results:
         )
         return (
             (f"\n{modality}\n\n" if modality else "")
+            + (f"\n{aligned(written_table(self.writing))}\n\n" if self.writing else "")
             + partial
             + beyond
             + "".join(

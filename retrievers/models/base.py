@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from augment.errors import MismatchError
 from augment.records import Side
 from retrievers.data.examples import Batch, Collator
+from retrievers.data.writings import Writing
 
 
 class Encoded(NamedTuple):
@@ -23,22 +24,13 @@ class Encoded(NamedTuple):
 
     Attributes:
         vectors: unit vectors, in float32 whatever the precision of the towers.
-        written: tokens that the model wrote before the vector; zeros for CLIP and BLIP.
-        texts: what it wrote; empty texts for CLIP and BLIP.
-        forced: where the mark that ends the writing had to be appended.
+        writings: what the model wrote before each vector; none where it does not write.
+        direct: the vectors where nothing is written, from the same pass; None likewise.
     """
 
     vectors: Float[Tensor, "batch dim"]
-    written: Int[Tensor, " batch"]
-    texts: Sequence[str]
-    forced: Bool[Tensor, " batch"]
-
-
-def unwritten(vectors: Float[Tensor, "batch dim"]) -> Encoded:
-    """The vectors of a model that writes nothing."""
-    size = len(vectors)
-    none = torch.zeros(size, dtype=torch.int64, device=vectors.device)
-    return Encoded(vectors, none, ("",) * size, none.bool())
+    writings: Sequence[Writing] = ()
+    direct: Float[Tensor, "batch dim"] | None = None
 
 
 class Encoder(nn.Module, ABC):
@@ -112,7 +104,10 @@ class Encoder(nn.Module, ABC):
         if not 0 < size <= numbers:
             raise MismatchError(f"truncate_dim is {size}, and vectors have {numbers} numbers")
         short = functional.normalize(encoded.vectors[:, :size], dim=-1)
-        return encoded._replace(vectors=short)
+        direct = encoded.direct
+        if direct is not None:
+            direct = functional.normalize(direct[:, :size], dim=-1)
+        return encoded._replace(vectors=short, direct=direct)
 
     @final
     def settings(self) -> dict[str, Any]:

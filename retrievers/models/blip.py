@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from augment.errors import DataError, EngineError
 from augment.records import Side
-from retrievers.models.base import Encoded, Encoder, unwritten
+from retrievers.models.base import Encoded, Encoder
 from retrievers.models.clip import ATTENTIONS, Attention
 from retrievers.models.inputs import Inputs, Processor, scatter
 
@@ -117,7 +117,7 @@ class BlipScoreFusion(_Blip, Encoder):
         if len(batch.image_rows):
             states = blip.tokens(batch.images)[:, 0]
             parts.append(scatter(batch.size, batch.image_rows, blip.vision_proj(states).float()))
-        return unwritten(functional.normalize(torch.stack(parts).sum(0), dim=-1))
+        return Encoded(functional.normalize(torch.stack(parts).sum(0), dim=-1))
 
 
 @final
@@ -175,7 +175,7 @@ class BlipFeatureFusion(_Blip, Encoder):
         texts[batch.text_rows] = batch.texts
         images = self.blip.tokens(batch.images) if len(batch.image_rows) else None
         made = self._published if self._attention == "uniir" else self._masked
-        return unwritten(functional.normalize(made(texts, images, batch), dim=-1))
+        return Encoded(functional.normalize(made(texts, images, batch), dim=-1))
 
     def _masked(self, texts: Tensor, images: Tensor | None, batch: Inputs) -> Tensor:
         bare = torch.ones(batch.size, dtype=torch.bool, device=texts.device)

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from augment.errors import DataError
 from augment.records import Side
-from retrievers.models.base import Encoded, Encoder, unwritten
+from retrievers.models.base import Encoded, Encoder
 from retrievers.models.fusion_layers import FusionLayers, T5Encoder
 from retrievers.models.inputs import Inputs, Processor, scatter
 from retrievers.models.long_text import LongText, fit_positions, lengthen, pool_windows
@@ -131,7 +131,7 @@ class ClipScoreFusion(OpenClip, Encoder):
             features = self._feature(self.clip.encode_image(batch.images))
             images = scatter(batch.size, batch.image_rows, features)
             vectors = images if vectors is None else vectors + images
-        return unwritten(functional.normalize(cast("Tensor", vectors), dim=-1))
+        return Encoded(functional.normalize(cast("Tensor", vectors), dim=-1))
 
     def _feature(self, features: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
         features = features.float()
@@ -206,7 +206,7 @@ class ClipFeatureFusion(OpenClip, Encoder):
         """Unit vectors; both sides share the towers and the fusion."""
         batch.check(getattr(self.clip.visual, "image_size", None))
         fused = self._published(batch) if self._attention == "uniir" else self._masked(batch)
-        return unwritten(functional.normalize(fused.float(), dim=-1))
+        return Encoded(functional.normalize(fused.float(), dim=-1))
 
     def _masked(self, batch: Inputs) -> Float[Tensor, "batch dim"]:
         texts = self._texts(batch.texts) if len(batch.text_rows) else None

@@ -47,6 +47,7 @@ class Answer(Sequence[Result]):
         rewritten: what the VLM made of the typed query; None if it was not asked, left this kind
             of query alone, or its text was refused.
         notes: what a user should know about this search.
+        wrote: what the retriever wrote before the query's vector; empty for nothing.
     """
 
     results: tuple[Result, ...]
@@ -55,6 +56,7 @@ class Answer(Sequence[Result]):
     instruction: str | None
     rewritten: str | None
     notes: tuple[str, ...]
+    wrote: str = ""
 
     def __len__(self) -> int:
         return len(self.results)
@@ -86,7 +88,9 @@ def render(answer: Answer, root: Path) -> str:
     lines = []
     if answer.rewritten:
         lines.append(f"rewritten  {_line(answer.rewritten)}")
-    lines += [f"read as    {_line(answer.described())}", ""]
+    lines += [f"read as    {_line(answer.described())}"]
+    lines += [f"wrote      {_line(answer.wrote)}"] if answer.wrote else []
+    lines.append("")
     for result in answer:
         lines.append(f"{result.rank:>3}  {result.score:.4f}  {printable(result.id)}")
         fields = {

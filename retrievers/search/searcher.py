@@ -40,7 +40,7 @@ from retrievers.search.pictures import QueryPictures
 from retrievers.search.rewriting import QueryRewriter
 from retrievers.vectors import make_index
 from retrievers.vectors.bm25 import Bm25Config, Bm25Index
-from retrievers.vectors.embed import device_named, embed_contents, fill
+from retrievers.vectors.embed import device_named, encode_contents, fill
 from retrievers.vectors.held import Vectors
 from retrievers.vectors.index import Index
 from retrievers.vectors.rows import Embeddings
@@ -268,13 +268,13 @@ class Searcher:
             read = self._recipe.instructed(shown, asked)
             if read is None and picture is None:
                 raise DataError(f"nothing is left of the query {text!r}; type some words")
-            vectors = self._embedded(read, picture, notes)
+            vectors, wrote = self._embedded(read, picture, notes)
             own = None if own_picture == "keep" else picture
             index = self._index if target is None else self._narrowed(target)
             hits = [] if vectors is None else self._find(index, vectors, k, own)
             results = tuple(self._result(rank, hit) for rank, hit in enumerate(hits, start=1))
         seen = picture is not None and self._retriever is not None
-        return Answer(results, read, seen, asked, rewritten, tuple(notes))
+        return Answer(results, read, seen, asked, rewritten, tuple(notes), wrote)
 
     def _instruction(
         self,
@@ -310,14 +310,18 @@ class Searcher:
             notes.append("no instruction of the root says what is asked for; all is searched")
         return prompt, rows[0].candidate_modality if rows else None
 
-    def _embedded(self, text: str | None, picture: str | None, notes: list[str]) -> Any:
-        """What the index is asked with; None if it is nothing."""
+    def _embedded(self, text: str | None, picture: str | None, notes: list[str]) -> tuple[Any, str]:
+        """What the index is asked with, None if it is nothing; what was written before."""
         if self._retriever is not None:
             image = None if picture is None else self.pictures.open(picture)
-            return embed_contents(self._retriever, [(text, image)], "query")
+            found = encode_contents(self._retriever, [(text, image)], "query")
+            for one in found.writings:
+                cut = ", cut off" if one.ending == "length" else ""
+                notes.append(f"{one.tokens} tokens written before the vector{cut}")
+            return found.vectors, "".join(one.text for one in found.writings)
         if picture is not None:
             notes.append("BM25 reads words and does not see the picture")
-        return None if text is None else [text]
+        return None if text is None else [text], ""
 
     def _narrowed(self, modality: Modality) -> Index[Any]:
         """An index of the candidates of one modality."""

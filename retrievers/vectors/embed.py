@@ -26,7 +26,7 @@ from retrievers.data.plan import Content, Plan, PlanItems
 from retrievers.data.texts import check_recipe
 from retrievers.evaluation.results import Lost
 from retrievers.models.audit import Audit, audit_plan
-from retrievers.models.base import Encoder
+from retrievers.models.base import Encoded, Encoder
 from retrievers.vectors.rows import Embeddings, item_keys
 from retrievers.vectors.store import EmbeddingWriter
 
@@ -37,14 +37,24 @@ SIDES: tuple[Side, Side] = ("corpus", "query")
 _PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
-@torch.inference_mode()
 def embed_contents(
     encoder: Encoder,
     contents: Sequence[tuple[str | None, Image.Image | None]],
     side: Side,
     where: str = "item",
 ) -> Float[Tensor, "items dim"]:
-    """Unit vectors of one batch, on the CPU.
+    """Unit vectors of one batch, on the CPU; see :func:`encode_contents`."""
+    return encode_contents(encoder, contents, side, where).vectors
+
+
+@torch.inference_mode()
+def encode_contents(
+    encoder: Encoder,
+    contents: Sequence[tuple[str | None, Image.Image | None]],
+    side: Side,
+    where: str = "item",
+) -> Encoded:
+    """Unit vectors of one batch, on the CPU, and what was written before them.
 
     Args:
         encoder: its weights are used as they are, in evaluation mode, on the device they are on.
@@ -57,7 +67,8 @@ def embed_contents(
     """
     collator = encoder.eval().collator()
     batch = collator(examples_of(collator, contents, where), side).to(encoder.device)
-    return encoder.encode(batch, side).vectors.float().cpu()
+    found = encoder.encode(batch, side)
+    return found._replace(vectors=found.vectors.float().cpu())
 
 
 def examples_of(
@@ -182,8 +193,11 @@ def put(room: Embeddings, batch: Items, encoder: Encoder, side: Side) -> None:
     """Embed a batch of one side and keep its vectors."""
     room.fail(batch.failed.tolist(), batch.degraded.tolist())
     if batch.inputs.size:
-        vectors = encoder.encode(batch.inputs.to(encoder.device), side).vectors
-        room.put(batch.rows.cpu(), vectors.float().cpu(), batch.degraded.tolist())
+        found = encoder.encode(batch.inputs.to(encoder.device), side)
+        rows = batch.rows.cpu()
+        if found.writings and found.direct is not None:
+            room.note(rows.tolist(), found.writings, found.direct.float().cpu())
+        room.put(rows, found.vectors.float().cpu(), batch.degraded.tolist())
 
 
 def device_named(name: str | torch.device) -> torch.device:

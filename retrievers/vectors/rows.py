@@ -14,6 +14,7 @@ from jaxtyping import Float, Float32, Int, Int64
 from torch import Tensor
 
 from retrievers.data.plan import Content
+from retrievers.data.writings import WRITTEN, Writing, append_writings, read_writings
 from retrievers.vectors.held import Matrix, Vectors, VectorSource
 from retrievers.vectors.index import Index
 from retrievers.vectors.store import EmbeddingWriter
@@ -33,6 +34,8 @@ class Embeddings:
         done: which rows have a vector; with a writer, up to date after :meth:`finish`.
         failed: rows with nothing to embed.
         degraded: rows embedded without their picture.
+        writings: what was written before the vectors of rows; in a folder, of earlier runs, too.
+        direct: vectors of those rows without it, of this run.
         damaged: shards that were found damaged, and what was wrong.
     """
 
@@ -53,6 +56,8 @@ class Embeddings:
         self.done = torch.zeros(size, dtype=torch.bool)
         self.failed: list[int] = []
         self.degraded: list[int] = []
+        self.writings: dict[int, Writing] = {}
+        self.direct: dict[int, Tensor] = {}
         self.damaged = {} if writer is None else writer.damaged
         self._find()
 
@@ -97,6 +102,20 @@ class Embeddings:
         self._memory[rows.numpy()] = vectors.float().numpy()
         self.done[rows] = True
 
+    def note(
+        self, rows: Sequence[int], writings: Sequence[Writing], direct: Float[Tensor, "n dim"]
+    ) -> None:
+        """Keep what was written before the vectors of some rows, and the vectors without it."""
+        self.writings.update(zip(rows, writings, strict=True))
+        self.direct.update(zip(rows, direct, strict=True))
+        if self._log is not None and self._keys is not None:
+            keys = (self._keys[row].hex() for row in rows)
+            append_writings(self._log, zip(keys, writings, strict=True))
+
+    @property
+    def _log(self) -> Path | None:
+        return None if self._writer is None else self._writer.folder / WRITTEN
+
     def fail(self, failed: Iterable[int], degraded: Iterable[int]) -> None:
         """Note rows with nothing to embed, and rows embedded without their picture."""
         self.failed.extend(failed)
@@ -132,6 +151,10 @@ class Embeddings:
         """Look up which rows the folder has."""
         if self._writer is None or self._keys is None:
             return
+        if self._log is not None and self._log.exists():
+            known = read_writings(self._log, torn=True)
+            named = ((row, known.get(key.hex())) for row, key in enumerate(self._keys))
+            self.writings = {row: one for row, one in named if one is not None}
         self._source = store = self._writer.reader()
         self._rows = store.find(self._keys)
         self.done = torch.from_numpy(self._rows >= 0)

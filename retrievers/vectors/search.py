@@ -11,9 +11,18 @@ import torch
 from jaxtyping import Int64
 
 from augment.errors import DataError
+from augment.files import replacing_path
+from retrievers.data import writings
 from retrievers.data.module import MBeirData, SearchConfig
 from retrievers.data.plan import Plan
-from retrievers.evaluation.results import Results, Runs, run_files, score, write_results
+from retrievers.evaluation.results import (
+    Results,
+    Runs,
+    run_files,
+    score,
+    spans,
+    write_results,
+)
 from retrievers.evaluation.run_files import writing_runs
 from retrievers.models.base import Encoder
 from retrievers.vectors import make_index
@@ -21,6 +30,7 @@ from retrievers.vectors.approximate import Recall
 from retrievers.vectors.embed import Embedded, embed
 from retrievers.vectors.held import Vectors
 from retrievers.vectors.index import Index, rank_plan
+from retrievers.vectors.rows import Embeddings
 
 
 class Searched(NamedTuple):
@@ -109,8 +119,26 @@ def test(
         return _scored(encoder, data, plan, vectors, found, started)
     with writing_runs(run_files(Path(out), found.runs), vectors.made_by):
         results = _scored(encoder, data, plan, vectors, found, started)
+        write_writings(Path(out), plan, vectors.queries)
     write_results(Path(out), plan, results)
     return results
+
+
+def write_writings(out: Path, plan: Plan, queries: Embeddings) -> None:
+    """Keep what was written before the vectors of queries, and the vectors without it."""
+    from safetensors.torch import save_file
+
+    if not queries.writings:
+        return
+    names = [query.item.id for query, _ in plan.queries]
+    writings.write_writings(
+        out / writings.WRITTEN, ((names[row], one) for row, one in sorted(queries.writings.items()))
+    )
+    if len(queries.direct) == len(queries.writings):
+        rows = sorted(queries.direct)
+        stacked = torch.stack([queries.direct[row] for row in rows]).half()
+        with replacing_path(out / "direct.safetensors") as path:
+            save_file({"vectors": stacked}, path, {"rows": "those of written.jsonl"})
 
 
 test.__test__ = False  # type: ignore[attr-defined] # pytest would take it for one of its own
@@ -128,6 +156,11 @@ def _scored(
     results.recall = {
         pool: [measured._asdict() for measured in own] for pool, own in found.recall.items()
     }
+    written = vectors.queries.writings
+    for task, span in spans(plan) if written else []:
+        results.writing[task.name] = writings.spent(
+            [written[row] for row in span if row in written]
+        )
     results.cost = {
         "embedding_seconds": round(vectors.seconds, 3),
         "search_seconds": round(time.monotonic() - started, 3),

@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from augment.errors import DataError, EngineError, MismatchError
 from augment.records import Side
-from retrievers.models.base import Encoded, Encoder, unwritten
+from retrievers.data.writings import Writing
+from retrievers.models.base import Encoded, Encoder
 from retrievers.models.mllm.conversations import IGNORED, ConversationCollator, Conversations
 from retrievers.models.mllm.fast import SeenPictures
 from retrievers.models.mllm.layout import Layout, Said, layout_named
@@ -146,17 +147,15 @@ class Mllm(Encoder):
         if side == "query" and self.reasoning.when != "never" and not (self.training or given):
             found = reason(self, batch, self.reasoning)
             decode = self._collator.processor.tokenizer.decode
-            texts = [str(decode(row)) for row in found.tokens]
-            device = batch.tokens.device
-            return Encoded(
-                found.vectors,
-                torch.tensor([len(row) for row in found.tokens], device=device),
-                texts,
-                torch.tensor([ending in ("end", "length") for ending in found.endings],
-                             device=device),
-            )  # fmt: skip
+            writings = [
+                Writing(str(decode(row)), len(row), ending, mark)
+                for row, ending, mark in zip(
+                    found.tokens, found.endings, found.mark.tolist(), strict=True
+                )
+            ]
+            return Encoded(found.vectors, writings, found.direct)
         (vectors,) = _by_length(batch, lambda rows: (self._vectors(self.states(rows), given),))
-        return unwritten(vectors)
+        return Encoded(vectors)
 
     def taught(
         self, batch: Conversations

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch.nn import functional
 
+from augment import queries
+from augment.enrichment.pipeline import Options
 from augment.errors import DataError, MismatchError
 from retrievers.cli import main
 from retrievers.data.examples import Candidate, PairCollator, PairExample
@@ -16,6 +18,7 @@ from retrievers.export.folder import save
 from retrievers.models.load import load
 from retrievers.models.mllm.conversations import IGNORED
 from retrievers.models.mllm.layout import CrossLayout, Layout
+from retrievers.models.mllm.reasoning import Reasoning, reason
 from retrievers.models.reranker import scorer
 from retrievers.models.tuning import Tuning, merge
 from retrievers.training.gradcache import encode_in_chunks
@@ -191,6 +194,36 @@ def test_the_token_loss_is_that_of_the_models_own_and_of_each_row_alone(folders,
     torch.testing.assert_close(vecs[still], plain[still], atol=1e-5, rtol=0)
 
 
+def test_a_few_pairs_are_learnt_by_heart_and_routes_are_those_that_were_taught(folders):
+    encoder = make(folders["qwen3"], head=True)
+    training = Contrastive(encoder, tuning=Tuning("image"), tokens=TokenLoss(1.0))
+    batch = pairs(encoder, WRITTEN)
+    optimizer = torch.optim.AdamW([p for p in encoder.parameters() if p.requires_grad], lr=0.01)
+    encoder.train()
+    for _ in range(40):
+        optimizer.zero_grad()
+        training.loss(batch)["loss"].backward()
+        optimizer.step()
+    encoder.eval()
+    asked = encoder.collator()(mixed(encoder.collator()), "query")
+    found = reason(encoder, asked, Reasoning("adaptive", max_tokens=12))
+    decode = encoder.collator().processor.tokenizer.decode
+    assert tuple(decode(row) for row in found.tokens) == WRITTEN
+    assert [ending == "direct" for ending in found.endings] == [not text for text in WRITTEN]
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_without_the_token_loss_the_marks_rows_stay(folders, weight):
+    encoder = make(folders["qwen2_5"])  # whose head is not tied
+    training = Contrastive(encoder, tuning=Tuning("image"), tokens=TokenLoss(weight))
+    training.loss(pairs(encoder, WRITTEN))["loss"].backward()
+    head, embedding = encoder.vlm.lm_head.weight, encoder.vlm.get_input_embeddings().weight
+    # The state before the mark is pooled, so that the mark itself is never read.
+    assert float(embedding.grad[encoder.mark].abs().sum()) == 0
+    moved = 0.0 if head.grad is None else float(head.grad[encoder.mark].abs().sum())
+    assert (moved > 0) == bool(weight)
+
+
 def test_the_token_losses_normalisers():
     first, rest = torch.tensor([1.0, 2, 3, 4]), torch.tensor([0.0, 6, 4, 0])
     counts = torch.tensor([0, 3, 1, 0])
@@ -364,7 +397,8 @@ def test_packaged_rerankers_train_on_mined_lists_and_rerank(folders, name, tmp_p
     assert "has no vectors to validate by" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["flagland_mllm", "qwen3_vl_embedding_lora", "lamra"])
+@pytest.mark.parametrize("name", ["flagland_mllm", "qwen3_vl_embedding_lora", "lamra",
+                                  "flagland_trace", "trace_qwen2_5_vl_7b"])  # fmt: skip
 def test_packaged_recipes_train_and_test(folders, name, tmp_path, capsys):
     root, family = make_root(tmp_path / "root"), {"lamra": "qwen2"}.get(name, "qwen3")
     given = [
@@ -374,13 +408,19 @@ def test_packaged_recipes_train_and_test(folders, name, tmp_path, capsys):
         "--data.loader.workers=0", "--trainer.val_check_interval=1",
         "--trainer.enable_progress_bar=false", "--data.validation.queries=4",
     ]  # fmt: skip
+    if "trace" in name:
+        queries.run(root, tmp_path / "store", options=Options(model="scripted:"))
+        given += [f"--data.written.store={tmp_path / 'store'}",
+                  "--model.encoder.init_args.reasoning.max_tokens=3"]  # fmt: skip
     assert main(["fit", *given]) == 0, capsys.readouterr().err
     last = tmp_path / "checkpoints" / "latest.ckpt"
     assert main(["test", *given, f"--ckpt_path={last}"]) == 0, capsys.readouterr().err
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     loaded = load(last)
-    assert metrics["made_by"] == loaded.fingerprint(loaded.trained_on)
+    told = {key: value for key, value in loaded.trained_on.items() if key != "written"}
+    assert metrics["made_by"] == loaded.fingerprint(told)
+    assert bool(metrics["writing"]) == ("written" in loaded.trained_on) == ("trace" in name)
     given += ["--model.encoder.init_args.layout.max_pixels=4096", f"--ckpt_path={last}"]
-    for verb in ("test", "fit") if name != "flagland_mllm" else ():  # which lacks its mark then
+    for verb in ("test", "fit") if "flagland" not in name else ():  # which lacks its mark then
         assert main([verb, *given]) == 2
         assert "layout.max_pixels: trained with" in capsys.readouterr().err

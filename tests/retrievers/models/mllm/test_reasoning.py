@@ -110,13 +110,13 @@ def test_queries_are_reasoned_about_and_candidates_are_not(folders):
     assert torch.equal(vectors(plain, examples, "corpus"), vectors(writing, examples, "corpus"))
     batch = writing.collator()(examples, "query")
     encoded = writing.encode(batch, "query")
-    assert encoded.written.tolist() == [4] * 4
-    assert encoded.forced.all()
-    assert all(encoded.texts)
+    assert [one.tokens for one in encoded.writings] == [4] * 4
+    assert all(one.ending == "length" and one.text for one in encoded.writings)
+    torch.testing.assert_close(encoded.direct, vectors(plain, examples), atol=1e-6, rtol=0)
     assert (encoded.vectors - vectors(plain, examples)).norm() > 0.01
     writing.train()
     with torch.no_grad():
-        assert writing.encode(batch, "query").written.tolist() == [0] * 4
+        assert not writing.encode(batch, "query").writings
 
 
 @pytest.mark.parametrize(
