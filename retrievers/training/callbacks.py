@@ -1,7 +1,8 @@
-"""Beside a fit: its speed and a hint at what limits it, and the checkpoints that it leaves."""
+"""Beside a fit: its speed and what limits it, the checkpoints that it leaves, and what it says."""
 
 from __future__ import annotations
 
+import logging
 import resource
 import sys
 import time
@@ -24,6 +25,9 @@ from retrievers.models.load import check_bytes
 _STARVED = 0.2
 #: Below this share of its memory, a GPU has room for a larger batch.
 _ROOMY = 0.6
+#: Beginnings of what Lightning says that tells users nothing: an advertisement, its own defaults.
+_CHATTER = ("💡 Tip", "`weights_only` was not set", "Loading `train_dataloader`", "TPU available")
+_SPEAKERS = ("utilities.rank_zero", "trainer.connectors.checkpoint_connector")
 
 
 @final
@@ -243,3 +247,13 @@ class LatestCheckpoint(Checkpoint):
             return
         trainer.save_checkpoint(self._folder / f"{name}.ckpt")
         self._written[name] = trainer.global_step
+
+
+def leave_out_chatter() -> None:
+    """Let Lightning say only what is of use, in this process."""
+    for name in _SPEAKERS:
+        logging.getLogger(f"lightning.pytorch.{name}").addFilter(_worth_saying)
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(_CHATTER)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from augment.errors import DataError
 from augment.files import say
 from retrievers.data.module import MBeirData
 from retrievers.models.load import check_checkpoint, load_weights, read_checkpoint
+from retrievers.training.callbacks import leave_out_chatter
 from retrievers.training.module import Contrastive, Loaders, check_settings, trained
 from retrievers.vectors.search import test
 
@@ -39,10 +39,6 @@ _NOISE = (
     # The new word does not exist in the oldest jsonargparse that works.
     r"\s*skip_none parameter was deprecated",
 )
-
-#: Beginnings of what Lightning says that tells users nothing: an advertisement, its own defaults.
-_CHATTER = ("💡 Tip", "`weights_only` was not set", "Loading `train_dataloader`", "TPU available")
-_SPEAKERS = ("utilities.rank_zero", "trainer.connectors.checkpoint_connector")
 
 #: What Lightning takes in place of a checkpoint's path.
 _CHECKPOINT_WORDS = ("best", "last", "hpc", "registry")
@@ -242,8 +238,7 @@ def main(args: Sequence[str] | None) -> None:
     """
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
-    for name in _SPEAKERS:
-        logging.getLogger(f"lightning.pytorch.{name}").addFilter(_worth_saying)
+    leave_out_chatter()
     try:
         RetrieverCLI(args)
     except MisconfigurationException as error:  # Lightning's word for settings that do not go
@@ -253,10 +248,6 @@ def main(args: Sequence[str] | None) -> None:
         raise DataError(
             f"{told}; ${{...}} names another setting, such as ${{out}}, and no environment"
         ) from error
-
-
-def _worth_saying(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith(_CHATTER)
 
 
 def _check_paths(settings: Any) -> None:

@@ -34,7 +34,12 @@ from retrievers.models.load import check_frozen, check_shapes, load_weights, rec
 from retrievers.models.mllm.conversations import IGNORED, Conversations
 from retrievers.models.mllm.encoder import Mllm
 from retrievers.models.tuning import Tuning, merge
-from retrievers.training.callbacks import CheckpointFiles, LatestCheckpoint, Throughput
+from retrievers.training.callbacks import (
+    CheckpointFiles,
+    LatestCheckpoint,
+    Throughput,
+    leave_out_chatter,
+)
 from retrievers.training.gradcache import encode_in_chunks
 from retrievers.training.objective import Objective, Ranking, TokenLoss
 from retrievers.training.optim import AdamWCosine
@@ -538,6 +543,7 @@ def fit(
         DataError: if data is missing or malformed, or a loss is not finite.
         MismatchError: if a checkpoint does not fit.
     """
+    leave_out_chatter()
     saving = LatestCheckpoint(str(Path(out) / "checkpoints"))
     given = {"devices": 1, "logger": False, "num_sanity_val_steps": 0, "limit_val_batches": 0}
     running = lightning.Trainer(
