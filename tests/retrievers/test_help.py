@@ -21,7 +21,7 @@ CONFIGS = sorted(path.stem for path in FILE.parent.glob("configs/*/*.yaml") if p
 #: Verbs whose modules import torch.
 HEAVY = (
     "fit", "validate", "test", "embed", "mine", "rerank", "audit", "bm25", "export", "mmeb",
-    "leaks",
+    "leaks", "budget", "doubts", "loop", "pairs",
 )  # fmt: skip
 
 
