@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from augment.errors import DataError, ToolkitError, printable
-from augment.files import homes, legible_output, say
+from augment.files import legible_output, say
+from retrievers.data.named import expand
 
 if TYPE_CHECKING:
     from retrievers.data.module import MBeirData
@@ -396,26 +397,6 @@ def _narrowed(args: Sequence[str], names: set[str]) -> list[str]:
             kept["model"] = kept["model"]["encoder"]
         narrowed.append(f"--config={yaml.safe_dump(kept)}")
     return narrowed
-
-
-def expand(args: Sequence[str]) -> list[str]:
-    """Names of packaged configs become their paths (``--config flagland``), and so does ``~``."""
-    folder = Path(str(resources.files("retrievers"))) / "configs"
-    expanded: list[str] = []
-    for position, arg in enumerate(homes(list(args))):
-        flag, equals, value = arg.partition("=")
-        if equals and flag in ("--config", "-c"):
-            expanded.append(f"{flag}={_config(value, folder)}")
-        elif position and args[position - 1] in ("--config", "-c"):
-            expanded.append(_config(arg, folder))
-        else:
-            expanded.append(arg)
-    return expanded
-
-
-def _config(value: str, folder: Path) -> str:
-    packaged = next(folder.glob(f"*/{value}.yaml"), None) if value.isidentifier() else None
-    return str(packaged) if packaged is not None and not Path(value).exists() else value
 
 
 def _last(error: ToolkitError) -> str:

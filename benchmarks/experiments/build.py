@@ -20,7 +20,7 @@ from benchmarks.experiments.noise import ROUTERS
 from benchmarks.experiments.spec import SIDES, Arm, Experiment, TextSpec, Views, worded
 from benchmarks.experiments.texts import Enriching, read_source
 from benchmarks.flagland.oracle import has_truth
-from retrievers.cli import expand
+from retrievers.data.named import expand
 from retrievers.data.plan import PositiveConfig
 from retrievers.data.texts import ViewConfig
 from retrievers.evaluation.evaluate import evaluate
@@ -404,7 +404,7 @@ def read_parts(config: str, seed: int, settings: Sequence[str]) -> Parts:
     """
     from retrievers.training import parts
 
-    given = [*expand([f"--config={config}"]), *(f"--{s}" for s in settings)]
+    given = [f"--config={config}", *(f"--{s}" for s in settings)]
     return parts.read_parts(given, seed)
 
 

@@ -1,4 +1,4 @@
-"""RAR: reasoning about both sides of retrieval, offline (2512.20042).
+"""RAR: reasoning about both sides of retrieval, offline (2602.07125).
 
 A model writes what the words of a query or candidate leave out: candidates with a picture get a
 description, which stands behind their published text (append); queries are rewritten by their kind,

@@ -50,7 +50,7 @@ def tte(
         vlm: what thinks: a model's name, or an engine.
         judge: the reranker, a checkpoint or an exported folder.
         out: folder of the rounds, see :func:`retrievers.commands.loop.loop`.
-        config: of ``fit``, a file; what is trained.
+        config: of ``fit``, packaged or a file; what is trained.
         thought: show thought and final text; without, the final text alone.
         settings: of fit and loop, as on a command line: ``--loop.rounds=1``.
         options: sampling, limits and checks of the texts; None takes the defaults.

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from augment.errors import DataError
 from retrievers.data.module import MBeirData
+from retrievers.data.named import expand
 from retrievers.training.module import Contrastive
 
 
@@ -32,7 +33,7 @@ def read_parts(
     """What a config and some of its settings describe.
 
     Args:
-        arguments: of a command line: ``--config=FILE``, ``--data.batch_size=8``.
+        arguments: of a command line: ``--config=NAME_OR_FILE``, ``--data.batch_size=8``.
         seed: of weights that start fresh; None takes the config's ``seed_everything``.
         more: name -> class of further settings, such as a verb's own.
 
@@ -53,7 +54,7 @@ def read_parts(
         parser.add_class_arguments(kind, name)
     parser.set_defaults({"model.encoder": {"class_path": "retrievers.models.clip.ClipScoreFusion"}})
     try:
-        read = parser.parse_args(list(arguments))
+        read = parser.parse_args(expand(arguments))
     except ArgumentError as error:
         raise DataError(str(error)) from error
     given = read.seed_everything if seed is None else seed

@@ -10,7 +10,8 @@ import torch
 import yaml
 
 from augment.errors import DataError
-from retrievers.cli import USER_ERROR, expand, main
+from retrievers.cli import USER_ERROR, main
+from retrievers.data.named import expand
 from retrievers.export.folder import save
 from retrievers.models.clip import ClipScoreFusion
 from retrievers.models.load import load

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from retrievers.cli import expand, kept_answer, main, run, versions
+from retrievers.cli import kept_answer, main, run, versions
+from retrievers.data.named import expand
 
 FILE = Path(str(resources.files("retrievers"))) / "help.json"
 CONFIGS = sorted(path.stem for path in FILE.parent.glob("configs/*/*.yaml") if path.stem != "bm25")
