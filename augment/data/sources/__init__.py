@@ -63,10 +63,17 @@ def import_data(
     source, out = Path(source), Path(out)
     folder = images or (source if source.is_dir() else source.parent)
     settings = {"kind": kind, "source": source.name, "options": options}
+    return write_root(
+        _read(READERS[kind](source, **options), kind, source), out,
+        name or source.name.partition(".")[0], Path(folder), pictures, instruction, bounds, settings,
+    )  # fmt: skip
+
+
+def _read(entries: Entries, kind: str, source: Path) -> Entries:
+    """What a reader yields; a file of another shape than it expects is an error of the data."""
     try:
-        return write_root(
-            READERS[kind](source, **options), out, name or source.name.partition(".")[0],
-            Path(folder), pictures, instruction, bounds, settings,
-        )  # fmt: skip
+        yield from entries
     except KeyError as error:
         raise DataError(f"lacks {error}; is it of kind {kind}?", str(source)) from error
+    except (TypeError, AttributeError, IndexError, ValueError) as error:
+        raise DataError(f"has another form than kind {kind} ({error})", str(source)) from error

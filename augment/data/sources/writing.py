@@ -133,7 +133,7 @@ class _Writer:
         if isinstance(entry, LeftOut):
             self.done.leave(*entry)
             return
-        pool = entry.pool or self._name
+        pool = slug(entry.pool) if entry.pool else self._name
         image = None if entry.image is None else self._picture(entry.image, pool)
         text = entry.text.strip() if entry.text else None
         kind = "queries" if entry.side == "query" else "candidates"
@@ -183,6 +183,7 @@ class _Writer:
         if isinstance(image, bytes):
             name = hashlib.sha256(image).hexdigest()[:24] + _ENDINGS.get(image[:2], "")
         else:
+            image = str(image)  # cells hold numbers, too
             name = normpath(image)
         if (pool, name) not in self._pictures:
             self._pictures[pool, name] = self._checked(image, name, pool)

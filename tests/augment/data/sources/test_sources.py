@@ -94,6 +94,7 @@ def test_every_row_is_accounted_for(tmp_path):
         {"id": "2", "text": "bare", "image": "lie.png"}, {"id": "3", "image": "../secret.png"},
         {"id": "4", "image": "link.png"}, {"id": "5", "image": "big.png"}, {"id": "6"}, {"id": ""},
         {"id": "7", "text": "two", "image": ["a.png", "b.png"]}, {"id": "8", "image": "http://x/y"},
+        {"id": "9", "text": "odd", "image": 5},
     ]  # fmt: skip
     asks = [{"id": "q1", "text": "find", "positives": "1 nowhere"}, {"id": "q2", "text": "lost"},
             {"id": "q3", "text": "this", "image": "lie.png", "positives": ["1"]}]  # fmt: skip
@@ -101,11 +102,11 @@ def test_every_row_is_accounted_for(tmp_path):
     done = import_data("table", table, tmp_path / "root", images=folder, queries=queries,
                        bounds=Bounds(max_pixels=1000))  # fmt: skip
     pool, asked, judged = held(tmp_path / "root")
-    assert list(pool) == ["1", "2", "7"]
+    assert list(pool) == ["1", "2", "7", "9"]
     assert list(asked) == ["q1", "q2"]
     assert judged == {("q1", "1"): 1}
     assert done.left_out == {
-        "candidates whose id stood there before": 1, "pictures: corrupt": 1,
+        "candidates whose id stood there before": 1, "pictures: corrupt": 1, "pictures: missing": 1,
         "pictures: outside-root": 3, "pictures: too-large": 1, "rows without an id": 1,
         "candidates whose only content is a picture left out": 4, "further pictures of an entry": 1,
         "candidates with neither text nor picture": 1, "queries whose picture is left out": 1,
@@ -371,6 +372,8 @@ def test_what_cannot_be_imported_says_so(tmp_path):
         import_data("excel", table, tmp_path / "r")
     with pytest.raises(DataError, match="lacks 'images'; is it of kind coco"):
         import_data("coco", put(tmp_path / "c.json", {}), tmp_path / "r")
+    with pytest.raises(DataError, match="has another form than kind coco"):
+        import_data("coco", put(tmp_path / "l.json", [1, 2]), tmp_path / "r")
     with pytest.raises(DataError, match="no candidate is left"):
         import_data("table", put(tmp_path / "e.jsonl", [{"text": ""}]), tmp_path / "r")
     assert not (tmp_path / "r").exists()
