@@ -64,8 +64,9 @@ def import_data(
     folder = images or (source if source.is_dir() else source.parent)
     settings = {"kind": kind, "source": source.name, "options": options}
     return write_root(
-        _read(READERS[kind](source, **options), kind, source), out,
-        name or source.name.partition(".")[0], Path(folder), pictures, instruction, bounds, settings,
+        _read(READERS[kind](source, **options), kind, source),
+        out, name or source.name.partition(".")[0],
+        Path(folder), pictures, instruction, bounds, settings,
     )  # fmt: skip
 
 
