@@ -2,7 +2,8 @@
 
 ========= =====================================================================================
 vlm       the describing model, or the store that was given; ``modification_prompt`` replaces the
-          prompt of requests to change a picture (rar/modification withholds the picture)
+          prompt of requests to change a picture (rar/modification withholds the picture),
+          ``text_prompt`` gives one to queries without a picture (rar/recall)
 oracle    read off Flagland's scene graphs
 chains    what the describing model makes of the training queries that combine picture and words
 leaky     the same with what only the target tells behind it, country and answer of a Flagland, as
@@ -125,9 +126,9 @@ def made_anew(text: TextSpec, using: Enriching) -> CachedStep:
             "texts", f"texts of {using.store}", about, (), partial(_given, using, recipes)
         )
     prompts: dict[Kind, str | None] = dict(QUERY_PROMPTS)
-    changed = text.modification_prompt
-    if changed:
-        prompts["modification"] = changed
+    changed = text.modification_prompt or text.text_prompt
+    prompts |= {"modification": text.modification_prompt} if text.modification_prompt else {}
+    prompts |= {"text": text.text_prompt} if text.text_prompt else {}
     if text.kind == "chains":
         prompts["image"] = None
     sent = [name for name in prompts.values() if name]
@@ -139,7 +140,7 @@ def made_anew(text: TextSpec, using: Enriching) -> CachedStep:
         "prompts": [load_prompt(name).id for name in sent],
     }
     title = f"texts of {using.model}" + (f" with {changed}" if changed else "")
-    title = f"chains of {using.model}" if text.kind == "chains" else title
+    title = title.replace("texts", "chains", 1) if text.kind == "chains" else title
     return CachedStep("texts", title, settings, (), partial(_vlm, using, prompts, text.kind))
 
 

@@ -64,13 +64,15 @@ def oracle_engine(root: Path, side: str) -> ScriptedEngine:
     if side == "corpus":
         answers = {item: language.caption(flag) for item, flag in _pictured(root)}
     else:  # the flag of a request to change one is the flag that results from the change
-        answers = {
-            truth["qid"]: language.resolved(truth["frame"], flag)
-            if truth["kind"] == "question"
-            else language.caption(flag)
-            for truth, flag in _asked(root)
-        }
+        answers = {truth["qid"]: _wanted(truth, flag) for truth, flag in _asked(root)}
     return ScriptedEngine(answers, root=root, model="flagland-oracle", batch_size=256)
+
+
+def _wanted(truth: Mapping[str, Any], flag: Flag) -> str:
+    if truth["kind"] == "recall":
+        return language.recalled(truth["name"], flag)
+    question = truth["kind"] == "question"
+    return language.resolved(truth["frame"], flag) if question else language.caption(flag)
 
 
 def told_by_targets(root: Path) -> dict[str, str]:
