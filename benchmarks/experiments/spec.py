@@ -49,7 +49,7 @@ TextKind = Literal[
 #: Settings of each kind of text, beside ``of`` for those made from another text.
 SETTINGS: Mapping[TextKind, Collection[str]] = {
     "vlm": ("modification_prompt", "text_prompt"),
-    "oracle": (),
+    "oracle": ("text_prompt",),
     "chains": ("text_prompt",),
     "leaky": (),
     "clauses": (),

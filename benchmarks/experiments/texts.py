@@ -116,8 +116,9 @@ def made_anew(text: TextSpec, using: Enriching) -> CachedStep:
     if text.kind == "oracle":
         if not has_truth(using.root):
             raise DataError("the oracle needs truth/scene_graphs.jsonl", str(using.root))
-        about = {"kind": "oracle", "root": using.root_digest}
-        return CachedStep("texts", "texts of the oracle", about, (), partial(_oracle, using))
+        about = {"kind": "oracle", "root": using.root_digest, **text.settings}
+        work = partial(_oracle, using, text.text_prompt or None)
+        return CachedStep("texts", "texts of the oracle", about, (), work)
     if using.store is not None and not text.settings:
         sides: Sequence[Side] = ("query",) if text.kind == "chains" else SIDES
         recipes = {side: Store(using.store).recipe(side).id for side in sides}
@@ -188,9 +189,9 @@ def _vlm(
     _record(folder, using.root, TextSource(store, recipes))
 
 
-def _oracle(using: Enriching, folder: Path, _: Sequence[Path]) -> None:
-    store = folder / "store"
-    for side, enrich in (("corpus", corpus.run), ("query", queries.run)):
+def _oracle(using: Enriching, text_prompt: str | None, folder: Path, _: Sequence[Path]) -> None:
+    store, asked = folder / "store", partial(queries.run, text_prompt=text_prompt)
+    for side, enrich in (("corpus", corpus.run), ("query", asked)):
         _settled(enrich(using.root, store, engine=oracle_engine(using.root, side)), False)
     _record(folder, using.root, TextSource(store, _latest(store)))
 

@@ -33,7 +33,7 @@ from augment.records import Item, Request
 from benchmarks.flagland import language
 from benchmarks.flagland.grammar import WORDS, Flag
 from benchmarks.flagland.oracle import flags_of
-from benchmarks.flagland.world import SPLITS, picture_path
+from benchmarks.flagland.world import SPLITS, country_of, picture_path
 
 _SYSTEM = "You know the countries of the world."
 PROMPT = "rar/recall"
@@ -62,7 +62,7 @@ def countries_of(root: Path) -> list[Known]:
     entries = _capitals(root)
     for split in SPLITS:
         for query in open_queries(DataRoot(root).query_file("twohop", 0, split)):
-            index = int(query.item.id.partition(":")[2]) - 1
+            index = country_of(query.item.id)
             name = json.loads(query.item.source or "{}")["country"]
             found.append(Known(name, entries[name], flags[picture_path(index)], split))
     return found
@@ -146,15 +146,14 @@ def teach(
     pictures: Path,
     out: Path,
     model: str = "flagland-vlm",
-    steps: int = 1200,
+    steps: int = 1000,
     batch: int = 64,
     replay: int = 20,
     lr: float = 2e-3,
-    muon_lr: float = 2.7e-3,
     decay: float = 0.5,
     seed: int = 0,
     threads: int = 1,
-    every: int = 50,
+    every: int = 25,
 ) -> None:
     """Teach a model the facts of a world.
 
@@ -167,7 +166,6 @@ def teach(
         batch: rows of facts in a step.
         replay: rows of the old jobs in a step.
         lr: of AdamW.
-        muon_lr: of Muon.
         decay: last share of the steps, in which the rates fall to zero.
         seed: of the batches.
         threads: of torch.
@@ -181,7 +179,7 @@ def teach(
     torch.set_num_threads(threads)
     if not (out / "config.json").exists():
         shutil.copytree(PACKAGED.get(model, Path(model)), out)
-    training = train_vlm.Training(out, lr, muon_lr, False)
+    training = train_vlm.Training(out, lr, 0.0, False)
     training.model.model.visual.requires_grad_(False)
     processor = AutoProcessor.from_pretrained(out)  # type: ignore[no-untyped-call]
     facts = Facts(countries_of(root), processor, seed)

@@ -296,8 +296,11 @@ class Batches:
 def optimisers(model: nn.Module, lr: float, muon_lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for embeddings, norms and biases.
 
-    Muon's steps are scaled to AdamW's size (Moonlight, 2502.16982, equation 4).
+    Muon's steps are scaled to AdamW's size (Moonlight, 2502.16982, equation 4). With a rate of
+    nought AdamW takes the matrices, too: Muon's products are in bfloat16, slow on an older CPU.
     """
+    if not muon_lr:
+        return [torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0)]
     inner: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():

@@ -100,6 +100,11 @@ def qid(task: int, index: int) -> str:
     return f"{DATASET_ID}:{WORLD_TASKS.index(task) * QUERIES_PER_TASK + index + 1}"
 
 
+def country_of(query_id: str) -> int:
+    """Which country a query is about; of every data set."""
+    return (int(query_id.partition(":")[2]) - 1) % QUERIES_PER_TASK
+
+
 def _rng(config: WorldConfig, *parts: object) -> random.Random:
     return random.Random("-".join(map(str, ("world", config.seed, *parts))))
 
@@ -373,8 +378,7 @@ def write_world(root: Path, config: WorldConfig, workers: int = 1) -> list[Count
             if truth is not None:
                 truths.append({**truth, "split": split})
     _write_jsonl(root / "truth" / "queries.jsonl", truths)
-    composed = [one["qid"] for one in truths
-                if one["kind"] in ("modification", "question", "recall") and "named" not in one]  # fmt: skip
+    composed = [one["qid"] for one in truths if one["kind"] != "describe" and "named" not in one]
     write_text(root / "truth" / "reasoning.txt", "\n".join(composed) + "\n")
     wanted = {
         split: {positive for some in queries.values() for q in some for positive in q.positives}
