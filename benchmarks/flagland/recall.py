@@ -20,6 +20,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from augment.data.pools import open_queries
 from augment.engines.base import PACKAGED
 from augment.engines.inputs import to_messages
 from augment.files import say, write_json
-from augment.prompts import load_prompt
+from augment.prompts import Prompt, load_prompt
 from augment.records import Item, Request
 from benchmarks.flagland import language
 from benchmarks.flagland.grammar import WORDS, Flag
@@ -100,9 +101,14 @@ def fact_rows(country: Known, rng: random.Random) -> dict[str, Row]:
     }  # fmt: skip
 
 
+@lru_cache(maxsize=1)
+def _prompt() -> Prompt:
+    return load_prompt(PROMPT)
+
+
 def chain_row(country: Known, rng: random.Random) -> Row:
     """A request and what is to be written: by name, by capital, or a flag in other words."""
-    prompt, kind = load_prompt(PROMPT), rng.choice(("onehop", "twohop", "twohop", "seen"))
+    prompt, kind = _prompt(), rng.choice(("onehop", "twohop", "twohop", "seen"))
     whole = language.recalled(country.name, country.flag)
     if kind == "seen":
         seen = language.human_description(rng, country.flag)
@@ -121,13 +127,13 @@ class Facts:
         self.shown = [country for country in countries if country.split == "train"]
 
     def draw(self, step: int, size: int) -> list[dict[str, Any]]:
-        """Four batches of a quarter of the rows each: a form each, and requests with answers."""
+        """A quarter of the rows in each of three forms, a sixth are requests with answers."""
         rng = random.Random(f"facts-{self.seed}-{step}")
         rows: dict[str, list[Row]] = {}
         for country in rng.choices(self.countries, k=size // 4):
             for form, row in fact_rows(country, rng).items():
                 rows.setdefault(form, []).append(row)
-        rows["chain"] = [chain_row(one, rng) for one in rng.choices(self.shown, k=size // 4)]
+        rows["chain"] = [chain_row(one, rng) for one in rng.choices(self.shown, k=size // 6)]
         return [self._batch(some) for some in rows.values()]
 
     def _batch(self, rows: Sequence[Row]) -> dict[str, Any]:
@@ -146,14 +152,14 @@ def teach(
     pictures: Path,
     out: Path,
     model: str = "flagland-vlm",
-    steps: int = 1000,
-    batch: int = 64,
-    replay: int = 20,
+    steps: int = 600,
+    batch: int = 48,
+    replay: int = 16,
     lr: float = 2e-3,
     decay: float = 0.5,
     seed: int = 0,
     threads: int = 1,
-    every: int = 25,
+    every: int = 50,
 ) -> None:
     """Teach a model the facts of a world.
 
@@ -164,7 +170,7 @@ def teach(
         model: the one to begin with: packaged, or a folder.
         steps: up to which it is taught.
         batch: rows of facts in a step.
-        replay: rows of the old jobs in a step.
+        replay: rows of the old jobs in every third step.
         lr: of AdamW.
         decay: last share of the steps, in which the rates fall to zero.
         seed: of the batches.
@@ -187,7 +193,8 @@ def teach(
     losses: deque[float] = deque(maxlen=25)
     begun, before = time.process_time(), training.seconds
     for step in range(training.done, steps):
-        parts = [*facts.draw(step, batch), *old.draw(step, replay, False)]
+        parts = facts.draw(step, batch)
+        parts += [] if step % 3 else old.draw(step, replay, False)
         losses.append(training.step(parts, train_vlm.scale_of(step, steps, decay)))
         seconds = before + time.process_time() - begun
         if training.done % 25 == 0:
@@ -212,7 +219,7 @@ def known(root: Path, model: Path, out: Path | None = None, split: str = "test")
         must begin with it, so that the name cannot be written first.
     """
     countries = [one for one in countries_of(root) if one.split == split]
-    asker, facts, prompt = _Asker(model), WORDS["facts"], load_prompt(PROMPT)
+    asker, facts, prompt = _Asker(model), WORDS["facts"], _prompt()
     found: dict[str, Any] = {"split": split, "countries": len(countries)}
     for fact in ("capital", "flag"):
         asked = [_asked(facts[fact][0].format(**one._asdict()), "").request for one in countries]
