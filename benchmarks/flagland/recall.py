@@ -152,7 +152,7 @@ def teach(
     pictures: Path,
     out: Path,
     model: str = "flagland-vlm",
-    steps: int = 600,
+    steps: int = 900,
     batch: int = 48,
     replay: int = 16,
     lr: float = 2e-3,
