@@ -69,8 +69,8 @@ NOTEBOOKS = ROOT / "notebooks"
 
 def test_every_published_experiment_has_its_tables_and_figures(tmp_path, monkeypatch):
     monkeypatch.delenv("RAR_RESULTS", raising=False)
-    run = [(path.parent.name, experiment)
-           for path, experiment in zip(spec.packaged().values(), spec.load_all(["all"]), strict=True)
+    every = zip(spec.packaged().values(), spec.load_all(["all"]), strict=True)
+    run = [(path.parent.name, experiment) for path, experiment in every
            if (RESULTS / path.parent.name / f"{experiment.name}.json").is_file()]  # fmt: skip
     assert len(run) >= 8, "the others are predictions that wait for their run"
     for paper, experiment in run:
