@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import mmap
-import os
 import secrets
 import struct
 import tempfile
-import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
@@ -31,12 +28,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from augment.errors import StoreError
-from augment.files import publish, replacing_path, sha256
-from augment.store.log import decode, encode
+from augment.files import checksum, publish, sha256
 from augment.store.schema import SCHEMAS, Kind, batch, code, name_of
 
-#: Rows of a Parquet row group: memory that reading in a row takes; and of a batch of its copy,
-#: which is checked as a whole when a row of it is read: two milliseconds.
+#: Rows of a Parquet row group: memory that reading in a row takes; and of a batch of its copy.
 GROUP, BATCH = 16_384, 2_048
 
 #: Rows decoded together where rows are asked for in their order, gaps of NEAR included.
@@ -190,10 +185,10 @@ class RowIndex:
 
 @final
 class Mapped:
-    """A segment with cheap access to any row, through a copy whose every byte is checked.
+    """A segment with cheap access to any row, through a copy in Arrow's format that is mapped.
 
-    The copy is a row of Arrow batches and a line as in a log, with their ends and CRC-32 sums. A
-    batch is checked when it is first looked at; a copy that is damaged is made anew.
+    The copy's name has a checksum of its bytes, which is compared when it is opened; a copy that is
+    damaged is made anew.
 
     Args:
         kind: of the records.
@@ -202,40 +197,15 @@ class Mapped:
     """
 
     def __init__(self, kind: Kind, path: Path, cache: Path) -> None:
-        self._path = path
-        # The name of a segment has its checksum, so a copy of this name is of these bytes.
-        self._copy = cache / f"{path.parent.name}.{path.stem}.arrow"
-        self._schema = pa.schema([field for field in SCHEMAS[kind] if field.name != "code"])
-        self._batches: dict[int, Any] = {}
+        self._path, self._cache = path, cache
+        self._columns = [name for name in SCHEMAS[kind].names if name != "code"]
         self._latest = -1
         #: Rows that were decoded together, and the number of the first.
         self._block: tuple[int, list[dict[str, Any]]] = 0, []
-        self._bytes, self._ends, self._sums = _mapped(self._copy) or self._made()
-
-    def _made(self) -> tuple[mmap.mmap, list[int], list[int]]:
-        """The copy, made anew.
-
-        Raises:
-            StoreError: if the segment is damaged.
-        """
-        with contextlib.suppress(OSError):
-            self._copy.unlink(missing_ok=True)
-        path = _convert(self._path, self._copy, self._schema)
-        made = _mapped(path)
-        if path != self._copy:
-            path.unlink()  # the mapping keeps it until we are done
-        if made is None:
-            raise StoreError(f"{path}: is damaged as soon as it is written; check this disk")
-        return made
+        self._batch = lru_cache(maxsize=64)(self._opened().get_batch)
 
     def row(self, number: int) -> dict[str, Any]:
-        """One row as plain values.
-
-        Rows asked for one after another are decoded many at a time.
-
-        Raises:
-            StoreError: if the copy is damaged and the segment, too.
-        """
+        """One row as plain values; rows asked for one after another are decoded many at a time."""
         follows, self._latest = 0 < number - self._latest <= NEAR, number
         first, rows = self._block
         if not first <= number < first + len(rows):
@@ -244,56 +214,46 @@ class Mapped:
             self._block = first, rows
         return dict(rows[number - first])
 
-    def _batch(self, place: int) -> Any:
-        if place not in self._batches:
-            if (found := self._sound(place)) is None:
-                self._bytes, self._ends, self._sums = self._made()
-                found = self._sound(place)
-            self._batches[place] = pa.ipc.read_record_batch(pa.py_buffer(found), self._schema)
-        return self._batches[place]
+    def _opened(self) -> Any:
+        """The copy, made now if there is none that is whole.
 
-    def _sound(self, place: int) -> memoryview | None:
-        """The bytes of a batch; None if they are not what was written."""
-        start = self._ends[place - 1] if place else 0
-        found = memoryview(self._bytes)[start : self._ends[place]]
-        return found if zlib.crc32(found) == self._sums[place] else None
+        Raises:
+            StoreError: if the segment is damaged.
+        """
+        # The name of a segment has its checksum, so a copy of this name is of these bytes.
+        stem = f"{self._path.parent.name}.{self._path.stem}"
+        for copy in self._cache.glob(f"{stem}.*.arrow"):
+            with contextlib.suppress(OSError):
+                if checksum(copy) == copy.name.split(".")[-2]:
+                    return _mapped(copy)
+                copy.unlink()
+        partial = self._cache / f".{stem}.{secrets.token_hex(4)}"
+        try:
+            self._cache.mkdir(exist_ok=True)
+            self._write(partial)
+            copy = self._cache / f"{stem}.{checksum(partial)}.arrow"
+            publish(partial, copy)
+            return _mapped(copy)
+        except OSError as error:
+            _LOG.info("%s: no cache (%s), using a temporary file", self._cache, error)
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+        with tempfile.NamedTemporaryFile(suffix=".arrow") as file:
+            self._write(Path(file.name))
+            return _mapped(Path(file.name))  # the mapping keeps it until we are done
 
-
-def _mapped(path: Path) -> tuple[mmap.mmap, list[int], list[int]] | None:
-    """A copy, and the ends and sums of its batches; None if there is none that is whole."""
-    try:
-        with path.open("rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError):  # none, or an empty one
-        return None
-    found = decode(data[data.rfind(b"\n", 0, len(data) - 1) + 1 :])
-    return None if found is None else (data, found["ends"], found["sums"])
-
-
-def _convert(path: Path, copy: Path, schema: Any) -> Path:
-    """Make the Arrow copy; where the cache cannot be written, a temporary file."""
-    try:
-        with replacing_path(copy) as partial:
-            _write_copy(path, partial, schema)
-        return copy
-    except OSError as error:
-        _LOG.info("%s: no cache (%s), using a temporary file", copy.parent, error)
-    handle, name = tempfile.mkstemp(suffix=".arrow")
-    os.close(handle)
-    _write_copy(path, Path(name), schema)
-    return Path(name)
+    def _write(self, target: Path) -> None:
+        """Parquet to Arrow, batch by batch; every one but the last has BATCH rows."""
+        whole = opened(self._path)
+        schema = pa.schema([whole.schema_arrow.field(name) for name in self._columns])
+        with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for part in whole.iter_batches(BATCH, columns=self._columns):
+                writer.write_batch(part)
 
 
-def _write_copy(path: Path, target: Path, schema: Any) -> None:
-    """Parquet to Arrow, batch by batch; every one but the last has BATCH rows."""
-    ends, sums = [], []
-    with target.open("wb") as out:
-        for part in opened(path).iter_batches(BATCH, columns=schema.names):
-            data = part.serialize()
-            out.write(data)
-            ends.append(out.tell())
-            sums.append(zlib.crc32(data))
-        out.write(b"\n" + encode({"ends": ends, "sums": sums}))
+def _mapped(path: Path) -> Any:
+    return pa.ipc.open_file(pa.memory_map(str(path)))
 
 
 @final
