@@ -95,9 +95,7 @@ class Faithfulness:
     def score(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> list[TextFit]:
         """Score one text per picture; each text is also the contrast of the others.
 
-        Args:
-            pictures: RGB pictures; some dozens make ``rank`` meaningful.
-            texts: one per picture.
+        Some dozens of pictures make ``rank`` meaningful.
         """
         import torch
 

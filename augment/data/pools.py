@@ -34,9 +34,6 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
 
     Pickles as its path: a worker process maps the same files again.
 
-    Args:
-        path: the JSONL file.
-
     Raises:
         DataError: see :func:`open_candidates`.
     """
@@ -88,9 +85,6 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
     def columns(self, rows: Sequence[int] | Int64[np.ndarray, " rows"]) -> Any:
         """The values of some rows as a ``pyarrow.Table``.
 
-        Args:
-            rows: at least one.
-
         Raises:
             IndexError: if there is no such row.
         """
@@ -129,11 +123,7 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
         return None if row < 0 else row
 
     def rows_of(self, ids: Sequence[str]) -> Int64[np.ndarray, " ids"]:
-        """The row of each id as :meth:`find` gives it, but -1 for None; one search for all of them.
-
-        Args:
-            ids: strings, or an Arrow array of strings.
-        """
+        """The row of each id as :meth:`find` gives it, but -1 for None, all in one search."""
         width = self._ids.dtype.itemsize
         names = ids.to_pylist() if isinstance(ids, pa.Array | pa.ChunkedArray) else ids
         keys = [name.encode("utf-8", "surrogatepass") for name in names]
@@ -207,9 +197,6 @@ class QueryTable(Table[Query]):
 def open_candidates(path: Path) -> CandidateTable:
     """Open a candidate pool, building its table first if the file is new or has changed.
 
-    Args:
-        path: a ``cand_pool`` file.
-
     Raises:
         DataError: with ``file:line`` while building: a line that cannot be used, an id twice.
     """
@@ -220,9 +207,6 @@ def open_queries(path: Path) -> QueryTable:
     """Open a file of queries, building its table first if the file is new or has changed.
 
     Equal records may repeat, as they do in M-BEIR's upsampled training file.
-
-    Args:
-        path: a ``query`` file.
 
     Raises:
         DataError: with ``file:line`` while building: a line that cannot be used, an id given to
@@ -389,11 +373,6 @@ class StoredQueries(Sequence[Query]):
 
     Processes that load pairs share the files' pages; records that they shared would be copied into
     each of them as soon as they are looked at.
-
-    Args:
-        tables: query files.
-        source: of each query, the place of its table.
-        rows: of each, its row there.
     """
 
     _tables: Sequence[QueryTable]

@@ -404,11 +404,6 @@ class Judge:
     a rewrite must keep and must not say differs between them. It is kept with the item's link, with
     a mark of the limits it was made under, so that a run with other limits judges stored texts
     again and generates nothing.
-
-    Args:
-        limits: what is refused.
-        store: of the texts.
-        recipe: id of the recipe whose links hold the verdicts.
     """
 
     _limits: Limits
@@ -431,11 +426,6 @@ class Judge:
         """The verdict on a stored text as that of an item, and whether it is a new one.
 
         Where the text is refused, the one that a retry made in its place is judged, too.
-
-        Args:
-            job: the item.
-            prompt: of the text.
-            key: of the text.
         """
         now = self.mark(prompt)
         link = self._store.link_of(self._recipe, job.item.id)

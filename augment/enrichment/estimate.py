@@ -90,15 +90,6 @@ def survey(
 ) -> Survey:
     """Look at every job as a run would, asking no model.
 
-    Args:
-        jobs: items with their prompts.
-        engine: names the model.
-        store: where texts are looked up.
-        recipe: holds the sampling of every prompt.
-        root: folder that image paths are relative to.
-        sample: size of the sample of requests.
-        seed: of the sample.
-
     Raises:
         DataError: if a prompt does not render.
         StoreError: if the store cannot be read.

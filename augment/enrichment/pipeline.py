@@ -160,13 +160,7 @@ class JobPlan(NamedTuple):
 
 
 def candidate_plan(items: Iterable[Item], prompt: Prompt, total: int | None = None) -> JobPlan:
-    """Describe every candidate that has a picture, or all where the prompt needs none.
-
-    Args:
-        items: the candidates.
-        prompt: how.
-        total: how many there are, None where that is not known before.
-    """
+    """Describe every candidate that has a picture, or all where the prompt needs none."""
     jobs = (
         Job(item, prompt, "picture") if item.image is not None
         else Job(item, None if prompt.needs_image else prompt, "no picture")
@@ -281,14 +275,7 @@ def enrich(
 def recipe(
     side: Side, engine: Engine, routes: Mapping[str, Prompt | None], options: Options
 ) -> Recipe:
-    """The recipe of a run.
-
-    Args:
-        side: query or corpus.
-        engine: what answers.
-        routes: kind of item -> prompt, None where it is left alone.
-        options: give the sampling.
-    """
+    """The recipe of a run."""
     prompts = {prompt.name: prompt for prompt in routes.values() if prompt is not None}
     return Recipe(
         side=side,
@@ -313,14 +300,8 @@ def carry_out(
 ) -> Summary:
     """Run :func:`~augment.enrichment.enrich.enrich_jobs` with progress; drain on the first signal.
 
-    Args:
-        plan: what to do.
-        root: folder that image paths are relative to.
-        store: the generated texts, or their folder.
-        options: model, sampling, limits and share.
-        engine: answers in place of the model that ``options`` names.
-        retry: try this again, and generate nothing else.
-        seen_dead: processes that were seen to die in this job.
+    ``engine`` answers in place of the model that the options name; with ``retry`` nothing else is
+    made.
 
     Raises:
         DataError: if the data or a prompt cannot be used.
@@ -367,16 +348,7 @@ def run_plan(
     engine: Engine | None = None,
     **chosen: Any,
 ) -> Summary:
-    """What the command of a plan does, with progress; raises what :func:`carry_out` raises.
-
-    Args:
-        plan: of ``augment.corpus`` or ``augment.queries``.
-        root: folder in M-BEIR's layout.
-        store: folder of the generated texts.
-        options: model, sampling and limits.
-        engine: answers in place of the model that ``options`` names.
-        **chosen: further parameters of the plan.
-    """
+    """What the command of a plan does, with progress; raises what :func:`carry_out` raises."""
     return carry_out(plan(root, options=options, **chosen), root, store, options, engine)
 
 

@@ -45,14 +45,6 @@ class Planned(NamedTuple):
 class Planner(Iterator[Planned]):
     """Jobs in their order, planned in threads.
 
-    Args:
-        jobs: read no further than ``ahead`` jobs before the one that is returned.
-        engine: names the model.
-        recipe: holds the sampling of every prompt.
-        root: folder that image paths are relative to.
-        store: remembers hashes of pictures.
-        ahead: see :data:`AHEAD`.
-
     Attributes:
         read: jobs read so far.
     """

@@ -190,10 +190,7 @@ class Mapped:
     The copy's name has a checksum of its bytes, which is compared when it is opened; a copy that is
     damaged is made anew.
 
-    Args:
-        kind: of the records.
-        path: the segment.
-        cache: folder of the copies; where it cannot be written, the copy lives in a temporary file.
+    Where the ``cache`` cannot be written, the copy lives in a temporary file.
     """
 
     def __init__(self, kind: Kind, path: Path, cache: Path) -> None:
@@ -258,13 +255,7 @@ def _mapped(path: Path) -> Any:
 
 @final
 class Rows:
-    """All records of one kind (of one recipe, for links and failures), found by name.
-
-    Args:
-        kind: which.
-        segments: sealed files.
-        cache: folder of their memory-mapped copies.
-    """
+    """All records of one kind (of one recipe, for links and failures), found by name."""
 
     def __init__(self, kind: Kind, segments: list[Path], cache: Path) -> None:
         self.kind = kind
@@ -363,11 +354,7 @@ class Rows:
         return self._starts[-1] + len(self.tail) - len(self)
 
     def scan(self, *names: str) -> Iterator[dict[str, Any]]:
-        """All records that count, a group of rows in memory at a time.
-
-        Args:
-            *names: columns wanted; none means all.
-        """
+        """All records that count, a group of rows in memory at a time."""
         keep, row = self._counting(), 0
         for path in self.segments:
             for part in opened(path).iter_batches(GROUP, columns=list(names) or None):

@@ -68,13 +68,7 @@ CONTRASTS: tuple[GridContrast, ...] = (
 def effect(
     weights: Mapping[str, float], scores: pd.DataFrame, seed: int = 0
 ) -> dict[str, Interval]:
-    """A weighted sum of arms for each task and, under ``mean``, for their plain mean.
-
-    Args:
-        weights: of the arms that count.
-        scores: of every query (rows: task and query id) in every arm (columns).
-        seed: of the resampling.
-    """
+    """A weighted sum of arms for each task and, under ``mean``, for their plain mean."""
     values = {task: rows.to_numpy() @ np.array(list(weights.values()))
               for task, rows in _by_task(scores[list(weights)])}  # fmt: skip
     pairs = {task: (np.zeros(len(each)), each) for task, each in values.items()}

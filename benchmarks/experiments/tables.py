@@ -10,11 +10,7 @@ from benchmarks.experiments.writing import writing_table
 
 
 def report(value: Mapping[str, Any]) -> str:
-    """All tables of one experiment.
-
-    Args:
-        value: as :func:`benchmarks.experiments.results.collect` makes it.
-    """
+    """All tables of one experiment."""
     parts = [
         f"# {value['experiment']}",
         f"**Question.** {value['question'].strip()}",

@@ -145,14 +145,6 @@ class PairDataset(Dataset[PairExample]):
 
     Indexed by the keys of :class:`~retrievers.data.samplers.PairBatches`, which say epoch and row,
     so that the draw is the same in whatever process it happens.
-
-    Args:
-        queries: training queries, each with a positive in the book.
-        book: where candidates are looked up.
-        reader: renders and loads.
-        seed: of the draws.
-        positives: positives per query, where it has so many.
-        negatives: where hard negatives come from; None for none.
     """
 
     def __init__(

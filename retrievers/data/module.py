@@ -308,12 +308,6 @@ class MBeirData:
     ) -> PairLoader:
         """Seeded batches of pairs; the last incomplete batch of an epoch is left out.
 
-        Args:
-            pairs: of :meth:`training`.
-            collator: of the model.
-            rank: number of this process.
-            world: processes that train together.
-
         Raises:
             DataError: if a batch is one pair, and there are no hard negatives.
         """
@@ -350,14 +344,7 @@ class MBeirData:
         collator: Collator,
         rows: Int64[np.ndarray, " rows"] | None = None,
     ) -> DataLoader[Any]:
-        """Batches of a plan's candidates or queries, to embed.
-
-        Args:
-            plan: what is embedded.
-            side: corpus or query.
-            collator: of the model.
-            rows: only these; None takes all.
-        """
+        """Batches of a plan's candidates or queries, to embed."""
         items = PlanItems(plan, side, self.reader(collator))
         return DataLoader(
             # An array does for a sequence, at a quarter of the memory.

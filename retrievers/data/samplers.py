@@ -180,10 +180,6 @@ class PairLoader(DataLoader[Any]):
 
     The place is counted in pairs of all processes, so that a run may go on with another number of
     processes; with another batch over all of them only if it is asked for.
-
-    Args:
-        batches: composes the batches.
-        given: everything else that :class:`torch.utils.data.DataLoader` takes.
     """
 
     def __init__(self, dataset: Any, batches: PairBatches, **given: Any) -> None:

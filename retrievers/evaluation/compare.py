@@ -248,14 +248,6 @@ def compare_scores(
 ) -> Comparison:
     """Compare per-query scores.
 
-    Args:
-        scores: name of a task -> scores of both systems.
-        metric: what the scores are.
-        pool: what was searched.
-        names: of the two systems.
-        seed: of the resampling.
-        queries: what was asked; gives the slices.
-
     Raises:
         ValueError: if there is no task, or the systems do not score the same queries.
     """
@@ -315,12 +307,6 @@ def macro_bootstrap(
 
     Queries are resampled within each task.
 
-    Args:
-        tasks: scores of both systems on each task's queries.
-        seed: of the resampling.
-        n: number of resamples.
-        level: coverage.
-
     Raises:
         ValueError: if there is no task, or scores are not paired, empty or not finite.
     """
@@ -354,12 +340,6 @@ def macro_randomisation(
     Signs of the paired differences are flipped at random ``n`` times; the observed assignment
     counts once, so that p is never 0: (extreme + 1) / (n + 1). A query weighs 1 / (tasks x its
     task's queries).
-
-    Args:
-        tasks: scores of both systems on each task's queries.
-        seed: of the flips.
-        n: number of flips.
-
 
     Raises:
         ValueError: if there is no task, or scores are not paired, empty or not finite.
@@ -437,12 +417,6 @@ def scores_from_run(
 def check_queries(table: RunTable, grades: Mapping[str, object], run: str, qrels: str) -> list[str]:
     """Refuse a run that is not about the judged queries.
 
-    Args:
-        table: the run.
-        grades: judgements by query.
-        run: its name, for the message.
-        qrels: their name, for the message.
-
     Returns:
         Queries of the run that are not judged.
 
@@ -485,12 +459,7 @@ def length_of(query: Query) -> str:
 
 
 def slices_of(queries: Iterable[Query], wanted: Collection[str]) -> dict[str, list[str]]:
-    """Name of a slice -> ids of its queries, in order of first appearance within each kind.
-
-    Args:
-        queries: what was asked; ids that occur twice count once.
-        wanted: ids to keep.
-    """
+    """Name of a slice -> ids of its queries, in order of first appearance within each kind."""
     kinds: tuple[dict[str, dict[str, None]], ...] = ({}, {}, {})
     for query in queries:
         if query.item.id not in wanted:

@@ -23,11 +23,6 @@ from retrievers.evaluation.versions import source_commit, versions
 def rank_lists(subset: Subset, queries: np.ndarray, candidates: np.ndarray) -> RunTable:
     """Rank every query's own list by inner product.
 
-    Args:
-        subset: the data set.
-        queries: unit vectors, one row a query.
-        candidates: unit vectors, one row a candidate.
-
     Raises:
         DataError: if a vector is not finite.
     """

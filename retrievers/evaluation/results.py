@@ -123,13 +123,7 @@ def modality_scores(
 def fitting(
     catalog: Catalog, run: RunTable, asked: Mapping[str, Modality]
 ) -> Bool[np.ndarray, " hits"]:
-    """Whether each hit of a run is of the modality that its query asks for.
-
-    Args:
-        catalog: holds the candidates; others fit nothing.
-        run: the hits.
-        asked: query id -> modality; nothing fits other queries.
-    """
+    """Whether each hit of a run is of the modality that its query asks for."""
     rows = catalog.rows_of(run.ids.to_pylist())
     kinds = np.full(len(rows), _UNKNOWN, object)
     kinds[rows >= 0] = [item.modality for item in catalog.items(rows[rows >= 0])]

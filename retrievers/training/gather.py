@@ -114,12 +114,7 @@ def known_pairs(
 
 
 def gather(rows: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Rows of all processes in rank order, with gradient; the rows themselves in one process.
-
-    Args:
-        rows: this process's, along the first axis.
-        sizes: how many rows each process has.
-    """
+    """Rows of all processes in rank order, with gradient; the rows themselves in one process."""
     if not distributed():
         return rows
     gathered: Tensor = _Gather.apply(rows, list(sizes))

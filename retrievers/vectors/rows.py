@@ -134,14 +134,7 @@ class Embeddings:
     def add_to(
         self, index: Index[Vectors], ids: Any, rows: Int[Tensor, " n"], made_by: str
     ) -> None:
-        """Add the vectors of some rows to an index, read where they lie.
-
-        Args:
-            index: receives them.
-            ids: of the rows, strings or an Arrow array of strings.
-            rows: those to add; each has a vector.
-            made_by: fingerprint of what made the vectors.
-        """
+        """Add the vectors of some rows to an index, read where they lie."""
         if self._writer is None:
             index.add(ids, self.take(rows), made_by)
         else:
@@ -168,10 +161,6 @@ def item_keys(contents: Iterable[Content], root: Path) -> np.ndarray:
 
     A picture counts by path, size and modification time, so that checking a pool reads no pixel;
     a picture replaced by one of the same size and time, to the nanosecond, is not noticed.
-
-    Args:
-        contents: the items.
-        root: data root.
     """
     return np.fromiter((_key(content, root) for content in contents), dtype="S16")
 
