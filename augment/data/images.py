@@ -214,9 +214,7 @@ class PictureHashes:
     of them differs, the file is read. A file that changed in the last seconds is read and not
     remembered: within one tick of the clock it could change again unnoticed.
 
-    Args:
-        root: folder that paths are relative to.
-        remembered: the hash that an earlier run kept under a name, if it did.
+    ``remembered`` gives the hash that an earlier run kept under a name, if it did.
     """
 
     def __init__(self, root: Path, remembered: Callable[[str], str | None]) -> None:

@@ -132,19 +132,6 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
         found = _look_up(np.array(keys, f"S{width}"), self._ids, self._order)
         return np.where(fit, found, -1)
 
-    def shared(self, other: Table[_Record]) -> Int64[np.ndarray, "2 shared"]:
-        """The rows of equal ids, here and in another table without repeated ids."""
-        if not len(self) or not len(other):
-            return np.empty((2, 0), np.int64)
-        ids, order = self._ids, self._order
-        ends = other._ids[[0, -1]].astype(ids.dtype)  # cut to the width here
-        mine = slice(np.searchsorted(ids, ends[0]), np.searchsorted(ids, ends[1], side="right"))
-        keys = ids[mine]
-        wide = np.char.str_len(keys) > other._ids.dtype.itemsize
-        theirs = _look_up(keys.astype(other._ids.dtype), other._ids, other._order)
-        theirs = np.where(wide, -1, theirs)
-        return np.stack([order[mine], theirs])[:, theirs >= 0]
-
     def row(self, id: str) -> int:  # noqa: A002 - the word of the format
         """The row with this id.
 
@@ -266,7 +253,7 @@ class Catalog:
         if keep is not None:
             held = np.unique(table.rows_of(list(keep)))
             held = held[held >= 0]
-        rows = self._known(table)[held]
+        rows = self.rows_of(table.ids.take(pa.array(held)).to_pylist())
         if check:
             self._compare(table, held, rows)
         new = np.flatnonzero(rows < 0)
@@ -275,16 +262,6 @@ class Catalog:
         source = np.full(len(new), len(self._pools), np.uint16)
         self._source = np.concatenate([self._source, source])
         self._pools.append(_Pool(table, None if keep is None else held, rows))
-        return rows
-
-    def _known(self, table: CandidateTable) -> Int64[np.ndarray, " places"]:
-        """The row of each candidate of a table that an earlier pool holds, else -1."""
-        rows = np.full(len(table), -1)
-        for pool in self._pools:
-            here, there = table.shared(pool.table)
-            known = pool.rows_of(there)
-            unset = (known >= 0) & (rows[here] < 0)
-            rows[here[unset]] = known[unset]
         return rows
 
     def _compare(self, table: CandidateTable, held: np.ndarray, rows: np.ndarray) -> None:

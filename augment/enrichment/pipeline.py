@@ -178,12 +178,8 @@ def query_plan(
 ) -> JobPlan:
     """Refine queries, each kind in its own way.
 
-    Args:
-        queries: the queries.
-        prompts: kind of query -> how, None leaves it alone.
-        told: what the rewrite of a query must not say; None where nothing is known.
-        total: how many there are, None where that is not known before.
-        target: finds what a query looks for; needed by prompts that show it.
+    ``told`` says what a rewrite must not say; ``target`` finds what a query looks for, for prompts
+    that show it.
     """
 
     def job(query: Query) -> Job:
@@ -361,12 +357,8 @@ def run_command(
 ) -> int:
     """Parse, run, print; the exit code.
 
-    Args:
-        prog: how the command is called.
-        plan: makes the plan of the options that are its parameters, and of ``options``.
-        arguments: of the command line.
-        supervised: work in a child process, so that the command survives its death.
-        retry: ask again what failed or was refused, in place of trials.
+    ``supervised``, it works in a child process, so that the command survives its death; a ``retry``
+    asks again what failed or was refused, in place of trials.
     """
     more: type[Again | Trial] = Again if retry else Trial
     made = command.parser(prog, plan.__doc__.partition("\n\n")[0], EXIT_CODES)  # type: ignore[union-attr]

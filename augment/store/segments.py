@@ -153,10 +153,7 @@ def find(highs: memoryview, lows: memoryview, one: bytes) -> int:
 class RowIndex:
     """Where the row that counts is, for every code.
 
-    Args:
-        codes: of all rows, as two numbers each.
-        at: times of all rows.
-        latest: whether the latest row of a code counts, or the earliest.
+    That is the ``latest`` of a code, or the earliest.
     """
 
     def __init__(self, codes: Codes, at: Places, latest: bool) -> None:

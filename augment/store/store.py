@@ -411,8 +411,7 @@ class Store:
 
         What was in the engine when they died is noted; their logs are sealed once they hold much.
 
-        Args:
-            seen: processes that the supervising process saw die.
+        ``seen`` are processes that the supervising process saw die.
 
         Raises:
             StoreWriteError: if it cannot be written.

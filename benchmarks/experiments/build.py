@@ -120,12 +120,7 @@ class Builder:
                 if not unavailable(name, self.experiment, self.setup)]  # fmt: skip
 
     def text(self, name: str, where: Enriching | None = None) -> CachedStep:
-        """The step of a text.
-
-        Args:
-            name: in the experiment.
-            where: the data it is about; None: that which retrievers are tested on.
-        """
+        """The step of a text."""
         using = where or self.setup.tested
         key = name, using.root_digest
         if key not in self._texts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +25,6 @@ from retrievers.data.datasets import (
     Reader,
     group_codes,
     open_negatives,
-    training_digest,
     training_queries,
 )
 from retrievers.data.examples import Collator, ItemCollator, PairCollator
@@ -324,10 +324,8 @@ class MBeirData:
             self.seed,
             rank,
             world,
-            self.sampling.homogeneous,
-            self.sampling.exponent,
+            self.sampling,
             group_codes(pairs, "item") if self.sampling.together else None,
-            self.sampling.sub_batch,
         )
         return PairLoader(
             pairs,
@@ -355,18 +353,20 @@ class MBeirData:
         )
 
     def training_queries(self, held_out: list[Query] | None) -> tuple[CandidateBook, StoredQueries]:
-        """Training queries with a positive in a pool, and the pools.
-
-        Args:
-            held_out: receives the share held out for validation; None holds out none.
-        """
+        """See :func:`retrievers.data.datasets.training_queries`."""
         return training_queries(
             self.root, self._tasks, self._limit, held_out, self.validation.holdout
         )
 
     def digest(self) -> str:
         """SHA-256 over the bytes of all pools and training queries."""
-        return training_digest(self.root)
+        root, digest = self.root, hashlib.sha256()
+        for file in [*root.union_pools(), *root.pools(), *root.query_files("train")]:
+            digest.update(file.path.name.encode())
+            with file.path.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+        return digest.hexdigest()
 
 
 def _mixtures(sides: Iterable[tuple[ViewConfig, TextView]]) -> dict[Side, Mixture]:

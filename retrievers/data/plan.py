@@ -411,13 +411,8 @@ def plan_validation(
 ) -> Plan:
     """A small version of :func:`plan_test`: some queries per task against a sub-pool.
 
-    Args:
-        root: the data.
-        split: where queries and pools come from.
-        held_out: queries to use instead of the split's files.
-        queries: at most so many per data set and task, evenly spaced.
-        pool: so many distractors per task are added to the positives.
-        seed: of the choice of distractors.
+    At most ``queries`` are taken of each task, evenly spaced; ``pool`` distractors are added to
+    their positives.
 
     Raises:
         DataError: if a pool is missing.

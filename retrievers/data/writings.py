@@ -107,9 +107,8 @@ def threshold(found: Collection[Writing], budget: float) -> float:
 
     Queries write in the order of how unlikely their mark is, as many as the budget allows.
 
-    Args:
-        found: of dev queries, all of which wrote (``reasoning.when=always``).
-        budget: tokens a query on average.
+    ``found`` are dev queries, all of which wrote (``reasoning.when=always``); ``budget`` is tokens
+    a query on average.
 
     Raises:
         DataError: if there are none, or some wrote nothing, so that their cost is not known.

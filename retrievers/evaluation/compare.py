@@ -126,8 +126,8 @@ class Comparison:
                 f"{100 * row.first:.1f}",
                 f"{100 * row.second:.1f}",
                 "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * part for part in row.difference)),
-                _p(row.p),
-                _p(row.holm),
+                shown_p(row.p),
+                shown_p(row.holm),
                 row.wins,
                 row.losses,
             ]
@@ -148,7 +148,8 @@ class Comparison:
         return asdict(self)
 
 
-def _p(p: float) -> str:
+def shown_p(p: float) -> str:
+    """A p-value for tables."""
     return "< .001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -394,12 +395,8 @@ def scores_from_run(
 ) -> dict[str, float]:
     """Per-query scores of a TREC run file; a judged query that the run lacks scores 0.
 
-    Args:
-        run: six-column run file (or UniIR's seven).
-        qrels: judgements, four or five columns.
-        metric: see :meth:`retrievers.evaluation.metrics.Measure.parse`.
-        short: whether the run may hold fewer hits than the metric looks at, as it does where the
-            pool is that small.
+    ``short``: the run may hold fewer hits than the metric looks at, as it does where the pool is
+    that small.
 
     Raises:
         ValueError: if the metric is unknown.

@@ -72,14 +72,7 @@ def modality_scores(
     grades: Mapping[str, Mapping[str, int]],
     queries: Sequence[tuple[Query, Modality]],
 ) -> ModalityScores:
-    """Look at what a run found.
-
-    Args:
-        catalog: holds the candidates; the modality of others is ``unknown``.
-        run: of one task in the union pool.
-        grades: its judgements.
-        queries: of the task, each with the modality that it asks for; others do not count.
-    """
+    """Look at what a run found."""
     from retrievers.data.plan import same_file
 
     judged = Judgements(grades)
@@ -290,15 +283,7 @@ class Lost(NamedTuple):
 
 
 def score(plan: Plan, runs: Runs, candidates: Lost, queries: Lost, made_by: str) -> Results:
-    """Metrics of every run, tasks in the order of the plan, local before union.
-
-    Args:
-        plan: what was searched.
-        runs: (task name, "local" or "union") -> run.
-        candidates: rows of the plan that could not be embedded, or not as a whole.
-        queries: the same of the plan's queries.
-        made_by: fingerprint of what made the runs.
-    """
+    """Metrics of every run, tasks in the order of the plan, local before union."""
     rows = []
     for task, span in spans(plan):
         for pool in ("local", "union"):

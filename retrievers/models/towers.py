@@ -283,10 +283,7 @@ def text_tokens(clip: Any, texts: Int[Tensor, "texts context"], full: bool = Fal
     (SigLIP) is given all of it; the text's tokens are those before the run of equal ones at the
     end, and the last position, where SigLIP gathers what it pools.
 
-    Args:
-        clip: an open_clip model.
-        texts: token ids, padded to the context.
-        full: all positions, padding too, all of them in the mask.
+    ``full`` gives all positions, padding too.
     """
     tower = text_tower(clip)
     length = texts.shape[1]

@@ -52,9 +52,6 @@ from retrievers.vectors.search import search
 class Loaders(lightning.LightningDataModule):
     """What Lightning asks of data: the loaders of a fit and of its validation.
 
-    Args:
-        data: the root and what is shown of it.
-
     Attributes:
         validation: the small search; there after ``setup``.
         cut: what the context of the text encoder cuts off; None where it is not known.

@@ -352,12 +352,6 @@ class EmbeddingWriter:
     ) -> None:
         """Add vectors; they are on disk with their shard.
 
-        Args:
-            ids: one per vector; one that was stored before is replaced.
-            keys: of :func:`~retrievers.vectors.rows.item_keys`.
-            vectors: finite, also in the stored precision.
-            degraded: which were embedded without their picture.
-
         Raises:
             DataError: if a vector is not finite, or the lengths differ.
             MismatchError: if the dimension is another than the store's.
