@@ -66,17 +66,12 @@ class Judgements:
         return stays
 
     def found(self, run: RunTable, depth: int | None = None) -> Found:
-        """The hits of a run that are judged, best first within each query.
-
-        Args:
-            run: the hits.
-            depth: only so many of each query.
-        """
+        """The hits of a run that are judged, best first within each query."""
         queries = self._queries(run)
         codes = places(run.ids, self._dids)
-        place, rank, rows = run.top(depth)
-        query, code = queries[place], codes[rows]
-        known = np.flatnonzero((code >= 0) & (query >= 0))
+        query, rank, code = queries[run.query], run.rank, codes[run.rows]
+        near = True if depth is None else rank <= depth
+        known = np.flatnonzero((code >= 0) & (query >= 0) & near)
         query, rank = query[known], rank[known]
         keys = query * max(len(self._dids), 1) + code[known]
         at = np.minimum(np.searchsorted(self._keys, keys), max(len(self._keys) - 1, 0))
