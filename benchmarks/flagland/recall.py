@@ -127,13 +127,13 @@ class Facts:
         self.shown = [country for country in countries if country.split == "train"]
 
     def draw(self, step: int, size: int) -> list[dict[str, Any]]:
-        """A quarter of the rows in each of three forms, a sixth are requests with answers."""
+        """Half of the rows are of capitals, a sixth of each other form, an eighth are requests."""
         rng = random.Random(f"facts-{self.seed}-{step}")
         rows: dict[str, list[Row]] = {}
-        for country in rng.choices(self.countries, k=size // 4):
-            for form, row in fact_rows(country, rng).items():
-                rows.setdefault(form, []).append(row)
-        rows["chain"] = [chain_row(one, rng) for one in rng.choices(self.shown, k=size // 6)]
+        for form, share in (("capital", 2), ("flag", 6), ("told", 6)):
+            asked = rng.choices(self.countries, k=size // share)
+            rows[form] = [fact_rows(country, rng)[form] for country in asked]
+        rows["chain"] = [chain_row(one, rng) for one in rng.choices(self.shown, k=size // 8)]
         return [self._batch(some) for some in rows.values()]
 
     def _batch(self, rows: Sequence[Row]) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def teach(
     out: Path,
     model: str = "flagland-vlm",
     steps: int = 900,
-    batch: int = 48,
+    batch: int = 64,
     replay: int = 16,
     lr: float = 2e-3,
     decay: float = 0.5,
