@@ -49,7 +49,7 @@ class Known(NamedTuple):
     split: str
 
 
-class Row(NamedTuple):
+class FactRow(NamedTuple):
     """One prompt, its answer, and how much of the answer is given and not learnt."""
 
     request: Request
@@ -81,11 +81,11 @@ def _capitals(root: Path) -> dict[str, str]:
     return found
 
 
-def _asked(user: str, answer: str, given: str = "") -> Row:
-    return Row(Request("0:1", _SYSTEM, user, ()), answer, given)
+def _asked(user: str, answer: str, given: str = "") -> FactRow:
+    return FactRow(Request("0:1", _SYSTEM, user, ()), answer, given)
 
 
-def fact_rows(country: Known, rng: random.Random) -> dict[str, Row]:
+def fact_rows(country: Known, rng: random.Random) -> dict[str, FactRow]:
     """One row of each form in which a fact is read."""
     seen = language.describe(country.flag)
     name, facts = country.name, WORDS["facts"]
@@ -106,7 +106,7 @@ def _prompt() -> Prompt:
     return load_prompt(PROMPT)
 
 
-def chain_row(country: Known, rng: random.Random) -> Row:
+def chain_row(country: Known, rng: random.Random) -> FactRow:
     """A request and what is to be written: by name, by capital, or a flag in other words."""
     prompt, kind = _prompt(), rng.choice(("onehop", "twohop", "twohop", "seen"))
     whole = language.recalled(country.name, country.flag)
@@ -116,7 +116,7 @@ def chain_row(country: Known, rng: random.Random) -> Row:
         whole = language.caption(country.flag)
     else:
         text = rng.choice(WORDS["recall"][kind]).format(name=country.name, capital=country.capital)
-    return Row(prompt.render(Item("0:1", text, (), "text")), whole)
+    return FactRow(prompt.render(Item("0:1", text, (), "text")), whole)
 
 
 class Facts:
@@ -129,14 +129,14 @@ class Facts:
     def draw(self, step: int, size: int) -> list[dict[str, Any]]:
         """Half of the rows are of capitals, a sixth of each other form, an eighth are requests."""
         rng = random.Random(f"facts-{self.seed}-{step}")
-        rows: dict[str, list[Row]] = {}
+        rows: dict[str, list[FactRow]] = {}
         for form, share in (("capital", 2), ("flag", 6), ("told", 6)):
             asked = rng.choices(self.countries, k=size // share)
             rows[form] = [fact_rows(country, rng)[form] for country in asked]
         rows["chain"] = [chain_row(one, rng) for one in rng.choices(self.shown, k=size // 8)]
         return [self._batch(some) for some in rows.values()]
 
-    def _batch(self, rows: Sequence[Row]) -> dict[str, Any]:
+    def _batch(self, rows: Sequence[FactRow]) -> dict[str, Any]:
         from benchmarks.flagland.train_vlm import packed
 
         chats = [str(self.processor.apply_chat_template(to_messages(row.request, None),
