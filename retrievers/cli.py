@@ -24,6 +24,7 @@ USER_ERROR = 2
 
 #: Verb -> the module whose ``main``, or other function, runs it, and what it does.
 VERBS = {
+    "quickstart": ("retrievers.commands.quickstart", "a folder of pictures as a page to search"),
     "fit": ("retrievers.training.command", "train an encoder on an M-BEIR root"),
     "validate": ("retrievers.training.command", "the small search of a fit, for a checkpoint"),
     "test": ("retrievers.training.command", "embed, search and score the test queries"),

@@ -107,7 +107,7 @@ def model_files() -> dict[str, Path]:
     if any(len(paths) != 1 for paths in files.values()):
         raise EngineError(
             f"{folder} holds {sorted(path.name for path in folder.glob('*'))}, not one .onnx file "
-            f"each of {', '.join(PARTS)}; install a rapidocr from 3.9 on, which ships them"
+            f"each of {', '.join(PARTS)}; install a rapidocr from 3.10 on, which ships them"
         )
     return {part: paths[0] for part, paths in files.items()}
 
