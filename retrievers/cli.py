@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module, metadata, resources
@@ -55,6 +56,28 @@ VERBS = {
 }
 
 
+#: Task -> its verbs, in the order of work.
+TASKS: Mapping[str, Sequence[str]] = {
+    "start": ("quickstart",),
+    "train": ("fit", "validate", "mine", "audit", "calibrate"),
+    "search": ("search", "serve", "embed", "test", "bm25", "mmeb"),
+    "put in order": ("fuse", "rerank", "loop", "budget"),
+    "judge runs and data": ("evaluate", "compare", "doubts", "leaks"),
+    "hand on": ("export", "pairs"),
+}
+
+
+#: Verb -> what usually comes next, where the verb itself does not say so.
+NEXT = {
+    "mine": "fit --config CONFIG --data.root=ROOT --data.negatives.path=OUT",
+    "embed": "search --root ROOT --checkpoint CHECKPOINT --embeddings EMBEDDINGS WORDS",
+    "test": "compare OTHER OUT --root ROOT",
+    "bm25": "compare OTHER OUT --root ROOT, or fuse OTHER OUT --out FUSED",
+    "fuse": "compare FIRST OUT --root ROOT",
+    "rerank": "compare FIRST OUT --root ROOT",
+}
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -75,7 +98,10 @@ def main(args: Sequence[str] | None = None) -> int:
         say(f"error: no command {arguments[0]!r}; there are {', '.join(VERBS)}", sys.stderr)
         return USER_ERROR
     try:
-        return run(arguments, args is None)
+        code = run(arguments, args is None)
+        if code == 0 and arguments[0] in NEXT and os.environ.get("LOCAL_RANK", "0") == "0":
+            say(f"next: python -m retrievers {NEXT[arguments[0]]}")
+        return code
     except ToolkitError as error:
         say(f"error: {printable(_last(error), lines=True)}", sys.stderr)
     except ValueError as error:
@@ -146,11 +172,12 @@ def run(arguments: Sequence[str], ours: bool = False) -> int:
 
 
 def _help() -> str:
-    lines = "\n".join(f"  {verb:10}{what}" for verb, (_, what) in VERBS.items())
-    return (
-        f"usage: python -m retrievers VERB ...\n\n{lines}\n\n"
-        "python -m retrievers VERB --help lists the options of a verb.\n"
-    )
+    from augment.__main__ import by_task, listed
+
+    own = {task: [(f"retrievers {verb}", VERBS[verb][1]) for verb in verbs]
+           for task, verbs in TASKS.items()}  # fmt: skip
+    start = {task: own.pop(task) for task in ("start",)}
+    return f"usage: python -m COMMAND ...\n\n{listed({**start, **by_task(), **own})}"
 
 
 def embed(

@@ -77,7 +77,7 @@ def _search(args: Sequence[str]) -> int:
         "bm25: words instead of vectors.",
     )
     _add_opening(parser)
-    parser.add_argument("--k", type=PositiveInt, default=10, metavar="N", help="Results.")
+    parser.add_argument("-k", "--k", type=PositiveInt, default=10, metavar="N", help="Results.")
     parser.add_argument(
         "--instruction",
         type=str | None,

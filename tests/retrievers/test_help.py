@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from retrievers.cli import kept_answer, main, run, versions
+from augment.__main__ import VERBS as AUGMENT
+from retrievers.cli import VERBS, kept_answer, main, run, versions
 from retrievers.data.named import expand
 
 FILE = Path(str(resources.files("retrievers"))) / "help.json"
@@ -70,6 +71,16 @@ def test_other_versions_and_other_questions_are_asked_themselves(tmp_path, monke
     assert not kept_answer(["fit", "--config=flagland", "--print_config"])
     monkeypatch.setattr("retrievers.cli.versions", dict)
     assert not kept_answer(["export", "--help"])
+
+
+def test_the_list_of_commands_has_each_once_under_its_task(capsys):
+    assert main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    named = [" ".join(line.split()[:2]) for line in lines if line.startswith("  ")]
+    verbs = {f"retrievers {verb}" for verb in VERBS} | {f"augment {verb}" for verb in AUGMENT}
+    modules = {line.split()[0] for line in lines if line.startswith("  augment.")}
+    assert modules == {"augment.corpus", "augment.queries"}
+    assert sorted(one for one in named if not one.startswith("augment.")) == sorted(verbs)
 
 
 if __name__ == "__main__":

@@ -92,8 +92,8 @@ def test_its_weights_are_graphs_of_onnx(root):
         assert path.suffix == ".onnx"
         assert path.read_bytes()[:1] == b"\x08"
     engine = load_engine("ocr", root=root)
-    list(engine.generate([load_prompt("ocr/text").render(Item("1", None, ("p/milk.png",), "image"))],
-                         OCR.sampling(load_prompt("ocr/text"))))  # fmt: skip
+    prompt, item = load_prompt("ocr/text"), Item("1", None, ("p/milk.png",), "image")
+    assert next(engine.generate([prompt.render(item)], OCR.sampling(prompt))).finish == "stop"
     assert engine._loaded.cfg.Rec.model_path == str(files["Rec"])
 
 
