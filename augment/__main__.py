@@ -106,24 +106,33 @@ def export(
     root: Path,
     out: Path,
     store: Path | None = None,
-    corpus_view: str = "append",
+    to: Literal["mbeir", "beir", "datasets", "webdataset"] = "mbeir",
+    datasets: Sequence[str] = (),
+    tasks: Sequence[int] = (),
+    corpus_view: str | None = None,
     corpus_recipe: str | None = None,
     corpus_length: Length = "dense",
-    query_view: str = "replace",
+    query_view: str | None = None,
     query_recipe: str | None = None,
     query_length: Length = "dense",
     images: Literal["link", "copy", "symlink", "none"] = "link",
 ) -> int:
-    """Write views of both sides as a plain M-BEIR root that other tools read.
+    """Write a root, or views of it, for other tools.
+
+    As a root of M-BEIR's layout, in BEIR's files, as a data set of Hugging Face's Parquet with
+    pictures in it (mteb's fields), or as tars with pictures and JSON.
 
     Args:
         root: Folder in M-BEIR's layout.
         out: Folder to make.
         store: Generated texts.
-        corpus_view: What the candidates show.
+        to: The format.
+        datasets: Only these data sets of the root.
+        tasks: Only these task codes.
+        corpus_view: What the candidates show; null: append with a store, raw without.
         corpus_recipe: Id; null: the one meant.
         corpus_length: Of the generated text.
-        query_view: What the queries show.
+        query_view: What the queries show; null: replace with a store, raw without.
         query_recipe: Id; null: the one meant.
         query_length: Of the generated text.
         images: Hard links (or copies on another disk), copies, symbolic links, or none.
@@ -131,9 +140,11 @@ def export(
     from augment.enrichment.export import export as write
     from augment.views import open_view
 
-    corpus = open_view("corpus", corpus_view, store, corpus_recipe, corpus_length)
-    queries = open_view("query", query_view, store, query_recipe, query_length)
-    say(f"{write(root, out, corpus, queries, images)}")
+    views = (corpus_view or ("append" if store else "raw"),
+             query_view or ("replace" if store else "raw"))  # fmt: skip
+    corpus = open_view("corpus", views[0], store, corpus_recipe, corpus_length)
+    queries = open_view("query", views[1], store, query_recipe, query_length)
+    say(write(root, out, corpus, queries, images, to, datasets, tasks))
     return 0
 
 
@@ -190,7 +201,7 @@ VERBS: Mapping[str, tuple[str, str, Sequence[str]]] = {
     "diff": ("__main__", "texts that differ, by recipe or by store", ()),
     "report": ("store.report", "write one page about the texts of a store", ("store",)),
     "scores": ("store.scores", "every check's score of every text, as a table", ()),
-    "export": ("__main__", "write views as a plain M-BEIR root", ()),
+    "export": ("__main__", "write a root, or views of it, as M-BEIR, BEIR, datasets, tars", ()),
     "route": ("enrichment.routing", "say which queries are to be reasoned about", ()),
     "confirm": ("enrichment.routing", "refuse chains that their targets do not bear out", ()),
     "retry": ("__main__", "ask again what failed or was refused, by reason", ()),

@@ -1,7 +1,8 @@
-"""Write a view as a plain M-BEIR root that other tools read.
+"""Write a view as a plain M-BEIR root, or in another format, that other tools read.
 
-Queries and pools get the text of their view; qrels and instructions are copied as they are;
-pictures are linked or copied. A dataset card, ``README.md``, says what was generated and how.
+Queries and pools get the text of their view; all else is as it was. Of the root, that is copied:
+judgements, instructions, lists of excluded and of own candidates; pictures are linked or copied.
+A dataset card, ``README.md``, says what was generated and how.
 
 ``modality`` stays as published, whatever text an entry gains: UniIR
 keys its instructions on it and reads ``txt`` in any case. Keys that M-BEIR does not define are not
@@ -13,7 +14,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from posixpath import normpath
@@ -22,23 +23,26 @@ from typing import Any, Literal, final
 from markupsafe import Markup
 
 from augment.data import DataRoot, read_candidates, read_queries, write_candidates, write_queries
-from augment.data.images import resolve
-from augment.data.root import RECORDS, TABLES
-from augment.data.sources.writing import linked
-from augment.errors import DataError, ImageError
+from augment.data.root import INSTRUCTIONS, RECORDS, TABLES
+from augment.data.sources.forms import WRITERS, Form, Images, PicturesOut, PoolParts
+from augment.errors import DataError
 from augment.files import new_folder, write_text
 from augment.records import Enrichment, Item, Side
 from augment.store.page import markdown
 from augment.store.report import packaged
 from augment.views import TextView
 
-Images = Literal["link", "copy", "symlink", "none"]
-
+To = Literal["mbeir", Form]
 
 #: Names that no picture may have in an export: those of its other files.
 _RESERVED = re.compile(
-    r"(?:query|cand_pool|qrels|instructions)(?:/|$)|readme|licen[cs]e", re.IGNORECASE
+    r"(?:query|cand_pool|qrels|instructions|excluded|subsets)(?:/|$)|readme|licen[cs]e"
+    r"|(?:corpus|queries)[.]jsonl$",
+    re.IGNORECASE,
 )
+
+#: Folders of which a selection takes only its files.
+_CHOSEN = ("query", "cand_pool", "qrels")
 
 NAMES: Mapping[Side, str] = {"query": "queries", "corpus": "candidates"}
 
@@ -96,12 +100,14 @@ class Exported:
         changed: of these, how many have another text than published.
         images: picture files.
         absent: reason -> pictures that an entry names and that could not be taken along.
+        notes: what the format has no place for.
     """
 
     items: int
     changed: int
     images: int
     absent: Counter[str]
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         rows = [
@@ -109,13 +115,22 @@ class Exported:
             f"{self.images:>9,} pictures",
         ]
         rows += [f"{number:>9,} pictures {reason}" for reason, number in self.absent.items()]
-        return "\n".join(rows)
+        return "\n".join([*rows, *self.notes])
 
 
 def export(
-    root: Path, out: Path, corpus: TextView, queries: TextView, images: Images = "link"
+    root: Path,
+    out: Path,
+    corpus: TextView,
+    queries: TextView,
+    images: Images = "link",
+    to: To = "mbeir",
+    datasets: Collection[str] = (),
+    tasks: Collection[int] = (),
 ) -> Exported:
-    """Write a view as a plain M-BEIR root. It appears under its name when it is complete.
+    """Write a view as a plain M-BEIR root, or in another format.
+
+    It appears under its name when it is complete, and what was killed leaves nothing of that name.
 
     Args:
         root: folder in M-BEIR's layout.
@@ -123,50 +138,98 @@ def export(
         corpus: texts of the candidates.
         queries: texts of the queries.
         images: ``link`` (hard links; copies where the disk differs), ``copy``, ``symlink`` (our
-            own commands refuse pictures that lie outside the root) or ``none``.
+            own commands refuse pictures that lie outside the root) or ``none``. Where the format
+            has pictures inside, they are copied or left out.
+        to: the format (:mod:`augment.data.sources.forms`).
+        datasets: only these of the root; empty takes all.
+        tasks: only these task codes; empty takes all.
 
     Raises:
-        DataError: if the root cannot be read, or ``out`` exists.
+        DataError: if the root cannot be read or has nothing of what is wanted, or ``out`` exists.
     """
     data = DataRoot(root)
+    chosen = to != "mbeir" or datasets or tasks
+    parts = PoolParts(data, datasets, tasks) if chosen else None
     with new_folder(out) as partial:
-        return _Export(data.path, partial, images).write(corpus, queries, out.name)
+        pictures = PicturesOut(data.path, partial, images)
+        made = _Export(data.path, partial, pictures, {"query": queries, "corpus": corpus}, parts)
+        configs = made.write() if to == "mbeir" or parts is None else made.convert(to, parts)
+        return made.finish(out.name, to, configs)
 
 
 @final
-@dataclass
 class _Export:
-    _root: Path
-    _out: Path
-    _images: Images
-    _taken: set[str] = field(default_factory=set)
-    _done: Exported = field(default_factory=lambda: Exported(0, 0, 0, Counter()))
+    def __init__(
+        self,
+        root: Path,
+        out: Path,
+        pictures: PicturesOut,
+        views: Mapping[Side, TextView],
+        parts: PoolParts | None,
+    ) -> None:
+        self._root, self._out, self._pictures, self._views = root, out, pictures, views
+        self._parts, self._chosen = parts, parts.files() if parts else None
+        self._done = Exported(0, 0, 0, Counter())
+        self._sides = {side: SideShown(NAMES[side], view.view, view.recipe)
+                       for side, view in views.items()}  # fmt: skip
 
-    def write(self, corpus: TextView, queries: TextView, name: str) -> Exported:
-        sides: dict[Side, SideShown] = {
-            "query": SideShown(NAMES["query"], queries.view, queries.recipe),
-            "corpus": SideShown(NAMES["corpus"], corpus.view, corpus.recipe),
-        }
+    def write(self) -> list[str]:
+        """The root as a root; no configurations."""
         for source, target in self._files("cand_pool", RECORDS):
             before = self._done.items
-            write_candidates(target, self._seen(read_candidates(source), corpus, sides["corpus"]))
+            write_candidates(
+                target, (self._taken("corpus", item) for item in read_candidates(source))
+            )
             _check_lines(target, self._done.items - before)
+        wanted = self._parts.wanted if self._parts else lambda _: True
         for source, target in self._files("query", RECORDS):
-            found = list(read_queries(source))
-            items = self._seen((query.item for query in found), queries, sides["query"])
-            pairs = zip(found, items, strict=True)
-            write_queries(target, (replace(query, item=item) for query, item in pairs))
-            _check_lines(target, len(found))
-        for folder, endings in (("qrels", TABLES), ("instructions", (".tsv",))):
+            before, found = self._done.items, filter(wanted, read_queries(source))
+            write_queries(
+                target, (replace(one, item=self._taken("query", one.item)) for one in found)
+            )
+            _check_lines(target, self._done.items - before)
+        for folder, endings in (("qrels", TABLES), ("instructions", (".tsv",)),
+                                ("excluded", (".json",)), ("subsets", (".json",))):  # fmt: skip
             for source, target in self._files(folder, endings):
                 shutil.copyfile(source, target)
+        if self._parts and (self._root / "cand_pool/global").is_dir():
+            self._done.notes.append("union pools are left out of a selection")
+        return []
+
+    def convert(self, to: Form, parts: PoolParts) -> list[str]:
+        """Another format; names of the configurations of a data set."""
+        all_of = list(parts)
+        for part in all_of:
+            several = len(all_of) > 1
+            folder = self._out / part.name if several and to == "beir" else self._out
+            prefix = f"{part.name}-" if several else ""
+            WRITERS[to](parts.entries(part, self._shown), folder, prefix, self._pictures)
+        notes = {
+            f"{parts.homeless:,} queries have no positive in a pool and are left out":
+                parts.homeless,
+            "instructions are left out": (self._root / INSTRUCTIONS).is_file(),
+            "BEIR's own readers see texts alone; pictures are named under metadata":
+                to == "beir" and self._pictures.taken,
+        }  # fmt: skip
+        self._done.notes += [note for note, true in notes.items() if true]
+        return sorted(path.name for path in self._out.iterdir()) if to == "datasets" else []
+
+    def finish(self, name: str, to: To, configs: list[str]) -> Exported:
+        """Write the card, take licences along."""
         for source in sorted(self._root.glob("LICEN[CS]E*")):
             if source.is_dir() and not source.is_symlink():
                 shutil.copytree(source, self._out / source.name, symlinks=True)
             elif source.is_file() and not source.is_symlink():
                 shutil.copyfile(source, self._out / source.name)
-        card = markdown("card.md", name=name, sides=list(sides.values()))
+        splits = {
+            config: sorted({path.name[: -len("-00000.parquet")]
+                            for path in (self._out / config).glob("*.parquet")})
+            for config in configs
+        }  # fmt: skip
+        card = markdown("card.md", name=name, sides=list(self._sides.values()), to=to,
+                        splits=splits, notes=self._done.notes)  # fmt: skip
         write_text(self._out / "README.md", card)
+        self._done.images, self._done.absent = self._pictures.taken, self._pictures.absent
         return self._done
 
     def _files(self, folder: str, endings: tuple[str, ...]) -> Iterator[tuple[Path, Path]]:
@@ -178,6 +241,8 @@ class _Export:
             if ending is None or any(part.startswith(".") for part in inside.parts):
                 continue
             if not source.is_file():
+                continue
+            if self._chosen is not None and folder in _CHOSEN and source not in self._chosen:
                 continue
             if not source.resolve().is_relative_to(self._root.resolve()):
                 raise DataError(
@@ -191,36 +256,22 @@ class _Export:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 yield source, target
 
-    def _seen(self, items: Iterable[Item], view: TextView, shown: SideShown) -> Iterator[Item]:
-        for item in items:
-            text = view.text(item)
-            self._done.items += 1
-            self._done.changed += text != item.text
-            shown.add(item, text, view.enrichment(item.id))
-            image = item.image and normpath(item.image)
-            if image and image not in self._taken:
-                self._taken.add(image)
-                self._take(image)
-            yield replace(item, text=text)
+    def _shown(self, side: Side, item: Item) -> Item:
+        view = self._views[side]
+        text = view.text(item)
+        self._done.items += 1
+        self._done.changed += text != item.text
+        self._sides[side].add(item, text, view.enrichment(item.id))
+        return replace(item, text=text)
 
-    def _take(self, path: str) -> None:
-        if self._images == "none":
-            return
-        try:
-            source = resolve(self._root, path)
-        except ImageError as error:
-            self._done.absent[error.reason] += 1
-            return
-        if _RESERVED.match(path):  # a file of the export would be written through such a link
-            self._done.absent["under a name that an export needs itself"] += 1
-            return
-        target = self._out / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if self._images == "symlink":
-            target.symlink_to(source)
-        elif self._images == "copy" or not linked(source, target):
-            shutil.copyfile(source, target)
-        self._done.images += 1
+    def _taken(self, side: Side, item: Item) -> Item:
+        for image in item.images:
+            path = normpath(image)
+            if _RESERVED.match(path):  # a file of the export would be written through such a link
+                self._pictures.leave(path, "under a name that an export needs itself")
+            else:
+                self._pictures.take(path)
+        return self._shown(side, item)
 
 
 def _check_lines(path: Path, meant: int) -> None:

@@ -188,7 +188,7 @@ class Builder:
             if own:
                 fuse(needs[: len(runs)], folder, weights_from=told[0] / "fusion.json")
             else:
-                fuse(needs[: len(runs)], folder, dev=told or None)
+                fuse(needs[: len(runs)], folder, dev=told)
             found = evaluate(folder, root=where.root.resolve(), split=split)
             write_json(folder / "metrics.json", found.to_json())
 

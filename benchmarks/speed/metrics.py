@@ -33,7 +33,7 @@ from benchmarks.speed.harness import Page, rows_of, take_turns
 from retrievers.evaluation.judgements import Judgements
 from retrievers.evaluation.metrics import score_run
 from retrievers.evaluation.run import RunTable
-from retrievers.evaluation.run_files import writing_run
+from retrievers.evaluation.run_files import write_run
 
 KS = (1, 5, 10)
 NAMES = [f"{name}@{k}" for name in ("success", "recall") for k in KS]
@@ -80,8 +80,8 @@ def by_columns(world: World, folder: Path) -> Means:
     """This package."""
     judged = Judgements(grades_of(read_qrels(folder / QRELS)))
     table = RunTable.from_search(world.qids, world.column, world.rows, world.scores, unique=True)
-    with writing_run(folder / "columns.trec", table, "columns"):
-        return score_run(table, judged, NAMES).means()
+    write_run(folder / "columns.trec", table, "columns")
+    return score_run(table, judged, NAMES).means()
 
 
 def by_pytrec_eval(world: World, folder: Path) -> Means:

@@ -21,7 +21,7 @@ from augment.files import replacing, say
 from augment.records import Qrel, Side
 from retrievers.data.plan import Content
 from retrievers.evaluation.mmeb import Score, rank_lists, record, score_subset, table
-from retrievers.evaluation.run_files import writing_run
+from retrievers.evaluation.run_files import write_run
 from retrievers.models.base import Encoder
 from retrievers.models.load import load_weights
 from retrievers.vectors.embed import embed_contents, kept_room, plain_settings
@@ -90,8 +90,8 @@ def evaluate_mmeb(
             for side, targets in sides.items()
         )
         run = rank_lists(subset, queries, found)
-        with writing_run(out / f"{name}.local.trec", run.cut(depth), "mmeb"):
-            scores.append(score_subset(subset, run))
+        write_run(out / f"{name}.local.trec", run.cut(depth), "mmeb")
+        scores.append(score_subset(subset, run))
         qrels = [Qrel(q, d, g) for q, own in subset.grades.items() for d, g in own.items()]
         write_qrels(out / f"{name}.qrels", qrels, columns=4)
         say(f"{printable(name)}: hit@1 {100 * scores[-1].metrics['success@1']:.1f}")

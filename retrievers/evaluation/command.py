@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from augment.data import DataRoot
 from augment.data.pools import open_queries
+from augment.enrichment import command
 from augment.errors import DataError, printable
 from augment.files import say, write_json
 from augment.records import Query
-from retrievers.evaluation.compare import Comparison, compare
+from retrievers.evaluation.compare import Comparison, Pool, compare
 from retrievers.evaluation.evaluate import evaluate
 from retrievers.evaluation.fusion import fuse
 from retrievers.evaluation.results import modality_table
@@ -21,19 +23,18 @@ from retrievers.evaluation.versions import source_commit, versions
 
 def run_evaluate(arguments: Sequence[str]) -> None:
     """Score run files, whoever wrote them."""
-    args = vars(_evaluate_parser().parse_args(list(arguments)))
+    args = _given("evaluate", evaluate, arguments, "run", extra=True)
     out = args.pop("out")
-    found = evaluate(args.pop("run"), args.pop("qrels"), **args)
+    found = evaluate(**args)
     say(found.table())
     if out is not None:
-        write_json(out, found.to_json(), DataError)
+        write_json(Path(out), found.to_json(), DataError)
 
 
 def run_fuse(arguments: Sequence[str]) -> None:
     """Make one run out of several, and score it."""
-    args = vars(_fuse_parser().parse_args(list(arguments)))
-    runs, out = args.pop("runs"), args.pop("out")
-    tuned = fuse(runs, out, **args)
+    args = _given("fuse", fuse, arguments, "runs")
+    tuned, out = fuse(**args), args["out"]
     if tuned:
         alone = ", ".join(f"{100 * score:.1f}" for score in tuned.alone)
         say(
@@ -45,29 +46,80 @@ def run_fuse(arguments: Sequence[str]) -> None:
 
 def run_compare(arguments: Sequence[str]) -> None:
     """Is the second run better than the first?"""
-    args = _compare_parser().parse_args(list(arguments))
-    a, b = args.names or (args.first.stem, args.second.stem)
+    compare_runs(**_given("compare", compare_runs, arguments, "first", "second"))
+
+
+def _given(
+    verb: str,
+    function: Callable[..., Any],
+    arguments: Sequence[str],
+    *positional: str,
+    extra: bool = False,
+) -> dict[str, Any]:
+    """The parameters of a function from a command line; ``extra`` adds a JSON file to write."""
+    about = (inspect.getdoc(function) or "").partition("\n\nArgs:")[0]
+    made = command.parser(f"python -m retrievers {verb}", about)
+    command.add_options(made, function, positional=positional)
+    if extra:
+        made.add_argument("--out", type=str, metavar="PATH", help="Write everything as JSON.")
+    parsed = made.parse_args(list(arguments))
+    given: dict[str, Any] = command.values(parsed, function)
+    return {**given, "out": parsed.out} if extra else given
+
+
+def compare_runs(
+    first: Path,
+    second: Path,
+    qrels: Path | None = None,
+    metric: str = "success@5",
+    pool: Pool = "local",
+    names: Sequence[str] = (),
+    root: Path | None = None,
+    split: str = "test",
+    examples: int = 0,
+    seed: int = 0,
+    out: Path | None = None,
+) -> None:
+    """Paired comparison of two runs.
+
+    A row a task with a bootstrap interval and a randomisation test (Holm-corrected), the plain mean
+    of the tasks, slices of the queries.
+
+    Args:
+        first: Folder that ``test`` or ``bm25`` wrote, or a run file.
+        second: The same of the other system.
+        qrels: Judgements, if run files are compared.
+        metric: success@k, recall@k, ndcg@k, ...
+        pool: What was searched.
+        names: Of the two systems.
+        root: Data root: slices, texts, modalities.
+        split: Of the queries in the root.
+        examples: Show so many wins and losses.
+        seed: Of the resampling.
+        out: Write everything as JSON, every change included.
+    """
+    if len(names) not in (0, 2):
+        raise DataError(f"--names {' '.join(names)}: give two, one for each run")
+    a, b = names or (first.stem, second.stem)
     if a == b:
-        a, b = f"{args.first.parent.name}/{a}", f"{args.second.parent.name}/{b}"
-    queries = list(_queries(args.root, args.split)) if args.root else []
+        a, b = f"{first.parent.name}/{a}", f"{second.parent.name}/{b}"
+    queries = list(_queries(root, split)) if root else []
     result = compare(
-        args.first, args.second, metric=args.metric, pool=args.pool, names=(a, b),
-        seed=args.seed, queries=queries, qrels=args.qrels,
+        first, second, metric=metric, pool=pool, names=(a, b), seed=seed, queries=queries,
+        qrels=qrels,
     )  # fmt: skip
-    say(_told(result, queries, args.examples))
+    say(_told(result, queries, examples))
     seen = {}
-    if args.root is not None:
-        for name, run in zip((a, b), (args.first, args.second), strict=True):
-            found = evaluate(
-                run, args.qrels, root=args.root, metrics=["success@1"], short=True, extra=True,
-                split=args.split,
-            ).modalities  # fmt: skip
-            seen[name] = {title: asdict(row) for title, row in found.items()}
-            say(f"\n{name}\n{modality_table(found)}\n" if found else "")
-    if args.out is not None:
+    for name, run in ((a, first), (b, second)) if root is not None else ():
+        found = evaluate(
+            run, qrels, root=root, metrics=["success@1"], short=True, extra=True, split=split
+        ).modalities
+        seen[name] = {title: asdict(row) for title, row in found.items()}
+        say(f"\n{name}\n{modality_table(found)}\n" if found else "")
+    if out is not None:
         record = {**result.to_json(), "modality": seen, "commit": source_commit()}
         record["versions"] = versions()
-        write_json(args.out, record, DataError)
+        write_json(out, record, DataError)
 
 
 def _queries(root: Path, split: str) -> Iterator[Query]:
@@ -91,89 +143,3 @@ def _told(result: Comparison, queries: Sequence[Query], examples: int) -> str:
             ]
             parts.append("\n".join([f"{title} of {result.names[1]}:", *lines]))
     return "\n\n".join(part for part in parts if part)
-
-
-def _evaluate_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m retrievers evaluate",
-        description="Metrics of TREC run files (UniIR's with seven columns and Pyserini's too). A "
-        "judged query that a run lacks counts 0. M-BEIR's number is success@5, or success@10 on "
-        "Fashion200K and FashionIQ, and the plain mean of the rows.",
-    )
-    parser.add_argument(
-        "run", type=Path, help="run file, or folder of `test`, or UniIR's run_files"
-    )
-    parser.add_argument("--qrels", type=Path, help="judgements, for a run file")
-    parser.add_argument(
-        "--root", type=Path, help="data root: shows modalities; for UniIR's run_files"
-    )
-    parser.add_argument("--candidates", type=Path, help="pool file: refuse hits from elsewhere")
-    parser.add_argument(
-        "--metrics", nargs="+", default=None, help="success@5 recall@10 ndcg@10 ..."
-    )
-    parser.add_argument("--level", type=int, default=1, help="least grade that is relevant")
-    parser.add_argument(
-        "--short", action="store_true", help="the run may be shorter than a metric's cut-off"
-    )
-    parser.add_argument(
-        "--extra", action="store_true", help="the run may hold queries that are not judged"
-    )
-    parser.add_argument(
-        "--own-picture",
-        choices=("keep", "file", "content"),
-        default="keep",
-        help="leave candidates that show the query's own picture out, by path or by bytes (CIRR, "
-        "CIRCO); M-BEIR keeps them; needs --root",
-    )
-    parser.add_argument("--split", default="test", help="of the queries in --root")
-    parser.add_argument(
-        "--subsets",
-        type=Path,
-        metavar="FILE",
-        help="JSON, query id -> ids of its own candidates: adds CIRR's R_subset@1, 2 and 3",
-    )
-    parser.add_argument("--out", type=Path, help="write everything as JSON")
-    return parser
-
-
-def _compare_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m retrievers compare",
-        description="Paired comparison of two runs: a row a task with a bootstrap interval and a "
-        "randomisation test (Holm-corrected), the plain mean of the tasks, slices of the queries.",
-    )
-    parser.add_argument(
-        "first", type=Path, help="folder that `test` or `bm25` wrote, or a run file"
-    )
-    parser.add_argument("second", type=Path, help="the same of the other system")
-    parser.add_argument("--qrels", type=Path, help="judgements, if run files are compared")
-    parser.add_argument("--metric", default="success@5", help="success@k, recall@k, ndcg@k, ...")
-    parser.add_argument("--pool", default="local", choices=("local", "union"))
-    parser.add_argument("--names", nargs=2, metavar=("A", "B"), help="of the two systems")
-    parser.add_argument("--root", type=Path, help="data root: slices, texts, modalities")
-    parser.add_argument("--split", default="test", help="of the queries in --root")
-    parser.add_argument("--examples", type=int, default=0, help="show so many wins and losses")
-    parser.add_argument("--seed", type=int, default=0, help="of the resampling")
-    parser.add_argument("--out", type=Path, help="write everything as JSON, every change included")
-    return parser
-
-
-def _fuse_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m retrievers fuse",
-        description="Fuse runs of the same data, dense and lexical for example. Without weights: "
-        "reciprocal ranks. --dev tunes weights on other queries than those that are fused.",
-    )
-    parser.add_argument("runs", type=Path, nargs="+", help="folders that `test` or `bm25` wrote")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the fused runs")
-    parser.add_argument("--rrf-k", type=float, default=60, help="constant of reciprocal ranks")
-    parser.add_argument("--weights", type=float, nargs="+", help="one for each run")
-    parser.add_argument("--dev", type=Path, nargs="+", help="the same systems on dev queries")
-    parser.add_argument(
-        "--weights-from",
-        type=Path,
-        help="fusion.json of weights that --dev chose for these systems",
-    )
-    parser.add_argument("--metric", default="ndcg@10", help="what weights are tuned for")
-    parser.add_argument("--depth", type=int, default=100, help="hits per query")
-    return parser

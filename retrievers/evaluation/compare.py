@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
@@ -34,6 +34,7 @@ from retrievers.evaluation.run_files import read_table
 _BLOCK = 256
 #: Upper bounds of the number of words, and the name of what is longer.
 _LENGTHS = ((5, "1 to 5 words"), (15, "6 to 15 words"), (40, "16 to 40 words"))
+Pool = Literal["local", "union"]
 #: One task's scores: query id -> score, of both systems, over the same queries.
 Scores = tuple[Mapping[str, float], Mapping[str, float]]
 

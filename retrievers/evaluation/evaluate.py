@@ -128,7 +128,7 @@ def evaluate(
     *,
     root: Path | None = None,
     candidates: Path | None = None,
-    metrics: Sequence[str] | None = None,
+    metrics: Sequence[str] = (),
     level: int = 1,
     short: bool = False,
     extra: bool = False,
@@ -146,13 +146,12 @@ def evaluate(
         qrels: judgements, for a run file.
         root: data root: qrels of UniIR's run files, and the modalities of candidates.
         candidates: pool file; hits from elsewhere are refused.
-        metrics: see :meth:`~retrievers.evaluation.metrics.Measure.parse`; None for the standard
-            ones.
+        metrics: success@k, recall@k, precision@k, mrr, ndcg@k, map@k, ...; none: the standard ones.
         level: the least grade that is relevant.
         short: whether the run may be shorter than a metric's cut-off.
         extra: whether the run may hold queries that are not judged.
-        own_picture: ``file`` or ``content`` leaves candidates that show the query's own picture out
-            of the ranking (:func:`retrievers.data.plan.own_pictures`); needs the root.
+        own_picture: file or content leaves candidates that show the query's own picture out of the
+            ranking, by path or by bytes (CIRR, CIRCO); M-BEIR keeps them; needs the root.
         split: of the queries whose pictures are meant.
         subsets: JSON file, query id -> ids of its own candidates; adds ``subset_success@k``, the
             success among these alone: CIRR's R_subset@k (2108.04024, section 5.1).
@@ -162,7 +161,7 @@ def evaluate(
         DataError: if files are missing, malformed, or of different data.
     """
     started = time.monotonic()
-    measures = list(metrics or standard_measures())
+    measures = list(metrics) or standard_measures()
     for measure in measures:
         Measure.parse(measure)
     about = None if root is None else _opened(DataRoot(root), split)

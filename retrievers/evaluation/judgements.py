@@ -74,9 +74,9 @@ class Judgements:
         """
         queries = self._queries(run)
         codes = places(run.ids, self._dids)
-        place, rank, rows = run.top(depth)
-        query, code = queries[place], codes[rows]
-        known = np.flatnonzero((code >= 0) & (query >= 0))
+        query, rank, code = queries[run.query], run.rank, codes[run.rows]
+        near = True if depth is None else rank <= depth
+        known = np.flatnonzero((code >= 0) & (query >= 0) & near)
         query, rank = query[known], rank[known]
         keys = query * max(len(self._dids), 1) + code[known]
         at = np.minimum(np.searchsorted(self._keys, keys), max(len(self._keys) - 1, 0))

@@ -13,7 +13,6 @@ tests have them as plain loops over one ranking.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -183,11 +182,3 @@ def standard_measures(ks: Sequence[int] = (1, 5, 10)) -> list[str]:
     last = max(ks)
     hits = [f"{name}@{k}" for name in ("success", "recall") for k in ks]
     return [*hits, f"mrr@{last}", f"ndcg@{last}", f"map@{last}"]
-
-
-def means(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Mean of each metric over its queries; 0 where there is no query."""
-    return {
-        name: math.fsum(values.values()) / len(values) if values else 0.0
-        for name, values in scores.items()
-    }

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,9 +20,10 @@ from augment.files import aligned, write_text
 from augment.records import Modality, Qrel, Query, Run
 from retrievers.data.writings import table as written_table
 from retrievers.evaluation.judgements import Judgements
-from retrievers.evaluation.metrics import means, score_run, standard_measures
+from retrievers.evaluation.metrics import score_run, standard_measures
 from retrievers.evaluation.protocol import REPORTED, missing_rows, reported_k
 from retrievers.evaluation.run import RunTable
+from retrievers.evaluation.run_files import write_run
 from retrievers.evaluation.versions import source_commit, versions
 
 if TYPE_CHECKING:  # it loads torch, which `evaluate` does without
@@ -219,19 +221,11 @@ class Results:
     @property
     def mean(self) -> dict[str, dict[str, float]]:
         """Pool -> metric -> plain mean over rows, as in M-BEIR's tables."""
-        pools = dict.fromkeys(row.pool for row in self.rows)
-        return {
-            pool: means(
-                {
-                    name: {str(n): row.metrics[name] for n, row in enumerate(self._of(pool))}
-                    for name in self._of(pool)[0].metrics
-                }
-            )
-            for pool in pools
-        }
-
-    def _of(self, pool: str) -> list[Row]:
-        return [row for row in self.rows if row.pool == pool]
+        means = {}
+        for pool in dict.fromkeys(row.pool for row in self.rows):
+            own = [row.metrics for row in self.rows if row.pool == pool]
+            means[pool] = {name: fmean(metrics[name] for metrics in own) for name in own[0]}
+        return means
 
     def table(
         self,
@@ -370,14 +364,10 @@ def spans(plan: Plan) -> list[tuple[EvalTask, range]]:
     return found
 
 
-def run_files(folder: Path, runs: Runs) -> dict[Path, Run | RunTable]:
-    """``<task>.<pool>.trec`` -> run."""
-    return {folder / f"{name}.{pool}.trec": run for (name, pool), run in runs.items()}
-
-
 def write_results(folder: Path, plan: Plan, results: Results) -> None:
-    """Write ``<task>.qrels`` (four columns) and, when all else is there, ``metrics.json``."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write ``<task>.<pool>.trec``, ``<task>.qrels`` (four columns) and, last, ``metrics.json``."""
+    for (name, pool), run in results.runs.items():
+        write_run(folder / f"{name}.{pool}.trec", run, results.made_by)
     for task in plan.tasks:
         qrels = [
             Qrel(q, d, grade) for q, judged in task.grades.items() for d, grade in judged.items()

@@ -78,17 +78,10 @@ class RunTable:
         raise DataError(
             f"{len(bad)} scores are not finite in single precision, the first for candidate "
             f"{self.ids[self.rows[bad[0]]]}; search again, or drop these hits",
-            f"query {self.qids[self._query_of(bad[:1])[0]]}",
+            f"query {self.qids[int(self.query[bad[0]])]}",
         )
 
     def _refuse_repeats(self) -> None:
-        counts = np.diff(self.starts)
-        if len(self.rows) and counts.min() == counts.max():
-            # As many hits for every query: sorting short rows of short numbers is much faster.
-            small = np.int32 if len(self.ids) < 1 << 31 else np.int64
-            rows = np.sort(self.rows.astype(small).reshape(len(counts), -1), axis=1)
-            if not (rows[:, 1:] == rows[:, :-1]).any():
-                return
         keys = np.sort(self.query * max(len(self.ids), 1) + self.rows)
         twice = np.flatnonzero(keys[1:] == keys[:-1])
         if len(twice):
@@ -110,20 +103,8 @@ class RunTable:
         wrong[ties] = np.asarray(pc.less(upper, lower))
         if not wrong.any():
             return
-        hurt = np.unique(self._query_of(np.flatnonzero(wrong)))
-        counts = self.starts[hurt + 1] - self.starts[hurt]
-        query = np.repeat(hurt, counts)
-        places = np.arange(len(query)) + np.repeat(
-            self.starts[hurt] - np.cumsum(counts) + counts, counts
-        )
-        used, row = np.unique(self.rows[places], return_inverse=True)
-        tie = descending(self.ids.take(pa.array(used)))[row]
-        order = places[np.lexsort((tie, -self.scores[places], query))]
-        self.rows, self.scores = self.rows.copy(), self.scores.copy()
-        self.rows[places], self.scores[places] = self.rows[order], self.scores[order]
-
-    def _query_of(self, places: np.ndarray) -> Int64[np.ndarray, " places"]:
-        return np.searchsorted(self.starts, places, side="right") - 1
+        order = np.lexsort((descending(self.ids)[self.rows], -self.scores, self.query))
+        self.rows, self.scores = self.rows[order], self.scores[order]
 
     @classmethod
     def from_run(cls, run: Run) -> RunTable:
@@ -197,20 +178,6 @@ class RunTable:
         """Of each hit, its rank from 1."""
         before = np.repeat(self.starts[:-1], np.diff(self.starts))
         return np.asarray(np.arange(1, len(self.rows) + 1) - before)
-
-    def top(
-        self, depth: int | None = None
-    ) -> tuple[Int64[np.ndarray, " hits"], Int64[np.ndarray, " hits"], Int64[np.ndarray, " hits"]]:
-        """Query, rank from 1 and candidate of the best ``depth`` hits of each query, or of all."""
-        counts = np.diff(self.starts)
-        if depth is not None:
-            counts = np.minimum(counts, depth)
-        query = np.repeat(np.arange(len(self)), counts)
-        before = np.cumsum(counts) - counts
-        # The place of a hit in the table, less its place among the best, is the same in a query.
-        places = np.arange(len(query)) + np.repeat(self.starts[:-1] - before, counts)
-        rank = places + 1 - np.repeat(self.starts[:-1], counts)
-        return query, rank, self.rows[places]
 
     @property
     def depth(self) -> int:
@@ -296,20 +263,11 @@ def strings(texts: Any) -> Any:
     """Texts as a ``pyarrow`` array of strings."""
     if isinstance(texts, pa.Array):
         return texts.cast(pa.string())
-    if isinstance(texts, list):
-        # Joined and taken apart again: less than half the time of making it from the list.
-        whole = pa.array(["\n".join(texts)], pa.large_string())
-        parts = pc.split_pattern(whole, "\n").values
-        if len(parts) == len(texts):
-            return parts.cast(pa.string())
     return pa.array(texts, pa.string())
 
 
 def _unique(ids: Any, kind: str) -> Any:
     array = strings(ids)
-    # Python has hashed its own strings already, which Arrow would do again.
-    if isinstance(ids, list) and len(set(ids)) == len(ids):
-        return array
     twice = repeated(array)
     if twice is not None:
         raise DataError(f"stands twice in the list of {kind} ids; keep one", twice)

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,68 +55,16 @@ def write_run(path: str | Path, run: Run | RunTable, tag: str = "run") -> None:
         ValueError: if the tag contains a blank.
         DataError: if an id is empty or contains a blank.
     """
-    _write(Path(path), run, tag, None)
-
-
-@contextmanager
-def writing_run(path: str | Path, run: Run | RunTable, tag: str = "run") -> Iterator[None]:
-    """The same while something else is done with the run, such as scoring it.
-
-    The file is there when the block ends. Arguments and errors are those of :func:`write_run`.
-    """
-    with writing_runs({Path(path): run}, tag):
-        yield
-
-
-@contextmanager
-def writing_runs(runs: Mapping[Path, Run | RunTable], tag: str = "run") -> Iterator[None]:
-    """The same for several files, one after another."""
-    with ThreadPoolExecutor(1) as thread:
-        written = [thread.submit(write_run, path, run, tag) for path, run in runs.items()]
-        yield
-        for one in written:
-            one.result()
-
-
-def write_uniir_run(
-    path: str | Path, run: Run | RunTable, tasks: Mapping[str, int], tag: str = "run"
-) -> None:
-    """Write a run file as UniIR does, with the task code in a seventh column.
-
-    Args:
-        path: the file; its folder is made.
-        run: hits per query, in any order.
-        tasks: query id -> M-BEIR task code.
-        tag: sixth column; one word.
-
-    Raises:
-        ValueError: if the tag contains a blank.
-        DataError: if a query has no task code, or an id contains a blank.
-    """
-    _write(Path(path), run, tag, tasks)
-
-
-def _write(path: Path, run: Run | RunTable, tag: str, tasks: Mapping[str, int] | None) -> None:
     if split_fields(tag) != [tag]:
         raise ValueError(f"run tag {tag!r} must be one word")
     table = run if isinstance(run, RunTable) else RunTable.from_run(run)
-    tails = [f"{tag}\n"]
-    if tasks is not None:
-        lacking = [qid for qid in table.qids.to_pylist() if qid not in tasks]
-        if lacking:
-            raise DataError("no task code is known; write six columns", f"query {lacking[0]}")
-        tails = [f"{tag} {tasks[qid]}\n" for qid in table.qids.to_pylist()]
-    with replacing(path, DataError) as stream:
-        for lines in _blocks(table, pa.array(tails, pa.string())):
+    with replacing(Path(path), DataError) as stream:
+        for lines in _blocks(table, f"{tag}\n"):
             stream.buffer.write(lines)
 
 
-def _blocks(table: RunTable, tails: Any) -> Iterator[Any]:
+def _blocks(table: RunTable, tail: str) -> Iterator[Any]:
     """Whole lines of :data:`_BLOCK` hits at a time, as one buffer: Arrow's join of the fields.
-
-    Args:
-        table: the run.
-        tails: what stands behind the score: one for all queries, or one for each.
 
     Raises:
         DataError: if an id is empty or contains a blank or a zero byte.
@@ -133,13 +79,12 @@ def _blocks(table: RunTable, tails: Any) -> Iterator[Any]:
     query, rank = table.query, table.rank
     for first in range(0, len(table.rows), _BLOCK):
         hits = slice(first, first + _BLOCK)
-        asked = pa.array(query[hits])
         lines = pc.binary_join_element_wise(
-            heads.take(asked),
+            heads.take(pa.array(query[hits])),
             table.ids.take(pa.array(table.rows[hits])),
             pa.array(rank[hits]).cast(pa.string()),
             _scores(table.scores[hits]),
-            tails.take(asked) if len(tails) > 1 else tails[0],
+            tail,
             " ",
         )
         yield lines.buffers()[2]

@@ -24,9 +24,8 @@ from augment.files import digest, say
 from augment.records import OwnPicture
 from retrievers.data.plan import Plan, PositiveConfig, SearchedModality, plan_test
 from retrievers.data.texts import TextRecipe, ViewConfig, check_untrained
-from retrievers.evaluation.results import Lost, Results, Runs, run_files, score, write_results
+from retrievers.evaluation.results import Lost, Results, Runs, score, write_results
 from retrievers.evaluation.run import DECIMALS
-from retrievers.evaluation.run_files import writing_runs
 from retrievers.vectors.index import Index, Nearest, rank_plan
 from retrievers.vectors.words import VERSION, Language, Words
 
@@ -209,8 +208,7 @@ def bm25(
     made_by = digest({"model": settings["model"], "text": recipe.fingerprint})[:16]
     runs, candidates, queries = bm25_plan(plan, recipe, depth, model)
     seconds = time.monotonic() - started
-    with writing_runs(run_files(out, runs), made_by):
-        results = score(plan, runs, candidates, queries, made_by)
+    results = score(plan, runs, candidates, queries, made_by)
     results.settings.update(settings)
     results.cost = {
         "search_seconds": round(seconds, 3),

@@ -15,15 +15,7 @@ from augment.files import replacing_path
 from retrievers.data import writings
 from retrievers.data.module import MBeirData, SearchConfig
 from retrievers.data.plan import Plan
-from retrievers.evaluation.results import (
-    Results,
-    Runs,
-    run_files,
-    score,
-    spans,
-    write_results,
-)
-from retrievers.evaluation.run_files import writing_runs
+from retrievers.evaluation.results import Results, Runs, score, spans, write_results
 from retrievers.models.base import Encoder
 from retrievers.vectors import make_index
 from retrievers.vectors.approximate import Recall
@@ -115,12 +107,10 @@ def test(
     )
     started = time.monotonic()
     found = search(plan, vectors, data.test, encoder.device)
-    if out is None:
-        return _scored(encoder, data, plan, vectors, found, started)
-    with writing_runs(run_files(Path(out), found.runs), vectors.made_by):
-        results = _scored(encoder, data, plan, vectors, found, started)
+    results = _scored(encoder, data, plan, vectors, found, started)
+    if out is not None:
         write_writings(Path(out), plan, vectors.queries)
-    write_results(Path(out), plan, results)
+        write_results(Path(out), plan, results)
     return results
 
 

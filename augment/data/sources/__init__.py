@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from augment.data.sources import records, sets, tables
+from augment.data.sources import parquet, records, sets, tables
 from augment.data.sources.entries import Entries
 from augment.data.sources.writing import Bounds as Bounds
 from augment.data.sources.writing import Imported, write_root
@@ -23,8 +23,9 @@ READERS: Mapping[str, Callable[..., Entries]] = {
     reader.__name__: reader
     for reader in (
         tables.table, tables.folder, tables.datasets, tables.webdataset, sets.beir, sets.coco,
-        sets.flickr30k, sets.urban1k, sets.sugarcrepe, sets.cirr, sets.fashioniq, sets.circo,
-        sets.bright, sets.mmeb, records.ms_swift, records.tevatron,
+        sets.flickr30k, sets.urban1k, sets.sharegpt4v, sets.sugarcrepe, sets.cirr, sets.fashioniq,
+        sets.circo, sets.genecis, sets.visdial, sets.vist, parquet.bright, parquet.mm_bright,
+        parquet.mteb, sets.mmeb, records.ms_swift, records.tevatron,
     )
 }  # fmt: skip
 

@@ -31,7 +31,10 @@ class SourceEntry:
         subset: of a query: the candidates of its own list, for scores among these alone.
         pool: data set of the root that it belongs to; empty for the one that the import is called.
         split: of a query: ``train``, ``val`` or ``test``.
-        source: what else is known; kept as ``src_content``.
+        source: what else is known; kept as ``src_content``, a string as it is.
+        more: further pictures (:attr:`~augment.data.sources.writing.Bounds.several`).
+        box: left, top, right and bottom in pixels of what is cut out of the picture and, with
+            black, made square.
     """
 
     id: str
@@ -43,7 +46,9 @@ class SourceEntry:
     subset: Sequence[str] = ()
     pool: str = ""
     split: str = "test"
-    source: Mapping[str, Any] | None = None
+    source: Mapping[str, Any] | str | None = None
+    more: Sequence[str | bytes] = ()
+    box: tuple[float, float, float, float] | None = None
 
 
 class LeftOut(NamedTuple):
@@ -96,3 +101,9 @@ def ids_in(value: object) -> list[str]:
     """Ids in a cell: a list of them, or a string in which blanks part them."""
     listed = value if isinstance(value, Sequence) and not isinstance(value, str) else None
     return [str(one) for one in (split_fields(str(value or "")) if listed is None else listed)]
+
+
+def extras(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What our own exports say of an entry besides its text and picture."""
+    lists = {name: ids_in(row.get(name)) for name in ("excluded", "subset")}
+    return {"source": row.get("src_content"), **lists}

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from augment.data.mmeb import read_subset, subset_names
-from augment.data.sources.entries import Entries, LeftOut, SourceEntry, listed, objects, text_of
+from augment.data.sources.entries import (
+    Entries,
+    LeftOut,
+    SourceEntry,
+    extras,
+    listed,
+    objects,
+    text_of,
+)
 from augment.errors import DataError
 from augment.files import packed, read_json, text_lines
 
@@ -20,13 +28,16 @@ def beir(source: Path) -> Entries:
     """BEIR (2104.08663): ``corpus.jsonl``, ``queries.jsonl``, ``qrels/{train,dev,test}.tsv``.
 
     Ids stay as they are. A candidate's text is its title, a blank, and its text, as in BEIR's own
-    code. Queries that no file judges are left out; without any judgements all are kept.
+    code. Queries that no file judges are left out; without any judgements all are kept. Our own
+    exports name pictures, and the splits of queries without judgements, under ``metadata``.
 
     Args:
         source: The folder.
     """
     for _, row in objects(packed(source / "corpus.jsonl")):
-        yield SourceEntry(str(row.get("_id", "")), text_of(row.get("title"), row.get("text")))
+        text, about = text_of(row.get("title"), row.get("text")), row.get("metadata") or {}
+        name = str(row.get("_id", ""))
+        yield SourceEntry(name, text, about.get("image"), source=about.get("src_content"))
     judged = {
         ours: _beir_grades(source / "qrels" / f"{name}.tsv")
         for name, ours in _SPLITS.items()
@@ -35,12 +46,15 @@ def beir(source: Path) -> Entries:
     path = packed(source / "queries.jsonl")
     for where, row in objects(path) if path.is_file() else ():
         name, text = str(row.get("_id", "")), text_of(row.get("text"))
+        about = row.get("metadata") or {}
         splits = [split for split, grades in judged.items() if name in grades]
+        splits = splits or [one for one in [about.get("split")] if one]
         if judged and not splits:
             yield LeftOut("queries that no file of judgements has", where)
         for split in splits or ["test"] * (not judged):
-            grades = judged[split][name] if judged else {}
-            yield SourceEntry(name, text, None, "query", grades, split=split)
+            grades = judged.get(split, {}).get(name, {})
+            yield SourceEntry(name, text, about.get("image"), "query", grades, split=split,
+                              **extras(about))  # fmt: skip
 
 
 def _beir_grades(path: Path) -> dict[str, dict[str, int]]:
@@ -140,6 +154,109 @@ def sugarcrepe(source: Path) -> Entries:
                         subset=names, pool=pool)  # fmt: skip
 
 
+def visdial(source: Path, corpus: Path | None = None, rounds: int = 10) -> Entries:
+    """VisDial (1611.08669) as retrieval: a caption, questions and answers ask for the picture.
+
+    Reads ``visdial_1.0_*.json`` (``data`` with questions, answers, dialogs) and the dialogues of
+    ChatIR (2305.20062; levymsn/ChatIR: ``img``, ``dialog``), whose rounds stand in one text with
+    ``, `` between them. Its Hits@10 after n rounds is the success@10 of ``--rounds n``.
+
+    Args:
+        source: The JSON file.
+        corpus: ChatIR's list of paths that are searched; null: the pictures of the dialogues.
+        rounds: Questions with answers behind the caption, 0 to 10.
+    """
+    told, split = read_json(source), next((s for s in ("train", "val") if s in source.name), "test")
+    if isinstance(told, dict):
+        words = {name: told["data"][name] for name in ("questions", "answers")}
+        told = [
+            {"img": f"VisualDialog_{split}2018_{row['image_id']:012}.jpg",
+             "dialog": [row["caption"], *(
+                 f"{words['questions'][turn['question']]}? {words['answers'][turn['answer']]}"
+                 for turn in row["dialog"] if "answer" in turn)]}
+            for row in told["data"]["dialogs"]
+        ]  # fmt: skip
+    paths = read_json(corpus) if corpus else (row["img"] for row in told)
+    yield from (SourceEntry(path, None, path) for path in dict.fromkeys(paths))
+    for number, row in enumerate(told):
+        text = ", ".join(row["dialog"][: rounds + 1])
+        yield SourceEntry(f"d{number}", text, None, "query", {row["img"]: 1}, split=split)
+
+
+def vist(source: Path, split: str = "test") -> Entries:
+    """VIST (1604.03968): ``SPLIT.story-in-sequence.json``; a story asks for each of its pictures.
+
+    Annotations are lists of one (tkim-snu/GLACNet, vist.py). A query is the story up to and with
+    the sentence of its picture, in the order of ``worker_arranged_photo_order``.
+
+    Args:
+        source: The file; a picture is ``ID.jpg`` (any ending) below the folder of pictures.
+        split: Of the queries: train, val or test.
+    """
+    told, stories = read_json(source), dict[str, list[dict[str, Any]]]()
+    yield from (SourceEntry(str(one["id"]), None, str(one["id"])) for one in told["images"])
+    for (row,) in told["annotations"]:
+        stories.setdefault(str(row["story_id"]), []).append(row)
+    for name, rows in stories.items():
+        rows.sort(key=lambda row: int(row["worker_arranged_photo_order"]))
+        for number, row in enumerate(rows, start=1):
+            text = text_of(*(one["text"] for one in rows[:number]))
+            yield SourceEntry(f"{name}-{number}", text, None, "query",
+                              {str(row["photo_flickr_id"]): 1}, split=split)  # fmt: skip
+
+
+def sharegpt4v(source: Path, split: str = "test", first: int | None = 1000) -> Entries:
+    """ShareGPT4V (2311.12793): a picture and its long caption, the answer of its conversation.
+
+    Long-CLIP (2403.15378; beichenzbc/Long-CLIP) tests on the first 1000 records.
+
+    Args:
+        source: ``share-captioner_coco_lcs_sam_1246k_1107.json`` or another of its files.
+        split: Of the queries: train, val or test.
+        first: So many records; null takes all.
+    """
+    for number, (_, row) in enumerate(listed(source)):
+        if number == first:
+            break
+        captions = [(f"c{number}", str(row["conversations"][1]["value"]).strip())]
+        yield from captioned(f"i{number}", row["image"], captions, split)
+
+
+def genecis(source: Path) -> Entries:
+    """GeneCIS (2306.07969): a picture and a word ask for the one of 15 that is alike in that.
+
+    A data set for each of its four files (facebookresearch/genecis, README and datasets/). Objects
+    are ``val_image_id`` of COCO 2017; attributes are ``instance_bbox`` in ``image_id`` of Visual
+    Genome, cut out, wider by 0.7 on each side, and made square, as its code does. Recall@k is the
+    success@k among each query's own list (``evaluate --subsets``).
+
+    Args:
+        source: The folder of the JSON files; pictures of both sets lie in the one of ``--images``.
+    """
+    for path in sorted(source.glob("*.json")):
+        pool, known = f"genecis-{path.stem.replace('_', '-')}", set[str]()
+        for number, (_, row) in enumerate(listed(path)):
+            own = [_genecis(one, pool) for one in (row["target"], *row["gallery"])]
+            yield from (one for one in own if one.id not in known)
+            known |= {one.id for one in own}
+            dids = [one.id for one in own]
+            yield replace(
+                _genecis(row["reference"], pool), id=f"{path.stem}-{number}", text=row["condition"],
+                side="query", grades={dids[0]: 1}, subset=dids,
+            )  # fmt: skip
+
+
+def _genecis(row: dict[str, Any], pool: str) -> SourceEntry:
+    if "val_image_id" in row:
+        name = f"{row['val_image_id']:012}"
+        return SourceEntry(name, None, f"{name}.jpg", pool=pool)
+    x, y, width, height = row["instance_bbox"]
+    left, top = max(0, x - 0.7 * width), max(0, y - 0.7 * height)
+    name = "-".join(map(str, (row["image_id"], x, y, width, height)))
+    box = (left, top, left + 1.7 * width, top + 1.7 * height)
+    return SourceEntry(name, None, f"{row['image_id']}.jpg", pool=pool, box=box)
+
+
 def cirr(source: Path, split: str = "val") -> Entries:
     """CIRR (2108.04024): the picture that is changed is left out of its ranking, as its code does.
 
@@ -229,34 +346,3 @@ def mmeb(source: Path) -> Entries:
             dids = [subset.did(place) for place in own]
             yield SourceEntry(subset.qid(row), query.text, query.image, "query", {dids[0]: 1},
                               subset=dids, pool=pool)  # fmt: skip
-
-
-def bright(source: Path, domain: str | None = None) -> Entries:
-    """BRIGHT (2407.12883), a folder of its Parquet files; what ``excluded_ids`` name is left out.
-
-    Args:
-        source: The folder that holds ``documents`` and ``examples``.
-        domain: One of its domains, such as biology; null takes all, a data set each.
-    """
-    for name in sorted({path.name.partition("-")[0] for path in source.glob("examples/*.parquet")}):
-        if domain in (None, name):
-            pool = f"bright-{name.replace('_', '-')}"
-            for row in _parquet(source / "documents", name):
-                yield SourceEntry(f"{name}:{row['id']}", text_of(row["content"]), pool=pool)
-            for row in _parquet(source / "examples", name):
-                gold, out = (_named(name, row.get(key)) for key in ("gold_ids", "excluded_ids"))
-                yield SourceEntry(f"{name}:q{row['id']}", text_of(row["query"]), None, "query",
-                            dict.fromkeys(gold, 1), out, pool=pool)  # fmt: skip
-
-
-def _named(domain: str, ids: Any) -> list[str]:
-    """Ids with their domain; "N/A" stands for none in the published files."""
-    return [f"{domain}:{one}" for one in ids or () if one != "N/A"]
-
-
-def _parquet(folder: Path, name: str) -> Iterator[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    for path in sorted(folder.glob(f"{name}-*.parquet")):
-        for batch in pq.ParquetFile(path).iter_batches(256):
-            yield from batch.to_pylist()

@@ -8,6 +8,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, cast
@@ -20,6 +21,7 @@ from augment.data.sources.entries import (
     Entries,
     LeftOut,
     SourceEntry,
+    extras,
     ids_in,
     listed,
     objects,
@@ -60,7 +62,7 @@ def table(
         id: Column of ids; null: the column ``id``, or without one the number of the row.
         text: Columns of text, joined with a blank; those that the table lacks are passed over.
         image: Columns of pictures: paths below the folder of pictures, or bytes as data sets have
-            them. An entry shows one, the first that it has.
+            them.
         group: Column of what belongs together: every row becomes a query, too, which looks for
             the others of its group and leaves itself out.
         queries: Another table, of queries, with the same names of columns.
@@ -89,7 +91,7 @@ def datasets(
         source: Folder or name.
         id: Column of ids; null: the column ``id``, or without one the number of the row.
         text: Columns of text, joined with a blank; those that it lacks are passed over.
-        image: Columns of pictures. An entry shows one, the first that it has.
+        image: Columns of pictures.
         group: Column of what belongs together: every row becomes a query, too, which looks for
             the others of its group and leaves itself out.
         part: Of a data set that has several.
@@ -158,18 +160,16 @@ def rows_to_entries(
         pictures = [one for name_of in columns.image for one in _pictures(row.get(name_of))]
         text = text_of(*(row.get(name_of) for name_of in columns.text))
         grades = dict.fromkeys(ids_in(row.get(columns.positives)), 1) if side == "query" else {}
-        entry = SourceEntry(name, text, next(iter(pictures), None), side, grades, split=split)
+        entry = SourceEntry(name, text, next(iter(pictures), None), side, grades, split=split,
+                            more=pictures[1:])  # fmt: skip
         yield entry
-        yield from (LeftOut("further pictures of an entry", where) for _ in pictures[1:])
         if columns.group and side == "corpus" and row.get(columns.group) not in (None, ""):
             groups.setdefault(str(row[columns.group]), []).append(entry)
     for alike in groups.values():
         names = [entry.id for entry in alike]
         for entry in alike if len(alike) > 1 else ():
             grades = {name: 1 for name in names if name != entry.id}
-            yield SourceEntry(
-                entry.id, entry.text, entry.image, "query", grades, (entry.id,), split=split
-            )
+            yield replace(entry, side="query", grades=grades, excluded=(entry.id,))
 
 
 def _check_columns(columns: _Columns, row: Mapping[str, Any], where: str) -> None:
@@ -228,7 +228,7 @@ def webdataset(source: Path) -> Entries:
 
     Args:
         source: Tar, packed or not, or folder. Text is a member ``.txt`` or ``.caption``, or in a
-            member ``.json`` under ``caption`` or ``text``.
+            member ``.json`` under ``caption`` or ``text``. In our own exports that has all else.
     """
     paths = sorted(source.glob("*.tar*")) if source.is_dir() else [source]
     for path in paths:
@@ -263,4 +263,9 @@ def _sample(key: str, parts: Mapping[str, bytes]) -> SourceEntry | LeftOut:
     told = told if isinstance(told, dict) else {}
     picture = next((parts[ending] for ending in PICTURES if ending in parts), None)
     text = text_of(*plain) or text_of(told.get("caption") or told.get("text"))
-    return SourceEntry(key, text, picture)
+    if "_id" not in told:
+        return SourceEntry(key, text, picture)
+    entry = SourceEntry(str(told["_id"]), text, picture, pool=told["pool"], **extras(told))
+    if told.get("side") != "query":
+        return entry
+    return replace(entry, side="query", grades=told["grades"], split=told["split"])

@@ -8,19 +8,22 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from posixpath import normpath
 from typing import Any, Literal, TextIO, final
+
+from PIL import Image, ImageOps
 
 from augment.data.images import MAX_PIXELS, open_image, resolve
 from augment.data.records import candidate_record, derive_task, write_qrels, write_queries
 from augment.data.root import INSTRUCTIONS, InstructionRow, write_instructions
 from augment.data.sources.entries import PICTURES, Entries, LeftOut, SourceEntry
 from augment.errors import DataError, ImageError
-from augment.files import new_folder, write_json
+from augment.files import digest, new_folder, write_json
 from augment.records import TASKS, Item, Modality, Qrel, Query, one_picture
 
 _SPLITS = ("train", "val", "test")
@@ -66,11 +69,14 @@ class Bounds:
         max_rows: Rows read; null reads all.
         max_bytes: Bytes of a picture.
         max_pixels: Width times height of a picture.
+        several: Of an entry with several pictures: the first, or all beside one another as one
+            (as mteb does).
     """
 
     max_rows: int | None = None
     max_bytes: int = 64 << 20
     max_pixels: int = MAX_PIXELS
+    several: Literal["first", "beside"] = "first"
 
 
 def write_root(
@@ -134,7 +140,7 @@ class _Writer:
             self.done.leave(*entry)
             return
         pool = slug(entry.pool) if entry.pool else self._name
-        image = None if entry.image is None else self._picture(entry.image, pool)
+        image = self._image(entry, pool)
         text = entry.text.strip() if entry.text else None
         kind = "queries" if entry.side == "query" else "candidates"
         if not entry.id:
@@ -149,7 +155,9 @@ class _Writer:
             modality: Modality = (
                 "text" if image is None else "image,text" if text is not None else "image"
             )
-            source = None if entry.source is None else json.dumps(entry.source, default=str)
+            source = entry.source
+            if source is not None and not isinstance(source, str):
+                source = json.dumps(source, default=str)
             item = Item(plain_id(entry.id), text, one_picture(image), modality, source)
             known = self._query(item, entry, pool) if entry.side == "query" else (
                 self._candidate(item, pool, bool(entry.image) and image is None)
@@ -177,6 +185,25 @@ class _Writer:
             raise DataError(f"no split {entry.split!r}; there are {', '.join(_SPLITS)}")
         queries = self._queries.setdefault((pool, entry.split), {})
         return queries.setdefault(item.id, (item, entry))[1] is not entry
+
+    def _image(self, entry: SourceEntry, pool: str) -> str | None:
+        """The one picture of an entry, in the root; None where there is none to be shown."""
+        if entry.image is None:
+            return None
+        parts = [entry.image, *(entry.more if self._bounds.several == "beside" else ())]
+        if further := len(entry.more) + 1 - len(parts):
+            self.done.leave("further pictures of an entry", entry.id, further)
+        paths = [self._picture(part, pool) for part in parts]
+        if None in paths or (len(paths) == 1 and entry.box is None):
+            return paths[0] if None not in paths else None
+        name = f"mbeir_images/{pool}_images/made/{digest([paths, entry.box])[:24]}.png"
+        if not (self._out / name).exists():
+            (self._out / name).parent.mkdir(exist_ok=True)
+            opened = [open_image(self._out, str(path), self._bounds.max_pixels) for path in paths]
+            (beside(opened) if entry.box is None else cut(opened[0], entry.box)).save(
+                self._out / name
+            )
+        return name
 
     def _picture(self, image: str | bytes, pool: str) -> str | None:
         """Put a picture into the root, once; its path there, or None where it is left out."""
@@ -272,6 +299,22 @@ class _Writer:
             stem = f"mbeir_{pool}{'' if task is None else f'_task{task}'}_{split}"
             write_queries(self._out / "query" / split / f"{stem}.jsonl", written)
             write_qrels(self._out / "qrels" / split / f"{stem}_qrels.txt", judged)
+
+
+def beside(pictures: Sequence[Image.Image]) -> Image.Image:
+    """One picture of several, from left to right, as high as the highest."""
+    height, widths = max(one.height for one in pictures), [one.width for one in pictures]
+    made = Image.new("RGB", (sum(widths), height))
+    for picture, left in zip(pictures, accumulate(widths, initial=0), strict=False):
+        made.paste(picture, (left, 0))
+    return made
+
+
+def cut(picture: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
+    """What of a box lies in a picture, in the middle of a black square."""
+    right, bottom = min(picture.width, box[2]), min(picture.height, box[3])
+    part = picture.crop((round(box[0]), round(box[1]), round(right), round(bottom)))
+    return ImageOps.pad(part, (max(part.size), max(part.size)))
 
 
 def plain_id(id: str) -> str:  # noqa: A002 - the word of the format

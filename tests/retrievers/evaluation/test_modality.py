@@ -10,9 +10,8 @@ from augment.records import Hit, Item, Query
 from retrievers.cli import main
 from retrievers.data.plan import plan_test
 from retrievers.evaluation.evaluate import evaluate
-from retrievers.evaluation.results import Lost, Results, run_files, score, write_results
+from retrievers.evaluation.results import Lost, Results, score, write_results
 from retrievers.evaluation.run import RunTable
-from retrievers.evaluation.run_files import write_run
 from tests.references import success_at_k
 
 KINDS = ("text", "image", "image,text")
@@ -71,8 +70,6 @@ def test_what_was_asked_and_what_was_found(tmp_path, seed, capsys):
     # The same of the run's files, and what no pool holds is of no modality.
     folder = tmp_path / "run"
     write_results(folder, plan, results)
-    for path, table in run_files(folder, runs).items():
-        write_run(path, table, "x")
     rows = {row["pool"]: row for row in evaluate(folder, root=tmp_path).rows}
     assert rows["local"]["modality"] is None
     assert rows["union"]["modality"] == seen

@@ -344,6 +344,170 @@ def test_bright_leaves_out_what_it_excludes(tmp_path):
     assert DataRoot(tmp_path / "root").excluded("test") == {"biology:q0": ["biology:d%202.txt"]}
 
 
+def parquet_rows(path: Path, rows) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def mm_bright_files(folder: Path) -> Path:
+    parquet_rows(folder / "documents/gis.parquet",
+                 [{"id": f"d{n}", "content": f"doc {n}"} for n in (1, 2, 3)])  # fmt: skip
+    row = {
+        "id": "0",
+        "query": "why?",
+        "gold_ids": ["d1"],
+        "negative_ids": ["d2"],
+        "image_paths": ["a.png", "b.png"],
+        "positive_images": [{"image_path": "x\\1.png"}],
+    }
+    other = {**row, "id": "1", "gold_ids": [], "negative_ids": [], "image_paths": []}
+    for name in ("examples", "examples_multimodal"):
+        parquet_rows(folder / name / "gis.parquet", [row, other])
+    shots = [{"path": f"{n}.png", "bytes": png(c)} for n, c in (("a", "red"), ("b", "green"))]
+    parquet_rows(folder / "examples_images/gis.parquet", shots)
+    pages = [{"path": f"x/{n}.png", "bytes": png(c)} for n, c in ((1, "blue"), (2, "white"))]
+    parquet_rows(folder / "document_images/gis.parquet", pages)
+    return folder
+
+
+def test_mm_bright_and_several_pictures(tmp_path):
+    folder = mm_bright_files(tmp_path / "mm")
+    done = import_data("mm_bright", folder, tmp_path / "two")
+    _, asked, judged = held(tmp_path / "two")
+    assert judged == {("gis:q0", "gis:d1"): 1}
+    assert asked["gis:q0"].task == 6
+    assert done.left_out == {"further pictures of an entry": 1}
+    assert DataRoot(tmp_path / "two").excluded("test") == {"gis:q0": ["gis:d2"]}
+    import_data("mm_bright", folder, tmp_path / "three", task=3, bounds=Bounds(several="beside"))
+    pool, asked, judged = held(tmp_path / "three")
+    assert [item.modality for item in pool.values()] == ["image", "image"]
+    assert judged == {(f"gis:q{n}", "gis:x/1.png"): 1 for n in (0, 1)}
+    shown = Image.open(tmp_path / "three" / asked["gis:q0"].item.images[0])
+    assert (shown.size, shown.getpixel((7, 0)), shown.getpixel((8, 0))) == (
+        (16, 6), (255, 0, 0), (0, 128, 0))  # fmt: skip
+    assert not DataRoot(tmp_path / "three").excluded("test")
+
+
+def mteb_files(folder: Path) -> Path:
+    """Names as in MRMR and in ViDoRe; two languages over one pool of pages."""
+    card = ["---", "configs:"]
+    for config, rows in {
+        "fr-corpus": [{"corpus-id": n, "image": {"bytes": png(c), "path": None}}
+                      for n, c in enumerate(("red", "blue"))],
+        "fr-queries": [{"query-id": 7, "query": "rouge", "language": "fr"}],
+        "fr-qrels": [{"query-id": 7, "corpus-id": 0, "score": 2}],
+        "corpus": [{"id": "d1", "text": None, "image": None, "image 1": {"bytes": png("red")},
+                    "image 2": {"bytes": png("blue")}}, {"id": "d2", "text": "words"}],
+        "query": [{"id": "q1", "text": "red?", "image": None}],
+        "qrels": [{"query_id": "q1", "corpus_id": "d1", "score": 1.0}],
+    }.items():  # fmt: skip
+        parquet_rows(folder / config / "test-00000-of-00001.parquet", rows)
+        card += [f"- config_name: {config}", "  data_files:", "  - split: test",
+                 f"    path: {config}/test-*"]  # fmt: skip
+    put(folder / "README.md", "\n".join([*card, "---", ""]))
+    return folder
+
+
+def test_mtebs_fields_in_both_spellings(tmp_path):
+    done = import_data("mteb", mteb_files(tmp_path / "set"), tmp_path / "r")
+    names = [file.dataset for file in DataRoot(tmp_path / "r").pools()]
+    assert names == ["fr", "set"]
+    pool, asked, judged = held(tmp_path / "r")
+    assert judged == {("7", "0"): 2, ("q1", "d1"): 1}
+    assert asked["7"].item.text == "rouge"
+    assert {did: item.modality for did, item in pool.items()} == {
+        "0": "image", "1": "image", "d1": "image", "d2": "text"}  # fmt: skip
+    assert done.left_out == {"further pictures of an entry": 1}
+    with pytest.raises(DataError, match="no corpus of de; there are"):
+        import_data("mteb", tmp_path / "set", tmp_path / "x", subset="de")
+
+
+def genecis_files(folder: Path) -> Path:
+    pictures(folder, "000000000001.jpg", "000000000002.jpg", "000000000003.jpg")
+    for number in (4, 5):
+        Image.new("RGB", (40, 30), "red").save(folder / f"{number}.jpg")
+    own = [{"val_image_id": n} for n in (1, 2, 3)]
+    rows = {"condition": "wall", "reference": own[0], "target": own[1], "gallery": [own[2]]}
+    put(folder / "focus_object.json", [rows])
+    cut = [{"image_id": n, "instance_bbox": [x, 10, 10, 4]} for n, x in ((4, 10), (5, 2), (5, 30))]
+    rows = {"condition": "red", "reference": cut[0], "target": cut[1], "gallery": [cut[2]]}
+    put(folder / "change_attribute.json", [rows])
+    return folder
+
+
+def test_genecis_has_lists_and_parts_of_pictures(tmp_path):
+    import_data("genecis", genecis_files(tmp_path / "g"), tmp_path / "r")
+    pool, asked, judged = held(tmp_path / "r")
+    assert judged == {("change_attribute-0", "5-2-10-10-4"): 1,
+                      ("focus_object-0", "000000000002"): 1}  # fmt: skip
+    assert json.loads((tmp_path / "r/subsets/test.json").read_text()) == {
+        "change_attribute-0": ["5-2-10-10-4", "5-30-10-10-4"],
+        "focus_object-0": ["000000000002", "000000000003"]}  # fmt: skip
+    assert {query.task for query in asked.values()} == {7}
+    # (10, 10) - 0.7 * (10, 4) = (3, 7.2); 17 wide, 6.8 high; black above and below
+    shown = Image.open(tmp_path / "r" / asked["change_attribute-0"].item.images[0])
+    assert shown.size == (17, 17)
+    assert shown.getpixel((8, 0)) == (0, 0, 0)
+    assert shown.getpixel((8, 8))[0] > 250
+    assert Image.open(tmp_path / "r" / pool["5-30-10-10-4"].images[0]).size == (
+        17,
+        17,
+    )  # at the edge
+
+
+def visdial_files(folder: Path) -> Path:
+    pictures(folder, "a.jpg", "b.jpg", "VisualDialog_val2018_000000000009.jpg")
+    rounds = [{"img": "a.jpg", "dialog": ["a dog", "is it big? yes", "is it red? no"]}]
+    put(folder / "chatir.json", rounds)
+    put(folder / "space.json", ["a.jpg", "b.jpg"])
+    turns = [{"question": 1, "answer": 0}, {"question": 0}]
+    told = {"questions": ["is it red", "is it big"], "answers": ["yes", "no"],
+            "dialogs": [{"image_id": 9, "caption": "a cat", "dialog": turns}]}  # fmt: skip
+    put(folder / "visdial_1.0_val.json", {"data": told})
+    return folder
+
+
+def test_dialogues_and_stories_ask_for_pictures(tmp_path):
+    folder = visdial_files(tmp_path / "v")
+    import_data("visdial", folder / "chatir.json", tmp_path / "c", corpus=folder / "space.json",
+                rounds=1)  # fmt: skip
+    pool, asked, judged = held(tmp_path / "c")
+    assert (asked["d0"].item.text, judged) == ("a dog, is it big? yes", {("d0", "a.jpg"): 1})
+    assert list(pool) == ["a.jpg", "b.jpg"]
+    import_data("visdial", folder / "visdial_1.0_val.json", tmp_path / "d")
+    _, asked, judged = held(tmp_path / "d")
+    assert asked["d0"].item.text == "a cat, is it big? yes"
+    assert judged == {("d0", "VisualDialog_val2018_000000000009.jpg"): 1}
+    import_data("vist", vist_file(tmp_path / "s"), tmp_path / "t")
+    _, asked, judged = held(tmp_path / "t")
+    assert {qid: query.item.text for qid, query in asked.items()} == {
+        "5-1": "we left .", "5-2": "we left . it rained ."}  # fmt: skip
+    assert judged == {("5-1", "2"): 1, ("5-2", "1"): 1}
+
+
+def vist_file(folder: Path) -> Path:
+    pictures(folder, "1.jpg", "2.jpg")
+    rows = [[{"story_id": "5", "photo_flickr_id": str(n), "worker_arranged_photo_order": 2 - n,
+              "text": text}] for n, text in ((1, "it rained ."), (2, "we left ."))]  # fmt: skip
+    told = {"images": [{"id": "1"}, {"id": "2"}], "annotations": rows}
+    return put(folder / "test.story-in-sequence.json", told)
+
+
+def sharegpt4v_file(folder: Path) -> Path:
+    pictures(folder, "coco/1.jpg", "coco/2.jpg")
+    rows = [{"image": f"coco/{n}.jpg", "conversations": [
+        {"from": "human", "value": "What is it?\n<image>"}, {"from": "gpt", "value": f"long {n}"}]}
+        for n in (1, 2)]  # fmt: skip
+    return put(folder / "share.json", rows)
+
+
+def test_sharegpt4v_is_its_first_records(tmp_path):
+    import_data("sharegpt4v", sharegpt4v_file(tmp_path / "s"), tmp_path / "r", first=1)
+    pool, _, judged = held(tmp_path / "r")
+    assert judged == {("i0", "c0"): 1, ("c0", "i0"): 1}
+    assert pool["c0"].text == "long 1"
+
+
 def mmeb_files(folder: Path) -> Path:
     pictures(folder.parent / "shots", "a.jpg", "b.jpg")
     rows = [{"qry_text": f"find {n}", "qry_img_path": "", "tgt_text": ["", ""],

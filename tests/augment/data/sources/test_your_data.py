@@ -51,7 +51,9 @@ def test_every_kind_of_the_table(home):
     makers = {"set": made.saved_set, "beir": made.beir_files, "urban": made.urban_files,
               "sugar": made.sugar_files, "cirr": made.cirr_files, "fiq": made.fashioniq_files,
               "circo": made.circo_files, "bright": made.bright_files,
-              "mmeb": made.mmeb_files}  # fmt: skip
+              "mmeb": made.mmeb_files, "genecis": made.genecis_files, "share": made.sharegpt4v_file,
+              "visdial": made.visdial_files, "vist": made.vist_file, "mm": made.mm_bright_files,
+              "mteb": made.mteb_files}  # fmt: skip
     for name, make in makers.items():
         make(home / name)
     turn = [{"role": "user", "content": "a red bag"}]
