@@ -239,7 +239,6 @@ def listed(tasks: Mapping[str, Sequence[tuple[str, str]]]) -> str:
 #: Verb -> what usually comes next.
 NEXT = {
     "validate": "augment.corpus --root ROOT --store STORE --model MODEL --preview 20",
-    "export": "augment validate OUT",
     "merge": "augment status --store INTO",
     "report": "retrievers search --root ROOT --store STORE --checkpoint bm25 WORDS",
     "route": "augment.queries --root ROOT --store STORE --model MODEL --only OUT",
