@@ -101,6 +101,7 @@ def judge(
     forbidden: Forbidden | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Verdict:
+<<<<<<< HEAD
     """Clean a reply and run every check that applies.
 
     Args:
@@ -112,6 +113,9 @@ def judge(
     """
     if prompt.kind == "transcript":
         return _transcript(reply, prompt, limits)
+=======
+    """Clean a reply and run every check that applies."""
+>>>>>>> main
     text, steps = clean_steps(reply.text)
     lengths: dict[str, str] = {}
     derived, broken, chain = 0, "", None
@@ -178,14 +182,7 @@ def check(
     max_words: int | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> str:
-    """Why a cleaned text is refused on its own account, or ``""``.
-
-    Args:
-        text: as :func:`augment.checks.clean` left it.
-        finish: how generation ended.
-        max_words: limit named in the prompt; None for none.
-        limits: see :class:`Limits`.
-    """
+    """Why a cleaned text is refused on its own account, or ``""``."""
     found = _wording(text, finish, max_words, limits)
     return next((finding.reason for finding in found if finding.reason), "")
 

@@ -11,10 +11,11 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from augment.data.sources.entries import Entries, SourceEntry
+from augment.data.sources.entries import Entries, LeftOut, SourceEntry
 from augment.errors import DataError, EngineError
 from augment.files import digest, read_json, say, write_json
 
@@ -112,7 +113,7 @@ def import_pictures(folder: Path, out: Path) -> Path:
 
     if out.is_relative_to(folder):
         raise DataError("lies in the folder of pictures; name another --out", str(out))
-    entries = list(read(folder))
+    entries = [entry for entry in read(folder) if isinstance(entry, SourceEntry)]
     if not entries:
         raise DataError(
             "no picture (.jpg, .png, .webp, ...) in this folder or below it", str(folder)
@@ -151,28 +152,21 @@ def _state(out: Path) -> Mapping[str, Any]:
     return {}
 
 
-def _files(folder: Path, entries: Sequence[Any]) -> Iterator[Sequence[Any]]:
+def _files(folder: Path, entries: Sequence[SourceEntry]) -> Iterator[Sequence[Any]]:
     """What decides a data root: names, sizes and times of pictures, and texts beside them."""
     for entry in entries:
-        if not isinstance(entry, SourceEntry):
-            yield [str(entry)]
-            continue
-        try:
-            seen = (folder / entry.id).stat()
-            yield [entry.id, entry.text, seen.st_size, seen.st_mtime_ns]
-        except OSError:
-            yield [entry.id, entry.text]
+        seen = (folder / entry.id).lstat()
+        yield [entry.id, entry.text, seen.st_size, seen.st_mtime_ns]
 
 
-def _shown(entries: Sequence[Any]) -> Entries:
-    """The entries, with progress."""
-    from contextlib import closing
-
+def _shown(entries: Sequence[SourceEntry]) -> Entries:
+    """The entries, with progress; a name that is no text of any encoding cannot be an id."""
     from augment.enrichment.account import Progress
 
     with closing(Progress("pictures", len(entries))) as progress:
         for entry in entries:
-            yield entry
+            plain = entry.id.encode("utf-8", "replace").decode() == entry.id
+            yield entry if plain else LeftOut("names that are not UTF-8", ascii(entry.id))
             progress.add(1)
 
 

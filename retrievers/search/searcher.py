@@ -168,16 +168,16 @@ class Searcher:
             index.add(plan.ids, [recipe.candidate(i) or "" for i in plan.catalog.items()], words)
             index.build()
             return cls(data, plan, None, recipe, index, recipe.corpus_view, pictures)
-        loaded = isinstance(checkpoint, Encoder)
-        retriever = checkpoint if loaded else load(checkpoint, str(device_named(device)))
+        made = checkpoint if isinstance(checkpoint, Encoder) else None
+        retriever = made or load(str(checkpoint), str(device_named(device)))
         recipe = open_recipe(retriever.trained_on, data, texts, allow_mismatch)
         rewriter = (
             QueryRewriter(vlm, pictures.folder, recipe.query_view, allow_mismatch) if vlm else None
         )
         made_by = retriever.fingerprint(recipe.fingerprint)
         folder = None if embeddings is None else Path(embeddings)
-        if folder is None and not loaded:
-            folder = _embeddings(Path(checkpoint), made_by)
+        if folder is None and made is None:
+            folder = _embeddings(Path(str(checkpoint)), made_by)
         vectors, notes = (
             _embed(retriever, recipe, data, plan, device)
             if folder is None

@@ -1,10 +1,12 @@
 """From a folder of pictures to a page: once, again, changed, killed; and what cannot be used."""
 
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,8 @@ def folder(tmp_path):
 
 def test_once_again_and_after_a_change(folder, capsys):
     (folder / "broken.jpg").write_bytes(b"no picture")
+    with suppress(OSError):  # some disks take no such name
+        (folder / os.fsdecode(b"\xff.png")).write_bytes((folder / "a b.png").read_bytes())
     (folder / "a b.txt").write_text("a purple teapot")
     found = quickstart(folder, model="scripted:")
     told = capsys.readouterr().out
@@ -59,7 +63,7 @@ def test_once_again_and_after_a_change(folder, capsys):
     vectors = {path: path.stat().st_mtime_ns for path in (out / "vectors").rglob("*.arrow")}
     assert vectors
     quickstart(folder, model="scripted:")
-    assert "6 pictures are imported already" in capsys.readouterr().out
+    assert "pictures are imported already" in capsys.readouterr().out
     assert load_runs(out / "texts")[-1].counts["generated"] == 0
     assert vectors == {path: path.stat().st_mtime_ns for path in vectors}
 
