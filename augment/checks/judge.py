@@ -101,21 +101,9 @@ def judge(
     forbidden: Forbidden | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Verdict:
-<<<<<<< HEAD
-    """Clean a reply and run every check that applies.
-
-    Args:
-        reply: as the engine gave it.
-        prompt: names the caps, and whether it rewrites.
-        original: the published text of the item.
-        forbidden: what a rewrite must not say; None where it is not known.
-        limits: see :class:`Limits`.
-    """
+    """Clean a reply and run every check that applies."""
     if prompt.kind == "transcript":
         return _transcript(reply, prompt, limits)
-=======
-    """Clean a reply and run every check that applies."""
->>>>>>> main
     text, steps = clean_steps(reply.text)
     lengths: dict[str, str] = {}
     derived, broken, chain = 0, "", None
