@@ -90,7 +90,7 @@ def _blocks(store: EmbeddingStore, root: DataRoot) -> Iterator[pa.Table]:
         flat = pa.array(store.take(rows).astype(np.float32).ravel())
         vectors = pa.FixedSizeListArray.from_arrays(flat, store.dim)
         texts = ([item.text for item in items], [item.image for item in items])
-        yield pa.table([ids, *texts, vectors], schema)
+        yield pa.table([ids, *texts, vectors], schema=schema)
 
 
 def _write_faiss(store: EmbeddingStore, out: Path, factory: str) -> None:

@@ -4,6 +4,7 @@ import faiss
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from augment.data import DataRoot, open_candidates
 from retrievers.cli import main
@@ -20,8 +21,8 @@ def embedded(tmp_path):
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     writer = EmbeddingWriter(tmp_path / "v/corpus", "me", {}, "float32")
     keys = np.array([f"{n}".encode() for n in range(len(items))], "S16")
-    writer.append([items[0].id], keys[:1], -vectors[:1], [False])
-    writer.append([item.id for item in items], keys, vectors, [False] * len(items))
+    writer.append([items[0].id], keys[:1], torch.from_numpy(-vectors[:1]))
+    writer.append([item.id for item in items], keys, torch.from_numpy(vectors))
     writer.finish()
     return root, items, vectors
 
@@ -37,7 +38,7 @@ def test_parquet_has_id_text_picture_and_vector(tmp_path, embedded, capsys):
     assert export(tmp_path, root, "parquet", out) == 0
     assert "24 candidates with vectors" in capsys.readouterr().out
     table = pq.read_table(out)
-    assert str(table.schema.field("vector").type) == "fixed_size_list<element: float>[8]"
+    assert str(table.schema.field("vector").type) == "fixed_size_list<item: float>[8]"
     assert table.schema.metadata[b"made_by"] == b"me"
     assert table.drop_columns("vector").to_pylist() == [
         {"id": item.id, "text": item.text, "image": item.image} for item in items]  # fmt: skip
