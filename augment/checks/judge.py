@@ -100,15 +100,7 @@ def judge(
     forbidden: Forbidden | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Verdict:
-    """Clean a reply and run every check that applies.
-
-    Args:
-        reply: as the engine gave it.
-        prompt: names the caps, and whether it rewrites.
-        original: the published text of the item.
-        forbidden: what a rewrite must not say; None where it is not known.
-        limits: see :class:`Limits`.
-    """
+    """Clean a reply and run every check that applies."""
     text, steps = clean_steps(reply.text)
     lengths: dict[str, str] = {}
     derived, broken, chain = 0, "", None
@@ -163,14 +155,7 @@ def check(
     max_words: int | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> str:
-    """Why a cleaned text is refused on its own account, or ``""``.
-
-    Args:
-        text: as :func:`augment.checks.clean` left it.
-        finish: how generation ended.
-        max_words: limit named in the prompt; None for none.
-        limits: see :class:`Limits`.
-    """
+    """Why a cleaned text is refused on its own account, or ``""``."""
     found = _wording(text, finish, max_words, limits)
     return next((finding.reason for finding in found if finding.reason), "")
 

@@ -139,11 +139,7 @@ class Forbidden(NamedTuple):
 def leaks(text: str, original: str, forbidden: Forbidden, rule: LeakRule = "names") -> list[str]:
     """What a text gives away, each piece once; empty if nothing.
 
-    Args:
-        text: the rewritten query.
-        original: the published query; its own words are no leak.
-        forbidden: see :class:`Forbidden`.
-        rule: see the module.
+    The words of the published query are no leak.
     """
     if rule == "off":
         return []

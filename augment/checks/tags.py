@@ -52,13 +52,7 @@ def parse_chain(reply: str) -> Chain:
 def chain_faults(
     chain: Chain, original: str | None, targets: Sequence[str]
 ) -> Iterator[tuple[str, float, str]]:
-    """Name, score and reason (empty if there is none) of every check.
-
-    Args:
-        chain: of :func:`parse_chain`.
-        original: the published text of the query.
-        targets: published texts of what it looks for; none where they are not known.
-    """
+    """Name, score and reason (empty if there is none) of every check."""
     yield "tags", float(chain.broken), "tags: not one pair of each, in order" * chain.broken
     if chain.broken:
         return

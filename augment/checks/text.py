@@ -256,9 +256,7 @@ FEWEST = 3
 def foreign(text: str, language: str) -> float:
     """How much speaks against a language, 0 to 1.
 
-    Args:
-        text: the text.
-        language: ISO 639-1 code of the language asked for.
+    ``language`` is an ISO 639-1 code.
 
     Returns:
         The share of letters in another script, or the share of foreign words among all common

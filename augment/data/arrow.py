@@ -198,12 +198,6 @@ QUERIES = Kind(
 def batch(kind: Kind, block: bytes, first: int, source: Path) -> Any:
     """The rows of some whole lines, a ``pyarrow.RecordBatch`` in the kind's schema.
 
-    Args:
-        kind: of the file.
-        block: the lines.
-        first: number of the first of them in the file.
-        source: the file: named in errors; its name may tell the task.
-
     Raises:
         DataError: with ``file:line``, at the first line that cannot be used.
     """

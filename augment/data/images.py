@@ -52,10 +52,6 @@ _BROKEN = (
 def resolve(root: Path, path: str) -> Path:
     """The file that ``path`` names under ``root``, after following symbolic links.
 
-    Args:
-        root: data root.
-        path: relative path with forward slashes, as the data names it.
-
     Raises:
         ImageError: ``outside-root`` for a URL, an absolute path, ``..`` or a link that leaves the
             root; ``missing`` if there is no such file.
@@ -218,9 +214,7 @@ class PictureHashes:
     of them differs, the file is read. A file that changed in the last seconds is read and not
     remembered: within one tick of the clock it could change again unnoticed.
 
-    Args:
-        root: folder that paths are relative to.
-        remembered: the hash that an earlier run kept under a name, if it did.
+    ``remembered`` gives the hash that an earlier run kept under a name, if it did.
     """
 
     def __init__(self, root: Path, remembered: Callable[[str], str | None]) -> None:
@@ -251,10 +245,6 @@ class PictureHashes:
 
 def refuse_pointer(file: Path, path: str) -> None:
     """Refuse the few lines of text that Git-LFS leaves in the place of a file.
-
-    Args:
-        file: what :func:`resolve` returned.
-        path: the path as the data names it.
 
     Raises:
         ImageError: ``lfs-pointer``; ``corrupt`` if the file cannot be read.

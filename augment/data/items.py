@@ -22,10 +22,6 @@ class RootItems:
 
     Union files repeat the others and count only where there are no others.
 
-    Args:
-        root: folder in M-BEIR's layout.
-        side: which of them.
-
     Raises:
         DataError: if the root or one of its files cannot be read.
     """

@@ -108,11 +108,6 @@ def subset_names(root: Path) -> list[str]:
 def read_subset(root: Path, name: str, limit: int | None = None) -> Subset:
     """Read one data set.
 
-    Args:
-        root: folder of the data sets.
-        name: one of :func:`subset_names`.
-        limit: only so many queries.
-
     Raises:
         DataError: with file and row, if there is none, a column is missing, the lists of a row are
             empty or not parallel, or a query or candidate has neither text nor picture.

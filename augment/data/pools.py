@@ -34,9 +34,6 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
 
     Pickles as its path: a worker process maps the same files again.
 
-    Args:
-        path: the JSONL file.
-
     Raises:
         DataError: see :func:`open_candidates`.
     """
@@ -88,9 +85,6 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
     def columns(self, rows: Sequence[int] | Int64[np.ndarray, " rows"]) -> Any:
         """The values of some rows as a ``pyarrow.Table``.
 
-        Args:
-            rows: at least one.
-
         Raises:
             IndexError: if there is no such row.
         """
@@ -129,11 +123,7 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
         return None if row < 0 else row
 
     def rows_of(self, ids: Sequence[str]) -> Int64[np.ndarray, " ids"]:
-        """The row of each id as :meth:`find` gives it, but -1 for None; one search for all of them.
-
-        Args:
-            ids: strings, or an Arrow array of strings.
-        """
+        """The row of each id as :meth:`find` gives it, but -1 for None, all in one search."""
         width = self._ids.dtype.itemsize
         names = ids.to_pylist() if isinstance(ids, pa.Array | pa.ChunkedArray) else ids
         keys = [name.encode("utf-8", "surrogatepass") for name in names]
@@ -141,19 +131,6 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
         fit = np.array([len(key) <= width and not key.endswith(b"\0") for key in keys], bool)
         found = _look_up(np.array(keys, f"S{width}"), self._ids, self._order)
         return np.where(fit, found, -1)
-
-    def shared(self, other: Table[_Record]) -> Int64[np.ndarray, "2 shared"]:
-        """The rows of equal ids, here and in another table without repeated ids."""
-        if not len(self) or not len(other):
-            return np.empty((2, 0), np.int64)
-        ids, order = self._ids, self._order
-        ends = other._ids[[0, -1]].astype(ids.dtype)  # cut to the width here
-        mine = slice(np.searchsorted(ids, ends[0]), np.searchsorted(ids, ends[1], side="right"))
-        keys = ids[mine]
-        wide = np.char.str_len(keys) > other._ids.dtype.itemsize
-        theirs = _look_up(keys.astype(other._ids.dtype), other._ids, other._order)
-        theirs = np.where(wide, -1, theirs)
-        return np.stack([order[mine], theirs])[:, theirs >= 0]
 
     def row(self, id: str) -> int:  # noqa: A002 - the word of the format
         """The row with this id.
@@ -207,9 +184,6 @@ class QueryTable(Table[Query]):
 def open_candidates(path: Path) -> CandidateTable:
     """Open a candidate pool, building its table first if the file is new or has changed.
 
-    Args:
-        path: a ``cand_pool`` file.
-
     Raises:
         DataError: with ``file:line`` while building: a line that cannot be used, an id twice.
     """
@@ -220,9 +194,6 @@ def open_queries(path: Path) -> QueryTable:
     """Open a file of queries, building its table first if the file is new or has changed.
 
     Equal records may repeat, as they do in M-BEIR's upsampled training file.
-
-    Args:
-        path: a ``query`` file.
 
     Raises:
         DataError: with ``file:line`` while building: a line that cannot be used, an id given to
@@ -282,7 +253,7 @@ class Catalog:
         if keep is not None:
             held = np.unique(table.rows_of(list(keep)))
             held = held[held >= 0]
-        rows = self._known(table)[held]
+        rows = self.rows_of(table.ids.take(pa.array(held)).to_pylist())
         if check:
             self._compare(table, held, rows)
         new = np.flatnonzero(rows < 0)
@@ -291,16 +262,6 @@ class Catalog:
         source = np.full(len(new), len(self._pools), np.uint16)
         self._source = np.concatenate([self._source, source])
         self._pools.append(_Pool(table, None if keep is None else held, rows))
-        return rows
-
-    def _known(self, table: CandidateTable) -> Int64[np.ndarray, " places"]:
-        """The row of each candidate of a table that an earlier pool holds, else -1."""
-        rows = np.full(len(table), -1)
-        for pool in self._pools:
-            here, there = table.shared(pool.table)
-            known = pool.rows_of(there)
-            unset = (known >= 0) & (rows[here] < 0)
-            rows[here[unset]] = known[unset]
         return rows
 
     def _compare(self, table: CandidateTable, held: np.ndarray, rows: np.ndarray) -> None:
@@ -389,11 +350,6 @@ class StoredQueries(Sequence[Query]):
 
     Processes that load pairs share the files' pages; records that they shared would be copied into
     each of them as soon as they are looked at.
-
-    Args:
-        tables: query files.
-        source: of each query, the place of its table.
-        rows: of each, its row there.
     """
 
     _tables: Sequence[QueryTable]

@@ -214,10 +214,7 @@ class InstructionRow(NamedTuple):
 class Instructions:
     """Instructions by (dataset id, query modality, candidate modality).
 
-    Args:
-        rows: the table.
-        where: the file, named in errors; empty where there is none.
-        name: what checkpoints remember: ``on`` for a root's own table.
+    ``name`` is what checkpoints remember: ``on`` for a root's own table.
 
     Raises:
         DataError: if two rows have the same key.

@@ -12,9 +12,7 @@ T = TypeVar("T")
 class Reservoir(Generic[T]):
     """Keeps a sample (Vitter 1985, algorithm R).
 
-    Args:
-        size: how many to keep; None keeps all.
-        seed: the sample is the same for the same stream.
+    A ``size`` of None keeps all.
     """
 
     def __init__(self, size: int | None, seed: int = 0) -> None:

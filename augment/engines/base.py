@@ -167,10 +167,7 @@ def load_engine(name: str, *, root: Path, **options: Any) -> Engine:
     ``ray:...``         any of these; a command runs its shards on a Ray cluster
     ==================  ========================================================================
 
-    Args:
-        name: see above.
-        root: folder that the requests' image paths are relative to.
-        **options: the fields of :class:`EngineOptions`.
+    ``options`` are the fields of :class:`EngineOptions`.
 
     Raises:
         EngineError: if there is no such model.

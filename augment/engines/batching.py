@@ -117,11 +117,6 @@ class Feed:
     How far is counted in requests, never in time, so that the same stream gives the same batches.
     The window grows from two batches to its full size, so that the model starts early.
 
-    Args:
-        asked: the stream.
-        opening: starts to open the picture of a request.
-        size: of a batch.
-
     Attributes:
         ended: whether there is no further request.
     """

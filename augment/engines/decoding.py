@@ -51,13 +51,7 @@ Decode = Callable[[Any, Sampling], list[Row]]
 
 
 def decode_with(model: Any, stops: Sequence[int], pad: int) -> Decode:
-    """The fastest way to decode batches of a model.
-
-    Args:
-        model: on its device.
-        stops: tokens that end a text.
-        pad: token that fills up rows.
-    """
+    """The fastest way to decode batches of a model."""
     decode = Decoder(model, stops) if fits(model) else _Generate(model, stops, pad)
 
     def seeded(inputs: Any, sampling: Sampling) -> list[Row]:
@@ -258,12 +252,7 @@ class Reading:
 
 @final
 class Decoder:
-    """Decodes batches of one model.
-
-    Args:
-        model: that :func:`fits`, on its device.
-        stops: tokens that end a text.
-    """
+    """Decodes batches of one model."""
 
     def __init__(self, model: Any, stops: Sequence[int]) -> None:
         self._model = model

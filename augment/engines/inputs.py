@@ -29,12 +29,7 @@ MAX_PIXELS = 802_816
 
 
 def to_messages(request: Request, image: Image.Image | None) -> list[dict[str, Any]]:
-    """The conversation of a request; the picture stands after the text.
-
-    Args:
-        request: what is asked.
-        image: its picture, None if the request shows none.
-    """
+    """The conversation of a request; the picture stands after the text."""
     user: list[dict[str, Any]] = [{"type": "text", "text": request.text}]
     if image is not None:
         user.append({"type": "image", "image": image})
@@ -78,10 +73,6 @@ def resized(processor: Any, image: Image.Image) -> Image.Image:
     ``process_vision_info`` has limits of its own, which differ from the model's; handing it the
     processor's means that a picture is resampled once, and that the processor finds it in shape.
 
-    Args:
-        processor: of the model.
-        image: as opened.
-
     Returns:
         A picture whose sides are multiples of the merged patch; unchanged for models whose
         processors do not count in pixels.
@@ -105,11 +96,6 @@ def encode(
     processor: Any, requests: Sequence[Request], images: Sequence[Image.Image | None]
 ) -> Any:
     """The model's input for a batch: everything up to ``generate``, padded on the left.
-
-    Args:
-        processor: of the model.
-        requests: what is asked.
-        images: one per request, as :func:`resized` left it; None where none is shown.
 
     Returns:
         The processor's whole output (``BatchFeature``); hand all of it to the model.

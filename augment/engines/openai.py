@@ -328,10 +328,6 @@ class _Server:
 class Servers:
     """Asks servers that fail: balanced, patient, and never stuck.
 
-    Args:
-        options: see :class:`OpenAIEngine`.
-        tend: likewise.
-
     Attributes:
         preparing: requests whose pictures are being made ready.
         idle: seconds for which places stood empty meanwhile, by their share of all places.

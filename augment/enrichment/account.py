@@ -118,12 +118,6 @@ class Summary:
 class Account:
     """Settles items.
 
-    Args:
-        store: where links and failures are saved.
-        recipe: id of the recipe.
-        engine: tells how long its model waited.
-        progress: told about every settled item; None for nobody.
-
     Attributes:
         summary: the counts.
     """

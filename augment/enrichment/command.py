@@ -48,13 +48,7 @@ class _Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
 
 
 def parser(prog: str, description: str, epilog: str = "") -> ArgumentParser:
-    """A parser that reads YAML files with its options, too.
-
-    Args:
-        prog: how the command is called.
-        description: what it does.
-        epilog: what stands below the options.
-    """
+    """A parser that reads YAML files with its options, too."""
     made = ArgumentParser(
         prog=prog, description=_plain(description), epilog=epilog, formatter_class=_Help
     )
@@ -71,11 +65,7 @@ def add_options(
 ) -> None:
     """Add an option for every parameter of a function, or field of a dataclass.
 
-    Args:
-        made: the parser.
-        source: has a docstring with the ``Args:`` or ``Attributes:``.
-        positional: names of parameters that are given without their names.
-        skip: names of parameters that are no options.
+    ``positional`` ones are given without their names; ``skip`` names parameters that are none.
     """
     hints, texts = get_type_hints(source), _documented(source)
     for name, parameter in inspect.signature(source).parameters.items():

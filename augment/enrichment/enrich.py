@@ -33,7 +33,6 @@ from augment.records import Enrichment, Reply, Request
 from augment.store import Failure, Judged, Scope, Store, reason_class
 from augment.store.keys import Recipe
 from augment.store.runs import RunRecord, load_runs
-from augment.store.segments import Seen
 
 #: Items settled without asking after which the engine may hand over what it has meanwhile done.
 QUIET = 64
@@ -137,7 +136,8 @@ class _Run:
         self._suspects = self._store.suspects(self._recipe.id)
         self._suspected = frozenset().union(self._suspects.aside, *self._suspects.groups)
         #: Ids with a hash of what they stand for, and keys of the texts of this run.
-        self._seen, self._written = Seen(), Seen()
+        self._seen: dict[str, int] = {}
+        self._written: set[str] = set()
         self._keys: dict[str, str] = {}
         #: Key -> group that is not settled; a group on the ladder under its first text's key.
         self._open: dict[str, Group] = {}
@@ -237,10 +237,10 @@ class _Run:
         """Settle an id that comes again, in a second pool or by mistake."""
         item = job.item
         content = hash((item.text, item.image))
-        earlier = self._seen.add(item.id, content)
-        if earlier is None:
+        if item.id not in self._seen:
+            self._seen[item.id] = content
             return True
-        if earlier == content:
+        if self._seen[item.id] == content:
             self._account.skipped("listed again")
         else:
             reason = (
@@ -404,11 +404,6 @@ class Judge:
     a rewrite must keep and must not say differs between them. It is kept with the item's link, with
     a mark of the limits it was made under, so that a run with other limits judges stored texts
     again and generates nothing.
-
-    Args:
-        limits: what is refused.
-        store: of the texts.
-        recipe: id of the recipe whose links hold the verdicts.
     """
 
     _limits: Limits
@@ -431,11 +426,6 @@ class Judge:
         """The verdict on a stored text as that of an item, and whether it is a new one.
 
         Where the text is refused, the one that a retry made in its place is judged, too.
-
-        Args:
-            job: the item.
-            prompt: of the text.
-            key: of the text.
         """
         now = self.mark(prompt)
         link = self._store.link_of(self._recipe, job.item.id)

@@ -28,7 +28,6 @@ from augment.store import Store, reason_class
 from augment.store.keys import Recipe
 from augment.store.page import visible
 from augment.store.runs import Prices
-from augment.store.segments import Seen
 from augment.store.upkeep import duration, listing
 
 #: Batches that the sample fills: the first ones of a run are no slower than the later ones.
@@ -90,21 +89,14 @@ def survey(
 ) -> Survey:
     """Look at every job as a run would, asking no model.
 
-    Args:
-        jobs: items with their prompts.
-        engine: names the model.
-        store: where texts are looked up.
-        recipe: holds the sampling of every prompt.
-        root: folder that image paths are relative to.
-        sample: size of the sample of requests.
-        seed: of the sample.
-
     Raises:
         DataError: if a prompt does not render.
         StoreError: if the store cannot be read.
     """
     found, drawn = Survey(), Reservoir[Group](sample, seed)
-    ids, keys, pictures = Seen(), Seen(), Seen()
+    ids: set[str] = set()
+    keys: set[str] = set()
+    pictures: set[str] = set()
     plan = Planner(jobs, engine, recipe, root, store)
 
     try:
@@ -113,9 +105,10 @@ def survey(
             if job.prompt is None:
                 found.skipped[job.reason] += 1
                 continue
-            if ids.add(job.item.id) is not None:
+            if job.item.id in ids:
                 found.skipped["listed again"] += 1
                 continue
+            ids.add(job.item.id)
             if failure is not None:
                 found.failing[reason_class(failure.reason)] += 1
             if group is None:
@@ -200,9 +193,10 @@ def _total(values: Sequence[int], requests: int) -> tuple[float, float]:
 
 def choose(jobs: Iterable[Job], number: int, seed: int = 0) -> list[Job]:
     """A uniform sample of the jobs that have a prompt, in their order; an id counts once."""
-    chosen, seen = Reservoir[tuple[int, Job]](number, seed), Seen()
+    chosen, seen = Reservoir[tuple[int, Job]](number, seed), set[str]()
     for place, job in enumerate(jobs):
-        if job.prompt is not None and seen.add(job.item.id) is None:
+        if job.prompt is not None and job.item.id not in seen:
+            seen.add(job.item.id)
             chosen.offer((place, job))
     return [job for _, job in sorted(chosen.kept, key=itemgetter(0))]
 

@@ -109,14 +109,6 @@ def launch(
 ) -> int | None:
     """Run a command in parts, if it is to be run so; the worst of their exit codes.
 
-    Args:
-        prog: how the command is called, such as ``python -m augment.corpus``.
-        arguments: of the whole command.
-        model: see :func:`shares`, as for the shard and the limit.
-        options: of the engine.
-        shard: likewise.
-        limit: likewise.
-
     Returns:
         None, with nothing done, for a job that one process does alone.
     """

@@ -160,13 +160,7 @@ class JobPlan(NamedTuple):
 
 
 def candidate_plan(items: Iterable[Item], prompt: Prompt, total: int | None = None) -> JobPlan:
-    """Describe every candidate that has a picture, or all where the prompt needs none.
-
-    Args:
-        items: the candidates.
-        prompt: how.
-        total: how many there are, None where that is not known before.
-    """
+    """Describe every candidate that has a picture, or all where the prompt needs none."""
     jobs = (
         Job(item, prompt, "picture") if item.image is not None
         else Job(item, None if prompt.needs_image else prompt, "no picture")
@@ -184,12 +178,8 @@ def query_plan(
 ) -> JobPlan:
     """Refine queries, each kind in its own way.
 
-    Args:
-        queries: the queries.
-        prompts: kind of query -> how, None leaves it alone.
-        told: what the rewrite of a query must not say; None where nothing is known.
-        total: how many there are, None where that is not known before.
-        target: finds what a query looks for; needed by prompts that show it.
+    ``told`` says what a rewrite must not say; ``target`` finds what a query looks for, for prompts
+    that show it.
     """
 
     def job(query: Query) -> Job:
@@ -281,14 +271,7 @@ def enrich(
 def recipe(
     side: Side, engine: Engine, routes: Mapping[str, Prompt | None], options: Options
 ) -> Recipe:
-    """The recipe of a run.
-
-    Args:
-        side: query or corpus.
-        engine: what answers.
-        routes: kind of item -> prompt, None where it is left alone.
-        options: give the sampling.
-    """
+    """The recipe of a run."""
     prompts = {prompt.name: prompt for prompt in routes.values() if prompt is not None}
     return Recipe(
         side=side,
@@ -313,14 +296,8 @@ def carry_out(
 ) -> Summary:
     """Run :func:`~augment.enrichment.enrich.enrich_jobs` with progress; drain on the first signal.
 
-    Args:
-        plan: what to do.
-        root: folder that image paths are relative to.
-        store: the generated texts, or their folder.
-        options: model, sampling, limits and share.
-        engine: answers in place of the model that ``options`` names.
-        retry: try this again, and generate nothing else.
-        seen_dead: processes that were seen to die in this job.
+    ``engine`` answers in place of the model that the options name; with ``retry`` nothing else is
+    made.
 
     Raises:
         DataError: if the data or a prompt cannot be used.
@@ -367,16 +344,7 @@ def run_plan(
     engine: Engine | None = None,
     **chosen: Any,
 ) -> Summary:
-    """What the command of a plan does, with progress; raises what :func:`carry_out` raises.
-
-    Args:
-        plan: of ``augment.corpus`` or ``augment.queries``.
-        root: folder in M-BEIR's layout.
-        store: folder of the generated texts.
-        options: model, sampling and limits.
-        engine: answers in place of the model that ``options`` names.
-        **chosen: further parameters of the plan.
-    """
+    """What the command of a plan does, with progress; raises what :func:`carry_out` raises."""
     return carry_out(plan(root, options=options, **chosen), root, store, options, engine)
 
 
@@ -389,12 +357,8 @@ def run_command(
 ) -> int:
     """Parse, run, print; the exit code.
 
-    Args:
-        prog: how the command is called.
-        plan: makes the plan of the options that are its parameters, and of ``options``.
-        arguments: of the command line.
-        supervised: work in a child process, so that the command survives its death.
-        retry: ask again what failed or was refused, in place of trials.
+    ``supervised``, it works in a child process, so that the command survives its death; a ``retry``
+    asks again what failed or was refused, in place of trials.
     """
     more: type[Again | Trial] = Again if retry else Trial
     made = command.parser(prog, plan.__doc__.partition("\n\n")[0], EXIT_CODES)  # type: ignore[union-attr]

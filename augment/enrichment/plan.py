@@ -13,16 +13,13 @@ from typing import NamedTuple, final
 from augment.data.images import PictureHashes
 from augment.engines import Engine
 from augment.enrichment.jobs import Group, Job
-from augment.errors import DataError, ImageError
+from augment.errors import ImageError
 from augment.prompts import Prompt
 from augment.store import Failure, Store
 from augment.store.keys import Recipe, text_key
 
 #: Items whose keys are computed before they are needed; bounds memory, not batches.
 AHEAD = 2048
-
-#: Jobs that a thread takes at once: handing one over costs as much as planning it.
-TAKEN = 32
 
 
 class Planned(NamedTuple):
@@ -45,14 +42,6 @@ class Planned(NamedTuple):
 class Planner(Iterator[Planned]):
     """Jobs in their order, planned in threads.
 
-    Args:
-        jobs: read no further than ``ahead`` jobs before the one that is returned.
-        engine: names the model.
-        recipe: holds the sampling of every prompt.
-        root: folder that image paths are relative to.
-        store: remembers hashes of pictures.
-        ahead: see :data:`AHEAD`.
-
     Attributes:
         read: jobs read so far.
     """
@@ -74,13 +63,11 @@ class Planner(Iterator[Planned]):
         self._pictures = PictureHashes(root, store.picture)
         self._ahead = ahead
         self._pool = ThreadPoolExecutor(thread_name_prefix="hash")
-        self._coming: deque[Future[list[Planned | DataError]]] = deque()
-        self._ready: deque[Planned | DataError] = deque()
-        self._returned = 0
+        self._coming: deque[Future[Planned]] = deque()
 
     def __len__(self) -> int:
         """Jobs that are read and not returned yet."""
-        return self.read - self._returned
+        return len(self._coming)
 
     def __next__(self) -> Planned:
         """The next job.
@@ -88,30 +75,22 @@ class Planner(Iterator[Planned]):
         Raises:
             DataError: if its prompt does not render.
         """
-        take = max(1, min(TAKEN, self._ahead // 64))
-        while len(self) + take <= self._ahead and (jobs := list(islice(self._jobs, take))):
-            self.read += len(jobs)
-            self._coming.append(self._pool.submit(list, map(self._plan_one, jobs)))
-        if not self._ready:
-            if not self._coming:
-                raise StopIteration
-            self._ready.extend(self._coming.popleft().result())
-        if isinstance(first := self._ready[0], DataError):
-            raise first
-        self._returned += 1
-        self._ready.popleft()
-        return first
+        for job in islice(self._jobs, max(0, self._ahead - len(self))):
+            self.read += 1
+            self._coming.append(self._pool.submit(self._plan_one, job))
+        if not self._coming:
+            raise StopIteration
+        planned = self._coming[0].result()
+        self._coming.popleft()
+        return planned
 
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _plan_one(self, job: Job) -> Planned | DataError:
-        """A job, or the error that is to be raised at its turn; runs in a thread."""
-        try:
-            return Planned(job) if job.prompt is None else self._plan(job, job.prompt)
-        except DataError as error:
-            return error
+    def _plan_one(self, job: Job) -> Planned:
+        """Plan a job; runs in a thread."""
+        return Planned(job) if job.prompt is None else self._plan(job, job.prompt)
 
     def _plan(self, job: Job, prompt: Prompt) -> Planned:
         """Render, and hash the picture."""

@@ -62,12 +62,7 @@ def histogram(
 ) -> Plot:
     """Bars of equal width over values.
 
-    Args:
-        title: what is counted.
-        values: at least one.
-        unit: of the values, for labels.
-        whole: the values are whole numbers.
-        limit: a value to mark, where it is within the drawing.
+    A ``limit`` within the drawing is marked.
 
     Raises:
         IndexError: if there are no values.

@@ -114,9 +114,7 @@ def writer_pid(name: str) -> int | None:
 class Log:
     """A log that is being written, by any number of threads of one process.
 
-    Args:
-        folder: made if absent.
-        sync_seconds: see :data:`SYNC_SECONDS`; 0 syncs every record before going on.
+    With ``sync_seconds`` 0, every record is synced before going on.
 
     Raises:
         OSError: if the file cannot be made.

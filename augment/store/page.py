@@ -84,11 +84,7 @@ def thumbnail(
 ) -> tuple[DataUri | None, str]:
     """A small JPEG of a picture as a data URI, or None and why there is none.
 
-    Args:
-        root: folder of the pictures.
-        image: path in it.
-        expected: SHA-256 in hex of the picture that is meant; empty for whatever is there.
-        side: longest side of the JPEG in pixels.
+    ``expected`` is the SHA-256 in hex of the picture that is meant; empty for whatever is there.
     """
     try:
         small = open_image(root, image, expected=expected)

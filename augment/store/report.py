@@ -170,14 +170,6 @@ def collect(
 ) -> Facts:
     """Gather what the page shows of one side under one recipe.
 
-    Args:
-        store: where the texts are.
-        root: folder in M-BEIR's layout, for the published texts and the pictures.
-        side: query or corpus.
-        recipe: id of a recipe; None as in ``Store.recipe``.
-        samples: how many random and how many worst texts to show.
-        seed: of the random choice.
-
     Raises:
         DataError: if the root cannot be read.
         StoreError: if the store cannot be read, or nothing ran on this side.

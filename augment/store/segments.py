@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import mmap
-import os
 import secrets
 import struct
 import tempfile
-import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
@@ -31,19 +28,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from augment.errors import StoreError
-from augment.files import publish, replacing_path, sha256
-from augment.store.log import decode, encode
+from augment.files import checksum, publish, sha256
 from augment.store.schema import SCHEMAS, Kind, batch, code, name_of
 
-#: Rows of a Parquet row group: memory that reading in a row takes; and of a batch of its copy,
-#: which is checked as a whole when a row of it is read: two milliseconds.
+#: Rows of a Parquet row group: memory that reading in a row takes; and of a batch of its copy.
 GROUP, BATCH = 16_384, 2_048
 
 #: Rows decoded together where rows are asked for in their order, gaps of NEAR included.
 DECODED, NEAR = 128, 8
-
-#: Latest names of :class:`Seen`, in a dict until they are this many.
-LATEST = 1 << 16
 
 Codes = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.int64]
@@ -158,10 +150,7 @@ def find(highs: memoryview, lows: memoryview, one: bytes) -> int:
 class RowIndex:
     """Where the row that counts is, for every code.
 
-    Args:
-        codes: of all rows, as two numbers each.
-        at: times of all rows.
-        latest: whether the latest row of a code counts, or the earliest.
+    That is the ``latest`` of a code, or the earliest.
     """
 
     def __init__(self, codes: Codes, at: Places, latest: bool) -> None:
@@ -190,52 +179,24 @@ class RowIndex:
 
 @final
 class Mapped:
-    """A segment with cheap access to any row, through a copy whose every byte is checked.
+    """A segment with cheap access to any row, through a copy in Arrow's format that is mapped.
 
-    The copy is a row of Arrow batches and a line as in a log, with their ends and CRC-32 sums. A
-    batch is checked when it is first looked at; a copy that is damaged is made anew.
+    The copy's name has a checksum of its bytes, which is compared when it is opened; a copy that is
+    damaged is made anew.
 
-    Args:
-        kind: of the records.
-        path: the segment.
-        cache: folder of the copies; where it cannot be written, the copy lives in a temporary file.
+    Where the ``cache`` cannot be written, the copy lives in a temporary file.
     """
 
     def __init__(self, kind: Kind, path: Path, cache: Path) -> None:
-        self._path = path
-        # The name of a segment has its checksum, so a copy of this name is of these bytes.
-        self._copy = cache / f"{path.parent.name}.{path.stem}.arrow"
-        self._schema = pa.schema([field for field in SCHEMAS[kind] if field.name != "code"])
-        self._batches: dict[int, Any] = {}
+        self._path, self._cache = path, cache
+        self._columns = [name for name in SCHEMAS[kind].names if name != "code"]
         self._latest = -1
         #: Rows that were decoded together, and the number of the first.
         self._block: tuple[int, list[dict[str, Any]]] = 0, []
-        self._bytes, self._ends, self._sums = _mapped(self._copy) or self._made()
-
-    def _made(self) -> tuple[mmap.mmap, list[int], list[int]]:
-        """The copy, made anew.
-
-        Raises:
-            StoreError: if the segment is damaged.
-        """
-        with contextlib.suppress(OSError):
-            self._copy.unlink(missing_ok=True)
-        path = _convert(self._path, self._copy, self._schema)
-        made = _mapped(path)
-        if path != self._copy:
-            path.unlink()  # the mapping keeps it until we are done
-        if made is None:
-            raise StoreError(f"{path}: is damaged as soon as it is written; check this disk")
-        return made
+        self._batch = lru_cache(maxsize=64)(self._opened().get_batch)
 
     def row(self, number: int) -> dict[str, Any]:
-        """One row as plain values.
-
-        Rows asked for one after another are decoded many at a time.
-
-        Raises:
-            StoreError: if the copy is damaged and the segment, too.
-        """
+        """One row as plain values; rows asked for one after another are decoded many at a time."""
         follows, self._latest = 0 < number - self._latest <= NEAR, number
         first, rows = self._block
         if not first <= number < first + len(rows):
@@ -244,67 +205,51 @@ class Mapped:
             self._block = first, rows
         return dict(rows[number - first])
 
-    def _batch(self, place: int) -> Any:
-        if place not in self._batches:
-            if (found := self._sound(place)) is None:
-                self._bytes, self._ends, self._sums = self._made()
-                found = self._sound(place)
-            self._batches[place] = pa.ipc.read_record_batch(pa.py_buffer(found), self._schema)
-        return self._batches[place]
+    def _opened(self) -> Any:
+        """The copy, made now if there is none that is whole.
 
-    def _sound(self, place: int) -> memoryview | None:
-        """The bytes of a batch; None if they are not what was written."""
-        start = self._ends[place - 1] if place else 0
-        found = memoryview(self._bytes)[start : self._ends[place]]
-        return found if zlib.crc32(found) == self._sums[place] else None
+        Raises:
+            StoreError: if the segment is damaged.
+        """
+        # The name of a segment has its checksum, so a copy of this name is of these bytes.
+        stem = f"{self._path.parent.name}.{self._path.stem}"
+        for copy in self._cache.glob(f"{stem}.*.arrow"):
+            with contextlib.suppress(OSError):
+                if checksum(copy) == copy.name.split(".")[-2]:
+                    return _mapped(copy)
+                copy.unlink()
+        partial = self._cache / f".{stem}.{secrets.token_hex(4)}"
+        try:
+            self._cache.mkdir(exist_ok=True)
+            self._write(partial)
+            copy = self._cache / f"{stem}.{checksum(partial)}.arrow"
+            publish(partial, copy)
+            return _mapped(copy)
+        except OSError as error:
+            _LOG.info("%s: no cache (%s), using a temporary file", self._cache, error)
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+        with tempfile.NamedTemporaryFile(suffix=".arrow") as file:
+            self._write(Path(file.name))
+            return _mapped(Path(file.name))  # the mapping keeps it until we are done
 
-
-def _mapped(path: Path) -> tuple[mmap.mmap, list[int], list[int]] | None:
-    """A copy, and the ends and sums of its batches; None if there is none that is whole."""
-    try:
-        with path.open("rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError):  # none, or an empty one
-        return None
-    found = decode(data[data.rfind(b"\n", 0, len(data) - 1) + 1 :])
-    return None if found is None else (data, found["ends"], found["sums"])
-
-
-def _convert(path: Path, copy: Path, schema: Any) -> Path:
-    """Make the Arrow copy; where the cache cannot be written, a temporary file."""
-    try:
-        with replacing_path(copy) as partial:
-            _write_copy(path, partial, schema)
-        return copy
-    except OSError as error:
-        _LOG.info("%s: no cache (%s), using a temporary file", copy.parent, error)
-    handle, name = tempfile.mkstemp(suffix=".arrow")
-    os.close(handle)
-    _write_copy(path, Path(name), schema)
-    return Path(name)
+    def _write(self, target: Path) -> None:
+        """Parquet to Arrow, batch by batch; every one but the last has BATCH rows."""
+        whole = opened(self._path)
+        schema = pa.schema([whole.schema_arrow.field(name) for name in self._columns])
+        with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for part in whole.iter_batches(BATCH, columns=self._columns):
+                writer.write_batch(part)
 
 
-def _write_copy(path: Path, target: Path, schema: Any) -> None:
-    """Parquet to Arrow, batch by batch; every one but the last has BATCH rows."""
-    ends, sums = [], []
-    with target.open("wb") as out:
-        for part in opened(path).iter_batches(BATCH, columns=schema.names):
-            data = part.serialize()
-            out.write(data)
-            ends.append(out.tell())
-            sums.append(zlib.crc32(data))
-        out.write(b"\n" + encode({"ends": ends, "sums": sums}))
+def _mapped(path: Path) -> Any:
+    return pa.ipc.open_file(pa.memory_map(str(path)))
 
 
 @final
 class Rows:
-    """All records of one kind (of one recipe, for links and failures), found by name.
-
-    Args:
-        kind: which.
-        segments: sealed files.
-        cache: folder of their memory-mapped copies.
-    """
+    """All records of one kind (of one recipe, for links and failures), found by name."""
 
     def __init__(self, kind: Kind, segments: list[Path], cache: Path) -> None:
         self.kind = kind
@@ -403,11 +348,7 @@ class Rows:
         return self._starts[-1] + len(self.tail) - len(self)
 
     def scan(self, *names: str) -> Iterator[dict[str, Any]]:
-        """All records that count, a group of rows in memory at a time.
-
-        Args:
-            *names: columns wanted; none means all.
-        """
+        """All records that count, a group of rows in memory at a time."""
         keep, row = self._counting(), 0
         for path in self.segments:
             for part in opened(path).iter_batches(GROUP, columns=list(names) or None):
@@ -427,52 +368,3 @@ class Rows:
         for record in self.tail.values():
             if record.get(filled):
                 yield {name: record.get(name) for name in (filled, *names)}
-
-
-@final
-class Seen:
-    """Names that came by, with a number of 64 bits each: every id and every key of a run.
-
-    They take 24 bytes a name (30 to 34 MiB a million, measured), where a dict or a set of strings
-    takes 135 to 170. Names are kept as codes of 128 bits: among 10 million, two agree with a chance
-    of 1e-25.
-    """
-
-    def __init__(self) -> None:
-        self._latest: dict[bytes, int] = {}
-        self._high: npt.NDArray[np.uint64] = np.empty(0, np.uint64)
-        self._low: npt.NDArray[np.uint64] = np.empty(0, np.uint64)
-        self._numbers: npt.NDArray[np.int64] = np.empty(0, np.int64)
-
-    def __len__(self) -> int:
-        return len(self._latest) + len(self._numbers)
-
-    def __contains__(self, name: str) -> bool:
-        return self._find(code(name)) is not None
-
-    def add(self, name: str, number: int = 0) -> int | None:
-        """Remember a name, unless it is known; the number it was known with, or None."""
-        one = code(name)
-        known = self._find(one)
-        if known is None:
-            self._latest[one] = number
-            if len(self._latest) >= LATEST:
-                self._sort_in()
-        return known
-
-    def _find(self, one: bytes) -> int | None:
-        if one in self._latest:
-            return self._latest[one]
-        at = find(self._high.data, self._low.data, one)
-        return None if at < 0 else int(self._numbers[at])
-
-    def _sort_in(self) -> None:
-        codes = np.frombuffer(b"".join(self._latest), np.uint64).reshape(-1, 2)
-        new = np.fromiter(self._latest.values(), np.int64, len(self._latest))
-        order = np.argsort(codes[:, 0], kind="stable")
-        # One place for each, so that only one column at a time exists twice.
-        at = np.searchsorted(self._high, codes[order, 0], side="right")
-        self._high = np.insert(self._high, at, codes[order, 0])
-        self._low = np.insert(self._low, at, codes[order, 1])
-        self._numbers = np.insert(self._numbers, at, new[order])
-        self._latest = {}

@@ -60,11 +60,6 @@ class Store:
     sealed records, codes are read when first needed and texts on demand. A store sees what was
     there when it was opened, and what it writes itself; it may be asked from several threads.
 
-    Args:
-        folder: where the store lives.
-        sync_seconds: see :data:`augment.store.log.SYNC_SECONDS`.
-        seal_rows: see :data:`SEAL_ROWS`.
-
     Attributes:
         damaged: ``file:line`` of lines in the middle of a log that cannot be read. Their texts
             count as absent and are generated again.
@@ -161,12 +156,7 @@ class Store:
         return None if row is None else enrichment(row)
 
     def link_of(self, recipe: str, owner: str) -> Link | None:
-        """Which text an item or a pair uses under a recipe, or None.
-
-        Args:
-            recipe: id of the recipe.
-            owner: the item's id, or :func:`augment.store.pair_id`.
-        """
+        """Which text an item or a pair uses under a recipe, or None."""
         row = self.rows("link", recipe).get(owner)
         return None if row is None else Link.of(row)
 
@@ -186,10 +176,6 @@ class Store:
 
     def texts(self, side: Side, recipe: str | None = None) -> Texts:
         """Item id (or :func:`augment.store.pair_id`) -> text under a recipe, read on demand.
-
-        Args:
-            side: query or corpus.
-            recipe: an id; None as in :meth:`recipe`.
 
         Raises:
             StoreError: if no such recipe ran here for this side, or several could be meant.
@@ -269,15 +255,7 @@ class Store:
     def link(
         self, recipe: str, owner: str, key: str, route: str = "", judged: Judged = UNJUDGED
     ) -> None:
-        """Save that an item or a pair uses a key under a recipe; nothing if that is known.
-
-        Args:
-            recipe: id of the recipe.
-            owner: the item's id, or :func:`augment.store.pair_id`.
-            key: key of its text.
-            route: how its prompt was chosen, for people.
-            judged: the verdict on its text.
-        """
+        """Save that an item or a pair uses a key under a recipe; nothing if that is known."""
         known = self.link_of(recipe, owner)
         same = known is not None and known.key == key and judged in (UNJUDGED, known.judged)
         if same and self.failure(recipe, owner) is None:
@@ -302,21 +280,11 @@ class Store:
         return max(log.stamp(), other + 1, *(at + 1 for at in known if at is not None))
 
     def save_picture(self, name: str, sha256: str) -> None:
-        """Remember a picture's hash.
-
-        Args:
-            name: stands for the file and its state.
-            sha256: in hex.
-        """
+        """Remember a picture's hash."""
         self._write({"kind": "picture", "picture": name, "sha256": sha256})
 
     def put(self, kind: Kind, recipe: str, row: Mapping[str, Any]) -> bool:
         """Save a record of another store as it is, unless it would not count here.
-
-        Args:
-            kind: of the record.
-            recipe: id of its recipe, for links and failures.
-            row: as :meth:`augment.store.segments.Rows.scan` gives it.
 
         Returns:
             Whether it was saved.
@@ -443,8 +411,7 @@ class Store:
 
         What was in the engine when they died is noted; their logs are sealed once they hold much.
 
-        Args:
-            seen: processes that the supervising process saw die.
+        ``seen`` are processes that the supervising process saw die.
 
         Raises:
             StoreWriteError: if it cannot be written.
@@ -511,10 +478,6 @@ class Texts(Mapping[str, Enrichment]):
 
     A text comes with the verdict on it as this item's; a refused text that a retry mended is the
     mended one. Pickles as the store's path.
-
-    Args:
-        store: has the texts.
-        recipe: how they were made.
     """
 
     def __init__(self, store: Store, recipe: Recipe) -> None:

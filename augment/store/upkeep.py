@@ -323,10 +323,6 @@ def merge(into: Path, others: Sequence[Path]) -> Counter[str]:
     Nothing of the others changes, and merging twice adds nothing. Of two texts of one key the
     earlier counts, of two links of one item the later, as everywhere.
 
-    Args:
-        into: store to add to; made if absent.
-        others: stores to read.
-
     Returns:
         How many texts, links and failures were added.
 

@@ -106,12 +106,7 @@ def unavailable(name: str, experiment: Experiment, setup: Setup) -> str:
 
 @final
 class Builder:
-    """Steps of an experiment's arms.
-
-    Args:
-        experiment: what to build.
-        setup: on what.
-    """
+    """Steps of an experiment's arms."""
 
     def __init__(self, experiment: Experiment, setup: Setup) -> None:
         self.experiment = experiment
@@ -125,12 +120,7 @@ class Builder:
                 if not unavailable(name, self.experiment, self.setup)]  # fmt: skip
 
     def text(self, name: str, where: Enriching | None = None) -> CachedStep:
-        """The step of a text.
-
-        Args:
-            name: in the experiment.
-            where: the data it is about; None: that which retrievers are tested on.
-        """
+        """The step of a text."""
         using = where or self.setup.tested
         key = name, using.root_digest
         if key not in self._texts:
@@ -152,14 +142,7 @@ class Builder:
     def arm(
         self, name: str, seed: int, split: str = "", where: Enriching | None = None
     ) -> CachedStep:
-        """The step that tests an arm with one seed.
-
-        Args:
-            name: in the experiment.
-            seed: of the training.
-            split: of the queries; empty: the setup's.
-            where: the data it is tested on; None: the setup's.
-        """
+        """The step that tests an arm with one seed."""
         split, where = split or self.setup.split, where or self.setup.tested
         arm = self.experiment.arms[name]
         if arm.kind == "fusion":

@@ -68,13 +68,7 @@ CONTRASTS: tuple[GridContrast, ...] = (
 def effect(
     weights: Mapping[str, float], scores: pd.DataFrame, seed: int = 0
 ) -> dict[str, Interval]:
-    """A weighted sum of arms for each task and, under ``mean``, for their plain mean.
-
-    Args:
-        weights: of the arms that count.
-        scores: of every query (rows: task and query id) in every arm (columns).
-        seed: of the resampling.
-    """
+    """A weighted sum of arms for each task and, under ``mean``, for their plain mean."""
     values = {task: rows.to_numpy() @ np.array(list(weights.values()))
               for task, rows in _by_task(scores[list(weights)])}  # fmt: skip
     pairs = {task: (np.zeros(len(each)), each) for task, each in values.items()}
@@ -113,15 +107,7 @@ def crossing(
     Linear between the measured places; the first passing counts, in either direction. The 95 %
     interval resamples queries within tasks, the same ones in every arm.
 
-    Args:
-        x: places, rising.
-        arms: those at these places.
-        base: the one without text.
-        full: the one with all of it.
-        scores: as for :func:`effect`.
-        share: of the full gain; 0 is where the gain is gone.
-        seed: of the resampling.
-        n: resamples.
+    The places ``x`` rise; a ``share`` of 0 is where the gain is gone.
     """
     random = np.random.default_rng(seed)
     tasks = [rows.to_numpy().T for _, rows in _by_task(scores[[base, full, *arms]])]

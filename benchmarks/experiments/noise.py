@@ -79,13 +79,6 @@ def corrupt(
 ) -> Changed:
     """Exchange and leave out facts, each on its own with the given chances.
 
-    Args:
-        text: generated text.
-        random: draws.
-        hallucination: chance that a fact is exchanged for a rival.
-        omission: chance that it is left out.
-        groups: words that exclude each other.
-
     Raises:
         ValueError: if the chances are no shares of one whole.
     """
@@ -146,14 +139,6 @@ def chosen(
     runs: Path | None = None,
 ) -> frozenset[str]:
     """Ids of the items that get a text.
-
-    Args:
-        items: those that could have one.
-        side: query or corpus.
-        share: of the items.
-        router: see the module.
-        seed: of the shuffle, which also settles ties.
-        runs: folder with local runs of the retriever that is asked.
 
     Raises:
         DataError: if the router is unknown, or needs runs and gets none.

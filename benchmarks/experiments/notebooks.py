@@ -50,11 +50,6 @@ def about(value: Mapping[str, Any]) -> str:
 def picture(value: Mapping[str, Any], path: str, width: int = 160) -> Image.Image:
     """A picture of the Flagland that was measured, drawn again from its seed.
 
-    Args:
-        value: results.
-        path: of the picture, relative to the root.
-        width: in pixels.
-
     Raises:
         ValueError: if the data is no Flagland that ``benchmarks.experiments`` made.
     """

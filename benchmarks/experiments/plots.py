@@ -15,12 +15,7 @@ COLOURS = ("#8a939c", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e
 
 
 def figures(value: Mapping[str, Any], *, most: int = 6) -> dict[str, Figure]:
-    """Name -> figure.
-
-    Args:
-        value: as :func:`benchmarks.experiments.results.collect` makes it.
-        most: arms beside each other in one chart of tasks.
-    """
+    """Name -> figure."""
     made: dict[str, Figure] = {"arms": arms(value)}
     pairs = value["comparisons"]
     if pairs:

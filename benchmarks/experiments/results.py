@@ -303,11 +303,7 @@ def moves_json(reader: ArmReader, first: str, second: str, most: int = 8) -> dic
 
 
 def collect(reader: ArmReader) -> dict[str, Any]:
-    """Everything about an experiment, JSON-serialisable.
-
-    Args:
-        reader: of finished steps.
-    """
+    """Everything about an experiment, JSON-serialisable."""
     experiment, setup, names = reader.builder.experiment, reader.builder.setup, reader.builder.names
     pairs = [pair for pair in experiment.compare if all(name in names for name in pair)]
     return {

@@ -7,14 +7,11 @@ from typing import Any
 
 from augment.files import markdown
 from benchmarks.experiments.writing import writing_table
+from retrievers.evaluation.compare import shown_p
 
 
 def report(value: Mapping[str, Any]) -> str:
-    """All tables of one experiment.
-
-    Args:
-        value: as :func:`benchmarks.experiments.results.collect` makes it.
-    """
+    """All tables of one experiment."""
     parts = [
         f"# {value['experiment']}",
         f"**Question.** {value['question'].strip()}",
@@ -84,14 +81,10 @@ def confusion_table(found: Mapping[str, Mapping[str, int]]) -> str:
     return markdown(["asked, then found first in the union", *kinds], rows)
 
 
-def _p(p: float) -> str:
-    return "< .001" if p < 0.001 else f"{p:.3f}"
-
-
 def compared_cells(row: Mapping[str, Any]) -> list[str]:
     """Difference, its spread over seeds, p, wins and losses of a row of a comparison."""
     spread = "-" if row["sd"] is None else f"{100 * row['sd']:.1f}"
-    return [interval(row["difference"]), spread, _p(row["holm"]), str(row["wins"]),
+    return [interval(row["difference"]), spread, shown_p(row["holm"]), str(row["wins"]),
             str(row["losses"])]  # fmt: skip
 
 

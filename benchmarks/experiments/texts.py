@@ -205,14 +205,7 @@ def _latest(store: Path) -> dict[Side, str]:
 def derived(
     text: TextSpec, of: CachedStep, using: Enriching, raw_runs: CachedStep | None = None
 ) -> CachedStep:
-    """The step of a text that is made of another one.
-
-    Args:
-        text: kind and settings.
-        of: step of the other text.
-        using: the data.
-        raw_runs: test of the retriever that a router of ``select`` asks.
-    """
+    """The step of a text that is made of another one."""
     settings = {"kind": text.kind, "root": using.root_digest, **text.settings}
     needs = (of,) if raw_runs is None else (of, raw_runs)
     told = ", ".join(f"{key} {value}" for key, value in text.settings.items())

@@ -55,12 +55,7 @@ def _asked(root: Path) -> Iterator[tuple[dict[str, Any], Flag]]:
 
 
 def oracle_engine(root: Path, side: str) -> ScriptedEngine:
-    """Answers every request of one side of a Flagland root with the truth.
-
-    Args:
-        root: written by :mod:`benchmarks.flagland`.
-        side: ``query`` or ``corpus``; ids of the two sides overlap.
-    """
+    """Answers every request of one side of a Flagland root with the truth."""
     if side == "corpus":
         answers = {item: language.caption(flag) for item, flag in _pictured(root)}
     else:  # the flag of a request to change one is the flag that results from the change
@@ -125,13 +120,7 @@ class FactCounts:
 
 
 def score_facts(root: Path, side: Side, texts: Mapping[str, Enrichment]) -> dict[str, Any]:
-    """Precision and recall of the facts in a side's texts, by type of fact and in all.
-
-    Args:
-        root: a Flagland.
-        side: query or corpus.
-        texts: item id -> text; items without an accepted one are left out.
-    """
+    """Precision and recall of the facts in a side's texts, by type of fact and in all."""
     flags = (
         _pictured(root)
         if side == "corpus"

@@ -315,10 +315,7 @@ def _write_split(root: Path, split: str, asked: dict[int, list[Query]]) -> None:
 def write_world(root: Path, config: WorldConfig, workers: int = 1) -> list[Country]:
     """Write the whole root; returns the countries.
 
-    Args:
-        root: an empty or missing folder.
-        config: what to write.
-        workers: processes that draw; the result does not depend on it.
+    The result does not depend on the number of ``workers``.
 
     Raises:
         ValueError: if ``root`` already holds something.

@@ -15,7 +15,6 @@ from benchmarks.speed.harness import RESULTS, Page
 
 #: Stage -> module and function that measures it, and the page it writes.
 STAGES = {
-    "data": ("data", "measure", "data_open"),
     "store": ("store", "measure", "ledger"),
     "engines": ("engines", "measure", "engines"),
     "training": ("training", "measure", "training_speed"),

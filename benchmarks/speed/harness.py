@@ -161,10 +161,6 @@ class Page:
     def write(self, path: Path, command: Sequence[str]) -> str:
         """Write the page; among the results, also note in their index how it was made.
 
-        Args:
-            path: of the page.
-            command: words behind ``python -m``.
-
         Returns:
             The page.
         """

@@ -37,11 +37,7 @@ _BLOCK = 1 << 16
 
 @final
 class CandidateBook:
-    """Candidates of several pools by id; of an id that stands in several, the first.
-
-    Args:
-        paths: pool files, in order of preference.
-    """
+    """Candidates of several pools by id; of an id that stands in several, the first."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._pools = [open_candidates(path) for path in paths]
@@ -145,14 +141,6 @@ class PairDataset(Dataset[PairExample]):
 
     Indexed by the keys of :class:`~retrievers.data.samplers.PairBatches`, which say epoch and row,
     so that the draw is the same in whatever process it happens.
-
-    Args:
-        queries: training queries, each with a positive in the book.
-        book: where candidates are looked up.
-        reader: renders and loads.
-        seed: of the draws.
-        positives: positives per query, where it has so many.
-        negatives: where hard negatives come from; None for none.
     """
 
     def __init__(
@@ -227,12 +215,8 @@ def training_queries(
 ) -> tuple[CandidateBook, StoredQueries]:
     """Training queries with a positive in a pool, and the pools.
 
-    Args:
-        root: the data.
-        tasks: only these task codes.
-        limit: at most so many, evenly spaced.
-        held_out: receives a share of the queries, which are not trained on; None holds out none.
-        holdout: that share.
+    ``held_out`` receives the share ``holdout`` of the queries, which are not trained on; None holds
+    out none. A ``limit`` takes so many, evenly spaced.
 
     Raises:
         DataError: if nothing is left to train on.
@@ -303,17 +287,6 @@ def open_negatives(config: NegativesConfig, queries: Sequence[Query]) -> HardNeg
         )
     _tell(f"{having} of {len(queries)} training queries have hard negatives ({where})")
     return negatives
-
-
-def training_digest(root: DataRoot) -> str:
-    """SHA-256 over the bytes of all pools and training queries."""
-    digest = hashlib.sha256()
-    for file in [*root.union_pools(), *root.pools(), *root.query_files("train")]:
-        digest.update(file.path.name.encode())
-        with file.path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def group_codes(data: PairDataset, by: GroupBy | Literal["item"]) -> Int64[np.ndarray, " size"]:

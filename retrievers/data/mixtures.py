@@ -71,11 +71,7 @@ def sample_sentences(
 ) -> str | None:
     """A text thinned out, or whole.
 
-    Args:
-        published: the first part of the text as shown, or None.
-        generated: the part behind it, or None.
-        sampling: how.
-        random: is asked once if the text stays whole.
+    ``random`` is asked once if the text stays whole.
 
     Returns:
         The parts on lines of their own, as a view shows them; None if there is no text.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +25,6 @@ from retrievers.data.datasets import (
     Reader,
     group_codes,
     open_negatives,
-    training_digest,
     training_queries,
 )
 from retrievers.data.examples import Collator, ItemCollator, PairCollator
@@ -308,12 +308,6 @@ class MBeirData:
     ) -> PairLoader:
         """Seeded batches of pairs; the last incomplete batch of an epoch is left out.
 
-        Args:
-            pairs: of :meth:`training`.
-            collator: of the model.
-            rank: number of this process.
-            world: processes that train together.
-
         Raises:
             DataError: if a batch is one pair, and there are no hard negatives.
         """
@@ -330,10 +324,8 @@ class MBeirData:
             self.seed,
             rank,
             world,
-            self.sampling.homogeneous,
-            self.sampling.exponent,
+            self.sampling,
             group_codes(pairs, "item") if self.sampling.together else None,
-            self.sampling.sub_batch,
         )
         return PairLoader(
             pairs,
@@ -350,14 +342,7 @@ class MBeirData:
         collator: Collator,
         rows: Int64[np.ndarray, " rows"] | None = None,
     ) -> DataLoader[Any]:
-        """Batches of a plan's candidates or queries, to embed.
-
-        Args:
-            plan: what is embedded.
-            side: corpus or query.
-            collator: of the model.
-            rows: only these; None takes all.
-        """
+        """Batches of a plan's candidates or queries, to embed."""
         items = PlanItems(plan, side, self.reader(collator))
         return DataLoader(
             # An array does for a sequence, at a quarter of the memory.
@@ -368,18 +353,20 @@ class MBeirData:
         )
 
     def training_queries(self, held_out: list[Query] | None) -> tuple[CandidateBook, StoredQueries]:
-        """Training queries with a positive in a pool, and the pools.
-
-        Args:
-            held_out: receives the share held out for validation; None holds out none.
-        """
+        """See :func:`retrievers.data.datasets.training_queries`."""
         return training_queries(
             self.root, self._tasks, self._limit, held_out, self.validation.holdout
         )
 
     def digest(self) -> str:
         """SHA-256 over the bytes of all pools and training queries."""
-        return training_digest(self.root)
+        root, digest = self.root, hashlib.sha256()
+        for file in [*root.union_pools(), *root.pools(), *root.query_files("train")]:
+            digest.update(file.path.name.encode())
+            with file.path.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+        return digest.hexdigest()
 
 
 def _mixtures(sides: Iterable[tuple[ViewConfig, TextView]]) -> dict[Side, Mixture]:

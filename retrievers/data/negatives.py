@@ -72,10 +72,7 @@ class Scored(NamedTuple):
 class HardNegatives:
     """Hard negatives by query.
 
-    Args:
-        path: a table with :data:`COLUMNS`, or its folder; None takes the published ones.
-        per_query: how many a training pair draws.
-        doubtful: see :class:`NegativesConfig`.
+    Without a ``path`` they are the published ones.
 
     Attributes:
         weak: queries whose positives are not to be relied on.

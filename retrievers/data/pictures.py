@@ -27,12 +27,8 @@ _LAST = (ToTensor, Normalize)
 class ImageLoader:
     """Pictures as preprocessed tensors, with a bounded cache of the latest ones.
 
-    Args:
-        root: data root.
-        collator: its ``image`` is applied; deterministic, so a cached tensor is the same.
-        cache_mib: limit of the cache in MiB, per process; 0 keeps nothing.
-        resized: folder of pictures at the model's size (see
-            :class:`ResizedPictures`); None for none.
+    ``cache_mib`` is per process; 0 keeps nothing. ``resized`` is a folder of
+    :class:`ResizedPictures`.
     """
 
     def __init__(
@@ -81,10 +77,7 @@ class ResizedPictures:
     read anew. Any number of processes may share the folder. It takes 3 bytes per pixel: 150 KB a
     picture at 224 pixels.
 
-    Args:
-        root: data root.
-        transform: the model's image transform, open_clip's.
-        folder: is made; may be deleted at any time.
+    The folder may be deleted at any time.
 
     Raises:
         DataError: if the transform is not made of steps, so that its beginning cannot be told from

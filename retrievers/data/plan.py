@@ -78,13 +78,7 @@ def keep_positives(
     policy: PositiveConfig,
     inside: Callable[[str], bool],
 ) -> Kept:
-    """Apply a policy to the judgements of a task.
-
-    Args:
-        grades: query id -> candidate id -> grade.
-        policy: what to drop; ``combine`` drops nothing here.
-        inside: whether a candidate is in the pool.
-    """
+    """Apply a policy to the judgements of a task."""
 
     def stays(qid: str, did: str, grade: int) -> bool:
         if policy.foreign == "drop" and dataset_of(did) != dataset_of(qid):
@@ -198,13 +192,7 @@ class Plan:
 
 @final
 class PlanItems(Dataset[Example]):
-    """Examples of one side of a plan, by row; goes into loader processes.
-
-    Args:
-        plan: what is embedded.
-        side: corpus or query.
-        reader: renders and loads.
-    """
+    """Examples of one side of a plan, by row; goes into loader processes."""
 
     def __init__(self, plan: Plan, side: Side, reader: Reader) -> None:
         self._plan, self._side, self._reader = plan, side, reader
@@ -321,14 +309,7 @@ def _keep_asked(plan: Plan) -> None:
 def leave_out_own(
     plan: Plan, root: Path, by: OwnPicture, excluded: Mapping[str, Sequence[str]]
 ) -> None:
-    """Fill :attr:`EvalTask.own` of every task of a plan whose pools are complete.
-
-    Args:
-        plan: of the test.
-        root: folder that paths of pictures are relative to.
-        by: see :func:`own_pictures`.
-        excluded: query id -> candidates that the data leaves out by protocol.
-    """
+    """Fill :attr:`EvalTask.own` of every task of a plan whose pools are complete."""
     for task in plan.tasks:
         qids = [query.item.id for query in task.queries if query.item.id in excluded]
         task.own.update({qid: list(excluded[qid]) for qid in qids})
@@ -430,13 +411,8 @@ def plan_validation(
 ) -> Plan:
     """A small version of :func:`plan_test`: some queries per task against a sub-pool.
 
-    Args:
-        root: the data.
-        split: where queries and pools come from.
-        held_out: queries to use instead of the split's files.
-        queries: at most so many per data set and task, evenly spaced.
-        pool: so many distractors per task are added to the positives.
-        seed: of the choice of distractors.
+    At most ``queries`` are taken of each task, evenly spaced; ``pool`` distractors are added to
+    their positives.
 
     Raises:
         DataError: if a pool is missing.

@@ -65,17 +65,8 @@ class PairBatches(Sampler[list[int]]):
 
     The order is a function of seed and epoch alone; each process takes its part of it.
 
-    Args:
-        groups: group of each row.
-        batch_size: rows per batch and process.
-        seed: of the order.
-        rank: this process.
-        world: number of processes. What does not fill a batch of all of them is left out of the
-            epoch.
-        homogeneous: see :class:`SamplingConfig`.
-        exponent: see :class:`SamplingConfig`.
-        items: item that each row is about; rows of one stand together. None for no such order.
-        sub_batch: see :class:`SamplingConfig`.
+    What does not fill a batch of all processes is left out of the epoch. Rows of one of ``items``
+    stand together.
 
     Raises:
         DataError: if a batch over all processes is not made of whole sub-batches.
@@ -88,23 +79,22 @@ class PairBatches(Sampler[list[int]]):
         seed: int,
         rank: int = 0,
         world: int = 1,
-        homogeneous: bool = False,
-        exponent: float = 1.0,
+        config: SamplingConfig = SamplingConfig(),
         items: Int64[np.ndarray, " size"] | None = None,
-        sub_batch: int = 0,
     ) -> None:
-        if sub_batch and batch_size * world % sub_batch:
+        if config.sub_batch and batch_size * world % config.sub_batch:
             raise DataError(
                 f"batches of {batch_size * world} pairs over all processes are not made of whole "
-                f"sub-batches of {sub_batch}; choose sampling.sub_batch to divide data.batch_size"
+                f"sub-batches of {config.sub_batch}; choose sampling.sub_batch to divide "
+                "data.batch_size"
             )
         self._groups = groups
         self._items = None if items is None else torch.from_numpy(items)
         self.batch_size, self.world = batch_size, world
         self._seed, self._rank = seed, rank
         #: Pairs that are drawn of one group at a time; 0 draws each by itself.
-        self._unit = batch_size * world if homogeneous else sub_batch
-        self._exponent = exponent
+        self._unit = batch_size * world if config.homogeneous else config.sub_batch
+        self._exponent = config.exponent
         self.epoch = 0
         #: Batches to leave out at the start of the next pass.
         self.skip = 0
@@ -180,10 +170,6 @@ class PairLoader(DataLoader[Any]):
 
     The place is counted in pairs of all processes, so that a run may go on with another number of
     processes; with another batch over all of them only if it is asked for.
-
-    Args:
-        batches: composes the batches.
-        given: everything else that :class:`torch.utils.data.DataLoader` takes.
     """
 
     def __init__(self, dataset: Any, batches: PairBatches, **given: Any) -> None:

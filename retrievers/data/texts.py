@@ -166,12 +166,7 @@ class TextRecipe:
         return {**self.fingerprint, **mixed, **taught}
 
     def candidate(self, item: Item, draw: str = "") -> str | None:
-        """Text of a candidate, never with an instruction; None if it has none.
-
-        Args:
-            item: the candidate.
-            draw: names seed and epoch in training; empty shows what a test shows.
-        """
+        """Text of a candidate, never with an instruction; None if it has none."""
         return format_text(self._text("corpus", item, draw), self.rule) or None
 
     def _text(self, side: Side, item: Item, draw: str) -> str | None:

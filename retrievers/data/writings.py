@@ -39,12 +39,7 @@ class Writing(NamedTuple):
 
 
 def write_writings(path: Path, found: Iterable[tuple[str, Writing]]) -> None:
-    """Write ``written.jsonl``.
-
-    Args:
-        path: the file.
-        found: query ids, each with what was written.
-    """
+    """Write ``written.jsonl``."""
     write_text(path, _lines(found))
 
 
@@ -65,9 +60,7 @@ def _lines(found: Iterable[tuple[str, Writing]]) -> str:
 def read_writings(path: Path, torn: bool = False) -> dict[str, Writing]:
     """What was written, by query id; of one that stands there twice, the latest.
 
-    Args:
-        path: the file.
-        torn: leave out lines that are no records, as killed processes leave them.
+    ``torn`` leaves out lines that are no records, as killed processes leave them.
 
     Raises:
         DataError: if a line is no such record.
@@ -114,9 +107,8 @@ def threshold(found: Collection[Writing], budget: float) -> float:
 
     Queries write in the order of how unlikely their mark is, as many as the budget allows.
 
-    Args:
-        found: of dev queries, all of which wrote (``reasoning.when=always``).
-        budget: tokens a query on average.
+    ``found`` are dev queries, all of which wrote (``reasoning.when=always``); ``budget`` is tokens
+    a query on average.
 
     Raises:
         DataError: if there are none, or some wrote nothing, so that their cost is not known.

@@ -126,8 +126,8 @@ class Comparison:
                 f"{100 * row.first:.1f}",
                 f"{100 * row.second:.1f}",
                 "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * part for part in row.difference)),
-                _p(row.p),
-                _p(row.holm),
+                shown_p(row.p),
+                shown_p(row.holm),
                 row.wins,
                 row.losses,
             ]
@@ -148,7 +148,8 @@ class Comparison:
         return asdict(self)
 
 
-def _p(p: float) -> str:
+def shown_p(p: float) -> str:
+    """A p-value for tables."""
     return "< .001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -248,14 +249,6 @@ def compare_scores(
 ) -> Comparison:
     """Compare per-query scores.
 
-    Args:
-        scores: name of a task -> scores of both systems.
-        metric: what the scores are.
-        pool: what was searched.
-        names: of the two systems.
-        seed: of the resampling.
-        queries: what was asked; gives the slices.
-
     Raises:
         ValueError: if there is no task, or the systems do not score the same queries.
     """
@@ -315,12 +308,6 @@ def macro_bootstrap(
 
     Queries are resampled within each task.
 
-    Args:
-        tasks: scores of both systems on each task's queries.
-        seed: of the resampling.
-        n: number of resamples.
-        level: coverage.
-
     Raises:
         ValueError: if there is no task, or scores are not paired, empty or not finite.
     """
@@ -354,12 +341,6 @@ def macro_randomisation(
     Signs of the paired differences are flipped at random ``n`` times; the observed assignment
     counts once, so that p is never 0: (extreme + 1) / (n + 1). A query weighs 1 / (tasks x its
     task's queries).
-
-    Args:
-        tasks: scores of both systems on each task's queries.
-        seed: of the flips.
-        n: number of flips.
-
 
     Raises:
         ValueError: if there is no task, or scores are not paired, empty or not finite.
@@ -414,12 +395,8 @@ def scores_from_run(
 ) -> dict[str, float]:
     """Per-query scores of a TREC run file; a judged query that the run lacks scores 0.
 
-    Args:
-        run: six-column run file (or UniIR's seven).
-        qrels: judgements, four or five columns.
-        metric: see :meth:`retrievers.evaluation.metrics.Measure.parse`.
-        short: whether the run may hold fewer hits than the metric looks at, as it does where the
-            pool is that small.
+    ``short``: the run may hold fewer hits than the metric looks at, as it does where the pool is
+    that small.
 
     Raises:
         ValueError: if the metric is unknown.
@@ -436,12 +413,6 @@ def scores_from_run(
 
 def check_queries(table: RunTable, grades: Mapping[str, object], run: str, qrels: str) -> list[str]:
     """Refuse a run that is not about the judged queries.
-
-    Args:
-        table: the run.
-        grades: judgements by query.
-        run: its name, for the message.
-        qrels: their name, for the message.
 
     Returns:
         Queries of the run that are not judged.
@@ -485,12 +456,7 @@ def length_of(query: Query) -> str:
 
 
 def slices_of(queries: Iterable[Query], wanted: Collection[str]) -> dict[str, list[str]]:
-    """Name of a slice -> ids of its queries, in order of first appearance within each kind.
-
-    Args:
-        queries: what was asked; ids that occur twice count once.
-        wanted: ids to keep.
-    """
+    """Name of a slice -> ids of its queries, in order of first appearance within each kind."""
     kinds: tuple[dict[str, dict[str, None]], ...] = ({}, {}, {})
     for query in queries:
         if query.item.id not in wanted:

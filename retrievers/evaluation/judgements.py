@@ -66,12 +66,7 @@ class Judgements:
         return stays
 
     def found(self, run: RunTable, depth: int | None = None) -> Found:
-        """The hits of a run that are judged, best first within each query.
-
-        Args:
-            run: the hits.
-            depth: only so many of each query.
-        """
+        """The hits of a run that are judged, best first within each query."""
         queries = self._queries(run)
         codes = places(run.ids, self._dids)
         query, rank, code = queries[run.query], run.rank, codes[run.rows]

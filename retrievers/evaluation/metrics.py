@@ -87,10 +87,7 @@ def score_run(
 
     A query that the run lacks counts 0 for every metric (trec_eval leaves it out without ``-c``).
 
-    Args:
-        run: hits by query.
-        grades: judgements; make :class:`Judgements` of them once to score many runs.
-        measures: see :meth:`Measure.parse`.
+    Make :class:`Judgements` once to score many runs.
 
     Raises:
         ValueError: if a metric is unknown.

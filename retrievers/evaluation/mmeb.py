@@ -1,9 +1,4 @@
-"""MMEB's image data sets scored: every query against its own list, hit@1, category means.
-
-A candidate is its text and its picture together, so that a list naming the right one twice does not
-punish finding the second; ties go by id, as everywhere in this package (the authors' code takes
-whatever sorts first).
-"""
+"""MMEB's image data sets scored: every query against its own list, hit@1, category means."""
 
 from __future__ import annotations
 
@@ -22,11 +17,6 @@ from retrievers.evaluation.versions import source_commit, versions
 
 def rank_lists(subset: Subset, queries: np.ndarray, candidates: np.ndarray) -> RunTable:
     """Rank every query's own list by inner product.
-
-    Args:
-        subset: the data set.
-        queries: unit vectors, one row a query.
-        candidates: unit vectors, one row a candidate.
 
     Raises:
         DataError: if a vector is not finite.

@@ -50,9 +50,7 @@ def missing_rows(rows: Collection[tuple[str, int | None]]) -> list[str]:
 def task_title(name: str, several: bool) -> str:
     """A task as rows of tables call it.
 
-    Args:
-        name: as its files are called, ``flagland_task0``.
-        several: whether there is more than one data set.
+    Its data set is named where there are several.
     """
     dataset, marker, code = name.rpartition("_task")
     if not marker or not code.isdigit():

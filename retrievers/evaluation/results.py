@@ -72,14 +72,7 @@ def modality_scores(
     grades: Mapping[str, Mapping[str, int]],
     queries: Sequence[tuple[Query, Modality]],
 ) -> ModalityScores:
-    """Look at what a run found.
-
-    Args:
-        catalog: holds the candidates; the modality of others is ``unknown``.
-        run: of one task in the union pool.
-        grades: its judgements.
-        queries: of the task, each with the modality that it asks for; others do not count.
-    """
+    """Look at what a run found."""
     from retrievers.data.plan import same_file
 
     judged = Judgements(grades)
@@ -123,13 +116,7 @@ def modality_scores(
 def fitting(
     catalog: Catalog, run: RunTable, asked: Mapping[str, Modality]
 ) -> Bool[np.ndarray, " hits"]:
-    """Whether each hit of a run is of the modality that its query asks for.
-
-    Args:
-        catalog: holds the candidates; others fit nothing.
-        run: the hits.
-        asked: query id -> modality; nothing fits other queries.
-    """
+    """Whether each hit of a run is of the modality that its query asks for."""
     rows = catalog.rows_of(run.ids.to_pylist())
     kinds = np.full(len(rows), _UNKNOWN, object)
     kinds[rows >= 0] = [item.modality for item in catalog.items(rows[rows >= 0])]
@@ -296,15 +283,7 @@ class Lost(NamedTuple):
 
 
 def score(plan: Plan, runs: Runs, candidates: Lost, queries: Lost, made_by: str) -> Results:
-    """Metrics of every run, tasks in the order of the plan, local before union.
-
-    Args:
-        plan: what was searched.
-        runs: (task name, "local" or "union") -> run.
-        candidates: rows of the plan that could not be embedded, or not as a whole.
-        queries: the same of the plan's queries.
-        made_by: fingerprint of what made the runs.
-    """
+    """Metrics of every run, tasks in the order of the plan, local before union."""
     rows = []
     for task, span in spans(plan):
         for pool in ("local", "union"):

@@ -218,11 +218,6 @@ class RunTable:
 def check_depth(table: RunTable, k: int, pool: int | None = None) -> None:
     """Refuse a cut-off beyond what was retrieved, which would understate every score.
 
-    Args:
-        table: a run.
-        k: cut-off of a metric.
-        pool: size of the pool that was searched, if known.
-
     Raises:
         DataError: if no query has ``k`` hits although the pool has more than the run shows.
     """

@@ -46,11 +46,6 @@ def write_run(path: str | Path, run: Run | RunTable, tag: str = "run") -> None:
     decimals where that is enough (the precision that the indexes of this package rank by), else
     with nine digits.
 
-    Args:
-        path: the file; its folder is made.
-        run: hits per query, in any order.
-        tag: last column; one word.
-
     Raises:
         ValueError: if the tag contains a blank.
         DataError: if an id is empty or contains a blank.
@@ -120,9 +115,7 @@ def read_run(path: str | Path) -> dict[str, list[Hit]]:
 def read_table(path: str | Path, *, empty: bool = False) -> RunTable:
     """Read a run file of six columns, or of UniIR's seven, into columns.
 
-    Args:
-        path: the file.
-        empty: accept a file without a line: a search that found nothing.
+    ``empty`` accepts a file without a line: a search that found nothing.
 
     Raises:
         DataError: with ``file:line``, if the file is empty, a line is malformed, a score is no

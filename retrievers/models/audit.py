@@ -153,12 +153,6 @@ def audit_plan(
 ) -> Audit | None:
     """What a test or validation cuts off.
 
-    Args:
-        plan: what is embedded.
-        recipe: renders the texts.
-        collator: of the encoder.
-        most: texts of each side that are looked at, evenly spread; None for all.
-
     Returns:
         None for a tokenizer whose tokens cannot be counted.
     """
@@ -180,12 +174,6 @@ def audit_training(
     pairs: PairDataset, recipe: TextRecipe, collator: Collator, most: int | None = SAMPLED
 ) -> Audit | None:
     """What training cuts off: every query, and one positive of each.
-
-    Args:
-        pairs: the training data.
-        recipe: renders the texts.
-        collator: of the encoder; windows are not for training.
-        most: texts of each side that are looked at, evenly spread; None for all.
 
     Returns:
         None for a tokenizer whose tokens cannot be counted.

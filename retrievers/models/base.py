@@ -128,11 +128,7 @@ class Encoder(nn.Module, ABC):
 
     @final
     def fingerprint(self, text: Mapping[str, str]) -> str:
-        """Hash of weights, settings and the text shown: what makes a vector; sixteen hex digits.
-
-        Args:
-            text: fingerprint of a text recipe.
-        """
+        """Hash of weights, settings and the text shown: what makes a vector; sixteen hex digits."""
         seen = {"retriever": self.settings(), "text": dict(text)}
         digest = hashlib.sha256(json.dumps(seen, sort_keys=True, default=str).encode())
         for name, tensor in self.state_dict().items():

@@ -334,10 +334,6 @@ def resize_positions(vision: Any, size: int) -> None:
 
     Patch positions are interpolated bicubically, the class token's stays, as in BLIP's own code.
 
-    Args:
-        vision: a ``BlipVisionModel``.
-        size: pixels of a side.
-
     Raises:
         DataError: if the size is no multiple of the patch.
     """

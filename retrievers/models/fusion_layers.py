@@ -52,12 +52,7 @@ class FusionLayers:
 
 @final
 class T5Encoder(nn.Module):
-    """Blocks of T5's encoder, freshly initialised as T5 is.
-
-    Args:
-        width: of the vectors.
-        config: size of the blocks.
-    """
+    """Blocks of T5's encoder, freshly initialised as T5 is."""
 
     def __init__(self, width: int, config: FusionLayers) -> None:
         super().__init__()

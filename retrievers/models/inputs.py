@@ -94,11 +94,6 @@ class Processor:
     ) -> Inputs:
         """Tokenise and stack; no filler for what is absent.
 
-        Args:
-            examples: one side of a batch.
-            side: which one; both are read alike.
-            training: one window for each text.
-
         Raises:
             DataError: if pictures differ in size; names two items.
         """

@@ -93,8 +93,6 @@ def load(
     device: str = "cpu",
     revision: str | None = None,
     token: str | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
 ) -> Encoder:
     """An encoder in evaluation mode; low-rank updates are written into its weights.
 
@@ -107,8 +105,6 @@ def load(
         device: where it runs.
         revision: branch, tag or commit of a repository.
         token: of the Hub; None takes the one that is logged in.
-        cache_dir: where repositories are kept.
-        local_files_only: take what is in the cache and fetch nothing.
 
     Returns:
         The encoder; :attr:`~retrievers.models.base.Encoder.trained_on` and ``origin`` say where its
@@ -129,16 +125,12 @@ def load(
     elif path.is_file() or not re.fullmatch(r"[\w.-]+/[\w.-]+(?<!\.ckpt)(?<!\.pth)", str(name)):
         encoder = from_checkpoint(path)
     else:
-        encoder = _from_folder(_fetch(str(name), revision, token, cache_dir, local_files_only))
+        encoder = _from_folder(_fetch(str(name), revision, token))
     return encoder.eval().to(torch.device(device))
 
 
 def load_weights(encoder: Encoder, path: str | Path) -> None:
     """Weights of a checkpoint, without its optimiser, settings or step.
-
-    Args:
-        encoder: takes them, and what they were trained on.
-        path: a file that ``fit`` wrote, or one of UniIR's CLIP models.
 
     Raises:
         DataError: if there is no such file, or it is neither.
@@ -245,11 +237,7 @@ def build(kind: str, settings: Mapping[str, Any], where: str, weights: bool = Fa
 
     Only what decides a vector is taken, so that settings of training may come and go.
 
-    Args:
-        kind: name of its class, one of :data:`ENCODERS`.
-        settings: of the encoder.
-        where: file that says so, for errors.
-        weights: bring those of the model's name, too; otherwise nothing is fetched.
+    ``weights`` brings those of the model's name, too; otherwise nothing is fetched.
 
     Raises:
         DataError: if there is no such class, or it takes no such settings.
@@ -350,23 +338,16 @@ def _told(path: Path) -> dict[str, Any]:
     return dict(told)
 
 
-def _fetch(
-    name: str,
-    revision: str | None,
-    token: str | None,
-    cache_dir: str | Path | None,
-    local_files_only: bool,
-) -> Path:
+def _fetch(name: str, revision: str | None, token: str | None) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         return Path(
             huggingface_hub.snapshot_download(
-                name, revision=revision, token=token, cache_dir=cache_dir,
-                local_files_only=local_files_only, allow_patterns=list(_FETCHED),
+                name, revision=revision, token=token, allow_patterns=list(_FETCHED)
             )
-        )  # fmt: skip
+        )
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise DataError(
             f"is no file or folder, and cannot be had from the Hub: {str(error)[:300]}; check the "

@@ -97,11 +97,6 @@ def stretch_positions(
 def lengthen(clip: Any, processor: Processor, config: LongText) -> Processor:
     """Change the context of an open_clip model in place; the processor that goes with it.
 
-    Args:
-        clip: the model.
-        processor: of the model as it was.
-        config: what is wanted.
-
     Raises:
         DataError: if the model's text tower cannot be changed so.
     """
@@ -149,12 +144,6 @@ def fit_positions(state: dict[str, Any], prefix: str, config: LongText, own: int
 
     Weights of the model as published go into one with stretched positions; others of another shape
     are left as they are, and refused by who loads them.
-
-    Args:
-        state: weights by name.
-        prefix: of the model in their names.
-        config: of this model.
-        own: positions that the model has without it.
     """
     for place in _PLACES:
         found = state.get(prefix + place)
@@ -169,10 +158,6 @@ def pool_windows(
 
     Every window is normalised first, so that none outweighs the others, and the mean again; the
     vector of a text in one window is left as it is, to the bit.
-
-    Args:
-        features: of each window.
-        rows: whose window it is, ascending.
     """
     texts, place, counts = torch.unique_consecutive(rows, return_inverse=True, return_counts=True)
     if len(texts) == len(rows):

@@ -93,9 +93,6 @@ def unmarked(tokenize: Any) -> Any:
     """Let a tokenizer take its own marks in a text, such as ``<end_of_text>``, for ordinary text.
 
     A text would end there otherwise, in silence.
-
-    Args:
-        tokenize: of open_clip; changed in place.
     """
     if isinstance(tokenize, SimpleTokenizer):
         marks = "|".join(tokenize.decoder[number] for number in tokenize.all_special_ids)
@@ -173,10 +170,6 @@ def encode_text(clip: Any, texts: Int[Tensor, "rows context"]) -> Float[Tensor, 
     CLIP's own text tower is causal and reads one position, so later positions change nothing.
     Short texts go through apart from long ones where that saves much of the padding.
     Other towers (SigLIP must be padded) go through open_clip as they are.
-
-    Args:
-        clip: an open_clip model.
-        texts: token ids, padded to the context.
     """
     tower = text_tower(clip)
     if not is_causal(tower):
@@ -290,10 +283,7 @@ def text_tokens(clip: Any, texts: Int[Tensor, "texts context"], full: bool = Fal
     (SigLIP) is given all of it; the text's tokens are those before the run of equal ones at the
     end, and the last position, where SigLIP gathers what it pools.
 
-    Args:
-        clip: an open_clip model.
-        texts: token ids, padded to the context.
-        full: all positions, padding too, all of them in the mask.
+    ``full`` gives all positions, padding too.
     """
     tower = text_tower(clip)
     length = texts.shape[1]

@@ -169,11 +169,6 @@ class LowRank(nn.Module):
     A parametrisation rather than peft's layer: open_clip's attention is torch's, to which peft
     (0.21) adds the update before each forward and subtracts it after, so that rounding moves the
     frozen weight, and which gets the update of its output projection twice.
-
-    Args:
-        weight: what is updated.
-        rank: of the update.
-        alpha: scale.
     """
 
     def __init__(self, weight: Float[Tensor, "outputs inputs"], rank: int, alpha: float) -> None:

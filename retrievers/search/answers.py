@@ -25,6 +25,8 @@ class Result:
         generated: accepted generated text, or None. Whether the retriever read it is said by
             :attr:`retrievers.Searcher.corpus_view`.
         image: path relative to the data root, or None.
+        shared: words that the query, with what was written before its vector, and the text that
+            the retriever read have in common. Of BM25 they are why it was found.
     """
 
     rank: int
@@ -33,6 +35,7 @@ class Result:
     text: str | None
     generated: str | None
     image: str | None
+    shared: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ def render(answer: Answer, root: Path) -> str:
         fields = {
             "text": result.text,
             "generated": result.generated,
+            "shared": " ".join(result.shared),
             "image": printable(str(root / result.image)) if result.image else None,
         }
         for name, value in fields.items():

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from augment.errors import DataError
 from augment.records import Modality
+from augment.store.page import Piece
 from retrievers.search.answers import Answer, Result
+from retrievers.vectors.words import analyser
 
 if TYPE_CHECKING:
     from augment.data import InstructionRow
-    from retrievers.search.searcher import Searcher
+    from retrievers.search.searcher import Searcher, Suggestion
 
 #: Longest typed query, in characters.
 MAX_QUERY = 4000
@@ -29,6 +32,11 @@ _MAX_FIELDS = 20
 
 #: Longer texts are folded, in characters.
 _SHORT = 200
+
+#: Candidates and queries of the root that an empty page shows.
+_SAMPLE, _EXAMPLES = 24, 8
+
+_RUN = re.compile(r"\w+")
 
 _READS = {
     "raw": "reads published text",
@@ -51,6 +59,8 @@ class Question:
         own: an instruction in the user's words; counts before ``instruction``.
         modality: of the wanted candidates, ``asked`` for the instruction's, or empty for any.
         own_picture: ``keep``, or ``content`` to leave out candidates with the query's picture.
+        like: id of a candidate; asked with where there is neither text nor picture.
+        draw: which sample an empty page shows.
     """
 
     query: str = ""
@@ -60,6 +70,8 @@ class Question:
     own: str = ""
     modality: Modality | Literal["", "asked"] = ""
     own_picture: Literal["keep", "content"] = "keep"
+    like: str = ""
+    draw: int = 0
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, str]) -> Question:
@@ -70,7 +82,7 @@ class Question:
         """
         if len(fields) > _MAX_FIELDS:
             raise DataError("too many fields in the address")
-        query, k = fields.get("q", ""), fields.get("k", "12")
+        query, k, like = (fields.get(*given) for given in (("q", ""), ("k", "12"), ("like", "")))
         if len(query) > MAX_QUERY:
             raise DataError(f"the query has {len(query):,} characters; the most is {MAX_QUERY:,}")
         if not (k.isascii() and k.isdigit() and 1 <= int(k[:9]) <= MAX_RESULTS):
@@ -86,6 +98,8 @@ class Question:
             own=fields.get("own", "").strip()[:MAX_QUERY],
             modality=cast("Modality", modality),
             own_picture="content" if fields.get("own_picture") == "content" else "keep",
+            like="" if query.strip() or fields.get("picture") else like[:MAX_QUERY],
+            draw=int(draw) if (draw := fields.get("draw", "")[:9]).isdecimal() else 0,
         )
 
     @property
@@ -97,12 +111,23 @@ class Question:
 
 
 class Card(NamedTuple):
-    """One result as drawn: ``also`` says where the other retriever has it."""
+    """One candidate as drawn.
+
+    Attributes:
+        result: what was found.
+        alt: what stands for its picture.
+        address: of the picture.
+        also: where the other retriever has it; empty where there is none.
+        published: its text, shared words marked if the retriever read them.
+        generated: likewise.
+    """
 
     result: Result
     alt: str
     address: str
-    also: str
+    also: str = ""
+    published: Collection[Piece] = ()
+    generated: Collection[Piece] = ()
 
 
 def render_page(
@@ -122,6 +147,8 @@ def render_page(
         max_bytes: largest picture.
     """
     first = next(iter(searchers.values()))
+    opening = not (answers or problem)
+    asking = next((one for one in searchers.values() if one.instructions()), first)
     return _template().render(
         title=first.root.resolve().name,
         size=len(first),
@@ -137,7 +164,12 @@ def render_page(
         },
         asked=asked,
         answers=answers,
-        cards={name: _cards(name, answers) for name in answers},
+        cards={name: _cards(name, searchers[name].corpus_view, answers) for name in answers},
+        like=first.item(asked.like),
+        sample=[_card(one) for one in first.sample(_SAMPLE, asked.draw)] if opening else [],
+        examples=[(one, _address(one)) for one in asking.examples(_EXAMPLES, asked.draw)]
+        if opening
+        else [],
         groups=_groups(searchers),
         modalities=_KINDS,
         problem=problem,
@@ -172,7 +204,13 @@ def _listed(row: InstructionRow) -> str:
     return f"{signs}: {row.prompts[0]}"
 
 
-def _cards(name: str, answers: Mapping[str, Answer]) -> list[Card]:
+def _address(one: Suggestion) -> str:
+    """Where a suggested query is asked, behind the instruction of its own data set."""
+    fields = {"q": one.text, "picture": one.picture, "instruction": one.instruction or "auto"}
+    return f"/?{urlencode(fields)}"
+
+
+def _cards(name: str, view: str, answers: Mapping[str, Answer]) -> list[Card]:
     ranks = {
         other: {result.id: result.rank for result in answer}
         for other, answer in answers.items()
@@ -186,10 +224,31 @@ def _cards(name: str, answers: Mapping[str, Answer]) -> list[Card]:
             else (f"{other}: not in the first {len(known)}" if known else f"{other}: found nothing")
             for other, known in ranks.items()
         )
-        told = result.text or result.generated or "no text"
-        alt = f"Candidate {result.id}: {_cut(told, 120)}"
-        cards.append(Card(result, alt, f"/image/{quote(result.id, safe='')}", also))
+        cards.append(_card(result, view, also))
     return cards
+
+
+def _card(result: Result, view: str = "append", also: str = "") -> Card:
+    words = frozenset(result.shared)
+    told = result.text or result.generated or "no text"
+    return Card(
+        result,
+        f"Candidate {result.id}: {_cut(told, 120)}",
+        f"/image/{quote(result.id, safe='')}",
+        also,
+        _marked(result.text, words if view != "replace" or not result.generated else ()),
+        _marked(result.generated, words if view != "raw" else ()),
+    )
+
+
+def _marked(text: str | None, words: Collection[str]) -> list[Piece]:
+    """A text in pieces, those changed that are among the words."""
+    pieces, done, analysed = [], 0, analyser("english")
+    for found in _RUN.finditer(text or "") if words else ():
+        if not set(analysed(found.group())).isdisjoint(words):
+            pieces += [Piece((text or "")[done : found.start()], False), Piece(found.group(), True)]
+            done = found.end()
+    return [piece for piece in (*pieces, Piece((text or "")[done:], False)) if piece.text]
 
 
 def _cut(text: str, length: int) -> str:

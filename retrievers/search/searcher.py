@@ -12,10 +12,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice, zip_longest
 from pathlib import Path
+from random import Random
 from threading import Lock
-from typing import Any, Literal, final
+from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 import pyarrow as pa
@@ -23,12 +25,14 @@ import pyarrow.compute as pc
 from torch.utils.data import DataLoader
 
 from augment.data import DataRoot, InstructionRow
-from augment.data.images import content_hash
+from augment.data.images import content_hash, open_image, resolve
+from augment.data.items import SPLITS
+from augment.data.pools import open_queries
 from augment.errors import DataError, ImageError, StoreError
 from augment.records import Hit, Item, Modality, one_picture
 from augment.store import Store
 from augment.views import TextView, open_view
-from retrievers.data.datasets import Reader
+from retrievers.data.datasets import Reader, target_modality
 from retrievers.data.examples import ItemCollator
 from retrievers.data.pictures import ImageLoader
 from retrievers.data.plan import Plan, PlanItems
@@ -45,11 +49,29 @@ from retrievers.vectors.held import Vectors
 from retrievers.vectors.index import Index
 from retrievers.vectors.rows import Embeddings
 from retrievers.vectors.store import EmbeddingStore, read_manifest
+from retrievers.vectors.words import analyser
 
 #: In place of a checkpoint: search by words.
 BM25 = "bm25"
 
 _BATCH = 128
+
+#: Queries of a file that are looked at for one whose answer is among the candidates.
+_TRIED = 40
+
+
+class Suggestion(NamedTuple):
+    """A published query to begin with.
+
+    Attributes:
+        text: as published; may be empty.
+        picture: its name in :attr:`Searcher.pictures`; empty for none.
+        instruction: the first one of its own data set and task; empty where there is none.
+    """
+
+    text: str
+    picture: str
+    instruction: str
 
 
 @final
@@ -82,6 +104,7 @@ class Searcher:
         self._notes = tuple(notes)
         self._lock = Lock()
         self._parts: dict[Modality, Index[Any]] = {}
+        self._words = analyser("english")
         self._instructions: tuple[InstructionRow, ...] = ()
         if recipe.instructions is not None:
             numbered = plan.ids.filter(pc.match_substring_regex(plan.ids, "^[0-9]+:[0-9]+$"))
@@ -218,6 +241,49 @@ class Searcher:
         """A candidate as published, or None."""
         return self._plan.find(id)
 
+    def sample(self, count: int, seed: int = 0) -> tuple[Result, ...]:
+        """Some candidates by chance, kinds taking turns; their scores are 0."""
+        rows = Random(seed).sample(range(len(self)), min(4 * count, len(self)))  # noqa: S311
+        kinds: dict[Modality, list[str]] = {}
+        for did in self._index.ids.take(pa.array(rows)).to_pylist():
+            found = self._plan.find(did)
+            kinds.setdefault(found.modality if found else "text", []).append(did)
+        turns = zip_longest(*kinds.values())
+        ids = islice((one for turn in turns for one in turn if one is not None), count)
+        return tuple(self._result(rank, Hit(did, 0.0)) for rank, did in enumerate(ids, start=1))
+
+    def examples(self, count: int, seed: int = 0) -> list[Suggestion]:
+        """Some published queries, by chance, whose answer is among the candidates.
+
+        Of the root's test queries, or else its others; files take turns.
+        """
+        root = DataRoot(self.root)
+        files = next(filter(None, map(root.query_files, reversed(SPLITS))), [])
+        turns = zip_longest(*(self._asked(file.path, seed) for file in files))
+        return list(islice((one for turn in turns for one in turn if one is not None), count))
+
+    def _asked(self, path: Path, seed: int) -> Iterator[Suggestion]:
+        try:
+            table = open_queries(path)
+        except DataError:  # what is wrong with it is told by `python -m augment validate`
+            return
+        for row in Random(seed).sample(range(len(table)), min(_TRIED, len(table))):  # noqa: S311
+            query, picture = table[row], ""
+            item = query.item
+            if not any(self._plan.find(did) for did in query.positives):
+                continue
+            try:
+                if item.images and self._retriever is not None:
+                    picture = self.pictures.add_file(resolve(self.root, item.images[0]))
+            except ImageError:
+                continue
+            target = target_modality(query, self._plan.find)
+            prompts = [one.prompts[0] for one in self.instructions(item.modality)
+                       if one.dataset_id in (item.dataset, "*")
+                       and one.candidate_modality == target]  # fmt: skip
+            if item.text or picture:
+                yield Suggestion(item.text or "", picture, prompts[0] if prompts else "")
+
     def search(
         self,
         query: str = "",
@@ -271,10 +337,41 @@ class Searcher:
             vectors, wrote = self._embedded(read, picture, notes)
             own = None if own_picture == "keep" else picture
             index = self._index if target is None else self._narrowed(target)
-            hits = [] if vectors is None else self._find(index, vectors, k, own)
-            results = tuple(self._result(rank, hit) for rank, hit in enumerate(hits, start=1))
+            shows = None if own is None else lambda hit: self._shows(hit, own)
+            results = self._results(index, vectors, k, f"{shown or ''} {wrote}", shows)
         seen = picture is not None and self._retriever is not None
         return Answer(results, read, seen, asked, rewritten, tuple(notes), wrote)
+
+    def like(
+        self,
+        id: str,  # noqa: A002 - the word of the format
+        k: int = 10,
+        modality: Modality | None = None,
+    ) -> Answer:
+        """The candidates most like one of them, which is left out, read as this retriever reads it.
+
+        Args:
+            id: of the candidate.
+            k: how many, at least 1.
+            modality: only candidates that consist of this; None for any.
+
+        Raises:
+            DataError: if there is no such candidate, or it has nothing to be read.
+            ImageError: if its picture cannot be used.
+        """
+        item = self._plan.find(id)
+        if item is None:
+            raise DataError(f"there is no candidate {id!r}")
+        text = self._recipe.candidate(item)
+        with self._lock:
+            asked: Any = None if not text else [text]
+            if self._retriever is not None:
+                image = open_image(self.root, item.images[0]) if item.images else None
+                asked = encode_contents(self._retriever, [(text, image)], "corpus", id).vectors
+            index = self._index if modality is None else self._narrowed(modality)
+            found = self._results(index, asked, k, text or "", lambda hit: hit.did == id)
+        seen = bool(item.images) and self._retriever is not None
+        return Answer(found, text, seen, None, None, ())
 
     def _instruction(
         self,
@@ -334,17 +431,24 @@ class Searcher:
             self._parts[modality] = self._index.only(rows)
         return self._parts[modality]
 
-    def _find(self, index: Index[Any], asked: Any, k: int, own: str | None) -> list[Hit]:
-        """The best k, or as many as there are, that do not show the query's own picture."""
-        wide = k if own is None else k + 1
-        while True:
+    def _results(
+        self,
+        index: Index[Any],
+        asked: Any,
+        k: int,
+        words: str,
+        left_out: Callable[[Hit], bool] | None,
+    ) -> tuple[Result, ...]:
+        """The best k, or as many as there are, that are not left out; none where none is asked."""
+        wide = k if left_out is None else k + 1
+        while asked is not None:
             run = index.run(["typed"], asked, wide, index.made_by or "")
-            hits = [
-                hit for hit in run.to_run()["typed"] if own is None or not self._shows(hit, own)
-            ]
+            hits = [hit for hit in run.to_run()["typed"] if left_out is None or not left_out(hit)]
             if len(hits) >= k or wide >= len(index):
-                return hits[:k]
+                own = frozenset(self._words(words))
+                return tuple(self._result(n, hit, own) for n, hit in enumerate(hits[:k], start=1))
             wide *= 2
+        return ()
 
     def _shows(self, hit: Hit, picture: str) -> bool:
         """Whether a candidate has the very picture that was asked with."""
@@ -358,12 +462,14 @@ class Searcher:
         except ImageError:
             return False
 
-    def _result(self, rank: int, hit: Hit) -> Result:
+    def _result(self, rank: int, hit: Hit, words: frozenset[str] = frozenset()) -> Result:
         item = self._plan.find(hit.did)
         assert item is not None  # noqa: S101 - the index was made from the plan
         made = self._shown.enrichment(hit.did)
         generated = made.text if made is not None and not made.rejected else None
-        return Result(rank, round(hit.score, 6), hit.did, item.text, generated, item.image)
+        read = self._words(self._recipe.candidate(item) or "") if words else []
+        shared = tuple(word for word in dict.fromkeys(read) if word in words)
+        return Result(rank, round(hit.score, 6), hit.did, item.text, generated, item.image, shared)
 
 
 def _pool_files(root: DataRoot, names: Sequence[str]) -> list[Path]:

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from functools import lru_cache
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, cast, final
 
 import anyio
 import uvicorn
@@ -34,6 +34,7 @@ from retrievers.search.answers import Answer
 from retrievers.search.page import MAX_QUERY, Question, render_page
 
 if TYPE_CHECKING:
+    from augment.records import Modality
     from retrievers.search.searcher import Searcher
 
 #: Nothing is loaded from elsewhere, nothing inline runs, nobody may frame the page.
@@ -161,7 +162,7 @@ class _Site:
         asked, answers, problem = Question(), {}, ""
         try:
             asked = Question.from_fields(fields)
-            if asked.query or asked.picture or "q" in fields:
+            if asked.query or asked.picture or asked.like or "q" in fields:
                 answers = self._search(asked)
         except ToolkitError as error:
             problem = _sentence(error)
@@ -215,6 +216,10 @@ class _Site:
         return self._drawn("image", request)
 
     def _search(self, asked: Question) -> dict[str, Answer]:
+        if asked.like:
+            modality = cast("Modality | None", asked.modality.replace("asked", "") or None)
+            every = self._searchers.items()
+            return {name: each.like(asked.like, asked.k, modality) for name, each in every}
         return {
             name: searcher.search(
                 asked.query,

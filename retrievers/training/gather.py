@@ -61,10 +61,7 @@ def join(
     hold different numbers of rows. DDP's mean of the processes' gradients is then the gradient of
     the joint batch.
 
-    Args:
-        queries: unit vectors.
-        candidates: unit vectors, the queries' own positives first.
-        labels: ids of both.
+    The queries' own positives stand first among the candidates.
 
     Raises:
         ValueError: if the batch is empty, or there are fewer candidates than queries.
@@ -98,12 +95,7 @@ def join(
 def known_pairs(
     positives: Int[Tensor, "batch most"], candidate_ids: Int[Tensor, " n"]
 ) -> Bool[Tensor, "batch n"]:
-    """Which candidates are known positives of which query, by id.
-
-    Args:
-        positives: hashed ids of all known positives of each query, padded with :data:`NO_ID`.
-        candidate_ids: hashed id of each candidate.
-    """
+    """Which candidates are known positives of which query, by id."""
     distinct, inverse = torch.unique(candidate_ids, return_inverse=True)
     slot = torch.searchsorted(distinct, positives).clamp(max=len(distinct) - 1)
     found = distinct[slot] == positives
@@ -114,12 +106,7 @@ def known_pairs(
 
 
 def gather(rows: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Rows of all processes in rank order, with gradient; the rows themselves in one process.
-
-    Args:
-        rows: this process's, along the first axis.
-        sizes: how many rows each process has.
-    """
+    """Rows of all processes in rank order, with gradient; the rows themselves in one process."""
     if not distributed():
         return rows
     gathered: Tensor = _Gather.apply(rows, list(sizes))

@@ -168,13 +168,7 @@ def pointwise(
     positive: Bool[Tensor, "batch width"],
     there: Bool[Tensor, "batch width"],
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of yes and no, the mean of each query's own mean.
-
-    Args:
-        logits: log-odds of yes.
-        positive: which candidates are known positives.
-        there: which there are at all.
-    """
+    """Cross-entropy of yes and no, the mean of each query's own mean."""
     asked = functional.softplus(torch.where(positive, -logits, logits)) * there
     return _joint_mean(asked.sum(1) / there.sum(1).clamp(min=1), there.any(1))
 
@@ -184,13 +178,7 @@ def pairwise(
     positive: Bool[Tensor, "batch width"],
     there: Bool[Tensor, "batch width"],
 ) -> Float[Tensor, ""]:
-    """Logistic loss of every positive against every other candidate of its query (RankNet).
-
-    Args:
-        logits: scores.
-        positive: see :func:`pointwise`.
-        there: likewise.
-    """
+    """Logistic loss of every positive against every other candidate of its query (RankNet)."""
     both = (positive & there)[:, :, None] & (~positive & there)[:, None, :]
     each = functional.softplus(logits[:, None, :] - logits[:, :, None]) * both
     count = both.sum((1, 2))

@@ -1,10 +1,9 @@
-"""Training under Lightning: what every fit does, and the contrastive fit of any encoder."""
+"""Training of any encoder under Lightning, on pairs: its steps, validation, checkpoints."""
 
 from __future__ import annotations
 
 import json
 import shlex
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -52,9 +51,6 @@ from retrievers.vectors.search import search
 @final
 class Loaders(lightning.LightningDataModule):
     """What Lightning asks of data: the loaders of a fit and of its validation.
-
-    Args:
-        data: the root and what is shown of it.
 
     Attributes:
         validation: the small search; there after ``setup``.
@@ -116,221 +112,13 @@ class Loaders(lightning.LightningDataModule):
         return encoder
 
 
-class Fit(lightning.LightningModule, ABC):
-    """A training of an encoder: resuming, the check of the text, steps and validation are final.
+@final
+class Contrastive(lightning.LightningModule):
+    """Trains any encoder towards an objective on pairs.
 
     Hyper-parameters are not saved in Lightning's way: in 2.6 those of ``--ckpt_path`` would
     override the command line (Lightning issue 20801). The settings stand in the checkpoint under
     ``retriever`` for the record.
-
-    Args:
-        encoder: what is trained.
-        init_from: checkpoint whose weights are taken at the start, nothing else of it; UniIR's
-            released CLIP models too.
-        allow_mismatch: go on with text of another recipe than the one trained on.
-    """
-
-    def __init__(
-        self, encoder: Encoder, init_from: str | None = None, allow_mismatch: bool = False
-    ) -> None:
-        super().__init__()
-        self.encoder = encoder.train()
-        self.init_from = init_from
-        self.allow_mismatch = allow_mismatch
-        #: Of the command line that runs it; None where Python does.
-        self.arguments: list[str] | None = None
-        self._places: list[dict[str, int]] = []
-        self._vectors: Embedded | None = None
-
-    @abstractmethod
-    def loss(self, batch: Pairs) -> Mapping[str, Tensor]:
-        """Named scalars of a batch; ``loss`` is minimised, all are logged."""
-
-    @abstractmethod
-    def training_settings(self) -> dict[str, Any]:
-        """How it is trained, as plain values, for the record in checkpoints."""
-
-    def trim(self, checkpoint: dict[str, Any]) -> None:
-        """Take out weights that the encoder's settings bring again; by default none."""
-
-    @property
-    def data(self) -> MBeirData:
-        """The data of the running trainer."""
-        return self._loaders.data
-
-    @property
-    def _loaders(self) -> Loaders:
-        loaders: Loaders = self.trainer.datamodule  # type: ignore[attr-defined]
-        return loaders
-
-    @final
-    def setup(self, stage: str) -> None:
-        """Take initial weights from ``init_from``, once; look after checkpoint files.
-
-        Raises:
-            DataError: if the strategy writes them in its own way, which nothing checks.
-        """
-        strategy: Any = self._trainer and self.trainer.strategy
-        if strategy and type(strategy).save_checkpoint is not Strategy.save_checkpoint:
-            raise DataError(
-                f"{type(strategy).__name__} shards models and checkpoints, which is not offered: "
-                "their files have no checksums; leave trainer.strategy out, or take ddp"
-            )
-        if strategy and type(strategy.checkpoint_io) is Plain:
-            strategy.checkpoint_io = CheckpointFiles()
-        if self.init_from is not None:
-            path, self.init_from = self.init_from, None
-            load_weights(self.encoder, path)
-
-    @final
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store settings and the fingerprint of the text recipe, as plain values."""
-        told = {
-            "class": type(self.encoder).__qualname__,
-            "settings": self.encoder.settings(),
-            "training": self.training_settings(),
-            "text": self.encoder.trained_on or {},
-            "origin": self.encoder.origin,
-        }
-        checkpoint["retriever"] = json.loads(json.dumps(told, default=str))
-        self.trim(checkpoint)
-
-    @final
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Read what :meth:`on_save_checkpoint` stored, and the loader's place in the epoch.
-
-        Raises:
-            MismatchError: if the weights are of another architecture, or a fit would go on with
-                other settings than those it has in optimiser and schedule.
-        """
-        told = checkpoint.get("retriever", {})
-        check_frozen(self.encoder, checkpoint)
-        check_shapes(self.encoder, checkpoint)
-        if self.trainer.state.fn == "fit":
-            check_settings(told.get("training", {}), self.training_settings())
-        recall(self.encoder, told)
-        loop = checkpoint.get("loops", {}).get("fit_loop", {})
-        _reopen_epoch(loop)
-        self._places = list(loop.get("state_dict", {}).get("combined_loader", []))
-
-    @final
-    def on_fit_start(self) -> None:
-        """Refuse to resume on other text; remember this one. Initial weights may come from any."""
-        shown, trained_on = self.data.recipe.trained, self.encoder.trained_on
-        if trained_on is not None and self.trainer.ckpt_path is not None:
-            check_recipe(trained_on, shown, self.allow_mismatch, exact=True)
-        self.encoder.trained_on = shown
-        if self.trainer.is_global_zero:
-            self.encoder.origin = self._origin()
-
-    def _origin(self) -> dict[str, Any]:
-        """Where the weights will come from; hashes every byte of pools and training queries."""
-        cut, given = self._loaders.cut, self.arguments
-        found = {
-            "data": {"cut_text": cut and cut.to_json(), **self.data.describe()},
-            "sha256": self.data.digest(),
-            "command": given and shlex.join(["python", "-m", "retrievers", *given]),
-            "versions": versions(),
-            "commit": source_commit(),
-        }
-        plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
-        return plain
-
-    def configure_callbacks(self) -> list[lightning.Callback]:
-        """Measures speed and memory of training, unless the trainer has such a callback already."""
-        return [Throughput()]
-
-    @final
-    def on_train_batch_start(self, batch: Pairs, batch_idx: int) -> None:
-        """Seed dropout from the place in the run, so that a resumed run draws what it would have.
-
-        Every process has its own draws.
-        """
-        place = f"{self.data.seed}:{self.global_rank}:{self.trainer.fit_loop.total_batch_idx}"
-        torch.manual_seed(hash_id(place))
-
-    @final
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Hold parameters that have a range."""
-        self.encoder.hold()
-
-    @final
-    def on_train_start(self) -> None:
-        """Go on in the middle of an epoch.
-
-        Lightning 2.6 hands a loader its state only if the loader is made after the checkpoint is
-        read; asking for the number of steps makes it before.
-        """
-        places, self._places = self._places, []
-        if places:
-            loader: Any = self.trainer.train_dataloader
-            if not self.allow_mismatch:
-                loader.check_place(places[0])
-            loader.load_state_dict(places[0])
-
-    @final
-    def training_step(self, batch: Pairs, batch_idx: int) -> Tensor:
-        """Loss of one batch.
-
-        Raises:
-            DataError: if the batch is empty or its loss is not finite; names its ids.
-        """
-        size = batch.queries.size
-        if size == 0:
-            raise DataError(
-                "no pair of a training batch has readable pictures; run `python -m "
-                "augment validate` on the data root"
-            )
-        try:
-            parts = self.loss(batch)
-        except ValueError as error:
-            raise DataError(
-                f"{error}; see model.objective, model.chunk and data.negatives"
-            ) from error
-        if not torch.isfinite(parts["loss"]):
-            raise _not_finite(batch, parts, self.global_step, self.encoder)
-        named = {f"train/{name}": value for name, value in parts.items()}
-        self.log_dict({**named, "train/dropped": float(batch.dropped)}, batch_size=size)
-        self.log("loss", parts["loss"], prog_bar=True, logger=False, batch_size=size)
-        return parts["loss"]
-
-    @final
-    def on_validation_epoch_start(self) -> None:
-        """Make room for the vectors of the validation search."""
-        trained_on = self.encoder.trained_on
-        if self.trainer.state.fn == "validate" and trained_on is not None:
-            check_recipe(trained_on, self.data.recipe.fingerprint, self.allow_mismatch)
-        plan = self._loaders.validation
-        self._vectors = Embedded(
-            Embeddings(len(plan)), Embeddings(len(plan.queries)), made_by="validation"
-        )
-
-    @final
-    def validation_step(self, batch: Items, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Embed a batch of candidates (first loader) or queries (second)."""
-        assert self._vectors is not None  # noqa: S101 - the epoch has begun
-        room = (self._vectors.candidates, self._vectors.queries)[dataloader_idx]
-        put(room, batch, self.encoder, SIDES[dataloader_idx])
-
-    @final
-    def on_validation_epoch_end(self) -> None:
-        """Search and log ``val/recall@k``, ``val/success@k``: means over data sets and tasks."""
-        vectors, self._vectors = self._vectors, None
-        plan = self._loaders.validation
-        if not plan.tasks or vectors is None:
-            return
-        found = search(plan, vectors, SearchConfig(depth=10), self.device)
-        means = score(plan, found.runs, *vectors.lost, vectors.made_by).mean["local"]
-        scores = {f"val/{name}": means[name] for name in means if "@" in name}
-        self.log_dict(scores)
-        told = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
-        rank_zero_info(f"step {self.global_step}: {told}")
-        self.log("R@5", means["recall@5"], prog_bar=True, logger=False)
-
-
-@final
-class Contrastive(Fit):
-    """Trains any encoder towards an objective on pairs.
 
     Args:
         encoder: what is trained, such as :class:`~retrievers.models.clip.ClipScoreFusion`.
@@ -368,7 +156,13 @@ class Contrastive(Fit):
         init_from: str | None = None,
         allow_mismatch: bool = False,
     ) -> None:
-        super().__init__(encoder, init_from, allow_mismatch)
+        super().__init__()
+        self.encoder = encoder.train()
+        self.init_from, self.allow_mismatch = init_from, allow_mismatch
+        #: Of the command line that runs it; None where Python does.
+        self.arguments: list[str] | None = None
+        self._places: list[dict[str, int]] = []
+        self._vectors: Embedded | None = None
         self.objective = objective
         self.optimizer = optimizer
         self.tuning = tuning
@@ -392,13 +186,176 @@ class Contrastive(Fit):
         if objective.kind == "siglip":
             encoder.learn_bias()
 
+    @property
+    def data(self) -> MBeirData:
+        """The data of the running trainer."""
+        return self._loaders.data
+
+    @property
+    def _loaders(self) -> Loaders:
+        loaders: Loaders = self.trainer.datamodule  # type: ignore[attr-defined]
+        return loaders
+
+    def setup(self, stage: str) -> None:
+        """Take initial weights from ``init_from``, once; look after checkpoint files.
+
+        Raises:
+            DataError: if the strategy writes them in its own way, which nothing checks.
+        """
+        strategy: Any = self._trainer and self.trainer.strategy
+        if strategy and type(strategy).save_checkpoint is not Strategy.save_checkpoint:
+            raise DataError(
+                f"{type(strategy).__name__} shards models and checkpoints, which is not offered: "
+                "their files have no checksums; leave trainer.strategy out, or take ddp"
+            )
+        if strategy and type(strategy.checkpoint_io) is Plain:
+            strategy.checkpoint_io = CheckpointFiles()
+        if self.init_from is not None:
+            path, self.init_from = self.init_from, None
+            load_weights(self.encoder, path)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store settings and the fingerprint of the text recipe, as plain values."""
+        told = {
+            "class": type(self.encoder).__qualname__,
+            "settings": self.encoder.settings(),
+            "training": self.training_settings(),
+            "text": self.encoder.trained_on or {},
+            "origin": self.encoder.origin,
+        }
+        checkpoint["retriever"] = json.loads(json.dumps(told, default=str))
+        self._trim(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Read what :meth:`on_save_checkpoint` stored, and the loader's place in the epoch.
+
+        Raises:
+            MismatchError: if the weights are of another architecture, or a fit would go on with
+                other settings than those it has in optimiser and schedule.
+        """
+        told = checkpoint.get("retriever", {})
+        check_frozen(self.encoder, checkpoint)
+        check_shapes(self.encoder, checkpoint)
+        if self.trainer.state.fn == "fit":
+            check_settings(told.get("training", {}), self.training_settings())
+        recall(self.encoder, told)
+        loop = checkpoint.get("loops", {}).get("fit_loop", {})
+        _reopen_epoch(loop)
+        self._places = list(loop.get("state_dict", {}).get("combined_loader", []))
+
+    def on_fit_start(self) -> None:
+        """Refuse to resume on other text; remember this one. Initial weights may come from any."""
+        shown, trained_on = self.data.recipe.trained, self.encoder.trained_on
+        if trained_on is not None and self.trainer.ckpt_path is not None:
+            check_recipe(trained_on, shown, self.allow_mismatch, exact=True)
+        self.encoder.trained_on = shown
+        if self.trainer.is_global_zero:
+            self.encoder.origin = self._origin()
+
+    def _origin(self) -> dict[str, Any]:
+        """Where the weights will come from; hashes every byte of pools and training queries."""
+        cut, given = self._loaders.cut, self.arguments
+        found = {
+            "data": {"cut_text": cut and cut.to_json(), **self.data.describe()},
+            "sha256": self.data.digest(),
+            "command": given and shlex.join(["python", "-m", "retrievers", *given]),
+            "versions": versions(),
+            "commit": source_commit(),
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
+        return plain
+
+    def configure_callbacks(self) -> list[lightning.Callback]:
+        """Measures speed and memory of training, unless the trainer has such a callback already."""
+        return [Throughput()]
+
+    def on_train_batch_start(self, batch: Pairs, batch_idx: int) -> None:
+        """Seed dropout from the place in the run, so that a resumed run draws what it would have.
+
+        Every process has its own draws.
+        """
+        place = f"{self.data.seed}:{self.global_rank}:{self.trainer.fit_loop.total_batch_idx}"
+        torch.manual_seed(hash_id(place))
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Hold parameters that have a range."""
+        self.encoder.hold()
+
+    def on_train_start(self) -> None:
+        """Go on in the middle of an epoch.
+
+        Lightning 2.6 hands a loader its state only if the loader is made after the checkpoint is
+        read; asking for the number of steps makes it before.
+        """
+        places, self._places = self._places, []
+        if places:
+            loader: Any = self.trainer.train_dataloader
+            if not self.allow_mismatch:
+                loader.check_place(places[0])
+            loader.load_state_dict(places[0])
+
+    def training_step(self, batch: Pairs, batch_idx: int) -> Tensor:
+        """Loss of one batch.
+
+        Raises:
+            DataError: if the batch is empty or its loss is not finite; names its ids.
+        """
+        size = batch.queries.size
+        if size == 0:
+            raise DataError(
+                "no pair of a training batch has readable pictures; run `python -m "
+                "augment validate` on the data root"
+            )
+        try:
+            parts = self.loss(batch)
+        except ValueError as error:
+            raise DataError(
+                f"{error}; see model.objective, model.chunk and data.negatives"
+            ) from error
+        if not torch.isfinite(parts["loss"]):
+            raise _not_finite(batch, parts, self.global_step, self.encoder)
+        named = {f"train/{name}": value for name, value in parts.items()}
+        self.log_dict({**named, "train/dropped": float(batch.dropped)}, batch_size=size)
+        self.log("loss", parts["loss"], prog_bar=True, logger=False, batch_size=size)
+        return parts["loss"]
+
+    def on_validation_epoch_start(self) -> None:
+        """Make room for the vectors of the validation search."""
+        trained_on = self.encoder.trained_on
+        if self.trainer.state.fn == "validate" and trained_on is not None:
+            check_recipe(trained_on, self.data.recipe.fingerprint, self.allow_mismatch)
+        plan = self._loaders.validation
+        self._vectors = Embedded(
+            Embeddings(len(plan)), Embeddings(len(plan.queries)), made_by="validation"
+        )
+
+    def validation_step(self, batch: Items, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Embed a batch of candidates (first loader) or queries (second)."""
+        assert self._vectors is not None  # noqa: S101 - the epoch has begun
+        room = (self._vectors.candidates, self._vectors.queries)[dataloader_idx]
+        put(room, batch, self.encoder, SIDES[dataloader_idx])
+
+    def on_validation_epoch_end(self) -> None:
+        """Search and log ``val/recall@k``, ``val/success@k``: means over data sets and tasks."""
+        vectors, self._vectors = self._vectors, None
+        plan = self._loaders.validation
+        if not plan.tasks or vectors is None:
+            return
+        found = search(plan, vectors, SearchConfig(depth=10), self.device)
+        means = score(plan, found.runs, *vectors.lost, vectors.made_by).mean["local"]
+        scores = {f"val/{name}": means[name] for name in means if "@" in name}
+        self.log_dict(scores)
+        told = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+        rank_zero_info(f"step {self.global_step}: {told}")
+        self.log("R@5", means["recall@5"], prog_bar=True, logger=False)
+
     def training_settings(self) -> dict[str, Any]:
         """Objective and optimiser."""
         parts = ("ranking" if self._reranks else "objective", "optimizer", "tokens", "rationales")
         layout = json.loads(json.dumps(self.encoder.settings().get("layout")))
         return {"layout": layout, **{name: asdict(getattr(self, name)) for name in parts}}
 
-    def trim(self, checkpoint: dict[str, Any]) -> None:
+    def _trim(self, checkpoint: dict[str, Any]) -> None:
         """Say what was tuned; take out what is frozen, if the encoder's name brings it."""
         if self.tuning == Tuning():
             return
@@ -513,7 +470,7 @@ class Contrastive(Fit):
 
 
 def fit(
-    model: Fit,
+    model: Contrastive,
     data: MBeirData,
     out: str | Path = "runs/retriever",
     *,
@@ -555,7 +512,7 @@ def fit(
     return trained(model)
 
 
-def trained(model: Fit) -> Encoder:
+def trained(model: Contrastive) -> Encoder:
     """The encoder of a training, for use: low-rank updates are written into its weights.
 
     ``init_from`` is taken first, where no fit has done so.

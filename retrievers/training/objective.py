@@ -70,10 +70,8 @@ class TokenLoss:
     ) -> Mapping[str, Float[Tensor, ""]]:
         """The loss (``tokens``, weighted) and its parts.
 
-        Args:
-            first: cross-entropy of each query's first token.
-            rest: sum of that of its other tokens.
-            counts: how many other tokens there are.
+        ``first`` is the cross-entropy of each query's first token, ``rest`` the sum of that of its
+        ``counts`` other tokens.
         """
         chains = counts if self.per == "token" else (counts > 0).long()
         total = chains.sum().float()
@@ -107,11 +105,6 @@ class Ranking:
         self, scores: Float[Tensor, " pairs"], labels: Labels, groups: Groups
     ) -> Float[Tensor, ""]:
         """The loss.
-
-        Args:
-            scores: of each query with each of its candidates, in the order of ``groups``.
-            labels: ids, which tell further positives from negatives.
-            groups: each query's own candidates, with the teacher's scores.
 
         Raises:
             ValueError: if no query has a negative, or listwise has no score of a teacher.
@@ -166,14 +159,6 @@ class Objective:
         logit_bias: Float[Tensor, ""] | None = None,
     ) -> Mapping[str, Float[Tensor, ""]]:
         """The loss and its parts, in float32 whatever the precision of the towers.
-
-        Args:
-            queries: unit vectors.
-            candidates: unit vectors, the queries' positives first.
-            labels: ids of both.
-            groups: each query's own candidates with the teacher's scores.
-            logit_scale: multiplies the cosine.
-            logit_bias: added to the logits of siglip.
 
         Raises:
             ValueError: if siglip has no bias, or a prefix is not shorter than the vectors.

@@ -50,10 +50,7 @@ class AdamWCosine:
     ) -> tuple[torch.optim.AdamW, LambdaLR]:
         """The optimiser and its schedule over ``steps`` optimiser steps.
 
-        Args:
-            parameters: by name; frozen ones are left out.
-            steps: optimiser steps of the whole training.
-            fresh: beginnings of the names of layers without trained weights.
+        ``fresh`` are beginnings of the names of layers without trained weights.
         """
         trained: list[torch.nn.Parameter] = []
         started: list[torch.nn.Parameter] = []

@@ -40,13 +40,7 @@ def make_index(
 
 
 def open_index(store: EmbeddingStore, kind: str = "exact", device: str = "auto") -> Index[Vectors]:
-    """An index over all current vectors of a store, read where they lie.
-
-    Args:
-        store: such as the ``corpus`` folder of ``python -m retrievers embed``.
-        kind: see :func:`make_index`.
-        device: see there.
-    """
+    """An index over all current vectors of a store, read where they lie."""
     index = make_index(kind, store.made_by, device)
     live = store.live
     index.add(store.ids(live), store, store.made_by, live)

@@ -107,14 +107,7 @@ class ApproximateIndex(Index[Vectors]):
 def measure_recall(
     index: Index[Vectors], vectors: Float32[Tensor, "queries dim"], k: int, name: str
 ) -> Recall:
-    """Compare an index with exact search over the same vectors.
-
-    Args:
-        index: what is measured.
-        vectors: queries; a sample of them, evenly spaced, is searched.
-        k: depth, at most the size of the index.
-        name: of the index, for people.
-    """
+    """Compare an index with exact search over the same vectors."""
     chosen = vectors[:: max(1, -(-len(vectors) // _SAMPLE))]
     exact = MatrixIndex(index.made_by)
     exact.add(index.ids, index.held, index.made_by or "")

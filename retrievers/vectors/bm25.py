@@ -61,12 +61,7 @@ class Bm25Config:
 
 @final
 class Bm25Index(Index[Words]):
-    """Candidates found by the words they share with a query; those without one never are.
-
-    Args:
-        config: the model.
-        made_by: see :class:`~retrievers.vectors.index.Index`.
-    """
+    """Candidates found by the words they share with a query; those without one never are."""
 
     def __init__(self, config: Bm25Config = Bm25Config(), made_by: str | None = None) -> None:
         super().__init__(Words(config.stopwords), made_by)

@@ -254,14 +254,7 @@ def kept_room(
     root: Path,
     names: Callable[[Sequence[int]], list[str]],
 ) -> Embeddings:
-    """Room in a folder, with what is there already; says which shards were damaged.
-
-    Args:
-        writer: of the folder.
-        contents: of each row.
-        root: folder that paths of pictures are relative to.
-        names: ids of rows, as stored.
-    """
+    """Room in a folder, with what is there already; says which shards were damaged."""
     for name, problem in writer.damaged.items():
         told = printable(f"shard {name} of {writer.folder} is embedded again: {problem}")
         say(told, sys.stderr)

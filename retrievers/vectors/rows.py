@@ -24,11 +24,8 @@ from retrievers.vectors.store import EmbeddingWriter
 class Embeddings:
     """Vectors by row, filled batch by batch.
 
-    Args:
-        size: number of rows.
-        writer: folder that keeps them; None keeps them in memory.
-        keys: of each row's content; needed with a writer.
-        names: ids of rows, as stored.
+    Without a ``writer`` they are kept in memory; a writer needs ``keys`` of the rows' contents and
+    their ``names``.
 
     Attributes:
         done: which rows have a vector; with a writer, up to date after :meth:`finish`.
@@ -64,9 +61,7 @@ class Embeddings:
     def missing(self, part: int = 0, parts: int = 1) -> Int64[np.ndarray, " rows"]:
         """Rows still to be embedded; of several processes, those of one.
 
-        Args:
-            part: number of this process, from 0.
-            parts: how many share the work; each row belongs to one, whatever is done already.
+        Each row belongs to one of ``parts`` processes, whatever is done already.
         """
         rows = np.nonzero(~self.done.numpy())[0]
         if self._keys is not None and parts > 1:
@@ -134,14 +129,7 @@ class Embeddings:
     def add_to(
         self, index: Index[Vectors], ids: Any, rows: Int[Tensor, " n"], made_by: str
     ) -> None:
-        """Add the vectors of some rows to an index, read where they lie.
-
-        Args:
-            index: receives them.
-            ids: of the rows, strings or an Arrow array of strings.
-            rows: those to add; each has a vector.
-            made_by: fingerprint of what made the vectors.
-        """
+        """Add the vectors of some rows to an index, read where they lie."""
         if self._writer is None:
             index.add(ids, self.take(rows), made_by)
         else:
@@ -168,10 +156,6 @@ def item_keys(contents: Iterable[Content], root: Path) -> np.ndarray:
 
     A picture counts by path, size and modification time, so that checking a pool reads no pixel;
     a picture replaced by one of the same size and time, to the nanosecond, is not noticed.
-
-    Args:
-        contents: the items.
-        root: data root.
     """
     return np.fromiter((_key(content, root) for content in contents), dtype="S16")
 

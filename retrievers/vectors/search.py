@@ -45,12 +45,6 @@ def search(
 ) -> Searched:
     """Search every task in its local pool and, if the plan has one, in the union.
 
-    Args:
-        plan: what to search.
-        vectors: of its candidates and queries.
-        config: depth and index.
-        device: where the products run.
-
     Raises:
         DataError: if no candidate of a pool has a vector.
     """

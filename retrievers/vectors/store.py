@@ -167,10 +167,6 @@ class EmbeddingStore:
     Of an item that was embedded twice, because it changed, both rows are there; :attr:`live` has
     the current ones. Worker processes that open the same folder share its pages.
 
-    Args:
-        folder: see :mod:`retrievers.vectors.store`.
-        manifest: of the folder.
-
     Attributes:
         folder: as given.
         manifest: as given.
@@ -194,10 +190,6 @@ class EmbeddingStore:
     @classmethod
     def open(cls, folder: str | Path, made_by: str | None = None) -> EmbeddingStore:
         """Open a folder; all shards are read once to compare checksums, a second or two per GB.
-
-        Args:
-            folder: where :class:`EmbeddingWriter` wrote.
-            made_by: fingerprint that is expected; None takes any.
 
         Raises:
             StoreError: if there is no store, a shard is missing or damaged (all are named), the
@@ -359,12 +351,6 @@ class EmbeddingWriter:
         degraded: Bool[np.ndarray, " n"] | None = None,
     ) -> None:
         """Add vectors; they are on disk with their shard.
-
-        Args:
-            ids: one per vector; one that was stored before is replaced.
-            keys: of :func:`~retrievers.vectors.rows.item_keys`.
-            vectors: finite, also in the stored precision.
-            degraded: which were embedded without their picture.
 
         Raises:
             DataError: if a vector is not finite, or the lengths differ.

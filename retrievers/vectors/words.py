@@ -74,12 +74,7 @@ def _words(text: str) -> list[str]:
 
 @final
 class Words:
-    """The words of texts, by row of an index.
-
-    Args:
-        language: see :func:`analyser`.
-        words: of texts that there are already.
-    """
+    """The words of texts, by row of an index."""
 
     kind = "texts"
 

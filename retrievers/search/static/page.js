@@ -96,7 +96,7 @@ document.getElementById("q").addEventListener("keydown", (event) => {
 });
 
 form.addEventListener("submit", (event) => {
-  if (!field.value && !document.getElementById("q").value.trim()) {
+  if (!field.value && !document.getElementById("q").value.trim() && !document.getElementById("like")) {
     event.preventDefault();
     say("Type a query or give a picture.", true);
     document.getElementById("q").focus();
@@ -113,3 +113,14 @@ window.addEventListener("pageshow", () => {
   submit.textContent = "Search";
   form.removeAttribute("aria-busy");
 });
+
+// Masonry: a card takes as many rows of a fine grid as it is high, so that ranks still run across.
+const ROW = 4;
+const heights = new ResizeObserver((cards) => {
+  for (const { target } of cards) {
+    const space = parseFloat(getComputedStyle(target.parentElement).columnGap) || 0;
+    target.style.gridRowEnd = `span ${Math.ceil((target.getBoundingClientRect().height + space) / ROW)}`;
+  }
+});
+for (const list of document.querySelectorAll(".cards")) list.classList.add("masonry");
+for (const card of document.querySelectorAll(".card")) heights.observe(card);

@@ -12,8 +12,8 @@ from retrievers.data.samplers import PairBatches, PairLoader, SamplingConfig
 GROUPS = np.array([0] * 50 + [1] * 30 + [2] * 7)
 
 
-def batches_of(rank=0, world=1, epoch=0, groups=GROUPS, size=4, seed=1, **settings):
-    batches = PairBatches(groups, size, seed, rank, world, **settings)
+def batches_of(rank=0, world=1, epoch=0, groups=GROUPS, size=4, seed=1, items=None, **settings):
+    batches = PairBatches(groups, size, seed, rank, world, SamplingConfig(**settings), items)
     batches.set_epoch(epoch)
     return batches
 

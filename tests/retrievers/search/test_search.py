@@ -27,7 +27,7 @@ from retrievers.models.load import load
 from retrievers.search import answers
 from retrievers.search.command import stoppable
 from retrievers.search.pictures import QueryPictures
-from retrievers.vectors.embed import embed
+from retrievers.vectors.embed import embed, embed_contents
 from retrievers.vectors.search import test as evaluate
 from tests.retrievers.models.test_retriever import make_root
 from tests.worlds import HOSTILE, SCRIPTED, World
@@ -97,6 +97,35 @@ def test_generated_text_is_shown_beside_a_raw_retriever(world):
     assert all(result.generated for result in searcher.search("red"))
     enriched = Searcher.open(world.enriched, world.root, store=world.store)
     assert any("rewritten" in note for note in enriched.notes)
+
+
+def test_more_like_one_is_nearest_by_its_own_vector_or_words(world, raw):
+    shown = {row: raw.item(row) for row in raw._index.ids.to_pylist() if row != "7:99"}
+    pictures = {d: i and Image.open(world.root / i.image) if i.image else None
+                for d, i in shown.items()}  # fmt: skip
+    contents = [(item.text, pictures[did]) for did, item in shown.items()]
+    vectors = dict(zip(shown, embed_contents(load(world.raw), contents, "corpus"), strict=True))
+    for one in ("7:1", "7:30"):
+        scores = {d: float(v @ vectors[one]) for d, v in vectors.items() if d != one}
+        found = raw.like(one, k=5)
+        assert [r.id for r in found] == sorted(scores, key=lambda d: -scores[d])[:5]
+        assert [r.score for r in found] == pytest.approx(sorted(scores.values())[:-6:-1], abs=2e-6)
+    words = Searcher.open("bm25", world.root, store=world.store, pools=["squares_task3"])
+    texts = [r for r in words.search("the number", k=9) if r.text and "number" in r.text]
+    assert words.like(texts[0].id, k=3)[0].shared
+    with pytest.raises(DataError, match="no candidate '9:9'"):
+        raw.like("9:9")
+
+
+def test_shared_words_are_those_that_both_texts_that_were_read_hold(world, raw):
+    enriched = Searcher.open(world.enriched, world.root, store=world.store)
+    for searcher in (raw, enriched):
+        for result in searcher.search("The RED number, red 7", k=41):
+            read = result.text or ""
+            if searcher is enriched:
+                read = f"{read}\n{result.generated or ''}"
+            expected = {"red", "number", "7"} & set(re.findall(r"\w+", read.lower()))
+            assert set(result.shared) == expected, read
 
 
 def test_instructions(raw):

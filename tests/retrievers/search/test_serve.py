@@ -11,13 +11,16 @@ import subprocess
 import sys
 import threading
 from html.parser import HTMLParser
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from augment.data.pools import open_queries
 from augment.errors import DataError
+from retrievers import Searcher
 from retrievers.cli import main
 from retrievers.search import serve
 from retrievers.search.command import names_of
@@ -153,13 +156,48 @@ def test_the_page_narrows_a_search(site, world):
     assert chosen == ["auto", "image", "content"]
 
 
+def test_an_empty_page_has_a_sample_and_queries_with_their_own_instruction(site, searchers, world):
+    status, text = page(site)
+    assert status == 200
+    assert text.count('<li class="card">') == 24
+    assert page(site, draw="1")[1] != page(site, draw="x")[1] == text == page(site, draw="²")[1]
+    asked = {q.item.text: q for q in open_queries(
+        world.root / "query/test/mbeir_squares_task0_test.jsonl")}  # fmt: skip
+    found = [parse_qs(urlsplit(tag["href"]).query) for tag in Tags(text).all("a")
+             if "instruction=" in tag["href"]]  # fmt: skip
+    assert {bool(one.get("picture")) for one in found} == {True, False}
+    for one in found:
+        assert ("q" in one, one["instruction"]) in [(True, ["Find it."]), (False, ["Name it."])]
+        assert "q" not in one or one["q"][0] in asked
+        answers = site.get("/search.json", params=one).json()["answers"]
+        assert answers["raw"]["read"].startswith(one["instruction"][0])
+    few = Searcher.open("bm25", world.root, pools=["squares_task3"])
+    assert not few.examples(8), "what answers texts is not searched, and BM25 sees no picture"
+
+
+def test_more_like_a_candidate(site):
+    text = page(site, like="7:1", k="6")[1]
+    assert text.count('<li class="card">') == 12
+    assert 'src="/image/7%3A1"' in text
+    told = site.get("/search.json", params={"like": "7:1", "modality": "image"}).json()
+    assert all("7:1" not in [r["id"] for r in a["results"]] for a in told["answers"].values())
+    assert (
+        site.get("/search.json", params={"like": "7:1", "q": "red"}).json()["asked"]["like"] == ""
+    )
+    status, text = page(site, like=HOSTILE)
+    assert status == 400
+    assert "<script>document" not in text
+    assert "There is no candidate" in text
+    assert "climbs with" in page(site, like="7:99")[1], "its picture is elsewhere"
+
+
 def test_everything_is_escaped(site):
     status, text = page(site, q=HOSTILE, own=HOSTILE, k="96")
     assert status == 200
     tags = Tags(text)
     assert [tag.get("src") for tag in tags.all("script")] == ["/static/page.js"]
     assert not [tag for _, tag in tags.found if "onerror" in tag]
-    assert "&lt;script&gt;" in text
+    assert "&lt;<mark>script</mark>&gt;" in text
     assert not [tag for _, tag in tags.found if "style" in tag]
 
 
@@ -336,7 +374,7 @@ def test_a_failure_is_told_without_its_details(searchers, caplog):
     assert status == 500
     assert b"the terminal of the server says what" in body
     assert "Content-Security-Policy" in headers
-    assert "has no len()" in caplog.text
+    assert "has no attribute" in caplog.text
 
 
 def test_many_who_come_at_once_are_all_answered(searchers):
