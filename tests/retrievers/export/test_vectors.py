@@ -2,11 +2,13 @@
 
 import faiss
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from augment.data import DataRoot, open_candidates
+from augment.data import DataRoot
+from augment.data.pools import open_candidates
 from retrievers.cli import main
 from retrievers.vectors.store import EmbeddingWriter
 from tests.retrievers.models.test_retriever import make_root
@@ -38,7 +40,9 @@ def test_parquet_has_id_text_picture_and_vector(tmp_path, embedded, capsys):
     assert export(tmp_path, root, "parquet", out) == 0
     assert "24 candidates with vectors" in capsys.readouterr().out
     table = pq.read_table(out)
-    assert str(table.schema.field("vector").type) == "fixed_size_list<item: float>[8]"
+    kind = table.schema.field("vector").type
+    assert (pa.types.is_fixed_size_list(kind), kind.list_size) == (True, 8)
+    assert kind.value_type == pa.float32()
     assert table.schema.metadata[b"made_by"] == b"me"
     assert table.drop_columns("vector").to_pylist() == [
         {"id": item.id, "text": item.text, "image": item.image} for item in items]  # fmt: skip
