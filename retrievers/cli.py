@@ -70,7 +70,7 @@ TASKS: Mapping[str, Sequence[str]] = {
     "search": ("search", "serve", "embed", "test", "bm25", "mmeb"),
     "put in order": ("fuse", "rerank", "loop", "budget"),
     "judge runs and data": ("evaluate", "compare", "doubts", "leaks"),
-    "hand on": ("export", "pairs"),
+    "hand on": ("export", "pairs", "submission"),
 }
 
 
