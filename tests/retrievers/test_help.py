@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib import resources
@@ -73,14 +74,11 @@ def test_other_versions_and_other_questions_are_asked_themselves(tmp_path, monke
     assert not kept_answer(["export", "--help"])
 
 
-def test_the_list_of_commands_has_each_once_under_its_task(capsys):
+def test_the_list_of_commands_has_each_once(capsys):
     assert main([]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    named = [" ".join(line.split()[:2]) for line in lines if line.startswith("  ")]
-    verbs = {f"retrievers {verb}" for verb in VERBS} | {f"augment {verb}" for verb in AUGMENT}
-    modules = {line.split()[0] for line in lines if line.startswith("  augment.")}
-    assert modules == {"augment.corpus", "augment.queries"}
-    assert sorted(one for one in named if not one.startswith("augment.")) == sorted(verbs)
+    named = re.findall(r"^  (\w+ \w+)  ?", capsys.readouterr().out, re.MULTILINE)
+    verbs = [f"retrievers {verb}" for verb in VERBS] + [f"augment {verb}" for verb in AUGMENT]
+    assert sorted(named) == sorted(verbs)
 
 
 if __name__ == "__main__":

@@ -55,5 +55,3 @@ def test_killed_while_it_describes_it_goes_on_to_a_page(tmp_path, monkeypatch, c
     assert vectors == {one: one.stat().st_mtime_ns for one in vectors}
     with pytest.raises(DataError, match="lies in the folder of pictures"):
         quickstart(folder, folder / "out")
-    with pytest.raises(DataError, match="no picture"):
-        quickstart(store)
