@@ -3,7 +3,7 @@
 import socket
 
 import pytest
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from augment import corpus, open_view
 from augment.checks import judge
@@ -21,8 +21,7 @@ OCR = Options(model="ocr", threads=1)
 def sign(path, *lines):
     picture = Image.new("RGB", (320, 160), "white")
     for n, line in enumerate(lines):
-        font = ImageFont.load_default(36)
-        ImageDraw.Draw(picture).text((20, 15 + 60 * n), line, "black", font)
+        ImageDraw.Draw(picture).text((20, 15 + 60 * n), line, "black", font_size=36)
     picture.save(path)
 
 
