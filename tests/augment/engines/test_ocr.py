@@ -12,10 +12,10 @@ from augment.engines import load_engine, ocr
 from augment.enrichment.pipeline import Options
 from augment.errors import DataError, EngineError
 from augment.prompts import load_prompt
+from augment.prompts.route import followed
 from augment.records import Item, Reply
 
 pytest.importorskip("rapidocr", reason="the extra ocr is not installed")
-OCR = Options(model="ocr", threads=1)
 
 
 def sign(path, *lines):
@@ -34,7 +34,7 @@ def test_what_stands_in_a_picture_is_a_text_and_nothing_is_a_normal_outcome(tmp_
     write_candidates(tmp_path / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl", pool)
     monkeypatch.setattr(socket.socket, "connect", None)
     monkeypatch.setattr("rapidocr.utils.download_file.DownloadFile.run", None)
-    summary = corpus.run(tmp_path, tmp_path / "s", options=OCR)
+    summary = corpus.run(tmp_path, tmp_path / "s", options=Options(model="ocr", threads=1))
     assert (summary.generated, summary.duplicates, summary.empty) == (2, 1, 1)
     assert "2 generated, 1 of them empty" in str(summary)
     assert set(summary.failed) == {"missing"}
@@ -48,7 +48,7 @@ def test_it_is_graphs_of_onnx_and_is_refused_with_a_way_out(tmp_path, monkeypatc
     for path in ocr.model_files().values():
         assert path.read_bytes()[:1] == b"\x08"  # a pickle begins with 0x80, torch's files with PK
     with pytest.raises(DataError, match="follows no prompt, so not tte/corpus"):
-        corpus.plan(tmp_path, [tmp_path / "none.jsonl"], "tte/corpus", options=OCR)
+        followed("tte/corpus", "ocr", "rar/corpus")
     monkeypatch.setattr(ocr.util, "find_spec", lambda _: None)
     with pytest.raises(EngineError, match=r"pip install 'reasoning-augmented-retrieval\[ocr\]'"):
         load_engine("ocr", root=tmp_path)
