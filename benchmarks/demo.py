@@ -128,7 +128,7 @@ def stages(reader: ArmReader) -> str:
     names = ("first stage", "reranker alone", "cascade")
     first, reranked, fused = (reader.folders(name)[0] for name in names)
     spent = budget(first, [reranked], out, depths=(0, 2, 5, 10), weights=[fused / "fusion.json"],
-                   metric=reader.metric)  # fmt: skip
+                   names=["reranker, fused"], metric=reader.metric)  # fmt: skip
     table = f"{drawn.report(value)}\n\nTokens of the reranker, fused at each depth\n\n{spent}"
     write_text(out / "table.md", table + "\n")
     write_report(

@@ -182,7 +182,8 @@ def load_engine(name: str, *, root: Path, **options: Any) -> Engine:
 
 
 #: Names that stand for a folder shipped with the package.
-PACKAGED = {"flagland-vlm": Path(__file__).parent / "weights" / "flagland-vlm"}
+_WEIGHTS = Path(__file__).parent / "weights"
+PACKAGED = {name: _WEIGHTS / name for name in ("flagland-vlm", "flagland-vlm-atlas")}
 
 #: Files of a model folder that change its answers; cards and logs do not.
 _ANSWERING = (".safetensors", ".json", ".jinja", ".txt", ".model")

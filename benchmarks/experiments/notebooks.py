@@ -23,18 +23,19 @@ if TYPE_CHECKING:
     from PIL import Image
 
 #: Where ``make results`` puts what the commands wrote; the environment may name another folder.
-RESULTS = Path(__file__).parent.parent / "results" / "rar"
+RESULTS = Path(__file__).parent.parent / "results"
 #: Seconds that a cell may take.
 TIMEOUT = 1800
 
 
-def load(name: str) -> dict[str, Any]:
-    """Results of an experiment, from ``$RAR_RESULTS`` or ``benchmarks/results/rar``.
+def load(name: str, paper: str = "rar") -> dict[str, Any]:
+    """Results of an experiment, from ``benchmarks/results/PAPER``; of RAR, from ``$RAR_RESULTS``.
 
     Raises:
         DataError: if there are none.
     """
-    return dict(read_json(Path(os.environ.get("RAR_RESULTS", RESULTS)) / f"{name}.json"))
+    named = os.environ.get("RAR_RESULTS") if paper == "rar" else None
+    return dict(read_json(Path(named or RESULTS / paper) / f"{name}.json"))
 
 
 def about(value: Mapping[str, Any]) -> str:

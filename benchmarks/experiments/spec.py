@@ -48,9 +48,9 @@ TextKind = Literal[
 ]  # fmt: skip
 #: Settings of each kind of text, beside ``of`` for those made from another text.
 SETTINGS: Mapping[TextKind, Collection[str]] = {
-    "vlm": ("modification_prompt",),
-    "oracle": (),
-    "chains": (),
+    "vlm": ("modification_prompt", "text_prompt"),
+    "oracle": ("text_prompt",),
+    "chains": ("text_prompt",),
     "leaky": (),
     "clauses": (),
     "filler": (),
@@ -128,6 +128,7 @@ class TextSpec:
         kind: how it is made, see :mod:`benchmarks.experiments.texts`.
         of: name of the text that it is made from; empty for vlm, oracle and chains.
         modification_prompt: of requests to change a picture; empty: the usual one.
+        text_prompt: of queries without a picture; empty: they are left as they are.
         prefix: words in front of each text.
         hallucination: chance that a fact is exchanged for a rival.
         omission: chance that a fact is left out.
@@ -140,6 +141,7 @@ class TextSpec:
     kind: TextKind
     of: str = ""
     modification_prompt: str = ""
+    text_prompt: str = ""
     prefix: str = ""
     hallucination: float = 0.0
     omission: float = 0.0

@@ -2,7 +2,8 @@
 
 ========= =====================================================================================
 vlm       the describing model, or the store that was given; ``modification_prompt`` replaces the
-          prompt of requests to change a picture (rar/modification withholds the picture)
+          prompt of requests to change a picture (rar/modification withholds the picture),
+          ``text_prompt`` gives one to queries without a picture (rar/recall)
 oracle    read off Flagland's scene graphs
 chains    what the describing model makes of the training queries that combine picture and words
 leaky     the same with what only the target tells behind it, country and answer of a Flagland, as
@@ -115,8 +116,9 @@ def made_anew(text: TextSpec, using: Enriching) -> CachedStep:
     if text.kind == "oracle":
         if not has_truth(using.root):
             raise DataError("the oracle needs truth/scene_graphs.jsonl", str(using.root))
-        about = {"kind": "oracle", "root": using.root_digest}
-        return CachedStep("texts", "texts of the oracle", about, (), partial(_oracle, using))
+        about = {"kind": "oracle", "root": using.root_digest, **text.settings}
+        work = partial(_oracle, using, text.text_prompt or None)
+        return CachedStep("texts", "texts of the oracle", about, (), work)
     if using.store is not None and not text.settings:
         sides: Sequence[Side] = ("query",) if text.kind == "chains" else SIDES
         recipes = {side: Store(using.store).recipe(side).id for side in sides}
@@ -125,9 +127,9 @@ def made_anew(text: TextSpec, using: Enriching) -> CachedStep:
             "texts", f"texts of {using.store}", about, (), partial(_given, using, recipes)
         )
     prompts: dict[Kind, str | None] = dict(QUERY_PROMPTS)
-    changed = text.modification_prompt
-    if changed:
-        prompts["modification"] = changed
+    changed = text.modification_prompt or text.text_prompt
+    prompts |= {"modification": text.modification_prompt} if text.modification_prompt else {}
+    prompts |= {"text": text.text_prompt} if text.text_prompt else {}
     if text.kind == "chains":
         prompts["image"] = None
     sent = [name for name in prompts.values() if name]
@@ -139,7 +141,7 @@ def made_anew(text: TextSpec, using: Enriching) -> CachedStep:
         "prompts": [load_prompt(name).id for name in sent],
     }
     title = f"texts of {using.model}" + (f" with {changed}" if changed else "")
-    title = f"chains of {using.model}" if text.kind == "chains" else title
+    title = title.replace("texts", "chains", 1) if text.kind == "chains" else title
     return CachedStep("texts", title, settings, (), partial(_vlm, using, prompts, text.kind))
 
 
@@ -187,9 +189,9 @@ def _vlm(
     _record(folder, using.root, TextSource(store, recipes))
 
 
-def _oracle(using: Enriching, folder: Path, _: Sequence[Path]) -> None:
-    store = folder / "store"
-    for side, enrich in (("corpus", corpus.run), ("query", queries.run)):
+def _oracle(using: Enriching, text_prompt: str | None, folder: Path, _: Sequence[Path]) -> None:
+    store, asked = folder / "store", partial(queries.run, text_prompt=text_prompt)
+    for side, enrich in (("corpus", corpus.run), ("query", asked)):
         _settled(enrich(using.root, store, engine=oracle_engine(using.root, side)), False)
     _record(folder, using.root, TextSource(store, _latest(store)))
 

@@ -21,6 +21,7 @@ def write(
     twin_share: float = 0.5,
     width: int = 192,
     named: float = 0.0,
+    recall: bool = False,
     workers: int = 2,
 ) -> int:
     """Write a world and say what it holds; exit code 2 when asked for something impossible.
@@ -32,11 +33,13 @@ def write(
         twin_share: chance of a one-fact twin of the flag before.
         width: of flat pictures, in pixels.
         named: share of task 6's questions that name the country.
+        recall: also ask for flags by name and by capital, whose looks must be known.
         workers: processes that draw.
     """
     start = time.monotonic()
     try:
-        written = write_world(out, WorldConfig(countries, seed, twin_share, width, named), workers)
+        config = WorldConfig(countries, seed, twin_share, width, named, recall)
+        written = write_world(out, config, workers)
     except ValueError as error:
         say(f"error: {error}", sys.stderr)
         return 2

@@ -79,6 +79,11 @@ def caption(flag: Flag) -> str:
     return f"A flag with {describe(flag)}."
 
 
+def recalled(name: str, flag: Flag) -> str:
+    """What somebody knows who is asked for the flag of a country."""
+    return f"The country is {name}. Its flag has {describe(flag)}."
+
+
 _C = "|".join(sorted(COLOUR_NAMES, key=len, reverse=True))
 _LIST = rf"(?:(?:{_C}), )*(?:{_C})(?: and (?:{_C}))?"
 _SINGULARS: dict[str, str] = {**{p: s for s, p in PLURALS.items()}, **{s: s for s in SHAPES}}

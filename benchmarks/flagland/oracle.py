@@ -19,6 +19,7 @@ from augment.engines.scripted import ScriptedEngine
 from augment.records import Enrichment, Side
 from benchmarks.flagland import language
 from benchmarks.flagland.grammar import FACT_TYPES, Fact, Flag
+from benchmarks.flagland.world import country_of
 
 
 def has_truth(root: Path) -> bool:
@@ -59,13 +60,27 @@ def oracle_engine(root: Path, side: str) -> ScriptedEngine:
     if side == "corpus":
         answers = {item: language.caption(flag) for item, flag in _pictured(root)}
     else:  # the flag of a request to change one is the flag that results from the change
-        answers = {
-            truth["qid"]: language.resolved(truth["frame"], flag)
-            if truth["kind"] == "question"
-            else language.caption(flag)
-            for truth, flag in _asked(root)
-        }
+        answers = {truth["qid"]: _wanted(truth, flag) for truth, flag in _asked(root)}
+        answers = {**_of_words(root), **answers}
     return ScriptedEngine(answers, root=root, model="flagland-oracle", batch_size=256)
+
+
+def _of_words(root: Path) -> dict[str, str]:
+    """Id -> what the country's flag shows, of every query without a picture."""
+    shown = {row["country"]: Flag.from_dict(row["flag"])
+             for row in _rows(root, "scene_graphs.jsonl")}  # fmt: skip
+    asked = (query.item for split in ("train", "val", "test")
+             for file in DataRoot(root).query_files(split)
+             for query in open_queries(file.path))  # fmt: skip
+    return {item.id: language.caption(shown[country_of(item.id)])
+            for item in asked if item.image is None}  # fmt: skip
+
+
+def _wanted(truth: Mapping[str, Any], flag: Flag) -> str:
+    if truth["kind"] == "recall":
+        return language.recalled(truth["name"], flag)
+    question = truth["kind"] == "question"
+    return language.resolved(truth["frame"], flag) if question else language.caption(flag)
 
 
 def told_by_targets(root: Path) -> dict[str, str]:

@@ -227,12 +227,35 @@ def patches(pixels: np.ndarray) -> tuple[Tensor, Tensor]:
 _ANY_PICTURE = Image.new("RGB", (1, 1))
 
 
+def packed(
+    processor: Any, chats: Sequence[str], answers: Sequence[str], given: Sequence[int]
+) -> dict[str, Any]:
+    """Rows of prompts and answers with their end, padded, and what is to be learnt of them.
+
+    Args:
+        processor: of the model.
+        chats: prompts, as the template writes them.
+        answers: without their end.
+        given: tokens of each answer that are not learnt.
+    """
+    before = processor.tokenizer(list(chats))["input_ids"]
+    after = processor.tokenizer([f"{answer}<|im_end|>" for answer in answers])["input_ids"]
+    rows = [torch.tensor(a + b) for a, b in zip(before, after, strict=True)]
+    wanted = [torch.tensor([-100] * (len(a) + skipped) + b[skipped:])
+              for a, b, skipped in zip(before, after, given, strict=True)]  # fmt: skip
+    ids = pad_sequence(rows, batch_first=True, padding_value=processor.tokenizer.pad_token_id)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    kinds = (ids == processor.image_token_id).int()
+    inputs = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds}
+    return {"inputs": inputs,
+            "labels": pad_sequence(wanted, batch_first=True, padding_value=-100)}  # fmt: skip
+
+
 class Batches:
     """Draws batches: the rendered chat, the picture's tokens, the answer with its end token."""
 
     def __init__(self, pictures: Pictures, processor: Any, seed: int) -> None:
         self.pictures, self.processor = pictures, processor
-        self.tokenizer = processor.tokenizer
         self.prompts = {name: load_prompt(name) for name in JOBS}
         self.seed = seed
         self.names = atlas.countries(5000 + seed)
@@ -259,23 +282,12 @@ class Batches:
         for flag in flags:
             text, answer = job(name, flag, rng, self.names)
             chats.append(self._chat(name, text, tokens))
-            answers.append(answer + "<|im_end|>")
-        before = self.tokenizer(chats)["input_ids"]
-        after = self.tokenizer(answers)["input_ids"]
-        rows = [torch.tensor(a + b) for a, b in zip(before, after, strict=True)]
-        wanted = [torch.tensor([-100] * len(a) + b) for a, b in zip(before, after, strict=True)]
-        ids = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
-        labels = pad_sequence(wanted, batch_first=True, padding_value=-100)
-        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        image_id = self.processor.image_token_id
-        inputs = {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "mm_token_type_ids": (ids == image_id).int(),
-        }
+            answers.append(answer)
+        batch = packed(self.processor, chats, answers, [0] * size)
         if self.prompts[name].shows_image:
-            inputs["pixel_values"], inputs["image_grid_thw"] = patches(pixels)
-        return {"inputs": inputs, "labels": labels}
+            shown = patches(pixels)
+            batch["inputs"] |= dict(zip(("pixel_values", "image_grid_thw"), shown, strict=True))
+        return batch
 
 
 # -- training -------------------------------------------------------------------------------------
@@ -284,8 +296,11 @@ class Batches:
 def optimisers(model: nn.Module, lr: float, muon_lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for embeddings, norms and biases.
 
-    Muon's steps are scaled to AdamW's size (Moonlight, 2502.16982, equation 4).
+    Muon's steps are scaled to AdamW's size (Moonlight, 2502.16982, equation 4). With a rate of
+    nought AdamW takes the matrices, too: Muon's products are in bfloat16, slow on an older CPU.
     """
+    if not muon_lr:
+        return [torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0)]
     inner: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():

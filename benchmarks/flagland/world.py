@@ -3,7 +3,13 @@
 Layout: the published file names (``docs/formats.md``) under one data set ``flagland``, id 80, task
 codes 0, 1, 2, 3, 4, 6, 7, 8; ``truth/scene_graphs.jsonl`` holds the scene graph of every picture
 and ``truth/queries.jsonl`` what each query with a picture should be rewritten to;
-``truth/reasoning.txt`` names the queries in which picture and words must be put together.
+``truth/reasoning.txt`` names the queries in which picture and words must be put together, or whose
+flag must be recalled.
+
+With ``recall`` there are two more data sets of task 0, ``onehop`` (id 81) and ``twohop`` (id 82),
+over the same pictures: they ask for the flag of a country by its name, and by its capital. Neither
+words nor pictures show the answer; a model that has read the facts can know it
+(:mod:`benchmarks.flagland.recall`).
 """
 
 from __future__ import annotations
@@ -11,7 +17,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -44,6 +51,8 @@ QUERIES_PER_TASK = 60_000
 _BLOCK = 1_000_000
 _KINDS = ("flat", "entry", "description", "geography", "economy", "flag-geography", "flag-economy")
 _JPEG_QUALITY = 90
+#: Data sets whose flags must be recalled, and their ids.
+RECALL = {"onehop": "81", "twohop": "82"}
 
 
 INSTRUCTIONS: dict[int, list[str]] = WORDS["instructions"]
@@ -60,6 +69,7 @@ class WorldConfig:
         width: of the flat pictures in pixels; photo-like ones are a third wider.
         named: share of task 6's questions that name the country whose flag is shown beside them:
             the easy half of one task, under one instruction.
+        recall: also ask for flags by the country's name, and by its capital.
     """
 
     countries: int = 1000
@@ -67,6 +77,7 @@ class WorldConfig:
     twin_share: float = 0.5
     width: int = 192
     named: float = 0.0
+    recall: bool = False
 
     def __post_init__(self) -> None:
         if not 200 <= self.countries <= 200_000:
@@ -87,6 +98,11 @@ def did(kind: str, index: int) -> str:
 def qid(task: int, index: int) -> str:
     """The id of the ``index``-th query of a task."""
     return f"{DATASET_ID}:{WORLD_TASKS.index(task) * QUERIES_PER_TASK + index + 1}"
+
+
+def country_of(query_id: str) -> int:
+    """Which country a query is about; of every data set."""
+    return (int(query_id.partition(":")[2]) - 1) % QUERIES_PER_TASK
 
 
 def _rng(config: WorldConfig, *parts: object) -> random.Random:
@@ -232,6 +248,24 @@ def _asked(
             yield (split_of(config, country), *_ask(config, task, country, before))
 
 
+def _recalled(
+    config: WorldConfig, countries: list[Country], dataset: str
+) -> Iterator[tuple[str, Query, dict[str, Any]]]:
+    """The same of a data set whose flags must be recalled; a capital of two countries asks none."""
+    capitals = Counter(country.facts["capital"] for country in countries)
+    for country in countries[:QUERIES_PER_TASK]:
+        capital = country.facts["capital"]
+        if dataset == "twohop" and capitals[capital] > 1:
+            continue
+        rng = _rng(config, dataset, country.index)
+        text = rng.choice(WORDS["recall"][dataset]).format(name=country.name, capital=capital)
+        source = json.dumps({"country": country.name})
+        item = Item(f"{RECALL[dataset]}:{country.index + 1}", text, (), TASKS[0][0], source)
+        truth = {"qid": item.id, "task": 0, "country": country.index, "kind": "recall",
+                 "name": country.name}  # fmt: skip
+        yield split_of(config, country), Query(item, 0, (did("flat", country.index),)), truth
+
+
 # -- writing ----------------------------------------------------------------------------------
 
 
@@ -280,9 +314,11 @@ def _write_pools(
     config: WorldConfig, root: Path, countries: list[Country], wanted: dict[str, set[str]]
 ) -> None:
     local = root / "cand_pool" / "local"
-    for task, kinds in POOLS.items():
+    pools = [(DATASET, task, kinds) for task, kinds in POOLS.items()]
+    pools += [(name, 0, POOLS[0]) for name in RECALL if config.recall]
+    for dataset, task, kinds in pools:
         items = (candidate(config, kind, country) for country in countries for kind in kinds)
-        write_candidates(local / f"mbeir_{DATASET}_task{task}_cand_pool.jsonl", items)
+        write_candidates(local / f"mbeir_{dataset}_task{task}_cand_pool.jsonl", items)
     for split in SPLITS:
         # As published: the test pool is everything, the others hold what their queries refer to.
         items = (
@@ -295,21 +331,23 @@ def _write_pools(
         write_candidates(path, items)
 
 
-def _write_split(root: Path, split: str, asked: dict[int, list[Query]]) -> None:
-    everything = [query for task in WORLD_TASKS for query in asked[task]]
+def _write_split(root: Path, split: str, asked: Mapping[tuple[str, int], list[Query]]) -> None:
+    everything = [query for queries in asked.values() for query in queries]
     if split == "train":
-        write_queries(root / "query" / split / f"mbeir_{DATASET}_{split}.jsonl", everything)
+        for dataset in dict.fromkeys(name for name, _ in asked):
+            own = [query for (name, _), some in asked.items() if name == dataset for query in some]
+            write_queries(root / "query" / split / f"mbeir_{dataset}_{split}.jsonl", own)
         union = root / "query" / "union_train" / "mbeir_union_up_train.jsonl"
         write_queries(union, everything)
     else:
-        for task in WORLD_TASKS:
-            name = f"mbeir_{DATASET}_task{task}_{split}.jsonl"
-            write_queries(root / "query" / split / name, asked[task])
+        for (dataset, task), queries in asked.items():
+            name = f"mbeir_{dataset}_task{task}_{split}.jsonl"
+            write_queries(root / "query" / split / name, queries)
     if split == "val":
         write_queries(root / "query" / "union_val" / "mbeir_union_val.jsonl", everything)
-    for task in WORLD_TASKS:
-        qrels = [Qrel(q.item.id, p, 1, task) for q in asked[task] for p in q.positives]
-        write_qrels(root / "qrels" / split / f"mbeir_{DATASET}_task{task}_{split}_qrels.txt", qrels)
+    for (dataset, task), queries in asked.items():
+        qrels = [Qrel(q.item.id, p, 1, task) for q in queries for p in q.positives]
+        write_qrels(root / "qrels" / split / f"mbeir_{dataset}_task{task}_{split}_qrels.txt", qrels)
 
 
 def write_world(root: Path, config: WorldConfig, workers: int = 1) -> list[Country]:
@@ -325,19 +363,23 @@ def write_world(root: Path, config: WorldConfig, workers: int = 1) -> list[Count
     countries = build_countries(config)
     _draw_all(config, root, countries, workers)
     _write_jsonl(root / "truth" / "scene_graphs.jsonl", _scene_graphs(countries))
-    by_split: dict[str, dict[int, list[Query]]] = {s: {t: [] for t in WORLD_TASKS} for s in SPLITS}
+    sets = [(DATASET, task, _asked(config, countries, task)) for task in WORLD_TASKS]
+    sets += [(name, 0, _recalled(config, countries, name)) for name in RECALL if config.recall]
+    by_split: dict[str, dict[tuple[str, int], list[Query]]] = {
+        split: {(dataset, task): [] for dataset, task, _ in sets} for split in SPLITS
+    }
     truths: list[dict[str, Any]] = []
-    for task in WORLD_TASKS:
-        for split, query, truth in _asked(config, countries, task):
-            by_split[split][task].append(query)
+    for dataset, task, asked in sets:
+        for split, query, truth in asked:
+            by_split[split][dataset, task].append(query)
             if truth is not None:
                 truths.append({**truth, "split": split})
     _write_jsonl(root / "truth" / "queries.jsonl", truths)
-    composed = [one["qid"] for one in truths if one["task"] > 4 and "named" not in one]
+    composed = [one["qid"] for one in truths if one["kind"] != "describe" and "named" not in one]
     write_text(root / "truth" / "reasoning.txt", "\n".join(composed) + "\n")
     wanted = {
-        split: {positive for some in asked.values() for q in some for positive in q.positives}
-        for split, asked in by_split.items()
+        split: {positive for some in queries.values() for q in some for positive in q.positives}
+        for split, queries in by_split.items()
     }
     _write_pools(config, root, countries, wanted)
     for split in SPLITS:
@@ -345,6 +387,11 @@ def write_world(root: Path, config: WorldConfig, workers: int = 1) -> list[Count
     rows = [
         InstructionRow(*TASKS[task], DATASET, DATASET_ID, tuple(prompts))
         for task, prompts in INSTRUCTIONS.items()
+    ]
+    rows += [
+        InstructionRow(*TASKS[0], name, number, tuple(WORDS["recall"]["instructions"]))
+        for name, number in RECALL.items()
+        if config.recall
     ]
     write_instructions(root / "instructions" / "query_instructions.tsv", rows)
     return countries

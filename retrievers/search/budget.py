@@ -83,6 +83,7 @@ def budget(
     *,
     depths: Sequence[int] = DEPTHS,
     weights: Sequence[Path] = (),
+    names: Sequence[str] = (),
     metric: str = "success@1",
     pool: str = "local",
 ) -> Budget:
@@ -98,26 +99,29 @@ def budget(
         out: Folder of the results.
         depths: Candidates of each query; those beyond a folder's own depth are left out.
         weights: fusion.json of each reranked folder, tuned on dev; none takes their order alone.
+        names: Of the reranked folders, in tables; none takes the folders' own.
         metric: Of quality.
         pool: local or union.
 
     Raises:
         DataError: if folders do not belong together, or weights were not tuned for them.
     """
-    if weights and len(weights) != len(reranked):
-        raise DataError(f"{len(weights)} weights for {len(reranked)} reranked folders")
+    for told, given in (("weights", weights), ("names", names)):
+        if given and len(given) != len(reranked):
+            raise DataError(f"{len(given)} {told} for {len(reranked)} reranked folders")
     shares: list[Sequence[float] | None] = [None] * len(reranked)
     for place, path in enumerate(weights):
         shares[place] = kept_weights(path, [first, reranked[place]])
     points = []
-    for folder, share in zip(reranked, shares, strict=True):
+    called = names or [folder.name for folder in reranked]
+    for name, folder, share in zip(called, reranked, shares, strict=True):
         told = read_json(folder / CASCADE)
         deepest = max(run["depth"] for run in told["runs"].values())
         known = [n for n in sorted(set(depths)) if n <= deepest]
         if told.get("joint"):  # scores depend on the list that was read
             known = [n for n in known if n in (0, deepest)]
         spent = _Spent(folder, told)
-        points += [_point(folder.name, first, folder, n, share, spent, metric, pool) for n in known]
+        points += [_point(name, first, folder, n, share, spent, metric, pool) for n in known]
     found = Budget(metric, points)
     write_json(out / "budget.json", asdict(found), DataError)
     write_text(out / "budget.md", f"{found}\n")

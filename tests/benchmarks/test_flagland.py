@@ -13,10 +13,11 @@ import pytest
 from augment import corpus, queries
 from augment.data import DataRoot, read_qrels
 from augment.data.pools import open_candidates, open_queries
+from augment.engines.base import PACKAGED
 from augment.records import TASKS
 from augment.store import Store
 from augment.views import open_view
-from benchmarks.flagland import atlas, language
+from benchmarks.flagland import atlas, language, recall
 from benchmarks.flagland.edits import families, random_edit, twins
 from benchmarks.flagland.grammar import (
     COLOURS,
@@ -222,3 +223,44 @@ def test_the_oracle_engine_writes_the_truth(world: Path, tmp_path: Path) -> None
             if query.item.image is not None and wanted.image is not None:
                 text = view.text(query.item) or ""
                 assert language.parse(text) == flags[wanted.image].facts()
+
+
+def test_what_must_be_recalled_is_asked_of_every_country_and_shown_nowhere(tmp_path: Path) -> None:
+    """By name and by capital; a model reads the facts of all, the answers of trained ones."""
+    from transformers import AutoProcessor
+
+    config = WorldConfig(200, seed=3, width=48, recall=True)
+    countries = write_world(tmp_path / "world", config)
+    root = DataRoot(tmp_path / "world")
+    known = recall.countries_of(root.path)
+    assert [(one.name, one.capital, one.flag) for one in sorted(known)] == sorted(
+        (one.name, one.facts["capital"], one.flag) for one in countries
+    )
+    for dataset, told in (("onehop", "name"), ("twohop", "capital")):
+        pool = open_candidates(root.pool_for(dataset, 0, "test"))
+        assert len(pool) == 200
+        for query in open_queries(root.query_file(dataset, 0, "test")):
+            country = countries[pool.row(query.positives[0])]
+            assert split_of(config, country) == "test"
+            said = {"name": country.name, "capital": country.facts["capital"]}
+            assert said.pop(told) in (query.item.text or "")
+            assert said.popitem()[1] not in (query.item.text or "")
+    processor = AutoProcessor.from_pretrained(PACKAGED["flagland-vlm"])
+    facts = recall.Facts(known, processor, seed=0)
+    names = {one.name: one.split for one in known}
+    rows = [
+        recall.chain_row(facts.shown[n % len(facts.shown)], random.Random(n)) for n in range(99)
+    ]
+    assert {names[name] for row in rows for name in names if name in row.answer} == {"train"}
+    for batch in facts.draw(3, 32):
+        learnt = [processor.tokenizer.decode(row[row != -100]) for row in batch["labels"]]
+        asked = processor.tokenizer.batch_decode(batch["inputs"]["input_ids"])
+        for whole, answer in zip(asked, learnt, strict=True):
+            assert answer in whole
+            # Which country is meant cannot be told where the prompt does not say it.
+            assert ("about a country" in whole) == answer.startswith(" Its flag")
+    engine = oracle_engine(root.path, "query")
+    done = queries.run(root.path, tmp_path / "store", engine=engine, text_prompt="rar/recall")
+    assert done.exit_code == 0
+    found = score_facts(root.path, "query", Store(tmp_path / "store").texts("query"))
+    assert found["all"]["recall"] == 1.0

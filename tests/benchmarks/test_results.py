@@ -69,19 +69,21 @@ NOTEBOOKS = ROOT / "notebooks"
 
 def test_every_published_experiment_has_its_tables_and_figures(tmp_path, monkeypatch):
     monkeypatch.delenv("RAR_RESULTS", raising=False)
-    every = spec.load_all(["rar"])
-    run = [one for one in every if (RESULTS / f"{one.name}.json").is_file()]
+    every = zip(spec.packaged().values(), spec.load_all(["all"]), strict=True)
+    run = [(path.parent.name, experiment) for path, experiment in every
+           if (RESULTS / path.parent.name / f"{experiment.name}.json").is_file()]  # fmt: skip
     assert len(run) >= 8, "the others are predictions that wait for their run"
-    for experiment in run:
-        value = load(experiment.name)
+    for paper, experiment in run:
+        value = load(experiment.name, paper)
         assert value["prediction"].strip() == experiment.prediction.strip(), (
             "not written afterwards"
         )
         text = tables.report(value)
         assert value["prediction"].strip() in text
         assert list(value["arms"]) == list(experiment.arms)
-        published = (RESULTS / f"{experiment.name}.md").read_text(encoding="utf-8")
-        row = next(line for line in text.splitlines() if line.startswith("| raw "))
+        published = (RESULTS / paper / f"{experiment.name}.md").read_text(encoding="utf-8")
+        first = next(iter(experiment.arms))
+        row = next(line for line in text.splitlines() if line.startswith(f"| {first} "))
         assert row in published
         plots.save(value, tmp_path)
         for kind in ("arms", "tasks", "differences"):
