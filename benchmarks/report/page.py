@@ -21,7 +21,7 @@ from augment.store import page
 from augment.store.keys import Recipe
 from benchmarks.report.gallery import Gallery
 from benchmarks.report.runs import SIDES, OpenedRun, moves, open_run, pick
-from retrievers.evaluation.compare import Change, compare
+from retrievers.evaluation.compare import Pair, compare
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -103,7 +103,7 @@ def scatter(ranks: Iterable[Ranks], depth: int, names: tuple[str, str]) -> Figur
     return figure
 
 
-def ticks_of(rows: Iterable[Change]) -> range:
+def ticks_of(rows: Iterable[Pair]) -> range:
     """Per cents to stand at an axis that every bar and whisker of these rows ends within."""
     ends = [
         100 * end

@@ -68,9 +68,9 @@ class OpenedRun:
     def rewritten(self) -> Mapping[str, Enrichment]:
         """Pair -> a candidate's text in sight of the query; empty where nothing was rewritten."""
         path = self.folder / CASCADE
-        told = read_json(path).get("rewrite") if path.is_file() else None
-        found = told and Path(told["store"] or self.folder / "rewritten")
-        return Store(found).texts("corpus", told["recipe"]) if found and found.is_dir() else {}
+        told = (read_json(path).get("rewrite") if path.is_file() else None) or {}
+        found = Path(told.get("store") or self.folder / "rewritten")
+        return Store(found).texts("corpus", told["recipe"]) if told and found.is_dir() else {}
 
     @cached_property
     def trained(self) -> str:
