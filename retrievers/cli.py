@@ -46,8 +46,15 @@ VERBS = {
         "retrievers.evaluation.command:run_compare",
         "is the second run better than the first?",
     ),
+    "submission": (
+        "retrievers.evaluation.command:run_submission",
+        "a run for the servers of CIRR and CIRCO",
+    ),
     "pairs": ("retrievers.cli", "training pairs and negatives for ms-swift and Tevatron"),
-    "export": ("retrievers.export.folder", "a checkpoint for other libraries and the Hub"),
+    "export": (
+        "retrievers.export.folder",
+        "a checkpoint, or a pool with vectors, for other libraries",
+    ),
     "mmeb": ("retrievers.commands.mmeb", "evaluate on MMEB's image data sets"),
     "calibrate": ("retrievers.commands.writing", "choose whose vectors are written for, by tokens"),
     "leaks": ("retrievers.commands.leaks", "do generated texts of queries tell their targets?"),
