@@ -431,7 +431,8 @@ def _tasks(
 ) -> list[EvalTask]:
     files = root.query_files(split)
     if not files:
-        raise DataError(f"no query files in query/{split}", str(root.path))
+        hint = "search, serve and embed need none"
+        raise DataError(f"no query files in query/{split}; {hint}", str(root.path))
     wanted = None if tasks is None else set(tasks)
     groups: dict[tuple[str, int | None], list[Query]] = {}
     for file in files:

@@ -68,3 +68,21 @@ def test_submissions_are_as_the_servers_of_circo_and_cirr_take_them(tmp_path, ca
     (tmp_path / "s.json").write_text(json.dumps({"q7": ["1", "2", "77"]}))
     assert main(["submission", str(run), "--to=cirr", *more]) == 2
     assert "query q7: has 2 of 3 candidates; search deeper" in capsys.readouterr().err
+
+
+def test_roots_that_lack_something_do_what_they_can_and_say_what_is_left_out(tmp_path, capsys):
+    made = {}
+    for name, text in (("t", "red bag"), ("q", "red")):
+        made[name] = tmp_path / f"{name}.jsonl"
+        made[name].write_text(json.dumps({"id": name, "text": text}) + "\n")
+    import_data("table", made["t"], tmp_path / "bare")
+    import_data("table", made["t"], tmp_path / "asked", queries=made["q"])
+    told = str(bm25(tmp_path / "asked", tmp_path / "run", union=False))
+    assert "no judged queries, searched and not scored: t task 1" in told
+    assert (tmp_path / "run/t_task1.local.trec").read_text().startswith("q Q0 t 1 ")
+    given = ["bm25", "--config=bm25", f"--root={tmp_path / 'bare'}", f"--out={tmp_path / 'none'}"]
+    assert main(given) == 2
+    assert "no query files in query/test; search, serve and embed need" in capsys.readouterr().err
+    audit = ["audit", "--model=flagland-clip", f"--data.root={tmp_path / 'bare'}"]
+    assert main([*audit, f"--out={tmp_path / 'audit'}"]) == 0
+    assert json.loads((tmp_path / "audit/audit.json").read_text())["pools"] is not None
