@@ -208,12 +208,49 @@ VERBS: Mapping[str, tuple[str, str, Sequence[str]]] = {
 }
 
 
+#: Task -> its verbs, and the modules that are commands of their own.
+TASKS: Mapping[str, Sequence[str]] = {
+    "data": ("import", "validate", "export"),
+    "enrich": ("augment.corpus", "augment.queries", "route", "confirm", "retry"),
+    "judge texts": ("status", "report", "scores", "verify", "diff", "merge"),
+}
+_MODULES = {
+    "augment.corpus": "describe the pictures of candidates, or read the text in them",
+    "augment.queries": "resolve and rewrite queries that have a picture",
+}
+
+
+def by_task() -> dict[str, list[tuple[str, str]]]:
+    """Task -> its commands, as they stand behind ``python -m``, and what each does."""
+    said = {verb: (f"augment {verb}", what) for verb, (_, what, _) in VERBS.items()}
+    said |= {name: (name, what) for name, what in _MODULES.items()}
+    return {task: [said[name] for name in of] for task, of in TASKS.items()}
+
+
+def listed(tasks: Mapping[str, Sequence[tuple[str, str]]]) -> str:
+    """Commands by task, a line each."""
+    lines = [
+        f"{task}\n" + "\n".join(f"  {name:22}{what}" for name, what in of)
+        for task, of in tasks.items()
+    ]
+    return "\n".join([*lines, "\npython -m COMMAND --help lists its options.\n"])
+
+
+#: Verb -> what usually comes next.
+NEXT = {
+    "validate": "augment.corpus --root ROOT --store STORE --model MODEL --preview 20",
+    "merge": "augment status --store INTO",
+    "report": "retrievers search --root ROOT --store STORE --checkpoint bm25 WORDS",
+    "route": "augment.queries --root ROOT --store STORE --model MODEL --only OUT",
+}
+
+
 @entry
 def main(arguments: Sequence[str]) -> int:
     """Run a verb; the exit status."""
     name, *rest = [*arguments, ""]
-    lines = "\n".join(f"  {verb:9}{what}" for verb, (_, what, _) in VERBS.items())
-    usage = f"usage: python -m augment VERB [--help] ...\n\n{lines}\n"
+    usage = f"usage: python -m COMMAND ...\n\n{listed(by_task())}"
+    usage += "Training, search and its evaluation: python -m retrievers --help\n"
     if name in ("", "-h", "--help"):
         sys.stdout.write(usage)
         return 0 if name else 2
@@ -224,7 +261,10 @@ def main(arguments: Sequence[str]) -> int:
     if name in ("retry", "import"):
         return (retry if name == "retry" else import_)(rest[:-1])
     verb = getattr(import_module(f"augment.{module}"), name)
-    return call(verb, rest[:-1], f"python -m augment {name}", positional)
+    code = call(verb, rest[:-1], f"python -m augment {name}", positional)
+    if code == 0 and name in NEXT and "--json" not in rest:
+        say(f"next: python -m {NEXT[name]}")
+    return code
 
 
 if __name__ == "__main__":

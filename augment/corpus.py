@@ -23,8 +23,8 @@ from augment.enrichment.pipeline import (
     run_command,
     run_plan,
 )
-from augment.prompts import load_prompt, within
-from augment.prompts.route import CORPUS_PROMPT
+from augment.prompts import within
+from augment.prompts.route import CORPUS_PROMPT, followed
 
 
 def plan(
@@ -41,7 +41,7 @@ def plan(
         pool: Pool files; none: all local pools of the root.
         prompt: Packaged prompt or .md file.
         budget: Length of the texts: '45 words' or '77 tokens' (CLIP's); empty: the prompt's.
-        options: Of no effect here.
+        options: Name the model: ocr has a prompt of its own.
 
     Raises:
         DataError: if the data or the prompt cannot be used.
@@ -49,7 +49,8 @@ def plan(
     files = pool or not_empty([f.path for f in DataRoot(root).pools()], "local pools", root)
     pools = [open_candidates(path) for path in files]
     items = chain.from_iterable(pools)
-    return candidate_plan(items, within(load_prompt(prompt), budget), sum(map(len, pools)))
+    asked = within(followed(prompt, options.model, CORPUS_PROMPT), budget)
+    return candidate_plan(items, asked, sum(map(len, pools)))
 
 
 #: Enriches a root from Python; takes what :func:`augment.enrichment.pipeline.run_plan` says.

@@ -7,7 +7,7 @@ answer; a modification becomes a description of what is wanted; text alone is le
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -27,8 +27,7 @@ from augment.enrichment.pipeline import (
     target_of,
 )
 from augment.files import read_ids
-from augment.prompts import load_prompt
-from augment.prompts.route import QUERY_PROMPTS, Kind
+from augment.prompts.route import QUERY_PROMPTS, Kind, followed
 from augment.records import Query
 
 SPLITS = ("train", "val", "test")
@@ -56,21 +55,18 @@ def plan(
         modification_prompt: Prompt for requests to change a picture.
         text_prompt: Prompt for queries without a picture.
         only: File of query ids, one a line, as ``python -m augment route`` writes; no others.
-        options: Say whether rewrites are compared with what is searched for.
+        options: Say whether rewrites are compared with what is searched for; name the model.
 
     Raises:
         DataError: if the data or a prompt cannot be used.
     """
     found = file or [one.path for name in split for one in DataRoot(root).query_files(name)]
     not_empty(found, f"query files of {', '.join(split)}", root)
-    names: Mapping[Kind, str | None] = {
-        "image": image_prompt,
-        "question": question_prompt,
-        "modification": modification_prompt,
-        "text": text_prompt,
-    }
+    given = (image_prompt, question_prompt, modification_prompt, text_prompt)
+    kinds: Sequence[Kind] = ("image", "question", "modification", "text")
+    names = dict(zip(kinds, (n if n and n.lower() != "none" else None for n in given), strict=True))
     prompts = {
-        kind: load_prompt(name) if name and name.lower() != "none" else None
+        kind: followed(name, options.model, QUERY_PROMPTS[kind]) if name else None
         for kind, name in names.items()
     }
     opened = [open_queries(path) for path in found]

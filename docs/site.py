@@ -79,6 +79,7 @@ def _title(name: str) -> str:
 
 def _commands() -> str:
     """Every command with its options, as ``--help`` tells them."""
+    from augment.__main__ import VERBS
     from augment.__main__ import main as augment
     from retrievers import cli
 
@@ -88,7 +89,7 @@ def _commands() -> str:
         told = _said(importlib.import_module(f"augment.{module}").command, ["--help"])
         parts += _command(f"augment.{module}", told)
     for prog, verbs, run in (
-        ("augment", _verbs(_said(augment, ["--help"])), augment),
+        ("augment", list(VERBS), augment),
         ("retrievers", list(cli.VERBS), cli.main),
     ):
         for verb in verbs:
@@ -101,10 +102,6 @@ def _commands() -> str:
 
 def _command(name: str, told: str) -> list[str]:
     return [f"## python -m {name}", "", "```text", told.strip(), "```", ""]
-
-
-def _verbs(told: str) -> list[str]:
-    return [found[1] for line in told.splitlines() if (found := re.match(r"^  (\w+) +\S", line))]
 
 
 def _said(run: Any, arguments: list[str]) -> str:

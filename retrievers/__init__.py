@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from retrievers.commands.quickstart import quickstart as quickstart
     from retrievers.data.module import EmbeddingConfig as EmbeddingConfig
     from retrievers.data.module import LoaderConfig as LoaderConfig
     from retrievers.data.module import MBeirData as MBeirData
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 
 #: Module -> what of it is named here, and names that differ there.
 _PLACES = {
+    "commands.quickstart": ("quickstart",),
     "data.module": ("EmbeddingConfig", "LoaderConfig", "MBeirData", "SearchConfig"),
     "data.negatives": ("NegativesConfig",),
     "evaluation.compare": ("compare",),

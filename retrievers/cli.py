@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module, metadata, resources
@@ -24,6 +25,7 @@ USER_ERROR = 2
 
 #: Verb -> the module whose ``main``, or other function, runs it, and what it does.
 VERBS = {
+    "quickstart": ("retrievers.commands.quickstart", "a folder of pictures as a page to search"),
     "fit": ("retrievers.training.command", "train an encoder on an M-BEIR root"),
     "validate": ("retrievers.training.command", "the small search of a fit, for a checkpoint"),
     "test": ("retrievers.training.command", "embed, search and score the test queries"),
@@ -46,11 +48,40 @@ VERBS = {
         "retrievers.evaluation.command:run_compare",
         "is the second run better than the first?",
     ),
+    "submission": (
+        "retrievers.evaluation.command:run_submission",
+        "a run for the servers of CIRR and CIRCO",
+    ),
     "pairs": ("retrievers.cli", "training pairs and negatives for ms-swift and Tevatron"),
-    "export": ("retrievers.export.folder", "a checkpoint for other libraries and the Hub"),
+    "export": (
+        "retrievers.export.folder",
+        "a checkpoint, or a pool with vectors, for other libraries",
+    ),
     "mmeb": ("retrievers.commands.mmeb", "evaluate on MMEB's image data sets"),
     "calibrate": ("retrievers.commands.writing", "choose whose vectors are written for, by tokens"),
     "leaks": ("retrievers.commands.leaks", "do generated texts of queries tell their targets?"),
+}
+
+
+#: Task -> its verbs, in the order of work.
+TASKS: Mapping[str, Sequence[str]] = {
+    "start": ("quickstart",),
+    "train": ("fit", "validate", "mine", "audit", "calibrate"),
+    "search": ("search", "serve", "embed", "test", "bm25", "mmeb"),
+    "put in order": ("fuse", "rerank", "loop", "budget"),
+    "judge runs and data": ("evaluate", "compare", "doubts", "leaks"),
+    "hand on": ("export", "pairs", "submission"),
+}
+
+
+#: Verb -> what usually comes next, where the verb itself does not say so.
+NEXT = {
+    "mine": "fit --config CONFIG --data.root=ROOT --data.negatives.path=OUT",
+    "embed": "search --root ROOT --checkpoint CHECKPOINT --embeddings EMBEDDINGS WORDS",
+    "test": "compare OTHER OUT --root ROOT",
+    "bm25": "compare OTHER OUT --root ROOT, or fuse OTHER OUT --out FUSED",
+    "fuse": "compare FIRST OUT --root ROOT",
+    "rerank": "compare FIRST OUT --root ROOT",
 }
 
 
@@ -74,7 +105,10 @@ def main(args: Sequence[str] | None = None) -> int:
         say(f"error: no command {arguments[0]!r}; there are {', '.join(VERBS)}", sys.stderr)
         return USER_ERROR
     try:
-        return run(arguments, args is None)
+        code = run(arguments, args is None)
+        if code == 0 and arguments[0] in NEXT and os.environ.get("LOCAL_RANK", "0") == "0":
+            say(f"next: python -m retrievers {NEXT[arguments[0]]}")
+        return code
     except ToolkitError as error:
         say(f"error: {printable(_last(error), lines=True)}", sys.stderr)
     except ValueError as error:
@@ -145,11 +179,12 @@ def run(arguments: Sequence[str], ours: bool = False) -> int:
 
 
 def _help() -> str:
-    lines = "\n".join(f"  {verb:10}{what}" for verb, (_, what) in VERBS.items())
-    return (
-        f"usage: python -m retrievers VERB ...\n\n{lines}\n\n"
-        "python -m retrievers VERB --help lists the options of a verb.\n"
-    )
+    from augment.__main__ import by_task, listed
+
+    own = {task: [(f"retrievers {verb}", VERBS[verb][1]) for verb in verbs]
+           for task, verbs in TASKS.items()}  # fmt: skip
+    start = {task: own.pop(task) for task in ("start",)}
+    return f"usage: python -m COMMAND ...\n\n{listed({**start, **by_task(), **own})}"
 
 
 def embed(

@@ -20,6 +20,7 @@ from augment.checks.lengths import derive, parse_lengths
 from augment.checks.rewrite import Forbidden, LeakRule, leaks
 from augment.checks.tags import Chain, chain_faults, parse_chain
 from augment.data.tokens import clip_token_counter
+from augment.engines.reasoning import without_reasoning
 from augment.files import digest
 from augment.prompts import Prompt
 from augment.records import Finish, Reply
@@ -101,6 +102,8 @@ def judge(
     limits: Limits = DEFAULT_LIMITS,
 ) -> Verdict:
     """Clean a reply and run every check that applies."""
+    if prompt.kind == "transcript":
+        return _transcript(reply, prompt, limits)
     text, steps = clean_steps(reply.text)
     lengths: dict[str, str] = {}
     derived, broken, chain = 0, "", None
@@ -139,6 +142,18 @@ def judge(
         steps=steps,
         lengths=lengths,
     )
+
+
+def _transcript(reply: Reply, prompt: Prompt, limits: Limits) -> Verdict:
+    """Others' words, in any language and form: scored as any text, refused for length alone.
+
+    An empty one says that nothing stands in the picture.
+    """
+    text = without_reasoning(reply.text).strip()
+    found = list(_wording(text, reply.finish, prompt.max_words, limits))
+    raw = reply.text if text != reply.text.strip() else ""
+    refused = next((one.reason for one in found if one.name == "length"), "")
+    return Verdict(text, raw, refused, {one.name: round(one.score, 4) for one in found})
 
 
 def _of_chain(

@@ -163,6 +163,7 @@ def load_engine(name: str, *, root: Path, **options: Any) -> Engine:
                         ``save_pretrained``, or a name on the Hugging Face Hub
     ``NAME`` and URLs   servers that offer this name over the OpenAI API
     ``vllm:NAME``       vLLM on every GPU of this machine, started and ended by us
+    ``ocr``             the text in pictures, see :mod:`augment.engines.ocr`
     ``scripted:...``    answers without a model, see :mod:`augment.engines.scripted`
     ``ray:...``         any of these; a command runs its shards on a Ray cluster
     ==================  ========================================================================
@@ -174,7 +175,7 @@ def load_engine(name: str, *, root: Path, **options: Any) -> Engine:
     """
     chosen = EngineOptions(**options)
     kind, _, rest = name.removeprefix("ray:").partition(":")
-    if kind not in ("scripted", "vllm"):
+    if kind not in ("ocr", "scripted", "vllm"):
         kind, rest = "openai" if chosen.urls else "transformers", name.removeprefix("ray:")
     # By name, so that only those who want a model of transformers wait for torch.
     engine: Engine = import_module(f"augment.engines.{kind}").make(rest, root=root, options=chosen)

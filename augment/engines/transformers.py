@@ -26,6 +26,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
 )
+from transformers.utils import logging as transformers_logging
 
 from augment.data.images import open_image
 from augment.engines.base import (
@@ -224,6 +225,7 @@ class HFEngine(Engine):
         if self._loaded is not None:
             return self._loaded
         dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             model: Any = AutoModelForImageTextToText.from_pretrained(
                 self._source,

@@ -41,6 +41,7 @@ class Summary:
         failed: reason -> items without a text.
         pending: items read but not settled, because the run was cut short.
         rejected: reason -> new texts that a check refused (they are among ``generated``).
+        empty: accepted texts of no word, as of a picture without text (likewise).
         judged: reason, or ``accepted`` -> items whose stored text was judged anew, because it had
             not been judged for this item under these limits (they are among ``cached``).
         routed: how the prompt was chosen -> items with a text, refused ones included.
@@ -60,6 +61,7 @@ class Summary:
     failed: Counter[str] = field(default_factory=Counter)
     pending: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
+    empty: int = 0
     judged: Counter[str] = field(default_factory=Counter)
     routed: Counter[str] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
@@ -96,7 +98,8 @@ class Summary:
         judged = listing(self.judged, ": ")
         rows = [
             f"{self.total:>9,} items",
-            f"{self.generated:>9,} generated{listing(self.rejected, ', refused by checks: ')}",
+            f"{self.generated:>9,} generated{listing(self.rejected, ', refused by checks: ')}"
+            f"{f', {self.empty:,} of them empty: no text in the picture' if self.empty else ''}",
             f"{self.cached:>9,} cached ({self.duplicates:,} share the text of another item)",
         ]
         if judged:
@@ -134,6 +137,8 @@ class Account:
         self.summary.output_tokens += reply.output_tokens
         if refused:
             self.summary.rejected[reason_class(refused)] += 1
+        elif not reply.text:
+            self.summary.empty += 1
 
     def generated(self, job: Job, key: str, judged: Judged, tokens: int) -> None:
         """The item for which a model wrote a text."""

@@ -90,7 +90,8 @@ def add_options(
         else:
             default = parameter.default
             given["default"] = list(default) if several else _shown(default)
-        made.add_argument(f"--{name.replace('_', '-')}", **given)
+        short = ["-o"] if name == "out" else []  # as people expect it
+        made.add_argument(*short, f"--{name.replace('_', '-')}", **given)
 
 
 def values(parsed: Namespace, source: Callable[..., Any], skip: Collection[str] = ()) -> Any:

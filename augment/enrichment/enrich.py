@@ -351,7 +351,7 @@ class _Run:
         if group.retry_of and worst.rejected:
             self._climb(group)
             return
-        if not verdicts[0].rejected:
+        if not verdicts[0].rejected and group.prompt.kind != "transcript":
             request = group.members[0].item.text if group.prompt.kind == "rewrite" else None
             self.summary.drift.add(verdicts[0].text, request)
         key = group.retry_of or group.key

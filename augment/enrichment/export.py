@@ -11,13 +11,11 @@ carried over.
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from posixpath import normpath
 from typing import Any, Literal, final
 
 from markupsafe import Markup
@@ -33,13 +31,6 @@ from augment.store.report import packaged
 from augment.views import TextView
 
 To = Literal["mbeir", Form]
-
-#: Names that no picture may have in an export: those of its other files.
-_RESERVED = re.compile(
-    r"(?:query|cand_pool|qrels|instructions|excluded|subsets)(?:/|$)|readme|licen[cs]e"
-    r"|(?:corpus|queries)[.]jsonl$",
-    re.IGNORECASE,
-)
 
 #: Folders of which a selection takes only its files.
 _CHOSEN = ("query", "cand_pool", "qrels")
@@ -153,8 +144,11 @@ def export(
     with new_folder(out) as partial:
         pictures = PicturesOut(data.path, partial, images)
         made = _Export(data.path, partial, pictures, {"query": queries, "corpus": corpus}, parts)
-        configs = made.write() if to == "mbeir" or parts is None else made.convert(to, parts)
-        return made.finish(out.name, to, configs)
+        if to == "mbeir" or parts is None:
+            made.write()
+        else:
+            made.convert(to, parts)
+        return made.finish(out.name, to)
 
 
 @final
@@ -173,8 +167,8 @@ class _Export:
         self._sides = {side: SideShown(NAMES[side], view.view, view.recipe)
                        for side, view in views.items()}  # fmt: skip
 
-    def write(self) -> list[str]:
-        """The root as a root; no configurations."""
+    def write(self) -> None:
+        """The root as a root."""
         for source, target in self._files("cand_pool", RECORDS):
             before = self._done.items
             write_candidates(
@@ -194,16 +188,15 @@ class _Export:
                 shutil.copyfile(source, target)
         if self._parts and (self._root / "cand_pool/global").is_dir():
             self._done.notes.append("union pools are left out of a selection")
-        return []
 
-    def convert(self, to: Form, parts: PoolParts) -> list[str]:
-        """Another format; names of the configurations of a data set."""
+    def convert(self, to: Form, parts: PoolParts) -> None:
+        """Another format."""
         all_of = list(parts)
         for part in all_of:
-            several = len(all_of) > 1
-            folder = self._out / part.name if several and to == "beir" else self._out
-            prefix = f"{part.name}-" if several else ""
-            WRITERS[to](parts.entries(part, self._shown), folder, prefix, self._pictures)
+            prefix = f"{part.name}-" if len(all_of) > 1 else ""
+            if prefix and to == "beir":
+                self._pictures.out = self._out / part.name
+            WRITERS[to](parts.entries(part, self._shown), prefix, self._pictures)
         notes = {
             f"{parts.homeless:,} queries have no positive in a pool and are left out":
                 parts.homeless,
@@ -212,20 +205,17 @@ class _Export:
                 to == "beir" and self._pictures.taken,
         }  # fmt: skip
         self._done.notes += [note for note, true in notes.items() if true]
-        return sorted(path.name for path in self._out.iterdir()) if to == "datasets" else []
 
-    def finish(self, name: str, to: To, configs: list[str]) -> Exported:
+    def finish(self, name: str, to: To) -> Exported:
         """Write the card, take licences along."""
         for source in sorted(self._root.glob("LICEN[CS]E*")):
             if source.is_dir() and not source.is_symlink():
                 shutil.copytree(source, self._out / source.name, symlinks=True)
             elif source.is_file() and not source.is_symlink():
                 shutil.copyfile(source, self._out / source.name)
-        splits = {
-            config: sorted({path.name[: -len("-00000.parquet")]
-                            for path in (self._out / config).glob("*.parquet")})
-            for config in configs
-        }  # fmt: skip
+        splits: dict[str, list[str]] = {}
+        for path in sorted(self._out.glob("*/*-00000.parquet")):
+            splits.setdefault(path.parent.name, []).append(path.name[: -len("-00000.parquet")])
         card = markdown("card.md", name=name, sides=list(self._sides.values()), to=to,
                         splits=splits, notes=self._done.notes)  # fmt: skip
         write_text(self._out / "README.md", card)
@@ -266,11 +256,7 @@ class _Export:
 
     def _taken(self, side: Side, item: Item) -> Item:
         for image in item.images:
-            path = normpath(image)
-            if _RESERVED.match(path):  # a file of the export would be written through such a link
-                self._pictures.leave(path, "under a name that an export needs itself")
-            else:
-                self._pictures.take(path)
+            self._pictures.take(image)
         return self._shown(side, item)
 
 

@@ -387,7 +387,10 @@ def run_command(
         if supervised and summary.died:
             say(summary.incomplete, sys.stderr)
             return SUCCESSOR
-        return finish(summary, store)
+        code = finish(summary, store)
+        if not summary.incomplete:
+            say(f"next: python -m augment report {store} --root {root} --out FOLDER")
+        return code
 
     if supervised:
         return supervise(lambda dead: command.guarded(lambda: one(dead)), store)

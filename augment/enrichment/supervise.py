@@ -84,9 +84,7 @@ def _restore(handlers: Handlers) -> None:
 def supervise(work: Callable[[Collection[int]], int], store: Path) -> int:
     """Work in a child process; begin again with another one when it dies over an item.
 
-    Args:
-        work: does it, given the processes that died so far; returns the exit code.
-        store: folder that it writes to.
+    ``work`` is given the processes that died so far, and returns the exit code.
 
     Returns:
         The exit code of the last child, or 4 if beginning again is pointless.

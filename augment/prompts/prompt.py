@@ -35,8 +35,9 @@ from augment.errors import DataError
 from augment.prompts.fence import fenced
 from augment.records import Item, Request, Side
 
-#: Kinds of text: what is said of an item, or said in place of its text. Checks go by them.
-KINDS = ("caption", "rewrite")
+#: Kinds of text: what is said of an item, or said in place of its text, or what stands in its
+#: picture. Checks go by them.
+KINDS = ("caption", "rewrite", "transcript")
 PromptForm = Literal["plain", "lengths", "ecr", "tags"]
 
 #: CLIP's tokens to an English word of a caption, punctuation included: a caption of 100 words has

@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from augment.errors import DataError
+from augment.prompts.prompt import Prompt, load_prompt
 from augment.records import Query
 
 Kind = Literal["text", "image", "question", "modification"]
@@ -28,6 +30,9 @@ QUERY_PROMPTS: Mapping[Kind, str | None] = {
 
 #: Prompt of every candidate with a picture.
 CORPUS_PROMPT = "rar/corpus"
+
+#: The engine that follows no prompt, and the prompt that says what it does.
+OCR, OCR_PROMPT = "ocr", "ocr/text"
 
 #: M-BEIR task codes of composed queries: 6 and 8 ask about the picture, 7 changes it.
 _TASK_KINDS: Mapping[int | None, Composed] = {6: "question", 7: "modification", 8: "question"}
@@ -75,6 +80,23 @@ _CHANGE = re.compile(
 )
 
 _QUESTION_MARKS = ("?", "\uff1f", "\u061f", "\u037e")
+
+
+def followed(name: str, model: str, usual: str | None) -> Prompt:
+    """The prompt of a run; with :data:`OCR`, in place of the usual one, that of what it does.
+
+    Args:
+        name: as asked for.
+        model: that is to follow it.
+        usual: the default.
+
+    Raises:
+        DataError: if there is no such prompt, or the model follows none of its kind.
+    """
+    prompt = load_prompt(OCR_PROMPT if model == OCR and name == usual else name)
+    if model == OCR and prompt.kind != "transcript":
+        raise DataError(f"--model {OCR} reads text and follows no prompt, so not {name}; leave it")
+    return prompt
 
 
 class Routing(NamedTuple):

@@ -14,6 +14,9 @@ from numpy.typing import ArrayLike
 #: Most bars of a histogram.
 BARS = 24
 
+#: Where the axis ends if it would be twice as long for the values above this quantile.
+SHOWN = 0.99
+
 #: Width and height of a histogram in inches of 72 units.
 _SIZE = (320 / 72, 150 / 72)
 
@@ -70,6 +73,11 @@ def histogram(
     given = np.asarray(values, np.float64)
     middle, fifth, last = (quantile(given, share) for share in (0.5, 0.05, 0.95))
     summary = f"median {_short(middle)}, 5 to 95 %: {_short(fifth)} to {_short(last)}"
+    edge, most = quantile(given, SHOWN), float(given.max())
+    if most - edge > edge - given.min():
+        above = int(np.count_nonzero(given > edge))
+        summary += f"; cut at {SHOWN:.0%}: {above:,} above {_short(edge)}, to {_short(most)}"
+        given = given[given <= edge]
     step = _step((given.max() - given.min()) / BARS, whole)
     places = np.floor(given / step + 1e-9).astype(np.int64)
     first = int(places.min())

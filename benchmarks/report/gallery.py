@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, cast, final
 
 from augment.data.items import RootItems
 from augment.records import Enrichment, Item, Side
+from augment.store import pair_id
 from benchmarks.report.runs import Moved, OpenedRun, TaskHits
 
 
 @final
 class CardItem(NamedTuple):
-    """An item as the page shows it: its id, its picture, the text and what the picture shows."""
+    """An item as the page shows it: its id, its picture, the text and what the picture shows.
+
+    Of a hit also its score, its rank in the other run (None: it is not there), and what a cascade
+    made of its text in sight of the query.
+    """
 
     id: str
     image: str | None
     text: str
     alt: str
+    score: float | None = None
+    other: int | None = None
+    rewritten: str = ""
 
     def plain(self) -> dict[str, Any]:
         """For JSON, the picture by its path."""
@@ -37,6 +45,7 @@ class QueryCard(NamedTuple):
         wanted: the first of them, as the second run read it.
         results: top hits of both runs.
         text: the generated text behind the query in the second run, or the first.
+        wrote: what the retrievers of both runs wrote before the query's vector; empty for nothing.
     """
 
     moved: Moved
@@ -46,6 +55,7 @@ class QueryCard(NamedTuple):
     wanted: CardItem
     results: tuple[Sequence[CardItem], Sequence[CardItem]]
     text: Enrichment | None
+    wrote: tuple[str, str]
 
     def plain(self) -> dict[str, Any]:
         """For JSON, with the first result of each run; null where it has none."""
@@ -79,17 +89,26 @@ class Gallery:
         item = self._queries.find(moved.qid)
         relevant = task.wanted[moved.qid]
         first, second = ("" if item is None else run.text("query", item) for run in self._runs)
-        before, after = (
-            [self._candidate(hit.did, run) for hit in found.get(moved.qid, ())[: self._top]]
-            for run, found in zip(self._runs, task.hits, strict=True)
-        )
+        before, after = (self._hits(moved, task, place) for place in (0, 1))
+        wrote = tuple(run.writings.get(moved.qid, "") for run in self._runs)
         query = CardItem(moved.qid, None, "", "")
         if item is not None:
             query = CardItem(item.id, item.image, item.text or "", self._alt("query", item))
         return QueryCard(
             moved, query, (first, second), relevant, self._candidate(relevant[0], self._runs[1]),
-            (before, after), self._generated("query", moved.qid),
+            (before, after), self._generated("query", moved.qid), cast("tuple[str, str]", wrote),
         )  # fmt: skip
+
+    def _hits(self, moved: Moved, task: TaskHits, place: int) -> list[CardItem]:
+        own, other = (task.hits[n].get(moved.qid, ()) for n in (place, 1 - place))
+        ranks, run = {hit.did: rank for rank, hit in enumerate(other, 1)}, self._runs[place]
+        cards = []
+        for hit in own[: self._top]:
+            made = run.rewritten.get(pair_id(f"{moved.task}/{moved.qid}", hit.did))
+            text = "" if made is None or made.rejected else made.text
+            card = self._candidate(hit.did, run)
+            cards.append(card._replace(score=hit.score, other=ranks.get(hit.did), rewritten=text))
+        return cards
 
     def _candidate(self, did: str, run: OpenedRun) -> CardItem:
         item = self._candidates.find(did)

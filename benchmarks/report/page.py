@@ -21,7 +21,7 @@ from augment.store import page
 from augment.store.keys import Recipe
 from benchmarks.report.gallery import Gallery
 from benchmarks.report.runs import SIDES, OpenedRun, moves, open_run, pick
-from retrievers.evaluation.compare import compare
+from retrievers.evaluation.compare import Pair, compare
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,13 +91,33 @@ def scatter(ranks: Iterable[Ranks], depth: int, names: tuple[str, str]) -> Figur
     across, down = zip(*places, strict=True)
     axes.scatter(across, down, s=sizes, c=colours, alpha=0.8)
     ticks = [rank for rank in (1, 2, 5, 10, 20, 50, 100) if rank <= depth]
-    axes.set(xscale="log", yscale="log", xlabel=names[0], ylabel=names[1])
+    ends = (0.75, 1.3 * far)
+    axes.set(xscale="log", yscale="log", xlabel=names[0], ylabel=names[1], xlim=ends, ylim=ends)
+    axes.spines[:].set_color("#808080")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_ticks([*ticks, far], [*map(str, ticks), "none"], color="#808080")
+        axis.set_ticks([*ticks, far], [*map(str, ticks), "none"])
+        axis.set_tick_params(colors="#808080")
         axis.minorticks_off()
         axis.label.set_color("#808080")
     axes.invert_yaxis()
     return figure
+
+
+def ticks_of(rows: Iterable[Pair]) -> range:
+    """Per cents to stand at an axis that every bar and whisker of these rows ends within."""
+    ends = [
+        100 * end
+        for row in rows
+        for end in (
+            row.first,
+            row.second,
+            row.first + row.difference.low,
+            row.first + row.difference.high,
+        )
+    ]
+    step = 20 if max(ends) > 40 else 5
+    first, last = math.floor(min([0, *ends]) / step), math.ceil(max([1, *ends]) / step)
+    return range(first * step, last * step + 1, step)
 
 
 def write_report(
@@ -149,6 +169,7 @@ def write_report(
     html = template.render(
         names=names,
         comparison=comparison,
+        ticks=ticks_of(comparison.rows),
         ranks=RankMoves.of(ranks),
         chart=_drawn(scatter(ranks, depth, names)),
         depth=depth,

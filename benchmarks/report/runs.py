@@ -13,11 +13,14 @@ from typing import Any, NamedTuple, final
 
 from augment.data import read_qrels
 from augment.errors import DataError, StoreError
-from augment.files import packed
-from augment.records import Hit, Item, Side
+from augment.files import packed, read_json
+from augment.records import Enrichment, Hit, Item, Side
+from augment.store import Store
 from augment.views import TextView, open_view
 from retrievers.data.texts import ViewConfig
+from retrievers.data.writings import WRITTEN, read_writings
 from retrievers.evaluation.compare import files_of, tasks_of
+from retrievers.evaluation.evaluate import CASCADE
 from retrievers.evaluation.protocol import task_title
 from retrievers.evaluation.run_files import read_table
 
@@ -54,6 +57,20 @@ class OpenedRun:
     def hits(self, task: str, pool: str) -> Mapping[str, Sequence[Hit]]:
         """Hits of a task's queries, best first."""
         return read_table(files_of(self.folder, task, pool)[0], empty=True).to_run()
+
+    @cached_property
+    def writings(self) -> Mapping[str, str]:
+        """Query -> what the retriever wrote before its vector; empty where none writes."""
+        path = self.folder / WRITTEN
+        return {qid: one.text for qid, one in read_writings(path).items()} if path.is_file() else {}
+
+    @cached_property
+    def rewritten(self) -> Mapping[str, Enrichment]:
+        """Pair -> a candidate's text in sight of the query; empty where nothing was rewritten."""
+        path = self.folder / CASCADE
+        told = (read_json(path).get("rewrite") if path.is_file() else None) or {}
+        found = Path(told.get("store") or self.folder / "rewritten")
+        return Store(found).texts("corpus", told["recipe"]) if told and found.is_dir() else {}
 
     @cached_property
     def trained(self) -> str:

@@ -260,16 +260,8 @@ def plan_test(
 
     The union is the root's own file where there is one, else the local pools without duplicates.
 
-    Args:
-        root: the data.
-        split: query split.
-        union: also search the union of all pools.
-        tasks: only these task codes.
-        limit: at most so many queries per data set and task.
-        positives: what becomes of positives that the local pool lacks.
-        own_picture: whether candidates that show a query's own picture are left out; see
-            :attr:`EvalTask.own`.
-        modality: ``asked`` cuts each pool to the modality that a task asks for.
+    Of its settings, see :class:`retrievers.data.module.SearchConfig`; ``tasks`` keeps these codes,
+    ``limit`` so many queries per data set and task.
 
     Raises:
         DataError: if the split has no queries or a pool is missing.
@@ -439,7 +431,8 @@ def _tasks(
 ) -> list[EvalTask]:
     files = root.query_files(split)
     if not files:
-        raise DataError(f"no query files in query/{split}", str(root.path))
+        hint = "search, serve and embed need none"
+        raise DataError(f"no query files in query/{split}; {hint}", str(root.path))
     wanted = None if tasks is None else set(tasks)
     groups: dict[tuple[str, int | None], list[Query]] = {}
     for file in files:

@@ -6,10 +6,11 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from augment.data import DataRoot
 from augment.data.pools import open_queries
+from augment.data.root import read_lists
 from augment.enrichment import command
 from augment.errors import DataError, printable
 from augment.files import say, write_json
@@ -18,6 +19,7 @@ from retrievers.evaluation.compare import Comparison, Pool, compare
 from retrievers.evaluation.evaluate import evaluate
 from retrievers.evaluation.fusion import fuse
 from retrievers.evaluation.results import modality_table
+from retrievers.evaluation.run_files import read_run
 from retrievers.evaluation.versions import source_commit, versions
 
 
@@ -47,6 +49,40 @@ def run_fuse(arguments: Sequence[str]) -> None:
 def run_compare(arguments: Sequence[str]) -> None:
     """Is the second run better than the first?"""
     compare_runs(**_given("compare", compare_runs, arguments, "first", "second"))
+
+
+def run_submission(arguments: Sequence[str]) -> None:
+    """Write a run as the authors' server takes it."""
+    submission(**_given("submission", submission, arguments, "run"))
+
+
+def submission(
+    run: Path, out: Path, to: Literal["cirr", "circo"], subsets: Path | None = None
+) -> None:
+    """Write a run of a test split, whose labels are kept back, as the authors' server takes it.
+
+    CIRCO takes the 50 best of each query (miccunifi/CIRCO, README). CIRR (Cuberick-Orion/CIRR,
+    Test-split_server.md) takes the same, and in another file the three best of each own list.
+
+    Args:
+        run: TREC run of an imported root, searched at least so deep.
+        out: New JSON file.
+        to: Whose form.
+        subsets: The root's ``subsets/test.json``, for CIRR's own lists.
+    """
+    own, depth = (read_lists(subsets), 3) if subsets else ({}, 50)
+    found: dict[str, Any] = {}
+    for qid, hits in read_run(run).items():
+        wanted = own.get(qid, ()) if subsets else None
+        dids = [hit.did for hit in hits if wanted is None or hit.did in wanted][:depth]
+        if len(dids) < depth:
+            raise DataError(f"has {len(dids)} of {depth} candidates; search deeper", f"query {qid}")
+        found[qid] = dids
+    if to == "circo":
+        found = {qid.removeprefix("q"): list(map(int, dids)) for qid, dids in found.items()}
+    else:
+        found |= {"version": "rc2", "metric": "recall_subset" if subsets else "recall"}
+    write_json(out, found, DataError)
 
 
 def _given(

@@ -251,6 +251,9 @@ class Results:
         lacking = missing_rows({(row.dataset, row.task) for row in self.rows})
         partial = f"the mean lacks {', '.join(lacking)} of M-BEIR's 16 rows\n" if lacking else ""
         beyond = f"{cut['line']}\n" if cut.get("line") else ""
+        bare = dict.fromkeys(f"{r.dataset} task {r.task}" for r in self.rows if not r.queries)
+        if bare:
+            beyond += f"no judged queries, searched and not scored: {', '.join(bare)}\n"
         modality = modality_table(
             {f"{r.dataset} task {r.task}": r.modality for r in self.rows if r.modality is not None}
         )

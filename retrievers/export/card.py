@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: The libraries that a folder is written for.
 Form = Literal["open_clip", "sentence_transformers", "peft"]
+#: What a pool with its vectors is written for.
+Place = Literal["parquet", "faiss", "milvus"]
 
 _SIDES: tuple[Side, ...] = ("query", "corpus")
 

@@ -10,12 +10,12 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from augment.data import DataRoot, format_text
 from augment.errors import DataError, MismatchError
 from augment.files import new_folder, say, write_sums, write_text
-from retrievers.export.card import Form, model_card
+from retrievers.export.card import Form, Place, model_card
 
 if TYPE_CHECKING:
     from retrievers.models.base import Encoder
@@ -182,51 +182,71 @@ def export_to(
 
 
 def export(
-    checkpoint: Path,
-    out: Path,
-    to: Form = "open_clip",
+    out: str,
+    checkpoint: Path | None = None,
+    to: Literal[Form, Place] = "open_clip",
+    embeddings: Path | None = None,
     metrics: Path | None = None,
     root: Path | None = None,
     license: str | None = None,  # noqa: A002 - the Hub's word
     name: str | None = None,
     push: str | None = None,
     private: bool = False,
+    factory: str = "Flat",
 ) -> None:
     """Write a checkpoint as a folder that open_clip, sentence-transformers or peft loads.
 
     They need nothing of this package. The folder has a model card; its vectors, or a reranker's
-    scores, are compared with ours.
+    scores, are compared with ours. Or write a pool with its vectors, of ``--embeddings`` and
+    ``--root``, as Parquet (LanceDB reads it), for faiss or into Milvus.
 
     Args:
         checkpoint: written by fit.
-        out: new folder.
+        out: new folder; of parquet a file, of milvus a file such as pool.db or an address.
         to: the library that loads it; an open_clip folder also loads here. sentence_transformers
             of a reranker is a CrossEncoder; peft has low-rank updates of a language model alone.
+            parquet, faiss and milvus are for vectors.
+        embeddings: folder that embed wrote.
         metrics: metrics.json of a test of these weights; default: the one of the checkpoint's run.
-        root: data root, whose instructions become sentence-transformers' prompts.
+        root: data root, whose instructions become sentence-transformers' prompts, or whose pools
+            were embedded.
         license: of the weights, as the Hub names it: apache-2.0.
-        name: of the model in its card; default: the folder's.
+        name: of the model in its card; default: the folder's. Of milvus the collection; pool.
         push: OWNER/NAME, to upload it too (open_clip only).
         private: make the repository private.
+        factory: of a faiss index.
     """
+    if to == "parquet" or to == "faiss" or to == "milvus":
+        from retrievers.export.vectors import write_vectors
+
+        number = write_vectors(embeddings, root, str(out), to, factory, name or "pool")
+        say(f"{number:,} candidates with vectors: {out}")
+        return
+    if checkpoint is None:
+        raise DataError("name a checkpoint with --checkpoint")
     if push and to != "open_clip":
         raise DataError("--push uploads the open_clip form; leave --to out")
-    if out.exists():
-        if not out.is_dir() or any(out.iterdir()):
-            raise DataError("is there already; name a new folder with --out", str(out))
-        out.rmdir()
+    folder = _absent(Path(out))
     from retrievers.models.load import from_checkpoint, load
 
     encoder = load(checkpoint)
     measured = _metrics(encoder, checkpoint, metrics)
-    card = model_card(encoder, name or out.resolve().name, measured, license, to)
+    card = model_card(encoder, name or folder.resolve().name, measured, license, to)
     if to == "peft":
         encoder = from_checkpoint(checkpoint, merged=False)
-    for compared, value in export_to(encoder, out, to, card, root).items():
+    for compared, value in export_to(encoder, folder, to, card, root).items():
         say(f"{compared} {value:.6f}")
-    say(out)
+    say(folder)
     if push:
         say(_upload(encoder, push, card, private=private))
+
+
+def _absent(out: Path) -> Path:
+    if out.exists():
+        if not out.is_dir() or any(out.iterdir()):
+            raise DataError("is there already; name a new folder with --out", str(out))
+        out.rmdir()
+    return out
 
 
 #: :func:`export` has an option of this name.

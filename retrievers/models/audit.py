@@ -14,13 +14,12 @@ from typing import Any, final
 
 import pandas as pd
 
-from augment.errors import DataError
 from augment.files import aligned, write_text
 from augment.records import Item, Modality, Query, Side
 from retrievers.data.datasets import PairDataset, target_modality
 from retrievers.data.examples import Collator
 from retrievers.data.module import MBeirData
-from retrievers.data.plan import Plan
+from retrievers.data.plan import Plan, plan_pools
 from retrievers.data.texts import TextRecipe
 from retrievers.models.base import Encoder
 from retrievers.models.long_text import Windows, context_of, count_tokens
@@ -125,11 +124,11 @@ def audit(
         texts: look at so many of each side, evenly spread; None for all.
 
     Returns:
-        ``fit`` and ``test``, as far as the root has such queries; None for a tokenizer whose tokens
-        cannot be counted.
+        ``fit`` and ``test``, as far as the root has such queries, else ``pools``; None for a
+        tokenizer whose tokens cannot be counted.
 
     Raises:
-        DataError: if the root has no queries.
+        DataError: if the root has neither queries nor pools.
     """
     collator, found = encoder.collator(), dict[str, Audit | None]()
     if data.root.query_files("train"):
@@ -138,7 +137,7 @@ def audit(
     if data.root.query_files(data.test.split):
         found["test"] = audit_plan(data.test_plan(), data.recipe, collator, texts)
     if not found:
-        raise DataError("no training or test queries", str(data.root.path))
+        found["pools"] = audit_plan(plan_pools(data.root), data.recipe, collator, texts)
     told = {stage: audit and audit.to_json() for stage, audit in found.items()}
     write_text(Path(out) / "audit.json", json.dumps(told, indent=1) + "\n")
     return found

@@ -15,6 +15,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
 
+import open_clip
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -24,7 +25,7 @@ from augment.checks.lengths import LENGTHS
 from augment.data import DataRoot, Instructions, TextRule, open_instructions
 from augment.engines import base as engines
 from augment.errors import DataError, MismatchError
-from augment.files import SUMS, check_sums
+from augment.files import SUMS, check_sums, read_json
 from augment.records import Side
 from augment.store import Store
 from augment.views import MARKS, VIEWS, TextView, judged_under, open_view
@@ -35,7 +36,7 @@ from retrievers.models.blip import BlipFeatureFusion, BlipScoreFusion
 from retrievers.models.clip import ClipFeatureFusion, ClipScoreFusion
 from retrievers.models.fusion_layers import FusionLayers
 from retrievers.models.long_text import LongText
-from retrievers.models.mllm.encoder import Mllm
+from retrievers.models.mllm.encoder import FAMILIES, Mllm
 from retrievers.models.mllm.layout import Layout
 from retrievers.models.mllm.reasoning import Reasoning
 from retrievers.models.towers import PACKAGED
@@ -69,7 +70,7 @@ _TRAINING = ("random_init", "max_logit_scale", "truncate_dim")
 #: Where a module of Lightning keeps its encoder.
 PREFIX = "encoder."
 #: Nothing else is fetched: no pickle, no code.
-_FETCHED = ("*.json", "*.safetensors", "*.txt", "*.model", "README.md", SUMS)
+_FETCHED = ("*.json", "*.jinja", "*.safetensors", "*.txt", "*.model", "README.md", SUMS)
 
 #: Width and patch of the image tower of the models that UniIR starts from, with open_clip's names
 #: for OpenAI's, which have the quick form of GELU.
@@ -100,8 +101,10 @@ def load(
         name: a ``.ckpt`` file that ``fit`` wrote, a ``.pth`` file of UniIR's CLIP-SF or CLIP-FF, a
             folder that ``export`` wrote, a repository ``owner/name`` on the Hub, or an open_clip
             model to take as it is: ``flagland-clip`` (packaged, as are ``flagland-vlm`` and the
-            trained ``flagland-mllm``), ``local-dir:FOLDER`` or ``hf-hub:NAME``. A folder or
-            repository of open_clip becomes score fusion.
+            trained ``flagland-mllm``), ``local-dir:FOLDER``, ``hf-hub:NAME`` or ``MODEL:TAG`` of
+            its list (without the tag where it has one), such as ``ViT-B-16-SigLIP2-256:webli``. A
+            folder or repository of open_clip becomes score fusion, one of a multimodal language
+            model an encoder in the layout of Qwen3-VL-Embedding.
         device: where it runs.
         revision: branch, tag or commit of a repository.
         token: of the Hub; None takes the one that is logged in.
@@ -118,6 +121,8 @@ def load(
     path = packaged if str(name) in TRAINED else Path(name)
     if str(name) in PACKAGED or str(name).startswith(_MODELS):
         encoder: Encoder = ClipScoreFusion(str(name))
+    elif (published := _published(str(name))) is not None:
+        encoder = ClipScoreFusion(published[0], pretrained=published[1])
     elif str(name) in engines.PACKAGED:
         encoder = Mllm(str(name))
     elif path.is_dir():
@@ -127,6 +132,22 @@ def load(
     else:
         encoder = _from_folder(_fetch(str(name), revision, token))
     return encoder.eval().to(torch.device(device))
+
+
+def _published(name: str) -> tuple[str, str] | None:
+    """Model and tag of open_clip's list that a name stands for; None if it is none of them.
+
+    Raises:
+        DataError: if it is one, and which weights are meant is not said, or they are not there.
+    """
+    model, _, tag = name.partition(":")
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if not tags or (not tag and len(tags) == 1):
+        return (model, tags[0]) if tags else None
+    if tag not in tags:
+        raise DataError(f"open_clip has {model} with other weights; name {model}:TAG, where TAG is "
+                        f"one of {', '.join(tags)}", name)  # fmt: skip
+    return model, tag
 
 
 def load_weights(encoder: Encoder, path: str | Path) -> None:
@@ -270,6 +291,8 @@ def build(kind: str, settings: Mapping[str, Any], where: str, weights: bool = Fa
 def _from_folder(folder: Path) -> Encoder:
     """What :func:`retrievers.export.folder.save` wrote, or a folder of open_clip."""
     if not (folder / SETTINGS).is_file():
+        if _family(folder) in FAMILIES:
+            return Mllm(str(folder), preset="qwen3-vl-embedding")
         if not (folder / CONFIG).is_file():
             raise DataError(
                 f"holds neither {SETTINGS} nor {CONFIG}; name a folder that "
@@ -299,6 +322,13 @@ def _from_folder(folder: Path) -> Encoder:
     encoder.remember(settings)
     recall(encoder, told)
     return encoder
+
+
+def _family(folder: Path) -> str:
+    """The kind of model that a folder of transformers holds; empty if it is none."""
+    path = folder / BLIP_CONFIG
+    told = read_json(path) if path.is_file() else {}
+    return str(told.get("model_type", "")) if isinstance(told, dict) else ""
 
 
 def _load_folder(encoder: Encoder, folder: Path, told: Mapping[str, Any]) -> None:

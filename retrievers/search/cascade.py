@@ -319,7 +319,10 @@ def rerank(
         )
         made = rewrite_pairs(pairs, rewrite, data.root.path, target / "rewritten")
         stage = replace(stage, rewritten=made)
-        about["rewrite"] = {**asdict(rewrite), "recipe": made.recipe, "asked": made.asked}
+        store = rewrite.store or str(target / "rewritten")
+        about["rewrite"] = {
+            **asdict(rewrite), "store": store, "recipe": made.recipe, "asked": made.asked,
+        }  # fmt: skip
         made_by = digest([made_by, made.recipe, rewrite.depth, rewrite.view])[:16]
     stages: dict[str, Any] = {}
     try:

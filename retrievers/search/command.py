@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import socket
 import sys
+import webbrowser
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from retrievers.search.searcher import Searcher
 
 #: Exit status of a command that was stopped, as shells give it after Ctrl-C.
-_STOPPED = 130
+STOPPED = 130
 
 _OPEN_TO_ALL = (
     "warning: {host} is not loopback: whoever can reach this machine can search here and see the "
@@ -54,7 +57,7 @@ def stoppable(work: Callable[[Sequence[str]], int], args: Sequence[str]) -> int:
         return work(args)
     except KeyboardInterrupt:
         say("stopped", sys.stderr)
-        return _STOPPED
+        return STOPPED
 
 
 def _search(args: Sequence[str]) -> int:
@@ -74,7 +77,7 @@ def _search(args: Sequence[str]) -> int:
         "bm25: words instead of vectors.",
     )
     _add_opening(parser)
-    parser.add_argument("--k", type=PositiveInt, default=10, metavar="N", help="Results.")
+    parser.add_argument("-k", "--k", type=PositiveInt, default=10, metavar="N", help="Results.")
     parser.add_argument(
         "--instruction",
         type=str | None,
@@ -143,25 +146,50 @@ def _serve(args: Sequence[str]) -> int:
         help="Further names of this server, where a proxy asks for it under them.",
     )
     parsed = parser.parse_args(args)
-    from retrievers.search.serve import address_of, is_loopback, listen, make_server, search_app
+    from retrievers.search.serve import is_loopback, listen
 
     if not is_loopback(parsed.host):
         sys.stderr.write(_OPEN_TO_ALL.format(host=parsed.host, port=parsed.port))
     # Listening comes first: a port in use is told before anything is embedded.
     listening = listen(parsed.host, parsed.port)
     try:
-        searchers = _open_searchers(parsed)
-        for name, searcher in searchers.items():
-            for note in searcher.notes:
-                say(f"note: {name}: {printable(note)}", sys.stderr)
-        say(f"serving on {address_of(listening)} until Ctrl-C")
-        sys.stdout.flush()
-        app = search_app(searchers, [parsed.host, *parsed.allow_host])
+        return show(_open_searchers(parsed), listening, [parsed.host, *parsed.allow_host])
+    except KeyboardInterrupt:
+        say("stopped", sys.stderr)
+        return 0
+    finally:
+        listening.close()
+
+
+def show(
+    searchers: Mapping[str, Searcher],
+    listening: socket.socket,
+    names: Sequence[str] = (),
+    browser: bool = False,
+) -> int:
+    """Serve the page until it is interrupted; the exit code.
+
+    Args:
+        searchers: name -> searcher, one or two.
+        listening: where.
+        names: further names of this server.
+        browser: open one, where there is a screen.
+    """
+    from retrievers.search.serve import address_of, make_server, search_app
+
+    for name, searcher in searchers.items():
+        for note in searcher.notes:
+            say(f"note: {name}: {printable(note)}", sys.stderr)
+    app, address = search_app(searchers, names), address_of(listening)
+    say(f"serving on {address} until Ctrl-C")
+    # Without a screen a browser in the terminal would be opened.
+    screen = sys.platform in ("win32", "darwin") or {"DISPLAY", "WAYLAND_DISPLAY"} & {*os.environ}
+    if browser and screen:
+        webbrowser.open(address)
+    try:
         make_server(app).run(sockets=[listening])
     except KeyboardInterrupt:
         say("stopped", sys.stderr)
-    finally:
-        listening.close()
     return 0
 
 

@@ -116,7 +116,7 @@ class Searcher:
     @classmethod
     def open(
         cls,
-        checkpoint: str | Path,
+        checkpoint: str | Path | Encoder,
         root: str | Path,
         *,
         store: str | Path | None = None,
@@ -132,7 +132,8 @@ class Searcher:
         Args:
             checkpoint: a ``.ckpt`` file that ``fit`` wrote, or a model to take as it is
                 (``flagland-clip``, ``local-dir:FOLDER``, ``hf-hub:NAME``), or ``bm25``: words
-                instead of vectors, in published text and, with a store, generated text behind it.
+                instead of vectors, in published text and, with a store, generated text behind it;
+                or an encoder, whose embeddings are to be named.
             root: folder in M-BEIR's layout.
             store: folder of generated texts; needed by a checkpoint trained on them, and shown
                 beside the results of others.
@@ -167,13 +168,16 @@ class Searcher:
             index.add(plan.ids, [recipe.candidate(i) or "" for i in plan.catalog.items()], words)
             index.build()
             return cls(data, plan, None, recipe, index, recipe.corpus_view, pictures)
-        retriever = load(checkpoint, str(device_named(device)))
+        made = checkpoint if isinstance(checkpoint, Encoder) else None
+        retriever = made or load(str(checkpoint), str(device_named(device)))
         recipe = open_recipe(retriever.trained_on, data, texts, allow_mismatch)
         rewriter = (
             QueryRewriter(vlm, pictures.folder, recipe.query_view, allow_mismatch) if vlm else None
         )
         made_by = retriever.fingerprint(recipe.fingerprint)
-        folder = _embeddings(Path(checkpoint), made_by) if embeddings is None else Path(embeddings)
+        folder = None if embeddings is None else Path(embeddings)
+        if folder is None and made is None:
+            folder = _embeddings(Path(str(checkpoint)), made_by)
         vectors, notes = (
             _embed(retriever, recipe, data, plan, device)
             if folder is None

@@ -7,6 +7,7 @@ Relevance Framework", 2009.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +28,8 @@ from retrievers.evaluation.results import Lost, Results, Runs, score, write_resu
 from retrievers.evaluation.run import DECIMALS
 from retrievers.vectors.index import Index, Nearest, rank_plan
 from retrievers.vectors.words import VERSION, Language, Words
+
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # as imported it tells all it does
 
 
 @dataclass(frozen=True)

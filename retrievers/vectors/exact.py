@@ -36,11 +36,7 @@ class MatrixIndex(Index[Vectors]):
     ranked here, and where ties may reach beyond it all rows are looked at again, so the answer is
     the same on every device.
 
-    Args:
-        made_by: see :class:`~retrievers.vectors.index.Index`.
-        device: where the products run; vectors stay where they are and move block by block.
-        query_block: queries per product.
-        candidate_block: candidates per product.
+    Products run on the ``device``; vectors stay where they are and move block by block.
     """
 
     def __init__(

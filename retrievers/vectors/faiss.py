@@ -38,26 +38,7 @@ def faiss_index(
     """
 
     def make(held: Vectors, _: str) -> Fetch:
-        try:
-            index = faiss.index_factory(held.dim, factory, faiss.METRIC_INNER_PRODUCT)
-            if not index.is_trained:
-                # All vectors, or as many as k-means makes use of, drawn with a seed.
-                lists = [int(number) for number in re.findall(r"IVF(\d+)", factory)]
-                wanted = min(len(held), _MOST_POINTS, _POINTS * max([*lists, 256]))
-                rows = np.random.default_rng(0).choice(len(held), wanted, replace=False)
-                index.train(np.ascontiguousarray(held.take(np.sort(rows)), dtype=np.float32))
-            for _first, block in held.blocks(_BLOCK):
-                index.add(np.ascontiguousarray(block, dtype=np.float32))
-            if parameters:
-                space: Any = faiss.ParameterSpace()
-                space.set_index_parameters(index, parameters)
-        except RuntimeError as error:
-            last = str(error).strip().splitlines()[-1]
-            raise DataError(
-                f"faiss cannot make {factory!r} {parameters!r} of {len(held)} vectors of "
-                f"{held.dim} dimensions: {last}; PQ needs a divisor of the dimensions, IVF fewer "
-                "lists than vectors; parameters are such as nprobe=32"
-            ) from error
+        index = built(held, factory, parameters)
 
         def fetch(queries: Tensor, k: int) -> Int64[np.ndarray, "queries k"]:
             rows: np.ndarray = index.search(np.ascontiguousarray(queries.numpy()), k)[1]
@@ -66,3 +47,28 @@ def faiss_index(
         return fetch
 
     return ApproximateIndex(f"{factory} {parameters}", make, made_by)
+
+
+def built(held: Vectors, factory: str, parameters: str = "") -> Any:
+    """An index of faiss over vectors; see :func:`faiss_index`."""
+    try:
+        index = faiss.index_factory(held.dim, factory, faiss.METRIC_INNER_PRODUCT)
+        if not index.is_trained:
+            # All vectors, or as many as k-means makes use of, drawn with a seed.
+            lists = [int(number) for number in re.findall(r"IVF(\d+)", factory)]
+            wanted = min(len(held), _MOST_POINTS, _POINTS * max([*lists, 256]))
+            rows = np.random.default_rng(0).choice(len(held), wanted, replace=False)
+            index.train(np.ascontiguousarray(held.take(np.sort(rows)), dtype=np.float32))
+        for _first, block in held.blocks(_BLOCK):
+            index.add(np.ascontiguousarray(block, dtype=np.float32))
+        if parameters:
+            space: Any = faiss.ParameterSpace()
+            space.set_index_parameters(index, parameters)
+    except RuntimeError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise DataError(
+            f"faiss cannot make {factory!r} {parameters!r} of {len(held)} vectors of "
+            f"{held.dim} dimensions: {last}; PQ needs a divisor of the dimensions, IVF fewer "
+            "lists than vectors; parameters are such as nprobe=32"
+        ) from error
+    return index

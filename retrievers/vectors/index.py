@@ -167,13 +167,8 @@ class Index(ABC, Generic[HeldT]):
     ) -> RunTable:
         """Search and answer with ids: at most ``k`` hits of each query, best first.
 
-        Args:
-            qids: of the queries.
-            queries: see :meth:`search`.
-            k: from 1; of a smaller index, all of it.
-            made_by: see :meth:`search`.
-            without: query id -> candidates left out of its ranking, in whose place the next ones
-                come; see :attr:`retrievers.data.plan.EvalTask.own`.
+        Candidates that ``without`` lists for a query are left out of its ranking
+        (:attr:`retrievers.data.plan.EvalTask.own`), and the next ones take their places.
         """
         deep = k + max(map(len, (without or {}).values()), default=0)
         found = self.search(queries, min(deep, len(self)) if len(self) else k, made_by)

@@ -91,6 +91,40 @@ def fill(client: Any, name: str, held: Vectors) -> None:
     client.flush(name)
 
 
+#: Fields of an entry by name.
+Row = dict[str, Any]
+
+
+def fill_named(uri: str, name: str, dim: int, blocks: Iterator[list[Row]]) -> None:
+    """Put entries into a new collection; one that is not filled to the end is dropped.
+
+    Args:
+        uri: see :func:`milvus_index`.
+        name: of the collection.
+        dim: of the vectors.
+        blocks: entries with ``id``, ``vector`` and other fields.
+
+    Raises:
+        DataError: if there is such a collection.
+        EngineError: if Milvus cannot be reached or refuses.
+    """
+    with _told(uri):
+        client = _connected(uri)
+        if client.has_collection(name):
+            raise DataError(f"Milvus has a collection {name}; drop it or choose another name", uri)
+        try:
+            client.create_collection(name, dim, id_type="string", max_length=512, metric_type="IP",
+                                     auto_id=False, consistency_level="Strong")  # fmt: skip
+            most = max(1, _BYTES // (4 * dim))
+            for block in blocks:
+                for start in range(0, len(block), most):
+                    client.insert(name, block[start : start + most])
+            client.flush(name)
+        except BaseException:
+            client.drop_collection(name)
+            raise
+
+
 def _connected(uri: str) -> Any:
     try:
         from pymilvus import MilvusClient
@@ -107,7 +141,7 @@ def _told(uri: str) -> Iterator[None]:
     """Whatever Milvus raises in one line."""
     try:
         yield
-    except EngineError:
+    except (DataError, EngineError):
         raise
     except Exception as error:
         last = (str(error).strip().splitlines() or [type(error).__name__])[-1]

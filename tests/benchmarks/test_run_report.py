@@ -1,8 +1,10 @@
 """The page about two runs: its numbers, that nothing escapes, and how a browser shows it."""
 
 import itertools
+import json
 import shutil
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -11,14 +13,16 @@ from augment import corpus, queries
 from augment.data import write_candidates, write_qrels, write_queries
 from augment.engines.scripted import ScriptedEngine
 from augment.records import Hit, Item, Qrel, Query, one_picture
-from benchmarks.report.page import RankMoves, main, scatter
+from benchmarks.report.page import RankMoves, main, scatter, ticks_of
 from benchmarks.report.runs import Moved, pick
 from retrievers.data.texts import ViewConfig
-from retrievers.evaluation.run_files import write_run
+from retrievers.data.writings import WRITTEN, Writing, append_writings
+from retrievers.evaluation.compare import Interval
+from retrievers.evaluation.run_files import read_table, write_run
+from retrievers.search.rewriting import PairRewriting, Retrieved, rewrite_pairs
 from retrievers.vectors.bm25 import bm25
+from tests.browser import chromium, show, violations
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or ""
-DRIVER = shutil.which("chromedriver") or ""
 HOSTILE = '<script>document.title="owned"</script><img src=x onerror=alert(1)> & "q" \'q\''
 COLOURS = ("red", "green", "blue", "black", "white", "orange", "purple", "grey")
 
@@ -141,40 +145,70 @@ def test_tasks_take_turns():
     assert [one.qid for one in pick(moved, False, 3)] == ["b1"]
 
 
+def test_bars_and_whiskers_end_in_sight():
+    def row(first, second, low, high):
+        return SimpleNamespace(first=first, second=second, difference=Interval(0, low, high))
+
+    assert list(ticks_of([row(0.0, 0.3, 0.1, 0.4)])) == [0, 5, 10, 15, 20, 25, 30, 35, 40]
+    assert list(ticks_of([row(0.9, 0.95, -0.1, 0.15)])) == [0, 20, 40, 60, 80, 100, 120]
+    assert list(ticks_of([row(0.1, 0.0, -0.12, 0.0)])) == [-5, 0, 5, 10]
+
+
+def test_what_was_written_and_what_a_cascade_did_are_shown(made, tmp_path):
+    base, _ = made
+    there = shutil.copytree(base / "enriched", tmp_path / "cascade")
+    append_writings(there / WRITTEN, [("5:0", Writing(f"it is {HOSTILE}", 3, "mark", 0.5))])
+    pair = Retrieved("squares_task0/5:0", f"asked {HOSTILE}", Item("5:0", "a square", (), "text"))
+    told = PairRewriting(1, "scripted:")
+    rewritten = rewrite_pairs([pair], told, base / "root", there / "rewritten")
+    text = rewritten("squares_task0/5:0", "5:0", None)
+    (there / "cascade.json").write_text(
+        json.dumps({"rewrite": {"store": None, "recipe": rewritten.recipe}})
+    )
+    out = tmp_path / "p.html"
+    assert main([str(base / "raw"), str(there), "--out", str(out), "--examples", "24"]) == 0
+    page = Page(out.read_text(encoding="utf-8"))
+    assert "script" not in page.tags
+    words = " ".join(" ".join(page.words).split())
+    assert f"cascade wrote before the vector it is {HOSTILE}" in words
+    assert text
+    assert f"rewritten for the query {' '.join(text.split())}" in words
+    hits = {n: read_table(f / "squares_task0.local.trec", empty=True).to_run().get("5:1", ())
+            for n, f in (("raw", base / "raw"), ("cascade", there))}  # fmt: skip
+    first = hits["cascade"][0]
+    other = [hit.did for hit in hits["raw"]]
+    rank = f"rank {other.index(first.did) + 1}" if first.did in other else "not among its hits"
+    assert f"1. {first.did} relevant , score {first.score:.3f}, raw: {rank}" in words
+
+
 @pytest.mark.slow
 def test_a_browser_shows_it_at_every_width(made, tmp_path):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    if not BROWSER or not DRIVER:
-        pytest.skip("chromium or chromedriver is not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-                 f"--user-data-dir={tmp_path}"):  # fmt: skip
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.chrome.service.Service(DRIVER)
-    with webdriver.Chrome(options=options, service=service) as browser:
+    with chromium(tmp_path) as browser:
         backs = set()
-        for width, scheme in itertools.product((420, 1200), ("light", "dark")):
-            shape = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", shape)
-            media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        for width, scheme in itertools.product((390, 1280), ("light", "dark")):
+            show(browser, width, scheme)
             browser.get(made[1].as_uri())
-            assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+            assert browser.execute_script("return document.documentElement.scrollHeight") < 3600
             back = "return getComputedStyle(document.body).backgroundColor"
             backs.add((scheme, browser.execute_script(back)))
-            # The first lane of a bar is not wider than the room for it.
-            lanes = browser.find_elements("css selector", ".lane")
-            assert all(0 < lane.size["width"] <= width for lane in lanes)
+            ends = browser.execute_script(
+                "return [...document.querySelectorAll('.lane > *')].map(e => {"
+                "  const [a, b] = [e, e.parentElement].map(o => o.getBoundingClientRect());"
+                "  return [b.left - a.left, a.right - b.right, b.width]; });"
+            )
+            assert len(ends) == 6
+            assert all(left < 1 and right < 1 < room for left, right, room in ends)
+            assert not violations(browser)  # unfolds
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= width
         assert len(backs) == 2
         # By keyboard: skip link, contents, then the table behind its summary.
+        browser.get(made[1].as_uri())
         place = browser.find_element("tag name", "body")
         for _ in range(7):
-            place.send_keys(webdriver.Keys.TAB)
+            place.send_keys("\ue004")
             place = browser.switch_to.active_element
         assert place.tag_name == "summary"
-        place.send_keys(webdriver.Keys.ENTER)
+        place.send_keys("\ue007")
         assert browser.find_element("tag name", "table").is_displayed()
         assert browser.title == "raw and enriched, compared"
         assert not browser.get_log("browser")

@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib import resources
@@ -14,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from retrievers.cli import kept_answer, main, run, versions
+from augment.__main__ import VERBS as AUGMENT
+from retrievers.cli import VERBS, kept_answer, main, run, versions
 from retrievers.data.named import expand
 
 FILE = Path(str(resources.files("retrievers"))) / "help.json"
@@ -70,6 +72,13 @@ def test_other_versions_and_other_questions_are_asked_themselves(tmp_path, monke
     assert not kept_answer(["fit", "--config=flagland", "--print_config"])
     monkeypatch.setattr("retrievers.cli.versions", dict)
     assert not kept_answer(["export", "--help"])
+
+
+def test_the_list_of_commands_has_each_once(capsys):
+    assert main([]) == 0
+    named = re.findall(r"^  (\w+ \w+)  ?", capsys.readouterr().out, re.MULTILINE)
+    verbs = [f"retrievers {verb}" for verb in VERBS] + [f"augment {verb}" for verb in AUGMENT]
+    assert sorted(named) == sorted(verbs)
 
 
 if __name__ == "__main__":

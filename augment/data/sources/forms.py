@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count, groupby
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple, TextIO, final
+from posixpath import normpath
+from typing import Any, Literal, NamedTuple, final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,53 +39,64 @@ SPLITS = ("train", "val", "test")
 #: What an entry shows in place of what was published.
 Show = Callable[[Side, Item], Item]
 
+#: Names that no picture may have in an export: those of its other files.
+_RESERVED = re.compile(
+    r"(?:query|cand_pool|qrels|instructions|excluded|subsets)(?:/|$)|readme|licen[cs]e"
+    r"|(?:corpus|queries)[.]jsonl$",
+    re.IGNORECASE,
+)
 #: Bytes of a Parquet file or a tar, and of what of it is held.
 _FILE_BYTES, _GROUP_BYTES = 400 << 20, 16 << 20
-_GROUP_ROWS = 2048
+_Rows = Iterator[dict[str, Any]]
 
 
 @final
+@dataclass
 class PicturesOut:
     """Pictures of a root on their way out.
 
-    Args:
+    Attributes:
         root: folder that their paths are relative to.
         out: where they go.
         how: hard links (copies on another disk), copies, symbolic links, or none.
-
-    Attributes:
         taken: how many.
         absent: reason -> pictures that an entry names and that could not be taken along.
     """
 
-    def __init__(self, root: Path, out: Path, how: Images) -> None:
-        self.taken, self.absent = 0, Counter[str]()
-        self._root, self._out, self._how = root, out, how
-        self._lost: set[str] = set()
+    root: Path
+    out: Path
+    how: Images
+    taken: int = 0
+    absent: Counter[str] = field(default_factory=Counter)
+    _lost: set[str] = field(default_factory=set)
 
     def take(self, path: str) -> None:
         """Put a picture under its own path into the folder, once."""
-        target = self._out / path
-        if self._how == "none" or target.is_symlink() or target.exists():
+        path = normpath(path)
+        target = self.out / path
+        if _RESERVED.match(path):  # a file of the export would be written through such a link
+            self._leave(path, "under a name that an export needs itself")
+            return
+        if self.how == "none" or target.is_symlink() or target.exists():
             return
         source = self._found(path)
         if source is None:
             return
         target.parent.mkdir(parents=True, exist_ok=True)
-        if self._how == "symlink":
+        if self.how == "symlink":
             target.symlink_to(source)
-        elif self._how == "copy" or not linked(source, target):
+        elif self.how == "copy" or not linked(source, target):
             shutil.copyfile(source, target)
         self.taken += 1
 
     def read(self, path: str | bytes | None) -> bytes | None:
         """The bytes of a picture's file; None where there is none to be shown."""
-        named = isinstance(path, str) and self._how != "none"
+        named = isinstance(path, str) and self.how != "none"
         source = self._found(str(path)) if named else None
         self.taken += source is not None
         return None if source is None else source.read_bytes()
 
-    def leave(self, path: str, reason: str) -> None:
+    def _leave(self, path: str, reason: str) -> None:
         """Count what is not taken along, once."""
         if path not in self._lost:
             self._lost.add(path)
@@ -91,9 +104,9 @@ class PicturesOut:
 
     def _found(self, path: str) -> Path | None:
         try:
-            return resolve(self._root, path)
+            return resolve(self.root, path)
         except ImageError as error:
-            self.leave(path, error.reason)
+            self._leave(path, error.reason)
             return None
 
 
@@ -108,7 +121,7 @@ class PoolPart(NamedTuple):
 
     name: str
     pool: DataFile
-    queries: tuple[tuple[str, DataFile, bool], ...]
+    queries: Sequence[tuple[str, DataFile, bool]]
 
 
 @final
@@ -120,100 +133,93 @@ class PoolParts:
         datasets: only these; empty takes all.
         tasks: only queries of these task codes, and no pool that is another's; empty takes all.
 
+    Attributes:
+        homeless: queries left out, because no pool has a positive of theirs.
+
     Raises:
         DataError: if nothing is left.
     """
 
     def __init__(self, data: DataRoot, datasets: Collection[str], tasks: Collection[int]) -> None:
-        self._data, self._tasks = data, tasks
-        there = sorted({file.dataset for file in data.pools()})
-        if unknown := set(datasets) - set(there):
-            raise DataError(
-                f"no data set {', '.join(sorted(unknown))}; there are {', '.join(there)}",
-                str(data.path),
-            )
-        self._files = [
-            file for file in data.pools() if self.has(file) and file.dataset in (datasets or there)
-        ]
-        if not self._files:
-            raise DataError("has no pool to be exported", str(data.path))
-        self._tables: dict[Path, CandidateTable] = {}
-        self.homeless = 0
+        self.homeless, self._tables = 0, dict[Path, CandidateTable]()
+        self._data, self._tasks, pools = data, tasks, data.pools()
+        self._names = set(datasets or (pool.dataset for pool in pools))
+        self._pools = self._wanted_of(pools)
+        if not self._pools or self._names - {pool.dataset for pool in pools}:
+            there = ", ".join(sorted({pool.dataset for pool in pools})) or "none"
+            raise DataError(f"no pools of what is wanted; there are data sets {there}",
+                            str(data.path))  # fmt: skip
 
-    def has(self, file: DataFile) -> bool:
-        """Whether a file may hold what is wanted, by the task in its name."""
-        return not self._tasks or file.task is None or file.task in self._tasks
+    def _wanted_of(self, files: list[DataFile]) -> list[DataFile]:
+        return [
+            file for file in files if file.dataset in self._names
+            and (not self._tasks or file.task is None or file.task in self._tasks)
+        ]  # fmt: skip
+
+    def wanted(self, query: Query) -> bool:
+        """Whether a query is of a task that is wanted."""
+        return not self._tasks or query.task in self._tasks
 
     def files(self) -> set[Path]:
         """All files of pools, queries and judgements that are wanted."""
-        names = {file.dataset for file in self._files}
-        lists = [found(split) for found in (self._data.query_files, self._data.qrels)
-                 for split in SPLITS]  # fmt: skip
-        return {file.path for file in self._files} | {
-            file.path for found in lists for file in found
-            if file.dataset in names and self.has(file)
-        }  # fmt: skip
+        lists = (self._data.query_files, self._data.qrels)
+        asked = [file for split in SPLITS for listed in lists for file in listed(split)]
+        return {file.path for file in self._pools + self._wanted_of(asked)}
 
     def __iter__(self) -> Iterator[PoolPart]:
-        for pool in self._files:
+        for pool in self._pools:
             queries = [
                 (split, file, place is None)
                 for split in SPLITS
-                for file in self._data.query_files(split)
-                if file.dataset == pool.dataset and self.has(file)
-                if (place := self._searched(file, split)) in (None, pool.path)
+                for file in self._wanted_of(self._data.query_files(split))
+                if file.dataset == pool.dataset
+                and (place := _or_none(self._data.pool_for, file, split)) in (None, pool.path)
             ]
             name = pool.path.name.partition(".")[0].removeprefix("mbeir_")
-            yield PoolPart(name.removesuffix("_cand_pool"), pool, tuple(queries))
-
-    def _searched(self, file: DataFile, split: str) -> Path | None:
-        try:
-            return self._data.pool_for(file.dataset, file.task, split)
-        except DataError:  # of several tasks, each with a pool of its own
-            return None
+            yield PoolPart(name.removesuffix("_cand_pool"), pool, queries)
 
     def entries(self, part: PoolPart, show: Show) -> Iterator[SourceEntry]:
-        """Candidates of a part, then its queries."""
+        """Candidates of a part, then its queries, split by split."""
         for item in read_candidates(part.pool.path):
             yield _entry(show("corpus", item), part)
         for split, file, shared in part.queries:
             excluded = self._data.excluded(split)
             lists = self._data.path / "subsets" / f"{split}.json"
             subsets = read_lists(lists) if lists.is_file() else {}
-            judged = self._judged(file, split)
+            path = _or_none(self._data.qrels_file, file, split)
+            judged = grades_of(read_qrels(path)) if path else {}
             for query in read_queries(file.path):
+                if not self.wanted(query) or (shared and not self._at_home(query, part)):
+                    continue
                 qid = query.item.id
-                if self.wanted(query) and (not shared or self._at_home(query, part)):
-                    grades = dict.fromkeys(query.positives, 1)
-                    if split == "train":
-                        grades = {**dict.fromkeys(query.negatives, 0), **grades}
-                    yield replace(
-                        _entry(show("query", query.item), part), side="query", split=split,
-                        grades={**grades, **judged.get(qid, {})},
-                        excluded=excluded.get(qid, ()), subset=subsets.get(qid, ()),
-                    )  # fmt: skip
-
-    def wanted(self, query: Query) -> bool:
-        """Whether a query is of a task that is wanted."""
-        return not self._tasks or query.task in self._tasks
-
-    def _judged(self, file: DataFile, split: str) -> Mapping[str, Mapping[str, int]]:
-        try:
-            path = self._data.qrels_file(file.dataset, file.task, split)
-        except DataError:  # then what the queries list is all that is known
-            return {}
-        return grades_of(read_qrels(path))
+                negatives = query.negatives if split == "train" else ()
+                grades = dict.fromkeys(negatives, 0) | dict.fromkeys(query.positives, 1)
+                yield replace(
+                    _entry(show("query", query.item), part), side="query", split=split,
+                    grades={**grades, **judged.get(qid, {})},
+                    excluded=excluded.get(qid, ()), subset=subsets.get(qid, ()),
+                )  # fmt: skip
 
     def _at_home(self, query: Query, part: PoolPart) -> bool:
         """Whether a part's pool is the first of its data set that has a positive of a query."""
-        pools = [file.path for file in self._files if file.dataset == part.pool.dataset]
+        pools = [pool.path for pool in self._pools if pool.dataset == part.pool.dataset]
         for path in pools:
             if path not in self._tables:
                 self._tables[path] = open_candidates(path)
-        home = next((path for path in pools for did in query.positives
-                     if self._tables[path].find(did) is not None), None)  # fmt: skip
-        self.homeless += home is None and part.pool.path == pools[0]
-        return home == part.pool.path
+            if (self._tables[path].rows_of(query.positives) >= 0).any():
+                return path == part.pool.path
+        self.homeless += part.pool.path == pools[0]
+        return False
+
+
+def _or_none(
+    find: Callable[[str, int | None, str], Path], file: DataFile, split: str
+) -> Path | None:
+    """The file that belongs to one of queries, if there is one."""
+    try:
+        return find(file.dataset, file.task, split)
+    except DataError:
+        return None
 
 
 def _entry(item: Item, part: PoolPart) -> SourceEntry:
@@ -226,131 +232,111 @@ def _about(entry: SourceEntry) -> dict[str, Any]:
     return {name: value for name, value in known.items() if value}
 
 
-def write_beir(entries: Iterator[SourceEntry], out: Path, _: str, pictures: PicturesOut) -> None:
+def _grouped(
+    entries: Iterator[SourceEntry],
+) -> Iterator[tuple[str, Iterator[SourceEntry]]]:
+    """Candidates, then the queries of each split; the split is empty for candidates."""
+    return groupby(entries, lambda one: one.split if one.side == "query" else "")
+
+
+def write_beir(entries: Iterator[SourceEntry], _: str, pictures: PicturesOut) -> None:
     """A folder of ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/{train,dev,test}.tsv``."""
+    out, asked = pictures.out, set[str]()
     (out / "qrels").mkdir(parents=True)
-    asked: set[str] = set()
-    with ExitStack() as streams:
-        files: dict[str, TextIO] = {}
-
-        def opened(name: str, head: str = "") -> TextIO:
-            if name not in files:
-                made = (out / name).open("x", encoding="utf-8", newline="\n")
-                files[name] = streams.enter_context(made)
-                files[name].write(head)
-            return files[name]
-
-        for entry in entries:
-            about = _about(entry)
-            if isinstance(entry.image, str):
-                pictures.take(entry.image)
-                about["image"] = entry.image
-            row: dict[str, Any] = {"_id": entry.id, "text": entry.text or "", "metadata": about}
-            if entry.side == "corpus":
-                opened("corpus.jsonl").write(_line({**row, "title": ""}))
-                continue
-            if not entry.grades:
-                about["split"] = entry.split
-            if entry.id not in asked:
-                asked.add(entry.id)
-                opened("queries.jsonl").write(_line(row))
-            name = {"val": "dev"}.get(entry.split, entry.split)
-            for did, grade in entry.grades.items():
-                opened(f"qrels/{name}.tsv", "query-id\tcorpus-id\tscore\n").write(
-                    f"{entry.id}\t{did}\t{grade}\n"
-                )
+    for split, own in _grouped(entries):
+        judged = []
+        with (out / ("queries.jsonl" if split else "corpus.jsonl")).open("ab") as stream:
+            for entry in own:
+                about = _about(entry)
+                if isinstance(entry.image, str):
+                    pictures.take(entry.image)
+                    about["image"] = entry.image
+                if split and not entry.grades:
+                    about["split"] = split
+                if not split or entry.id not in asked:
+                    row = {"_id": entry.id, "title": "", "text": entry.text or ""}
+                    stream.write(_line({**row, "metadata": about}))
+                if split:
+                    asked.add(entry.id)
+                    judged += [f"{entry.id}\t{did}\t{n}\n" for did, n in entry.grades.items()]
+        if judged:
+            path = out / "qrels" / f"{'dev' if split == 'val' else split}.tsv"
+            path.write_text("query-id\tcorpus-id\tscore\n" + "".join(judged), "utf-8")
 
 
-def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+def _line(row: Mapping[str, Any]) -> bytes:
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode()
 
 
-def write_datasets(
-    entries: Iterator[SourceEntry], out: Path, prefix: str, pictures: PicturesOut
-) -> None:
+def write_datasets(entries: Iterator[SourceEntry], prefix: str, pictures: PicturesOut) -> None:
     """Parquet files of the configurations corpus, queries and qrels, each name behind a prefix."""
     from datasets import Features, Image, List, Value
 
     text = Value("string")
-    columns = {"id": text, "text": text, "image": Image(), "src_content": text}
-    lists = {"excluded": List(text), "subset": List(text)}
-    judged = {"query-id": text, "corpus-id": text, "score": Value("int32")}
-    schemas = {"corpus": Features(columns).arrow_schema, "qrels": Features(judged).arrow_schema,
-               "queries": Features({**columns, **lists}).arrow_schema}  # fmt: skip
-    files: dict[tuple[str, str], _Parquet] = {}
-    with ExitStack() as streams:
+    columns = Features(id=text, text=text, image=Image(), src_content=text,
+                       excluded=List(text), subset=List(text)).arrow_schema  # fmt: skip
+    score = Features({"query-id": text, "corpus-id": text, "score": Value("int32")}).arrow_schema
+    for split, own in _grouped(entries):
+        judged: list[dict[str, Any]] = []
 
-        def add(config: str, split: str, row: dict[str, Any], size: int = 0) -> None:
-            if (config, split) not in files:
-                folder = out / f"{prefix}{config}"
-                made = _Parquet(folder, split, schemas[config])
-                files[config, split] = streams.enter_context(made)
-            files[config, split].add(row, size)
+        def rows(own: Iterator[SourceEntry] = own, judged: list[Any] = judged) -> _Rows:
+            for entry in own:
+                data = pictures.read(entry.image)
+                image = None if data is None else {"bytes": data, "path": entry.image}
+                yield {"id": entry.id, "text": entry.text, "image": image, **_about(entry)}
+                judged.extend({"query-id": entry.id, "corpus-id": did, "score": grade}
+                              for did, grade in entry.grades.items())  # fmt: skip
 
-        for entry in entries:
-            data = pictures.read(entry.image)
-            image = None if data is None else {"bytes": data, "path": entry.image}
-            row = {"id": entry.id, "text": entry.text, "image": image, **_about(entry)}
-            if entry.side == "corpus":
-                add("corpus", "corpus", row, len(data or ""))
-                continue
-            add("queries", entry.split, row, len(data or ""))
-            for did, grade in entry.grades.items():
-                add("qrels", entry.split, {"query-id": entry.id, "corpus-id": did, "score": grade})
+        folder = pictures.out / f"{prefix}{'queries' if split else 'corpus'}"
+        _write_parquet(rows(), folder, split or "corpus", columns)
+        _write_parquet(iter(judged), pictures.out / f"{prefix}qrels", split, score)
 
 
-@final
-class _Parquet(ExitStack):
-    """Rows as Parquet files of a bounded size."""
-
-    def __init__(self, folder: Path, split: str, schema: Any) -> None:
-        super().__init__()
+def _write_parquet(rows: _Rows, folder: Path, split: str, schema: Any) -> None:
+    """Rows as files of a bounded size, of which a bounded part is held; none for no row."""
+    group = _group(rows)
+    for number in count():
+        if not group:
+            return
         folder.mkdir(parents=True, exist_ok=True)
-        self._names = (folder / f"{split}-{number:05}.parquet" for number in range(100_000))
-        self._schema, self._rows, self._held, self._written = schema, list[Any](), 0, 0
-        self._file: Any = None
-        self.callback(self._flush, last=True)
-
-    def add(self, row: Mapping[str, Any], size: int) -> None:
-        """Add a row whose picture has so many bytes."""
-        self._rows.append(row)
-        self._held += size + len(str(row.get("text") or ""))
-        if self._held > _GROUP_BYTES or len(self._rows) == _GROUP_ROWS:
-            self._flush()
-
-    def _flush(self, last: bool = False) -> None:
-        if self._rows:
-            if self._file is None:
-                self._file = pq.ParquetWriter(next(self._names), self._schema)
-            self._file.write_table(pa.Table.from_pylist(self._rows, self._schema))
-        self._written += self._held
-        self._rows, self._held = [], 0
-        if self._file is not None and (last or self._written > _FILE_BYTES):
-            self._file.close()
-            self._file, self._written = None, 0
+        path, written = folder / f"{split}-{number:05}.parquet", 0
+        with pq.ParquetWriter(path, schema) as file:
+            while group and written < _FILE_BYTES:
+                table = pa.Table.from_pylist(group, schema)
+                file.write_table(table)
+                written += table.nbytes
+                group = _group(rows)
 
 
-def write_webdataset(
-    entries: Iterator[SourceEntry], out: Path, prefix: str, pictures: PicturesOut
-) -> None:
+def _group(rows: _Rows) -> list[dict[str, Any]]:
+    held, size = [], 0
+    for row in rows:
+        held.append(row)
+        size += 256 + len((row.get("image") or {"bytes": b""})["bytes"])
+        if size > _GROUP_BYTES:
+            break
+    return held
+
+
+def write_webdataset(entries: Iterator[SourceEntry], prefix: str, pictures: PicturesOut) -> None:
     """Tars; the members of an entry are called after its number."""
-    kind, pool = "", prefix.removesuffix("-")
-    tar: Any = None
-    with ExitStack() as opened:
-        for number, entry in enumerate(entries):
-            row = {"_id": entry.id, "text": entry.text, "pool": pool, **_about(entry)}
-            asked = {"side": "query", "split": entry.split, "grades": dict(entry.grades)}
-            now = "corpus" if entry.side == "corpus" else f"queries-{entry.split}"
-            if now != kind or tar.offset > _FILE_BYTES:
-                opened.close()
-                path, kind = out / f"{prefix}{now}-{number:09}.tar", now
-                tar = opened.enter_context(tarfile.open(path, "w"))
+    for split, own in _grouped(entries):
+        kind, tar = f"queries-{split}" if split else "corpus", None
+        for number, entry in enumerate(own):
+            if tar is None or tar.offset > _FILE_BYTES:
+                if tar is not None:
+                    tar.close()
+                path = pictures.out / f"{prefix}{kind}-{number:09}.tar"
+                tar = tarfile.open(path, "w")  # noqa: SIM115
             data = pictures.read(entry.image)
             if data is not None:
                 ending = PurePosixPath(str(entry.image)).suffix.lower()
                 _member(tar, f"{number:09}{ending}", data)
-            line = _line(row | asked if entry.side == "query" else row)
-            _member(tar, f"{number:09}.json", line.encode())
+            row = {"_id": entry.id, "text": entry.text, "pool": prefix.removesuffix("-")}
+            asked = {"side": "query", "split": split, "grades": entry.grades} if split else {}
+            _member(tar, f"{number:09}.json", _line({**row, **asked, **_about(entry)}))
+        if tar is not None:
+            tar.close()
 
 
 def _member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -359,7 +345,7 @@ def _member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(info, io.BytesIO(data))
 
 
-WRITERS: Mapping[Form, Callable[[Iterator[SourceEntry], Path, str, PicturesOut], None]] = {
+WRITERS: Mapping[Form, Callable[[Iterator[SourceEntry], str, PicturesOut], None]] = {
     "beir": write_beir,
     "datasets": write_datasets,
     "webdataset": write_webdataset,

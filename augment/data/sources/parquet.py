@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,10 @@ def _mteb(source: Path, prefix: str, configs: list[str]) -> Entries:
             entry = _entry(row, pool)
             judged = [split for split, own in grades.items() if entry.id in own]
             for split in [own_split] if own_split in grades else judged or [own_split]:
-                yield SourceEntry(
-                    entry.id, entry.text, entry.image, "query",
-                    grades.get(split, {}).get(entry.id, {}), entry.excluded,
-                    entry.subset or lists.get(entry.id, ()), pool, SPLITS.get(split, "test"),
-                    entry.source, entry.more,
+                yield replace(
+                    entry, side="query", grades=grades.get(split, {}).get(entry.id, {}),
+                    subset=entry.subset or lists.get(entry.id, ()),
+                    split=SPLITS.get(split, "test"),
                 )  # fmt: skip
 
 

@@ -305,11 +305,13 @@ def _limited(layout: Layout, processor: Any) -> Layout:
 def _load(name: str, dtype: str, random_init: bool, scored: bool) -> tuple[Any, Any]:
     """Model, with a head that scores if that is asked for, and processor; no code is fetched."""
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils.logging import disable_progress_bar
 
     from augment.engines.base import resolve_model
     from augment.engines.decoding import embed_patches_at_once
 
     source, kind = resolve_model(name), getattr(torch, dtype)
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     safe = {"trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(source, **safe)

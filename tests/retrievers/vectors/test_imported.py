@@ -5,6 +5,7 @@ import json
 import pytest
 
 from augment import import_data
+from retrievers.cli import main
 from retrievers.evaluation.evaluate import evaluate
 from retrievers.vectors.bm25 import bm25
 
@@ -50,3 +51,38 @@ def test_a_run_of_others_is_scored_by_the_same_protocol(root, tmp_path):
     (row,) = evaluate(run, qrels, root=root, **asked).rows
     assert kept["metrics"]["success@1"] == 0
     assert row["metrics"]["success@1"] == pytest.approx(1 / 3)  # r-2 is missing and counts 0
+
+
+def test_submissions_are_as_the_servers_of_circo_and_cirr_take_them(tmp_path, capsys):
+    run, out = tmp_path / "x.trec", tmp_path / "x.json"
+    hits = [(qid, n) for qid in ("q7", "q8") for n in range(60)]
+    run.write_text("".join(f"{qid} Q0 {n} {n + 1} {-n} x\n" for qid, n in hits))
+    assert main(["submission", str(run), "--to=circo", f"--out={out}"]) == 0
+    assert json.loads(out.read_text()) == {"7": list(range(50)), "8": list(range(50))}
+    (tmp_path / "s.json").write_text(json.dumps({q: ["59", "3", "8", "1"] for q in ("q7", "q8")}))
+    more = [f"--subsets={tmp_path / 's.json'}", f"--out={out}"]
+    assert main(["submission", str(run), "--to=cirr", *more]) == 0
+    best = ["1", "3", "8"]
+    assert json.loads(out.read_text()) == {
+        "version": "rc2", "metric": "recall_subset", "q7": best, "q8": best}  # fmt: skip
+    (tmp_path / "s.json").write_text(json.dumps({"q7": ["1", "2", "77"]}))
+    assert main(["submission", str(run), "--to=cirr", *more]) == 2
+    assert "query q7: has 2 of 3 candidates; search deeper" in capsys.readouterr().err
+
+
+def test_roots_that_lack_something_do_what_they_can_and_say_what_is_left_out(tmp_path, capsys):
+    made = {}
+    for name, text in (("t", "red bag"), ("q", "red")):
+        made[name] = tmp_path / f"{name}.jsonl"
+        made[name].write_text(json.dumps({"id": name, "text": text}) + "\n")
+    import_data("table", made["t"], tmp_path / "bare")
+    import_data("table", made["t"], tmp_path / "asked", queries=made["q"])
+    told = str(bm25(tmp_path / "asked", tmp_path / "run", union=False))
+    assert "no judged queries, searched and not scored: t task 1" in told
+    assert (tmp_path / "run/t_task1.local.trec").read_text().startswith("q Q0 t 1 ")
+    given = ["bm25", "--config=bm25", f"--root={tmp_path / 'bare'}", f"--out={tmp_path / 'none'}"]
+    assert main(given) == 2
+    assert "no query files in query/test; search, serve and embed need" in capsys.readouterr().err
+    audit = ["audit", "--model=flagland-clip", f"--data.root={tmp_path / 'bare'}"]
+    assert main([*audit, f"--out={tmp_path / 'audit'}"]) == 0
+    assert json.loads((tmp_path / "audit/audit.json").read_text())["pools"] is not None

@@ -15,7 +15,6 @@ from augment.data.images import content_hash
 from augment.data.sources import forms
 from augment.data.validate import validate
 from tests.augment.data.sources.test_sources import put
-from tests.retrievers.models.test_retriever import make_root
 
 
 def small_root(folder: Path) -> Path:
@@ -90,45 +89,68 @@ def test_out_and_in_again_is_the_same(tmp_path, form, capsys):
 
 def test_a_data_set_loads_without_us(tmp_path):
     from datasets import load_dataset
-    from mteb.abstasks.retrieval_dataset_loaders import RetrievalDatasetLoader
 
     out = tmp_path / "out"
     assert main(["export", f"--root={small_root(tmp_path)}", f"--out={out}", "--to=datasets"]) == 0
     corpus = load_dataset(str(out), "corpus", split="corpus", cache_dir=str(tmp_path / "cache"))
     assert [row["image"] and row["image"].size for row in corpus] == [(8, 6)] * 3 + [None]
     assert corpus[2]["image"].getpixel((0, 0)) == (180, 0, 0)
-    loaded = RetrievalDatasetLoader(str(out), revision="main")
-    assert loaded._load_qrels(None) == {
-        "q.1": {"http://x/2\u00e9": 1},
-        "q2": {"http://x/0\u00e9": 1},
-    }
-    assert {row["id"] for row in loaded._load_queries(None)} == {"q.1", "q2", "q3"}
+    for config, name, held in (("queries", "id", ["q.1", "q2", "q3"]),
+                               ("qrels", "query-id", ["q.1", "q2"])):  # fmt: skip
+        rows = load_dataset(str(out), config, split="test", cache_dir=str(tmp_path / "cache"))
+        assert sorted(rows[name]) == held
 
 
-def test_several_pools_a_selection_and_files_of_a_bounded_size(tmp_path, monkeypatch):
-    root = make_root(tmp_path / "root")
-    names = {file.path.name[6:-16] for file in DataRoot(root).pools()}
-    assert len(names) > 1
+def two_pools(root: Path) -> Path:
+    """A data set whose tasks have pools of their own, and one file of training queries."""
+    put(root / "mbeir_images/p.png", None)
+    put(root / "instructions/query_instructions.tsv", "query_modality\tcand_modality\t"
+        "dataset_name\tdataset_id\tprompt_1\ntext\timage\tx\t*\tFind.\n")  # fmt: skip
+    pools = {0: {"img_path": "mbeir_images/p.png", "modality": "image"},
+             1: {"txt": "words", "modality": "text"}}  # fmt: skip
+    train = []
+    for task, kind in pools.items():
+        rows = [{"did": f"{task}:{n}", **kind} for n in range(9)]
+        put(root / f"cand_pool/local/mbeir_x_task{task}_cand_pool.jsonl", rows)
+        asks = [{"qid": f"q{task}", "query_txt": "ask", "query_modality": "text", "task_id": task,
+                 "pos_cand_list": [f"{task}:3"]}]  # fmt: skip
+        train += asks
+        put(root / f"query/test/mbeir_x_task{task}_test.jsonl", asks)
+        qrels = f"q{task} 0 {task}:3 1 {task}\n"
+        put(root / f"qrels/test/mbeir_x_task{task}_test_qrels.txt", qrels)
+    put(root / "query/train/mbeir_x_train.jsonl", [*train, {**train[0], "qid": "q9",
+                                                            "pos_cand_list": []}])  # fmt: skip
+    return root
+
+
+def test_several_pools_a_selection_and_files_of_a_bounded_size(tmp_path, monkeypatch, capsys):
+    root = two_pools(tmp_path / "root")
     monkeypatch.setattr(forms, "_FILE_BYTES", 500)
     monkeypatch.setattr(forms, "_GROUP_BYTES", 500)
     for form in ("datasets", "webdataset", "beir"):
         assert main(["export", f"--root={root}", f"--out={tmp_path / form}", f"--to={form}"]) == 0
-    assert len(list((tmp_path / "datasets").glob("*-corpus/corpus-*.parquet"))) > len(names)
-    assert len(list((tmp_path / "webdataset").glob("*-corpus-*.tar"))) > len(names)
-    assert {path.name for path in (tmp_path / "beir").iterdir() if path.is_dir()} >= names
+        assert "1 queries have no positive in a pool" in capsys.readouterr().out
+    assert len(list((tmp_path / "datasets/x_task0-corpus").glob("corpus-*.parquet"))) > 1
+    assert len(list((tmp_path / "webdataset").glob("x_task0-corpus-*.tar"))) > 1
+    import_data("beir", tmp_path / "beir/x_task0", tmp_path / "one")
+    pool, asked, judged, _ = held(tmp_path / "one")
+    assert {item.id for item in pool if item.images} == {f"0:{n}" for n in range(9)}
+    assert judged == {("test", "q0", "0:3"): 1, ("train", "q0", "0:3"): 1}
     before = held(root)
     for kind, form in (("mteb", "datasets"), ("webdataset", "webdataset")):
-        import_data(kind, tmp_path / form, tmp_path / kind / "again")
-        after = held(tmp_path / kind / "again")
-        assert sorted(map(repr, after[0])) == sorted(map(repr, before[0]))
-        assert after[2].items() >= {k: v for k, v in before[2].items() if k[0] == "test"}.items()
+        import_data(kind, tmp_path / form, tmp_path / "again" / form)
+        pool, asked, judged, _ = held(tmp_path / "again" / form)
+        assert pool == before[0]
+        assert set(asked) == {(split, f"q{task}") for split in ("train", "test") for task in (0, 1)}
+        assert before[2].items() <= judged.items()
     chosen = tmp_path / "chosen"
     assert main(["export", f"--root={root}", f"--out={chosen}", "--tasks", "0"]) == 0
-    data = DataRoot(chosen)
-    assert {file.task for split in ("test", "val") for file in data.query_files(split)} == {0}
-    assert {q.task for f in data.query_files("train") for q in read_queries(f.path)} <= {0}
+    pool, asked, _, _ = held(chosen)
+    assert {item.id for item in pool} == {f"0:{n}" for n in range(9)}
+    assert set(asked) == {("train", "q0"), ("train", "q9"), ("test", "q0")}
     bad = ["export", f"--root={root}", f"--out={tmp_path / 'x'}", "--datasets", "nosuch"]
     assert main(bad) == 2
+    assert "there are data sets x" in capsys.readouterr().err
 
 
 def test_a_picture_that_is_lost_is_told_and_its_entry_stays(tmp_path, capsys):
