@@ -69,12 +69,13 @@ class Faithfulness:
     Args:
         model: an open_clip model: a folder, ``local-dir:``, ``hf-hub:`` or a name.
         pretrained: tag of the weights, where ``model`` is a name.
+        device: ``cpu`` or ``cuda``.
 
     Raises:
         EngineError: if open_clip is not installed or there is no such model.
     """
 
-    def __init__(self, model: str, pretrained: str | None = None) -> None:
+    def __init__(self, model: str, pretrained: str | None = None, device: str = "cpu") -> None:
         try:
             import open_clip
         except ImportError as error:
@@ -87,8 +88,9 @@ class Faithfulness:
             self._tokenizer: Any = open_clip.get_tokenizer(name)
         except (RuntimeError, OSError, ValueError, KeyError) as error:
             raise EngineError(f"cannot load the CLIP model {model!r}: {error}") from error
-        self._model: Any = loaded[0].eval()
+        self._model: Any = loaded[0].to(device).eval()
         self._transform: Any = loaded[2]
+        self._device = device
 
     def score(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> list[TextFit]:
         """Score one text per picture; each text is also the contrast of the others.
@@ -135,10 +137,10 @@ class Faithfulness:
         import torch
 
         pixels = torch.stack([self._transform(picture) for picture in pictures])
-        return self._model.encode_image(pixels, normalize=True)
+        return self._model.encode_image(pixels.to(self._device), normalize=True)
 
     def _texts(self, texts: Sequence[str]) -> Any:
-        tokens = self._tokenizer(list(texts))
+        tokens = self._tokenizer(list(texts)).to(self._device)
         return self._model.encode_text(tokens, normalize=True)
 
 

@@ -33,6 +33,7 @@ from augment.records import Enrichment, Reply, Request
 from augment.store import Failure, Judged, Scope, Store, reason_class
 from augment.store.keys import Recipe
 from augment.store.runs import RunRecord, load_runs
+from augment.store.segments import Seen
 
 #: Items settled without asking after which the engine may hand over what it has meanwhile done.
 QUIET = 64
@@ -136,8 +137,7 @@ class _Run:
         self._suspects = self._store.suspects(self._recipe.id)
         self._suspected = frozenset().union(self._suspects.aside, *self._suspects.groups)
         #: Ids with a hash of what they stand for, and keys of the texts of this run.
-        self._seen: dict[str, int] = {}
-        self._written: set[str] = set()
+        self._seen, self._written = Seen(), Seen()
         self._keys: dict[str, str] = {}
         #: Key -> group that is not settled; a group on the ladder under its first text's key.
         self._open: dict[str, Group] = {}
@@ -237,10 +237,10 @@ class _Run:
         """Settle an id that comes again, in a second pool or by mistake."""
         item = job.item
         content = hash((item.text, item.image))
-        if item.id not in self._seen:
-            self._seen[item.id] = content
+        earlier = self._seen.add(item.id, content)
+        if earlier is None:
             return True
-        if self._seen[item.id] == content:
+        if earlier == content:
             self._account.skipped("listed again")
         else:
             reason = (

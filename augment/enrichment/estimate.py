@@ -28,6 +28,7 @@ from augment.store import Store, reason_class
 from augment.store.keys import Recipe
 from augment.store.page import visible
 from augment.store.runs import Prices
+from augment.store.segments import Seen
 from augment.store.upkeep import duration, listing
 
 #: Batches that the sample fills: the first ones of a run are no slower than the later ones.
@@ -94,9 +95,7 @@ def survey(
         StoreError: if the store cannot be read.
     """
     found, drawn = Survey(), Reservoir[Group](sample, seed)
-    ids: set[str] = set()
-    keys: set[str] = set()
-    pictures: set[str] = set()
+    ids, keys, pictures = Seen(), Seen(), Seen()
     plan = Planner(jobs, engine, recipe, root, store)
 
     try:
@@ -105,10 +104,9 @@ def survey(
             if job.prompt is None:
                 found.skipped[job.reason] += 1
                 continue
-            if job.item.id in ids:
+            if ids.add(job.item.id) is not None:
                 found.skipped["listed again"] += 1
                 continue
-            ids.add(job.item.id)
             if failure is not None:
                 found.failing[reason_class(failure.reason)] += 1
             if group is None:
@@ -193,10 +191,9 @@ def _total(values: Sequence[int], requests: int) -> tuple[float, float]:
 
 def choose(jobs: Iterable[Job], number: int, seed: int = 0) -> list[Job]:
     """A uniform sample of the jobs that have a prompt, in their order; an id counts once."""
-    chosen, seen = Reservoir[tuple[int, Job]](number, seed), set[str]()
+    chosen, seen = Reservoir[tuple[int, Job]](number, seed), Seen()
     for place, job in enumerate(jobs):
-        if job.prompt is not None and job.item.id not in seen:
-            seen.add(job.item.id)
+        if job.prompt is not None and seen.add(job.item.id) is None:
             chosen.offer((place, job))
     return [job for _, job in sorted(chosen.kept, key=itemgetter(0))]
 
