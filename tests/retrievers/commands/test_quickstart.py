@@ -34,8 +34,9 @@ def test_killed_while_it_describes_it_goes_on_to_a_page(tmp_path, monkeypatch, c
     assert 0 < kept < 40
 
     def asked(app):
-        with TestClient(app, "http://localhost") as client:
-            found = client.get("/search.json?q=teapot&k=7").json()["answers"]
+        found = (
+            TestClient(app, "http://localhost").get("/search.json?q=teapot&k=7").json()["answers"]
+        )
         assert len(found["flagland-clip"]["results"]) == 7
         assert found["bm25"]["results"][0]["id"] == "a%20b.png"
         raise KeyboardInterrupt
