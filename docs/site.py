@@ -24,8 +24,8 @@ HOME = Path(__file__).parents[1]
 FOLDERS = {"docs/decisions": "Decisions", "benchmarks/results": "Results"}
 
 #: What pages show or link to; templates and prompts are no pages.
-SHOWN = (".md", ".png", ".jpg", ".svg", ".sh", ".css", ".json")
-PARTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/", "benchmarks/results/")
+SHOWN = (".md", ".png", ".jpg", ".svg", ".sh", ".css", ".json", ".yaml", ".ipynb")
+PARTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/", "notebooks/", "benchmarks/")
 
 
 def on_files(files: Files, config: Any) -> Files:
