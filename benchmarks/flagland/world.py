@@ -248,7 +248,7 @@ def _asked(
             yield (split_of(config, country), *_ask(config, task, country, before))
 
 
-def _recalled(
+def recalled(
     config: WorldConfig, countries: list[Country], dataset: str
 ) -> Iterator[tuple[str, Query, dict[str, Any]]]:
     """The same of a data set whose flags must be recalled; a capital of two countries asks none."""
@@ -364,7 +364,7 @@ def write_world(root: Path, config: WorldConfig, workers: int = 1) -> list[Count
     _draw_all(config, root, countries, workers)
     _write_jsonl(root / "truth" / "scene_graphs.jsonl", _scene_graphs(countries))
     sets = [(DATASET, task, _asked(config, countries, task)) for task in WORLD_TASKS]
-    sets += [(name, 0, _recalled(config, countries, name)) for name in RECALL if config.recall]
+    sets += [(name, 0, recalled(config, countries, name)) for name in RECALL if config.recall]
     by_split: dict[str, dict[tuple[str, int], list[Query]]] = {
         split: {(dataset, task): [] for dataset, task, _ in sets} for split in SPLITS
     }

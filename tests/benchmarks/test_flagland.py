@@ -5,6 +5,7 @@ import itertools
 import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,11 @@ from benchmarks.flagland.grammar import (
 from benchmarks.flagland.oracle import flags_of, oracle_engine, score_facts
 from benchmarks.flagland.render import draw_flat
 from benchmarks.flagland.world import (
+    RECALL,
     WORLD_TASKS,
     WorldConfig,
     build_countries,
+    recalled,
     split_of,
     write_world,
 )
@@ -245,12 +248,15 @@ def test_what_must_be_recalled_is_asked_of_every_country_and_shown_nowhere(tmp_p
             said = {"name": country.name, "capital": country.facts["capital"]}
             assert said.pop(told) in (query.item.text or "")
             assert said.popitem()[1] not in (query.item.text or "")
+    twin = replace(countries[1], facts=countries[1].facts | countries[0].facts)
+    asked_for = [
+        list(recalled(config, [countries[0], twin, countries[2]], name)) for name in RECALL
+    ]
+    assert [len(some) for some in asked_for] == [3, 1], "a capital of two countries asks none"
     processor = AutoProcessor.from_pretrained(PACKAGED["flagland-vlm"])
     facts = recall.Facts(known, processor, seed=0)
     names = {one.name: one.split for one in known}
-    rows = [
-        recall.chain_row(facts.shown[n % len(facts.shown)], random.Random(n)) for n in range(99)
-    ]
+    rows = [recall.chain_row(one, random.Random(n)) for n, one in enumerate(facts.shown)]
     assert {names[name] for row in rows for name in names if name in row.answer} == {"train"}
     for batch in facts.draw(3, 32):
         learnt = [processor.tokenizer.decode(row[row != -100]) for row in batch["labels"]]
