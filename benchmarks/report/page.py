@@ -208,7 +208,9 @@ def _provenance(name: str, run: OpenedRun, side: Side) -> Iterator[dict[str, Any
     for recipe in map(Recipe.from_json, view.recipes) if view.recipes else [None]:
         # What was done to the texts afterwards, by experiments.
         changed = recipe.settings.get("changed") if recipe else None
-        told = ", ".join(f"{k} {v}" for k, v in changed.items()) if isinstance(changed, dict) else ""
+        told = (
+            ", ".join(f"{k} {v}" for k, v in changed.items()) if isinstance(changed, dict) else ""
+        )
         yield {"run": name, "side": side, "view": view.view, "recipe": recipe, "changed": told}
 
 
