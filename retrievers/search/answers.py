@@ -133,6 +133,14 @@ def render(answer: Answer, root: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def name_of(checkpoint: Path) -> str:
+    """What a checkpoint is called: its run's folder, or the model's name."""
+    if checkpoint.suffix != ".ckpt":
+        return checkpoint.name
+    folder = checkpoint.absolute().parent
+    return folder.parent.name if folder.name == "checkpoints" else checkpoint.stem
+
+
 def told(stages: Cascaded) -> str:
     """Rank and scores before, for people."""
     second = "not read again" if stages.second is None else f"reranker {stages.second:.3f}"

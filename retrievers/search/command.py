@@ -18,7 +18,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from augment.errors import DataError, printable
 from augment.files import say
 from augment.records import Modality
-from retrievers.search.answers import render
+from retrievers.search.answers import name_of, render
 
 if TYPE_CHECKING:
     from retrievers.search.searcher import Searcher
@@ -232,18 +232,11 @@ def names_of(checkpoints: Sequence[str]) -> Mapping[str, str]:
         if equals and before and "/" not in before:
             name, checkpoint = before, after
         else:
-            name, checkpoint = _name_of(Path(given)), given
+            name, checkpoint = name_of(Path(given)), given
         if name in named:
             raise DataError(f"two checkpoints are named {name}; name them: --checkpoint NAME=FILE")
         named[name] = checkpoint
     return named
-
-
-def _name_of(checkpoint: Path) -> str:
-    if checkpoint.suffix != ".ckpt":
-        return checkpoint.name
-    folder = checkpoint.absolute().parent
-    return folder.parent.name if folder.name == "checkpoints" else checkpoint.stem
 
 
 def _add_opening(parser: ArgumentParser) -> None:

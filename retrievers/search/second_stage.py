@@ -26,7 +26,7 @@ from retrievers.evaluation.run import RunTable
 from retrievers.models.load import load, open_recipe
 from retrievers.models.mllm.encoder import Mllm
 from retrievers.models.reranker import Reranker, scorer
-from retrievers.search.answers import Cascaded
+from retrievers.search.answers import Cascaded, name_of
 from retrievers.search.cascade import in_order
 from retrievers.search.rewriting import PairRewriter, PairRewriting, Retrieved
 from retrievers.vectors.embed import device_named, examples_of
@@ -113,7 +113,8 @@ class SecondStage:
         """What people should know about the order."""
         fused = self._config.weights
         order = "in its order" if fused is None else f"weighed {fused[0]:g} to {fused[1]:g} with it"
-        return f"the best {self._config.depth} were read again by {self._config.model}, {order}"
+        name = name_of(Path(self._config.model))
+        return f"the best {self._config.depth} were read again by {name}, {order}"
 
     def __call__(
         self,
