@@ -8,8 +8,8 @@ replace    the generated text; the published one where there is none
 
 Where a text is absent, failed or was rejected by a check, every view falls back to the published
 text. The texts of several recipes (``A+B``: what was seen and what was read) are shown as one:
-those that are there and accepted, on lines of their own, in the order named. A mark (:data:`MARKS`) may
-stand before a text and say what the item is.
+those that are there and accepted, on lines of their own, in the order named. A mark
+(:data:`MARKS`) may stand before a text and say what the item is.
 """
 
 from __future__ import annotations
