@@ -73,16 +73,15 @@ class Joined(Mapping[str, Enrichment]):
 
     def __getitem__(self, item_id: str) -> Enrichment:
         """The texts of an item as one."""
-        found = [text for part in self.parts if (text := part.get(item_id)) is not None]
-        shown = [text for text in found if text.text and not text.rejected] or found[:1]
+        found = [one for part in self.parts if (one := part.get(item_id)) is not None]
+        shown = [one for one in found if one.text and not one.rejected] or found[:1]
         if not shown:
             raise KeyError(item_id)
-        text = "\n".join(one.text for one in shown)
-        lengths = {
+        lengths: dict[str, str] = {
             length: "\n".join(one.lengths.get(length) or derive(one.text, length) for one in shown)
             for length in LENGTHS
         }
-        return replace(shown[0], text=text, lengths=lengths)
+        return replace(shown[0], text="\n".join(one.text for one in shown), lengths=lengths)
 
     def __iter__(self) -> Iterator[str]:
         """Ids of items that have a text."""
