@@ -26,7 +26,6 @@ STAGES = {
     "full_size": ("full_size", "measure", "full_size"),
     "checks": ("checks", "measure", "checks"),
     "texts": ("checks", "measure_texts", "check_texts"),
-    "soak": ("soak", "measure", "soak"),
 }
 
 

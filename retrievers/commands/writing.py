@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-
-import jsonargparse
 
 from augment.files import say, sha256, write_json
 from retrievers.data.writings import WRITTEN, read_writings, spent, threshold
 
 
-def calibrate(run: Path, tokens: float) -> float:
+def calibrate(run: Path, tokens: float) -> None:
     """Choose the probability of the mark from which a query is embedded directly.
 
     RUN is a test of dev queries that all wrote: ``test --data.test.split=val
@@ -21,9 +18,6 @@ def calibrate(run: Path, tokens: float) -> float:
     Args:
         run: folder of the test.
         tokens: to be written a query, on average over the dev queries, at most.
-
-    Returns:
-        The threshold.
 
     Raises:
         DataError: if the run wrote nothing, or some of its queries did not.
@@ -46,12 +40,4 @@ def calibrate(run: Path, tokens: float) -> float:
         f"--model.encoder.reasoning.when=adaptive --model.encoder.reasoning.threshold={at:.6g}\n"
         f"of {len(found):,} dev queries {100 * share:.1f} % write, {mean:.2f} tokens a query "
         f"(always: {always['tokens']:.2f})"
-    )
-    return at
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Run the command."""
-    jsonargparse.auto_cli(
-        calibrate, args=list(arguments), as_positional=False, prog="python -m retrievers calibrate"
     )
