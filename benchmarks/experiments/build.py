@@ -244,9 +244,9 @@ class Builder:
             training, data, trainer, _ = self._parts(
                 arm, seed, setup.enriching, views, made, *written, *arm.fit, *negatives, *length
             )
-            latest = folder / "checkpoints" / "latest.ckpt"
-            fit(training, data, folder, resume=latest if latest.is_file() else None, **trainer)
-            latest.unlink(missing_ok=True)  # only a run that was cut short needs it
+            fit(training, data, folder, resume=True, **trainer)
+            # Only a run that was cut short needs it.
+            (folder / "checkpoints" / "latest.ckpt").unlink(missing_ok=True)
 
         return CachedStep("train", title, settings, (*needs, *taught, *mined), work)
 

@@ -20,7 +20,7 @@ from augment.files import aligned, write_text
 from augment.records import Modality, Qrel, Query, Run
 from retrievers.data.writings import table as written_table
 from retrievers.evaluation.judgements import Judgements
-from retrievers.evaluation.metrics import score_run, standard_measures
+from retrievers.evaluation.metrics import STANDARD, score_run
 from retrievers.evaluation.protocol import REPORTED, missing_rows, reported_k
 from retrievers.evaluation.run import RunTable
 from retrievers.evaluation.run_files import write_run
@@ -313,7 +313,7 @@ def _row(
     at = plan.catalog.rows_of(relevant)
     run = runs[task.name, pool]
     table = run if isinstance(run, RunTable) else RunTable.from_run(run)
-    metrics = score_run(table, task.grades, standard_measures()).means()
+    metrics = score_run(table, task.grades, STANDARD).means()
     asked = plan.queries[span.start : span.stop] if pool == "union" else []
     reported = metrics[f"success@{reported_k(task.dataset)}"]
     failed, degraded = (
