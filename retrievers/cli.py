@@ -46,7 +46,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "pairs": ("export.records:pairs", "training pairs and negatives for ms-swift and Tevatron"),
     "export": ("export.folder:export", "a checkpoint, or a pool with vectors, for other libraries"),
     "mmeb": ("commands.mmeb:evaluate_mmeb", "evaluate on MMEB's image data sets"),
-    "calibrate": ("commands.writing:calibrate", "choose whose vectors are written for, by tokens"),
+    "calibrate": ("data.writings:calibrate", "choose whose vectors are written for, by tokens"),
     "leaks": ("commands.leaks:audit_leaks", "do generated texts of queries tell their targets?"),
 }
 

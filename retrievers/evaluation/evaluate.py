@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,10 +116,6 @@ class Evaluated:
     def modalities(self) -> dict[str, ModalityScores]:
         """Name of a row -> what it found of the modality that was asked for."""
         return {_title(row): row["modality"] for row in self.rows if row["modality"] is not None}
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything, JSON-serialisable."""
-        return asdict(self)
 
 
 def evaluate(

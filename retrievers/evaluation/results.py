@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import fmean
@@ -214,19 +214,9 @@ class Results:
             means[pool] = {name: fmean(metrics[name] for metrics in own) for name in own[0]}
         return means
 
-    def table(
-        self,
-        names: Iterable[str] = (
-            REPORTED,
-            "success@1",
-            "success@5",
-            "success@10",
-            "recall@5",
-            "mrr@10",
-        ),
-    ) -> str:
+    def table(self) -> str:
         """A plain table with the mean of each pool; scores in per cent."""
-        names = list(names)
+        names = (REPORTED, "success@1", "success@5", "success@10", "recall@5", "mrr@10")
         head = ["dataset", "task", "pool", "queries", "pool size", *names]
         lines = [
             [row.dataset, str(row.task), row.pool, str(row.queries), str(row.candidates)]

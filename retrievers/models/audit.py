@@ -15,7 +15,7 @@ from typing import Any, final
 import pandas as pd
 
 from augment.files import aligned, say, write_text
-from augment.records import Item, Modality, Query, Side
+from augment.records import Modality, Side
 from retrievers.data.datasets import PairDataset, target_modality
 from retrievers.data.examples import Collator
 from retrievers.data.module import MBeirData
@@ -184,7 +184,7 @@ def audit_training(
     draw = pairs.draw_of(0)
 
     def candidate(row: int) -> tuple[Modality, str | None]:
-        item = _positive(pairs.queries[row], pairs.find)
+        item = next(filter(None, map(pairs.find, pairs.queries[row].positives)), None)
         return (item.modality, recipe.candidate(item, draw)) if item else ("text", None)
 
     def query(row: int) -> tuple[Modality, str | None]:
@@ -197,11 +197,6 @@ def audit_training(
         "query": (len(pairs), query),
     }
     return _audit(sides, collator, most, None)
-
-
-def _positive(query: Query, find: Callable[[str], Item | None]) -> Item | None:
-    found = (find(did) for did in query.positives)
-    return next((item for item in found if item is not None), None)
 
 
 def _audit(
