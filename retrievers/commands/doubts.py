@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from augment.data import grades_of, read_qrels, write_qrels
+from augment.data.images import tar_part
 from augment.errors import DataError
 from augment.files import write_text
 from augment.records import Item, Qrel
+from augment.store.page import thumbnail
 from retrievers.data.module import MBeirData
 from retrievers.data.plan import EvalTask, Plan
 from retrievers.evaluation.compare import files_of
@@ -88,7 +90,10 @@ def _page(plan: Plan, found: dict[str, list[Doubt]], root: Path, out: Path) -> s
     def shown(item: Item | None) -> str:
         if item is None:
             return "not in the pools"
-        where = [html.escape(os.path.relpath(root / image, out)) for image in item.images]
+        where = [
+            str(thumbnail(root, image)[0] or "") if tar_part(image)  # a browser reads no tars
+            else html.escape(os.path.relpath(root / image, out)) for image in item.images
+        ]  # fmt: skip
         pictures = "".join(f'<img src="{one}" height="96" alt="">' for one in where)
         return f"{html.escape(item.id)}<br>{pictures} {html.escape(item.text or '')}"
 

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from augment.data.images import resolve
+from augment.data.images import read_picture, resolve, tar_part
 from augment.errors import DataError
-from augment.files import new_folder
+from augment.files import digest, new_folder
 from augment.records import Item
 from retrievers.data.datasets import open_negatives, target_modality
 from retrievers.data.module import MBeirData
@@ -37,7 +37,8 @@ class _Pair(NamedTuple):
 def write_pairs(data: MBeirData, out: Path, form: Form = "ms_swift", most: int = 8) -> int:
     """Write ``train.jsonl``, and ``corpus.jsonl`` of Tevatron's ids, into a new folder.
 
-    Texts are those of the data's views, behind their first instruction; pictures are named by path.
+    Texts are those of the data's views, behind their first instruction; pictures are named by path,
+    and those that are in a tar become files in the folder.
 
     Args:
         data: the root, what is shown of it, and where hard negatives come from.
@@ -54,7 +55,7 @@ def write_pairs(data: MBeirData, out: Path, form: Form = "ms_swift", most: int =
     """
     number, corpus = 0, dict[str, _Shown]()
     with new_folder(out) as partial, (partial / "train.jsonl").open("w", encoding="utf-8") as file:
-        for number, pair in enumerate(_pairs(data, most), start=1):  # noqa: B007 - returned
+        for number, pair in enumerate(_pairs(data, most, partial, out), start=1):  # noqa: B007 - returned
             file.write(_line(_FORMS[form](pair)))
             if form == "tevatron":
                 corpus.update((one.id, one) for one in (*pair.positives, *pair.negatives))
@@ -69,12 +70,21 @@ def _line(record: dict[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def _pairs(data: MBeirData, most: int) -> Iterator[_Pair]:
+def _pairs(data: MBeirData, most: int, partial: Path, out: Path) -> Iterator[_Pair]:
     book, queries = data.training_queries(None)
     hard, recipe, root = open_negatives(data.negatives, queries), data.recipe, data.root.path
 
+    def file(path: str) -> str:
+        if not tar_part(path):
+            return str(resolve(root, path))
+        name = f"pictures/{digest(path)[:24]}{Path(path).suffix}"
+        if not (partial / name).exists():
+            (partial / "pictures").mkdir(exist_ok=True)
+            (partial / name).write_bytes(read_picture(root, path))
+        return str(out.resolve() / name)
+
     def shown(item: Item, text: str | None) -> _Shown:
-        return _Shown(item.id, text or "", [str(resolve(root, path)) for path in item.images])
+        return _Shown(item.id, text or "", [file(path) for path in item.images])
 
     def found(dids: Iterable[str]) -> list[_Shown]:
         items = (item for item in map(book.find, dids) if item is not None)

@@ -154,6 +154,25 @@ def test_a_hugging_face_data_set(tmp_path):
         import_data("datasets", tmp_path / "set", tmp_path / "other", part="dev")
 
 
+def test_a_snapshot_of_the_hub(tmp_path):
+    from datasets import load_from_disk
+
+    rows = load_from_disk(str(saved_set(tmp_path / "set")))["train"]
+    snapshot, card = tmp_path / "snapshot", ["---", "configs:"]
+    for name in ("large", "small"):
+        (snapshot / name).mkdir(parents=True)
+        rows.to_parquet(snapshot / name / "test.parquet")
+        card += [f"- config_name: {name}", f"  data_files: {name}/test.parquet"]
+    import_data("datasets", snapshot / "small", tmp_path / "root", part="test")
+    assert [(item.id, item.text, len(item.images)) for item in held(tmp_path / "root")[0].values()
+            ] == [("1", "a", 1), ("2", "b", 1), ("3", None, 1)]  # fmt: skip
+    put(snapshot / "README.md", "\n".join([*card, "---", ""]))
+    with pytest.raises(DataError, match="--config names one of large, small"):
+        import_data("datasets", snapshot, tmp_path / "other")
+    import_data("datasets", snapshot, tmp_path / "other", "small", config="small")
+    assert held(tmp_path / "other")[0] == held(tmp_path / "root")[0]
+
+
 def tar_file(folder: Path) -> Path:
     members = {"x/1.png": png("red"), "x/1.txt": b"one", "x/2.json": b'{"caption": "two"}',
                "x/2.png": png("green"), "../3.txt": b"three", "x/4.json": b"{"}  # fmt: skip
