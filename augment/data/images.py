@@ -22,7 +22,6 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from augment.errors import ImageError
-from augment.files import sha256
 
 #: Pillow's own limit for a suspected decompression bomb (``PIL.Image.MAX_IMAGE_PIXELS``).
 MAX_PIXELS = 89_478_485
@@ -232,7 +231,8 @@ def read_picture(root: Path, path: str) -> bytes:
     """The bytes of a picture as they are stored.
 
     Raises:
-        ImageError: as :func:`content_hash`.
+        ImageError: see :func:`resolve`; ``lfs-pointer``, because a pointer's bytes are not the
+            picture's; ``corrupt`` if the file cannot be read; ``changed`` if a tar has others.
     """
     file = resolve(root, path)
     refuse_pointer(file, path)
@@ -248,19 +248,9 @@ def content_hash(root: Path, path: str) -> str:
     """SHA-256 of a picture's bytes, 64 hex digits; pictures with equal bytes are the same picture.
 
     Raises:
-        ImageError: see :func:`resolve`; ``lfs-pointer``, because a pointer's bytes are not the
-            picture's; ``corrupt`` if the file cannot be read; ``changed`` if a tar has others.
+        ImageError: as :func:`read_picture`.
     """
-    if tar_part(path):
-        return hashlib.sha256(read_picture(root, path)).hexdigest()
-    file = resolve(root, path)
-    refuse_pointer(file, path)
-    try:
-        return sha256(file)
-    except PermissionError as error:
-        raise ImageError(_FORBIDDEN, path, "corrupt") from error
-    except OSError as error:
-        raise ImageError(f"cannot be read: {error}", path, "corrupt") from error
+    return hashlib.sha256(read_picture(root, path)).hexdigest()
 
 
 class Hashed(NamedTuple):

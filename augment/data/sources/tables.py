@@ -87,7 +87,7 @@ def datasets(
     group: str | None = None,
     part: str = "train",
     split: str = "test",
-    config: str | None = None,
+    subset: str | None = None,
 ) -> Entries:
     """A Hugging Face data set: a folder of its files, or that ``save_to_disk`` wrote, or a name.
 
@@ -102,7 +102,7 @@ def datasets(
             the others of its group and leaves itself out.
         part: Of a data set that has several.
         split: Of the queries: train, val or test.
-        config: Of a data set that has several configurations.
+        subset: Of a data set that has several: the name of its configuration.
     """
     from datasets import load_from_disk
 
@@ -114,12 +114,12 @@ def datasets(
         parts: Mapping[str, Any] = saved if isinstance(saved, dict) else {part: saved}
     else:
         configs = configurations(source)
-        if config is None and any(name.endswith("corpus") for name in configs):
+        if subset is None and any(name.endswith("corpus") for name in configs):
             yield from mteb(source)
             return
-        chosen = [name for name in configs if config in (None, name)]
+        chosen = [name for name in configs if subset in (None, name)]
         if len(chosen) != 1:
-            raise DataError(f"--config names one of {', '.join(configs)}", str(source))
+            raise DataError(f"--subset names one of {', '.join(configs)}", str(source))
         parts = streams(source, chosen[0])
     if part not in parts:
         raise DataError(f"no part {part!r}; there are {', '.join(parts)}", str(source))

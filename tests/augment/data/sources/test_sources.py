@@ -167,9 +167,9 @@ def test_a_snapshot_of_the_hub(tmp_path):
     assert [(item.id, item.text, len(item.images)) for item in held(tmp_path / "root")[0].values()
             ] == [("1", "a", 1), ("2", "b", 1), ("3", None, 1)]  # fmt: skip
     put(snapshot / "README.md", "\n".join([*card, "---", ""]))
-    with pytest.raises(DataError, match="--config names one of large, small"):
+    with pytest.raises(DataError, match="--subset names one of large, small"):
         import_data("datasets", snapshot, tmp_path / "other")
-    import_data("datasets", snapshot, tmp_path / "other", "small", config="small")
+    import_data("datasets", snapshot, tmp_path / "other", "small", subset="small")
     assert held(tmp_path / "other")[0] == held(tmp_path / "root")[0]
 
 
