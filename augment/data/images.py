@@ -33,7 +33,7 @@ SETTLED_SECONDS = 2.0
 #: reader of JPEG opens MPO, too.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
-_TAR_PART = re.compile(r"(.+\.tar)/(\d{1,15})-(\d{1,9})-([0-9a-f]{8})/[^/]+", re.DOTALL)
+_TAR_PART = re.compile(r"(.+\.tar)/([0-9]{1,15})-([0-9]{1,9})-([0-9a-f]{8})/[^/]+", re.DOTALL)
 _POINTER = b"version https://git-lfs"
 _POINTER_BYTES = 1024
 _FORBIDDEN = "may not be read by this user; change its permissions"

@@ -253,6 +253,7 @@ def webdataset(source: Path) -> Entries:
             with tarfile.open(path, "r:" if plain else "r|*") as tar:
                 key, parts = "", dict[str, bytes | str]()
                 for member in tar:
+                    tar.members.clear()  # else all are held
                     stem, _, ending = PurePosixPath(member.name).name.partition(".")
                     if not member.isfile() or not ending or not stem:
                         continue
@@ -265,12 +266,10 @@ def webdataset(source: Path) -> Entries:
                         yield LeftOut("members of a tar that are too large", member.name)
                     elif (stream := tar.extractfile(member)) is not None:
                         data, ending = stream.read(), f".{ending.lower()}"
-                        stays = plain and ending in PICTURES and not member.issparse()
-                        parts[ending] = (
-                            data
-                            if not stays
-                            else part_path(path.name, member.offset_data, data, f"{stem}{ending}")
-                        )
+                        parts[ending] = data
+                        if plain and ending in PICTURES and not member.issparse():
+                            start = member.offset_data
+                            parts[ending] = part_path(path.name, start, data, stem + ending)
                 if parts:
                     yield _sample(key, parts)
         except (tarfile.TarError, OSError, EOFError) as error:
@@ -290,7 +289,7 @@ def _is_plain(path: Path) -> bool:
 def _sample(key: str, parts: Mapping[str, bytes | str]) -> SourceEntry | LeftOut:
     try:
         told = json.loads(parts.get(".json", b"{}"))
-        plain = [str(parts[end], "utf-8") for end in (".txt", ".caption") if end in parts]
+        plain = [cast("bytes", parts[end]).decode() for end in (".txt", ".caption") if end in parts]
     except (ValueError, RecursionError):
         return LeftOut("members of a tar whose text or JSON cannot be read", key)
     told = told if isinstance(told, dict) else {}
