@@ -253,7 +253,7 @@ def webdataset(source: Path) -> Entries:
             with tarfile.open(path, "r:" if plain else "r|*") as tar:
                 key, parts = "", dict[str, bytes | str]()
                 for member in tar:
-                    tar.members.clear()  # else all are held
+                    tar.members.clear()  # type: ignore[attr-defined]  # else all are held
                     stem, _, ending = PurePosixPath(member.name).name.partition(".")
                     if not member.isfile() or not ending or not stem:
                         continue

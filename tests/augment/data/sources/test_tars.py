@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from starlette.testclient import TestClient
 
 from augment import import_data
 from augment.__main__ import main as augment
@@ -17,7 +19,14 @@ from augment.data.images import content_hash, open_image, read_picture
 from augment.data.sources import Bounds
 from augment.data.validate import validate
 from augment.errors import ImageError
+from retrievers import Searcher
+from retrievers.data.module import MBeirData
+from retrievers.data.pictures import ImageLoader
+from retrievers.export.records import write_pairs
+from retrievers.models.towers import load_clip
+from retrievers.search.serve import search_app
 from tests.augment.data.sources.test_your_data import run
+from tests.retrievers.models.test_retriever import make_root
 
 
 def packed(picture: Image.Image) -> bytes:
@@ -106,6 +115,35 @@ def test_formats_that_have_pictures_and_files_for_those_who_want_them(tmp_path):
     shutil.copy(tmp_path / "shards/0.tar", tmp_path / "0.tar")
     import_data("webdataset", tmp_path / "0.tar", tmp_path / "copy", pictures="copy")
     assert not (tmp_path / "copy/mbeir_images/0_images/0.tar").samefile(tmp_path / "0.tar")
+
+
+def test_the_page_training_and_pairs(tmp_path):
+    made, root = make_root(tmp_path / "made", items=4), tmp_path / "root"
+    assert (
+        augment(["export", f"--root={made}", f"--out={tmp_path / 'out'}", "--to=webdataset"]) == 0
+    )
+    import_data("webdataset", tmp_path / "out", root, instruction="Find it.")
+    assert {path.suffix for path in root.rglob("mbeir_images/*/*")} == {".tar"}
+    searcher = Searcher.open("bm25", root)
+    page = TestClient(search_app({"bm25": searcher}), "http://127.0.0.1")
+    drawn = Image.open(io.BytesIO(page.get("/image/7:1").content))
+    assert (drawn.size, drawn.getpixel((8, 8))[1] > 240) == ((16, 16), True)
+    processor = load_clip("flagland-clip", random_init=True)[1]
+    path = next(iter(DataRoot(root).pools())).path
+    path = next(item.image for item in read_candidates(path) if item.id == "7:1")
+    loaders = [
+        ImageLoader(root, processor, resized=tmp_path / "small"),
+        ImageLoader(root, processor),
+    ]
+    assert torch.equal(loaders[0](path), loaders[1](path))
+    assert len(list((tmp_path / "small").rglob("*.npy"))) == 1
+    assert write_pairs(MBeirData(str(root), instructions=False), tmp_path / "pairs") == 8
+    rows = map(json.loads, (tmp_path / "pairs/train.jsonl").read_text().splitlines())
+    named = [one for row in rows for one in (*row.get("images", ()),
+             *(image for shown in row.get("positive_images", ()) for image in shown))]  # fmt: skip
+    assert len(named) == 8
+    assert {Image.open(one).getpixel((0, 0)) for one in named} == {
+        (12 * n, 255 - 9 * n, 53 * n % 256) for n in range(4)}  # fmt: skip
 
 
 def test_what_is_no_longer_there_and_what_was_never_allowed(tmp_path):
