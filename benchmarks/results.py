@@ -103,12 +103,12 @@ def demo_table(value: Mapping[str, Any]) -> str:
 
 
 def with_minutes(table: str, kinds: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """A table of kinds of data, whose third column becomes minutes of a processor."""
+    """A table of kinds of data; of those measured, the third column is minutes of a processor."""
 
     def filled(row: re.Match[str]) -> str:
-        own = kinds.get(row[2], {}).values()
-        minutes = f"{sum(step['cpu'] for step in own) / 60:.1f}" if own else "-"
-        return f"{row[1]}{minutes}{row[3]}"
+        if row[2] not in kinds:
+            return row[0]
+        return f"{row[1]}{sum(step['cpu'] for step in kinds[row[2]].values()) / 60:.1f}{row[3]}"
 
     return re.sub(r"^(\| `(\w+)` \| [^|]* \| )[^|]*( \|)", filled, table, flags=re.MULTILINE)
 

@@ -53,13 +53,7 @@ _BROKEN = (
 class TarPart(NamedTuple):
     """A picture that stays in a tar, which is not packed: ``TAR/START-SIZE-CRC/NAME`` as a path.
 
-    Opening it is one seek, and a tar that changed since the path was written is noticed.
-
-    Attributes:
-        tar: path of the tar.
-        start: where in it the picture's bytes begin; at most 15 digits.
-        size: how many they are; at most 9 digits.
-        crc: their CRC-32, 8 hex digits.
+    Opening it is one seek, and its CRC-32, in hex, tells whether the tar has changed since.
     """
 
     tar: str
@@ -86,9 +80,7 @@ def holder(path: str) -> str:
 
 
 def resolve(root: Path, path: str) -> Path:
-    """The file that ``path`` names under ``root``, or the tar that it names a part of.
-
-    Symbolic links are followed.
+    """The file that ``path`` names under ``root``, or the tar of its part; links are followed.
 
     Raises:
         ImageError: ``outside-root`` for a URL, an absolute path, ``..`` or a link that leaves the
@@ -212,11 +204,8 @@ def _bytes(file: Path, path: str, expected: str = "") -> bytes:
             stream.seek(part.start)
             data = stream.read(part.size)
         if len(data) < part.size or f"{zlib.crc32(data):08x}" != part.crc:
-            raise ImageError(
-                f"no longer is that part of {file.name}, which has changed; import it again",
-                path,
-                "changed",
-            )
+            told = f"no longer is that part of {file.name}, which has changed; import it again"
+            raise ImageError(told, path, "changed")
     if expected and hashlib.sha256(data).hexdigest() != expected:
         raise ImageError(
             "was replaced since it was looked up; run the same command again, which takes it as "
@@ -238,10 +227,9 @@ def read_picture(root: Path, path: str) -> bytes:
     refuse_pointer(file, path)
     try:
         return _bytes(file, path)
-    except PermissionError as error:
-        raise ImageError(_FORBIDDEN, path, "corrupt") from error
     except OSError as error:
-        raise ImageError(f"cannot be read: {error}", path, "corrupt") from error
+        forbidden = isinstance(error, PermissionError)
+        raise ImageError(_FORBIDDEN if forbidden else f"cannot be read: {error}", path) from error
 
 
 def content_hash(root: Path, path: str) -> str:

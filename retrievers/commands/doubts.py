@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import html
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from augment.data import grades_of, read_qrels, write_qrels
-from augment.data.images import tar_part
 from augment.errors import DataError
 from augment.files import write_text
 from augment.records import Item, Qrel
@@ -90,10 +88,7 @@ def _page(plan: Plan, found: dict[str, list[Doubt]], root: Path, out: Path) -> s
     def shown(item: Item | None) -> str:
         if item is None:
             return "not in the pools"
-        where = [
-            str(thumbnail(root, image)[0] or "") if tar_part(image)  # a browser reads no tars
-            else html.escape(os.path.relpath(root / image, out)) for image in item.images
-        ]  # fmt: skip
+        where = [thumbnail(root, image)[0] or "" for image in item.images]
         pictures = "".join(f'<img src="{one}" height="96" alt="">' for one in where)
         return f"{html.escape(item.id)}<br>{pictures} {html.escape(item.text or '')}"
 

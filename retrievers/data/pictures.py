@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import Compose, Normalize, ToTensor
 
-from augment.data.images import open_image, tar_part
+from augment.data.images import holder, open_image
 from augment.errors import DataError, StoreWriteError
 from retrievers.data.examples import Collator
 
@@ -116,14 +116,11 @@ class ResizedPictures:
 
     def _place(self, path: str) -> Path | None:
         """Where a picture is kept; None of one that does not exist, whose error comes later."""
-        state = ""
-        if not tar_part(path):  # such a path says which bytes are meant
-            try:
-                found = (self._root / path).stat()
-            except (OSError, ValueError):
-                return None
-            state = f"{found.st_size}\0{found.st_mtime_ns}"
-        seen = f"{path}\0{state}\0{self._name}"
+        try:
+            found = (self._root / holder(path)).stat()
+        except (OSError, ValueError):
+            return None
+        seen = f"{path}\0{found.st_size}\0{found.st_mtime_ns}\0{self._name}"
         name = hashlib.blake2b(seen.encode(), digest_size=16).hexdigest()
         return self._folder / name[:2] / f"{name}.npy"
 

@@ -77,11 +77,10 @@ def _pairs(data: MBeirData, most: int, partial: Path, out: Path) -> Iterator[_Pa
     def file(path: str) -> str:
         if not tar_part(path):
             return str(resolve(root, path))
-        name = f"pictures/{digest(path)[:24]}{Path(path).suffix}"
-        if not (partial / name).exists():
-            (partial / "pictures").mkdir(exist_ok=True)
-            (partial / name).write_bytes(read_picture(root, path))
-        return str(out.resolve() / name)
+        name = f"{digest(path)[:24]}{Path(path).suffix}"
+        (partial / "pictures").mkdir(exist_ok=True)
+        (partial / "pictures" / name).write_bytes(read_picture(root, path))
+        return str(out.resolve() / "pictures" / name)
 
     def shown(item: Item, text: str | None) -> _Shown:
         return _Shown(item.id, text or "", [file(path) for path in item.images])

@@ -78,5 +78,5 @@ def _read(entries: Entries, kind: str, source: Path) -> Entries:
         yield from entries
     except KeyError as error:
         raise DataError(f"lacks {error}; is it of kind {kind}?", str(source)) from error
-    except (TypeError, AttributeError, IndexError, ValueError) as error:
+    except (TypeError, AttributeError, IndexError, ValueError, OSError) as error:
         raise DataError(f"has another form than kind {kind} ({error})", str(source)) from error

@@ -29,7 +29,9 @@ def mteb(source: Path, subset: str | None = None) -> Entries:
         source: Folder with its card, or a name on the Hub.
         subset: One of its subsets; null takes all, a data set each.
     """
-    configs = configurations(source)
+    from datasets import get_dataset_config_names
+
+    configs = get_dataset_config_names(str(source))
     found = [name.removesuffix("corpus") for name in configs if name.endswith("corpus")]
     wanted = [prefix for prefix in found if subset in (None, prefix.removesuffix("-"))]
     if not wanted:
@@ -37,20 +39,6 @@ def mteb(source: Path, subset: str | None = None) -> Entries:
                         str(source))  # fmt: skip
     for prefix in wanted:
         yield from _mteb(source, prefix, configs)
-
-
-def configurations(source: Path) -> list[str]:
-    """Names of the configurations of a data set, a folder or a name on the Hub.
-
-    Raises:
-        DataError: if it is none.
-    """
-    from datasets import get_dataset_config_names
-
-    try:
-        return list(get_dataset_config_names(str(source)))
-    except (OSError, ValueError) as error:
-        raise DataError(f"is no data set that can be read: {error}", str(source)) from error
 
 
 def _mteb(source: Path, prefix: str, configs: list[str]) -> Entries:

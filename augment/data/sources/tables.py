@@ -29,7 +29,7 @@ from augment.data.sources.entries import (
     objects,
     text_of,
 )
-from augment.data.sources.parquet import configurations, mteb, streams, undecoded
+from augment.data.sources.parquet import mteb, streams, undecoded
 from augment.errors import DataError
 from augment.files import opened, say
 from augment.records import Side
@@ -104,16 +104,13 @@ def datasets(
         split: Of the queries: train, val or test.
         subset: Of a data set that has several: the name of its configuration.
     """
-    from datasets import load_from_disk
+    from datasets import get_dataset_config_names, load_from_disk
 
     if any((source / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        try:
-            saved = load_from_disk(str(source))
-        except (OSError, ValueError) as error:
-            raise DataError(f"is no data set that can be read: {error}", str(source)) from error
+        saved = load_from_disk(str(source))
         parts: Mapping[str, Any] = saved if isinstance(saved, dict) else {part: saved}
     else:
-        configs = configurations(source)
+        configs = get_dataset_config_names(str(source))
         if subset is None and any(name.endswith("corpus") for name in configs):
             yield from mteb(source)
             return

@@ -18,14 +18,7 @@ from typing import Any, Literal, TextIO, final
 
 from PIL import Image, ImageOps
 
-from augment.data.images import (
-    MAX_PIXELS,
-    holder,
-    open_image,
-    read_picture,
-    resolve,
-    tar_part,
-)
+from augment.data.images import MAX_PIXELS, holder, open_image, read_picture, resolve, tar_part
 from augment.data.records import candidate_record, derive_task, write_qrels, write_queries
 from augment.data.root import INSTRUCTIONS, InstructionRow, write_instructions
 from augment.data.sources.entries import PICTURES, Entries, LeftOut, SourceEntry
@@ -102,15 +95,8 @@ def write_root(
 ) -> Imported:
     """Write entries as a data root, which appears under its name when it is complete.
 
-    Args:
-        entries: what a reader yields; candidates may come before or after queries.
-        out: folder to make.
-        name: of the data set where an entry names none.
-        images: folder that paths of pictures are relative to, and may not leave.
-        pictures: see :data:`Pictures`.
-        instruction: put before every query; None writes no table of instructions.
-        bounds: what is taken at most.
-        settings: kept in ``import.json`` beside the counts.
+    Takes what :func:`augment.data.sources.import_data` says; candidates may come before or after
+    queries. ``settings`` are kept in ``import.json`` beside the counts.
 
     Raises:
         DataError: if ``out`` exists, a file cannot be read, or no candidate is left.

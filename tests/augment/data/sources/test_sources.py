@@ -16,7 +16,7 @@ from augment.data import DataRoot, read_candidates, read_qrels, read_queries
 from augment.data.sources import Bounds
 from augment.data.validate import validate
 from augment.errors import DataError
-from benchmarks.speed.doors import Captioned, write_set
+from benchmarks.speed.doors import write_set
 
 
 def put(path: Path, value, colour: str = "red") -> Path:
@@ -43,8 +43,7 @@ def png(colour: str) -> bytes:
     return stream.getvalue()
 
 
-PAIRS = [Captioned(n, text, png(colour), n % 3 + 1) for n, text, colour in (
-    (1, "a", "red"), (2, "b", "green"), (3, None, "blue"))]  # fmt: skip
+PAIRS = [("a", png("red")), ("b", png("green")), (None, png("blue"))]
 
 
 def held(root: Path):
