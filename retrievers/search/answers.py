@@ -14,12 +14,30 @@ _WIDTH = 96
 
 
 @dataclass(frozen=True)
+class Cascaded:
+    """Where a candidate stood before it was read again.
+
+    Attributes:
+        rank: in the first stage, from 1.
+        first: its score there.
+        second: the reranker's score; None beyond its depth.
+        rewritten: the text in sight of the query that the reranker read, None if there is none.
+    """
+
+    rank: int
+    first: float
+    second: float | None
+    rewritten: str | None
+
+
+@dataclass(frozen=True)
 class Result:
     """One candidate of an answer.
 
     Attributes:
         rank: from 1.
-        score: cosine of query and candidate, or that of BM25.
+        score: cosine of query and candidate, or that of BM25; in a cascade the reranker's, or the
+            fused one.
         id: of the candidate.
         text: as published, or None.
         generated: accepted generated text, or None. Whether the retriever read it is said by
@@ -27,6 +45,7 @@ class Result:
         image: path relative to the data root, or None.
         shared: words that the query, with what was written before its vector, and the text that
             the retriever read have in common. Of BM25 they are why it was found.
+        cascade: what the stages of a cascade made of it; None without one.
     """
 
     rank: int
@@ -36,6 +55,7 @@ class Result:
     generated: str | None
     image: str | None
     shared: tuple[str, ...] = ()
+    cascade: Cascaded | None = None
 
 
 @dataclass(frozen=True)
@@ -95,10 +115,13 @@ def render(answer: Answer, root: Path) -> str:
     lines += [f"wrote      {_line(answer.wrote)}"] if answer.wrote else []
     lines.append("")
     for result in answer:
-        lines.append(f"{result.rank:>3}  {result.score:.4f}  {printable(result.id)}")
+        stages = result.cascade
+        moved = f"  ({told(stages)})" if stages else ""
+        lines.append(f"{result.rank:>3}  {result.score:.4f}  {printable(result.id)}{moved}")
         fields = {
             "text": result.text,
             "generated": result.generated,
+            "rewritten": stages and stages.rewritten,
             "shared": " ".join(result.shared),
             "image": printable(str(root / result.image)) if result.image else None,
         }
@@ -108,6 +131,20 @@ def render(answer: Answer, root: Path) -> str:
                 plain = name == "image"
                 lines.append(f"     {name:<9}  {value}" if plain else _wrapped(name, value))
     return "\n".join(lines) + "\n"
+
+
+def name_of(checkpoint: Path) -> str:
+    """What a checkpoint is called: its run's folder, or the model's name."""
+    if checkpoint.suffix != ".ckpt":
+        return checkpoint.name
+    folder = checkpoint.absolute().parent
+    return folder.parent.name if folder.name == "checkpoints" else checkpoint.stem
+
+
+def told(stages: Cascaded) -> str:
+    """Rank and scores before, for people."""
+    second = "not read again" if stages.second is None else f"reranker {stages.second:.3f}"
+    return f"was {stages.rank}, {stages.first:.3f}; {second}"
 
 
 def _wrapped(name: str, value: str) -> str:

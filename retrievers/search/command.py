@@ -18,7 +18,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from augment.errors import DataError, printable
 from augment.files import say
 from augment.records import Modality
-from retrievers.search.answers import render
+from retrievers.search.answers import name_of, render
 
 if TYPE_CHECKING:
     from retrievers.search.searcher import Searcher
@@ -101,6 +101,7 @@ def _search(args: Sequence[str]) -> int:
     from retrievers.search.searcher import Searcher
 
     searcher = Searcher.open(parsed.checkpoint, vlm=parsed.vlm, **_opening(parsed))
+    _rerank(parsed, searcher)
     given = parsed.instruction
     instruction = "" if given is not None and given.lower() == "none" else given
     answer = searcher.search(
@@ -209,6 +210,7 @@ def _open_searchers(parsed: Namespace) -> dict[str, Searcher]:
         name: Searcher.open(checkpoint, pictures=pictures, **_opening(parsed))
         for name, checkpoint in named.items()
     }
+    _rerank(parsed, list(searchers.values())[-1])
     if parsed.vlm:
         every = list(searchers.values())
         for searcher in [s for s in every if s.query_view != "raw"] or every:
@@ -230,18 +232,11 @@ def names_of(checkpoints: Sequence[str]) -> Mapping[str, str]:
         if equals and before and "/" not in before:
             name, checkpoint = before, after
         else:
-            name, checkpoint = _name_of(Path(given)), given
+            name, checkpoint = name_of(Path(given)), given
         if name in named:
             raise DataError(f"two checkpoints are named {name}; name them: --checkpoint NAME=FILE")
         named[name] = checkpoint
     return named
-
-
-def _name_of(checkpoint: Path) -> str:
-    if checkpoint.suffix != ".ckpt":
-        return checkpoint.name
-    folder = checkpoint.absolute().parent
-    return folder.parent.name if folder.name == "checkpoints" else checkpoint.stem
 
 
 def _add_opening(parser: ArgumentParser) -> None:
@@ -276,12 +271,66 @@ def _add_opening(parser: ArgumentParser) -> None:
         metavar="DIR",
         help="Made by embed. Default: those beside the checkpoint; without any, embeds now.",
     )
+    parser.add_argument(
+        "--reranker",
+        type=str | None,
+        metavar="NAME",
+        help="Reads the best again: a checkpoint, an exported folder, or, with --preset, a "
+        "published one. Of two checkpoints it follows the last.",
+    )
+    parser.add_argument(
+        "--preset",
+        type=str | None,
+        metavar="NAME",
+        help="Layout of a published reranker: qwen3-vl-reranker, jina-reranker-m0, listwise.",
+    )
+    parser.add_argument(
+        "--depth", type=PositiveInt, default=50, metavar="N", help="Candidates it reads."
+    )
+    parser.add_argument(
+        "--weights",
+        type=tuple[float, float] | None,
+        metavar="[A,B]",
+        help="Of the first stage's scores and its own, as fuse chose them. Default: its order.",
+    )
+    parser.add_argument(
+        "--rewriter",
+        type=str | None,
+        metavar="NAME",
+        help="Rewrites the best in sight of the query before that: flagland-vlm or another VLM.",
+    )
+    parser.add_argument(
+        "--rewritten", type=PositiveInt, default=10, metavar="N", help="Candidates it rewrites."
+    )
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N.")
     parser.add_argument(
         "--allow-mismatch",
         action="store_true",
         help="Go on with text of another recipe than the one trained on.",
     )
+
+
+def _rerank(parsed: Namespace, searcher: Searcher) -> None:
+    """Have what is found read again where a reranker is named.
+
+    Raises:
+        DataError: if there are settings of one, and none is named.
+    """
+    if parsed.reranker is None:
+        if parsed.preset or parsed.weights or parsed.rewriter:
+            raise DataError("--preset, --weights and --rewriter are a reranker's: name --reranker")
+        return
+    from retrievers.search.rewriting import PairRewriting
+    from retrievers.search.second_stage import Reranking
+
+    rewrite = PairRewriting()
+    if parsed.rewriter:
+        rewrite = PairRewriting(parsed.rewritten, parsed.rewriter)
+    config = Reranking(
+        parsed.reranker, parsed.preset, parsed.depth, parsed.weights, rewrite=rewrite
+    )
+    names = ("store", "device", "allow_mismatch")
+    searcher.rerank_with(config, **{name: parsed[name] for name in names})
 
 
 def _opening(parsed: Namespace) -> dict[str, Any]:

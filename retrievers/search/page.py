@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from augment.errors import DataError
 from augment.records import Modality
 from augment.store.page import Piece
-from retrievers.search.answers import Answer, Result
+from retrievers.search.answers import Answer, Result, told
 from retrievers.vectors.words import analyser
 
 if TYPE_CHECKING:
@@ -117,9 +117,10 @@ class Card(NamedTuple):
         result: what was found.
         alt: what stands for its picture.
         address: of the picture.
-        also: where the other retriever has it; empty where there is none.
+        also: where a cascade's first stage and the other retriever have it; may be empty.
         published: its text, shared words marked if the retriever read them.
         generated: likewise.
+        rewritten: what a cascade wrote of it for the query, likewise.
     """
 
     result: Result
@@ -128,6 +129,7 @@ class Card(NamedTuple):
     also: str = ""
     published: Collection[Piece] = ()
     generated: Collection[Piece] = ()
+    rewritten: Collection[Piece] = ()
 
 
 def render_page(
@@ -224,7 +226,8 @@ def _cards(name: str, view: str, answers: Mapping[str, Answer]) -> list[Card]:
             else (f"{other}: not in the first {len(known)}" if known else f"{other}: found nothing")
             for other, known in ranks.items()
         )
-        cards.append(_card(result, view, also))
+        moved = told(result.cascade) if result.cascade else ""
+        cards.append(_card(result, view, "; ".join(filter(None, (moved, also)))))
     return cards
 
 
@@ -238,6 +241,7 @@ def _card(result: Result, view: str = "append", also: str = "") -> Card:
         also,
         _marked(result.text, words if view != "replace" or not result.generated else ()),
         _marked(result.generated, words if view != "raw" else ()),
+        _marked(result.cascade.rewritten, words) if result.cascade else (),
     )
 
 

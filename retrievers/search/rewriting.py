@@ -218,6 +218,58 @@ class RewrittenPairs:
         return self._texts.get(pair_id(query, did))
 
 
+@final
+class PairRewriter:
+    """Rewrites candidates for queries as they come; without a store of its own nothing is kept.
+
+    Args:
+        config: how.
+        root: folder that pictures are relative to.
+
+    Raises:
+        DataError: if there is no such prompt.
+        EngineError: if there is no such model.
+    """
+
+    def __init__(self, config: PairRewriting, root: Path) -> None:
+        self._config, self._root = config, root
+        self._prompt, self._engine, self._recipe = _pair_maker(config, root)
+        folder = Path(config.store or tempfile.mkdtemp(prefix="rewritten-"))
+        self._store = Store(folder)
+        if config.store is None:
+            weakref.finalize(self, _forget, self._store, folder)
+
+    def __call__(self, pairs: Iterable[Retrieved]) -> RewrittenPairs:
+        """Rewrite what was found; what comes again is answered from memory.
+
+        Raises:
+            EngineError: if the model ends before all is asked.
+        """
+        jobs, recipe = _pair_jobs(pairs, self._prompt), self._recipe
+        summary = enrich_jobs(jobs, self._engine, self._store, recipe, self._root)
+        if summary.incomplete:
+            told = f"{self._engine.model} could not rewrite candidates: {summary.incomplete}"
+            raise EngineError(told)
+        texts = self._store.texts("corpus", recipe.id)
+        return RewrittenPairs(texts, self._config, recipe.id, summary.generated)
+
+
+def _pair_maker(config: PairRewriting, root: Path) -> tuple[Prompt, Engine, Recipe]:
+    prompt = load_prompt(config.prompt)
+    options = _pair_options(config)
+    engine = options.engine(root)
+    return prompt, engine, cli.recipe("corpus", engine, {"pair": prompt}, options)
+
+
+def _pair_options(config: PairRewriting) -> cli.Options:
+    return cli.Options(model=config.model, urls=config.urls, batch_size=config.batch_size)
+
+
+def _pair_jobs(pairs: Iterable[Retrieved], prompt: Prompt) -> Iterator[Job]:
+    for query, asked, item in pairs:
+        yield Job(replace(item, id=pair_id(query, item.id)), prompt, "retrieved", asked=asked)
+
+
 def rewrite_pairs(
     pairs: Iterable[Retrieved], config: PairRewriting, root: Path, store: Path
 ) -> RewrittenPairs:
@@ -236,21 +288,12 @@ def rewrite_pairs(
         DataError: if there is no such prompt.
         EngineError: if the model cannot be had, or ends before all is asked.
     """
-    prompt = load_prompt(config.prompt)
-    options = cli.Options(model=config.model, urls=config.urls, batch_size=config.batch_size)
-    engine = options.engine(root)
+    prompt, engine, recipe = _pair_maker(config, root)
     folder = Path(config.store) if config.store else store
-
-    def jobs() -> Iterator[Job]:
-        for query, asked, item in pairs:
-            pair = replace(item, id=pair_id(query, item.id))
-            yield Job(pair, prompt, "retrieved", asked=asked)
-
-    plan = cli.JobPlan("corpus", {"pair": prompt}, jobs())
-    summary = cli.carry_out(plan, root, folder, options, engine)
+    plan = cli.JobPlan("corpus", {"pair": prompt}, _pair_jobs(pairs, prompt))
+    summary = cli.carry_out(plan, root, folder, _pair_options(config), engine)
     if summary.incomplete:
         told = f"{engine.model} did not rewrite all ({summary.incomplete})"
         raise EngineError(f"{told}; run the same command again to go on")
-    recipe = cli.recipe("corpus", engine, plan.routes, options).id
-    texts = Store(folder).texts("corpus", recipe)
-    return RewrittenPairs(texts, config, recipe, summary.generated)
+    texts = Store(folder).texts("corpus", recipe.id)
+    return RewrittenPairs(texts, config, recipe.id, summary.generated)

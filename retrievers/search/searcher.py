@@ -39,9 +39,10 @@ from retrievers.data.plan import Plan, PlanItems
 from retrievers.data.texts import TextRecipe
 from retrievers.models.base import Encoder
 from retrievers.models.load import load, open_recipe
-from retrievers.search.answers import Answer, Result
+from retrievers.search.answers import Answer, Cascaded, Result
 from retrievers.search.pictures import QueryPictures
 from retrievers.search.rewriting import QueryRewriter
+from retrievers.search.second_stage import FOUND, Reranking, SecondStage
 from retrievers.vectors import make_index
 from retrievers.vectors.bm25 import Bm25Config, Bm25Index
 from retrievers.vectors.embed import device_named, encode_contents, fill
@@ -105,13 +106,8 @@ class Searcher:
         self._lock = Lock()
         self._parts: dict[Modality, Index[Any]] = {}
         self._words = analyser("english")
-        self._instructions: tuple[InstructionRow, ...] = ()
-        if recipe.instructions is not None:
-            numbered = plan.ids.filter(pc.match_substring_regex(plan.ids, "^[0-9]+:[0-9]+$"))
-            numbers = pc.replace_substring_regex(numbered, ":.*$", "")
-            found = {"*", *pc.unique(numbers).to_pylist()}
-            rows = recipe.instructions.rows
-            self._instructions = tuple(row for row in rows if row.dataset_id in found)
+        self._second: SecondStage | None = None
+        self._instructions = self._rows(recipe)
 
     @classmethod
     def open(
@@ -202,15 +198,18 @@ class Searcher:
     @property
     def score(self) -> str:
         """What the scores are."""
+        if self._second is not None:
+            return self._second.score
         return "BM25 score" if self._retriever is None else "Cosine similarity"
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know about every search."""
+        notes = self._notes if self._second is None else (*self._notes, self._second.told)
         if self._rewriter is not None or self.query_view == "raw":
-            return self._notes
+            return notes
         return (
-            *self._notes,
+            *notes,
             "the retriever was trained on rewritten queries and gets them as typed; name a model "
             "with --vlm to have them rewritten",
         )
@@ -224,6 +223,41 @@ class Searcher:
         """
         view = self._recipe.query_view
         self._rewriter = QueryRewriter(vlm, self.pictures.folder, view, allow_mismatch)
+
+    def rerank_with(
+        self,
+        config: Reranking,
+        *,
+        store: str | Path | None = None,
+        device: str = "auto",
+        allow_mismatch: bool = False,
+    ) -> None:
+        """Have the best candidates of each search read again and reordered from now on.
+
+        Args:
+            config: by what, and how many.
+            store: generated texts; needed by a reranker that was trained on them.
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+            allow_mismatch: go on with text of another recipe than the one trained on.
+
+        Raises:
+            DataError: if there is no such model, or it is no reranker.
+            MismatchError: if the store has not the texts that it was trained on.
+        """
+        texts = None if store is None else Path(store)
+        self._second = config.open(DataRoot(self.root), texts, device, allow_mismatch)
+        if self._second.recipe is not None and not self._instructions:
+            self._instructions = self._rows(self._second.recipe)
+
+    def _rows(self, recipe: TextRecipe) -> tuple[InstructionRow, ...]:
+        """The instructions of the searched data sets."""
+        if recipe.instructions is None:
+            return ()
+        ids = self._plan.ids
+        numbered = ids.filter(pc.match_substring_regex(ids, "^[0-9]+:[0-9]+$"))
+        numbers = pc.replace_substring_regex(numbered, ":.*$", "")
+        found = {"*", *pc.unique(numbers).to_pylist()}
+        return tuple(row for row in recipe.instructions.rows if row.dataset_id in found)
 
     @property
     def vlm(self) -> str | None:
@@ -335,16 +369,26 @@ class Searcher:
                 shown, rewritten, note = self._rewriter(item)
                 notes += [note] if note else []
             asked, target = self._instruction(kind, instruction, modality, notes)
-            read = self._recipe.instructed(shown, asked)
+            told = asked if self._recipe.instructions is not None else None
+            read = self._recipe.instructed(shown, told)
             if read is None and picture is None:
                 raise DataError(f"nothing is left of the query {text!r}; type some words")
             vectors, wrote = self._embedded(read, picture, notes)
             own = None if own_picture == "keep" else picture
             index = self._index if target is None else self._narrowed(target)
             shows = None if own is None else lambda hit: self._shows(hit, own)
-            results = self._results(index, vectors, k, f"{shown or ''} {wrote}", shows)
+            hits = self._hits(index, vectors, k if self._second is None else max(k, FOUND), shows)
+            ranked: list[tuple[Hit, Cascaded | None]] = [(hit, None) for hit in hits]
+            if self._second is not None:
+                recipe = self._second.recipe or self._recipe
+                if recipe.query_view.fingerprint != self._recipe.query_view.fingerprint:
+                    shown = recipe.query_view.marked(item, text)
+                opened = None if picture is None else self.pictures.open(picture)
+                again = (recipe.instructed(shown, asked), opened)
+                ranked = [*self._second(hits, item.id, again, recipe, self._plan.find)]
+            results = self._results(ranked[:k], f"{shown or ''} {wrote}")
         seen = picture is not None and self._retriever is not None
-        return Answer(results, read, seen, asked, rewritten, tuple(notes), wrote)
+        return Answer(results, read, seen, told, rewritten, tuple(notes), wrote)
 
     def like(
         self,
@@ -373,7 +417,8 @@ class Searcher:
                 image = open_image(self.root, item.images[0]) if item.images else None
                 asked = encode_contents(self._retriever, [(text, image)], "corpus", id).vectors
             index = self._index if modality is None else self._narrowed(modality)
-            found = self._results(index, asked, k, text or "", lambda hit: hit.did == id)
+            hits = self._hits(index, asked, k, lambda hit: hit.did == id)
+            found = self._results([(hit, None) for hit in hits], text or "")
         seen = bool(item.images) and self._retriever is not None
         return Answer(found, text, seen, None, None, ())
 
@@ -391,7 +436,7 @@ class Searcher:
             rows = [row for row in rows if prompt in row.prompts]
         else:
             rows = [row for row in rows if row.candidate_modality == modality] or rows
-        if self._recipe.instructions is None:
+        if self._recipe.instructions is None and not self._instructions:
             if given:
                 notes.append("the retriever was trained without instructions; none was used")
             prompt = None
@@ -435,24 +480,26 @@ class Searcher:
             self._parts[modality] = self._index.only(rows)
         return self._parts[modality]
 
-    def _results(
-        self,
-        index: Index[Any],
-        asked: Any,
-        k: int,
-        words: str,
-        left_out: Callable[[Hit], bool] | None,
-    ) -> tuple[Result, ...]:
+    def _hits(
+        self, index: Index[Any], asked: Any, k: int, left_out: Callable[[Hit], bool] | None
+    ) -> list[Hit]:
         """The best k, or as many as there are, that are not left out; none where none is asked."""
         wide = k if left_out is None else k + 1
         while asked is not None:
             run = index.run(["typed"], asked, wide, index.made_by or "")
             hits = [hit for hit in run.to_run()["typed"] if left_out is None or not left_out(hit)]
             if len(hits) >= k or wide >= len(index):
-                own = frozenset(self._words(words))
-                return tuple(self._result(n, hit, own) for n, hit in enumerate(hits[:k], start=1))
+                return hits[:k]
             wide *= 2
-        return ()
+        return []
+
+    def _results(
+        self, ranked: Sequence[tuple[Hit, Cascaded | None]], words: str
+    ) -> tuple[Result, ...]:
+        own = frozenset(self._words(words))
+        return tuple(
+            self._result(rank, hit, own, stages) for rank, (hit, stages) in enumerate(ranked, 1)
+        )
 
     def _shows(self, hit: Hit, picture: str) -> bool:
         """Whether a candidate has the very picture that was asked with."""
@@ -466,14 +513,21 @@ class Searcher:
         except ImageError:
             return False
 
-    def _result(self, rank: int, hit: Hit, words: frozenset[str] = frozenset()) -> Result:
+    def _result(
+        self,
+        rank: int,
+        hit: Hit,
+        words: frozenset[str] = frozenset(),
+        stages: Cascaded | None = None,
+    ) -> Result:
         item = self._plan.find(hit.did)
         assert item is not None  # noqa: S101 - the index was made from the plan
         made = self._shown.enrichment(hit.did)
         generated = made.text if made is not None and not made.rejected else None
         read = self._words(self._recipe.candidate(item) or "") if words else []
         shared = tuple(word for word in dict.fromkeys(read) if word in words)
-        return Result(rank, round(hit.score, 6), hit.did, item.text, generated, item.image, shared)
+        score = round(hit.score, 6)
+        return Result(rank, score, hit.did, item.text, generated, item.image, shared, stages)
 
 
 def _pool_files(root: DataRoot, names: Sequence[str]) -> list[Path]:

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from augment.data import grades_of, read_qrels
+from augment.data.pools import open_queries
 from augment.engines.scripted import ScriptedEngine
 from augment.errors import DataError, EngineError
+from retrievers import Searcher
 from retrievers.cli import main
 from retrievers.data.module import MBeirData, SearchConfig
 from retrievers.evaluation.evaluate import evaluate
@@ -18,10 +20,14 @@ from retrievers.evaluation.fusion import fuse
 from retrievers.evaluation.run import RunTable
 from retrievers.evaluation.run_files import read_run, read_table, write_run
 from retrievers.export.folder import save
+from retrievers.models.load import load
 from retrievers.models.mllm.layout import CrossLayout, Layout
 from retrievers.models.reranker import Listwise, Pointwise
 from retrievers.search.cascade import ScoreLog, in_order, rerank
+from retrievers.search.page import Question, render_page
 from retrievers.search.rewriting import PairRewriting
+from retrievers.search.second_stage import Reranking
+from retrievers.vectors.bm25 import bm25
 from retrievers.vectors.search import test as search
 from tests.retrievers.mllms import make
 from tests.retrievers.models.test_retriever import make_root
@@ -276,3 +282,59 @@ def test_a_killed_rewriting_goes_on(world, folders, tmp_path, monkeypatch):
 def test_rewritings_that_cannot_be_meant_are_refused():
     with pytest.raises(DataError, match=r"rewrite\.depth -1"):
         PairRewriting(depth=-1)
+
+
+@pytest.mark.parametrize("weights", [None, (0.3, 0.7)])
+def test_a_live_search_orders_as_the_commands_do(world, folders, tmp_path, weights):
+    """Every query of a task, typed, words first: a search of one query is that of a whole run."""
+    root, _ = world
+    data = MBeirData(str(root), instructions=False)
+    judge = save(make(folders["qwen3"], layout=WORDS), tmp_path / "model")
+    bm25(root, tmp_path / "first")
+    rerank(Pointwise(load(judge)), data, tmp_path / "first", tmp_path / "last", depth=4)
+    folder = tmp_path / "last"
+    if weights:
+        folder = tmp_path / "fused"
+        fuse([tmp_path / "first", tmp_path / "last"], folder, weights=weights)
+    run, first = (read_run(f / "squares_task0.union.trec") for f in (folder, tmp_path / "first"))
+    searcher = Searcher.open("bm25", root)
+    searcher.rerank_with(Reranking(str(judge), depth=4, weights=weights))
+    moved = 0
+    for query in open_queries(root / "query" / "test" / "mbeir_squares_task0_test.jsonl"):
+        answer = searcher.search(query.item.text or "", k=100)
+        wanted = run.get(query.item.id, [])
+        assert [one.id for one in answer] == [hit.did for hit in wanted]
+        assert [one.score for one in answer] == pytest.approx([h.score for h in wanted], abs=1e-4)
+        before = [hit.did for hit in first.get(query.item.id, [])]
+        for one in answer:
+            assert before[one.cascade.rank - 1] == one.id
+            assert (one.cascade.second is None) == (one.cascade.rank > 4)
+            moved += one.cascade.rank != one.rank
+    assert moved, "the reranker changed nothing"
+
+
+def test_the_command_and_the_page_show_a_cascade(world, folders, tmp_path, capsys):
+    root, _ = world
+    judge = save(make(folders["qwen3"], layout=WORDS), tmp_path / "model")
+    more = ["--reranker", str(judge), "--rewriter=scripted:", "--rewritten=2"]
+    assert main(["search", "number", "--root", str(root), "--checkpoint=bm25", *more]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.count("(was ") == 8
+    assert printed.out.count("rewritten") == 2
+    assert "the best 50 were read again by" in printed.err
+    searcher = Searcher.open("bm25", root)
+    rewrite = PairRewriting(2, "scripted:")
+    searcher.rerank_with(Reranking(str(judge), weights=(1, 1), rewrite=rewrite))
+    answer = searcher.search("number", k=3)
+    page = render_page({"words": searcher}, Question("number"), {"words": answer}, "", 1)
+    assert page.count("was ") >= 3
+    assert f"reranker {answer[0].cascade.second:.3f}" in page
+    plain = save(make(folders["qwen3"]), tmp_path / "plain")
+    for given, told in (
+        (["--preset=x"], "name --reranker"),
+        (["--reranker", str(plain)], "not that of a pointwise"),
+        (["--reranker=flagland-clip"], "no reranker"),
+        ([*more[:2], "--depth=101"], "1 to 100"),
+    ):  # fmt: skip
+        assert main(["search", "x", "--root", str(root), "--checkpoint=bm25", *given]) == 2
+        assert told in capsys.readouterr().err

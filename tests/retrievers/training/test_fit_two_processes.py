@@ -45,8 +45,11 @@ class Watch(lightning.Callback):
 class KillAt(lightning.Callback):
     """The first process dies as a machine does; the other finds out at the next exchange."""
 
+    def __init__(self, at: int = KILLED) -> None:
+        self.at = at
+
     def on_train_batch_end(self, trainer, *args):
-        if trainer.global_step == KILLED and trainer.is_global_zero:
+        if trainer.global_step == self.at and trainer.is_global_zero:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -98,7 +101,7 @@ def run(arguments):
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["flagland_mllm", "flagland_reranker"])
 def test_two_processes_train_a_language_model_as_one_does(world, folders, tmp_path, config):
-    """Some batches of a process have no picture, and what reads pictures is trained."""
+    """Some batches of a process have no picture, and what reads pictures is trained; a kill."""
     plain = ["--trainer.val_check_interval=100", "--model.encoder.features_mib=0"]
     more = ["--data.negatives.published=true", "--data.negatives.per_query=1",
             "--model.encoder.layout.cross.yes=a", "--model.encoder.layout.cross.no=e"]  # fmt: skip
@@ -114,11 +117,22 @@ def test_two_processes_train_a_language_model_as_one_does(world, folders, tmp_pa
             *(plain if config == "flagland_mllm" else more),
         ]  # fmt: skip
 
-    parallel = run(given("two", 2))
+    encodes, resumed = config == "flagland_mllm", []
+    if not encodes:
+        killed = run([
+            *given("two", 2), "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
+            f"--trainer.callbacks.dirpath={tmp_path}/kept",
+            "--trainer.callbacks.every_n_train_steps=1",
+            "--trainer.callbacks+=tests.retrievers.training.test_fit_two_processes.KillAt",
+            "--trainer.callbacks.at=2",
+        ])  # fmt: skip
+        assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+        (middle,) = (tmp_path / "kept").glob("*step=1*.ckpt")
+        resumed = [f"--ckpt_path={middle}"]
+    parallel = run([*given("two", 2), *resumed])
     assert parallel.returncode == 0, parallel.stderr[-2000:]
     alone = run(given("one", 1))
     assert alone.returncode == 0, alone.stderr[-2000:]
-    encodes = config == "flagland_mllm"
     name = "last.ckpt" if encodes else "latest.ckpt"
     one, two = (
         torch.load(tmp_path / out / "checkpoints" / name, weights_only=True)
