@@ -7,7 +7,9 @@
 What is named here is loaded when it is used, so that importing this package costs nothing.
 """
 
+import re
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,23 +36,16 @@ if TYPE_CHECKING:
     from augment.views import TextView as TextView
     from augment.views import open_view as open_view
 
-#: Module -> what of it is named here.
-_PLACES = {
-    "checks": ("Limits",),
-    "data": ("DataRoot",),
-    "data.sources": ("import_data",),
-    "engines": ("Engine", "load_engine"),
-    "enrichment.account": ("Summary",),
-    "enrichment.export": ("export",),
-    "enrichment.pipeline": ("Options", "enrich"),
-    "prompts": ("Prompt", "load_prompt"),
-    "records": ("Enrichment", "Item", "Query"),
-    "store": ("Store",),
-    "store.report": ("report",),
-    "store.upkeep": ("differences", "merge", "status", "verify"),
-    "views": ("TextView", "open_view"),
+#: Name -> the module that has it, and its name there: as the imports above say, which only type
+#: checkers run.
+_MODULE = {
+    name: (module, there)
+    for module, there, name in re.findall(
+        r"^    from augment\.(\S+) import (\w+) as (\w+)",
+        Path(__file__).read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
 }
-_MODULE = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = sorted(_MODULE)
 
@@ -58,4 +53,5 @@ __all__ = sorted(_MODULE)
 def __getattr__(name: str) -> Any:
     if name not in _MODULE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULE[name]}"), name)
+    module, there = _MODULE[name]
+    return getattr(import_module(f"{__name__}.{module}"), there)

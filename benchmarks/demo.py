@@ -38,154 +38,124 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def run(reader: ArmReader) -> str:
-    """Do what is not done, write ``demo.json``, ``table.md``, ``chart.png`` and ``report.html``.
+class System(NamedTuple):
+    """What is shown of a system.
+
+    Attributes:
+        experiment: its arms.
+        told: what is printed of the results; may write more beside them.
+        pair: the arms that ``report.html`` shows beside each other.
+        defaults: arguments of :mod:`benchmarks.experiments` where none are given.
+    """
+
+    experiment: Path
+    told: Callable[[ArmReader, Mapping[str, Any]], str]
+    pair: tuple[str, str]
+    defaults: Mapping[str, Any]
+
+
+def run(system: System, reader: ArmReader) -> str:
+    """Do what is not done, write ``demo.json``, ``table.md`` and ``report.html``.
 
     Returns:
-        The table, with notes.
+        What is told of the system.
 
     Raises:
         ToolkitError: if a step fails.
         SystemExit: likewise, where an enrichment has printed why.
     """
     from augment.files import write_json, write_text
-    from benchmarks.experiments import graph, plots, results
-    from benchmarks.experiments import tables as drawn
+    from benchmarks.experiments import graph, results
     from benchmarks.report.page import write_report
 
     out = reader.out
     graph.run(reader.steps(), out)
     value = results.collect(reader)
     write_json(out / "demo.json", value)
-    tables = {pool: replace(reader, pool=pool).compare("raw", "enriched")
-              for pool in ("local", "union")}  # fmt: skip
-    union = tables["union"].rows[-1]
-    shift = value["arms"]["shift"]["mean"]["score"]
-    notes = [
-        f"In the union of all pools the means are {100 * union.first:.1f} (raw) and "
-        f"{100 * union.second:.1f} (enriched).",
-        "Trained on raw text and shown enriched text, the same retriever scores "
-        f"{100 * shift:.1f} on average (local pools, {reader.metric}).",
-    ]
-    arms = {name: value["arms"][name] for name in ("raw", "enriched")}
-    seen = [drawn.union_table(arms)]
-    seen += [
-        f"{name}\n{drawn.confusion_table(arm['union']['found'])}" for name, arm in arms.items()
-    ]
-    table = tables["local"].table()
-    write_text(out / "table.md", table + "\n")
-    plots.write(plots.tasks(value, ("raw", "enriched")), out / "chart.png")
-    folders = [reader.folders(name)[0] for name in ("raw", "enriched")]
+    told = system.told(reader, value)
+    write_text(out / "table.md", told + "\n")
+    first, second = (reader.folders(name)[0] for name in system.pair)
     write_report(
-        folders[0], folders[1], out / "report.html", names=("raw", "enriched"),
-        metric=reader.metric, notes=tuple(notes), seed=reader.seeds[0],
+        first, second, out / "report.html", names=system.pair, metric=reader.metric,
+        seed=reader.seeds[0], root=reader.builder.setup.root,
     )  # fmt: skip
-    return "\n".join([table, *notes, *(f"\n{part}" for part in seen)])
+    return told
 
 
-def run_rge(reader: ArmReader) -> str:
-    """Do what is not done, write results, figures, ``leaks.json`` and ``report.html``.
+def rar(reader: ArmReader, value: Mapping[str, Any]) -> str:
+    """Raw against enriched text in both pools, and how first results fail; writes ``chart.png``."""
+    from benchmarks.experiments import plots, tables
 
-    Returns:
-        The tables, and the audit of what is taught against what states only what can be seen.
+    local, union = (replace(reader, pool=pool).compare("raw", "enriched")
+                    for pool in ("local", "union"))  # fmt: skip
+    mean, arms = union.rows[-1], {name: value["arms"][name] for name in ("raw", "enriched")}
+    plots.write(plots.tasks(value, tuple(arms)), reader.out / "chart.png")
+    parts = [
+        local.table(),
+        f"In the union of all pools the means are {100 * mean.first:.1f} (raw) and "
+        f"{100 * mean.second:.1f} (enriched).",
+        "Trained on raw text and shown enriched text, the same retriever scores "
+        f"{100 * value['arms']['shift']['mean']['score']:.1f} on average (local pools, "
+        f"{reader.metric}).\n",
+        f"{tables.union_table(arms)}\n",
+    ]
+    parts += [f"{name}\n{tables.confusion_table(arm['union']['found'])}\n"
+              for name, arm in arms.items()]  # fmt: skip
+    return "\n".join(parts).rstrip()
 
-    Raises:
-        ToolkitError: if a step fails.
-    """
+
+def trace(reader: ArmReader, value: Mapping[str, Any]) -> str:
+    """One model that never, always and adaptively writes, and its twin; who wrote how much."""
+    from benchmarks.experiments import tables
+    from benchmarks.experiments.writing import writing_table
+
+    compared = [tables.comparison_table(one) for one in value["comparisons"]]
+    parts = [tables.arms_table(value), writing_table(value["arms"]), *compared]
+    return "\n\n".join(parts)
+
+
+def rge(reader: ArmReader, value: Mapping[str, Any]) -> str:
+    """All tables, and what the taught rationales tell of the targets; writes ``leaks.json``."""
     from benchmarks.experiments import tables
     from benchmarks.experiments.texts import read_source
-    from benchmarks.report.page import write_report
     from retrievers.commands.leaks import audit_leaks
 
-    out, value = reader.out, experiments.run(reader)
-    told, seen = (read_source(reader.builder.text(n).folder(out)) for n in ("leaky", "oracle"))
+    told, seen = (
+        read_source(reader.builder.text(name).folder(reader.out)) for name in ("leaky", "oracle")
+    )
     audit = audit_leaks(
         reader.builder.setup.root, told.store, told.recipes["query"], seen.recipes["query"],
-        seen.store, tasks=[6, 8], out=out / "leaks.json",
+        seen.store, tasks=[6, 8], out=reader.out / "leaks.json",
     )  # fmt: skip
-    names = ("direct", "self, own words")
-    first, second = (reader.folders(name)[0] for name in names)
-    write_report(first, second, out / "report.html", names=names, metric=reader.metric)
     return f"{tables.report(value)}\n\nWhat the taught rationales tell of the targets:\n{audit}"
 
 
-def stages(reader: ArmReader) -> str:
-    """TTE-v2's cascade and one round of its feedback: a table of stages, tokens, and the page.
-
-    Returns:
-        The tables.
-    """
-    from augment.files import write_json, write_text
-    from benchmarks.experiments import graph, results
-    from benchmarks.experiments import tables as drawn
-    from benchmarks.report.page import write_report
+def tte(reader: ArmReader, value: Mapping[str, Any]) -> str:
+    """TTE-v2's cascade and one round of its feedback, stage by stage, and the reranker's tokens."""
+    from benchmarks.experiments import tables
     from retrievers.search.budget import budget
 
-    out = reader.out
-    graph.run(reader.steps(), out)
-    value = results.collect(reader)
-    write_json(out / "demo.json", value)
     names = ("first stage", "reranker alone", "cascade")
     first, reranked, fused = (reader.folders(name)[0] for name in names)
-    spent = budget(first, [reranked], out, depths=(0, 2, 5, 10), weights=[fused / "fusion.json"],
-                   names=["reranker, fused"], metric=reader.metric)  # fmt: skip
-    table = f"{drawn.report(value)}\n\nTokens of the reranker, fused at each depth\n\n{spent}"
-    write_text(out / "table.md", table + "\n")
-    write_report(
-        reader.folders("retriever")[0], fused, out / "report.html", names=("retriever", "cascade"),
-        metric=reader.metric, seed=reader.seeds[0], root=reader.builder.setup.root,
-    )  # fmt: skip
-    return table
-
-
-class System(NamedTuple):
-    """What is shown of a system.
-
-    Attributes:
-        experiment: its arms.
-        run: does what is not done, writes ``report.html`` and returns what is printed.
-        defaults: arguments of :mod:`benchmarks.experiments` where none are given.
-    """
-
-    experiment: Path
-    run: Callable[[ArmReader], str]
-    defaults: Mapping[str, Any]
-
-
-def run_trace(reader: ArmReader) -> str:
-    """Do what is not done, write ``demo.json``, ``table.md`` and ``report.html``.
-
-    Returns:
-        One model that never, always and adaptively writes, and its twin that never learnt to, task
-        by task; and who wrote how much.
-    """
-    from augment.files import write_json, write_text
-    from benchmarks.experiments import graph, results, tables
-    from benchmarks.experiments.writing import writing_table
-    from benchmarks.report.page import write_report
-
-    graph.run(reader.steps(), reader.out)
-    value = results.collect(reader)
-    write_json(reader.out / "demo.json", value)
-    compared = [tables.comparison_table(one) for one in value["comparisons"]]
-    parts = [tables.arms_table(value), writing_table(value["arms"]), *compared]
-    table = "\n\n".join(parts)
-    write_text(reader.out / "table.md", table + "\n")
-    folders = [reader.folders(name)[0] for name in ("twin", "adaptive")]
-    write_report(folders[0], folders[1], reader.out / "report.html", names=("twin", "adaptive"),
-                 metric=reader.metric, seed=reader.seeds[0])  # fmt: skip
-    return table
+    spent = budget(first, [reranked], reader.out, depths=(0, 2, 5, 10),
+                   weights=[fused / "fusion.json"], names=["reranker, fused"],
+                   metric=reader.metric)  # fmt: skip
+    return f"{tables.report(value)}\n\nTokens of the reranker, fused at each depth\n\n{spent}"
 
 
 _TRACE = {"config": "flagland_trace", "steps": 120, "batch_size": 80, "tasks": [0, 3, 6, 7, 8]}
+_CLIP = {"steps": 60, "batch_size": 128}
 
 #: A row a system.
 SYSTEMS: Mapping[str, System] = {
-    "rar": System(DEMO, run, {"steps": 60, "batch_size": 128}),
-    "trace": System(FOLDER / "trace" / "1-adaptive.yaml", run_trace, _TRACE),
-    "rge": System(FOLDER / "rge" / "1-leak.yaml", run_rge, {"config": "flagland_rge"}),
-    "tte": System(FOLDER / "tte" / "cascade.yaml", stages, {"steps": 60, "batch_size": 128}),
-}
+    "rar": System(DEMO, rar, ("raw", "enriched"), _CLIP),
+    "trace": System(FOLDER / "trace" / "1-adaptive.yaml", trace, ("twin", "adaptive"), _TRACE),
+    "rge": System(
+        FOLDER / "rge" / "1-leak.yaml", rge, ("direct", "self, own words"),
+        {"config": "flagland_rge"},
+    ),
+    "tte": System(FOLDER / "tte" / "cascade.yaml", tte, ("retriever", "cascade"), _CLIP),
+}  # fmt: skip
 
 
 @entry
@@ -199,7 +169,7 @@ def main(arguments: Sequence[str]) -> int:
     args.world_seed, args.seeds = args.seed, [args.seed]
     args.out = args.out or (Path("demo") if name == "rar" else Path("demo", name))
     reader = experiments.readers(args)[0]
-    say(experiments.plan([reader]) if args.dry_run else system.run(reader))
+    say(experiments.plan([reader]) if args.dry_run else run(system, reader))
     report = args.out / "report.html"
     say(f"{time.monotonic() - started:.0f} s in all; report: {report}")
     return 0

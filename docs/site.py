@@ -119,7 +119,6 @@ def _api() -> str:
         module = importlib.import_module(package)
         parts += [f"## from {package} import", ""]
         for name in module.__all__:
-            place = module._MODULE[name]
-            place, there = (place, name) if isinstance(place, str) else place
+            place, there = module._MODULE[name]
             parts += [f"::: {package}.{place}.{there}", ""]
     return "\n".join(parts)

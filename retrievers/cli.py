@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module, metadata, resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from augment.errors import DataError, ToolkitError, printable
 from augment.files import legible_output, say
@@ -23,45 +23,38 @@ if TYPE_CHECKING:
 #: Exit status of a run that a user can mend.
 USER_ERROR = 2
 
-#: Verb -> the module whose ``main``, or other function, runs it, and what it does.
-VERBS = {
-    "quickstart": ("retrievers.commands.quickstart", "a folder of pictures as a page to search"),
-    "fit": ("retrievers.training.command", "train an encoder on an M-BEIR root"),
-    "validate": ("retrievers.training.command", "the small search of a fit, for a checkpoint"),
-    "test": ("retrievers.training.command", "embed, search and score the test queries"),
-    "embed": ("retrievers.cli", "embed pools and queries into a folder that test and search read"),
-    "mine": ("retrievers.cli", "mine hard negatives of the training queries"),
-    "rerank": ("retrievers.cli", "put a run's best candidates in a reranker's order"),
-    "budget": ("retrievers.search.budget", "plot a cascade's quality against the tokens it reads"),
-    "doubts": ("retrievers.cli", "judgements that a run's reranked scores say are missing"),
-    "loop": (
-        "retrievers.commands.loop",
-        "train again on what a reranker says of a retriever's finds",
-    ),
-    "audit": ("retrievers.cli", "count what the text encoder's context cuts off"),
-    "search": ("retrievers.search.command:search", "search a root with a text, a picture or both"),
-    "serve": ("retrievers.search.command:serve", "the same as a page in the browser"),
-    "bm25": ("retrievers.vectors.bm25", "search a root by words"),
-    "fuse": ("retrievers.evaluation.command:run_fuse", "put the runs of several systems together"),
-    "evaluate": ("retrievers.evaluation.command:run_evaluate", "score run files"),
-    "compare": (
-        "retrievers.evaluation.command:run_compare",
-        "is the second run better than the first?",
-    ),
-    "submission": (
-        "retrievers.evaluation.command:run_submission",
-        "a run for the servers of CIRR and CIRCO",
-    ),
-    "pairs": ("retrievers.cli", "training pairs and negatives for ms-swift and Tevatron"),
-    "export": (
-        "retrievers.export.folder",
-        "a checkpoint, or a pool with vectors, for other libraries",
-    ),
-    "mmeb": ("retrievers.commands.mmeb", "evaluate on MMEB's image data sets"),
-    "calibrate": ("retrievers.commands.writing", "choose whose vectors are written for, by tokens"),
-    "leaks": ("retrievers.commands.leaks", "do generated texts of queries tell their targets?"),
+#: Verb -> the module of this package whose ``main``, or other function, runs it, and what it does.
+VERBS: Mapping[str, tuple[str, str]] = {
+    "quickstart": ("commands.quickstart", "a folder of pictures as a page to search"),
+    "fit": ("training.command", "train an encoder on an M-BEIR root"),
+    "validate": ("training.command", "the small search of a fit, for a checkpoint"),
+    "test": ("training.command", "embed, search and score the test queries"),
+    "embed": ("cli:embed", "embed pools and queries into a folder that test and search read"),
+    "mine": ("cli:mine", "mine hard negatives of the training queries"),
+    "rerank": ("cli:rerank", "put a run's best candidates in a reranker's order"),
+    "budget": ("search.budget", "plot a cascade's quality against the tokens it reads"),
+    "doubts": ("commands.doubts:doubts", "judgements that a run's reranked scores say are missing"),
+    "loop": ("commands.loop", "train again on what a reranker says of a retriever's finds"),
+    "audit": ("models.audit:audit", "count what the text encoder's context cuts off"),
+    "search": ("search.command:search", "search a root with a text, a picture or both"),
+    "serve": ("search.command:serve", "the same as a page in the browser"),
+    "bm25": ("vectors.bm25:bm25", "search a root by words"),
+    "fuse": ("evaluation.command:run_fuse", "put the runs of several systems together"),
+    "evaluate": ("evaluation.command:run_evaluate", "score run files"),
+    "compare": ("evaluation.command:run_compare", "is the second run better than the first?"),
+    "submission": ("evaluation.command:run_submission", "a run for the servers of CIRR and CIRCO"),
+    "pairs": ("export.records:pairs", "training pairs and negatives for ms-swift and Tevatron"),
+    "export": ("export.folder:export", "a checkpoint, or a pool with vectors, for other libraries"),
+    "mmeb": ("commands.mmeb:evaluate_mmeb", "evaluate on MMEB's image data sets"),
+    "calibrate": ("data.writings:calibrate", "choose whose vectors are written for, by tokens"),
+    "leaks": ("commands.leaks:audit_leaks", "do generated texts of queries tell their targets?"),
 }
 
+#: Verbs whose options are their function's parameters, which is documented where it is.
+SIGNED = frozenset({
+    "embed", "mine", "rerank", "doubts", "audit", "bm25", "pairs", "export", "mmeb", "calibrate",
+    "leaks",
+})  # fmt: skip
 
 #: Task -> its verbs, in the order of work.
 TASKS: Mapping[str, Sequence[str]] = {
@@ -161,21 +154,21 @@ def run(arguments: Sequence[str], ours: bool = False) -> int:
     """
     verb, *rest = arguments
     place = VERBS[verb][0]
-    if not place.startswith("retrievers.evaluation"):  # they read no config
+    if not place.startswith("evaluation"):  # they read no config
         import_module("augment.enrichment.command")  # ``~`` in those of the others
-    if place == __name__:
-        _FUNCTIONS[verb](rest)
-    elif place == "retrievers.training.command":
+    module, _, name = place.partition(":")
+    if module == "training.command":
         if ours:  # in place, because Lightning starts the other processes of DDP with the same
             sys.argv[1:] = arguments
-        import_module(place).main(None if ours else list(arguments))
-    else:
-        try:
-            module, _, function = place.partition(":")
-            return int(getattr(import_module(module), function or "main")(rest) or 0)
-        except ValueError as error:  # an unknown metric, scores that do not pair up
-            raise DataError(str(error)) from error
-    return 0
+        import_module("retrievers.training.command").main(None if ours else list(arguments))
+        return 0
+    try:
+        function = getattr(import_module(f"retrievers.{module}"), name or "main")
+        return _call(verb, function, rest) if verb in SIGNED else int(function(rest) or 0)
+    except ValueError as error:  # an unknown metric, scores that do not pair up
+        if isinstance(error.__cause__, ToolkitError):
+            raise
+        raise DataError(str(error)) from error
 
 
 def _help() -> str:
@@ -310,75 +303,17 @@ def rerank(
     sys.stdout.write(f"{found.table()}\n\n{told}\nruns: {out}\n")
 
 
-def doubts(data: MBeirData, run: Path, judge: Path, out: Path, mining: MiningConfig) -> None:
-    """List likely missing judgements: what a reranker puts beside the known positives.
-
-    Writes the pairs to review as qrels, a file a task, and a page with texts and pictures.
-
-    Args:
-        data: the root that was searched, and its split.
-        run: folder that ``test``, ``bm25`` or ``fuse`` wrote.
-        judge: folder of the same run, reranked.
-        out: folder of what is to be reviewed.
-        mining: margins in the judge's scores: absolute_margin, max_score.
-    """
-    from retrievers.commands import doubts as doubting
-
-    found = doubting.doubts(data, run, judge, out, mining)
-    counts = ", ".join(f"{name} {len(own)}" for name, own in found.items())
-    say(f"pairs to review: {counts}\n{out}/doubts.html")
-
-
-def audit(
-    model: Encoder | str,
-    data: MBeirData,
-    out: Path = Path("runs/retriever"),
-    texts: int | None = None,
-) -> None:
-    """Count what the context of the text encoder cuts off, in training and in test.
-
-    Writes ``audit.json``; no text is encoded.
-
-    Args:
-        model: whose tokenizer counts: a checkpoint, an exported folder, a name that ``search``
-            takes, or an encoder.
-        data: the root and what is shown of it.
-        out: folder of ``audit.json``.
-        texts: look at so many of each side, evenly spread; null for all.
-    """
-    from retrievers.models import audit as auditing
-
-    found = auditing.audit(_encoder(model), data, out, texts)
-    say(f"{auditing.render_audits(found.items())}\n{out}/audit.json")
-
-
-def pairs(
-    data: MBeirData,
-    out: Path,
-    to: Literal["ms_swift", "tevatron", "tevatron_passages"] = "ms_swift",
-    most: int = 8,
-) -> None:
-    """Write training pairs, and hard negatives of ``data.negatives``, for other trainers.
-
-    Args:
-        data: the root and what is shown of it.
-        out: new folder of ``train.jsonl``, and of Tevatron's ``corpus.jsonl``.
-        to: whose records; tevatron_passages are of texts alone.
-        most: negatives of a query.
-    """
-    from retrievers.export.records import write_pairs
-
-    say(f"{write_pairs(data, out, to, most)} queries\n{out}/train.jsonl")
-
-
 def _encoder(model: Encoder | str) -> Encoder:
     from retrievers.models.load import load
 
     return load(model) if isinstance(model, str) else model
 
 
-def _call(function: Any, args: Sequence[str]) -> None:
-    """Run a function with the options that the command line or a run's settings give."""
+def _call(verb: str, function: Callable[..., Any], args: Sequence[str]) -> int:
+    """Call a function with the options of a command line or a run's settings; the exit status.
+
+    What it returns is printed, and says the status where it has an ``exit_code``.
+    """
     import jsonargparse
 
     from retrievers.data import module
@@ -390,17 +325,12 @@ def _call(function: Any, args: Sequence[str]) -> None:
         PairRewriting=rewriting.PairRewriting,
     )  # fmt: skip
     names = set(function.__annotations__) - {"return"}
-    jsonargparse.auto_cli(
-        function, args=_narrowed(args, names), as_positional=False,
-        prog=f"python -m retrievers {function.__name__}",
-    )  # fmt: skip
-
-
-#: Verbs that are functions of this file.
-_FUNCTIONS = {
-    function.__name__: lambda args, function=function: _call(function, args)
-    for function in (embed, mine, rerank, audit, doubts, pairs)
-}
+    words = _narrowed(args, names) if "data" in names else list(args)
+    prog = f"python -m retrievers {verb}"
+    found = jsonargparse.auto_cli(function, args=words, as_positional=False, prog=prog)
+    if found is not None:
+        say(found)
+    return getattr(found, "exit_code", 0)
 
 
 def _narrowed(args: Sequence[str], names: set[str]) -> list[str]:

@@ -20,7 +20,7 @@ from augment.store.upkeep import duration, listing
 #: Failures that a summary names; the store has them all.
 NAMED_FAILURES = 1000
 
-#: Seconds between two plain lines.
+#: Seconds between two plain lines, which are written where there is no terminal.
 LINE_SECONDS = 10.0
 
 #: Share of the time between two lines that a model may wait for pictures before this is said.
@@ -202,20 +202,12 @@ class Progress:
         what: what is counted, e.g. ``corpus``.
         total: number of items, None if unknown.
         known: of these, how many have a text already: they cost no time when their turn comes.
-        line_seconds: see :data:`LINE_SECONDS`; only used where there is no terminal.
     """
 
-    def __init__(
-        self,
-        what: str,
-        total: int | None,
-        known: int = 0,
-        line_seconds: float = LINE_SECONDS,
-    ) -> None:
+    def __init__(self, what: str, total: int | None, known: int = 0) -> None:
         self._what = what
         self._total = total
         self._known = known
-        self._line_seconds = line_seconds
         self._bar: tqdm[Any] | None = None
         if sys.stderr.isatty():
             form = "{l_bar}{bar}| {n_fmt} of {total_fmt} items [{elapsed}{postfix}]"
@@ -236,7 +228,7 @@ class Progress:
         self._counts.update(done=done, **more)
         if self._bar is not None:
             self._bar.update(done)
-        if time.monotonic() - self._shown > self._line_seconds:
+        if time.monotonic() - self._shown > LINE_SECONDS:
             self._show()
 
     def waited(self, seconds: float) -> None:

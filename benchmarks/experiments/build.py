@@ -173,7 +173,7 @@ class Builder:
             else:
                 fuse(needs[: len(runs)], folder, dev=told)
             found = evaluate(folder, root=where.root.resolve(), split=split)
-            write_json(folder / "metrics.json", found.to_json())
+            write_json(folder / "metrics.json", asdict(found))
 
         return CachedStep("fused", title, settings, (*runs, *tuning), work)
 
@@ -244,9 +244,9 @@ class Builder:
             training, data, trainer, _ = self._parts(
                 arm, seed, setup.enriching, views, made, *written, *arm.fit, *negatives, *length
             )
-            latest = folder / "checkpoints" / "latest.ckpt"
-            fit(training, data, folder, resume=latest if latest.is_file() else None, **trainer)
-            latest.unlink(missing_ok=True)  # only a run that was cut short needs it
+            fit(training, data, folder, resume=True, **trainer)
+            # Only a run that was cut short needs it.
+            (folder / "checkpoints" / "latest.ckpt").unlink(missing_ok=True)
 
         return CachedStep("train", title, settings, (*needs, *taught, *mined), work)
 
@@ -344,7 +344,7 @@ class Builder:
                 first = made[-1] if train is None else made[-2]
                 found = rerank(scorer(encoder), data, first, folder, arm.depth, batch=64,
                                device=device, allow_mismatch=True)  # fmt: skip
-                write_json(folder / "metrics.json", found.to_json())
+                write_json(folder / "metrics.json", asdict(found))
                 return
             precision = str(trainer.get("precision", "32-true"))
             test(encoder, data, folder, device=device, precision=precision, allow_mismatch=True)
@@ -357,7 +357,9 @@ class Builder:
     ) -> Parts:  # fmt: skip
         """What the config describes, with the settings of setup, experiment and arm."""
         setup = self.setup
-        return read_parts(arm.config or setup.config, seed, [
+        from retrievers.training.parts import read_parts
+
+        told = [
             f"data.root={where.root.resolve()}", f"data.seed={seed}",
             *([] if setup.batch_size is None else [f"data.batch_size={setup.batch_size}"]),
             *([f"data.tasks={list(setup.tasks)}"] if setup.tasks else []),
@@ -365,7 +367,9 @@ class Builder:
             *(f"data.{side}={json.dumps(asdict(config))}"
               for side, config in view_configs(views, made).items()),
             *settings,
-        ])  # fmt: skip
+        ]  # fmt: skip
+        config = arm.config or setup.config
+        return read_parts([f"--config={config}", *(f"--{one}" for one in told)], seed)
 
 
 #: What a step does, see :class:`CachedStep`.
@@ -377,18 +381,6 @@ def _written(folder: Path) -> list[str]:
     source = read_source(folder)
     return [f"data.written.store={source.store.resolve()}",
             f"data.written.recipe={source.recipes['query']}"]  # fmt: skip
-
-
-def read_parts(config: str, seed: int, settings: Sequence[str]) -> Parts:
-    """What a config and some of its settings, ``data.batch_size=8``, describe.
-
-    Raises:
-        DataError: if there is no such setting.
-    """
-    from retrievers.training import parts
-
-    given = [f"--config={config}", *(f"--{s}" for s in settings)]
-    return parts.read_parts(given, seed)
 
 
 def _weights(folder: Path) -> Path:

@@ -190,7 +190,7 @@ def _not_read(folder: Path) -> float | None:
 
 def comparison_json(reader: ArmReader, first: str, second: str) -> dict[str, Any]:
     """Rows of a comparison with the difference of every seed."""
-    comparison = reader.compare(first, second).to_json()
+    comparison = asdict(reader.compare(first, second))
     for row in comparison["rows"]:
         seeds = (reader.tasks[second] - reader.tasks[first]).loc[row["name"]].tolist()
         row["difference"] = dict(zip(("mean", "low", "high"), row["difference"], strict=True))

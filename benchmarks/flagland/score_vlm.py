@@ -48,22 +48,17 @@ TRAINED_ON = (
 )
 
 
-def unseen(
-    count: int,
-    streams: Sequence[tuple[int, int, float, float]] = TRAINED_ON,
-    seed: int = WORLD_SEED,
-) -> list[Country]:
+def unseen(count: int, seed: int = WORLD_SEED) -> list[Country]:
     """Countries whose set of facts is not among those of the training flags.
 
     Args:
         count: how many.
-        streams: of training flags: how many, seed, and the shares that were left out.
         seed: of the world.
     """
     known = {
         flag.facts()
-        for flags, seed, charged, small in streams
-        for flag in islice(training_flags(seed, charged, small), flags)
+        for flags, stream, charged, small in TRAINED_ON
+        for flag in islice(training_flags(stream, charged, small), flags)
     }
     fresh = (c for c in atlas.countries(seed) if c.flag.facts() not in known)
     return list(islice(fresh, count))

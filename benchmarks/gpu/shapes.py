@@ -9,47 +9,15 @@ from typing import Any
 from unittest import mock
 
 import torch
+import yaml
 from transformers import AutoModelForImageTextToText, Qwen3VLConfig
 
 from benchmarks.flagland.vlm import SPECIAL_TOKENS, build_processor, train_tokenizer
 
-#: Sizes as in the ``config.json`` of Qwen/Qwen3-VL-2B-Instruct and -8B-Instruct; what they share is
-#: in :func:`config_of`. ``tiny`` tries the program on a CPU.
-SHAPES: dict[str, dict[str, dict[str, Any]]] = {
-    "qwen3-vl-2b": {
-        "text": {
-            "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28,
-            "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128,
-            "vocab_size": 151_936,
-        },
-        "vision": {
-            "hidden_size": 1024, "intermediate_size": 4096, "depth": 24, "num_heads": 16,
-            "deepstack_visual_indexes": [5, 11, 17],
-        },
-    },
-    "qwen3-vl-8b": {
-        "text": {
-            "hidden_size": 4096, "intermediate_size": 12_288, "num_hidden_layers": 36,
-            "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
-            "vocab_size": 151_936,
-        },
-        "vision": {
-            "hidden_size": 1152, "intermediate_size": 4304, "depth": 27, "num_heads": 16,
-            "deepstack_visual_indexes": [8, 16, 24],
-        },
-    },
-    "tiny": {
-        "text": {
-            "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32,
-            "vocab_size": 1200,
-        },
-        "vision": {
-            "hidden_size": 32, "intermediate_size": 64, "depth": 2, "num_heads": 2,
-            "deepstack_visual_indexes": [0],
-        },
-    },
-}  # fmt: skip
+#: Name -> sizes of the language model and of the vision tower; see the file.
+SHAPES: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load(
+    Path(__file__).with_name("shapes.yaml").read_text(encoding="utf-8")
+)
 #: Thirds of a rotary embedding for time, height and width, by the head's dimension.
 _SECTIONS = {128: [24, 20, 20], 32: [6, 5, 5]}
 

@@ -15,8 +15,6 @@ from benchmarks.speed.harness import RESULTS, Page
 
 #: Stage -> module and function that measures it, and the page it writes.
 STAGES = {
-    "store": ("store", "measure", "ledger"),
-    "engines": ("engines", "measure", "engines"),
     "training": ("training", "measure", "training_speed"),
     "gradcache": ("training", "measure_chunks", "gradcache"),
     "mllm": ("training", "measure_mllm", "mllm_speed"),
@@ -27,7 +25,6 @@ STAGES = {
     "checks": ("checks", "measure", "checks"),
     "texts": ("checks", "measure_texts", "check_texts"),
     "doors": ("doors", "measure", "doors"),
-    "soak": ("soak", "measure", "soak"),
 }
 
 

@@ -28,7 +28,6 @@ from augment.files import markdown, read_json, write_json, write_text
 from retrievers.evaluation.versions import source_commit
 
 RESULTS = Path(__file__).parent.parent / "results"
-MIB = 1 << 20
 
 _PACKAGES = ("numpy", "torch", "transformers", "pyarrow", "faiss-cpu")
 _T = TypeVar("_T")
@@ -40,23 +39,19 @@ class Cost(NamedTuple):
     Attributes:
         seconds: on the clock, which depend on what else the machine does.
         cpu: seconds of processors, this process's and its children's, which hardly do.
-        private: bytes that only this process holds, added by the work.
         result: what the work returned.
     """
 
     seconds: float
     cpu: float
-    private: int
     result: Any
 
 
 def cost(work: Callable[[], Any]) -> Cost:
     """Do the work once."""
-    process = psutil.Process()
-    private, cpu, start = process.memory_full_info().uss, _processors(), time.perf_counter()
+    cpu, start = _processors(), time.perf_counter()
     result = work()
-    seconds, cpu = time.perf_counter() - start, _processors() - cpu
-    return Cost(seconds, cpu, process.memory_full_info().uss - private, result)
+    return Cost(time.perf_counter() - start, _processors() - cpu, result)
 
 
 def _processors() -> float:

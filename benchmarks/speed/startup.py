@@ -14,8 +14,11 @@ from pathlib import Path
 
 from augment.__main__ import VERBS as augment_verbs
 from augment.data import write_qrels
-from augment.records import Qrel
-from benchmarks.speed import metrics, store
+from augment.files import digest
+from augment.records import Enrichment, Qrel, Sampling
+from augment.store import Scope, Store
+from augment.store.keys import Recipe
+from benchmarks.speed import metrics
 from benchmarks.speed.harness import Page, take_turns
 from retrievers.cli import VERBS as retrievers_verbs
 from retrievers.evaluation.run import RunTable
@@ -38,7 +41,12 @@ QUERIES, HITS = 1_000, 50
 
 def write_world(folder: Path) -> None:
     """A store with a few texts, two run files, judgements."""
-    store.write_store(folder / "store", 100)
+    recipe = Recipe("corpus", {"p": "p@1"}, "m", "r", {"p": Sampling()}, {"image": "p"})
+    with Store(folder / "store") as store:
+        store.finish(store.begin(recipe, Scope()), {})
+        for number in range(100):
+            store.append(Enrichment(digest(number), f"1:{number}", "a text", "p@1", "m", "r"))
+            store.link(recipe.id, f"1:{number}", digest(number), "picture")
     world = metrics.make(QUERIES, HITS, 10_000)
     table = RunTable.from_search(world.qids, world.column, world.rows, world.scores)
     for name in "ab":

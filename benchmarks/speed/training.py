@@ -271,8 +271,8 @@ def measure_mllm(countries: int = 200, batch: int = 80, rounds: int = 3, threads
         rounds: of which the median is shown.
         threads: of torch.
     """
-    from benchmarks.experiments.build import read_parts
     from benchmarks.flagland.world import WorldConfig, write_world
+    from retrievers.training.parts import read_parts
 
     torch.set_num_threads(threads)
     ways = {"pictures kept": (1024, False), "pictures kept, compiled": (1024, True),
@@ -282,10 +282,11 @@ def measure_mllm(countries: int = 200, batch: int = 80, rounds: int = 3, threads
 
         def step(features_mib: int, compiled: bool) -> Step:
             arguments = {"features_mib": features_mib, "compile": compiled}
-            fit, data, *_ = read_parts("flagland_mllm", 0, [
-                f"data.root={folder}/world", f"data.batch_size={batch}",
-                *(f"model.encoder.init_args.{name}={value}" for name, value in arguments.items()),
-            ])  # fmt: skip
+            fit, data, *_ = read_parts([
+                "--config=flagland_mllm", f"--data.root={folder}/world",
+                f"--data.batch_size={batch}",
+                *(f"--model.encoder.init_args.{name}={value}" for name, value in arguments.items()),
+            ], 0)  # fmt: skip
             collate = fit.encoder.collator()
             pairs, _ = data.training(collate)
             drawn = data.pairs_loader(pairs, collate, 0, 1)

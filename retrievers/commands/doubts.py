@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from augment.data import grades_of, read_qrels, write_qrels
 from augment.errors import DataError
-from augment.files import write_text
+from augment.files import say, write_text
 from augment.records import Item, Qrel
 from augment.store.page import thumbnail
 from retrievers.data.module import MBeirData
@@ -39,20 +39,18 @@ class Doubt(NamedTuple):
     why: str
 
 
-def doubts(
-    data: MBeirData, run: Path, judge: Path, out: Path, mining: MiningConfig
-) -> dict[str, list[Doubt]]:
-    """Write ``OUT/TASK.qrels`` (pairs to review, and no others) and a page, ``OUT/doubts.html``.
+def doubts(data: MBeirData, run: Path, judge: Path, out: Path, mining: MiningConfig) -> None:
+    """List likely missing judgements: what a reranker puts beside the known positives.
+
+    Writes the pairs to review, the best first, as qrels (``OUT/TASK.qrels``, which hold no others),
+    and a page with texts and pictures, ``OUT/doubts.html``.
 
     Args:
-        data: the root, and its split.
-        run: folder of the first stage; its judgements count.
-        judge: folder of the same run reranked.
+        data: the root that was searched, and its split.
+        run: folder that ``test``, ``bm25`` or ``fuse`` wrote; its judgements count.
+        judge: folder of the same run, reranked.
         out: folder of what is to be reviewed.
-        mining: margins that name a candidate.
-
-    Returns:
-        Task -> what is to be reviewed, the best first.
+        mining: margins in the judge's scores: absolute_margin, max_score.
 
     Raises:
         DataError: if the folders hold no run of this data.
@@ -67,7 +65,8 @@ def doubts(
         rows = [Qrel(one.qid, one.did, 1, codes[name]) for one in own]
         write_qrels(out / f"{name}.qrels", rows, 4 if codes[name] is None else 5)
     write_text(out / "doubts.html", _page(plan, found, Path(data.root.path), out))
-    return found
+    counts = ", ".join(f"{name} {len(own)}" for name, own in found.items())
+    say(f"pairs to review: {counts}\n{out}/doubts.html")
 
 
 def _of(task: EvalTask, run: Path, judge: Path, mining: MiningConfig) -> Iterator[Doubt]:

@@ -16,14 +16,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jsonargparse
 import numpy as np
 
 from augment.checks.rewrite import forbidden, leaks
 from augment.data import DataRoot
 from augment.data.items import RootItems
 from augment.errors import DataError
-from augment.files import aligned, say, write_json
+from augment.files import aligned, write_json
 from augment.views import TextView
 from retrievers.data.plan import Plan, plan_test
 from retrievers.data.texts import TextRecipe, ViewConfig
@@ -92,6 +91,11 @@ class LeakAudit(NamedTuple):
         """Splits whose excess is above the bound."""
         most = math.inf if self.most is None else self.most
         return [split for split, found in self.excess.items() if 100 * found.mean > most]
+
+    @property
+    def exit_code(self) -> int:
+        """1 where the bound is passed."""
+        return int(bool(self.leaking))
 
     def to_json(self) -> dict[str, Any]:
         """JSON-serialisable form."""
@@ -235,12 +239,3 @@ def _points(value: float | Interval) -> str:
     if isinstance(value, Interval):
         return f"{100 * value.mean:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]"
     return f"{100 * value:.1f}"
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Run the command; 1 where the bound is passed."""
-    audit = jsonargparse.auto_cli(
-        audit_leaks, args=list(arguments), as_positional=False, prog="python -m retrievers leaks"
-    )
-    say(audit)
-    return int(bool(audit.leaking))

@@ -140,12 +140,12 @@ def _round(
 def _fitted(training: Contrastive, data: MBeirData, folder: Path, parts: Parts) -> Encoder:
 
     lightning.seed_everything(parts.more["seed"], workers=True, verbose=False)
-    last, latest = (folder / "checkpoints" / f"{name}.ckpt" for name in ("last", "latest"))
+    last = folder / "checkpoints" / "last.ckpt"
     if last.is_file():
         encoder = trained(training)
         load_weights(encoder, last)
         return encoder
-    return fit(training, data, folder, resume=latest if latest.is_file() else None, **parts.trainer)
+    return fit(training, data, folder, resume=True, **parts.trainer)
 
 
 def _asked(folder: Path) -> set[str]:

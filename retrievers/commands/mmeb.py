@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
-import jsonargparse
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -20,7 +18,7 @@ from augment.errors import DataError, printable
 from augment.files import replacing, say
 from augment.records import Qrel, Side
 from retrievers.data.plan import Content
-from retrievers.evaluation.mmeb import Score, rank_lists, record, score_subset, table
+from retrievers.evaluation.mmeb import rank_lists, record, score_subset, table
 from retrievers.evaluation.run_files import write_run
 from retrievers.models.base import Encoder
 from retrievers.models.load import load_weights
@@ -41,7 +39,7 @@ def evaluate_mmeb(
     depth: int = 100,
     embeddings: Path | None = None,
     instructions: str | None = None,
-) -> list[Score]:
+) -> None:
     """Evaluate a retriever on MMEB's image data sets; runs, judgements, ``metrics.json`` in OUT.
 
     Kill it at any moment and run it again: finished vectors are kept, at most a minute's are made
@@ -103,7 +101,7 @@ def evaluate_mmeb(
     )
     with replacing(out / "metrics.json", DataError) as stream:
         stream.write(json.dumps(told, indent=1, default=str) + "\n")
-    return scores
+    say(table(scores))
 
 
 def _embedded(
@@ -133,11 +131,3 @@ def _embedded(
         room.put(torch.from_numpy(rows), embed_contents(model, shown, side, where))
     room.finish()
     return room.vectors.numpy()
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Run the command; ``--config`` takes a YAML file, ``--help`` lists the settings."""
-    scores = jsonargparse.auto_cli(
-        evaluate_mmeb, args=list(arguments), as_positional=False, prog="python -m retrievers mmeb"
-    )
-    say(table(scores))

@@ -30,7 +30,7 @@ def run_evaluate(arguments: Sequence[str]) -> None:
     found = evaluate(**args)
     say(found.table())
     if out is not None:
-        write_json(Path(out), found.to_json(), DataError)
+        write_json(Path(out), asdict(found), DataError)
 
 
 def run_fuse(arguments: Sequence[str]) -> None:
@@ -153,7 +153,7 @@ def compare_runs(
         seen[name] = {title: asdict(row) for title, row in found.items()}
         say(f"\n{name}\n{modality_table(found)}\n" if found else "")
     if out is not None:
-        record = {**result.to_json(), "modality": seen, "commit": source_commit()}
+        record = {**asdict(result), "modality": seen, "commit": source_commit()}
         record["versions"] = versions()
         write_json(out, record, DataError)
 

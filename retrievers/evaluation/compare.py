@@ -12,9 +12,9 @@ more than 50 where scores are hits or misses.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
@@ -143,10 +143,6 @@ class Comparison:
             f"seed {self.seed}. Queries that a run lacks count 0."
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Everything, JSON-serialisable."""
-        return asdict(self)
-
 
 def shown_p(p: float) -> str:
     """A p-value for tables."""
@@ -228,14 +224,13 @@ def compare(
             )
     several = len({task.rpartition("_task")[0] for task in tasks}) > 1
     scores = {
-        task_title(task, several): (_of(first, task, pool, metric), _of(second, task, pool, metric))
+        task_title(task, several): (
+            scores_from_run(*files_of(first, task, pool), metric),
+            scores_from_run(*files_of(second, task, pool), metric),
+        )
         for task in tasks
     }
     return compare_scores(scores, metric=metric, pool=pool, names=names, seed=seed, queries=queries)
-
-
-def _of(folder: Path, name: str, pool: str, metric: str) -> dict[str, float]:
-    return scores_from_run(*files_of(folder, name, pool), metric)
 
 
 def compare_scores(

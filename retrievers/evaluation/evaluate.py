@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from augment.files import markdown, read_json, sha256
 from augment.records import OwnPicture, Query
 from retrievers.evaluation.compare import check_queries, files_of, has_runs, tasks_of
 from retrievers.evaluation.judgements import Grades, Judgements
-from retrievers.evaluation.metrics import Measure, QueryScores, score_run, standard_measures
+from retrievers.evaluation.metrics import STANDARD, Measure, QueryScores, score_run
 from retrievers.evaluation.protocol import REPORTED, missing_rows, reported_k, row_order
 from retrievers.evaluation.results import ModalityScores, modality_scores, modality_table
 from retrievers.evaluation.run import RunTable, check_candidates, check_depth
@@ -117,10 +117,6 @@ class Evaluated:
         """Name of a row -> what it found of the modality that was asked for."""
         return {_title(row): row["modality"] for row in self.rows if row["modality"] is not None}
 
-    def to_json(self) -> dict[str, Any]:
-        """Everything, JSON-serialisable."""
-        return asdict(self)
-
 
 def evaluate(
     run: Path,
@@ -161,7 +157,7 @@ def evaluate(
         DataError: if files are missing, malformed, or of different data.
     """
     started = time.monotonic()
-    measures = list(metrics) or standard_measures()
+    measures = list(metrics or STANDARD)
     for measure in measures:
         Measure.parse(measure)
     about = None if root is None else _opened(DataRoot(root), split)

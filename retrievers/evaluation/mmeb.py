@@ -60,8 +60,8 @@ def score_subset(subset: Subset, run: RunTable) -> Score:
     return Score(subset.name, category, len(subset.queries), len(subset.candidates), metrics)
 
 
-def summary(scores: Iterable[Score], metric: str = "success@1") -> dict[str, float]:
-    """Plain means over data sets: of each category, in and out of distribution, of all.
+def summary(scores: Iterable[Score]) -> dict[str, float]:
+    """Plain means of success@1 over data sets: each category, in and out of distribution, all.
 
     Data sets that are not MMEB's count in none but their own ("other").
     """
@@ -73,7 +73,7 @@ def summary(scores: Iterable[Score], metric: str = "success@1") -> dict[str, flo
     groups["out of distribution"] = [s for s in known if s.subset not in IN_DISTRIBUTION]
     groups["all"] = known
     return {
-        name: sum(score.metrics[metric] for score in group) / len(group)
+        name: sum(score.metrics["success@1"] for score in group) / len(group)
         for name, group in groups.items()
         if group
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import fmean
@@ -20,7 +20,7 @@ from augment.files import aligned, write_text
 from augment.records import Modality, Qrel, Query, Run
 from retrievers.data.writings import table as written_table
 from retrievers.evaluation.judgements import Judgements
-from retrievers.evaluation.metrics import score_run, standard_measures
+from retrievers.evaluation.metrics import STANDARD, score_run
 from retrievers.evaluation.protocol import REPORTED, missing_rows, reported_k
 from retrievers.evaluation.run import RunTable
 from retrievers.evaluation.run_files import write_run
@@ -214,19 +214,9 @@ class Results:
             means[pool] = {name: fmean(metrics[name] for metrics in own) for name in own[0]}
         return means
 
-    def table(
-        self,
-        names: Iterable[str] = (
-            REPORTED,
-            "success@1",
-            "success@5",
-            "success@10",
-            "recall@5",
-            "mrr@10",
-        ),
-    ) -> str:
+    def table(self) -> str:
         """A plain table with the mean of each pool; scores in per cent."""
-        names = list(names)
+        names = (REPORTED, "success@1", "success@5", "success@10", "recall@5", "mrr@10")
         head = ["dataset", "task", "pool", "queries", "pool size", *names]
         lines = [
             [row.dataset, str(row.task), row.pool, str(row.queries), str(row.candidates)]
@@ -313,7 +303,7 @@ def _row(
     at = plan.catalog.rows_of(relevant)
     run = runs[task.name, pool]
     table = run if isinstance(run, RunTable) else RunTable.from_run(run)
-    metrics = score_run(table, task.grades, standard_measures()).means()
+    metrics = score_run(table, task.grades, STANDARD).means()
     asked = plan.queries[span.start : span.stop] if pool == "union" else []
     reported = metrics[f"success@{reported_k(task.dataset)}"]
     failed, degraded = (

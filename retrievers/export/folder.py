@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -251,13 +251,6 @@ def _absent(out: Path) -> Path:
 
 #: :func:`export` has an option of this name.
 _upload = push
-
-
-def main(args: Sequence[str]) -> None:
-    """``python -m retrievers export``."""
-    from jsonargparse import auto_cli
-
-    auto_cli(export, args=list(args), as_positional=False, prog="python -m retrievers export")
 
 
 def _metrics(encoder: Encoder, checkpoint: Path, given: Path | None) -> Mapping[str, Any] | None:

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from augment.data.images import read_picture, resolve, tar_part
 from augment.errors import DataError
-from augment.files import digest, new_folder
+from augment.files import digest, new_folder, say
 from augment.records import Item
 from retrievers.data.datasets import open_negatives, target_modality
 from retrievers.data.module import MBeirData
@@ -34,20 +34,16 @@ class _Pair(NamedTuple):
     negatives: list[_Shown]
 
 
-def write_pairs(data: MBeirData, out: Path, form: Form = "ms_swift", most: int = 8) -> int:
-    """Write ``train.jsonl``, and ``corpus.jsonl`` of Tevatron's ids, into a new folder.
+def pairs(data: MBeirData, out: Path, to: Form = "ms_swift", most: int = 8) -> None:
+    """Write training pairs, and hard negatives of ``data.negatives``, for other trainers.
 
-    Texts are those of the data's views, behind their first instruction; pictures are named by path,
-    and those that are in a tar become files in the folder.
+    Texts are those of the data's views, behind their first instruction; pictures are named by path.
 
     Args:
         data: the root, what is shown of it, and where hard negatives come from.
-        out: new folder.
-        form: whose records.
+        out: new folder of ``train.jsonl``, and of Tevatron's ``corpus.jsonl``.
+        to: whose records; tevatron_passages are of texts alone.
         most: negatives of a query, in the table's order.
-
-    Returns:
-        Queries written.
 
     Raises:
         DataError: if there is something under the name, or passages are asked for of an item with
@@ -55,15 +51,15 @@ def write_pairs(data: MBeirData, out: Path, form: Form = "ms_swift", most: int =
     """
     number, corpus = 0, dict[str, _Shown]()
     with new_folder(out) as partial, (partial / "train.jsonl").open("w", encoding="utf-8") as file:
-        for number, pair in enumerate(_pairs(data, most, partial, out), start=1):  # noqa: B007 - returned
-            file.write(_line(_FORMS[form](pair)))
-            if form == "tevatron":
+        for number, pair in enumerate(_pairs(data, most, partial, out), start=1):  # noqa: B007 - told
+            file.write(_line(_FORMS[to](pair)))
+            if to == "tevatron":
                 corpus.update((one.id, one) for one in (*pair.positives, *pair.negatives))
         if corpus:
             with (partial / "corpus.jsonl").open("w", encoding="utf-8") as stream:
                 for did, one in corpus.items():
                     stream.write(_line({"docid": did, "text": one.text, "image": _one(one)}))
-    return number
+    say(f"{number} queries\n{out}/train.jsonl")
 
 
 def _line(record: dict[str, Any]) -> str:
@@ -74,7 +70,7 @@ def _pairs(data: MBeirData, most: int, partial: Path, out: Path) -> Iterator[_Pa
     book, queries = data.training_queries(None)
     hard, recipe, root = open_negatives(data.negatives, queries), data.recipe, data.root.path
 
-    def file(path: str) -> str:
+    def file(path: str) -> str:  # other trainers read no tars
         if not tar_part(path):
             return str(resolve(root, path))
         name = f"{digest(path)[:24]}{Path(path).suffix}"

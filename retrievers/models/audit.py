@@ -7,15 +7,15 @@ training that is the text of the first epoch, with every query's first instructi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 import pandas as pd
 
-from augment.files import aligned, write_text
-from augment.records import Item, Modality, Query, Side
+from augment.files import aligned, say, write_text
+from augment.records import Modality, Side
 from retrievers.data.datasets import PairDataset, target_modality
 from retrievers.data.examples import Collator
 from retrievers.data.module import MBeirData
@@ -111,25 +111,29 @@ class Audit:
 
 
 def audit(
-    encoder: Encoder, data: MBeirData, out: str | Path, texts: int | None = None
-) -> dict[str, Audit | None]:
+    model: Encoder | str,
+    data: MBeirData,
+    out: Path = Path("runs/retriever"),
+    texts: int | None = None,
+) -> None:
     """Count what the context of the text encoder cuts off, in training and in test.
 
-    Writes ``audit.json``; no text is encoded.
+    Writes ``audit.json``, with ``fit`` and ``test`` as far as the root has such queries, else
+    ``pools``; null for a tokenizer whose tokens cannot be counted. No text is encoded.
 
     Args:
-        encoder: its tokenizer counts.
+        model: whose tokenizer counts: a checkpoint, an exported folder, a name that ``search``
+            takes, or an encoder.
         data: the root and what is shown of it.
         out: folder of ``audit.json``.
-        texts: look at so many of each side, evenly spread; None for all.
-
-    Returns:
-        ``fit`` and ``test``, as far as the root has such queries, else ``pools``; None for a
-        tokenizer whose tokens cannot be counted.
+        texts: look at so many of each side, evenly spread; null for all.
 
     Raises:
         DataError: if the root has neither queries nor pools.
     """
+    from retrievers.models.load import load
+
+    encoder = load(model) if isinstance(model, str) else model
     collator, found = encoder.collator(), dict[str, Audit | None]()
     if data.root.query_files("train"):
         pairs, _ = data.training(collator)
@@ -139,8 +143,8 @@ def audit(
     if not found:
         found["pools"] = audit_plan(plan_pools(data.root), data.recipe, collator, texts)
     told = {stage: audit and audit.to_json() for stage, audit in found.items()}
-    write_text(Path(out) / "audit.json", json.dumps(told, indent=1) + "\n")
-    return found
+    write_text(out / "audit.json", json.dumps(told, indent=1) + "\n")
+    say(f"{_rendered(found)}\n{out}/audit.json")
 
 
 #: Row number -> modality and text of an item.
@@ -180,7 +184,7 @@ def audit_training(
     draw = pairs.draw_of(0)
 
     def candidate(row: int) -> tuple[Modality, str | None]:
-        item = _positive(pairs.queries[row], pairs.find)
+        item = next(filter(None, map(pairs.find, pairs.queries[row].positives)), None)
         return (item.modality, recipe.candidate(item, draw)) if item else ("text", None)
 
     def query(row: int) -> tuple[Modality, str | None]:
@@ -193,11 +197,6 @@ def audit_training(
         "query": (len(pairs), query),
     }
     return _audit(sides, collator, most, None)
-
-
-def _positive(query: Query, find: Callable[[str], Item | None]) -> Item | None:
-    found = (find(did) for did in query.positives)
-    return next((item for item in found if item is not None), None)
 
 
 def _audit(
@@ -252,11 +251,11 @@ def _spread(size: int, most: int | None) -> list[int]:
     return [place * size // most for place in range(most)]
 
 
-def render_audits(audits: Iterable[tuple[str, Audit | None]]) -> str:
+def _rendered(audits: Mapping[str, Audit | None]) -> str:
     """Tables of several audits under their names."""
     return "\n\n".join(
         f"{name}, {audit.context} tokens at a time\n{audit.table()}\n{audit.line()}"
         if audit
         else f"{name}: the tokens of this retriever's tokenizer cannot be counted"
-        for name, audit in audits
+        for name, audit in audits.items()
     )

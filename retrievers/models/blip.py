@@ -56,10 +56,6 @@ class _Blip:
         with torch.no_grad():
             self.temp.clamp_(_COLDEST, _HOTTEST)
 
-    def check(self, batch: Inputs) -> None:
-        """Refuse what cannot be read; see :meth:`Inputs.check`."""
-        batch.check(int(self.blip.vision_model.config.image_size))
-
 
 @final
 class BlipScoreFusion(_Blip, Encoder):
@@ -109,7 +105,7 @@ class BlipScoreFusion(_Blip, Encoder):
 
     def whole(self, batch: Inputs, side: Side) -> Encoded:
         """Unit vectors; both sides share the towers."""
-        self.check(batch)
+        batch.check(int(self.blip.vision_model.config.image_size))
         blip, parts = self.blip, []
         if len(batch.text_rows):
             states = blip.states(batch.texts).last_hidden_state[:, 0]
@@ -170,7 +166,7 @@ class BlipFeatureFusion(_Blip, Encoder):
 
     def whole(self, batch: Inputs, side: Side) -> Encoded:
         """Unit vectors; both sides share the towers."""
-        self.check(batch)
+        batch.check(int(self.blip.vision_model.config.image_size))
         texts = self.empty.expand(batch.size, -1).clone()
         texts[batch.text_rows] = batch.texts
         images = self.blip.tokens(batch.images) if len(batch.image_rows) else None

@@ -111,7 +111,5 @@ def rar(
         Objective(symmetric=True),
         optimizer=AdamWCosine(lr=lr, weight_decay=0.1, warmup_steps=20),
     )
-    latest = Path(out) / "checkpoints" / "latest.ckpt"
-    resume = latest if latest.is_file() else None
-    model = fit(training, data, out, max_steps=max_steps, resume=resume)
+    model = fit(training, data, out, max_steps=max_steps, resume=True)
     return RarResult(model, test(model, data, out), candidates, asking)

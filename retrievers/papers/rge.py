@@ -115,7 +115,5 @@ def rge(
         tokens=TokenLoss(w_ar, decision=0.01),
         rationales=Rationales("own", refresh_every, written_tokens),
     )
-    latest = Path(out) / "checkpoints" / "latest.ckpt"
-    resume = latest if latest.is_file() else None
-    fit(training, data, out, max_steps=max_steps, resume=resume)
+    fit(training, data, out, max_steps=max_steps, resume=True)
     return RgeResult(encoder, test(encoder, data, out), audit)

@@ -132,7 +132,5 @@ def trace(
         tuning=Tuning(freeze="image"),
         tokens=TokenLoss(weight),
     )
-    latest = Path(out) / "checkpoints" / "latest.ckpt"
-    resume = latest if latest.is_file() else None
-    model = fit(training, data, out, max_steps=max_steps, resume=resume, gradient_clip_val=1.0)
+    model = fit(training, data, out, max_steps=max_steps, resume=True, gradient_clip_val=1.0)
     return TraceResult(model, test(model, data, out), chains)

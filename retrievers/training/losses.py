@@ -123,36 +123,15 @@ def _own(target: Int[Tensor, " batch"], like: Float[Tensor, "batch n"]) -> Bool[
     return torch.zeros_like(like, dtype=torch.bool).scatter_(1, target[:, None], True)
 
 
-def kl_divergence(
-    queries: Float[Tensor, "batch dim"],
-    candidates: Float[Tensor, "n dim"],
-    groups: Groups,
-    logit_scale: Float[Tensor, ""],
-    temperature: float = 1.0,
+def listwise(
+    logits: Float[Tensor, "batch width"], groups: Groups, temperature: float = 1.0
 ) -> Float[Tensor, ""]:
     """Kullback-Leibler divergence from the teacher's distribution over a group to ours.
 
     Args:
-        queries: unit vectors.
-        candidates: unit vectors.
-        groups: scored candidates; a query with fewer than two scores does not count.
-        logit_scale: multiplies our cosine.
-        temperature: divides the teacher's scores; about 0.02 to 0.05 for cosines, 1 for logits.
-    """
-    rows = groups.rows.clamp(min=0)
-    cosine = torch.einsum("bd,bwd->bw", queries, candidates[rows])
-    return listwise(logit_scale * cosine, groups, temperature)
-
-
-def listwise(
-    logits: Float[Tensor, "batch width"], groups: Groups, temperature: float = 1.0
-) -> Float[Tensor, ""]:
-    """The same of any scores of a group's candidates, such as a reranker's.
-
-    Args:
-        logits: of each query's own candidates.
+        logits: of each query's own candidates: scaled cosines, or a reranker's scores.
         groups: the teacher's scores of them; a query with fewer than two does not count.
-        temperature: divides the teacher's scores.
+        temperature: divides the teacher's scores; about 0.02 to 0.05 for cosines, 1 for logits.
     """
     scored = (groups.rows >= 0) & groups.scores.isfinite()
     low = torch.finfo(logits.dtype).min
@@ -186,35 +165,22 @@ def pairwise(
 
 
 def margin_mse(
-    queries: Float[Tensor, "batch dim"],
-    candidates: Float[Tensor, "n dim"],
-    groups: Groups,
-    temperature: float = 1.0,
+    cosine: Float[Tensor, "batch width"], groups: Groups, temperature: float = 1.0
 ) -> Float[Tensor, ""]:
     """Squared error of the margins between positive and negatives (Margin-MSE, 2010.02666).
 
     Args:
-        queries: unit vectors.
-        candidates: unit vectors.
+        cosine: of each query with its own candidates.
         groups: scored candidates; a query whose positive has no score, or nothing else, does not
             count.
         temperature: divides the teacher's margins, to bring logits to the range of cosines.
     """
-    cosine, scored, counted = _own_candidates(queries, candidates, groups)
+    scored = (groups.rows >= 0) & groups.scores.isfinite()
     teacher = groups.scores.to(cosine.dtype).masked_fill(~scored, 0.0) / temperature
     error = (cosine[:, :1] - cosine[:, 1:]) - (teacher[:, :1] - teacher[:, 1:])
     others = scored[:, 1:]
     each = (error.square() * others).sum(1) / others.sum(1).clamp(min=1)
-    return _joint_mean(each, counted & scored[:, 0])
-
-
-def _own_candidates(
-    queries: Float[Tensor, "batch dim"], candidates: Float[Tensor, "n dim"], groups: Groups
-) -> tuple[Float[Tensor, "batch width"], Bool[Tensor, "batch width"], Bool[Tensor, " batch"]]:
-    rows = groups.rows.clamp(min=0)
-    cosine = torch.einsum("bd,bwd->bw", queries, candidates[rows])
-    scored = (groups.rows >= 0) & groups.scores.isfinite()
-    return cosine, scored, scored.sum(1) >= 2
+    return _joint_mean(each, (scored.sum(1) >= 2) & scored[:, 0])
 
 
 def _joint_mean(

@@ -475,7 +475,7 @@ def fit(
     out: str | Path = "runs/retriever",
     *,
     max_steps: int = 400,
-    resume: str | Path | None = None,
+    resume: str | Path | bool = False,
     device: str = "auto",
     callbacks: Sequence[lightning.Callback] = (),
     **trainer: Any,
@@ -488,7 +488,8 @@ def fit(
         data: the root and what is shown of it.
         out: folder of checkpoints.
         max_steps: optimiser steps.
-        resume: checkpoint to go on from, ``OUT/checkpoints/latest.ckpt`` after a kill.
+        resume: checkpoint to go on from; True takes ``OUT/checkpoints/latest.ckpt``, as after a
+            kill, and begins where there is none.
         device: auto, cpu or gpu, as Lightning's ``accelerator`` has them.
         callbacks: of Lightning, beside that of the checkpoints.
         **trainer: further arguments of :class:`lightning.Trainer`.
@@ -508,7 +509,10 @@ def fit(
         callbacks=[saving, *callbacks], use_distributed_sampler=False,
         **{**given, **trainer},
     )  # fmt: skip
-    running.fit(model, datamodule=Loaders(data), ckpt_path=None if resume is None else str(resume))
+    latest = Path(out) / "checkpoints" / "latest.ckpt"
+    start = latest if resume is True and latest.is_file() else resume
+    path = str(start) if start and start is not True else None
+    running.fit(model, datamodule=Loaders(data), ckpt_path=path)
     return trained(model)
 
 

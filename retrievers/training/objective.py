@@ -15,7 +15,6 @@ from retrievers.training.gather import Joint, join
 from retrievers.training.losses import (
     Several,
     info_nce,
-    kl_divergence,
     listwise,
     margin_mse,
     pairwise,
@@ -192,10 +191,12 @@ class Objective:
         return info_nce(joint, scale, self.symmetric, self.several, self.margin)
 
     def _distil(self, queries: Tensor, candidates: Tensor, groups: Groups, scale: Tensor) -> Tensor:
+        own = candidates[groups.rows.clamp(min=0)]
+        cosine = torch.einsum("bd,bwd->bw", queries, own)
         temperature = self.distillation.temperature
         if self.distillation.kind == "kl":
-            return kl_divergence(queries, candidates, groups, scale, temperature)
-        return margin_mse(queries, candidates, groups, temperature)
+            return listwise(scale * cosine, groups, temperature)
+        return margin_mse(cosine, groups, temperature)
 
 
 def _single(vectors: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""AdamW with linear warm-up and cosine decay."""
+"""AdamW with linear warm-up, a hold and cosine decay."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ class AdamWCosine:
         eps: added to the denominator.
         weight_decay: decoupled decay.
         warmup_steps: steps of linear rise.
+        hold: share of the steps behind the warm-up that keep ``lr`` before the cosine begins
+            (warm-up, stable, decay: MiniCPM, 2404.06395).
         floor: share of ``lr`` at the end of the cosine.
         fused: one kernel for all tensors; null leaves the choice to torch.
         fresh_lr: peak learning rate of layers that start without trained weights, such as the
@@ -37,6 +39,7 @@ class AdamWCosine:
     weight_decay: float = 0.2
     warmup_steps: int = 0
     floor: float = 0.0
+    hold: float = 0.0
     fused: bool | None = None
     fresh_lr: float | None = None
     decay_fresh: bool = False
@@ -81,4 +84,5 @@ class AdamWCosine:
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         done = min(1.0, (step - self.warmup_steps) / max(1, steps - self.warmup_steps))
+        done = max(0.0, done - self.hold) / max(1 - self.hold, 1e-9)
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * done)) / 2

@@ -20,7 +20,7 @@ from jaxtyping import Int64
 
 from augment.data import DataRoot, TextRule
 from augment.errors import DataError
-from augment.files import digest, say
+from augment.files import digest
 from augment.records import OwnPicture
 from retrievers.data.plan import Plan, PositiveConfig, SearchedModality, plan_test
 from retrievers.data.texts import TextRecipe, ViewConfig, check_untrained
@@ -211,11 +211,3 @@ def bm25(
     }
     write_results(out, plan, results)
     return results
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Run the command; ``--config`` takes a YAML file, ``--help`` lists the settings."""
-    import jsonargparse
-
-    results = jsonargparse.auto_cli(bm25, args=list(arguments), as_positional=False, prog="bm25")
-    say(f"{results.table()}\n{results.notes()}".rstrip())

@@ -18,7 +18,7 @@ from augment.records import Item
 from augment.store import Store
 from benchmarks.experiments import graph, noise, spec
 from benchmarks.experiments.__main__ import main
-from benchmarks.experiments.build import Builder, Setup, read_parts
+from benchmarks.experiments.build import Builder, Setup
 from benchmarks.experiments.effects import CELLS, CONTRASTS, crossing, effect
 from benchmarks.experiments.graph import CachedStep
 from benchmarks.experiments.results import ArmReader, against_json
@@ -26,6 +26,7 @@ from benchmarks.experiments.texts import Enriching, derived, made_anew, read_sou
 from benchmarks.flagland import language
 from benchmarks.flagland.world import WorldConfig, write_world
 from retrievers.evaluation.compare import holm
+from retrievers.training.parts import read_parts
 from tests.retrievers.models.test_retriever import make_config, make_root
 
 # -- steps --------------------------------------------------------------------------------------
@@ -194,9 +195,9 @@ def test_settings_of_every_arm_are_known(tmp_path):
         for arm in experiment.arms.values():
             raw = ["data.query.view=raw", "data.corpus.view=raw"]
             given = [f"data.root={root}", *raw, *experiment.fit, *arm.model, *arm.fit, *arm.test]
-            read_parts(arm.config or "flagland", 0, given)
+            read_parts([f"--config={arm.config or 'flagland'}", *(f"--{one}" for one in given)], 0)
     with pytest.raises(DataError, match="nonsense"):
-        read_parts("flagland", 0, ["data.nonsense=1"])
+        read_parts(["--config=flagland", "--data.nonsense=1"], 0)
 
 
 def test_scores_are_averaged_over_seeds_before_they_are_compared(tmp_path, monkeypatch):

@@ -51,7 +51,7 @@ def test_stages_are_told_and_options_come_from_their_functions(capsys):
     assert all(stage in told for stage in STAGES)
     assert main(["nonsense"]) == 2
     with pytest.raises(SystemExit, match=r"^0$"):
-        main(["store", "--help"])
+        main(["search", "--help"])
     assert "--rows ROWS" in capsys.readouterr().out
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+import yaml
 
 from augment.engines.inputs import chat
 from augment.errors import DataError
@@ -183,106 +186,12 @@ class Layout:
         return chat(processor, messages) + self.suffix
 
 
-#: Layouts by name. What is not said is the model's own. Each is tested on an untrained model of its
-#: layout; ``docs/mllm.md`` says how far each goes and how to compare it with its publisher's code.
+#: Layouts by name, as ``layouts.yaml`` has them: what is added there is known here.
 LAYOUTS: dict[str, Layout] = {
-    # The packaged small VLM: system prompts that it was trained with, the picture behind the text.
-    "flagland": Layout(
-        query="You refine search queries.",
-        corpus="You write search entries for pictures.",
-        pictures_first=False,
-        pooling="before",
-        mark="<|emb|>",
-    ),
-    # TRACE's form: the mark behind the answer, the state that predicts it.
-    "trace": Layout(pooling="before", mark="<|emb|>"),
-    # Code at QwenLM/Qwen3-VL-Embedding@8ce3aab: instruction as the system turn, 4 to 1,800 tokens
-    # of 32 x 32 pixels, 8,192 tokens, last token. An instruction of M-BEIR stands before the text
-    # here.
-    "qwen3-vl-embedding": Layout(
-        query="Represent the user's input.",
-        corpus="Represent the user's input.",
-        min_pixels=4 * 32 * 32,
-        max_pixels=1800 * 32 * 32,
-        max_text=8192,
-    ),
-    # Code at TIGER-AI-Lab/VLM2Vec@6e1e1d4 (the second version): no template, the picture's bare
-    # token, then a blank and the text; 4 to 1,280 tokens of 28 x 28 pixels; last token.
-    "vlm2vec-v2": Layout(
-        chat=False, min_pixels=4 * 28 * 28, max_pixels=1280 * 28 * 28, max_text=4096
-    ),
-    # gme_inference.py of Alibaba-NLP/gme-Qwen2-VL: end of text behind the begun answer and its
-    # state; 256 to 1,280 tokens of 28 x 28 pixels; 1,800 tokens.
-    "gme": Layout(
-        query="You are a helpful assistant.",
-        corpus="You are a helpful assistant.",
-        suffix="<|endoftext|>",
-        min_pixels=256 * 28 * 28,
-        max_pixels=1280 * 28 * 28,
-        max_text=1800,
-    ),
-    # Code at Code-kunkun/LamRA@7286399: the state before <emb>, which is that of the prompt's last
-    # token, so <emb> is not read; 4 to 300 tokens of 28 x 28 pixels. Its text model got positions
-    # in one row; ours has three.
-    "lamra": Layout(
-        ask=(
-            "\nSummarize above sentence in one word: ",
-            "\nSummarize above image in one word: ",
-            "\nSummarize above image and sentence in one word: ",
-        ),
-        min_pixels=4 * 28 * 28,
-        max_pixels=300 * 28 * 28,
-        max_text=480,
-    ),
-    # qwen3_vl_reranker.py of QwenLM/Qwen3-VL-Embedding: yes against no behind the begun answer; 4
-    # to 1,280 tokens of 32 x 32 pixels; 8,192 tokens. Its default instruction is told; one of
-    # M-BEIR stands before the query's text. It cuts ids behind the template, we text before it.
-    "qwen3-vl-reranker": Layout(
-        query="Judge whether the Document meets the requirements based on the Query and the "
-        'Instruct provided. Note that the answer can only be "yes" or "no".',
-        min_pixels=4 * 32 * 32,
-        max_pixels=1280 * 32 * 32,
-        max_text=4096,
-        cross=CrossLayout(
-            "<Instruct>: Given a search query, retrieve relevant candidates that answer the "
-            "query.<Query>:"
-        ),
-    ),
-    # modeling.py of jinaai/jina-reranker-m0, a Qwen2-VL: no template, the document first, token 100
-    # behind it, a head of two layers; 3,136 to 602,112 pixels. Its score is a sigmoid of ours less
-    # 2.65. It takes a text or a picture; of an item with both, here the picture stands first.
-    "jina-reranker-m0": Layout(
-        chat=False,
-        min_pixels=3136,
-        max_pixels=602_112,
-        max_text=4096,
-        cross=CrossLayout(
-            "\n**Query**:\n", "**Document**:\n", corpus_first=True, yes="", no="", end=(100,)
-        ),
-    ),
-    # The packaged small VLM, asked for words of its own vocabulary.
-    "flagland-reranker": Layout(
-        query="You refine search queries.",
-        pictures_first=False,
-        cross=CrossLayout("", "\n", yes=" same", no=" nothing"),
-    ),
-    # The same on texts alone, such as descriptions: TTE-v2's reranking.
-    "flagland-text-reranker": Layout(
-        query="You refine search queries.",
-        cross=CrossLayout("", "\n", yes=" same", no=" nothing", pictures=False),
-    ),
-    # An order of several candidates, written as a text of numbers (RankGPT 2304.09542, LamRA).
-    "listwise": Layout(
-        max_text=256,
-        cross=CrossLayout(
-            "Query: ",
-            "\n[{n}] ",
-            "\nRank the candidates above by how well they answer the query, the best first, as "
-            "[2] > [1] and so on. Write the order and nothing else.",
-            yes="",
-            no="",
-        ),
-    ),
+    name: Layout(**told)
+    for name, told in yaml.safe_load(
+        Path(__file__).with_name("layouts.yaml").read_text(encoding="utf-8")
+    ).items()
 }
 
 

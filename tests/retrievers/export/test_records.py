@@ -12,7 +12,7 @@ from augment.errors import DataError
 from retrievers.cli import main
 from retrievers.data.module import MBeirData
 from retrievers.data.negatives import NegativesConfig
-from retrievers.export.records import write_pairs
+from retrievers.export.records import pairs
 from tests.retrievers.models.test_retriever import make_root
 
 
@@ -57,7 +57,7 @@ def test_pairs_of_ms_swift_have_a_place_for_every_picture(squares, tmp_path, cap
 def test_tevatrons_ids_are_those_of_its_corpus_and_passages_are_text(squares, tmp_path):
     root, queries, items = squares
     data = MBeirData(str(root), instructions=False)
-    assert write_pairs(data, tmp_path / "one", "tevatron") == 8
+    pairs(data, tmp_path / "one", "tevatron")
     corpus = {row["docid"]: row for row in rows(tmp_path / "one" / "corpus.jsonl")}
     assert set(corpus) == {did for query in queries for did in query.positives}
     for row, query in zip(rows(tmp_path / "one" / "train.jsonl"), queries, strict=True):
@@ -69,7 +69,7 @@ def test_tevatrons_ids_are_those_of_its_corpus_and_passages_are_text(squares, tm
         shown = corpus[query.positives[0]]
         assert (shown["image"] is None) == (not items[query.positives[0]].images)
     with pytest.raises(DataError, match="has a picture, and passages are text"):
-        write_pairs(data, tmp_path / "two", "tevatron_passages")
+        pairs(data, tmp_path / "two", "tevatron_passages")
     assert not (tmp_path / "two").exists()
 
 
@@ -95,7 +95,7 @@ def test_what_goes_out_comes_in_again(squares, tmp_path, form):
 
     root, _, _ = squares
     data = MBeirData(str(root), instructions=False, negatives=NegativesConfig(published=True))
-    write_pairs(data, tmp_path / "out", form)
+    pairs(data, tmp_path / "out", form)
     import_data(
         form, tmp_path / "out" / "train.jsonl", tmp_path / "back", images=root,
         base=f"{root.resolve()}/",

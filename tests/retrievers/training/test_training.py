@@ -385,3 +385,13 @@ def test_the_slurm_script_resumes(tmp_path):
     latest.parent.mkdir(parents=True)
     latest.touch()
     assert set(arguments()) - set(first) == {f"--ckpt_path={latest}"}
+
+
+def test_the_rate_rises_holds_and_falls_along_a_cosine():
+    schedule = AdamWCosine(warmup_steps=10, hold=0.7, floor=0.1)
+    assert [schedule.factor(n, 110) for n in (0, 4, 9, 10, 80)] == [0.1, 0.5, 1, 1, 1]
+    at = 0.1 + 0.9 * (1 + math.cos(math.pi / 3)) / 2  # a third of the decay
+    assert schedule.factor(90, 110) == pytest.approx(at)
+    assert schedule.factor(110, 110) == pytest.approx(0.1)
+    plain = AdamWCosine(warmup_steps=10)
+    assert plain.factor(60, 110) == pytest.approx(0.5)
