@@ -316,16 +316,18 @@ def _call(verb: str, function: Callable[..., Any], args: Sequence[str]) -> int:
     """
     import jsonargparse
 
-    from retrievers.data import module
-    from retrievers.models import base, load  # noqa: F401 - encoders are found by their names
-    from retrievers.search import mining, rewriting
-
-    globals().update(
-        MBeirData=module.MBeirData, Encoder=base.Encoder, MiningConfig=mining.MiningConfig,
-        PairRewriting=rewriting.PairRewriting,
-    )  # fmt: skip
     names = set(function.__annotations__) - {"return"}
-    words = _narrowed(args, names) if "data" in names else list(args)
+    words = list(args)
+    if "data" in names:
+        from retrievers.data import module
+        from retrievers.models import base, load  # noqa: F401 - encoders are found by their names
+        from retrievers.search import mining, rewriting
+
+        globals().update(
+            MBeirData=module.MBeirData, Encoder=base.Encoder, MiningConfig=mining.MiningConfig,
+            PairRewriting=rewriting.PairRewriting,
+        )  # fmt: skip
+        words = _narrowed(args, names)
     prog = f"python -m retrievers {verb}"
     found = jsonargparse.auto_cli(function, args=words, as_positional=False, prog=prog)
     if found is not None:
