@@ -7,13 +7,16 @@ replace    the generated text; the published one where there is none
 ========== ==================================================================================
 
 Where a text is absent, failed or was rejected by a check, every view falls back to the published
-text. A mark (:data:`MARKS`) may stand before a text and say what the item is.
+text. The texts of several recipes (``A+B``: what was seen and what was read) are shown as one:
+those that are there and accepted, on lines of their own, in the order named. A mark
+(:data:`MARKS`) may stand before a text and say what the item is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -60,13 +63,45 @@ def render(text: str | None, generated: str | None, view: str) -> str | None:
 
 @final
 @dataclass(frozen=True, eq=False)
+class Joined(Mapping[str, Enrichment]):
+    """Item id -> its accepted texts under several recipes as one, line by line; read on demand.
+
+    Provenance is that of the first of them; where all were rejected, so is the text.
+    """
+
+    parts: Sequence[Mapping[str, Enrichment]]
+
+    def __getitem__(self, item_id: str) -> Enrichment:
+        """The texts of an item as one."""
+        found = [one for part in self.parts if (one := part.get(item_id)) is not None]
+        shown = [one for one in found if one.text and not one.rejected] or found[:1]
+        if not shown:
+            raise KeyError(item_id)
+        lengths: dict[str, str] = {
+            length: "\n".join(one.lengths.get(length) or derive(one.text, length) for one in shown)
+            for length in LENGTHS
+        }
+        return replace(shown[0], text="\n".join(one.text for one in shown), lengths=lengths)
+
+    def __iter__(self) -> Iterator[str]:
+        """Ids of items that have a text."""
+        return iter(dict.fromkeys(chain.from_iterable(self.parts)))
+
+    def __len__(self) -> int:
+        """How many items have a text."""
+        return sum(1 for _ in self)
+
+
+@final
+@dataclass(frozen=True, eq=False)
 class TextView:
     """The texts of one side as an encoder sees them. Made by :func:`open_view`.
 
     Attributes:
         side: query or corpus.
         view: see the module.
-        recipe: how the generated texts were made, JSON-serialisable; empty for raw.
+        recipe: how the generated texts were made, JSON-serialisable; empty for raw. Of several
+            recipes their ids as one and, as ``joined``, each.
         length: which length of a generated text is shown (see :mod:`augment.checks.lengths`).
         checks: what generated texts were judged under, where it differs from
             :data:`augment.checks.UNSAID`: refused texts are not shown. Several, where the
@@ -87,6 +122,12 @@ class TextView:
         if view == "raw":
             return TextView(self.side, view, {}, {}, mark=self.mark)
         return TextView(self.side, view, self.recipe, self._texts, length, self.checks, self.mark)
+
+    @property
+    def recipes(self) -> Sequence[Mapping[str, Any]]:
+        """How each of the texts shown was made; none for raw."""
+        told: Any = self.recipe.get("joined") or [self.recipe]
+        return [one for one in told if one]
 
     @property
     def name(self) -> str:
@@ -129,7 +170,14 @@ class TextView:
 
 
 def judged_under(store: Store, side: Side, recipe: str) -> Sequence[Mapping[str, Any]]:
-    """What a view remembers of the checks of its texts: see :class:`TextView`."""
+    """What a view remembers of the checks of its texts: see :class:`TextView`.
+
+    Of several recipes (``A+B``), what it remembers of each that differs.
+    """
+    parts = recipe.split("+")
+    if len(parts) > 1:
+        told = ((part, judged_under(store, side, part)) for part in parts)
+        return [{"recipe": part, "checks": checks} for part, checks in told if checks]
     found = {
         digest(one): one for one in map(said, runs.checks_in_force(store.folder, side, recipe))
     }
@@ -152,7 +200,7 @@ def open_view(
         view: see the module.
         store: folder of the generated texts; not needed (and not opened) for raw.
         recipe: id of a recipe in the store; None takes the chosen one, else the only one, else the
-            only one that was run to the end of its input.
+            only one that was run to the end of its input. ``A+B`` shows the texts of two together.
         length: ``short``, ``dense`` or ``sentences``. Where the prompt asked for one length only,
             short is its first sentence and sentences are its sentences line by line.
         mark: what stands before each text, see :data:`MARKS`.
@@ -171,7 +219,26 @@ def open_view(
     if store is None:
         raise DataError(f"the {side} view {view!r} shows generated text: name the store it is in")
     opened = Store(store)
-    found = opened.recipe(side, recipe)
-    checks = judged_under(opened, side, found.id)
-    texts = opened.texts(side, found.id)
-    return TextView(side, view, found.to_json(), texts, length, checks, mark)
+    made, texts = open_texts(opened, side, recipe)
+    checks = judged_under(opened, side, str(made["id"]))
+    return TextView(side, view, made, texts, length, checks, mark)
+
+
+def open_texts(
+    store: Store, side: Side, recipe: str | None
+) -> tuple[Mapping[str, object], Mapping[str, Enrichment]]:
+    """A recipe, or several (``A+B``), as a view remembers it, and its texts by item id.
+
+    Raises:
+        DataError: if a recipe is named twice.
+        StoreError: as :func:`open_view`.
+    """
+    names = recipe.split("+") if recipe else [None]
+    if len(set(names)) < len(names):
+        raise DataError(f"names a {side} recipe twice: {recipe}; name each once")
+    found = [store.recipe(side, name) for name in names]
+    texts = [store.texts(side, one.id) for one in found]
+    if len(found) == 1:
+        return found[0].to_json(), texts[0]
+    told = {"id": "+".join(one.id for one in found), "joined": [one.to_json() for one in found]}
+    return told, Joined(texts)

@@ -26,7 +26,7 @@ from augment.prompts import Prompt
 from augment.records import Finish, Reply
 
 #: Counts changes of the rules; texts judged by older ones are judged again by the next run.
-RULES = 4
+RULES = 5
 
 
 @final

@@ -79,44 +79,31 @@ DANGLING = 0.8
 UNENDED = 0.4
 _UNENDED_WORDS = 8
 
-#: What is said to show, or not to show, what was asked for.
-_SHOWN = r"(?:\w+ )?(?:image|picture|photo(?:graph)?|text|passage|question|context)"
-_FACTS = r"(?:\w+ )?(?:information|context|details?)\b"
-_NOT = r"(?: not|n['\u2019]t)"
-_TELL = r"(?:determined?|identify|name|tell|say|answer|describe|view|see)"
-#: Texts that decline begin like this; "a sign says sorry, we are closed" does not.
-_DECLINES = (
-    r"i(?:['\u2019]?m| am) (?:sorry|afraid|unable|not able|not sure)",
-    r"sorry(?:[,.]|!(?!,)| but\b)|apologies\b|i apologi[sz]e|i (?:must|have to) decline",
-    r"(?:my|the) guidelines do",
-    rf"(?:i|we|one|it) (?:can(?:no|['\u2019])t|could{_NOT}|won['\u2019]t|will not)"
-    rf" (?:be )?(?:\w+ )?(?:{_TELL}|assist|help|provide|fulfil|comply|make out)",
-    rf"i (?:do|did){_NOT} (?:know\b|receive|have (?:access|the ability|enough|sufficient|any))",
-    r"(?:i|we) have (?:no|too little) (?:information|knowledge|idea|way|access|context|means)",
-    rf"(?:\w+ ){{1,6}}is (?:not (?:enough|sufficient) to {_TELL}|(?:not |im)possible[.!]?\s*\Z)",
-    r"no (?:\w+ )?answer (?:can|is|was|could)",
-    r"as an? (?:ai|language model)\b|unfortunately,? (?:i|the|it|there)\b",
-    rf"(?:it(?: is|['\u2019]s) )?(?:unable|impossible|not possible) to (?:\w+ )?{_TELL}",
-    rf"(?:cannot|can['\u2019]t) (?:be )?{_TELL}|it(?: is|['\u2019]s) unclear",
-    rf"without (?:more|additional|further) {_FACTS}",
-    rf"(?:there (?:is|are)(?:{_NOT})? )?(?:not |insufficient |(?<=not )|(?<=n['\u2019]t ))"
-    rf"(?:enough |sufficient )?{_FACTS}",
-    rf"(?:there is )?no {_FACTS}|there is no (?:image|picture|photo)\b",
-    r"(?:could|can|would) you (?:please )?(?:\w+ )?(?:provide|share|upload|clarify)\b",
-    rf"(?:the|this) {_SHOWN} (?:does{_NOT} (?:\w+ )?(?:contain|show|provide|mention|specify|reveal"
-    r"|say|state|tell|indicate)|can(?:not|['\u2019]t) be|is too (?:blurry|dark|small)|is unclear)",
-    r"the (?:\w+ )?(?:answer|date|name|location|year|brand) is not "
-    r"(?:given|specified|stated|known)",
-    r"(?:n/?a|none|unknown|not (?:applicable|specified))[.!]?\s*\Z",
-)
-_REFUSAL = re.compile(
-    rf"\A[\"'\u201c]*(?:(?:hmm+|well|oh|um|regrettably)[,.]? )?(?:{'|'.join(_DECLINES)})"
-    r"|\bas an (?:ai )?language (?:model|assistant)\b|\bas an ai (?:model|assistant)\b"
-    r"|\bi (?:do not|don['\u2019]t) (?:see|have access to) (?:an?|any|the) (?:image|picture|photo)"
-    r"|\bno (?:image|picture|photo) (?:was|is|has been) (?:provided|attached|given)\b"
-    r"|\bplease (?:provide|upload|share|attach) (?:an?|the|more)\b",
-    re.IGNORECASE,
-)
+
+def _refusals() -> Mapping[str, re.Pattern[str]]:
+    """The shapes of ``words.yaml``, each list as one expression, with the slots filled in."""
+    slots: dict[str, str] = {}
+    for name, slot in WORDS["refusals"]["slots"].items():
+        slots[name] = f"(?:{_filled(slot, slots)})"
+    shapes = WORDS["refusals"]["shapes"]
+    return {
+        name: re.compile("|".join(f"(?:{_filled(one, slots)})" for one in listed))
+        for name, listed in shapes.items()
+    }
+
+
+def _filled(shape: str, slots: Mapping[str, str]) -> str:
+    return re.sub(r"<(\w+)>", lambda name: slots[name[1]], shape.replace("| ", "|"))
+
+
+_REFUSALS = _refusals()
+_SENTENCE = re.compile(r"(?<=[.!?])[\"'\]]*\s+")
+_CLAUSE = re.compile(r"[,;]\s+|\s[\u2013\u2014-]\s")
+_CONTRACTED = {
+    "\u2019": "'", "cannot": "can not", "can't": "can not", "won't": "will not", "n't": " not",
+    "i'm": "i am", "'re ": " are ", "'ll ": " will ", "'d ": " would ", "'ve ": " have ",
+    "it's": "it is", "there's": "there is", "that's": "that is",
+}  # fmt: skip
 #: How thinking models begin, and go on, where no mark tells thought from answer.
 _THINKING = re.compile(
     r"\A(?:(?:okay|ok|alright|all right|so|hmm+|well|now|got it|first)\b[,.]?\s+)*"
@@ -168,8 +155,41 @@ def reasoning(text: str) -> float:
 
 
 def refusal(text: str) -> float:
-    """1 if the text declines the task instead of doing it."""
-    return float(bool(_REFUSAL.search(text)))
+    """1 if the text declines the task, or says that something is missing and nothing else.
+
+    A refusal has a clause of its first sentence in which somebody cannot, may not or will not tell
+    ("I can't say"); a non-answer has only clauses that deny ("No flag is visible."). Beside a
+    clause of content a denial is a description ("A beach; no people are visible."), and behind
+    words that quote, everything is.
+    """
+    plain = text.casefold()
+    for short, full in _CONTRACTED.items():
+        plain = plain.replace(short, full)
+    if _REFUSALS["anywhere"].search(plain):
+        return 1.0
+    clauses = [_CLAUSE.split(one.strip(" \"'[]*.!?\n")) for one in _SENTENCE.split(plain)]
+    for sentence in clauses:
+        for at, clause in enumerate(sentence):
+            if any(_REFUSALS["declines"].match(one) for one in (clause, _unled(clause))):
+                return float(not (at and _REFUSALS["quotes"].search(plain)))
+            if not at and _REFUSALS["negated"].match(_unled(clause)):
+                return float(not _REFUSALS["works"].search(plain))
+        if not all(map(_leads, sentence)):
+            break
+    said = [_unled(one) for sentence in clauses for one in sentence if not _leads(one)]
+    return float(bool(said) and all(_REFUSALS["denies"].fullmatch(one) for one in said))
+
+
+def _leads(clause: str) -> bool:
+    """Whether a clause says nothing by itself."""
+    return not _unled(clause) or _REFUSALS["leads"].fullmatch(clause) is not None
+
+
+def _unled(clause: str) -> str:
+    """A clause without the words that lead into it."""
+    while (lead := _REFUSALS["openings"].match(clause)) is not None:
+        clause = clause[lead.end() :]
+    return clause
 
 
 def truncation(text: str, finish: Finish) -> float:

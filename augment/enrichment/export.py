@@ -74,10 +74,14 @@ class SideShown:
 
     def provenance(self) -> Markup:
         """Markdown: which model, prompts and settings wrote the texts."""
-        prompts, models = self.recipe.get("prompts"), self.models.most_common()
+        parts = self.recipe.get("joined") or [self.recipe]
+        return Markup("").join(self._made(one) for one in parts)
+
+    def _made(self, recipe: Mapping[str, Any]) -> Markup:
+        prompts, models = recipe.get("prompts"), self.models.most_common()
         known = packaged(prompts) if isinstance(prompts, Mapping) else ()
         return markdown(
-            "made.md", entries=self.name, recipe=self.recipe, models=models, prompts=list(known)
+            "made.md", entries=self.name, recipe=recipe, models=models, prompts=list(known)
         )
 
 

@@ -48,7 +48,7 @@ TextKind = Literal[
 ]  # fmt: skip
 #: Settings of each kind of text, beside ``of`` for those made from another text.
 SETTINGS: Mapping[TextKind, Collection[str]] = {
-    "vlm": ("modification_prompt", "text_prompt"),
+    "vlm": ("modification_prompt", "text_prompt", "model"),
     "oracle": ("text_prompt",),
     "chains": ("text_prompt",),
     "leaky": (),
@@ -135,6 +135,8 @@ class TextSpec:
         share: of the items that keep their text.
         router: puts items in order, see :mod:`benchmarks.experiments.noise`.
         contested_by: arm that the router asks.
+        model: whose texts of the given store these are, in place of those that are meant; ``A+B``
+            those of two, together.
         seed: of what is drawn.
     """
 
@@ -148,6 +150,7 @@ class TextSpec:
     share: float = 0.0
     router: str = "random"
     contested_by: str = ""
+    model: str = ""
     seed: int = 0
 
     @property

@@ -47,6 +47,7 @@ from augment.store import Scope, Store
 from augment.store.keys import Recipe
 from augment.store.runs import load_runs
 from augment.store.upkeep import merge
+from augment.views import open_texts
 from benchmarks.experiments import noise
 from benchmarks.experiments.graph import CachedStep
 from benchmarks.experiments.noise import Changed
@@ -119,10 +120,12 @@ def made_anew(text: TextSpec, using: Enriching) -> CachedStep:
         about = {"kind": "oracle", "root": using.root_digest, **text.settings}
         work = partial(_oracle, using, text.text_prompt or None)
         return CachedStep("texts", "texts of the oracle", about, (), work)
-    if using.store is not None and not text.settings:
+    if text.model and using.store is None:
+        raise DataError("are of a model's texts in a store: name the store", f"{text.model}")
+    if using.store is not None and not text.settings.keys() - {"model"}:
         sides: Sequence[Side] = ("query",) if text.kind == "chains" else SIDES
-        recipes = {side: Store(using.store).recipe(side).id for side in sides}
-        about = {"kind": "given", "keys": _keys(using.store, recipes)}
+        recipes = {side: _recipe_of(Store(using.store), side, text.model) for side in sides}
+        about = {"kind": "given", "keys": _keys(using.store, recipes), **text.settings}
         return CachedStep(
             "texts", f"texts of {using.store}", about, (), partial(_given, using, recipes)
         )
@@ -146,12 +149,22 @@ def made_anew(text: TextSpec, using: Enriching) -> CachedStep:
 
 
 def _keys(store: Path, recipes: Mapping[Side, str]) -> str:
-    """Digest of which text each item has under a recipe."""
+    """Digest of which text each item has under a recipe, or under several (``A+B``)."""
     opened = Store(store)
-    rows = {side: sorted((row["item"], row["key"])
-                         for row in opened.rows("link", recipe).scan("item", "key"))
+    rows = {side: sorted((row["item"], row["key"]) for part in recipe.split("+")
+                         for row in opened.rows("link", part).scan("item", "key"))
             for side, recipe in recipes.items()}  # fmt: skip
     return digest(rows)
+
+
+def _recipe_of(store: Store, side: Side, models: str) -> str:
+    """The id of a model's recipe in a store, of several models ``A+B``; empty: the one meant."""
+    if not models:
+        return store.recipe(side).id
+    made = {recipe.model: recipe.id for recipe in store.recipes(side)}
+    if unknown := set(models.split("+")) - set(made):
+        raise DataError(f"has no {side} texts of {', '.join(unknown)}", str(store.folder))
+    return "+".join(made[model] for model in models.split("+"))
 
 
 def _given(using: Enriching, recipes: Mapping[Side, str], folder: Path, _: Sequence[Path]) -> None:
@@ -328,7 +341,7 @@ def _record(
     store = Store(source.store)
     about: dict[str, Any] = {}
     for side in source.recipes:
-        texts = store.texts(side, source.recipes[side])
+        _, texts = open_texts(store, side, source.recipes[side])
         about[side] = _tally(texts)
         if has_truth(root):
             about[side]["facts"] = score_facts(root, side, texts)

@@ -6,7 +6,7 @@ import base64
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, final
@@ -177,8 +177,8 @@ def write_report(
         compare=page.compare,
         wins=wins,
         losses=losses,
-        provenance=[_provenance(name, run, side)
-                    for name, run in zip(names, runs, strict=True) for side in SIDES],
+        provenance=[one for name, run in zip(names, runs, strict=True) for side in SIDES
+                    for one in _provenance(name, run, side)],
         trained=[(name, run.trained) for name, run in zip(names, runs, strict=True)],
         made=[(name, run.about.get("made_by"), run.about.get("commit"))
               for name, run in zip(names, runs, strict=True)],
@@ -202,14 +202,16 @@ def _names(first: Path, second: Path) -> tuple[str, str]:
     return f"{first.parent.name}/{first.name}", f"{second.parent.name}/{second.name}"
 
 
-def _provenance(name: str, run: OpenedRun, side: Side) -> dict[str, Any]:
-    """How the text of one side of one run was made; no recipe where published text is shown."""
+def _provenance(name: str, run: OpenedRun, side: Side) -> Iterator[dict[str, Any]]:
+    """How the texts of one side of one run were made; no recipe where published text is shown."""
     view = run.views[side]
-    recipe = Recipe.from_json(view.recipe) if view.recipe else None
-    # What was done to the texts afterwards, by experiments.
-    changed = recipe.settings.get("changed") if recipe else None
-    told = ", ".join(f"{k} {v}" for k, v in changed.items()) if isinstance(changed, dict) else ""
-    return {"run": name, "side": side, "view": view.view, "recipe": recipe, "changed": told}
+    for recipe in map(Recipe.from_json, view.recipes) if view.recipes else [None]:
+        # What was done to the texts afterwards, by experiments.
+        changed = recipe.settings.get("changed") if recipe else None
+        told = (
+            ", ".join(f"{k} {v}" for k, v in changed.items()) if isinstance(changed, dict) else ""
+        )
+        yield {"run": name, "side": side, "view": view.view, "recipe": recipe, "changed": told}
 
 
 @entry

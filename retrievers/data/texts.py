@@ -24,7 +24,8 @@ class ViewConfig:
         view: raw (published), append (published, then generated) or replace (generated).
         store: folder of generated texts; needed unless raw.
         recipe: id of the recipe in the store; null takes the only one, or the only
-            complete one; several are an error that lists them.
+            complete one; several are an error that lists them. A+B shows the texts of two
+            together, those that are accepted, in this order: captions and transcripts, say.
         length: of generated text: dense, short or sentences (see :mod:`augment.checks.lengths`).
         mix: in training, draw among texts with these weights, such as
             ``{dense: 0.5, short: 0.3, raw: 0.2}`` (:func:`retrievers.data.mixtures.make_mixture`);

@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from itertools import product
+from itertools import permutations, product
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
@@ -602,6 +602,7 @@ def _view(side: Side, trained: str, store: Path | None, allow_mismatch: bool) ->
         return next((one for one in marked if one.name == trained), marked[0])
     opened = Store(store)
     names = [recipe.id for recipe in opened.recipes(side)]
+    names += ["+".join(both) for both in permutations(names, 2)]
     for name, length, mark in product(names, LENGTHS, MARKS):
         checks = judged_under(opened, side, name)
         if TextView(side, view, {"id": name}, {}, length, checks, mark).name == trained:

@@ -56,6 +56,8 @@ def load_clip(
             name,
             pretrained=None if random_init else pretrained,
             load_weights=not random_init,
+            # Of a repository without weights, it would go on with random ones.
+            require_pretrained=has_weights(name, pretrained, random_init),
             force_preprocess_cfg=_tag_preprocessing(name, pretrained),
         )
         tokenizer = unmarked(open_clip.get_tokenizer(name))

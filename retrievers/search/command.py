@@ -252,6 +252,12 @@ def _add_opening(parser: ArgumentParser) -> None:
         help="Generated texts. A checkpoint trained on them needs them.",
     )
     parser.add_argument(
+        "--recipe",
+        type=str | None,
+        metavar="ID",
+        help="Whose texts bm25 searches and others show; A+B: both. Default: the one meant.",
+    )
+    parser.add_argument(
         "--pool",
         type=str,
         nargs="+",
@@ -335,5 +341,5 @@ def _rerank(parsed: Namespace, searcher: Searcher) -> None:
 
 def _opening(parsed: Namespace) -> dict[str, Any]:
     """What :meth:`Searcher.open` takes from these options, but for the VLM."""
-    names = ("root", "store", "embeddings", "device", "allow_mismatch")
+    names = ("root", "store", "recipe", "embeddings", "device", "allow_mismatch")
     return {"pools": parsed.pool, **{name: parsed[name] for name in names}}

@@ -60,6 +60,11 @@ class QueryRewriter:
                 "the retriever was trained on queries as published, so a rewritten query is none "
                 "it knows; leave --vlm out, or pass --allow-mismatch to try it on purpose"
             )
+        if len(trained.recipes) > 1:
+            raise MismatchError(
+                "the retriever was trained on queries with the texts of two recipes, and one model "
+                "rewrites one; leave --vlm out"
+            )
         self._pictures = pictures
         settings = dict(trained.recipe.get("settings") or {})  # type: ignore[call-overload]
         limits = {name: settings.get(name) for name in ("min_pixels", "max_pixels")}

@@ -116,6 +116,7 @@ class Searcher:
         root: str | Path,
         *,
         store: str | Path | None = None,
+        recipe: str | None = None,
         pools: Sequence[str] = (),
         vlm: str | None = None,
         embeddings: str | Path | None = None,
@@ -133,6 +134,8 @@ class Searcher:
             root: folder in M-BEIR's layout.
             store: folder of generated texts; needed by a checkpoint trained on them, and shown
                 beside the results of others.
+            recipe: of the candidates' texts that bm25 searches and others show; several as ``A+B``.
+                None takes the one meant. A checkpoint that was trained on texts finds its own.
             pools: names of local pools (``flags`` or ``flags_task0``); none takes all of them.
             vlm: rewrites queries as those of the training were, such as ``flagland-vlm``.
             embeddings: folder of ``python -m retrievers embed``. None takes ``embeddings`` beside
@@ -159,28 +162,29 @@ class Searcher:
         if str(checkpoint) == BM25:
             if embeddings is not None or vlm is not None:
                 raise DataError("bm25 has no embeddings and no rewritten queries; leave them out")
-            recipe = TextRecipe(open_view("query", "raw"), _generated(texts), "plain", None)
+            shown = _generated(texts, recipe)
+            read = TextRecipe(open_view("query", "raw"), shown, "plain", None)
             index, words = Bm25Index(), Bm25Config().fingerprint
-            index.add(plan.ids, [recipe.candidate(i) or "" for i in plan.catalog.items()], words)
+            index.add(plan.ids, [read.candidate(i) or "" for i in plan.catalog.items()], words)
             index.build()
-            return cls(data, plan, None, recipe, index, recipe.corpus_view, pictures)
+            return cls(data, plan, None, read, index, shown, pictures)
         made = checkpoint if isinstance(checkpoint, Encoder) else None
         retriever = made or load(str(checkpoint), str(device_named(device)))
-        recipe = open_recipe(retriever.trained_on, data, texts, allow_mismatch)
+        read = open_recipe(retriever.trained_on, data, texts, allow_mismatch)
         rewriter = (
-            QueryRewriter(vlm, pictures.folder, recipe.query_view, allow_mismatch) if vlm else None
+            QueryRewriter(vlm, pictures.folder, read.query_view, allow_mismatch) if vlm else None
         )
-        made_by = retriever.fingerprint(recipe.fingerprint)
+        made_by = retriever.fingerprint(read.fingerprint)
         folder = None if embeddings is None else Path(embeddings)
         if folder is None and made is None:
             folder = _embeddings(Path(str(checkpoint)), made_by)
         vectors, notes = (
-            _embed(retriever, recipe, data, plan, device)
+            _embed(retriever, read, data, plan, device)
             if folder is None
             else _read_embeddings(folder, made_by, plan, device)
         )
-        shown = recipe.corpus_view if recipe.corpus_view.view != "raw" else _generated(texts)
-        return cls(data, plan, retriever, recipe, vectors, shown, pictures, rewriter, notes)
+        shown = read.corpus_view if read.corpus_view.view != "raw" else _generated(texts, recipe)
+        return cls(data, plan, retriever, read, vectors, shown, pictures, rewriter, notes)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -559,11 +563,11 @@ def _pool_files(root: DataRoot, names: Sequence[str]) -> list[Path]:
     return list(dict.fromkeys(path for name in names for path in by_name[name]))
 
 
-def _generated(store: Path | None) -> TextView:
+def _generated(store: Path | None, recipe: str | None) -> TextView:
     """Published text, and generated text behind it where there is some."""
     if store is None or not Store(store).recipes("corpus"):
         return open_view("corpus", "raw")
-    return open_view("corpus", "append", store)
+    return open_view("corpus", "append", store, recipe)
 
 
 def _embeddings(checkpoint: Path, made_by: str) -> Path | None:

@@ -104,6 +104,46 @@ def test_fingerprint_follows_view_and_recipe(folder):
     assert len(first) == 3
 
 
+def test_texts_of_two_recipes_are_shown_together(folder, first_rules):
+    """Captions and transcripts: in the order named, each under its own checks."""
+    read = replace(RECIPE, prompts={"p": "ocr/text@1"})
+    alone = prints(folder)
+    with Store(folder) as store:
+        store.save_recipe(read)
+        for n, text, rejected in ((1, "Read 1. More.", ""), (2, "read 2", ""), (4, "read 4", ""),
+                                  (5, "", ""), (6, "no", "too long")):  # fmt: skip
+            store.append(
+                Enrichment(f"r{n}", f"1:{n}", text, "ocr/text@1", "m", "r", rejected=rejected)
+            )
+            store.link(read.id, f"1:{n}", f"r{n}")
+    name = f"{RECIPE.id}+{read.id}"
+    both, turned = (
+        open_view("corpus", "append", folder, one) for one in (name, f"{read.id}+{RECIPE.id}")
+    )
+    seen = [both.text(item(n)) for n in (1, 2, 3, 4, 5, 6)]
+    shown = ["new 1\nRead 1. More.", "read 2", "", "read 4", "", ""]
+    assert seen == [f"old\n{text}" if text else "old" for text in shown]
+    assert turned.text(item(1)) == "old\nRead 1. More.\nnew 1"
+    short = open_view("corpus", "replace", folder, name, "short")
+    assert short.text(item(1)) == "new 1\nRead 1."
+    assert pickle.loads(pickle.dumps(both)).text(item(4)) == "old\nread 4"  # noqa: S301 - our own
+    assert [one["id"] for one in both.recipes] == [RECIPE.id, read.id]
+    assert both.enrichment("1:6").rejected == "too long"
+    one = open_view("corpus", "append", folder, RECIPE.id)
+    assert one.fingerprint == alone, "what checkpoints remember"
+    before = both.fingerprint
+    assert len({before, turned.fingerprint, short.fingerprint, alone}) == 4
+    run(folder, STRICT, recipe=read)
+    assert open_view("corpus", "append", folder, name).fingerprint != before
+    assert open_view("corpus", "append", folder, RECIPE.id).fingerprint == alone
+    run(folder, STRICT)
+    assert open_view("corpus", "append", folder, name).other("raw").text(item(1)) == "old"
+    with pytest.raises(DataError, match="twice"):
+        open_view("corpus", "append", folder, f"{read.id}+{read.id}")
+    with pytest.raises(StoreError, match="no corpus recipe x"):
+        open_view("corpus", "append", folder, f"{read.id}+x")
+
+
 def run(folder, limits, ends=True, shard="", recipe=RECIPE):
     """A run under some limits, as the commands note it."""
     with Store(folder) as store:

@@ -1,12 +1,21 @@
 """Search by words beside search by vectors: the same root, the same answers, the same page."""
 
+import json
+import shutil
+from dataclasses import replace
+
 import pytest
 
 from augment.data import DataRoot
 from augment.data.pools import open_candidates
 from augment.errors import DataError
+from augment.records import Enrichment
 from augment.store import Store
+from augment.views import open_view
 from retrievers import Searcher
+from retrievers.cli import main
+from retrievers.data.texts import TextRecipe
+from retrievers.models.load import open_recipe
 from retrievers.search.command import names_of
 from retrievers.search.page import Question, render_page
 from retrievers.vectors.bm25 import Bm25Index
@@ -81,3 +90,29 @@ def test_generated_text_is_found_and_what_words_cannot_do_is_refused(world):
         "bm25": "bm25",
         "a": "RUN/checkpoints/last.ckpt",
     }
+
+
+def test_captions_and_transcripts_are_searched_together_and_found_again(world, tmp_path, capsys):
+    store = tmp_path / "store"
+    shutil.copytree(world.store, store)
+    pool = next(f.path for f in DataRoot(world.root).pools() if f.task == 0)
+    item = next(iter(open_candidates(pool)))
+    with Store(store) as opened:
+        (seen,) = opened.recipes("corpus")
+        read = replace(seen, model="ocr")
+        opened.save_recipe(read)
+        opened.append(Enrichment("r", item.id, "quixotic", "ocr/text@1", "ocr", "1"))
+        opened.link(read.id, item.id, "r")
+    both = f"{seen.id}+{read.id}"
+    asked = ["search", "--root", str(world.root), "--store", str(store), "--checkpoint", "bm25"]
+    assert main([*asked, "--recipe", both, "--json", "quixotic"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["results"]
+    caption = Store(store).texts("corpus", seen.id)[item.id].text
+    assert (found["id"], found["generated"]) == (item.id, f"{caption}\nquixotic")
+    words = ["bm25", f"--root={world.root}", f"--out={tmp_path / 'run'}", "--corpus.view=append",
+             f"--corpus.store={store}", f"--corpus.recipe={both}"]  # fmt: skip
+    assert main(words) == 0
+    view = open_view("corpus", "append", store, both)
+    assert view.name in (tmp_path / "run/metrics.json").read_text()
+    trained = TextRecipe(open_view("query"), view, "plain", None).fingerprint
+    assert open_recipe(trained, DataRoot(world.root), store).corpus_view.name == view.name
