@@ -26,8 +26,8 @@ from augment.files import aligned, markdown, read_json, say, write_text
 FOLDER = Path(__file__).with_name("results")
 ROOT = FOLDER.parent.parent
 #: Documents with places to be filled.
-DOCUMENTS = (ROOT / "README.md",)
-_PLACE = re.compile(r"(<!-- filled from (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "your-data.md")
+_PLACE = re.compile(r"(<!-- filled from (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 @final
@@ -102,6 +102,17 @@ def demo_table(value: Mapping[str, Any]) -> str:
     return markdown(head, rows)
 
 
+def with_minutes(table: str, kinds: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """A table of kinds of data; of those measured, the third column is minutes of a processor."""
+
+    def filled(row: re.Match[str]) -> str:
+        if row[2] not in kinds:
+            return row[0]
+        return f"{row[1]}{sum(step['cpu'] for step in kinds[row[2]].values()) / 60:.1f}{row[3]}"
+
+    return re.sub(r"^(\| `(\w+)` \| [^|]* \| )[^|]*( \|)", filled, table, flags=re.MULTILINE)
+
+
 def fill(document: Path) -> None:
     """Write the tables of the JSON results that a document's marks name.
 
@@ -114,7 +125,10 @@ def fill(document: Path) -> None:
         if not path.is_file():
             raise DataError(f"no result {place[2]}; the mark names a file below {FOLDER}",
                             str(document))  # fmt: skip
-        return f"{place[1]}{demo_table(read_json(path))}\n{place[3]}"
+        value = read_json(path)
+        if "kinds" in value:
+            return f"{place[1]}{with_minutes(place[3], value['kinds'])}{place[4]}"
+        return f"{place[1]}{demo_table(value)}\n{place[4]}"
 
     write_text(document, _PLACE.sub(table, document.read_text(encoding="utf-8")))
 

@@ -1,13 +1,14 @@
 """Pictures: a path of the data becomes RGB pixels or a hash, or an :class:`ImageError`.
 
 Paths come from data files that others wrote, so they are confined to the data root, and sizes are
-checked before anything is decoded.
+checked before anything is decoded. A path may name a part of a tar (:class:`TarPart`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import re
 import struct
 import time
 import zlib
@@ -21,7 +22,6 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from augment.errors import ImageError
-from augment.files import sha256
 
 #: Pillow's own limit for a suspected decompression bomb (``PIL.Image.MAX_IMAGE_PIXELS``).
 MAX_PIXELS = 89_478_485
@@ -33,6 +33,7 @@ SETTLED_SECONDS = 2.0
 #: reader of JPEG opens MPO, too.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
+_TAR_PART = re.compile(r"(.+\.tar)/([0-9]{1,15})-([0-9]{1,9})-([0-9a-f]{8})/[^/]+", re.DOTALL)
 _POINTER = b"version https://git-lfs"
 _POINTER_BYTES = 1024
 _FORBIDDEN = "may not be read by this user; change its permissions"
@@ -49,8 +50,37 @@ _BROKEN = (
 )
 
 
+class TarPart(NamedTuple):
+    """A picture that stays in a tar, which is not packed: ``TAR/START-SIZE-CRC/NAME`` as a path.
+
+    Opening it is one seek, and its CRC-32, in hex, tells whether the tar has changed since.
+    """
+
+    tar: str
+    start: int
+    size: int
+    crc: str
+
+
+def tar_part(path: str) -> TarPart | None:
+    """The part of a tar that a path names; None if it names a file."""
+    found = _TAR_PART.fullmatch(path)
+    return TarPart(found[1], int(found[2]), int(found[3]), found[4]) if found else None
+
+
+def part_path(tar: str, start: int, data: bytes, name: str) -> str:
+    """Path of a picture that stays in a tar (:class:`TarPart`); its name is for people."""
+    return f"{tar}/{start}-{len(data)}-{zlib.crc32(data):08x}/{name}"
+
+
+def holder(path: str) -> str:
+    """Path of the file that holds a picture: its own, or that of the tar that it is in."""
+    part = tar_part(path)
+    return part.tar if part else path
+
+
 def resolve(root: Path, path: str) -> Path:
-    """The file that ``path`` names under ``root``, after following symbolic links.
+    """The file that ``path`` names under ``root``, or the tar of its part; links are followed.
 
     Raises:
         ImageError: ``outside-root`` for a URL, an absolute path, ``..`` or a link that leaves the
@@ -66,7 +96,7 @@ def resolve(root: Path, path: str) -> Path:
         )
     base = root.resolve()
     try:
-        target, found = _looked_up(base, path)
+        target, found = _looked_up(base, holder(path))
     except (OSError, RuntimeError) as error:  # a loop of links, a name too long for the disk
         raise ImageError(f"cannot be looked up: {error}", path, "missing") from error
     if not target.is_relative_to(base):
@@ -137,7 +167,7 @@ def open_image(
     file = resolve(root, path)
     refuse_pointer(file, path)
     try:
-        source = _expected(file, path, expected) if expected else file
+        source = io.BytesIO(_bytes(file, path, expected)) if expected or tar_part(path) else file
         with Image.open(source, formats=FORMATS) as image:
             _refuse_bomb(image, path, max_pixels)
             image.load()
@@ -164,34 +194,51 @@ def open_image(
         ) from error
 
 
-def _expected(file: Path, path: str, expected: str) -> io.BytesIO:
-    """The bytes of a file, read once: those that were hashed are those that are decoded."""
-    data = file.read_bytes()
-    if hashlib.sha256(data).hexdigest() != expected:
+def _bytes(file: Path, path: str, expected: str = "") -> bytes:
+    """The bytes of a picture, read once: those that were hashed are those that are decoded."""
+    part = tar_part(path)
+    if part is None:
+        data = file.read_bytes()
+    else:
+        with file.open("rb") as stream:
+            stream.seek(part.start)
+            data = stream.read(part.size)
+        if len(data) < part.size or f"{zlib.crc32(data):08x}" != part.crc:
+            told = f"no longer is that part of {file.name}, which has changed; import it again"
+            raise ImageError(told, path, "changed")
+    if expected and hashlib.sha256(data).hexdigest() != expected:
         raise ImageError(
             "was replaced since it was looked up; run the same command again, which takes it as "
             "it is then",
             path,
             "changed",
         )
-    return io.BytesIO(data)
+    return data
+
+
+def read_picture(root: Path, path: str) -> bytes:
+    """The bytes of a picture as they are stored.
+
+    Raises:
+        ImageError: see :func:`resolve`; ``lfs-pointer``, because a pointer's bytes are not the
+            picture's; ``corrupt`` if the file cannot be read; ``changed`` if a tar has others.
+    """
+    file = resolve(root, path)
+    refuse_pointer(file, path)
+    try:
+        return _bytes(file, path)
+    except OSError as error:
+        forbidden = isinstance(error, PermissionError)
+        raise ImageError(_FORBIDDEN if forbidden else f"cannot be read: {error}", path) from error
 
 
 def content_hash(root: Path, path: str) -> str:
     """SHA-256 of a picture's bytes, 64 hex digits; pictures with equal bytes are the same picture.
 
     Raises:
-        ImageError: see :func:`resolve`; ``lfs-pointer``, because a pointer's bytes are not the
-            picture's; ``corrupt`` if the file cannot be read.
+        ImageError: as :func:`read_picture`.
     """
-    file = resolve(root, path)
-    refuse_pointer(file, path)
-    try:
-        return sha256(file)
-    except PermissionError as error:
-        raise ImageError(_FORBIDDEN, path, "corrupt") from error
-    except OSError as error:
-        raise ImageError(f"cannot be read: {error}", path, "corrupt") from error
+    return hashlib.sha256(read_picture(root, path)).hexdigest()
 
 
 class Hashed(NamedTuple):
@@ -234,7 +281,8 @@ class PictureHashes:
             status = file.stat()
         except OSError as error:
             raise ImageError(f"cannot be looked up: {error}", path, "missing") from error
-        state = f"{file}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ino}"
+        inside = path[len(holder(path)) :]
+        state = f"{file}{inside}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ino}"
         name = hashlib.blake2b(state.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
         known = self._remembered(name)
         if known is not None:

@@ -24,6 +24,7 @@ STAGES = {
     "full_size": ("full_size", "measure", "full_size"),
     "checks": ("checks", "measure", "checks"),
     "texts": ("checks", "measure_texts", "check_texts"),
+    "doors": ("doors", "measure", "doors"),
 }
 
 

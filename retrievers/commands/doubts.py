@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from augment.data import grades_of, read_qrels, write_qrels
 from augment.errors import DataError
 from augment.files import say, write_text
 from augment.records import Item, Qrel
+from augment.store.page import thumbnail
 from retrievers.data.module import MBeirData
 from retrievers.data.plan import EvalTask, Plan
 from retrievers.evaluation.compare import files_of
@@ -87,7 +87,7 @@ def _page(plan: Plan, found: dict[str, list[Doubt]], root: Path, out: Path) -> s
     def shown(item: Item | None) -> str:
         if item is None:
             return "not in the pools"
-        where = [html.escape(os.path.relpath(root / image, out)) for image in item.images]
+        where = [thumbnail(root, image)[0] or "" for image in item.images]
         pictures = "".join(f'<img src="{one}" height="96" alt="">' for one in where)
         return f"{html.escape(item.id)}<br>{pictures} {html.escape(item.text or '')}"
 

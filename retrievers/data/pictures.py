@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import Compose, Normalize, ToTensor
 
-from augment.data.images import open_image
+from augment.data.images import holder, open_image
 from augment.errors import DataError, StoreWriteError
 from retrievers.data.examples import Collator
 
@@ -117,7 +117,7 @@ class ResizedPictures:
     def _place(self, path: str) -> Path | None:
         """Where a picture is kept; None of one that does not exist, whose error comes later."""
         try:
-            found = (self._root / path).stat()
+            found = (self._root / holder(path)).stat()
         except (OSError, ValueError):
             return None
         seen = f"{path}\0{found.st_size}\0{found.st_mtime_ns}\0{self._name}"

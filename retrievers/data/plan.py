@@ -16,7 +16,7 @@ from jaxtyping import Int64
 from torch.utils.data import Dataset
 
 from augment.data import DataRoot, grades_of, read_qrels
-from augment.data.images import content_hash, resolve
+from augment.data.images import content_hash, resolve, tar_part
 from augment.data.pools import Catalog, open_candidates, open_queries
 from augment.errors import DataError, ImageError
 from augment.records import TASKS, Item, Modality, OwnPicture, Query, Side, dataset_of
@@ -358,7 +358,8 @@ def _by_content(root: Path, queries: Iterable[Query]) -> Callable[[str], str]:
 
     def size(path: str) -> int:
         try:
-            return resolve(root, path).stat().st_size
+            part = tar_part(path)
+            return part.size if part else resolve(root, path).stat().st_size
         except (ImageError, OSError):
             return -1
 

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from augment.data.images import resolve
+from augment.data.images import read_picture, resolve, tar_part
 from augment.errors import DataError
-from augment.files import new_folder, say
+from augment.files import digest, new_folder, say
 from augment.records import Item
 from retrievers.data.datasets import open_negatives, target_modality
 from retrievers.data.module import MBeirData
@@ -51,7 +51,7 @@ def pairs(data: MBeirData, out: Path, to: Form = "ms_swift", most: int = 8) -> N
     """
     number, corpus = 0, dict[str, _Shown]()
     with new_folder(out) as partial, (partial / "train.jsonl").open("w", encoding="utf-8") as file:
-        for number, pair in enumerate(_pairs(data, most), start=1):  # noqa: B007 - told
+        for number, pair in enumerate(_pairs(data, most, partial, out), start=1):  # noqa: B007 - told
             file.write(_line(_FORMS[to](pair)))
             if to == "tevatron":
                 corpus.update((one.id, one) for one in (*pair.positives, *pair.negatives))
@@ -66,12 +66,20 @@ def _line(record: dict[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def _pairs(data: MBeirData, most: int) -> Iterator[_Pair]:
+def _pairs(data: MBeirData, most: int, partial: Path, out: Path) -> Iterator[_Pair]:
     book, queries = data.training_queries(None)
     hard, recipe, root = open_negatives(data.negatives, queries), data.recipe, data.root.path
 
+    def file(path: str) -> str:  # other trainers read no tars
+        if not tar_part(path):
+            return str(resolve(root, path))
+        name = f"{digest(path)[:24]}{Path(path).suffix}"
+        (partial / "pictures").mkdir(exist_ok=True)
+        (partial / "pictures" / name).write_bytes(read_picture(root, path))
+        return str(out.resolve() / "pictures" / name)
+
     def shown(item: Item, text: str | None) -> _Shown:
-        return _Shown(item.id, text or "", [str(resolve(root, path)) for path in item.images])
+        return _Shown(item.id, text or "", [file(path) for path in item.images])
 
     def found(dids: Iterable[str]) -> list[_Shown]:
         items = (item for item in map(book.find, dids) if item is not None)

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from torch.utils.data import DataLoader
 
 from augment.data import DataRoot, InstructionRow
-from augment.data.images import content_hash, open_image, resolve
+from augment.data.images import content_hash, open_image, read_picture
 from augment.data.items import SPLITS
 from augment.data.pools import open_queries
 from augment.errors import DataError, ImageError, StoreError
@@ -316,7 +316,7 @@ class Searcher:
                 continue
             try:
                 if item.images and self._retriever is not None:
-                    picture = self.pictures.add_file(resolve(self.root, item.images[0]))
+                    picture = self.pictures.add(read_picture(self.root, item.images[0]))
             except ImageError:
                 continue
             target = target_modality(query, self._plan.find)

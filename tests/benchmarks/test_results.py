@@ -49,6 +49,17 @@ def test_changes_of_the_measured_code_are_counted(tmp_path, monkeypatch):
     assert "history not here" in ages([Measured("x.md", "command", "0" * 40, ["code"])])
 
 
+def test_the_page_about_your_data_holds_the_minutes(tmp_path):
+    text = (ROOT / "docs/your-data.md").read_text(encoding="utf-8")
+    measured = "|".join(json.loads((FOLDER / "doors.json").read_text())["kinds"])
+    stale = re.sub(rf"(\| `({measured})` \| [^|]* \| )[\d.]+", r"\1stale", text)
+    copy = tmp_path / "page.md"
+    copy.write_text(stale, encoding="utf-8")
+    fill(copy)
+    assert stale.count("| stale |") == measured.count("|") + 1
+    assert copy.read_text(encoding="utf-8") == text
+
+
 def test_the_readme_holds_the_demos_numbers(tmp_path, capsys):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     copy = tmp_path / "README.md"

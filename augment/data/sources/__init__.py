@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from augment.data.sources import parquet, records, sets, tables
 from augment.data.sources.entries import Entries
 from augment.data.sources.writing import Bounds as Bounds
-from augment.data.sources.writing import Imported, write_root
+from augment.data.sources.writing import Imported, Pictures, write_root
 from augment.errors import DataError
 
 #: Kind -> its reader.
@@ -36,7 +36,7 @@ def import_data(
     out: Path,
     name: str | None = None,
     images: Path | None = None,
-    pictures: Literal["link", "copy"] = "link",
+    pictures: Pictures = "link",
     instruction: str | None = None,
     bounds: Bounds = Bounds(),  # noqa: B008 - frozen
     **options: Any,
@@ -50,7 +50,8 @@ def import_data(
         name: Of the data set; null: that of the source.
         images: Folder that paths of pictures are relative to, and may not leave; null: the source,
             or the folder of the file.
-        pictures: Hard links (copies on another disk), or copies.
+        pictures: Hard links (copies on another disk) of pictures, or of the tars that they are in;
+            copies; or files, also of pictures that are in tars.
         instruction: Put before every query by retrievers that read instructions.
         bounds: What is taken at most.
         **options: Of the kind.
@@ -77,5 +78,5 @@ def _read(entries: Entries, kind: str, source: Path) -> Entries:
         yield from entries
     except KeyError as error:
         raise DataError(f"lacks {error}; is it of kind {kind}?", str(source)) from error
-    except (TypeError, AttributeError, IndexError, ValueError) as error:
+    except (TypeError, AttributeError, IndexError, ValueError, OSError) as error:
         raise DataError(f"has another form than kind {kind} ({error})", str(source)) from error

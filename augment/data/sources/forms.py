@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple, final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from augment.data.images import resolve
+from augment.data.images import holder, read_picture, resolve
 from augment.data.pools import CandidateTable, open_candidates
 from augment.data.records import grades_of, read_candidates, read_qrels, read_queries
 from augment.data.root import DataFile, DataRoot, read_lists
@@ -71,16 +71,18 @@ class PicturesOut:
     _lost: set[str] = field(default_factory=set)
 
     def take(self, path: str) -> None:
-        """Put a picture under its own path into the folder, once."""
-        path = normpath(path)
+        """Put a picture under its own path into the folder, or the tar that it is in, once."""
+        path = normpath(holder(path))
         target = self.out / path
         if _RESERVED.match(path):  # a file of the export would be written through such a link
             self._leave(path, "under a name that an export needs itself")
             return
         if self.how == "none" or target.is_symlink() or target.exists():
             return
-        source = self._found(path)
-        if source is None:
+        try:
+            source = resolve(self.root, path)
+        except ImageError as error:
+            self._leave(path, error.reason)
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         if self.how == "symlink":
@@ -91,23 +93,21 @@ class PicturesOut:
 
     def read(self, path: str | bytes | None) -> bytes | None:
         """The bytes of a picture's file; None where there is none to be shown."""
-        named = isinstance(path, str) and self.how != "none"
-        source = self._found(str(path)) if named else None
-        self.taken += source is not None
-        return None if source is None else source.read_bytes()
+        if not isinstance(path, str) or self.how == "none":
+            return None
+        try:
+            data = read_picture(self.root, path)
+        except ImageError as error:
+            self._leave(path, error.reason)
+            return None
+        self.taken += 1
+        return data
 
     def _leave(self, path: str, reason: str) -> None:
         """Count what is not taken along, once."""
         if path not in self._lost:
             self._lost.add(path)
             self.absent[reason] += 1
-
-    def _found(self, path: str) -> Path | None:
-        try:
-            return resolve(self.root, path)
-        except ImageError as error:
-            self._leave(path, error.reason)
-            return None
 
 
 class PoolPart(NamedTuple):
@@ -331,15 +331,16 @@ def write_webdataset(entries: Iterator[SourceEntry], prefix: str, pictures: Pict
             data = pictures.read(entry.image)
             if data is not None:
                 ending = PurePosixPath(str(entry.image)).suffix.lower()
-                _member(tar, f"{number:09}{ending}", data)
+                add_member(tar, f"{number:09}{ending}", data)
             row = {"_id": entry.id, "text": entry.text, "pool": prefix.removesuffix("-")}
             asked = {"side": "query", "split": split, "grades": entry.grades} if split else {}
-            _member(tar, f"{number:09}.json", _line({**row, **asked, **_about(entry)}))
+            add_member(tar, f"{number:09}.json", _line({**row, **asked, **_about(entry)}))
         if tar is not None:
             tar.close()
 
 
-def _member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Put a file into a tar."""
     info = tarfile.TarInfo(name)
     info.size = len(data)
     tar.addfile(info, io.BytesIO(data))

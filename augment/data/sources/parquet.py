@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from augment.errors import DataError
 
 #: Names of splits -> ours.
 SPLITS = {"train": "train", "dev": "val", "val": "val", "validation": "val", "test": "test"}
-_Rows = Iterator[Mapping[str, Any]]
+_Rows = Iterable[Mapping[str, Any]]
 
 
 def mteb(source: Path, subset: str | None = None) -> Entries:
@@ -31,10 +31,7 @@ def mteb(source: Path, subset: str | None = None) -> Entries:
     """
     from datasets import get_dataset_config_names
 
-    try:
-        configs = get_dataset_config_names(str(source))
-    except (OSError, ValueError) as error:
-        raise DataError(f"is no data set that can be read: {error}", str(source)) from error
+    configs = get_dataset_config_names(str(source))
     found = [name.removesuffix("corpus") for name in configs if name.endswith("corpus")]
     wanted = [prefix for prefix in found if subset in (None, prefix.removesuffix("-"))]
     if not wanted:
@@ -48,7 +45,7 @@ def _mteb(source: Path, prefix: str, configs: list[str]) -> Entries:
     def splits(*names: str) -> Mapping[str, _Rows]:
         """Rows by split of the first configuration that there is."""
         config = next((name for name in names if name in configs), None)
-        return {} if config is None else _streams(source, config)
+        return {} if config is None else streams(source, config)
 
     pool = prefix.removesuffix("-")
     for rows in splits(f"{prefix}corpus").values():
@@ -77,16 +74,22 @@ def _mteb(source: Path, prefix: str, configs: list[str]) -> Entries:
                 )  # fmt: skip
 
 
-def _streams(source: Path, config: str) -> Mapping[str, _Rows]:
-    from datasets import Image, load_dataset
+def streams(source: Path, config: str) -> Mapping[str, _Rows]:
+    """Rows of one configuration by split; pictures are bytes."""
+    from datasets import load_dataset
 
-    found = {}
-    for split, rows in load_dataset(str(source), config, streaming=True).items():
-        for name, feature in (rows.features or {}).items():
-            if isinstance(feature, Image):
-                rows = rows.cast_column(name, Image(decode=False))
-        found[split] = iter(rows)
-    return found
+    found = load_dataset(str(source), config, streaming=True)
+    return {split: undecoded(rows) for split, rows in found.items()}
+
+
+def undecoded(rows: Any) -> Any:
+    """A data set of Hugging Face, whose pictures stay bytes."""
+    from datasets import Image
+
+    for name, feature in (rows.features or {}).items():
+        if isinstance(feature, Image):
+            rows = rows.cast_column(name, Image(decode=False))
+    return rows
 
 
 def _entry(row: Mapping[str, Any], pool: str) -> SourceEntry:

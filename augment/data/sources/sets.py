@@ -17,11 +17,9 @@ from augment.data.sources.entries import (
     objects,
     text_of,
 )
+from augment.data.sources.parquet import SPLITS
 from augment.errors import DataError
 from augment.files import packed, read_json, text_lines
-
-#: BEIR's names of splits -> ours.
-_SPLITS = {"train": "train", "dev": "val", "val": "val", "test": "test"}
 
 
 def beir(source: Path) -> Entries:
@@ -40,7 +38,7 @@ def beir(source: Path) -> Entries:
         yield SourceEntry(name, text, about.get("image"), source=about.get("src_content"))
     judged = {
         ours: _beir_grades(source / "qrels" / f"{name}.tsv")
-        for name, ours in _SPLITS.items()
+        for name, ours in SPLITS.items()
         if (source / "qrels" / f"{name}.tsv").is_file()
     }
     path = packed(source / "queries.jsonl")

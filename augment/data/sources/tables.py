@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import sys
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from augment.data.images import part_path
 from augment.data.sources.entries import (
     PICTURES,
     Entries,
@@ -27,8 +29,9 @@ from augment.data.sources.entries import (
     objects,
     text_of,
 )
+from augment.data.sources.parquet import mteb, streams, undecoded
 from augment.errors import DataError
-from augment.files import opened
+from augment.files import opened, say
 from augment.records import Side
 
 #: Largest member of a tar that is read.
@@ -84,11 +87,14 @@ def datasets(
     group: str | None = None,
     part: str = "train",
     split: str = "test",
+    subset: str | None = None,
 ) -> Entries:
-    """A Hugging Face data set: a folder that ``save_to_disk`` wrote, or a name on the Hub.
+    """A Hugging Face data set: a folder of its files, or that ``save_to_disk`` wrote, or a name.
+
+    One with configurations as our own exports have them is read as kind ``mteb``.
 
     Args:
-        source: Folder or name.
+        source: Folder, such as a snapshot of the Hub, or name on the Hub.
         id: Column of ids; null: the column ``id``, or without one the number of the row.
         text: Columns of text, joined with a blank; those that it lacks are passed over.
         image: Columns of pictures.
@@ -96,21 +102,26 @@ def datasets(
             the others of its group and leaves itself out.
         part: Of a data set that has several.
         split: Of the queries: train, val or test.
+        subset: Of a data set that has several: the name of its configuration.
     """
-    from datasets import DatasetDict, Image, load_dataset, load_from_disk
+    from datasets import get_dataset_config_names, load_from_disk
 
-    try:
-        found = load_from_disk(str(source)) if source.exists() else load_dataset(str(source))
-    except (OSError, ValueError) as error:
-        raise DataError(f"is no data set that can be read: {error}", str(source)) from error
-    if isinstance(found, DatasetDict | dict):
-        if part not in found:
-            raise DataError(f"no part {part!r}; there are {', '.join(found)}", str(source))
-        found = found[part]
-    for name, feature in found.features.items():
-        if isinstance(feature, Image):
-            found = found.cast_column(name, Image(decode=False))
-    rows = ((f"{source}: row {number}", row) for number, row in enumerate(found, start=1))
+    if any((source / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        saved = load_from_disk(str(source))
+        parts: Mapping[str, Any] = saved if isinstance(saved, dict) else {part: saved}
+    else:
+        configs = get_dataset_config_names(str(source))
+        if subset is None and any(name.endswith("corpus") for name in configs):
+            yield from mteb(source)
+            return
+        chosen = [name for name in configs if subset in (None, name)]
+        if len(chosen) != 1:
+            raise DataError(f"--subset names one of {', '.join(configs)}", str(source))
+        parts = streams(source, chosen[0])
+    if part not in parts:
+        raise DataError(f"no part {part!r}; there are {', '.join(parts)}", str(source))
+    found = enumerate(undecoded(parts[part]), start=1)
+    rows = ((f"{source}: row {number}", row) for number, row in found)
     yield from rows_to_entries(rows, _Columns(id, text, image, group, ""), "corpus", split)
 
 
@@ -226,6 +237,8 @@ def _files(source: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def webdataset(source: Path) -> Entries:
     """A tar, or a folder of tars, whose members of one name are an entry: picture, text, JSON.
 
+    Pictures stay inside, but those of a packed tar, which become files.
+
     Args:
         source: Tar, packed or not, or folder. Text is a member ``.txt`` or ``.caption``, or in a
             member ``.json`` under ``caption`` or ``text``. In our own exports that has all else.
@@ -233,9 +246,11 @@ def webdataset(source: Path) -> Entries:
     paths = sorted(source.glob("*.tar*")) if source.is_dir() else [source]
     for path in paths:
         try:
-            with tarfile.open(path, "r|*") as tar:
-                key, parts = "", dict[str, bytes]()
+            plain = _is_plain(path)
+            with tarfile.open(path, "r:" if plain else "r|*") as tar:
+                key, parts = "", dict[str, bytes | str]()
                 for member in tar:
+                    tar.members.clear()  # type: ignore[attr-defined]  # else all are held
                     stem, _, ending = PurePosixPath(member.name).name.partition(".")
                     if not member.isfile() or not ending or not stem:
                         continue
@@ -247,17 +262,31 @@ def webdataset(source: Path) -> Entries:
                     if member.size > _MEMBER_BYTES:
                         yield LeftOut("members of a tar that are too large", member.name)
                     elif (stream := tar.extractfile(member)) is not None:
-                        parts[f".{ending.lower()}"] = stream.read()
+                        data, ending = stream.read(), f".{ending.lower()}"
+                        parts[ending] = data
+                        if plain and ending in PICTURES and not member.issparse():
+                            start = member.offset_data
+                            parts[ending] = part_path(path.name, start, data, stem + ending)
                 if parts:
                     yield _sample(key, parts)
         except (tarfile.TarError, OSError, EOFError) as error:
             raise DataError(f"is no tar that can be read: {error}", str(path)) from error
 
 
-def _sample(key: str, parts: Mapping[str, bytes]) -> SourceEntry | LeftOut:
+def _is_plain(path: Path) -> bool:
+    """Whether a file is a tar that is not packed; of others it is said what becomes of them."""
+    try:
+        tarfile.open(path, "r:").close()
+    except tarfile.ReadError:
+        say(f"{path}: is packed, so its pictures become files; unpacked, it keeps them", sys.stderr)
+        return False
+    return path.suffix == ".tar"
+
+
+def _sample(key: str, parts: Mapping[str, bytes | str]) -> SourceEntry | LeftOut:
     try:
         told = json.loads(parts.get(".json", b"{}"))
-        plain = [parts[end].decode() for end in (".txt", ".caption") if end in parts]
+        plain = [cast("bytes", parts[end]).decode() for end in (".txt", ".caption") if end in parts]
     except (ValueError, RecursionError):
         return LeftOut("members of a tar whose text or JSON cannot be read", key)
     told = told if isinstance(told, dict) else {}

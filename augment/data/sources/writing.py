@@ -18,13 +18,17 @@ from typing import Any, Literal, TextIO, final
 
 from PIL import Image, ImageOps
 
-from augment.data.images import MAX_PIXELS, open_image, resolve
+from augment.data.images import MAX_PIXELS, holder, open_image, read_picture, resolve, tar_part
 from augment.data.records import candidate_record, derive_task, write_qrels, write_queries
 from augment.data.root import INSTRUCTIONS, InstructionRow, write_instructions
 from augment.data.sources.entries import PICTURES, Entries, LeftOut, SourceEntry
 from augment.errors import DataError, ImageError
 from augment.files import digest, new_folder, write_json
 from augment.records import TASKS, Item, Modality, Qrel, Query, one_picture
+
+#: Hard links of pictures and of tars that pictures are in (copies on another disk), copies, or
+#: files, also of pictures that are in tars.
+Pictures = Literal["link", "copy", "files"]
 
 _SPLITS = ("train", "val", "test")
 _BLANK = re.compile(r"[\x00\t-\r ]")
@@ -84,22 +88,15 @@ def write_root(
     out: Path,
     name: str,
     images: Path,
-    pictures: Literal["link", "copy"],
+    pictures: Pictures,
     instruction: str | None,
     bounds: Bounds,
     settings: Mapping[str, Any],
 ) -> Imported:
     """Write entries as a data root, which appears under its name when it is complete.
 
-    Args:
-        entries: what a reader yields; candidates may come before or after queries.
-        out: folder to make.
-        name: of the data set where an entry names none.
-        images: folder that paths of pictures are relative to, and may not leave.
-        pictures: hard links (copies on another disk), or copies.
-        instruction: put before every query; None writes no table of instructions.
-        bounds: what is taken at most.
-        settings: kept in ``import.json`` beside the counts.
+    Takes what :func:`augment.data.sources.import_data` says; candidates may come before or after
+    queries. ``settings`` are kept in ``import.json`` beside the counts.
 
     Raises:
         DataError: if ``out`` exists, a file cannot be read, or no candidate is left.
@@ -129,7 +126,7 @@ class _Writer:
     ) -> None:
         self.done = Imported()
         self._out, self._name, self._images = out, name, images
-        self._link, self._bounds, self._opened = how == "link", bounds, streams
+        self._how, self._bounds, self._opened = how, bounds, streams
         self._pools: dict[str, tuple[TextIO, dict[str, Modality]]] = {}
         self._queries: dict[tuple[str, str], dict[str, tuple[Item, SourceEntry]]] = {}
         self._pictures: dict[tuple[str, str], str | None] = {}
@@ -207,6 +204,8 @@ class _Writer:
 
     def _picture(self, image: str | bytes, pool: str) -> str | None:
         """Put a picture into the root, once; its path there, or None where it is left out."""
+        if self._how == "files" and isinstance(image, str) and tar_part(image):
+            image = read_picture(self._images, image)
         if isinstance(image, bytes):
             name = hashlib.sha256(image).hexdigest()[:24] + _ENDINGS.get(image[:2], "")
         else:
@@ -219,27 +218,33 @@ class _Writer:
     def _checked(self, image: str | bytes, name: str, pool: str) -> str | None:
         try:
             source = None if isinstance(image, bytes) else self._found(image)
-            size = len(image) if source is None else source.stat().st_size
+            part = None if isinstance(image, bytes) else tar_part(image)
+            size = part.size if part else len(image) if source is None else source.stat().st_size
             if size > self._bounds.max_bytes:
                 raise ImageError(f"has {size:,} bytes", name, "too-large")
             name = name if source is None or Path(name).suffix else name + source.suffix
             inner = f"mbeir_images/{pool}_images/{name}"
-            target = self._out / inner
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(image, bytes):
-                target.write_bytes(image)
-            elif source is not None and not (self._link and linked(source, target)):
-                shutil.copyfile(source, target)
+            target = self._out / holder(inner)
+            if part is None or not target.exists():
+                self._put(image if source is None else source, target)
             try:
                 open_image(self._out, inner, self._bounds.max_pixels)
             except ImageError:
-                target.unlink()
+                if part is None:
+                    target.unlink()
                 raise
         except (ImageError, OSError) as error:
             self.done.leave(f"pictures: {getattr(error, 'reason', 'unreadable')}", str(error))
             return None
         self.done.kept["pictures"] += 1
         return inner
+
+    def _put(self, source: str | bytes | Path, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(source, bytes):
+            target.write_bytes(source)
+        elif self._how == "copy" or not linked(Path(source), target):
+            shutil.copyfile(source, target)
 
     def _found(self, path: str) -> Path:
         """The file of a picture; where a set names it without its ending, any that fits."""

@@ -72,8 +72,7 @@ def test_out_and_in_again_is_the_same(tmp_path, form, capsys):
     if form == "mbeir":
         out.rename(again)
     else:
-        kind = {"datasets": "mteb"}.get(form, form)
-        import_data(kind, out, again, name="goods")
+        import_data(form, out, again, name="goods")
     before, after = held(root), held(again)
     after[2].pop(("train", "t1", "http://x/3\u00e9"), None)  # a negative, listed as judged 0
     before[2].setdefault(("train", "t1", "http://x/1\u00e9"), 1)

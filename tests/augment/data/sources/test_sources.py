@@ -5,7 +5,6 @@ import json
 import tarfile
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,6 +16,7 @@ from augment.data import DataRoot, read_candidates, read_qrels, read_queries
 from augment.data.sources import Bounds
 from augment.data.validate import validate
 from augment.errors import DataError
+from benchmarks.speed.doors import write_set
 
 
 def put(path: Path, value, colour: str = "red") -> Path:
@@ -41,6 +41,9 @@ def png(colour: str) -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (8, 6), colour).save(stream, "PNG")
     return stream.getvalue()
+
+
+PAIRS = [("a", png("red")), ("b", png("green")), (None, png("blue"))]
 
 
 def held(root: Path):
@@ -132,19 +135,8 @@ def test_a_folder_with_text_beside_and_groups(tmp_path, capsys):
         "cats/b.jpg": 7, "cats/one%20cat.jpg": 5}  # fmt: skip
 
 
-def saved_set(folder: Path) -> Path:
-    from datasets import Dataset, DatasetDict, Features, Value
-    from datasets import Image as Picture
-
-    rows = {"image": [np.full((6, 8, 3), n, np.uint8) for n in (0, 90, 180)],
-            "text": ["a", "b", None]}  # fmt: skip
-    features = Features({"image": Picture(), "text": Value("string")})
-    DatasetDict(train=Dataset.from_dict(rows, features)).save_to_disk(str(folder))
-    return folder
-
-
 def test_a_hugging_face_data_set(tmp_path):
-    saved_set(tmp_path / "set")
+    write_set("datasets", tmp_path, PAIRS)
     import_data("datasets", tmp_path / "set", tmp_path / "root")
     pool, asked, _ = held(tmp_path / "root")
     assert [(item.id, item.text, item.modality) for item in pool.values()] == [
@@ -152,6 +144,26 @@ def test_a_hugging_face_data_set(tmp_path):
     assert not asked
     with pytest.raises(DataError, match="no part 'dev'; there are train"):
         import_data("datasets", tmp_path / "set", tmp_path / "other", part="dev")
+
+
+def test_a_snapshot_of_the_hub(tmp_path):
+    from datasets import load_from_disk
+
+    write_set("datasets", tmp_path, PAIRS)
+    rows = load_from_disk(str(tmp_path / "set"))["train"]
+    snapshot, card = tmp_path / "snapshot", ["---", "configs:"]
+    for name in ("large", "small"):
+        (snapshot / name).mkdir(parents=True)
+        rows.to_parquet(snapshot / name / "test.parquet")
+        card += [f"- config_name: {name}", f"  data_files: {name}/test.parquet"]
+    import_data("datasets", snapshot / "small", tmp_path / "root", part="test")
+    assert [(item.id, item.text, len(item.images)) for item in held(tmp_path / "root")[0].values()
+            ] == [("1", "a", 1), ("2", "b", 1), ("3", None, 1)]  # fmt: skip
+    put(snapshot / "README.md", "\n".join([*card, "---", ""]))
+    with pytest.raises(DataError, match="--subset names one of large, small"):
+        import_data("datasets", snapshot, tmp_path / "other")
+    import_data("datasets", snapshot, tmp_path / "other", "small", subset="small")
+    assert held(tmp_path / "other")[0] == held(tmp_path / "root")[0]
 
 
 def tar_file(folder: Path) -> Path:
@@ -293,29 +305,15 @@ def test_circo_has_several_right_ones(tmp_path):
     assert DataRoot(tmp_path / "root").excluded("val") == {"q0": ["1"]}
 
 
-def urban_files(folder: Path) -> Path:
-    pictures(folder, "image/1.jpg", "image/2.jpg")
-    for number in (1, 2, 3):
-        put(folder / f"caption/{number}.txt", f"a long text {number}\n")
-    return folder
-
-
-def sugar_files(folder: Path) -> Path:
-    pictures(folder, "a.jpg", "b.jpg")
-    rows = {str(n): {"filename": f"{'ab'[n]}.jpg", "caption": "yes", "negative_caption": "no"}
-            for n in (0, 1)}  # fmt: skip
-    put(folder / "swap_obj.json", rows)
-    return folder
-
-
 def test_zero_shot_sets(tmp_path):
-    urban = urban_files(tmp_path / "urban")
-    done = import_data("urban1k", urban, tmp_path / "u")
+    write_set("urban1k", tmp_path, PAIRS[:2])
+    put(tmp_path / "urban/caption/3.txt", "a long text\n")
+    done = import_data("urban1k", tmp_path / "urban", tmp_path / "u")
     assert held(tmp_path / "u")[2] == {("i1", "c1"): 1, ("c1", "i1"): 1,
                                        ("i2", "c2"): 1, ("c2", "i2"): 1}  # fmt: skip
     assert done.left_out == {"captions without a picture": 1}
-    sugar = sugar_files(tmp_path / "sugar")
-    import_data("sugarcrepe", sugar, tmp_path / "s")
+    write_set("sugarcrepe", tmp_path, PAIRS[:2])
+    import_data("sugarcrepe", tmp_path / "sugar", tmp_path / "s")
     subsets = json.loads((tmp_path / "s/subsets/test.json").read_text())
     assert subsets["sugarcrepe-swap-obj-1"] == [f"sugarcrepe-swap-obj-1-{w}"
                                                 for w in ("true", "false")]  # fmt: skip
@@ -493,32 +491,17 @@ def vist_file(folder: Path) -> Path:
     return put(folder / "test.story-in-sequence.json", told)
 
 
-def sharegpt4v_file(folder: Path) -> Path:
-    pictures(folder, "coco/1.jpg", "coco/2.jpg")
-    rows = [{"image": f"coco/{n}.jpg", "conversations": [
-        {"from": "human", "value": "What is it?\n<image>"}, {"from": "gpt", "value": f"long {n}"}]}
-        for n in (1, 2)]  # fmt: skip
-    return put(folder / "share.json", rows)
-
-
 def test_sharegpt4v_is_its_first_records(tmp_path):
-    import_data("sharegpt4v", sharegpt4v_file(tmp_path / "s"), tmp_path / "r", first=1)
+    write_set("sharegpt4v", tmp_path, PAIRS[:2])
+    import_data("sharegpt4v", tmp_path / "share/share.json", tmp_path / "r", first=1)
     pool, _, judged = held(tmp_path / "r")
     assert judged == {("i0", "c0"): 1, ("c0", "i0"): 1}
-    assert pool["c0"].text == "long 1"
-
-
-def mmeb_files(folder: Path) -> Path:
-    pictures(folder.parent / "shots", "a.jpg", "b.jpg")
-    rows = [{"qry_text": f"find {n}", "qry_img_path": "", "tgt_text": ["", ""],
-             "tgt_img_path": ["a.jpg", "b.jpg"][::step]}
-            for n, step in ((1, 1), (2, -1))]  # fmt: skip
-    put(folder / "MSCOCO_t2i.jsonl", rows)
-    return folder
+    assert pool["c0"].text == "a"
 
 
 def test_mmeb_has_lists_whose_first_is_right(tmp_path):
-    import_data("mmeb", mmeb_files(tmp_path / "mmeb"), tmp_path / "r", images=tmp_path / "shots")
+    write_set("mmeb", tmp_path, PAIRS[:2])
+    import_data("mmeb", tmp_path / "mmeb", tmp_path / "r", images=tmp_path / "shots")
     pool, asked, judged = held(tmp_path / "r")
     name = "MSCOCO_t2i"
     assert judged == {(f"{name}:q1", f"{name}:c1"): 1, (f"{name}:q2", f"{name}:c2"): 1}
