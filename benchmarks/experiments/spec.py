@@ -258,7 +258,7 @@ class Experiment:
 
 def packaged() -> dict[str, Path]:
     """Name -> file of the packaged experiments, in their order."""
-    others = ("words.yaml", "texts.yaml")  # tables of words and of texts
+    others = ("words.yaml", "texts.yaml", "shapes.yaml")  # tables of words, texts and sizes
     files = [path for path in sorted(FOLDER.glob("*/*.yaml")) if path.name not in others]
     return {re.sub(r"^\d+-", "", path.stem): path for path in files}
 
