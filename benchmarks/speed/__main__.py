@@ -24,11 +24,8 @@ STAGES = {
     "full_size": ("full_size", "measure", "full_size"),
     "checks": ("checks", "measure", "checks"),
     "texts": ("checks", "measure_texts", "check_texts"),
-<<<<<<< ours
     "doors": ("doors", "measure", "doors"),
-=======
     "soak": ("soak", "measure", "soak"),
->>>>>>> theirs
 }
 
 
