@@ -25,6 +25,7 @@ STAGES = {
     "checks": ("checks", "measure", "checks"),
     "texts": ("checks", "measure_texts", "check_texts"),
     "doors": ("doors", "measure", "doors"),
+    "soak": ("soak", "measure", "soak"),
 }
 
 
