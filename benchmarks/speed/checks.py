@@ -303,9 +303,9 @@ def measure_texts() -> Page:
         "(`benchmarks/speed/texts.yaml`). *Recall*: bad texts that are refused, by any check. "
         "*Precision*: share of bad ones among those it refuses. The rules were written in sight of "
         "the texts called seen; those called unseen came after them and changed nothing. Those "
-        "called later came after rules 4 and before rules 5, and were not read for them, but are "
-        "by the same hand; those called last came when rules 5 were done, in search of words that "
-        "they do not know.",
+        "called later came after rules 4 and before rules 5; the same hand wrote both, and had "
+        "printed them to count rules 4, so that they are half seen; those called last came when "
+        "rules 5 were done, in search of words that they do not know.",
         {"": rows},
     )
 

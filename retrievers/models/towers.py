@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import open_clip
 import torch
 from jaxtyping import Bool, Float, Int
+from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.timm_model import TimmModel
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -52,6 +53,8 @@ def load_clip(
         check_sums(Path(name.removeprefix("local-dir:")))
     try:
         config = _model_config(name)
+        if name.startswith("hf-hub:") and not random_init:
+            _refuse_pickles(name.removeprefix("hf-hub:"))
         model = open_clip.create_model(
             name,
             pretrained=None if random_init else pretrained,
@@ -67,6 +70,12 @@ def load_clip(
     model.open_clip_config = config
     preprocessing = PreprocessCfg(**open_clip.get_model_preprocess_cfg(model))
     return model, Processor(tokenizer, image_transform_v2(preprocessing, is_train=False))
+
+
+def _refuse_pickles(repository: str) -> None:
+    """Refuse a repository whose weights are no safetensors: open_clip would take a pickle then."""
+    if not download_pretrained_from_hf(repository).endswith(".safetensors"):
+        raise ValueError("its weights are a pickle; only safetensors are read")
 
 
 def _model_config(name: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from threading import Thread
 import open_clip
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from benchmarks.flagland.train_clip import build_tokenizer
 from retrievers.models.load import CONFIG, WEIGHTS
@@ -20,6 +20,7 @@ from tests.tiny_vlms import pictures
 
 CLIP, SIGLIP = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "timm/ViT-B-16-SigLIP2-256"
 QWEN, BARE = "Qwen/Qwen3-VL-Embedding-2B", "nobody/without-weights"
+PICKLED = "nobody/with-a-pickle"
 #: Untrained and small, in the layouts of the published ones.
 LAYOUTS = {
     CLIP: {
@@ -50,7 +51,7 @@ import torch
 from retrievers import quickstart
 from retrievers.cli import main
 from retrievers.models.load import load
-folder, bare, models = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+folder, bare, pickled, models = *sys.argv[1:4], json.loads(sys.argv[4])
 for name, local in models.items():
     found = quickstart(folder, model="scripted:", retriever=name, threads=1)
     (made,) = (found[one] for one in found if one != "bm25")
@@ -60,7 +61,8 @@ for name, local in models.items():
     print("found", name, len({hit.id for hit in made.search("a red flag", k=4)}))
     root = f"{folder}-search/root"
     assert main(["search", "--root", root, "--checkpoint", name, "-k", "4", "a red flag"]) == 0
-print("without weights", main(["search", "--root", root, "--checkpoint", bare, "x"]))
+for told, name in (("without weights", bare), ("with a pickle", pickled)):
+    print(told, main(["search", "--root", root, "--checkpoint", name, "x"]))
 """
 
 
@@ -79,10 +81,13 @@ def hub(tmp_path, folders):
         model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
         save_file(model.state_dict(), folder / WEIGHTS)
     made = {name: tmp_path / "hub" / name for name in LAYOUTS} | {QWEN: folders["qwen3"]}
-    bare = tmp_path / "bare"
-    bare.mkdir()
-    (bare / CONFIG).write_bytes((made[CLIP] / CONFIG).read_bytes())
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler({**made, BARE: bare}))
+    others = {BARE: tmp_path / "bare", PICKLED: tmp_path / "pickled"}
+    for folder in others.values():
+        folder.mkdir()
+        (folder / CONFIG).write_bytes((made[CLIP] / CONFIG).read_bytes())
+    weights = load_file(made[CLIP] / WEIGHTS)
+    torch.save(weights, others[PICKLED] / "open_clip_pytorch_model.bin")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler({**made, **others}))
     Thread(target=server.serve_forever, daemon=True).start()
     yield made, f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -137,7 +142,8 @@ def test_published_models_by_name_are_fetched_and_searched_with(hub, tmp_path):
     environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"),
                    "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(photos), f"hf-hub:{BARE}", json.dumps(models)],
+        [sys.executable, "-c", SCRIPT, str(photos), f"hf-hub:{BARE}",
+         f"hf-hub:{PICKLED}", json.dumps(models)],
         env=environment, cwd=Path(__file__).parents[3], capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -145,6 +151,6 @@ def test_published_models_by_name_are_fetched_and_searched_with(hub, tmp_path):
     assert [line for line in said if line.startswith("found")] == [
         f"found {name} 4" for name in models
     ]
-    # open_clip would go on with random weights.
-    assert said[-1] == "without weights 2", done.stdout[-500:]
-    assert "no weights" in done.stderr or "pretrained" in done.stderr
+    # open_clip would go on with random weights, and read the pickle.
+    assert said[-2:] == ["without weights 2", "with a pickle 2"], done.stdout[-500:]
+    assert "only safetensors are read" in done.stderr
