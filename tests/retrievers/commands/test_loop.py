@@ -1,9 +1,13 @@
 """The loop of feedback: equal when run again, whole after a kill, and what a judgement does."""
 
+import base64
+import io
 import json
+import re
 import shutil
 
 import pytest
+from PIL import Image
 from pyarrow import parquet
 
 from augment.errors import DataError
@@ -170,4 +174,7 @@ def test_judgements_that_are_missing_are_found_and_exported(tmp_path, capsys):
         assert pairs == {(q, d) for (t, q), d in planted.items() if t == task and d}
     page = (tmp_path / "o/doubts.html").read_text()
     assert page.count("absolute margin") == 4
-    assert "squares_images" in page
+    shown = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    sizes = [Image.open(io.BytesIO(base64.b64decode(one))).size for one in shown]
+    assert sizes, "pictures are part of the page"
+    assert max(map(max, sizes)) <= 192
