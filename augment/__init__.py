@@ -7,9 +7,7 @@
 What is named here is loaded when it is used, so that importing this package costs nothing.
 """
 
-import re
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,16 +34,23 @@ if TYPE_CHECKING:
     from augment.views import TextView as TextView
     from augment.views import open_view as open_view
 
-#: Name -> the module that has it, and its name there: as the imports above say, which only type
-#: checkers run.
-_MODULE = {
-    name: (module, there)
-    for module, there, name in re.findall(
-        r"^    from augment\.(\S+) import (\w+) as (\w+)",
-        Path(__file__).read_text(encoding="utf-8"),
-        re.MULTILINE,
-    )
+#: Module -> what of it is named here.
+_PLACES = {
+    "checks": ("Limits",),
+    "data": ("DataRoot",),
+    "data.sources": ("import_data",),
+    "engines": ("Engine", "load_engine"),
+    "enrichment.account": ("Summary",),
+    "enrichment.export": ("export",),
+    "enrichment.pipeline": ("Options", "enrich"),
+    "prompts": ("Prompt", "load_prompt"),
+    "records": ("Enrichment", "Item", "Query"),
+    "store": ("Store",),
+    "store.report": ("report",),
+    "store.upkeep": ("differences", "merge", "status", "verify"),
+    "views": ("TextView", "open_view"),
 }
+_MODULE = {name: (module, name) for module, names in _PLACES.items() for name in names}
 
 __all__ = sorted(_MODULE)
 

@@ -71,7 +71,9 @@ class Audit:
     def line(self) -> str:
         """One line for the log."""
         windows = f" in {self.windows} windows" if self.windows > 1 else ""
-        told = "; ".join(self._told(side) for side in self.items)
+        having = {row["side"] for row in self.rows}
+        told = "; ".join(self._told(side) for side in self.items if side in having)
+        told = told or "there is no text"
         return f"text beyond {self.context} tokens{windows}: {told}"
 
     def _told(self, side: Side) -> str:
