@@ -328,6 +328,6 @@ def measure(countries: int = 2000, seed: int = 31_337) -> Page:
         "finds, with as many true ones. *Refused*: by any check. The rules were mended while "
         f"looking at another world than this one. Cleaning: {right:,} of {countries:,} texts "
         "wrapped in fences, emphasis, headings, chatter, quotes or thoughts come out as they went "
-        "in.",
+        "in. Which texts are seen, unseen, later and last: [check_texts.md](check_texts.md).",
         {"": rows, "Texts written by hand, before and after": measure_texts().tables[""]},
     )
