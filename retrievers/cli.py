@@ -287,15 +287,11 @@ def rerank(
         allow_mismatch: show text of another recipe than the one trained on.
     """
     from retrievers.models import reranker
-    from retrievers.models.mllm.encoder import Mllm
     from retrievers.search import cascade
 
-    loaded = _encoder(model)
-    if not isinstance(loaded, Mllm):
-        raise DataError(f"a {type(loaded).__name__} is no reranker; an Mllm of such a preset is")
     found = cascade.rerank(
-        reranker.scorer(loaded, pictures), data, run, out, depth, batch=batch, device=device,
-        allow_mismatch=allow_mismatch, rewrite=rewrite,
+        reranker.scorer(_encoder(model), pictures), data, run, out, depth, batch=batch,
+        device=device, allow_mismatch=allow_mismatch, rewrite=rewrite,
     )  # fmt: skip
     ties = sum(row["cap"]["ties"] for row in found.rows)
     hits = sum(row["cap"]["hits"] for row in found.rows)

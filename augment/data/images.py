@@ -15,13 +15,16 @@ import zlib
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import NamedTuple, final
+from typing import NamedTuple, TypeVar, final
 from unicodedata import normalize
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from augment.errors import ImageError
+from augment.files import sha256
+
+T = TypeVar("T")
 
 #: Pillow's own limit for a suspected decompression bomb (``PIL.Image.MAX_IMAGE_PIXELS``).
 MAX_PIXELS = 89_478_485
@@ -223,10 +226,15 @@ def read_picture(root: Path, path: str) -> bytes:
         ImageError: see :func:`resolve`; ``lfs-pointer``, because a pointer's bytes are not the
             picture's; ``corrupt`` if the file cannot be read; ``changed`` if a tar has others.
     """
+    return _taken(root, path, lambda file: _bytes(file, path))
+
+
+def _taken(root: Path, path: str, take: Callable[[Path], T]) -> T:
+    """What is made of the file that holds a picture."""
     file = resolve(root, path)
     refuse_pointer(file, path)
     try:
-        return _bytes(file, path)
+        return take(file)
     except OSError as error:
         forbidden = isinstance(error, PermissionError)
         raise ImageError(_FORBIDDEN if forbidden else f"cannot be read: {error}", path) from error
@@ -238,7 +246,9 @@ def content_hash(root: Path, path: str) -> str:
     Raises:
         ImageError: as :func:`read_picture`.
     """
-    return hashlib.sha256(read_picture(root, path)).hexdigest()
+    if tar_part(path) is not None:
+        return hashlib.sha256(read_picture(root, path)).hexdigest()
+    return _taken(root, path, sha256)  # block by block, however large the file is
 
 
 class Hashed(NamedTuple):

@@ -14,6 +14,7 @@ from torch import Tensor
 from augment.errors import DataError
 from augment.files import digest
 from retrievers.data.examples import Example
+from retrievers.models.base import Encoder
 from retrievers.models.mllm.encoder import Mllm
 
 _NUMBER = re.compile(r"\d+")
@@ -177,12 +178,14 @@ class Listwise(Reranker):
         return text, int(batch.lengths.sum())
 
 
-def scorer(model: Mllm, pictures: bool = True) -> Reranker:
+def scorer(model: Encoder, pictures: bool = True) -> Reranker:
     """The reranker that a model's layout is for, pointwise or listwise.
 
     Raises:
-        DataError: if the layout is that of an encoder.
+        DataError: if it is no multimodal language model, or its layout is that of an encoder.
     """
+    if not isinstance(model, Mllm):
+        raise DataError(f"a {type(model).__name__} is no reranker; an Mllm of such a preset is")
     cross = model.layout.cross
     kind = Listwise if cross is not None and cross.listwise else Pointwise
     return kind(model, pictures)

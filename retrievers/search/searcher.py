@@ -373,8 +373,9 @@ class Searcher:
                 shown, rewritten, note = self._rewriter(item)
                 notes += [note] if note else []
             asked, target = self._instruction(kind, instruction, modality, notes)
-            told = asked if self._recipe.instructions is not None else None
-            read = self._recipe.instructed(shown, told)
+            # A reranker may have learnt instructions where this retriever has not.
+            own_asked = asked if self._recipe.instructions is not None else None
+            read = self._recipe.instructed(shown, own_asked)
             if read is None and picture is None:
                 raise DataError(f"nothing is left of the query {text!r}; type some words")
             vectors, wrote = self._embedded(read, picture, notes)
@@ -392,7 +393,7 @@ class Searcher:
                 ranked = [*self._second(hits, item.id, again, recipe, self._plan.find)]
             results = self._results(ranked[:k], f"{shown or ''} {wrote}")
         seen = picture is not None and self._retriever is not None
-        return Answer(results, read, seen, told, rewritten, tuple(notes), wrote)
+        return Answer(results, read, seen, own_asked, rewritten, tuple(notes), wrote)
 
     def like(
         self,

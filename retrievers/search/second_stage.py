@@ -77,13 +77,11 @@ class Reranking:
             DataError: if there is no such model, or it is no reranker.
             MismatchError: if the store has not the texts that it was trained on.
         """
-        made = Mllm(self.model, preset=self.preset).eval() if self.preset else load(self.model)
-        if not isinstance(made, Mllm):
-            raise DataError(f"a {type(made).__name__} is no reranker; an Mllm of such a preset is")
-        trained = made.trained_on
+        model = Mllm(self.model, preset=self.preset) if self.preset else load(self.model)
+        judge, trained = scorer(model, self.pictures), model.trained_on
         recipe = None if trained is None else open_recipe(trained, root, store, allow_mismatch)
-        made.to(device_named(device))
-        return SecondStage(self, scorer(made, self.pictures), recipe, root.path)
+        model.to(device_named(device))
+        return SecondStage(self, judge, recipe, root.path)
 
 
 @final
