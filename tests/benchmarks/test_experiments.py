@@ -454,7 +454,7 @@ def test_derived_texts_are_what_their_kind_says(made):
     whole = made()[1]["corpus"]
     filler = made("filler")[1]["corpus"]
     permuted = made("permuted")[1]["corpus"]
-    reasoned = made("reasoned", omission=0.5)[1]["corpus"]
+    reasoned = made("reasoned", omission=1.0)[1]["corpus"]
     prefixed = made("prefixed", prefix="Look:")[1]["corpus"]
     for item_id, text in whole.items():
         assert len(filler[item_id].text.split()) == len(text.text.split())
