@@ -44,19 +44,17 @@ SIDES: tuple[Side, Side] = ("query", "corpus")
 Settings = TypeVar("Settings")
 TextKind = Literal[
     "vlm", "oracle", "chains", "leaky", "clauses", "filler", "permuted", "prefixed", "noise",
-    "select", "joined",
+    "reasoned", "select", "joined",
 ]  # fmt: skip
-#: Settings of each kind of text, beside ``of`` for those made from another text.
+#: Settings of each kind of text, beside ``of`` for those made from another text; not named: none.
 SETTINGS: Mapping[TextKind, Collection[str]] = {
     "vlm": ("modification_prompt", "text_prompt", "model"),
     "oracle": ("text_prompt",),
     "chains": ("question_prompt", "modification_prompt", "text_prompt"),
-    "leaky": (),
-    "clauses": (),
-    "filler": (),
     "permuted": ("seed",),
     "prefixed": ("prefix",),
     "noise": ("hallucination", "omission", "seed"),
+    "reasoned": ("omission", "seed"),
     "select": ("share", "router", "seed", "contested_by"),
     "joined": ("then",),
 }
@@ -362,7 +360,7 @@ def _problems(found: Experiment) -> Iterator[str]:
     """What cannot be run as it is written."""
     before: list[str] = []
     for name, text in found.texts.items():
-        if unknown := sorted(set(text.settings) - set(SETTINGS[text.kind])):
+        if unknown := sorted(set(text.settings) - set(SETTINGS.get(text.kind, ()))):
             yield f"texts.{name}: {text.kind} does not know {', '.join(unknown)}"
         wanted = [] if text.kind in ("vlm", "oracle", "chains") else [text.of]
         for source in {*wanted, *([text.then] if text.kind == "joined" else [])} - {*before}:
