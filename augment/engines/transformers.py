@@ -261,7 +261,7 @@ class HFEngine(Engine):
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         size = 2 * text.num_hidden_layers * heads * width * torch.bfloat16.itemsize
         free, _ = torch.cuda.mem_get_info(self._device)
-        return max(BATCH_TOKENS, int(_CACHE_SHARE * free) // size)
+        return max(BATCH_TOKENS, int(_CACHE_SHARE * free / size))
 
 
 def make(name: str, *, root: Path, options: EngineOptions) -> HFEngine:
