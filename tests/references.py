@@ -24,6 +24,7 @@ OBJECTIVES = [
     Objective(symmetric=True, matryoshka=(2, 4), matryoshka_weight=0.5),
     Objective(distillation=Distillation("kl", 0.7, 0.3)),
     Objective(distillation=Distillation("margin_mse", 2.0, 1.5)),
+    Objective(distillation=Distillation("kl", 0.7, 0.3, alone=True)),
 ]
 
 
@@ -135,6 +136,10 @@ def loop_objective(objective, queries, candidates, labels, groups, scale, bias):
             q, c, labels, scale, objective.symmetric, objective.several, objective.margin
         )
 
+    every = candidates
+    if objective.distillation.alone:
+        candidates = candidates[: len(queries)]
+        labels = labels._replace(candidates=labels.candidates[: len(queries)])
     total = contrastive(queries, candidates)
     for dim in objective.matryoshka:
         short = [v[:, :dim] / v[:, :dim].norm(dim=1, keepdim=True) for v in (queries, candidates)]
@@ -142,7 +147,7 @@ def loop_objective(objective, queries, candidates, labels, groups, scale, bias):
     distil = objective.distillation
     if distil.kind != "none":
         total = total + distil.weight * loop_distillation(
-            distil.kind, queries, candidates, groups, scale, distil.temperature
+            distil.kind, queries, every, groups, scale, distil.temperature
         )
     return total
 

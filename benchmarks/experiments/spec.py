@@ -44,19 +44,17 @@ SIDES: tuple[Side, Side] = ("query", "corpus")
 Settings = TypeVar("Settings")
 TextKind = Literal[
     "vlm", "oracle", "chains", "leaky", "clauses", "filler", "permuted", "prefixed", "noise",
-    "select",
+    "reasoned", "select",
 ]  # fmt: skip
-#: Settings of each kind of text, beside ``of`` for those made from another text.
+#: Settings of each kind of text, beside ``of`` for those made from another text; not named: none.
 SETTINGS: Mapping[TextKind, Collection[str]] = {
     "vlm": ("modification_prompt", "text_prompt", "model"),
     "oracle": ("text_prompt",),
     "chains": ("text_prompt",),
-    "leaky": (),
-    "clauses": (),
-    "filler": (),
     "permuted": ("seed",),
     "prefixed": ("prefix",),
     "noise": ("hallucination", "omission", "seed"),
+    "reasoned": ("omission", "seed"),
     "select": ("share", "router", "seed", "contested_by"),
 }
 
@@ -357,7 +355,7 @@ def _problems(found: Experiment) -> Iterator[str]:
     """What cannot be run as it is written."""
     before: list[str] = []
     for name, text in found.texts.items():
-        if unknown := sorted(set(text.settings) - set(SETTINGS[text.kind])):
+        if unknown := sorted(set(text.settings) - set(SETTINGS.get(text.kind, ()))):
             yield f"texts.{name}: {text.kind} does not know {', '.join(unknown)}"
         if text.kind not in ("vlm", "oracle", "chains") and text.of not in before:
             yield f"texts.{name} is of {text.of!r}; texts before it are {', '.join(before)}"

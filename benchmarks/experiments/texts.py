@@ -14,6 +14,8 @@ filler    as many words as the enrichment adds, none of them about the picture; 
 permuted  every item gets the text of another one; drawn with ``seed``
 prefixed  the words of ``prefix`` in front of each text, as summaries stand in front of details
 noise     facts exchanged at the rate ``hallucination``, left out at the rate ``omission``
+reasoned  a thought, which has a sentence for every part, and behind it the text with facts left out
+          at the rate ``omission``, its length ``final``
 select    only a ``share`` of the items keeps its text, those that ``router`` takes first (see
           :mod:`benchmarks.experiments.noise`)
 ========= =====================================================================================
@@ -282,10 +284,9 @@ def _change(
     if text.kind == "permuted":
         others = _permutation(sorted(given), text.seed)
         return lambda item, one, random: Changed(given[others[item.id]].text)
-    if text.kind == "noise":
-        rates = text.hallucination, text.omission
+    if text.kind in ("noise", "reasoned"):
         rivals = noise.FLAGLAND if has_truth(root) else noise.GENERAL
-        return lambda item, one, random: noise.corrupt(one.text, random, *rates, rivals)
+        return lambda item, one, random: _noisy(text, one.text, random, rivals)
     taken = [noise.chosen(group, side, text.share, text.router, text.seed, runs)
              for group in groups]  # fmt: skip
     kept = frozenset().union(*taken)
@@ -297,6 +298,12 @@ def _filler(side: Side, item: Item, text: Enrichment, random: Random) -> str:
     if side == "query":  # an enriched query replaces the published one
         words -= len((item.text or "").split())
     return noise.filler(words, random.randrange(len(noise.FILLER)))
+
+
+def _noisy(text: TextSpec, old: str, random: Random, rivals: noise.Groups) -> Changed:
+    changed = noise.corrupt(old, random, text.hallucination, text.omission, rivals)
+    thought = f"{noise.clauses(old)}\n" if text.kind == "reasoned" else ""
+    return changed._replace(text=thought + changed.text)
 
 
 def _permutation(ids: Sequence[str], seed: int) -> dict[str, str]:
@@ -325,9 +332,10 @@ def _write(
             for name, number in zip(("facts", "wrong", "gone"), changed[1:], strict=True):
                 counts[name] += number
             key = digest([recipe.id, item.id, given[item.id].key])
+            final = {"final": changed.text.rpartition("\n")[2]} if text.kind == "reasoned" else {}
             one = replace(
                 given[item.id], key=key, item_id=item.id, text=changed.text, raw="", retry_of="",
-                lengths={}, checks={},
+                lengths=final, checks={},
             )  # fmt: skip
             store.append(one)
             store.link(recipe.id, item.id, key, text.kind)
@@ -376,14 +384,5 @@ def _tally(texts: Mapping[str, Enrichment]) -> dict[str, Any]:
 
 def names_of(used: Collection[str], texts: Mapping[str, TextSpec]) -> list[str]:
     """The texts in use and those they are made of, sources first."""
-    order: list[str] = []
-
-    def visit(name: str) -> None:
-        if texts[name].of:
-            visit(texts[name].of)
-        if name not in order:
-            order.append(name)
-
-    for name in used:
-        visit(name)
-    return order
+    of = {name: [texts[name].of] if texts[name].of else [] for name in used}
+    return list(dict.fromkeys(one for name in used for one in (*names_of(of[name], texts), name)))

@@ -31,11 +31,13 @@ class Distillation:
         kind: none, kl (distribution over the positive and its mined negatives) or margin_mse.
         weight: factor beside the contrastive loss.
         temperature: divides the teacher's scores.
+        alone: mined candidates are no negatives of the contrastive loss.
     """
 
     kind: Literal["none", "kl", "margin_mse"] = "none"
     weight: float = 1.0
     temperature: float = 1.0
+    alone: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -164,7 +166,9 @@ class Objective:
         """
         # bf16 logits tie; autocast would make them from float32 vectors too.
         with torch.autocast(queries.device.type, enabled=False):
-            joint = join(_single(queries), _single(candidates), labels)
+            some = slice(len(queries) if self.distillation.alone else None)  # own positives first
+            of_all = labels._replace(candidates=labels.candidates[some])
+            joint = join(_single(queries), _single(candidates)[some], of_all)
             full = self._contrastive(joint, logit_scale, logit_bias)
             parts = {"contrastive": full}
             for dim in self.matryoshka:

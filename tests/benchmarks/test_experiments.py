@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -191,7 +192,7 @@ def test_a_cascade_trains_one_reranker_and_judges_training_queries(tmp_path):
 
 def test_settings_of_every_arm_are_known(tmp_path):
     root = make_root(tmp_path / "root")
-    for experiment in spec.load_all(["retrievers", "cascade"]):
+    for experiment in spec.load_all(["retrievers", "tte"]):
         for arm in experiment.arms.values():
             raw = ["data.query.view=raw", "data.corpus.view=raw"]
             given = [f"data.root={root}", *raw, *experiment.fit, *arm.model, *arm.fit, *arm.test]
@@ -453,10 +454,15 @@ def test_derived_texts_are_what_their_kind_says(made):
     whole = made()[1]["corpus"]
     filler = made("filler")[1]["corpus"]
     permuted = made("permuted")[1]["corpus"]
+    reasoned = made("reasoned", omission=1.0)[1]["corpus"]
     prefixed = made("prefixed", prefix="Look:")[1]["corpus"]
     for item_id, text in whole.items():
         assert len(filler[item_id].text.split()) == len(text.text.split())
         assert not language.parse(filler[item_id].text)
+        thought, end = reasoned[item_id].text.split("\n")
+        plain, parts = (re.sub(r"[.,]", "", one).lower() for one in (text.text, thought))
+        assert parts == plain != re.sub(r"[.,]", "", end).lower()
+        assert reasoned[item_id].lengths["final"] == end
         assert prefixed[item_id].text == f"Look: {text.text}"
     assert sorted(t.text for t in permuted.values()) == sorted(t.text for t in whole.values())
     differing = sum(permuted[item_id].text != text.text for item_id, text in whole.items())
