@@ -427,24 +427,15 @@ def made(tmp_path_factory):
     using = Enriching(base / "root")
     oracle = made_anew(spec.TextSpec("oracle"), using)
 
-    def one_side(folder, given):
-        told = json.loads((given[0] / "texts.json").read_text())
-        told["recipes"].pop("corpus")
-        told["store"] = str(read_source(given[0]).store.resolve())
-        (folder / "texts.json").write_text(json.dumps(told))
-
-    chains = graph.CachedStep("texts", "of queries alone, as chains are", {}, (oracle,), one_side)
-
-    def make(kind="oracle", of=oracle, **settings):
+    def make(kind="oracle", **settings):
         text = spec.TextSpec(kind, "oracle", **settings)
-        of = chains if of == "chains" else of
         other = oracle if text.then else None
-        step = oracle if kind == "oracle" else derived(text, of, using, other)
+        step = oracle if kind == "oracle" else derived(text, oracle, using, other)
         graph.run([step], base / "out")
         source = read_source(step.folder(base / "out"))
         about = json.loads((step.folder(base / "out") / "texts.json").read_text())["sides"]
         return about, {side: Store(source.store).texts(side, source.recipes[side])
-                       for side in source.recipes}  # fmt: skip
+                       for side in spec.SIDES}  # fmt: skip
 
     return make
 
@@ -466,6 +457,7 @@ def test_derived_texts_are_what_their_kind_says(made):
     permuted = made("permuted")[1]["corpus"]
     reasoned = made("reasoned", omission=1.0)[1]["corpus"]
     prefixed = made("prefixed", prefix="Look:")[1]["corpus"]
+    joined = made("joined", then="oracle")[1]["corpus"]
     for item_id, text in whole.items():
         assert len(filler[item_id].text.split()) == len(text.text.split())
         assert not language.parse(filler[item_id].text)
@@ -474,20 +466,13 @@ def test_derived_texts_are_what_their_kind_says(made):
         assert parts == plain != re.sub(r"[.,]", "", end).lower()
         assert reasoned[item_id].lengths["final"] == end
         assert prefixed[item_id].text == f"Look: {text.text}"
+        assert joined[item_id].text == f"{text.text} {text.text}"
     assert sorted(t.text for t in permuted.values()) == sorted(t.text for t in whole.values())
     differing = sum(permuted[item_id].text != text.text for item_id, text in whole.items())
     assert differing > 0.9 * len(whole)
     share = made("select", share=0.25, router="random")[1]
     for side, texts in made()[1].items():
         assert len(share[side]) == pytest.approx(0.25 * len(texts), abs=3), "of every split"
-
-
-def test_texts_made_of_chains_stand_alone(made):
-    filler, joined = made("filler", "chains")[1], made("joined", "chains", then="oracle")[1]
-    assert [*filler] == [*joined] == ["query"]
-    for item_id, text in made()[1]["query"].items():
-        assert len(filler["query"][item_id].text.split()) == len(text.text.split()), "replaces none"
-        assert joined["query"][item_id].text == f"{text.text} {text.text}"
 
 
 def test_leaky_texts_tell_what_no_picture_shows(made, tmp_path_factory):
