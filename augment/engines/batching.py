@@ -53,12 +53,12 @@ class Window:
     Args:
         size: most requests in a batch.
         tokens: most tokens in a batch, padding and new tokens included; a request that alone is
-            longer still gets a batch.
+            longer still gets a batch. May be changed.
     """
 
     def __init__(self, size: int, tokens: int) -> None:
         self._size = size
-        self._tokens = tokens
+        self.tokens = tokens
         self._sorted: dict[Sampling, list[Ready]] = {}
         self._ages: dict[int, Ready] = {}
 
@@ -91,7 +91,7 @@ class Window:
         """The stretch around a place that grows the spread of sizes least."""
         low, high = at, at + 1
         while high - low < self._size:
-            most = self._tokens // (high - low + 1) - new
+            most = self.tokens // (high - low + 1) - new
             down = up = None
             if low > 0 and ranked[high - 1].cost <= most:
                 down = ranked[low].cost - ranked[low - 1].cost

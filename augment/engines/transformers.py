@@ -48,8 +48,10 @@ from augment.records import Reply, Sampling
 __all__ = ["HFEngine", "encode", "fingerprint", "resized", "to_messages"]
 
 #: Most tokens of a batch, padding and new tokens included: a bound for the key-value cache. 65,536
-#: tokens take about 9 GiB in Qwen3-VL-8B (36 layers, 8 key-value heads of 128, bf16).
+#: tokens take about 9 GiB in Qwen3-VL-8B (36 layers, 8 key-value heads of 128, bf16). A GPU with
+#: more memory takes more, so that keys and values fill this share of what the weights leave free.
 BATCH_TOKENS = 65_536
+_CACHE_SHARE = 0.3
 
 _FAILURES = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, OSError)
 _LOG = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ class _Model:
     model: Any
     stops: tuple[int, ...]
     decode: Decode
+    tokens: int
 
 
 @final
@@ -130,7 +133,8 @@ class HFEngine(Engine):
         present: tuple[list[Ready], Future[Any]] | None = None
         while True:
             feed.read(len(window))
-            loaded = self._load() if feed.begun else None
+            if loaded := self._load() if feed.begun else None:
+                window.tokens = loaded.tokens
             coming = None
             # Rather than wait for a picture, answer what is encoded.
             if present is None or feed.is_ready(len(window)):
@@ -245,8 +249,19 @@ class HFEngine(Engine):
         pad = tokenizer.pad_token_id
         ends = tuple(sorted(stops))
         decode = decode_with(model, ends, min(stops) if pad is None else pad)
-        self._loaded = _Model(model, ends, decode)
+        self._loaded = _Model(model, ends, decode, self._most_tokens(model.config))
         return self._loaded
+
+    def _most_tokens(self, config: Any) -> int:
+        """Of a batch, see :data:`BATCH_TOKENS`."""
+        if self._device.type != "cuda":
+            return BATCH_TOKENS
+        text = config.get_text_config()
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        size = 2 * text.num_hidden_layers * heads * width * torch.bfloat16.itemsize
+        free, _ = torch.cuda.mem_get_info(self._device)
+        return max(BATCH_TOKENS, int(_CACHE_SHARE * free / size))
 
 
 def make(name: str, *, root: Path, options: EngineOptions) -> HFEngine:

@@ -126,8 +126,9 @@ class Builder:
         if key not in self._texts:
             text = self.experiment.texts[name]
             if text.of:
-                ranked = self._ranked(name, text, using)
-                self._texts[key] = texts.derived(text, self.text(text.of, using), using, ranked)
+                other = self.text(text.then, using) if text.then else None
+                other = other or self._ranked(name, text, using)
+                self._texts[key] = texts.derived(text, self.text(text.of, using), using, other)
             else:
                 self._texts[key] = texts.made_anew(text, using)
         return self._texts[key]

@@ -44,18 +44,19 @@ SIDES: tuple[Side, Side] = ("query", "corpus")
 Settings = TypeVar("Settings")
 TextKind = Literal[
     "vlm", "oracle", "chains", "leaky", "clauses", "filler", "permuted", "prefixed", "noise",
-    "reasoned", "select",
+    "reasoned", "select", "joined",
 ]  # fmt: skip
 #: Settings of each kind of text, beside ``of`` for those made from another text; not named: none.
 SETTINGS: Mapping[TextKind, Collection[str]] = {
     "vlm": ("modification_prompt", "text_prompt", "model"),
     "oracle": ("text_prompt",),
-    "chains": ("text_prompt",),
+    "chains": ("question_prompt", "modification_prompt", "text_prompt"),
     "permuted": ("seed",),
     "prefixed": ("prefix",),
     "noise": ("hallucination", "omission", "seed"),
     "reasoned": ("omission", "seed"),
     "select": ("share", "router", "seed", "contested_by"),
+    "joined": ("then",),
 }
 
 
@@ -125,6 +126,8 @@ class TextSpec:
     Attributes:
         kind: how it is made, see :mod:`benchmarks.experiments.texts`.
         of: name of the text that it is made from; empty for vlm, oracle and chains.
+        then: name of the text that stands behind it.
+        question_prompt: of questions about a picture; empty: the usual one.
         modification_prompt: of requests to change a picture; empty: the usual one.
         text_prompt: of queries without a picture; empty: they are left as they are.
         prefix: words in front of each text.
@@ -140,6 +143,8 @@ class TextSpec:
 
     kind: TextKind
     of: str = ""
+    then: str = ""
+    question_prompt: str = ""
     modification_prompt: str = ""
     text_prompt: str = ""
     prefix: str = ""
@@ -357,8 +362,9 @@ def _problems(found: Experiment) -> Iterator[str]:
     for name, text in found.texts.items():
         if unknown := sorted(set(text.settings) - set(SETTINGS.get(text.kind, ()))):
             yield f"texts.{name}: {text.kind} does not know {', '.join(unknown)}"
-        if text.kind not in ("vlm", "oracle", "chains") and text.of not in before:
-            yield f"texts.{name} is of {text.of!r}; texts before it are {', '.join(before)}"
+        wanted = [] if text.kind in ("vlm", "oracle", "chains") else [text.of]
+        for source in {*wanted, *([text.then] if text.kind == "joined" else [])} - {*before}:
+            yield f"texts.{name} is of {source!r}; texts before it are {', '.join(before)}"
         before.append(name)
     before = list(found.arms)
     for place, (name, arm) in enumerate(found.arms.items()):

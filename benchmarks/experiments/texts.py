@@ -3,9 +3,11 @@
 ========= =====================================================================================
 vlm       the describing model, or the store that was given; ``modification_prompt`` replaces the
           prompt of requests to change a picture (rar/modification withholds the picture),
-          ``text_prompt`` gives one to queries without a picture (rar/recall)
+          ``text_prompt`` gives one to queries without a picture (rar/recall), ``question_prompt``
+          that of questions about one to chains
 oracle    read off Flagland's scene graphs
-chains    what the describing model makes of the training queries that combine picture and words
+chains    what the describing model makes of the queries that combine picture and words: written
+          before a vector, so that of the kinds below filler takes as many words as they have
 leaky     the same with what only the target tells behind it, country and answer of a Flagland, as
           somebody writes who sees the target
 clauses   the same words with a sentence for every part, so that lengths and samples of sentences
@@ -13,6 +15,7 @@ clauses   the same words with a sentence for every part, so that lengths and sam
 filler    as many words as the enrichment adds, none of them about the picture; for appending
 permuted  every item gets the text of another one; drawn with ``seed``
 prefixed  the words of ``prefix`` in front of each text, as summaries stand in front of details
+joined    each text with that of the text ``then`` behind it
 noise     facts exchanged at the rate ``hallucination``, left out at the rate ``omission``
 reasoned  a thought, which has a sentence for every part, and behind it the text with facts left out
           at the rate ``omission``, its length ``final``
@@ -131,10 +134,10 @@ def made_anew(text: TextSpec, using: Enriching) -> CachedStep:
         return CachedStep(
             "texts", f"texts of {using.store}", about, (), partial(_given, using, recipes)
         )
-    prompts: dict[Kind, str | None] = dict(QUERY_PROMPTS)
-    changed = text.modification_prompt or text.text_prompt
-    prompts |= {"modification": text.modification_prompt} if text.modification_prompt else {}
-    prompts |= {"text": text.text_prompt} if text.text_prompt else {}
+    told: dict[Kind, str | None] = {"question": text.question_prompt,
+            "modification": text.modification_prompt, "text": text.text_prompt}  # fmt: skip
+    prompts = {**QUERY_PROMPTS, **{kind: prompt for kind, prompt in told.items() if prompt}}
+    changed = " and ".join(dict.fromkeys(prompt for prompt in told.values() if prompt))
     if text.kind == "chains":
         prompts["image"] = None
     sent = [name for name in prompts.values() if name]
@@ -193,9 +196,7 @@ def _vlm(
         merge(store, [using.store])
     engine = options.engine(using.root)
     given: dict[str, Any] = {f"{asked}_prompt": name for asked, name in prompts.items()}
-    if kind == "chains":
-        given["split"] = ("train",)
-    else:
+    if kind != "chains":
         _settled(corpus.run(using.root, store, options=options, engine=engine), using.tolerate)
     summary = queries.run(using.root, store, options=options, engine=engine, **given)
     _settled(summary, using.tolerate)
@@ -220,11 +221,11 @@ def _latest(store: Path) -> dict[Side, str]:
 
 
 def derived(
-    text: TextSpec, of: CachedStep, using: Enriching, raw_runs: CachedStep | None = None
+    text: TextSpec, of: CachedStep, using: Enriching, other: CachedStep | None = None
 ) -> CachedStep:
-    """The step of a text that is made of another one."""
+    """The step of a text that is made of another one, and of a third or a retriever's runs."""
     settings = {"kind": text.kind, "root": using.root_digest, **text.settings}
-    needs = (of,) if raw_runs is None else (of, raw_runs)
+    needs = (of,) if other is None else (of, other)
     told = ", ".join(f"{key} {value}" for key, value in text.settings.items())
     title = f"{text.kind} of ({of.title})" + (f": {told}" if told else "")
     return CachedStep("derived", title, settings, needs, partial(_derive, text, using))
@@ -234,18 +235,24 @@ def _derive(text: TextSpec, using: Enriching, folder: Path, needs: Sequence[Path
     source = read_source(needs[0])
     recipes: dict[Side, str] = {}
     counts: dict[str, Any] = {}
-    for side in SIDES:
-        texts = Store(source.store).texts(side, source.recipes[side])
-        given = {item_id: one for item_id, one in texts.items() if not one.rejected}
+    for side in source.recipes:
+        made_by, given = _accepted(source, side)
         groups = [{item.id: item for item in members if item.id in given}
                   for members in _groups(using.root, side)]  # fmt: skip
-        runs = needs[1] if len(needs) > 1 else None
-        change = _change(text, side, groups, given, using.root, runs)
-        recipe = _recipe(texts.recipe, text)
+        other = needs[1] if len(needs) > 1 else None
+        change = _change(text, side, groups, given, using.root, other)
+        if text.kind == "filler" and len(source.recipes) == 1:  # chains replace nothing
+            change = partial(_filler, "corpus")
+        recipe = _recipe(made_by, text)
         recipes[side] = recipe.id
         items = {name: item for group in groups for name, item in group.items()}
         counts[side] = _write(folder / "store", recipe, items, given, change, text)
     _record(folder, using.root, TextSource(folder / "store", recipes), counts)
+
+
+def _accepted(source: TextSource, side: Side) -> tuple[Recipe, dict[str, Enrichment]]:
+    texts = Store(source.store).texts(side, source.recipes[side])
+    return texts.recipe, {item_id: one for item_id, one in texts.items() if not one.rejected}
 
 
 def _groups(root: Path, side: Side) -> Iterator[Iterable[Item]]:
@@ -270,10 +277,15 @@ def _change(
     groups: Sequence[Mapping[str, Item]],
     given: Mapping[str, Enrichment],
     root: Path,
-    runs: Path | None,
+    other: Path | None,
 ) -> Change:
     if text.kind == "filler":
-        return lambda item, one, random: Changed(_filler(side, item, one, random))
+        return partial(_filler, side)
+    if text.kind == "joined" and other is not None:
+        _, behind = _accepted(read_source(other), side)
+        return lambda item, one, random: (
+            Changed(f"{one.text} {behind[item.id].text}") if item.id in behind else None
+        )
     if text.kind == "leaky":
         told = told_by_targets(root) if side == "query" else {}
         return lambda item, one, random: Changed(f"{one.text} {told.get(item.id, '')}".strip())
@@ -287,17 +299,17 @@ def _change(
     if text.kind in ("noise", "reasoned"):
         rivals = noise.FLAGLAND if has_truth(root) else noise.GENERAL
         return lambda item, one, random: _noisy(text, one.text, random, rivals)
-    taken = [noise.chosen(group, side, text.share, text.router, text.seed, runs)
+    taken = [noise.chosen(group, side, text.share, text.router, text.seed, other)
              for group in groups]  # fmt: skip
     kept = frozenset().union(*taken)
     return lambda item, one, random: Changed(one.text) if item.id in kept else None
 
 
-def _filler(side: Side, item: Item, text: Enrichment, random: Random) -> str:
+def _filler(side: Side, item: Item, text: Enrichment, random: Random) -> Changed:
     words = len(text.text.split())
     if side == "query":  # an enriched query replaces the published one
         words -= len((item.text or "").split())
-    return noise.filler(words, random.randrange(len(noise.FILLER)))
+    return Changed(noise.filler(words, random.randrange(len(noise.FILLER))))
 
 
 def _noisy(text: TextSpec, old: str, random: Random, rivals: noise.Groups) -> Changed:
@@ -384,5 +396,5 @@ def _tally(texts: Mapping[str, Enrichment]) -> dict[str, Any]:
 
 def names_of(used: Collection[str], texts: Mapping[str, TextSpec]) -> list[str]:
     """The texts in use and those they are made of, sources first."""
-    of = {name: [texts[name].of] if texts[name].of else [] for name in used}
+    of = {name: [one for one in (texts[name].of, texts[name].then) if one] for name in used}
     return list(dict.fromkeys(one for name in used for one in (*names_of(of[name], texts), name)))

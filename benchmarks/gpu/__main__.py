@@ -13,6 +13,7 @@ import shlex
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +34,7 @@ def measure(
     seconds: float = 480.0,
     each: float = 15.0,
     only: list[str] | None = None,
+    batch: int | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Measure one part after another.
@@ -43,6 +45,7 @@ def measure(
         seconds: after which no further part begins.
         each: seconds that a rate is measured for.
         only: names of parts; null measures all.
+        batch: requests answered and items embedded together; null takes the size's.
         device: auto, cpu or cuda.
 
     Returns:
@@ -58,7 +61,9 @@ def measure(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     start, found = time.perf_counter(), _told(torch.device(device), size)
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(torch.device(device), SCALES[size], Path(folder), each)
+        scale = SCALES[size]
+        scale = replace(scale, batch=batch or scale.batch)
+        bench = Bench(torch.device(device), scale, Path(folder), each)
         for part in PARTS:
             if only and part.__name__ not in only:
                 continue

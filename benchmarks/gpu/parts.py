@@ -79,14 +79,14 @@ class Bench:
         scale: how large everything is.
         folder: for pictures and configurations.
         seconds: that a rate is measured for, at least one round in any case.
-        matrix_rate: operations a second of the matrix product, once it is measured.
+        matrix_rate: operations a second of the matrix product; 0 until it is measured.
     """
 
     device: torch.device
     scale: Scale
     folder: Path
     seconds: float
-    matrix_rate: float = float("nan")
+    matrix_rate: float = 0.0
 
     def wait(self) -> None:
         """Until the device has done what it was given."""
@@ -202,7 +202,11 @@ def _enrich(bench: Bench, shape: str) -> Figures:
         "images/s": len(replies) / seconds,
         "tokens read/s": read / seconds,
         "tokens written/s": written / seconds,
-        "share of the matrix rate": spent / seconds / bench.matrix_rate,
+        **(
+            {"share of the matrix rate": spent / seconds / rate}
+            if (rate := bench.matrix_rate)
+            else {}
+        ),
         "share of time without pictures": (engine.waited - waited) / seconds,
         **bench.peak(),
     }
@@ -255,7 +259,7 @@ def _train(bench: Bench, encoder: Any, pairs: Any, count: int, tuning: Tuning) -
             with bench.mixed():
                 found[f"pairs/s {name}"] = bench.rate(step, count)
         except torch.OutOfMemoryError:
-            found[f"pairs/s {name}"] = float("nan")
+            found[f"out of memory {name}"] = float(count)
         found |= {f"{peak} {name}": value for peak, value in bench.peak().items()}
     return found
 

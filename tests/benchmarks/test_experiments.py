@@ -429,7 +429,8 @@ def made(tmp_path_factory):
 
     def make(kind="oracle", **settings):
         text = spec.TextSpec(kind, "oracle", **settings)
-        step = oracle if kind == "oracle" else derived(text, oracle, using)
+        other = oracle if text.then else None
+        step = oracle if kind == "oracle" else derived(text, oracle, using, other)
         graph.run([step], base / "out")
         source = read_source(step.folder(base / "out"))
         about = json.loads((step.folder(base / "out") / "texts.json").read_text())["sides"]
@@ -456,6 +457,7 @@ def test_derived_texts_are_what_their_kind_says(made):
     permuted = made("permuted")[1]["corpus"]
     reasoned = made("reasoned", omission=1.0)[1]["corpus"]
     prefixed = made("prefixed", prefix="Look:")[1]["corpus"]
+    joined = made("joined", then="oracle")[1]["corpus"]
     for item_id, text in whole.items():
         assert len(filler[item_id].text.split()) == len(text.text.split())
         assert not language.parse(filler[item_id].text)
@@ -464,6 +466,7 @@ def test_derived_texts_are_what_their_kind_says(made):
         assert parts == plain != re.sub(r"[.,]", "", end).lower()
         assert reasoned[item_id].lengths["final"] == end
         assert prefixed[item_id].text == f"Look: {text.text}"
+        assert joined[item_id].text == f"{text.text} {text.text}"
     assert sorted(t.text for t in permuted.values()) == sorted(t.text for t in whole.values())
     differing = sum(permuted[item_id].text != text.text for item_id, text in whole.items())
     assert differing > 0.9 * len(whole)

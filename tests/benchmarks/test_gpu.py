@@ -77,3 +77,19 @@ def test_wheels_to_bring_are_locked():
     for name in names:
         assert re.search(rf"^{name.replace('_', '[-_]')}==", lock, re.M | re.I), name
         assert metadata.version(name)
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_is_told_and_parts_are_measured_alone(tmp_path, monkeypatch):
+    rate = parts.Bench.rate
+
+    def short_of_memory(bench, work, items=1):
+        if items == parts.SCALES["tiny"].pairs:
+            raise torch.OutOfMemoryError
+        return rate(bench, work, items)
+
+    monkeypatch.setattr(parts.Bench, "rate", short_of_memory)
+    measure(tmp_path / "gpu.json", "tiny", each=0.0, only=["clip", "enrich_small"], device="cpu")
+    told = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert told["clip"]["out of memory at once"] == parts.SCALES["tiny"].pairs
+    assert "failed" not in told["enrich_small"]

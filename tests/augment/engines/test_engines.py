@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
+import torch
 from PIL import Image
 from transformers import AutoTokenizer
 
@@ -221,6 +222,22 @@ def test_the_picture_reaches_the_model_as_the_processor_alone_would_size_it(tiny
         own = processor.image_processor(images=[raw], return_tensors="pt")["image_grid_thw"]
         ours = hf.encode(processor, [one], [hf.resized(processor, raw)])["image_grid_thw"]
         assert own.tolist() == ours.tolist()
+
+
+def test_a_gpu_takes_batches_whose_keys_and_values_fill_a_share_of_its_free_memory(
+    tiny, pictures, monkeypatch
+):
+    engine = hf.HFEngine(str(tiny), root=pictures, device="cpu")
+    model = engine._load().model
+    read = torch.ones(1, 7, dtype=torch.long)
+    cache = model(read, use_cache=True).past_key_values
+    kept = sum(one.numel() for layer in cache.layers for one in (layer.keys, layer.values))
+    assert engine._load().tokens == hf.BATCH_TOKENS
+    free = 10**9 * kept
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
+    engine._device = torch.device("cuda")
+    most = engine._most_tokens(model.config)
+    assert 2 * most * kept / 7 == pytest.approx(hf._CACHE_SHARE * free, rel=1e-6)
 
 
 def test_pixel_limits_take_effect_and_are_part_of_the_settings(tiny, pictures):
