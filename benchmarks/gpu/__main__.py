@@ -61,8 +61,7 @@ def measure(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     start, found = time.perf_counter(), _told(torch.device(device), size)
     with tempfile.TemporaryDirectory() as folder:
-        scale = SCALES[size]
-        scale = replace(scale, batch=batch or scale.batch)
+        scale = replace(SCALES[size], batch=batch or SCALES[size].batch)
         bench = Bench(torch.device(device), scale, Path(folder), each)
         for part in PARTS:
             if only and part.__name__ not in only:

@@ -197,17 +197,14 @@ def _enrich(bench: Bench, shape: str) -> Figures:
     wide, high = scale.picture
     patches = len(replies) * (wide // 16) * (high // 16)
     # Two operations a parameter and token; attention itself is left out.
-    spent = 2 * (text * (read + written) + vision * patches)
+    spent = 2 * (text * (read + written) + vision * patches) / seconds
+    share = {"share of the matrix rate": spent / rate} if (rate := bench.matrix_rate) else {}
     return {
         "images/s": len(replies) / seconds,
         "tokens read/s": read / seconds,
         "tokens written/s": written / seconds,
-        **(
-            {"share of the matrix rate": spent / seconds / rate}
-            if (rate := bench.matrix_rate)
-            else {}
-        ),
         "share of time without pictures": (engine.waited - waited) / seconds,
+        **share,
         **bench.peak(),
     }
 
