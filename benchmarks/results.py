@@ -107,8 +107,8 @@ def gpu_table(value: Mapping[str, Any]) -> str:
     rows = [[part, name, f"{figure:.4g}"] for part, figures in value["parts"].items()
             for name, figure in figures.items() if name != "seconds"]  # fmt: skip
     told = ", ".join(f"{name} {version}" for name, version in value["versions"].items())
-    head = ["part", "figure", value["chip"]]
-    return f"{markdown(head, rows)}\n\nCUDA {value['cuda']}, {told}. Command: `{value['command']}`."
+    table = markdown(["part", "figure", value["chip"]], rows)
+    return f"{table}\n\nCUDA {value['cuda']}, {told}. Command: `{value['command']}`."
 
 
 def with_minutes(table: str, kinds: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:

@@ -93,9 +93,7 @@ def _figures(bench: Bench, part: Any) -> Figures | dict[str, str]:
 
 def _told(device: torch.device, size: str) -> dict[str, Any]:
     cuda = device.type == "cuda"
-    chip = (
-        torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine()
-    )
+    chip = torch.cuda.get_device_name(device) if cuda else platform.machine()
     return {
         "chip": chip,
         "size": size,

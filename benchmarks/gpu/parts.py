@@ -11,7 +11,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,8 +119,7 @@ class Bench:
 
     def mixed(self) -> AbstractContextManager[Any]:
         """Products in bfloat16 on a GPU."""
-        cuda = self.device.type == "cuda"
-        return torch.autocast("cuda", torch.bfloat16) if cuda else nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16, self.device.type == "cuda")
 
     def model(self, shape: str) -> Path:
         """The folder of a shape."""
