@@ -291,6 +291,10 @@ def _change(
         return lambda item, one, random: Changed(f"{one.text} {told.get(item.id, '')}".strip())
     if text.kind == "clauses":
         return lambda item, one, random: Changed(noise.clauses(one.text))
+    if text.kind == "voiced":
+        return lambda item, one, random: noise.voiced(
+            one.text, random, text.omission, text.misspelt
+        )
     if text.kind == "prefixed":
         return lambda item, one, random: Changed(f"{text.prefix} {one.text}")
     if text.kind == "permuted":
