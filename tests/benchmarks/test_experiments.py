@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from threading import Barrier, Thread
 
 import numpy as np
 import pandas as pd
@@ -59,6 +60,25 @@ def test_steps_run_once_in_order_and_after_a_failure_go_on(tmp_path):
     graph.run([mended], tmp_path)
     assert [len(calls), len(more), len(again)] == [1, 1, 1]
     assert "3 steps, 3 of them cached" in graph.describe([mended], tmp_path)
+
+
+def test_the_same_command_twice_is_two_workers(tmp_path):
+    together, calls = Barrier(2, timeout=60), []
+
+    def work(folder, given):
+        calls.append(folder)
+        together.wait()
+
+    both = [CachedStep("train", name, {"name": name}, (), work) for name in "ab"]
+    last, once = counted("last", both)
+    threads = [Thread(target=graph.run, args=([last], tmp_path)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(calls) == sorted(step.folder(tmp_path) for step in both)
+    assert len(once) == 1
+    assert last.done(tmp_path)
 
 
 def test_a_fingerprint_moves_with_settings_and_needs():
