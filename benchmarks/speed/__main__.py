@@ -25,7 +25,6 @@ STAGES = {
     "checks": ("checks", "measure", "checks"),
     "texts": ("checks", "measure_texts", "check_texts"),
     "doors": ("doors", "measure", "doors"),
-    "soak": ("soak", "measure", "soak"),
 }
 
 
