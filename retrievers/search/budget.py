@@ -219,10 +219,3 @@ def _plot(found: Budget, path: Path) -> None:
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The command; the exit code."""
-    from augment.enrichment.command import call
-
-    return call(budget, arguments, "python -m retrievers budget", positional=("first", "reranked"))
