@@ -26,7 +26,7 @@ from augment.files import aligned, markdown, read_json, say, write_text
 FOLDER = Path(__file__).with_name("results")
 ROOT = FOLDER.parent.parent
 #: Documents with places to be filled.
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "your-data.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "your-data.md", FOLDER / "gpu.md")
 _PLACE = re.compile(r"(<!-- filled from (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -102,6 +102,15 @@ def demo_table(value: Mapping[str, Any]) -> str:
     return markdown(head, rows)
 
 
+def gpu_table(value: Mapping[str, Any]) -> str:
+    """What :mod:`benchmarks.gpu` measured, a row a figure."""
+    rows = [[part, name, f"{figure:.4g}"] for part, figures in value["parts"].items()
+            for name, figure in figures.items() if name != "seconds"]  # fmt: skip
+    told = ", ".join(f"{name} {version}" for name, version in value["versions"].items())
+    table = markdown(["part", "figure", value["chip"]], rows)
+    return f"{table}\n\nCUDA {value['cuda']}, {told}. Command: `{value['command']}`."
+
+
 def with_minutes(table: str, kinds: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """A table of kinds of data; of those measured, the third column is minutes of a processor."""
 
@@ -128,7 +137,8 @@ def fill(document: Path) -> None:
         value = read_json(path)
         if "kinds" in value:
             return f"{place[1]}{with_minutes(place[3], value['kinds'])}{place[4]}"
-        return f"{place[1]}{demo_table(value)}\n{place[4]}"
+        shown = gpu_table(value) if "parts" in value else demo_table(value)
+        return f"{place[1]}{shown}\n{place[4]}"
 
     write_text(document, _PLACE.sub(table, document.read_text(encoding="utf-8")))
 

@@ -151,7 +151,7 @@ def make(spec: str, *, root: Path, options: EngineOptions) -> ScriptedEngine:
     return ScriptedEngine(
         cast("Answers | None", answers),
         root=root,
-        batch_size=options.batch_size,
+        batch_size=options.batch_size or 16,
         delay=delay,
         fail_every=fail_every,
         die_after=die_after,

@@ -48,8 +48,8 @@ from augment.records import Reply, Sampling
 __all__ = ["HFEngine", "encode", "fingerprint", "resized", "to_messages"]
 
 #: Most tokens of a batch, padding and new tokens included: a bound for the key-value cache. 65,536
-#: tokens take about 9 GiB in Qwen3-VL-8B (36 layers, 8 key-value heads of 128, bf16). A GPU with
-#: more memory takes more, so that keys and values fill this share of what the weights leave free.
+#: tokens take about 9 GiB in Qwen3-VL-8B (36 layers, 8 key-value heads of 128, bf16). On a GPU keys
+#: and values fill this share of what the weights leave free.
 BATCH_TOKENS = 65_536
 _CACHE_SHARE = 0.3
 
@@ -85,11 +85,11 @@ class HFEngine(Engine):
         folder = Path(self._source)
         self.model = folder.resolve().name if folder.is_dir() else name
         self._root = root
-        self._batch_size = chosen.batch_size
         self._workers = chosen.workers
         device = chosen.device.split(",")[0]
         self._split = device == "split"
         self._device = _device("auto" if device in ("split", "all") else device)
+        self._batch_size = chosen.batch_size or (16 if self._device.type == "cpu" else 128)
         self._loaded: _Model | None = None
         self._wanted = revision = chosen.revision
         if chosen.threads is not None:
@@ -261,7 +261,7 @@ class HFEngine(Engine):
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         size = 2 * text.num_hidden_layers * heads * width * torch.bfloat16.itemsize
         free, _ = torch.cuda.mem_get_info(self._device)
-        return max(BATCH_TOKENS, int(_CACHE_SHARE * free / size))
+        return int(_CACHE_SHARE * free / size)
 
 
 def make(name: str, *, root: Path, options: EngineOptions) -> HFEngine:

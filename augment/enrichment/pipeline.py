@@ -403,7 +403,7 @@ def _trial(plan: JobPlan, root: Path, store: Path, options: Options, trial: Tria
     used = recipe(plan.side, engine, plan.routes, options)
     jobs, _ = plan.share(options)
     if not trial.preview:
-        size = SAMPLE_BATCHES * options.batch_size
+        size = SAMPLE_BATCHES * (options.batch_size or 16)
         found = survey(jobs, engine, Store(store), used, root, sample=size, seed=options.seed)
         prices = Prices(trial.price_read, trial.price_written, trial.price_gpu_hour)
         say(describe(found, measure(engine, found.sample), prices))

@@ -160,7 +160,7 @@ def confirm(
     image_prompt: str = "trace/verify_image",
     text_prompt: str = "trace/verify_text",
     sure: float = SURE,
-    batch_size: int = 16,
+    batch_size: int | None = None,
 ) -> int:
     """Refuse chains that a model, shown the target, does not find borne out (TRACE's model filter).
 

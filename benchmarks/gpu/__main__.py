@@ -61,8 +61,7 @@ def measure(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     start, found = time.perf_counter(), _told(torch.device(device), size)
     with tempfile.TemporaryDirectory() as folder:
-        scale = SCALES[size]
-        scale = replace(scale, batch=batch or scale.batch)
+        scale = replace(SCALES[size], batch=batch or SCALES[size].batch)
         bench = Bench(torch.device(device), scale, Path(folder), each)
         for part in PARTS:
             if only and part.__name__ not in only:
@@ -94,9 +93,7 @@ def _figures(bench: Bench, part: Any) -> Figures | dict[str, str]:
 
 def _told(device: torch.device, size: str) -> dict[str, Any]:
     cuda = device.type == "cuda"
-    chip = (
-        torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine()
-    )
+    chip = torch.cuda.get_device_name(device) if cuda else platform.machine()
     return {
         "chip": chip,
         "size": size,

@@ -11,7 +11,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,8 +119,7 @@ class Bench:
 
     def mixed(self) -> AbstractContextManager[Any]:
         """Products in bfloat16 on a GPU."""
-        cuda = self.device.type == "cuda"
-        return torch.autocast("cuda", torch.bfloat16) if cuda else nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16, self.device.type == "cuda")
 
     def model(self, shape: str) -> Path:
         """The folder of a shape."""
@@ -197,17 +196,14 @@ def _enrich(bench: Bench, shape: str) -> Figures:
     wide, high = scale.picture
     patches = len(replies) * (wide // 16) * (high // 16)
     # Two operations a parameter and token; attention itself is left out.
-    spent = 2 * (text * (read + written) + vision * patches)
+    spent = 2 * (text * (read + written) + vision * patches) / seconds
+    share = {"share of the matrix rate": spent / rate} if (rate := bench.matrix_rate) else {}
     return {
         "images/s": len(replies) / seconds,
         "tokens read/s": read / seconds,
         "tokens written/s": written / seconds,
-        **(
-            {"share of the matrix rate": spent / seconds / rate}
-            if (rate := bench.matrix_rate)
-            else {}
-        ),
         "share of time without pictures": (engine.waited - waited) / seconds,
+        **share,
         **bench.peak(),
     }
 
