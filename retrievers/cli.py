@@ -32,7 +32,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "embed": ("cli:embed", "embed pools and queries into a folder that test and search read"),
     "mine": ("cli:mine", "mine hard negatives of the training queries"),
     "rerank": ("cli:rerank", "put a run's best candidates in a reranker's order"),
-    "budget": ("search.budget", "plot a cascade's quality against the tokens it reads"),
+    "budget": ("search.budget:budget", "plot a cascade's quality against the tokens it reads"),
     "doubts": ("commands.doubts:doubts", "judgements that a run's reranked scores say are missing"),
     "loop": ("commands.loop", "train again on what a reranker says of a retriever's finds"),
     "audit": ("models.audit:audit", "count what the text encoder's context cuts off"),
@@ -40,9 +40,9 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "serve": ("search.command:serve", "the same as a page in the browser"),
     "bm25": ("vectors.bm25:bm25", "search a root by words"),
     "fuse": ("evaluation.command:run_fuse", "put the runs of several systems together"),
-    "evaluate": ("evaluation.command:run_evaluate", "score run files"),
-    "compare": ("evaluation.command:run_compare", "is the second run better than the first?"),
-    "submission": ("evaluation.command:run_submission", "a run for the servers of CIRR and CIRCO"),
+    "evaluate": ("evaluation.evaluate:evaluate", "score run files"),
+    "compare": ("evaluation.command:compare_runs", "is the second run better than the first?"),
+    "submission": ("evaluation.command:submission", "a run for the servers of CIRR and CIRCO"),
     "pairs": ("export.records:pairs", "training pairs and negatives for ms-swift and Tevatron"),
     "export": ("export.folder:export", "a checkpoint, or a pool with vectors, for other libraries"),
     "mmeb": ("commands.mmeb:evaluate_mmeb", "evaluate on MMEB's image data sets"),
@@ -55,6 +55,12 @@ SIGNED = frozenset({
     "embed", "mine", "rerank", "doubts", "audit", "bm25", "pairs", "export", "mmeb", "calibrate",
     "leaks",
 })  # fmt: skip
+
+#: Verbs whose options are spelled as those of ``augment``, and what is given without its name.
+WORDED: Mapping[str, Sequence[str]] = {
+    "budget": ("first", "reranked"), "evaluate": ("run",), "compare": ("first", "second"),
+    "submission": ("run",),
+}  # fmt: skip
 
 #: Task -> its verbs, in the order of work.
 TASKS: Mapping[str, Sequence[str]] = {
@@ -152,11 +158,10 @@ def run(arguments: Sequence[str], ours: bool = False) -> int:
         ToolkitError: if a user can mend it.
         SystemExit: after help, or settings that do not parse.
     """
+    from augment.enrichment import command  # lets ``~`` stand in configs
+
     verb, *rest = arguments
-    place = VERBS[verb][0]
-    if not place.startswith("evaluation"):  # they read no config
-        import_module("augment.enrichment.command")  # ``~`` in those of the others
-    module, _, name = place.partition(":")
+    module, _, name = VERBS[verb][0].partition(":")
     if module == "training.command":
         if ours:  # in place, because Lightning starts the other processes of DDP with the same
             sys.argv[1:] = arguments
@@ -164,6 +169,8 @@ def run(arguments: Sequence[str], ours: bool = False) -> int:
         return 0
     try:
         function = getattr(import_module(f"retrievers.{module}"), name or "main")
+        if verb in WORDED:
+            return command.call(function, rest, f"python -m retrievers {verb}", WORDED[verb])
         return _call(verb, function, rest) if verb in SIGNED else int(function(rest) or 0)
     except ValueError as error:  # an unknown metric, scores that do not pair up
         if isinstance(error.__cause__, ToolkitError):

@@ -83,14 +83,15 @@ def add_options(
         if several:
             given["nargs"] = "+" if not required or name in positional else "*"
         if name in positional:
-            made.add_argument(name, **{**given, "metavar": name.upper()})
+            left_out = {} if required else {"nargs": "?", "default": parameter.default}
+            made.add_argument(name, **{**given, "metavar": name.upper(), **left_out})
             continue
         if required:
             given["required"] = True
         else:
             default = parameter.default
             given["default"] = list(default) if several else _shown(default)
-        short = ["-o"] if name == "out" else []  # as people expect it
+        short = {"out": ["-o"], "k": ["-k"]}.get(name, [])  # as people expect it
         made.add_argument(*short, f"--{name.replace('_', '-')}", **given)
 
 
@@ -106,6 +107,18 @@ def values(parsed: Namespace, source: Callable[..., Any], skip: Collection[str] 
     return found
 
 
+def asked(
+    function: Callable[..., Any],
+    arguments: Sequence[str],
+    prog: str,
+    positional: Collection[str] = (),
+) -> Any:
+    """What a command line gives for a function, as keyword arguments."""
+    made = parser(prog, (inspect.getdoc(function) or "").partition("\n\nArgs:")[0])
+    add_options(made, function, positional=positional)
+    return values(made.parse_args(list(arguments)), function)
+
+
 def call(
     function: Callable[..., Any],
     arguments: Sequence[str],
@@ -118,12 +131,11 @@ def call(
         Its exit code; of what returns something else, that is printed, and its ``exit_code`` counts
         where it has one.
     """
-    made = parser(prog, (inspect.getdoc(function) or "").partition("\n\nArgs:")[0])
-    add_options(made, function, positional=positional)
-    found = function(**values(made.parse_args(list(arguments)), function))
+    found = function(**asked(function, arguments, prog, positional))
     if isinstance(found, int):
         return found
-    say(found)
+    if found is not None:
+        say(found)
     return getattr(found, "exit_code", 0)
 
 

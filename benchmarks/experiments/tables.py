@@ -7,7 +7,7 @@ from typing import Any
 
 from augment.files import markdown
 from benchmarks.experiments.writing import writing_table
-from retrievers.evaluation.compare import shown_p
+from retrievers.evaluation.compare import Interval, shown_p
 
 
 def report(value: Mapping[str, Any]) -> str:
@@ -37,8 +37,7 @@ def _score(value: Mapping[str, Any]) -> str:
 
 def interval(value: Mapping[str, float]) -> str:
     """A difference in points with its interval."""
-    mean, low, high = (100 * value[key] for key in ("mean", "low", "high"))
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return str(Interval(**value))
 
 
 def arms_table(value: Mapping[str, Any]) -> str:

@@ -108,9 +108,9 @@ class LeakAudit(NamedTuple):
                  *(_points(row[name]) for name in names)]
                 for row in self.to_json()["rows"]]  # fmt: skip
         told = [aligned(rows, 2, ["recipe", "split", "texts", *names]), ""]
-        told += [f"gap of {name}, first split less last: {_points(gap)}"
+        told += [f"gap of {name}, first split less last: {gap}"
                  for name, gap in self.gaps.items()]  # fmt: skip
-        told += [f"excess, {split}: {_points(more)}" for split, more in self.excess.items()]
+        told += [f"excess, {split}: {more}" for split, more in self.excess.items()]
         where = f"above {self.most:g} in {', '.join(self.leaking)}" if self.leaking else "no"
         return "\n".join(told if self.most is None else [*told, f"leak: {where}"])
 
@@ -236,6 +236,4 @@ def _gap(first: LeakRow, last: LeakRow) -> Interval:
 
 
 def _points(value: float | Interval) -> str:
-    if isinstance(value, Interval):
-        return f"{100 * value.mean:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]"
-    return f"{100 * value:.1f}"
+    return str(value) if isinstance(value, Interval) else f"{100 * value:.1f}"

@@ -25,7 +25,6 @@ from retrievers.data.negatives import NegativesConfig
 from retrievers.evaluation.compare import files_of, tasks_of
 from retrievers.evaluation.run_files import read_table, write_run
 from retrievers.models.load import load, load_weights
-from retrievers.models.mllm.encoder import Mllm
 from retrievers.models.reranker import scorer
 from retrievers.search.cascade import rerank
 from retrievers.search.mining import MiningConfig, mine_negatives
@@ -90,11 +89,7 @@ def loop(parts: Parts, config: LoopConfig, out: Path) -> list[dict[str, Any]]:
     """
     if not parts.data.root.query_files("val"):
         raise DataError("has no val queries to stop by", str(parts.data.root.path))
-    judge = load(config.judge)
-    if not isinstance(judge, Mllm):
-        raise DataError(
-            "is no reranker; train one with `fit --config flagland_reranker`", config.judge
-        )
+    judge = scorer(load(config.judge))
     made_by = digest([asdict(config), parts.data.digest(), parts.data.recipe.fingerprint])[:16]
     rounds: list[dict[str, Any]] = []
     for number in range(config.rounds + 1):
@@ -103,7 +98,7 @@ def loop(parts: Parts, config: LoopConfig, out: Path) -> list[dict[str, Any]]:
         told = dict(read_json(kept)) if kept.is_file() else {}
         if told and told["made_by"] != made_by:
             raise DataError("was made with other settings or data; name another --out", str(kept))
-        told = told or _round(parts, config, scorer(judge), out, number)
+        told = told or _round(parts, config, judge, out, number)
         write_json(kept, {**told, "made_by": made_by})
         rounds.append(told)
         say(f"round {number}: {config.metric} {100 * told['dev']:.1f} on val queries")

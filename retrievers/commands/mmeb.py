@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,12 @@ from augment.data import open_instructions, write_qrels
 from augment.data.images import open_image
 from augment.data.mmeb import Target, read_subset, reworded, subset_names
 from augment.errors import DataError, printable
-from augment.files import replacing, say
+from augment.files import say, write_json
 from augment.records import Qrel, Side
 from retrievers.data.plan import Content
-from retrievers.evaluation.mmeb import rank_lists, record, score_subset, table
+from retrievers.evaluation.mmeb import rank_lists, score_subset, summary, table
 from retrievers.evaluation.run_files import write_run
+from retrievers.evaluation.versions import source_commit, versions
 from retrievers.models.base import Encoder
 from retrievers.models.load import load_weights
 from retrievers.vectors.embed import embed_contents, kept_room, plain_settings
@@ -93,14 +94,20 @@ def evaluate_mmeb(
         qrels = [Qrel(q, d, g) for q, own in subset.grades.items() for d, g in own.items()]
         write_qrels(out / f"{name}.qrels", qrels, columns=4)
         say(f"{printable(name)}: hit@1 {100 * scores[-1].metrics['success@1']:.1f}")
-    settings = {"model": model.settings(), "root": str(root), "limit": limit, "depth": depth}
-    told = record(
-        scores,
-        {**settings, "ckpt_path": ckpt_path, "instructions": asked and asked.name},
-        time.monotonic() - started,
-    )
-    with replacing(out / "metrics.json", DataError) as stream:
-        stream.write(json.dumps(told, indent=1, default=str) + "\n")
+    seconds, items = time.monotonic() - started, sum(one.queries + one.candidates for one in scores)
+    told = {
+        "rows": [asdict(score) for score in scores],
+        "mean": summary(scores),
+        "settings": {
+            "model": model.settings(), "root": str(root), "limit": limit, "depth": depth,
+            "ckpt_path": ckpt_path, "instructions": asked and asked.name,
+        },
+        "commit": source_commit(),
+        "versions": versions(),
+        "cost": {"seconds": round(seconds, 3), "items": items,
+                 "items_per_second": round(items / max(seconds, 1e-9), 1)},
+    }  # fmt: skip
+    write_json(out / "metrics.json", told, DataError)
     say(table(scores))
 
 

@@ -1,9 +1,8 @@
-"""``python -m retrievers evaluate | compare | fuse``: run files on the command line."""
+"""``python -m retrievers compare | fuse | submission``: run files on the command line."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -23,19 +22,9 @@ from retrievers.evaluation.run_files import read_run
 from retrievers.evaluation.versions import source_commit, versions
 
 
-def run_evaluate(arguments: Sequence[str]) -> None:
-    """Score run files, whoever wrote them."""
-    args = _given("evaluate", evaluate, arguments, "run", extra=True)
-    out = args.pop("out")
-    found = evaluate(**args)
-    say(found.table())
-    if out is not None:
-        write_json(Path(out), asdict(found), DataError)
-
-
 def run_fuse(arguments: Sequence[str]) -> None:
     """Make one run out of several, and score it."""
-    args = _given("fuse", fuse, arguments, "runs")
+    args = command.asked(fuse, arguments, "python -m retrievers fuse", ("runs",))
     tuned, out = fuse(**args), args["out"]
     if tuned:
         alone = ", ".join(f"{100 * score:.1f}" for score in tuned.alone)
@@ -43,17 +32,7 @@ def run_fuse(arguments: Sequence[str]) -> None:
             f"weights {' '.join(map(str, tuned.weights))}: {tuned.metric} "
             f"{100 * tuned.score:.1f} on {tuned.queries} dev queries (alone: {alone})\n"
         )
-    run_evaluate([str(out), "--out", str(out / "metrics.json")])
-
-
-def run_compare(arguments: Sequence[str]) -> None:
-    """Is the second run better than the first?"""
-    compare_runs(**_given("compare", compare_runs, arguments, "first", "second"))
-
-
-def run_submission(arguments: Sequence[str]) -> None:
-    """Write a run as the authors' server takes it."""
-    submission(**_given("submission", submission, arguments, "run"))
+    say(evaluate(out, out=out / "metrics.json"))
 
 
 def submission(
@@ -83,24 +62,6 @@ def submission(
     else:
         found |= {"version": "rc2", "metric": "recall_subset" if subsets else "recall"}
     write_json(out, found, DataError)
-
-
-def _given(
-    verb: str,
-    function: Callable[..., Any],
-    arguments: Sequence[str],
-    *positional: str,
-    extra: bool = False,
-) -> dict[str, Any]:
-    """The parameters of a function from a command line; ``extra`` adds a JSON file to write."""
-    about = (inspect.getdoc(function) or "").partition("\n\nArgs:")[0]
-    made = command.parser(f"python -m retrievers {verb}", about)
-    command.add_options(made, function, positional=positional)
-    if extra:
-        made.add_argument("--out", type=str, metavar="PATH", help="Write everything as JSON.")
-    parsed = made.parse_args(list(arguments))
-    given: dict[str, Any] = command.values(parsed, function)
-    return {**given, "out": parsed.out} if extra else given
 
 
 def compare_runs(

@@ -46,6 +46,9 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * part for part in self))
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -125,7 +128,7 @@ class Comparison:
                 row.queries,
                 f"{100 * row.first:.1f}",
                 f"{100 * row.second:.1f}",
-                "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * part for part in row.difference)),
+                row.difference,
                 shown_p(row.p),
                 shown_p(row.holm),
                 row.wins,

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from augment.data import DataRoot, grades_of, read_qrels
 from augment.data.pools import Catalog, open_candidates, open_queries
 from augment.data.root import read_lists
 from augment.errors import DataError
-from augment.files import markdown, read_json, sha256
+from augment.files import markdown, read_json, sha256, write_json
 from augment.records import OwnPicture, Query
 from retrievers.evaluation.compare import check_queries, files_of, has_runs, tasks_of
 from retrievers.evaluation.judgements import Grades, Judgements
@@ -112,6 +112,9 @@ class Evaluated:
         seen = modality_table(self.modalities)
         return f"{told}\n\n{seen}" if seen else told
 
+    def __str__(self) -> str:
+        return self.table()
+
     @property
     def modalities(self) -> dict[str, ModalityScores]:
         """Name of a row -> what it found of the modality that was asked for."""
@@ -131,6 +134,7 @@ def evaluate(
     own_picture: OwnPicture = "keep",
     split: str = "test",
     subsets: Path | None = None,
+    out: Path | None = None,
 ) -> Evaluated:
     """Score TREC run files (UniIR's with seven columns and Pyserini's too).
 
@@ -151,6 +155,7 @@ def evaluate(
         split: of the queries whose pictures are meant.
         subsets: JSON file, query id -> ids of its own candidates; adds ``subset_success@k``, the
             success among these alone: CIRR's R_subset@k (2108.04024, section 5.1).
+        out: JSON file to write everything to.
 
     Raises:
         ValueError: if a metric is unknown.
@@ -166,7 +171,7 @@ def evaluate(
     asked = _Asked(measures, level, candidates, short, extra, left_out, lists, about)
     rows = [_row(source, asked) for source in _sources(run, qrels, root)]
     rows.sort(key=lambda row: (*row_order(row["dataset"], row["task"]), row["pool"]))
-    return Evaluated(
+    found = Evaluated(
         rows,
         {pool: _mean(rows, pool) for pool in dict.fromkeys(row["pool"] for row in rows)},
         {"level": level, "metrics": measures, "own_picture": own_picture, "subsets": subsets},
@@ -174,6 +179,9 @@ def evaluate(
         versions(),
         {"seconds": round(time.monotonic() - started, 3)},
     )
+    if out is not None:
+        write_json(out, asdict(found), DataError)
+    return found
 
 
 def _sources(run: Path, qrels: Path | None, root: Path | None) -> Iterator[_Source]:

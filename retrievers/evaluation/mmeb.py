@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,7 +11,6 @@ from augment.data.mmeb import CATEGORIES, IN_DISTRIBUTION, KNOWN, Subset
 from augment.files import markdown
 from retrievers.evaluation.metrics import score_run
 from retrievers.evaluation.run import DECIMALS, RunTable
-from retrievers.evaluation.versions import source_commit, versions
 
 
 def rank_lists(subset: Subset, queries: np.ndarray, candidates: np.ndarray) -> RunTable:
@@ -91,20 +89,3 @@ def table(scores: Sequence[Score]) -> str:
     return told + (
         f"\n\n{known} of MMEB's {len(KNOWN)} image data sets." if 0 < known < len(KNOWN) else ""
     )
-
-
-def record(scores: Sequence[Score], settings: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    """Everything as JSON: scores, means, settings, commit, versions, cost."""
-    items = sum(score.queries + score.candidates for score in scores)
-    return {
-        "rows": [asdict(score) for score in scores],
-        "mean": summary(scores),
-        "settings": dict(settings),
-        "commit": source_commit(),
-        "versions": versions(),
-        "cost": {
-            "seconds": round(seconds, 3),
-            "items": items,
-            "items_per_second": round(items / max(seconds, 1e-9), 1),
-        },
-    }

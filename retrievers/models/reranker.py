@@ -185,7 +185,10 @@ def scorer(model: Encoder, pictures: bool = True) -> Reranker:
         DataError: if it is no multimodal language model, or its layout is that of an encoder.
     """
     if not isinstance(model, Mllm):
-        raise DataError(f"a {type(model).__name__} is no reranker; an Mllm of such a preset is")
+        raise DataError(
+            f"a {type(model).__name__} is no reranker; an Mllm of such a preset is, or what `fit "
+            "--config flagland_reranker` trains"
+        )
     cross = model.layout.cross
     kind = Listwise if cross is not None and cross.listwise else Pointwise
     return kind(model, pictures)

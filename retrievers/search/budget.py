@@ -19,7 +19,7 @@ from augment.errors import DataError
 from augment.files import markdown, read_json, write_json, write_text
 from augment.records import Enrichment, Hit
 from augment.store import Store, pair_id
-from retrievers.evaluation.compare import compare_scores, files_of, tasks_of
+from retrievers.evaluation.compare import Interval, compare_scores, files_of, tasks_of
 from retrievers.evaluation.evaluate import CASCADE
 from retrievers.evaluation.fusion import kept_weights, weighted_fusion
 from retrievers.evaluation.judgements import Judgements
@@ -40,7 +40,7 @@ class BudgetPoint(NamedTuple):
         cold: tokens read and written behind the first stage, per query, nothing known before.
         warm: the same with all rewritten texts in the store.
         quality: mean of the metric.
-        gain: over the first stage, with the ends of its paired interval of 95 %.
+        gain: over the first stage, paired, 95 %.
         cap: recall of the first stage at this depth (of success, whether there is any hit), which
             no order can exceed; at 0 its own score.
     """
@@ -50,7 +50,7 @@ class BudgetPoint(NamedTuple):
     cold: float
     warm: float
     quality: float
-    gain: tuple[float, float, float]
+    gain: Interval
     cap: float
 
 
@@ -69,7 +69,7 @@ class Budget:
     def __str__(self) -> str:
         rows = [
             [p.name, str(p.depth), f"{p.cold:.0f}", f"{p.warm:.0f}", f"{100 * p.quality:.1f}",
-             "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * g for g in p.gain)), f"{100 * p.cap:.1f}"]
+             p.gain, f"{100 * p.cap:.1f}"]
             for p in self.points
         ]  # fmt: skip
         head = ["cascade", "n", "tokens a query, cold", "warm", self.metric, "gain", "recall@n"]
@@ -176,7 +176,7 @@ def _point(
     written, scored = np.mean(costs, axis=0)
     return BudgetPoint(
         name, depth, float(written + scored), float(scored), row.second,
-        (row.difference.mean, row.difference.low, row.difference.high), float(np.mean(caps)),
+        row.difference, float(np.mean(caps)),
     )  # fmt: skip
 
 
@@ -219,10 +219,3 @@ def _plot(found: Budget, path: Path) -> None:
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The command; the exit code."""
-    from augment.enrichment.command import call
-
-    return call(budget, arguments, "python -m retrievers budget", positional=("first", "reranked"))
