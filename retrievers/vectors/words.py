@@ -22,7 +22,7 @@ try:
     from bm25s import stopwords as lists
 finally:
     del sys.modules["jax"]
-    sys.modules |= _JAX
+    sys.modules.update(_JAX)
 
 
 #: Whose stop words are left out; none leaves out none.
