@@ -16,7 +16,7 @@ from augment.errors import DataError
 
 # Where JAX is installed, bm25s asks it for a device as it is imported, and three quarters of a
 # GPU's memory are gone. Nothing that is used here needs it.
-_JAX = {name: sys.modules.pop(name) for name in ("jax", "jax.lax") if name in sys.modules}
+_JAX = [(name, sys.modules.pop(name)) for name in ("jax", "jax.lax") if name in sys.modules]
 sys.modules["jax"] = None  # type: ignore[assignment]
 try:
     from bm25s import stopwords as lists
