@@ -243,7 +243,8 @@ def check_recipe(
     raise MismatchError(
         f"the checkpoint was trained on another text recipe ({seen}). Show the same text through "
         "data.query, data.corpus, data.text_rule and data.instructions, or pass "
-        "--model.allow_mismatch=true to measure the shift on purpose"
+        "--model.allow_mismatch=true (to embed, mine or rerank: --allow_mismatch=true) to measure "
+        "the shift on purpose"
     )
 
 
