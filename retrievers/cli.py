@@ -110,6 +110,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return code
     except ToolkitError as error:
         say(f"error: {printable(_last(error), lines=True)}", sys.stderr)
+    except OSError as error:  # a folder that is read-only, a full disk
+        say(f"error: {printable(str(error), lines=True)}", sys.stderr)
     except ValueError as error:
         # jsonargparse puts what a constructor raises behind one of its own.
         if not isinstance(error.__cause__, ToolkitError):

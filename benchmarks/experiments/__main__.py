@@ -6,7 +6,7 @@ root, with any store of texts and any retriever config. With some: files
 
 The eight experiments of ``rar`` with three seeds on the Flagland of 600 countries are 57 trainings
 of 50 steps, 120 tests and 30 other steps, which they share: about 75 minutes on two cores. Killed,
-it goes on where it was.
+it goes on where it was; started N times with one --out, it is N workers.
 
 With ``--test-root`` the retrievers are trained on the one root and tested on the other: transfer.
 """

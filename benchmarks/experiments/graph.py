@@ -6,7 +6,8 @@
     OUT/<kind>/<fingerprint>/done.json   written last: settings, needs, seconds; the step is done
 
 A step without ``done.json`` is run (again); what it left when it was cut short lies in its folder,
-and is its own to use. Two processes may work on one folder: a step is locked while it runs.
+and is its own to use. Several processes may work on one folder: a step is locked while it runs, and
+the others do what can be done meanwhile, so that the same command started N times is N workers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from augment.files import digest, read_json, say, write_json
 from retrievers.evaluation.versions import source_commit
@@ -112,31 +113,51 @@ def run(steps: Iterable[CachedStep], out: Path) -> None:
         SystemExit: likewise, where an enrichment has printed why.
     """
     todo = [step for step in in_order(steps) if not step.done(out)]
-    for number, step in enumerate(todo, start=1):
-        say(f"== {number}/{len(todo)} {step.title}")
-        _do(step, out)
+    count = len(todo)
+    while todo:
+        before = len(todo)
+        for step in tuple(todo):
+            if _tried(step, out, f"{count - len(todo) + 1}/{count}"):
+                todo.remove(step)
+        if len(todo) == before:  # others are at what is ready
+            time.sleep(1.0)
+
+
+def _tried(step: CachedStep, out: Path, place: str) -> bool:
+    """Do a step if that can be done now; whether it is done."""
+    folder = step.folder(out)
+    if step.done(out) or not all(need.done(out) for need in step.needs):
+        return step.done(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        return False
+    try:
+        if not step.done(out):  # by another process, in the meantime
+            say(f"== {place} {step.title}")
+            _do(step, out)
+    finally:
+        lock.release()
+    return True
 
 
 def _do(step: CachedStep, out: Path) -> None:
-    folder = step.folder(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
-        if step.done(out):  # by another process, in the meantime
-            return
-        wall, cpu = time.monotonic(), _cpu_seconds()
-        step.work(folder, [need.folder(out) for need in step.needs])
-        seconds = time.monotonic() - wall
-        done = {
-            "kind": step.kind,
-            "title": step.title,
-            "settings": step.settings,
-            "needs": [need.fingerprint for need in step.needs],
-            "seconds": round(seconds, 2),
-            "cpu_seconds": round(_cpu_seconds() - cpu, 2),
-            "gpu_seconds": round(seconds * _gpus_used(), 2),
-            "commit": source_commit(),
-        }
-        write_json(folder / "done.json", done)
+    wall, cpu = time.monotonic(), _cpu_seconds()
+    step.work(step.folder(out), [need.folder(out) for need in step.needs])
+    seconds = time.monotonic() - wall
+    done = {
+        "kind": step.kind,
+        "title": step.title,
+        "settings": step.settings,
+        "needs": [need.fingerprint for need in step.needs],
+        "seconds": round(seconds, 2),
+        "cpu_seconds": round(_cpu_seconds() - cpu, 2),
+        "gpu_seconds": round(seconds * _gpus_used(), 2),
+        "commit": source_commit(),
+    }
+    write_json(step.folder(out) / "done.json", done)
     gc.collect()  # a trainer and its model hold each other
 
 

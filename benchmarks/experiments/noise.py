@@ -29,7 +29,7 @@ from augment.checks.faithful import RIVALS
 from augment.errors import DataError
 from augment.files import digest
 from augment.records import Hit, Item, Side
-from benchmarks.flagland.grammar import COLOUR_NAMES, NUMBERS, PLACE_WORDS, PLURALS
+from benchmarks.flagland.grammar import COLOUR_NAMES, NUMBERS, PLACE_WORDS, PLURALS, WORDS
 from retrievers.evaluation.run_files import read_table
 
 Groups = Sequence[Sequence[str]]
@@ -116,6 +116,44 @@ def clauses(text: str) -> str:
         return text
     parts = [part.strip().rstrip(".") for part in _PART.split(text)]
     return " ".join(f"{part[:1].upper()}{part[1:]}." for part in parts if part)
+
+
+#: Words of canonical descriptions -> others for them.
+_VOICE: Mapping[str, Sequence[str]] = {
+    **WORDS["voice"],
+    **{words: WORDS["places"][place] for place, words in PLACE_WORDS.items()},
+    **{name: others[1:] for name, others in WORDS["colours"].items() if others[1:]},
+    **{forms[0][n]: [form[n] for form in forms[1:]] for forms in WORDS["nouns"].values()
+       for n in (0, 1)},
+}  # fmt: skip
+_SAID = re.compile(rf"\b(?:{'|'.join(sorted(map(re.escape, _VOICE), key=len, reverse=True))})\b")
+
+#: What stands behind the country in a question, longest first; nothing where there is no question.
+_TAILS = sorted({frame.partition("{ref}")[2] for frames in WORDS["questions"].values()
+                 for frame in frames} | {""}, key=len, reverse=True)  # fmt: skip
+
+
+def voiced(text: str, random: Random, omission: float, misspelt: float) -> Changed:
+    """What a canonical description says in other words and another order.
+
+    Args:
+        text: with descriptions in the canonical wording.
+        random: draws words and order.
+        omission: chance that a part of a description is left out; one stays.
+        misspelt: chance that two neighbouring letters of a word of five or more change places.
+    """
+    asked, frame, said = text.partition(" whose flag has ")
+    head = f"{asked}{frame}" if frame else f"{random.choice(WORDS['openers'])} "
+    tail = next(one for one in _TAILS if said.endswith(one))
+    parts = _PART.split(said.removesuffix(tail) or text.removeprefix("A flag with ").rstrip("."))
+    kept = [part for part in parts if random.random() >= omission] or parts[:1]
+    random.shuffle(kept)
+    words = _SAID.sub(lambda one: random.choice(_VOICE[one[0]]), ", ".join(kept)).split(" ")
+    for n, word in enumerate(words):
+        if len(word) > 4 and random.random() < misspelt:
+            at = random.randrange(1, len(word) - 2)
+            words[n] = word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+    return Changed(f"{head}{' '.join(words)}{tail}", len(parts), 0, len(parts) - len(kept))
 
 
 def filler(words: int, start: int = 0) -> str:

@@ -44,7 +44,7 @@ SIDES: tuple[Side, Side] = ("query", "corpus")
 Settings = TypeVar("Settings")
 TextKind = Literal[
     "vlm", "oracle", "chains", "leaky", "clauses", "filler", "permuted", "prefixed", "noise",
-    "reasoned", "select", "joined",
+    "reasoned", "select", "joined", "voiced",
 ]  # fmt: skip
 #: Settings of each kind of text, beside ``of`` for those made from another text; not named: none.
 SETTINGS: Mapping[TextKind, Collection[str]] = {
@@ -54,6 +54,7 @@ SETTINGS: Mapping[TextKind, Collection[str]] = {
     "permuted": ("seed",),
     "prefixed": ("prefix",),
     "noise": ("hallucination", "omission", "seed"),
+    "voiced": ("omission", "misspelt", "seed"),
     "reasoned": ("omission", "seed"),
     "select": ("share", "router", "seed", "contested_by"),
     "joined": ("then",),
@@ -133,6 +134,7 @@ class TextSpec:
         prefix: words in front of each text.
         hallucination: chance that a fact is exchanged for a rival.
         omission: chance that a fact is left out.
+        misspelt: chance that two letters of a long word change places.
         share: of the items that keep their text.
         router: puts items in order, see :mod:`benchmarks.experiments.noise`.
         contested_by: arm that the router asks.
@@ -150,6 +152,7 @@ class TextSpec:
     prefix: str = ""
     hallucination: float = 0.0
     omission: float = 0.0
+    misspelt: float = 0.0
     share: float = 0.0
     router: str = "random"
     contested_by: str = ""

@@ -38,6 +38,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, final
 
+from filelock import FileLock
+
 from augment import corpus, queries
 from augment.data import DataRoot
 from augment.data.pools import open_candidates, open_queries
@@ -192,15 +194,16 @@ def _vlm(
     options = Options(model=using.model, batch_size=64, threads=using.threads)
     # One store for all recipes of one root: what they share is generated once.
     store = folder.parent / f"store-{using.root_digest[:12]}"
-    if using.store is not None:  # of another recipe, but texts of the same request are shared
-        merge(store, [using.store])
-    engine = options.engine(using.root)
-    given: dict[str, Any] = {f"{asked}_prompt": name for asked, name in prompts.items()}
-    if kind != "chains":
-        _settled(corpus.run(using.root, store, options=options, engine=engine), using.tolerate)
-    summary = queries.run(using.root, store, options=options, engine=engine, **given)
-    _settled(summary, using.tolerate)
-    recipes = _latest(store)
+    with FileLock(f"{store}.lock"):  # whose latest run is asked for
+        if using.store is not None:  # of another recipe, but texts of the same request are shared
+            merge(store, [using.store])
+        engine = options.engine(using.root)
+        given: dict[str, Any] = {f"{asked}_prompt": name for asked, name in prompts.items()}
+        if kind != "chains":
+            _settled(corpus.run(using.root, store, options=options, engine=engine), using.tolerate)
+        summary = queries.run(using.root, store, options=options, engine=engine, **given)
+        _settled(summary, using.tolerate)
+        recipes = _latest(store)
     recipes = {"query": recipes["query"]} if kind == "chains" else recipes
     _record(folder, using.root, TextSource(store, recipes))
 
@@ -291,6 +294,10 @@ def _change(
         return lambda item, one, random: Changed(f"{one.text} {told.get(item.id, '')}".strip())
     if text.kind == "clauses":
         return lambda item, one, random: Changed(noise.clauses(one.text))
+    if text.kind == "voiced":
+        return lambda item, one, random: noise.voiced(
+            one.text, random, text.omission, text.misspelt
+        )
     if text.kind == "prefixed":
         return lambda item, one, random: Changed(f"{text.prefix} {one.text}")
     if text.kind == "permuted":

@@ -22,6 +22,7 @@ STAGES = {
     "metrics": ("metrics", "measure", "metrics"),
     "startup": ("startup", "measure", "startup"),
     "full_size": ("full_size", "measure", "full_size"),
+    "checks": ("checks", "measure", "checks"),
     "texts": ("checks", "measure_texts", "check_texts"),
     "doors": ("doors", "measure", "doors"),
 }

@@ -55,6 +55,8 @@ def doubts(data: MBeirData, run: Path, judge: Path, out: Path, mining: MiningCon
     Raises:
         DataError: if the folders hold no run of this data.
     """
+    if out.resolve() in (run.resolve(), judge.resolve()):
+        raise DataError("its judgements would be written over; name another --out", str(out))
     plan = data.test_plan()
     found = {task.name: sorted(_of(task, run, judge, mining), key=lambda one: -one.score)
              for task in plan.tasks if files_of(run, task.name, "local")[0].is_file()}  # fmt: skip

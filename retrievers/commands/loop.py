@@ -90,16 +90,18 @@ def loop(parts: Parts, config: LoopConfig, out: Path) -> list[dict[str, Any]]:
     if not parts.data.root.query_files("val"):
         raise DataError("has no val queries to stop by", str(parts.data.root.path))
     judge = scorer(load(config.judge))
-    made_by = digest([asdict(config), parts.data.digest(), parts.data.recipe.fingerprint])[:16]
+    shown, begun = parts.data.recipe.fingerprint, out / "loop.json"
+    by = asdict(replace(config, judge=judge.made_by(shown)))  # its weights, not its place
+    made_by = digest([by, parts.more["told"], parts.data.digest(), shown])[:16]
+    if begun.is_file() and read_json(begun)["made_by"] != made_by:
+        raise DataError("was made with other settings or data; name another --out", str(begun))
+    write_json(begun, {"made_by": made_by}, DataError)
     rounds: list[dict[str, Any]] = []
     for number in range(config.rounds + 1):
-        folder = out / f"round-{number}"
-        kept = folder / "round.json"
+        kept = out / f"round-{number}" / "round.json"
         told = dict(read_json(kept)) if kept.is_file() else {}
-        if told and told["made_by"] != made_by:
-            raise DataError("was made with other settings or data; name another --out", str(kept))
         told = told or _round(parts, config, judge, out, number)
-        write_json(kept, {**told, "made_by": made_by})
+        write_json(kept, told)
         rounds.append(told)
         say(f"round {number}: {config.metric} {100 * told['dev']:.1f} on val queries")
         gains = [b["dev"] - a["dev"] for a, b in pairwise(rounds)]
@@ -111,7 +113,6 @@ def loop(parts: Parts, config: LoopConfig, out: Path) -> list[dict[str, Any]]:
 def _round(
     parts: Parts, config: LoopConfig, judge: Reranker, out: Path, number: int
 ) -> dict[str, Any]:
-
     folder, data, training = out / f"round-{number}", copy(parts.data), deepcopy(parts.training)
     if number:
         mined = str(out / f"round-{number - 1}" / "mined")
@@ -133,7 +134,6 @@ def _round(
 
 
 def _fitted(training: Contrastive, data: MBeirData, folder: Path, parts: Parts) -> Encoder:
-
     lightning.seed_everything(parts.more["seed"], workers=True, verbose=False)
     last = folder / "checkpoints" / "last.ckpt"
     if last.is_file():
@@ -153,7 +153,6 @@ def _with_positives(found: Path, out: Path, held_out: set[str]) -> int:
     """Runs with the positives that they lack behind their hits; the depth that has all of them."""
     if both := held_out & _asked(found):
         raise DataError("is a val query and a training query; dev queries are not mined", min(both))
-
     most = 0
     for task in tasks_of(found, "local"):
         path, judged = files_of(found, task, "local")

@@ -155,7 +155,7 @@ def calibrate(run: Path, tokens: float) -> None:
     }
     write_json(run / "calibration.json", chosen)
     say(
-        f"--model.encoder.reasoning.when=adaptive --model.encoder.reasoning.threshold={at:.6g}\n"
+        f"--model.encoder.reasoning.when=adaptive --model.encoder.reasoning.threshold={at!r}\n"
         f"of {len(found):,} dev queries {100 * share:.1f} % write, {mean:.2f} tokens a query "
         f"(always: {always['tokens']:.2f})"
     )

@@ -131,9 +131,7 @@ class Tuned(NamedTuple):
 
 
 def tune_weights(
-    dev: Sequence[tuple[Sequence[RunTable], Grades]],
-    metric: str = "ndcg@10",
-    steps: int = 10,
+    dev: Sequence[tuple[Sequence[RunTable], Grades]], metric: str = "ndcg@10", steps: int = 10
 ) -> Tuned:
     """The weights with the best mean of a metric on dev queries, on a grid.
 
@@ -167,13 +165,8 @@ def tune_weights(
     grid = {weights: mean(weights) for weights in _simplex(size, steps)}
     best = max(grid, key=lambda weights: (round(grid[weights], 12), -_spread(weights)))
     alone = [tuple(float(n == own) for n in range(size)) for own in range(size)]
-    return Tuned(
-        best,
-        metric,
-        grid[best],
-        tuple(grid[weights] for weights in alone),
-        sum(len(own.qids) for own in judged),
-    )
+    queries = sum(len(own.qids) for own in judged)
+    return Tuned(best, metric, grid[best], tuple(grid[one] for one in alone), queries)
 
 
 def _simplex(size: int, steps: int) -> Iterator[tuple[float, ...]]:
@@ -215,12 +208,12 @@ def fuse(
     Raises:
         DataError: if folders hold other tasks or no runs, or dev queries are among those fused.
     """
-    if weights and dev:
-        raise DataError("--weights are given and --dev would tune them; pass one of the two")
+    if sum(map(bool, (weights, dev, weights_from))) > 1:
+        raise DataError("--weights, --dev and --weights-from each tell the weights; pass one")
+    if out.resolve() in {folder.resolve() for folder in (*runs, *dev)}:
+        raise DataError("is read and would be written over; name another folder", str(out))
     tuned = _tuned(runs, dev, metric) if dev else None
     if weights_from is not None:
-        if weights or dev:
-            raise DataError("--weights-from says the weights; leave --weights and --dev out")
         weights = kept_weights(weights_from, runs)
     shares = tuned.weights if tuned else weights
     for pool in ("local", "union"):
@@ -247,9 +240,8 @@ def fuse(
         "tuned": tuned._asdict() if tuned else None,
     }
     if dev and tuned:
-        files = [
-            f for own in dev for name in _shared(dev, "local") for f in files_of(own, name, "local")
-        ]
+        names = _shared(dev, "local")
+        files = [f for own in dev for name in names for f in files_of(own, name, "local")]
         chosen = {
             "weights": list(tuned.weights),
             "metric": metric,
@@ -306,6 +298,9 @@ def _tuned(runs: Sequence[Path], dev: Sequence[Path], metric: str) -> Tuned:
     same = {folder.resolve() for folder in runs} & {folder.resolve() for folder in dev}
     if same:
         raise DataError("is fused and tuned on; tune on other queries", str(min(same)))
+    first, second = ([_system(folder) for folder in folders] for folders in (runs, dev))
+    if first != second and sorted(first) == sorted(second):
+        raise DataError(f"--dev has the systems in another order, {second} for {first}")
     tasks = []
     seen: set[str] = set()
     for name in _shared(dev, "local"):

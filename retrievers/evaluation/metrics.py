@@ -101,9 +101,7 @@ def score_run(
     found = judged.found(table, deepest)
     values = {
         text: _SCORERS[measure.name](
-            found if measure.k is None else found.where(found.rank <= measure.k),
-            judged,
-            measure.k,
+            found if measure.k is None else found.where(found.rank <= measure.k), judged, measure.k
         )
         for text, measure in parsed.items()
     }

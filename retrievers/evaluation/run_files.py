@@ -59,11 +59,7 @@ def write_run(path: str | Path, run: Run | RunTable, tag: str = "run") -> None:
 
 
 def _blocks(table: RunTable, tail: str) -> Iterator[Any]:
-    """Whole lines of :data:`_BLOCK` hits at a time, as one buffer: Arrow's join of the fields.
-
-    Raises:
-        DataError: if an id is empty or contains a blank or a zero byte.
-    """
+    """Whole lines of :data:`_BLOCK` hits at a time, as one buffer: Arrow's join of the fields."""
     used = np.zeros(len(table.ids), dtype=bool)
     used[table.rows] = True
     for words in (table.qids, table.ids.filter(pa.array(used))):
@@ -183,11 +179,7 @@ def _tasks(column: Any) -> bool:
 
 
 def _parse_lines(path: Path) -> _Columns:
-    """Columns of any run file, with the place of the first thing wrong.
-
-    Raises:
-        DataError: with ``file:line``.
-    """
+    """Columns of any run file, with the place of the first thing wrong."""
     queries: dict[str, int] = {}
     candidates: dict[str, int] = {}
     seen: dict[tuple[int, int], int] = {}

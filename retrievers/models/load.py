@@ -135,11 +135,7 @@ def load(
 
 
 def _published(name: str) -> tuple[str, str] | None:
-    """Model and tag of open_clip's list that a name stands for; None if it is none of them.
-
-    Raises:
-        DataError: if it is one, and which weights are meant is not said, or they are not there.
-    """
+    """Model and tag of open_clip's list that a name stands for; None if it is none of them."""
     model, _, tag = name.partition(":")
     tags = open_clip.list_pretrained_tags_by_model(model)
     if not tags or (not tag and len(tags) == 1):

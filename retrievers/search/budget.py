@@ -171,7 +171,7 @@ def _point(
         cap = metric if head is None else f"{'success' if any_hit else 'recall'}@{depth}"
         caps.append(score_run(run if head is None else head, judged, [cap]).means()[cap])
         both = (0, 0) if head is None else spent.tokens(task, head)
-        costs.append(np.array(both) / max(len(judged.qids), 1))
+        costs.append(np.array(both) / max(len(run), len(judged.qids), 1))
     row = compare_scores(pairs, metric=metric, pool=pool).rows[-1]
     written, scored = np.mean(costs, axis=0)
     return BudgetPoint(

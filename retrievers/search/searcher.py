@@ -536,11 +536,7 @@ class Searcher:
 
 
 def _pool_files(root: DataRoot, names: Sequence[str]) -> list[Path]:
-    """The files of some local pools; without names all of them, or else the union pools.
-
-    Raises:
-        DataError: if there are no such pools.
-    """
+    """The files of some local pools; without names all of them, or else the union pools."""
     pools = root.pools()
     files = [file.path for file in pools or root.union_pools()]
     if not files:
@@ -582,11 +578,7 @@ def _embeddings(checkpoint: Path, made_by: str) -> Path | None:
 def _embed(
     retriever: Encoder, recipe: TextRecipe, root: DataRoot, plan: Plan, device: str
 ) -> tuple[Index[Vectors], list[str]]:
-    """Embed the candidates of a plan, and keep the vectors in memory.
-
-    Raises:
-        DataError: if there is no candidate, or none that can be embedded.
-    """
+    """Embed the candidates of a plan, and keep the vectors in memory."""
     reader = Reader(recipe, ImageLoader(root.path, retriever.collator()), "skip")
     loader = DataLoader(
         PlanItems(plan, "corpus", reader),
@@ -610,11 +602,6 @@ def _read_embeddings(
     """The candidates of a plan with the vectors that ``embed`` left, read where they lie.
 
     Vectors go by id: a candidate that changed after embedding is found by what it was then.
-
-    Raises:
-        StoreError: if there are no embeddings, or unfinished or damaged ones.
-        MismatchError: if other weights or text made them.
-        DataError: if they hold no candidate of these pools.
     """
     inner = folder / "corpus"
     # Checksums are compared, a second or two per GB: exact search reads every vector anyway.

@@ -11,6 +11,7 @@ from typing import Any, final
 
 import lightning
 import torch
+from filelock import FileLock, Timeout
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
@@ -210,9 +211,32 @@ class LatestCheckpoint(Checkpoint):
 
     def __init__(self, dirpath: str, every_n_train_steps: int = 100) -> None:
         self._folder = Path(dirpath)
+        self._lock = FileLock(self._folder / ".lock")
         self._every = every_n_train_steps
         #: Name of a file -> the step that it holds.
         self._written: dict[str, int] = {}
+
+    def setup(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
+        """Keep the folder to one fit at a time.
+
+        Raises:
+            DataError: if another one is at work there.
+        """
+        if trainer.is_global_zero and stage == "fit":
+            self._folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire(blocking=False)
+            except Timeout:
+                told = "another fit writes here; wait for its end, or name another --out"
+                raise DataError(told, str(self._folder)) from None
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
+        """Let others in."""
+        self._lock.release()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Likewise."""
+        self._lock.release()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """What a fit goes on from is not written again."""

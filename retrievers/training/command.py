@@ -40,8 +40,8 @@ _NOISE = (
     r"\s*skip_none parameter was deprecated",
 )
 
-#: What Lightning takes in place of a checkpoint's path.
-_CHECKPOINT_WORDS = ("best", "last", "hpc", "registry")
+#: What Lightning takes in place of a checkpoint's path, and those of OUT/checkpoints.
+_CHECKPOINT_WORDS, _OWN_WORDS = ("hpc", "registry"), ("best", "last", "latest")
 
 
 know_homes("omegaconf+")
@@ -179,8 +179,12 @@ class RetrieverCLI(LightningCLI):
         self.datamodule: Any = Loaders(self.datamodule)
 
     def before_fit(self) -> None:
-        """Let checkpoints say how they came about."""
+        """Let checkpoints say how they came about, and name those that will be written over."""
         self.model.arguments = self._arguments
+        latest = Path(self.trainer.default_root_dir, "checkpoints", "latest.ckpt")
+        begins = self.config["fit"].ckpt_path is None and self.trainer.is_global_zero
+        if begins and latest.is_file():
+            say(f"warning: {latest} will be written over; to go on from it: --ckpt_path={latest}")
 
     def after_fit(self) -> None:
         """Say where the weights are and what to do with them."""
@@ -188,11 +192,12 @@ class RetrieverCLI(LightningCLI):
             return
         out = Path(self.trainer.default_root_dir)
         saving: list[Any] = self.trainer.checkpoint_callbacks
+        word = "last"  # a best.ckpt of an earlier fit may lie there
         for saved in saving:
             if getattr(saved, "best_model_path", "") and saved.best_model_score is not None:
                 score = f"{saved.monitor} {float(saved.best_model_score):.3f}"
                 say(f"best: {saved.best_model_path} ({score})")
-        word = "best" if (out / "checkpoints" / "best.ckpt").is_file() else "last"
+                word = "best"
         say(f"next: python -m retrievers test --config={out / 'fit.yaml'} --ckpt_path={word}")
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -209,9 +214,7 @@ class RetrieverCLI(LightningCLI):
                 callback.save_config(trainer, model, "test")
         encoder = trained(model)
         if settings.ckpt_path is not None:
-            named = settings.ckpt_path in _CHECKPOINT_WORDS
-            path = Path(settings.out, "checkpoints") / f"{settings.ckpt_path}.ckpt"
-            path = path if named else Path(settings.ckpt_path)
+            path = Path(settings.ckpt_path)
             told = read_checkpoint(path).get("retriever", {}).get("training", {})
             check_settings(told, {"layout": encoder.settings().get("layout")})
             load_weights(encoder, path)
@@ -251,19 +254,18 @@ def main(args: Sequence[str] | None) -> None:
 
 
 def _check_paths(settings: Any) -> None:
-    """Look at ``--out`` and ``--ckpt_path`` before models and data are opened.
-
-    Raises:
-        DataError: if one of them cannot be used.
-    """
+    """Look at ``--out`` and ``--ckpt_path`` before models and data are opened."""
     if Path(settings.out).exists() and not Path(settings.out).is_dir():
         raise DataError("is a file; name a folder with --out", str(settings.out))
     path = settings.get("ckpt_path")
     if path is None or path in _CHECKPOINT_WORDS:
         return
+    if path in _OWN_WORDS:
+        path = settings.ckpt_path = str(Path(settings.out, "checkpoints", f"{path}.ckpt"))
     if not Path(path).is_file():
         raise DataError(
-            "no such checkpoint; fit writes OUT/checkpoints/latest.ckpt, best.ckpt and last.ckpt",
+            "no such checkpoint; fit writes OUT/checkpoints/latest.ckpt, best.ckpt and last.ckpt, "
+            "and such a word alone means that of --out",
             str(path),
         )
     check_checkpoint(Path(path))

@@ -429,10 +429,7 @@ class Contrastive(lightning.LightningModule):
         optimizer, schedule = self.optimizer.build(
             self.encoder.named_parameters(), steps, self.encoder.fresh
         )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _asked(self, batch: Pairs, scale: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Vectors of the queries, and the loss on what is written, with what is told of it."""

@@ -177,8 +177,7 @@ class Objective:
                 short = self._contrastive(joint.prefix(dim), logit_scale, logit_bias)
                 parts[f"contrastive_{dim}"] = short
             loss = full + self.matryoshka_weight * sum(
-                (part for name, part in parts.items() if name != "contrastive"),
-                full.new_zeros(()),
+                (part for name, part in parts.items() if name != "contrastive"), full.new_zeros(())
             )
             if self.distillation.kind != "none":
                 parts["distillation"] = self._distil(

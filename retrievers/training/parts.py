@@ -60,9 +60,13 @@ def read_parts(
     given = read.seed_everything if seed is None else seed
     lightning.seed_everything(given, workers=True, verbose=False)
     made = parser.instantiate(read)
-    trainer = {"enable_progress_bar": False, **read.trainer}
+    trainer, out = {"enable_progress_bar": False, **read.trainer}, read.out
     trainer["device"] = trainer.pop("accelerator", "auto")
     for name in ("callbacks", "logger", "limit_val_batches"):  # the last checkpoint is what counts
         trainer.pop(name, None)
-    own = {name: made[name] for name in more}
-    return Parts(made.model, made.data, trainer, {"out": read.out, "seed": given, **own})
+    own: dict[str, Any] = {name: made[name] for name in more}
+    read.trainer = {n: v for n, v in trainer.items() if n != "device"}
+    for name in ("config", "out", "data.root", "data.loader", *more):
+        read.pop(name, None)  # where, and how fast
+    told = parser.dump(read, skip_validation=True)
+    return Parts(made.model, made.data, trainer, {"out": out, "seed": given, "told": told, **own})

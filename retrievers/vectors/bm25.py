@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
-import bm25s
 import numpy as np
 from jaxtyping import Int64
 
@@ -88,6 +87,8 @@ class Bm25Index(Index[Words]):
                 f"none of {len(self)} candidates has a word to index; BM25 needs text: show "
                 "generated text with --corpus.view append, or use a retriever that sees pictures"
             )
+        import bm25s  # behind retrievers.vectors.words
+
         self._bm25 = bm25s.BM25(k1=self._config.k1, b=self._config.b, method="lucene")
         worded = [words[row] for row in self._worded.tolist()]
         self._bm25.index(worded, show_progress=False, leave_progress=False)

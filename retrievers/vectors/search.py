@@ -112,6 +112,8 @@ def write_writings(out: Path, plan: Plan, queries: Embeddings) -> None:
     """Keep what was written before the vectors of queries, and the vectors without it."""
     from safetensors.torch import save_file
 
+    for name in (writings.WRITTEN, "direct.safetensors"):
+        (out / name).unlink(missing_ok=True)  # an earlier test's
     if not queries.writings:
         return
     names = [query.item.id for query, _ in plan.queries]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -9,10 +10,20 @@ from typing import Any, Literal, final, get_args
 
 import numpy as np
 import regex
-from bm25s import stopwords as lists
 from jaxtyping import Int64
 
 from augment.errors import DataError
+
+# Where JAX is installed, bm25s asks it for a device as it is imported, and three quarters of a
+# GPU's memory are gone. Nothing that is used here needs it.
+_JAX = [(name, sys.modules.pop(name)) for name in ("jax", "jax.lax") if name in sys.modules]
+sys.modules["jax"] = None  # type: ignore[assignment]
+try:
+    from bm25s import stopwords as lists
+finally:
+    del sys.modules["jax"]
+    sys.modules.update(_JAX)
+
 
 #: Whose stop words are left out; none leaves out none.
 Language = Literal[

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from threading import Barrier, Thread
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ from benchmarks.experiments.effects import CELLS, CONTRASTS, crossing, effect
 from benchmarks.experiments.graph import CachedStep
 from benchmarks.experiments.results import ArmReader, against_json
 from benchmarks.experiments.texts import Enriching, derived, made_anew, read_source
-from benchmarks.flagland import language
+from benchmarks.flagland import grammar, language
 from benchmarks.flagland.world import WorldConfig, write_world
 from retrievers.evaluation.compare import holm
 from retrievers.training.parts import read_parts
@@ -59,6 +60,25 @@ def test_steps_run_once_in_order_and_after_a_failure_go_on(tmp_path):
     graph.run([mended], tmp_path)
     assert [len(calls), len(more), len(again)] == [1, 1, 1]
     assert "3 steps, 3 of them cached" in graph.describe([mended], tmp_path)
+
+
+def test_the_same_command_twice_is_two_workers(tmp_path):
+    together, calls = Barrier(2, timeout=60), []
+
+    def work(folder, given):
+        calls.append(folder)
+        together.wait()
+
+    both = [CachedStep("train", name, {"name": name}, (), work) for name in "ab"]
+    last, once = counted("last", both)
+    threads = [Thread(target=graph.run, args=([last], tmp_path)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(calls) == sorted(step.folder(tmp_path) for step in both)
+    assert len(once) == 1
+    assert last.done(tmp_path)
 
 
 def test_a_fingerprint_moves_with_settings_and_needs():
@@ -473,6 +493,28 @@ def test_derived_texts_are_what_their_kind_says(made):
     share = made("select", share=0.25, router="random")[1]
     for side, texts in made()[1].items():
         assert len(share[side]) == pytest.approx(0.25 * len(texts), abs=3), "of every split"
+
+
+def test_another_voice_says_the_same_facts_in_other_words_and_order():
+    back = sorted(((other, words) for words, others in noise._VOICE.items() for other in others),
+                  key=lambda pair: len(pair[0]), reverse=True)  # fmt: skip
+    moved = 0
+    for seed in range(200):
+        random = Random(seed)
+        flag = grammar.random_flag(random)
+        frame = random.choice(language.QUESTIONS[random.choice(list(language.QUESTIONS))])
+        asked = f"{language.resolved(frame, flag).partition('flag has')[0]}flag has "
+        parts = noise._PART.split(language.describe(flag))
+        for canonical in (language.caption(flag), language.resolved(frame, flag)):
+            said = noise.voiced(canonical, random, 0.0, 0.0)
+            text = said.text.removeprefix(asked).removesuffix(frame.partition("{ref}")[2])
+            assert text != canonical
+            for other, words in back:
+                text = re.sub(rf"\b{re.escape(other)}\b", words, text)
+            assert {part for part in parts if part in text} == set(parts)
+            moved += parts[0] not in text[: len(parts[0]) + 20]
+            assert noise.voiced(canonical, random, 1.0, 1.0).gone == len(parts) - 1
+    assert moved > 100
 
 
 def test_leaky_texts_tell_what_no_picture_shows(made, tmp_path_factory):

@@ -118,10 +118,11 @@ def test_folders_that_cannot_be_compared_or_fused_are_named(tmp_path, capsys):
         (["compare", a, str(tmp_path / "e")], "holds no *.local.trec; name a folder"),
         (["compare", f"{a}/x_task0.local.trec", f"{b}/x_task0.local.trec"], "need --qrels"),
         (["fuse", a, b, *out], "differs in tasks"),
+        (["fuse", a, dev, "--out", dev], "would be written over"),
         (["fuse", a, other, *out, "--weights", "1"], "one for each"),
         (["fuse", a, other, *out, "--dev", dev, dev], "is among the dev queries and among"),
         (["fuse", a, other, *out, "--dev", a, other], "is fused and tuned on"),
-        (["fuse", a, other, *out, "--dev", a, "--weights", "1"], "pass one of the two"),
+        (["fuse", a, other, *out, "--dev", a, "--weights", "1"], "each tell the weights; pass one"),
     ):
         assert main(arguments) == 2
         assert message in capsys.readouterr().err

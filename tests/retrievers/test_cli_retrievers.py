@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
 from augment.errors import DataError
 from retrievers.cli import USER_ERROR, main
@@ -111,7 +112,15 @@ def test_saved_settings_work_with_another_folder(fitted, tmp_path, capsys):
     said = f"next: python -m retrievers test --config={tmp_path / 'fit.yaml'} --ckpt_path=best"
     assert said in told.out
     assert not re.search("litlogger|weights_only", told.err + told.out)
-    assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
+    assert main(["fit", *given, f"--out={tmp_path / 'no'}", "--ckpt_path=last"]) == 2
+    assert f"{tmp_path / 'no'}/checkpoints/last.ckpt: no such" in capsys.readouterr().err
+    with FileLock(tmp_path / "checkpoints" / ".lock"):
+        assert main(["fit", *given, "--trainer.max_steps=1"]) == 2
+    assert "another fit writes here" in capsys.readouterr().err
+    assert main(["fit", *given, "--trainer.max_steps=1"]) == 0
+    told = capsys.readouterr().out
+    assert "latest.ckpt will be written over" in told
+    assert "--ckpt_path=last" in told, "the best is of the fit before"
     assert before == sorted(path.stat().st_mtime_ns for path in fitted.rglob("*"))
 
 

@@ -78,8 +78,10 @@ def test_a_loop_is_the_same_again_and_goes_on_after_a_kill(given, tmp_path, monk
         assert (row["verdict"] == "absolute margin") == (
             above and row["verdict"] != "known positive"
         )
-    assert main(["loop", *given, f"--out={one}", "--loop.depth=4"]) == 2
-    assert "other settings" in capsys.readouterr().err
+    shutil.rmtree(two / "round-1")  # settings are held to in the middle, too
+    for other in ("loop.depth=4", "trainer.max_steps=3", "model.optimizer.lr=1", "data.seed=9"):
+        assert main(["loop", *given, f"--out={two}", f"--{other}"]) == 2
+        assert "other settings" in capsys.readouterr().err
 
 
 def test_a_root_without_val_queries_or_with_shared_ones_is_refused(given, tmp_path, capsys):
@@ -166,6 +168,7 @@ def test_judgements_that_are_missing_are_found_and_exported(tmp_path, capsys):
     given = ["--config=flagland", f"--data.root={root}", f"--run={run}", f"--judge={judge}",
              f"--out={tmp_path / 'o'}", "--mining.absolute_margin=1",
              "--mining.relative_margin=null"]  # fmt: skip
+    assert main(["doubts", *given, f"--out={run}"]) == 2, "its judgements stay"
     assert main(["doubts", *given]) == 0
     assert "squares_task0 2, squares_task3 2" in capsys.readouterr().out
     for task in (0, 3):

@@ -50,13 +50,13 @@ def test_a_budget_lets_those_write_whose_mark_is_least_likely():
 
 
 def test_the_command_keeps_a_threshold_with_what_it_was_chosen_on(tmp_path, capsys):
-    found = [(f"1:{n}", wrote(n / 10, 10)) for n in range(10)]
+    found = [(f"1:{n}", wrote(1 - (10 - n) / 1e9, 10)) for n in range(10)]
     write_writings(tmp_path / "written.jsonl", found)
     assert main(["calibrate", f"--run={tmp_path}", "--tokens=4"]) == 0
     chosen = json.loads((tmp_path / "calibration.json").read_text())
-    assert (chosen["threshold"], chosen["tokens"], chosen["wrote"]) == (0.4, 4.0, 0.4)
+    assert (chosen["threshold"], chosen["tokens"], chosen["wrote"]) == (1 - 6e-9, 4.0, 0.4)
     assert chosen["digest"] == sha256(tmp_path / "written.jsonl")
-    assert "reasoning.threshold=0.4" in capsys.readouterr().out
+    assert f"reasoning.threshold={1 - 6e-9!r}\n" in capsys.readouterr().out
     assert main(["calibrate", f"--run={tmp_path / 'none'}", "--tokens=4"]) == USER_ERROR
 
 
@@ -107,8 +107,9 @@ def test_a_test_keeps_what_each_query_wrote_and_its_direct_vector(folders, tmp_p
     assert sum(row["queries"] for row in told.values()) == len(names)
     assert "100.0 %" in str(results)
     direct = load_file(out / "direct.safetensors")["vectors"].float()
-    again = test(plain, MBeirData(str(data.root.path), seed=0), None, device="cpu")
+    again = test(plain, MBeirData(str(data.root.path), seed=0), out, device="cpu")
     assert not again.writing
+    assert not [*out.glob("written.*"), *out.glob("direct.*")], "of the test before"
     assert direct.shape[0] == len(names)
     torch.testing.assert_close(direct.norm(dim=1), torch.ones(len(names)), atol=1e-3, rtol=0)
     if kept:  # a second run makes no vector and tells the same

@@ -213,6 +213,8 @@ def test_weights_of_dev_queries_are_kept_for_their_systems_alone(world, folders,
     assert "@4" in evaluate(tmp_path / "two", short=True).table(), "the cap goes along"
     with pytest.raises(DataError, match="its weights were chosen for"):
         fuse(runs[::-1], tmp_path / "three", weights_from=kept)
+    with pytest.raises(DataError, match="systems in another order"):
+        fuse(runs, tmp_path / "three", dev=dev[::-1])
     kept.write_text(kept.read_text().replace(f'"metric": "{tuned.metric}"', '"metric": "map"'))
     with pytest.raises(DataError, match="holds no weights as --dev chose them"):
         fuse(runs, tmp_path / "three", weights_from=kept)

@@ -1,5 +1,9 @@
 import math
+import os
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import bm25s
 import pytest
@@ -132,3 +136,14 @@ def test_the_analyser_is_named_in_the_fingerprint(monkeypatch):
     before = {Bm25Config(stopwords=language).fingerprint for language in ("english", "none")}
     monkeypatch.setattr("retrievers.vectors.bm25.VERSION", "words 2")
     assert len(before | {Bm25Config().fingerprint}) == 3
+
+
+def test_jax_is_asked_for_no_device_where_it_is_installed(tmp_path):
+    """It would take three quarters of a GPU's memory: bm25s asks as it is imported."""
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax/__init__.py").touch()
+    (tmp_path / "jax/lax.py").write_text("def top_k(*_): raise SystemExit('a device')")
+    code = "import jax.lax\nimport retrievers.vectors.bm25\nprint(jax.lax.top_k)"
+    for lines in (code, code.partition("\n")[2].partition("\n")[0]):  # JAX at work already, or not
+        subprocess.run([sys.executable, "-c", lines], check=True, cwd=Path.cwd(),
+                       env={**os.environ, "PYTHONPATH": f"{tmp_path}:{Path.cwd()}"})  # fmt: skip

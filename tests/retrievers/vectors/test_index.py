@@ -22,10 +22,7 @@ from retrievers.vectors.store import EmbeddingStore, EmbeddingWriter
 from tests.retrievers.vectors.test_embeddings import fill, vectors_of
 from tests.worlds import World
 
-KINDS = [
-    lambda: MatrixIndex("m"),
-    lambda: MatrixIndex("m", query_block=3, candidate_block=7),
-]
+KINDS = [lambda: MatrixIndex("m"), lambda: MatrixIndex("m", query_block=3, candidate_block=7)]
 
 
 def brute_force(ids, vectors, queries, k):
