@@ -10,6 +10,9 @@ from retrievers.data.module import MBeirData
 from retrievers.data.named import expand
 from retrievers.training.module import Contrastive
 
+#: What `fit` itself tells the trainer; the last checkpoint is what counts.
+_TOLD = ("callbacks", "logger", "limit_val_batches", "default_root_dir", "use_distributed_sampler")
+
 
 class Parts(NamedTuple):
     """What a config of ``fit`` describes.
@@ -49,7 +52,8 @@ def read_parts(
     parser.add_class_arguments(MBeirData, "data", sub_configs=True)
     parser.add_argument("--trainer", type=dict[str, Any], default={})
     parser.add_argument("--seed_everything", type=int, default=0)
-    parser.add_argument("--out", type=str, default="runs/retriever")
+    for name, default in (("out", "runs/retriever"), ("embeddings", None)):  # as in a fit.yaml
+        parser.add_argument(f"--{name}", type=str | None, default=default)
     for name, kind in more.items():
         parser.add_class_arguments(kind, name)
     parser.set_defaults({"model.encoder": {"class_path": "retrievers.models.clip.ClipScoreFusion"}})
@@ -62,11 +66,11 @@ def read_parts(
     made = parser.instantiate(read)
     trainer, out = {"enable_progress_bar": False, **read.trainer}, read.out
     trainer["device"] = trainer.pop("accelerator", "auto")
-    for name in ("callbacks", "logger", "limit_val_batches"):  # the last checkpoint is what counts
+    for name in _TOLD:
         trainer.pop(name, None)
     own: dict[str, Any] = {name: made[name] for name in more}
     read.trainer = {n: v for n, v in trainer.items() if n != "device"}
-    for name in ("config", "out", "data.root", "data.loader", *more):
+    for name in ("config", "out", "embeddings", "data.root", "data.loader", *more):
         read.pop(name, None)  # where, and how fast
     told = parser.dump(read, skip_validation=True)
     return Parts(made.model, made.data, trainer, {"out": out, "seed": given, "told": told, **own})

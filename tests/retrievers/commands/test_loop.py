@@ -33,10 +33,14 @@ def given(folders, tmp_path_factory):
     train.write_text("".join(line for line in lines if json.loads(line)["qid"] not in held))
     layout = Layout(cross=CrossLayout(yes="a", no="e"))
     judge = save(make(folders["qwen3"], layout=layout), folder / "judge")
-    return [
+    plain = [
         "--config=flagland", f"--model.encoder.model_name={make_config(folder)}",
         f"--data.root={root}", "--data.batch_size=4", "--data.validation.queries=0",
         "--trainer.max_steps=2", "--trainer.enable_model_summary=false",
+    ]  # fmt: skip
+    assert main(["fit", *plain, f"--out={folder}"]) == 0
+    return [
+        f"--config={folder / 'fit.yaml'}", *plain[1:],
         f"--loop.judge={judge}", "--loop.rounds=1", "--loop.depth=5",
         "--loop.distillation.kind=kl", "--loop.mining.absolute_margin=0.01",
         "--loop.mining.per_query=3",

@@ -32,9 +32,7 @@ def test_hand_computed_values():
     assert ndcg_at_k(ranking, {"d1": 2, "d2": 1, "d9": 3}, 4) == pytest.approx(dcg / ideal)
 
 
-def test_nothing_relevant_or_found_is_zero():
-    assert recall_at_k(["d1"], set(), 5) == 0
-    assert ndcg_at_k([], {"d1": 1}, 5) == 0
+def test_nothing_found_is_zero():
     assert score_run({}, {}, ["success@1"]).means() == {"success@1": 0.0}
 
 
@@ -69,7 +67,5 @@ def test_a_perfect_run_has_a_capped_map_of_one(positives, plain):
 
 
 def test_grades_group_by_query():
-    assert grades_of([Qrel("q", "a"), Qrel("p", "a", 2), Qrel("q", "b", 0)]) == {
-        "q": {"a": 1, "b": 0},
-        "p": {"a": 2},
-    }
+    found = grades_of([Qrel("q", "a"), Qrel("p", "a", 2), Qrel("q", "b", 0)])
+    assert found == {"q": {"a": 1, "b": 0}, "p": {"a": 2}}
