@@ -324,7 +324,6 @@ class Builder:
         def work(folder: Path, made: Sequence[Path]) -> None:
             from retrievers import test
             from retrievers.models.load import load_weights
-            from retrievers.models.mllm.encoder import Mllm
             from retrievers.models.reranker import scorer
             from retrievers.search.cascade import rerank
             from retrievers.training.module import trained
@@ -340,8 +339,6 @@ class Builder:
                 load_weights(encoder, _weights(made[-1]))
             device = "cpu" if trainer["device"] == "cpu" else "auto"
             if arm.kind == "rerank":
-                if not isinstance(encoder, Mllm):
-                    raise DataError("a rerank arm needs a reranker's config", arm.config)
                 first = made[-1] if train is None else made[-2]
                 found = rerank(scorer(encoder), data, first, folder, arm.depth, batch=64,
                                device=device, allow_mismatch=True)  # fmt: skip

@@ -98,9 +98,6 @@ def crossing(
     full: str,
     scores: pd.DataFrame,
     share: float,
-    *,
-    seed: int = 0,
-    n: int = 2000,
 ) -> Crossing:
     """Where the gain over ``base`` passes a share of the gain of ``full``.
 
@@ -109,11 +106,11 @@ def crossing(
 
     The places ``x`` rise; a ``share`` of 0 is where the gain is gone.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     tasks = [rows.to_numpy().T for _, rows in _by_task(scores[[base, full, *arms]])]
     observed = np.mean([task.mean(1) for task in tasks], axis=0)
     draws = []
-    for _ in range(n):
+    for _ in range(2000):
         means = [task[:, random.integers(0, task.shape[1], task.shape[1])].mean(1)
                  for task in tasks]  # fmt: skip
         draws.append(_passing(x, np.mean(means, axis=0), share))

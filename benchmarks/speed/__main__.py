@@ -20,7 +20,6 @@ STAGES = {
     "mllm": ("training", "measure_mllm", "mllm_speed"),
     "search": ("search", "measure", "search"),
     "metrics": ("metrics", "measure", "metrics"),
-    "startup": ("startup", "measure", "startup"),
     "full_size": ("full_size", "measure", "full_size"),
     "checks": ("checks", "measure", "checks"),
     "texts": ("checks", "measure_texts", "check_texts"),

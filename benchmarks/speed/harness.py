@@ -83,18 +83,15 @@ class Turns(NamedTuple):
     result: Any
 
 
-def take_turns(
-    ways: Mapping[str, Callable[[], Any]], rounds: int, warm: bool = True
-) -> dict[str, Turns]:
+def take_turns(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Turns]:
     """Measure ways to do one thing; in turns, so that a drift of the machine meets them all.
 
     Args:
         ways: name -> work; the first is ours, with which the others are compared.
-        rounds: that are counted.
-        warm: whether a round that is not counted goes before.
+        rounds: that are counted; one that is not goes before.
     """
     costs: dict[str, list[Cost]] = {name: [] for name in ways}
-    for number in range(-1 if warm else 0, rounds):
+    for number in range(-1, rounds):
         for name, work in ways.items():
             spent = cost(work)
             if number >= 0:

@@ -119,9 +119,7 @@ class Opening:
         from retrievers.search.rewriting import PairRewriting
         from retrievers.search.second_stage import Reranking
 
-        rewrite = PairRewriting()
-        if self.rewriter:
-            rewrite = PairRewriting(self.rewritten, self.rewriter)
+        rewrite = PairRewriting(self.rewritten, self.rewriter) if self.rewriter else PairRewriting()
         config = Reranking(self.reranker, self.preset, self.depth, self.weights, rewrite=rewrite)
         searcher.rerank_with(
             config, store=self.store, device=self.device, allow_mismatch=self.allow_mismatch
@@ -202,14 +200,8 @@ def serve_page(
     if not is_loopback(host):
         sys.stderr.write(_OPEN_TO_ALL.format(host=host, port=port))
     # Listening comes first: a port in use is told before anything is embedded.
-    listening = listen(host, port)
-    try:
+    with listen(host, port) as listening:
         return show(_open_searchers(opening, checkpoint), listening, [host, *allow_host])
-    except KeyboardInterrupt:
-        say("stopped", sys.stderr)
-        return 0
-    finally:
-        listening.close()
 
 
 def show(
