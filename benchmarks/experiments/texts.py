@@ -194,7 +194,7 @@ def _vlm(
     options = Options(model=using.model, batch_size=64, threads=using.threads)
     # One store for all recipes of one root: what they share is generated once.
     store = folder.parent / f"store-{using.root_digest[:12]}"
-    with FileLock(f"{store}.lock"):  # whose latest run is asked for
+    with FileLock(store.with_name(f".{store.name}.lock")):  # whose latest run is asked for
         if using.store is not None:  # of another recipe, but texts of the same request are shared
             merge(store, [using.store])
         engine = options.engine(using.root)

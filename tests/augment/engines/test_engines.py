@@ -301,9 +301,8 @@ def test_finish_tells_a_cut_text_from_a_complete_one(tiny, pictures):
     inputs = engine._encode([engine._open(0, Ask(ask[0], Sampling()))])
     first = loaded.model.generate(**inputs, max_new_tokens=1, do_sample=False)[0, -1].item()
     stops = (first,)
-    engine._loaded = hf._Model(
-        loaded.model, stops, decoding.decode_with(loaded.model, stops, pad=0)
-    )
+    decode = decoding.decode_with(loaded.model, stops, pad=0)
+    engine._loaded = replace(loaded, stops=stops, decode=decode)
     stopped = next(engine.generate(ask, Sampling(max_new_tokens=3)))
     assert (stopped.finish, stopped.output_tokens, stopped.text) == ("stop", 1, "")
 

