@@ -109,13 +109,18 @@ class Engine(ABC):
             raise EngineError(f"{self.model} answered {position} of {len(requests)} requests")
 
 
+#: Requests answered together where nobody says how many, and on a GPU, which waits for its next
+#: kernel while few rows are written (benchmarks/results/gpu.md).
+BATCH, GPU_BATCH = 16, 128
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
     """Options of all engines; each heeds those that concern it.
 
     Attributes:
-        batch_size: most requests answered together, where batches are made here; null: 16 on a CPU,
-            128 on a GPU, which waits for its next kernel while few rows are written.
+        batch_size: most requests answered together, where batches are made here; null: 16, and 128
+            on a GPU.
         min_pixels: pictures with fewer pixels are enlarged; null takes the model's own limit.
         max_pixels: pictures with more pixels are shrunk; null takes the model's own limit, and
             behind a URL 802,816.

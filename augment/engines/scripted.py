@@ -18,7 +18,7 @@ from typing import cast, final
 from urllib.parse import parse_qsl
 
 from augment.data.images import content_hash, open_image
-from augment.engines.base import Ask, Asked, Engine, EngineOptions, Pause, Replies
+from augment.engines.base import BATCH, Ask, Asked, Engine, EngineOptions, Pause, Replies
 from augment.errors import EngineError, ImageError
 from augment.records import Reply, Request
 
@@ -50,7 +50,7 @@ class ScriptedEngine(Engine):
         answers: Answers | None = None,
         *,
         root: Path = Path(),
-        batch_size: int = 16,
+        batch_size: int = BATCH,
         delay: float = 0.0,
         fail_every: int = 0,
         die_after: int | None = None,
@@ -151,7 +151,7 @@ def make(spec: str, *, root: Path, options: EngineOptions) -> ScriptedEngine:
     return ScriptedEngine(
         cast("Answers | None", answers),
         root=root,
-        batch_size=options.batch_size or 16,
+        batch_size=options.batch_size or BATCH,
         delay=delay,
         fail_every=fail_every,
         die_after=die_after,

@@ -30,6 +30,8 @@ from transformers.utils import logging as transformers_logging
 
 from augment.data.images import open_image
 from augment.engines.base import (
+    BATCH,
+    GPU_BATCH,
     Ask,
     Asked,
     Engine,
@@ -89,7 +91,8 @@ class HFEngine(Engine):
         device = chosen.device.split(",")[0]
         self._split = device == "split"
         self._device = _device("auto" if device in ("split", "all") else device)
-        self._batch_size = chosen.batch_size or (16 if self._device.type == "cpu" else 128)
+        usual = GPU_BATCH if self._device.type == "cuda" else BATCH
+        self._batch_size = chosen.batch_size or usual
         self._loaded: _Model | None = None
         self._wanted = revision = chosen.revision
         if chosen.threads is not None:
@@ -133,7 +136,8 @@ class HFEngine(Engine):
         present: tuple[list[Ready], Future[Any]] | None = None
         while True:
             feed.read(len(window))
-            if loaded := self._load() if feed.begun else None:
+            loaded = self._load() if feed.begun else None
+            if loaded is not None:
                 window.tokens = loaded.tokens
             coming = None
             # Rather than wait for a picture, answer what is encoded.

@@ -15,6 +15,7 @@ from augment.checks import DEFAULT_LIMITS, Forbidden, Limits, checks_of
 from augment.checks.rewrite import forbidden
 from augment.data.items import RootItems
 from augment.engines import Engine, EngineOptions, load_engine
+from augment.engines.base import BATCH
 from augment.enrichment import command
 from augment.enrichment.account import Progress, Summary
 from augment.enrichment.enrich import enrich_jobs
@@ -403,7 +404,7 @@ def _trial(plan: JobPlan, root: Path, store: Path, options: Options, trial: Tria
     used = recipe(plan.side, engine, plan.routes, options)
     jobs, _ = plan.share(options)
     if not trial.preview:
-        size = SAMPLE_BATCHES * (options.batch_size or 16)
+        size = SAMPLE_BATCHES * (options.batch_size or BATCH)
         found = survey(jobs, engine, Store(store), used, root, sample=size, seed=options.seed)
         prices = Prices(trial.price_read, trial.price_written, trial.price_gpu_hour)
         say(describe(found, measure(engine, found.sample), prices))

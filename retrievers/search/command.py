@@ -156,7 +156,8 @@ def find(
         query: Text of the query.
         image: Picture of the query.
         k: Results.
-        instruction: Put before the query; none leaves it out. None: the root's first one that fits.
+        instruction: Put before the query; the word none leaves it out. Not given: the root's first
+            one that fits.
         modality: Only candidates that consist of this: text, image or image,text; asked: of what
             the instruction asks for.
         own_picture: content leaves out candidates whose picture is that of the query, byte for

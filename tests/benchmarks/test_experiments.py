@@ -5,10 +5,11 @@ import math
 import re
 import shutil
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from threading import Barrier, Thread
+from threading import Barrier
 
 import numpy as np
 import pandas as pd
@@ -71,11 +72,8 @@ def test_the_same_command_twice_is_two_workers(tmp_path):
 
     both = [CachedStep("train", name, {"name": name}, (), work) for name in "ab"]
     last, once = counted("last", both)
-    threads = [Thread(target=graph.run, args=([last], tmp_path)) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: graph.run([last], tmp_path), range(2)))
     assert sorted(calls) == sorted(step.folder(tmp_path) for step in both)
     assert len(once) == 1
     assert last.done(tmp_path)

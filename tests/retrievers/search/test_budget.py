@@ -58,6 +58,10 @@ def test_every_point_is_the_cascade_of_that_depth_and_costs_what_was_read(
     paid = sum(t.prompt_tokens + t.output_tokens for t in Store(tmp_path / "qar/rewritten"))
     assert 0 < by["qar", 5][2] - by["qar", 5][3] <= paid
     assert made == [0, 0], "nothing is scored by it"
+    for path in (root / "first").glob("*.qrels"):  # now one query of each is asked, not judged
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    again = budget(root / "first", [tmp_path / "r5"], tmp_path / "again", depths=[5])
+    assert again.points[-1].warm == pytest.approx(by["r5", 5][3])
     with pytest.raises(DataError, match="1 weights for 2"):
         budget(root / "first", [tmp_path / "r5"] * 2, tmp_path, weights=[tmp_path / "x.json"])
 
