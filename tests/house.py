@@ -22,7 +22,7 @@ PRODUCT = ("augment", "retrievers", "benchmarks")
 #: importers, exports and the first search: all four systems should fit into 36,000, and do not yet.
 LIMITS = {
     "lines of product": 47_205,
-    "lines of tests": 23_110,
+    "lines of tests": 23_112,
     "children of a folder": 12,
     "depth of inheritance": 2,
     "classes of one name": 1,

@@ -110,6 +110,7 @@ def test_folders_that_cannot_be_compared_or_fused_are_named(tmp_path, capsys):
     b = write_folder(tmp_path / "b", {"x_task0": RUN, "x_task3": RUN})
     other = write_folder(tmp_path / "c", {"x_task0": RUN}, "1:1 0 1:5 1\n")
     dev = write_folder(tmp_path / "d", {"x_task0": RUN})
+    z, zd = (write_folder(tmp_path / n, {"x_task0": RUN.replace(" a", " z")}) for n in ("z", "zd"))
     (tmp_path / "e").mkdir()
     out = ["--out", str(tmp_path / "out")]
     for arguments, message in (
@@ -122,6 +123,7 @@ def test_folders_that_cannot_be_compared_or_fused_are_named(tmp_path, capsys):
         (["fuse", a, other, *out, "--weights", "1"], "one for each"),
         (["fuse", a, other, *out, "--dev", dev, dev], "is among the dev queries and among"),
         (["fuse", a, other, *out, "--dev", a, other], "is fused and tuned on"),
+        (["fuse", a, z, *out, "--dev", zd, dev], "in another order"),
         (["fuse", a, other, *out, "--dev", a, "--weights", "1"], "each tell the weights; pass one"),
     ):
         assert main(arguments) == 2
