@@ -140,9 +140,8 @@ def root(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize(
-    ("name", "config"), [("ClipScoreFusion", "flagland"), ("ClipFeatureFusion", "flagland_ff")]
-)
+@pytest.mark.parametrize(("name", "config"), [("ClipScoreFusion", "flagland"),
+    ("ClipFeatureFusion", "flagland_ff"), ("Mllm", "flagland_mllm")])  # fmt: skip
 def test_losses_are_those_of_before(root, tmp_path, name, config):
     given = [
         f"--config={config}", f"--data.root={root}", f"--out={tmp_path}", "--data.batch_size=16",
