@@ -23,6 +23,7 @@ from retrievers.evaluation.compare import files_of, tasks_of
 from retrievers.evaluation.evaluate import CASCADE
 from retrievers.evaluation.protocol import task_title
 from retrievers.evaluation.run_files import read_table
+from retrievers.search.rewriting import store_of
 
 SIDES: tuple[Side, Side] = ("query", "corpus")
 
@@ -69,7 +70,7 @@ class OpenedRun:
         """Pair -> a candidate's text in sight of the query; empty where nothing was rewritten."""
         path = self.folder / CASCADE
         told = (read_json(path).get("rewrite") if path.is_file() else None) or {}
-        found = Path(told.get("store") or self.folder / "rewritten")
+        found = store_of(self.folder, told)
         return Store(found).texts("corpus", told["recipe"]) if told and found.is_dir() else {}
 
     @cached_property

@@ -268,12 +268,9 @@ def _row(source: _Source, asked: _Asked) -> dict[str, Any]:
         _check_depths(table, asked.metrics, pool, source.run)
     if asked.left_out:
         relevant = {(qid, did) for qid, own in grades.items() for did, g in own.items() if g > 0}
-        table = table.without(
-            {
-                qid: [did for did in own if (qid, did) not in relevant]
-                for qid, own in asked.left_out.items()
-            }
-        )
+        hidden = {qid: [did for did in own if (qid, did) not in relevant]
+                  for qid, own in asked.left_out.items()}  # fmt: skip
+        table = table.without(hidden)
     wanted = [*asked.metrics]
     reported = f"success@{reported_k(source.dataset)}"
     judged = Judgements(grades, asked.level)
@@ -285,8 +282,10 @@ def _row(source: _Source, asked: _Asked) -> dict[str, Any]:
         means |= _subset_scores(table, judged, asked.lists, asked.short, str(source.run))
     record = _record(source, table, scores, means)
     record["modality"] = None if asked.root is None else _seen(source, table, grades, asked.root)
-    cascade = source.run.with_name(CASCADE)
-    if cascade.is_file() and (cap := read_json(cascade).get("runs", {}).get(source.run.name)):
+    cascade, fused = map(source.run.with_name, (CASCADE, "fusion.json"))
+    # A fused run goes on behind what was reranked: the recall of that is not its cap.
+    told = read_json(cascade) if cascade.is_file() and not fused.is_file() else {}
+    if cap := told.get("runs", {}).get(source.run.name):
         record["cap"] = cap
     return record
 

@@ -232,7 +232,7 @@ def fuse(
     if not out.is_dir():
         raise DataError("the folders hold no runs of the same pool", str(runs[0]))
     for cap in [folder / CASCADE for folder in runs if (folder / CASCADE).is_file()]:
-        shutil.copyfile(cap, out / CASCADE)  # what caps a stage is told of the whole
+        shutil.copyfile(cap, out / CASCADE)  # which texts were rewritten, and where they lie
     record: dict[str, object] = {
         "runs": [str(folder) for folder in runs],
         "weights": list(shares) if shares else None,

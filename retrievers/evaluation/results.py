@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import fmean
@@ -16,7 +16,7 @@ from jaxtyping import Bool
 
 from augment.data import write_qrels
 from augment.data.pools import Catalog
-from augment.files import aligned, write_text
+from augment.files import aligned, packed, write_text
 from augment.records import Modality, Qrel, Query, Run
 from retrievers.data.writings import table as written_table
 from retrievers.evaluation.judgements import Judgements
@@ -336,14 +336,20 @@ def spans(plan: Plan) -> list[tuple[EvalTask, range]]:
     return found
 
 
+def forget_runs(folder: Path, tasks: Iterable[EvalTask], made: Container[str]) -> None:
+    """Remove what an earlier command left of these tasks, in a pool that was not searched now."""
+    for name in (f"{task.name}.{pool}.trec" for task in tasks for pool in ("local", "union")):
+        if name not in made:
+            packed(folder / name).unlink(missing_ok=True)
+
+
 def write_results(folder: Path, plan: Plan, results: Results) -> None:
     """Write ``<task>.<pool>.trec``, ``<task>.qrels`` (four columns) and, last, ``metrics.json``."""
     for (name, pool), run in results.runs.items():
         write_run(folder / f"{name}.{pool}.trec", run, results.made_by)
+    forget_runs(folder, plan.tasks, {f"{name}.{pool}.trec" for name, pool in results.runs})
     for task in plan.tasks:
-        qrels = [
-            Qrel(q, d, grade) for q, judged in task.grades.items() for d, grade in judged.items()
-        ]
+        qrels = [Qrel(q, d, g) for q, judged in task.grades.items() for d, g in judged.items()]
         write_qrels(folder / f"{task.name}.qrels", qrels, columns=4)
     text = json.dumps(results.to_json(), indent=1, default=str) + "\n"
     write_text(folder / "metrics.json", text)

@@ -27,6 +27,7 @@ from retrievers.evaluation.metrics import score_run
 from retrievers.evaluation.run import RunTable
 from retrievers.evaluation.run_files import read_table
 from retrievers.search.cascade import ScoreLog
+from retrievers.search.rewriting import store_of
 
 DEPTHS = (0, 5, 10, 20, 50, 100)
 
@@ -138,8 +139,7 @@ class _Spent:
         self._depth = rewrite["depth"] if rewrite else 0
         self._texts: Mapping[str, Enrichment] = {}
         if rewrite:
-            store = Path(rewrite["store"]) if rewrite["store"] else folder / "rewritten"
-            self._texts = Store(store).texts("corpus", rewrite["recipe"])
+            self._texts = Store(store_of(folder, rewrite)).texts("corpus", rewrite["recipe"])
 
     def tokens(self, task: str, run: RunTable) -> tuple[int, int]:
         """Of rewriting and of scoring all candidates of a run; a text that is shared once."""

@@ -26,6 +26,7 @@ from retrievers.data.plan import Content, EvalTask, Plan, PlanItems
 from retrievers.data.texts import check_recipe
 from retrievers.evaluation.evaluate import CASCADE, Evaluated, evaluate
 from retrievers.evaluation.metrics import score_run
+from retrievers.evaluation.results import forget_runs
 from retrievers.evaluation.run import RunTable
 from retrievers.evaluation.run_files import read_table, write_run
 from retrievers.models.reranker import Reranker
@@ -319,10 +320,8 @@ def rerank(
         )
         made = rewrite_pairs(pairs, rewrite, data.root.path, target / "rewritten")
         stage = replace(stage, rewritten=made)
-        store = rewrite.store or str(target / "rewritten")
-        about["rewrite"] = {
-            **asdict(rewrite), "store": store, "recipe": made.recipe, "asked": made.asked,
-        }  # fmt: skip
+        kept = replace(rewrite, store=rewrite.store or str(target / "rewritten"))
+        about["rewrite"] = {**asdict(kept), "recipe": made.recipe, "asked": made.asked}
         made_by = digest([made_by, made.recipe, rewrite.depth, rewrite.view])[:16]
     stages: dict[str, Any] = {}
     try:
@@ -335,6 +334,8 @@ def rerank(
             stages[name] = {**cap, "depth": depth, "ties": found.ties, "hits": len(found.run.rows)}
     finally:
         stage.kept.close()
+    forget_runs(target, plan.tasks, runs)
+    (target / "fusion.json").unlink(missing_ok=True)
     about |= {"runs": stages, "scored": stage.kept.made, "joint": scorer.joint}
     write_json(target / CASCADE, about, DataError)
     return evaluate(target)

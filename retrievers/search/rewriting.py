@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final
 
 from augment.engines import Engine, load_engine
 from augment.enrichment import pipeline as cli
@@ -122,18 +122,8 @@ def _recipe(
     made = cli.recipe("query", engine, shown, cli.DEFAULT_OPTIONS)
     if known is None:
         return made, prompts
-    return (
-        Recipe(
-            side="query",
-            prompts=made.prompts,
-            model=made.model,
-            revision=made.revision,
-            sampling={**made.sampling, **known.sampling},
-            routes=known.routes,
-            settings=made.settings,
-        ),
-        prompts,
-    )
+    sampling = {**made.sampling, **known.sampling}
+    return replace(made, sampling=sampling, routes=known.routes, target_seen=False), prompts
 
 
 def _forget(store: Store, folder: Path) -> None:
@@ -273,6 +263,12 @@ def _pair_options(config: PairRewriting) -> cli.Options:
 def _pair_jobs(pairs: Iterable[Retrieved], prompt: Prompt) -> Iterator[Job]:
     for query, asked, item in pairs:
         yield Job(replace(item, id=pair_id(query, item.id)), prompt, "retrieved", asked=asked)
+
+
+def store_of(folder: Path, rewrite: Mapping[str, Any]) -> Path:
+    """Where the texts of a reranked folder lie, by its record; one that was moved has its own."""
+    named = Path(rewrite.get("store") or folder / "rewritten")
+    return named if named.is_dir() else folder / "rewritten"
 
 
 def rewrite_pairs(

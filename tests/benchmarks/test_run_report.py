@@ -1,7 +1,6 @@
 """The page about two runs: its numbers, that nothing escapes, and how a browser shows it."""
 
 import itertools
-import json
 import shutil
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ from PIL import Image
 from augment import corpus, queries
 from augment.data import write_candidates, write_qrels, write_queries
 from augment.engines.scripted import ScriptedEngine
+from augment.files import write_json
 from augment.records import Hit, Item, Qrel, Query, one_picture
 from benchmarks.report.page import RankMoves, main, scatter, ticks_of
 from benchmarks.report.runs import Moved, pick
@@ -162,9 +162,7 @@ def test_what_was_written_and_what_a_cascade_did_are_shown(made, tmp_path):
     told = PairRewriting(1, "scripted:")
     rewritten = rewrite_pairs([pair], told, base / "root", there / "rewritten")
     text = rewritten("squares_task0/5:0", "5:0", None)
-    (there / "cascade.json").write_text(
-        json.dumps({"rewrite": {"store": None, "recipe": rewritten.recipe}})
-    )
+    write_json(there / "cascade.json", {"rewrite": {"store": None, "recipe": rewritten.recipe}})
     out = tmp_path / "p.html"
     assert main([str(base / "raw"), str(there), "--out", str(out), "--examples", "24"]) == 0
     page = Page(out.read_text(encoding="utf-8"))

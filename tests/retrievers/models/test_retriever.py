@@ -23,6 +23,7 @@ from retrievers.data.examples import Example
 from retrievers.data.module import LoaderConfig, MBeirData, SearchConfig
 from retrievers.data.pictures import ImageLoader
 from retrievers.data.plan import plan_test
+from retrievers.evaluation.compare import scores_from_run
 from retrievers.evaluation.run_files import read_run
 from retrievers.models.clip import ClipScoreFusion
 from retrievers.models.inputs import Processor
@@ -212,24 +213,20 @@ def test_image_cache_is_bounded_and_changes_nothing(root):
 
 def test_evaluate_writes_runs_that_give_the_same_numbers(retriever, root, tmp_path):
     data = MBeirData(str(root), loader=LoaderConfig(eval_batch_size=7))
-    first = evaluate(retriever, data, tmp_path / "a", device="cpu")
-    again = evaluate(retriever, data, tmp_path / "b", device="cpu")
+    first, again = (evaluate(retriever, data, tmp_path / name, device="cpu") for name in "ab")
     assert [row.metrics for row in first.rows] == [row.metrics for row in again.rows]
     assert first.made_by == again.made_by
     saved = json.loads((tmp_path / "a" / "metrics.json").read_text())
     assert {(r["task"], r["pool"], r["candidates"]) for r in saved["rows"]} == {
         (0, "local", 20), (3, "local", 20), (0, "union", 40), (3, "union", 40),
     }  # fmt: skip
-    from retrievers.evaluation.compare import scores_from_run
-
     for row in first.rows:
         stem = tmp_path / "a" / f"squares_task{row.task}"
         scores = scores_from_run(f"{stem}.{row.pool}.trec", f"{stem}.qrels", "success@5")
         assert np.mean(list(scores.values())) == row.metrics["success@5"]
         assert len(read_run(f"{stem}.{row.pool}.trec")) == row.queries == 8
-        assert (tmp_path / "a" / f"squares_task{row.task}.qrels").read_text().split()[:4] == [
-            f"7:{1 if row.task == 0 else 21}", "0", f"7:{1 if row.task == 0 else 21}", "1",
-        ]  # fmt: skip
+        positive = f"7:{1 if row.task == 0 else 21}"
+        assert stem.with_suffix(".qrels").read_text().split()[:4] == [positive, "0", positive, "1"]
     mean = np.mean([row.metrics["mrr@10"] for row in first.rows if row.pool == "local"])
     assert first.mean["local"]["mrr@10"] == pytest.approx(mean)
     assert "mean" in first.table()
@@ -237,7 +234,11 @@ def test_evaluate_writes_runs_that_give_the_same_numbers(retriever, root, tmp_pa
 
 def test_local_search_equals_a_plain_one(retriever, root, tmp_path):
     data = MBeirData(str(root), test=SearchConfig(union=False, depth=5))
+    (tmp_path / "squares_task3.union.trec.gz").write_bytes(b"an earlier test's")
     evaluate(retriever, data, tmp_path, device="cpu")
+    assert not [*tmp_path.glob("*.union.trec*")], (
+        "who reads the folder would take it for this one's"
+    )
     plan = plan_test(DataRoot(root), "test", False, [0], None)
     with torch.no_grad():
         retriever.eval()

@@ -60,8 +60,9 @@ def test_every_point_is_the_cascade_of_that_depth_and_costs_what_was_read(
     assert made == [0, 0], "nothing is scored by it"
     for path in (root / "first").glob("*.qrels"):  # now one query of each is asked, not judged
         path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
-    again = budget(root / "first", [tmp_path / "r5"], tmp_path / "again", depths=[5])
-    assert again.points[-1].warm == pytest.approx(by["r5", 5][3])
+    moved = (tmp_path / "qar").rename(tmp_path / "moved")
+    again = budget(root / "first", [tmp_path / "r5", moved], tmp_path / "again", depths=[5]).points
+    assert [p[2:4] for p in again] == [pytest.approx(by[n, 5][2:4]) for n in ("r5", "qar")]
     with pytest.raises(DataError, match="1 weights for 2"):
         budget(root / "first", [tmp_path / "r5"] * 2, tmp_path, weights=[tmp_path / "x.json"])
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partialmethod
 from itertools import pairwise
 
 import numpy as np
@@ -81,7 +82,9 @@ def test_the_querys_own_picture_is_left_out_of_a_run_that_has_it(world, folders,
     first.mkdir()
     (first / name).write_text("".join(lines))
     shutil.copy(root / "first" / "squares_task3.qrels", first)
+    shutil.copytree(root / "first", tmp_path / "x")
     rerank(Pointwise(make(folders["qwen3"], layout=WORDS)), data, first, tmp_path / "x", depth=4)
+    assert [path.name for path in (tmp_path / "x").glob("*.trec")] == [name], "none of an earlier"
     after = read_run(tmp_path / "x" / name)
     assert len(own) == len(after) == 8
     for qid, hits in after.items():
@@ -102,9 +105,7 @@ def test_a_killed_rerank_goes_on_and_scores_nothing_twice(world, folders, tmp_pa
 
     out = tmp_path / "killed"
     for most in (7, 30, 10_000):
-        monkeypatch.setattr(
-            Pointwise, "_scores", lambda s, q, c, most=most: counting(s, q, c, most)
-        )
+        monkeypatch.setattr(Pointwise, "_scores", partialmethod(counting, most=most))
         try:
             rerank(judge, data, root / "first", out, depth=4, batch=2)
         except KeyboardInterrupt:
@@ -125,9 +126,8 @@ def test_a_killed_rerank_goes_on_and_scores_nothing_twice(world, folders, tmp_pa
 
 def test_orders_of_lists_are_kept_by_list(world, folders, tmp_path, monkeypatch):
     root, data = world
-    judge = Listwise(
-        make(folders["qwen3"], layout=Layout(cross=CrossLayout(ask="?", yes="", no="")))
-    )
+    layout = Layout(cross=CrossLayout(ask="?", yes="", no=""))
+    judge = Listwise(make(folders["qwen3"], layout=layout))
     monkeypatch.setattr(Listwise, "_written", lambda self, query, given: (f"{len(given)}", 7))
     rerank(judge, data, root / "first", tmp_path, depth=3)
     for name in ("squares_task0.local.trec", "squares_task3.union.trec"):
@@ -210,7 +210,7 @@ def test_weights_of_dev_queries_are_kept_for_their_systems_alone(world, folders,
     fuse(runs, tmp_path / "two", weights_from=kept)
     for path in (tmp_path / "one").glob("*.trec"):
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
-    assert "@4" in evaluate(tmp_path / "two", short=True).table(), "the cap goes along"
+    assert "@4" not in evaluate(tmp_path / "two", short=True).table(), "deeper hits: no cap"
     with pytest.raises(DataError, match="its weights were chosen for"):
         fuse(runs[::-1], tmp_path / "three", weights_from=kept)
     with pytest.raises(DataError, match="systems in another order"):
@@ -240,9 +240,8 @@ def test_candidates_are_rewritten_once_in_sight_of_each_query_and_read_so(
     asked = len(engine.calls)
     for task in data.test_plan().tasks:
         for qid, hits in read_run(root / "first" / f"{task.name}.local.trec").items():
-            texts = [
-                t for (_, q, d), t in seen.items() if q == qid and d in {h.did for h in hits[:2]}
-            ]
+            best = {h.did for h in hits[:2]}
+            texts = [t for (_, q, d), t in seen.items() if q == qid and d in best]
             assert texts, qid
             assert all(text.startswith("It is") for text in texts)
     assert any(text is None or not text.startswith("It is") for text in seen.values()), "deeper"

@@ -398,17 +398,17 @@ def test_packaged_rerankers_train_on_mined_lists_and_rerank(folders, name, tmp_p
 
 
 @pytest.mark.parametrize("name", ["flagland_mllm", "qwen3_vl_embedding_lora", "lamra",
-                                  "flagland_trace", "trace_qwen2_5_vl_7b"])  # fmt: skip
+    "rge_qwen2_5_vl_3b", "flagland_trace", "trace_qwen2_5_vl_7b"])  # fmt: skip
 def test_packaged_recipes_train_and_test(folders, name, tmp_path, capsys):
     root, family = make_root(tmp_path / "root"), {"lamra": "qwen2"}.get(name, "qwen3")
     given = [
         "--config", name, f"--data.root={root}", f"--out={tmp_path}", "--data.batch_size=4",
         "--trainer.max_steps=1", "--trainer.accelerator=cpu", "--trainer.precision=32-true",
         f"--model.encoder.init_args.model_name={folders[family]}", "--model.chunk=3",
-        "--data.loader.workers=0", "--trainer.val_check_interval=1",
+        "--data.loader.workers=0", "--trainer.val_check_interval=1", "--data.instructions=true",
         "--trainer.enable_progress_bar=false", "--data.validation.queries=4",
     ]  # fmt: skip
-    if "trace" in name:
+    if writes := "trace" in name or "rge" in name:
         queries.run(root, tmp_path / "store", options=Options(model="scripted:"))
         given += [f"--data.written.store={tmp_path / 'store'}",
                   "--model.encoder.init_args.reasoning.max_tokens=3"]  # fmt: skip
@@ -419,8 +419,8 @@ def test_packaged_recipes_train_and_test(folders, name, tmp_path, capsys):
     loaded = load(last)
     told = {key: value for key, value in loaded.trained_on.items() if key != "written"}
     assert metrics["made_by"] == loaded.fingerprint(told)
-    assert bool(metrics["writing"]) == ("written" in loaded.trained_on) == ("trace" in name)
+    assert bool(metrics["writing"]) == ("written" in loaded.trained_on) == writes
     given += ["--model.encoder.init_args.layout.max_pixels=4096", f"--ckpt_path={last}"]
-    for verb in ("test", "fit") if "flagland" not in name else ():  # which lacks its mark then
+    for verb in ("test", "fit") if name[:3] not in ("fla", "rge") else ():  # lack mark, have others
         assert main([verb, *given]) == 2
         assert "layout.max_pixels: trained with" in capsys.readouterr().err

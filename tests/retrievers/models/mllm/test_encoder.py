@@ -77,10 +77,11 @@ def test_the_state_is_that_after_the_final_norm(folders, family):
     with torch.inference_mode():
         output = encoder.vlm(
             input_ids=batch.tokens, attention_mask=batch.mask, mm_token_type_ids=batch.kinds,
-            **batch.pictures(),
-        )  # fmt: skip
+            **batch.pictures())  # fmt: skip
         states = encoder.states(batch)
         torch.testing.assert_close(encoder.vlm.lm_head(states), output.logits, atol=1e-4, rtol=0)
+        half = make(folders[family], dtype="bfloat16").encode(batch, "query").vectors
+        assert (half * encoder.encode(batch, "query").vectors).sum() > 0.999
 
 
 def test_text_is_cut_before_the_template_and_pictures_stay_whole(folders):

@@ -34,7 +34,7 @@ def test_the_packaged_retriever_finds_photos_of_a_flag_among_those_of_others():
         photos.append(Example(n, None, show(photo), id=f"2:{n}"))
     scores = vectors(encoder, asked) @ vectors(encoder, photos, "corpus").T
     found = (scores.argmax(1) == torch.arange(32)).float().mean()
-    assert found > 0.6  # 0.78 when it was packaged; chance: 0.03
+    assert found > 0.6  # 0.81 when it was packaged; chance: 0.03
 
 
 def test_weights_beside_another_tower_are_refused(tmp_path):
