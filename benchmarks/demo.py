@@ -152,8 +152,7 @@ SYSTEMS: Mapping[str, System] = {
     "trace": System(FOLDER / "trace" / "1-adaptive.yaml", trace, ("twin", "adaptive"), _TRACE),
     "rge": System(
         DEMO.with_stem("demo_rge"), rge, ("direct", "self, own words"),
-        {"config": "flagland_rge", "steps": 20, "fit": ["model.optimizer.warmup_steps=5"]},
-    ),
+        {"config": "flagland_rge", "steps": 20, "fit": ["model.optimizer.warmup_steps=5"]}),
     "tte": System(FOLDER / "tte" / "cascade.yaml", tte, ("retriever", "cascade"), _CLIP),
 }  # fmt: skip
 
