@@ -143,9 +143,8 @@ SYSTEMS: Mapping[str, System] = {
     "rar": System(DEMO, rar, ("raw", "retrained"), _CLIP),
     "trace": System(FOLDER / "trace" / "1-adaptive.yaml", trace, ("twin", "adaptive"), _TRACE),
     "rge": System(
-        FOLDER / "rge" / "1-leak.yaml", rge, ("direct", "self, own words"),
-        {"config": "flagland_rge"},
-    ),
+        DEMO.with_stem("demo_rge"), rge, ("direct", "self, own words"),
+        {"config": "flagland_rge", "steps": 20, "fit": ["model.optimizer.warmup_steps=5"]}),
     "tte": System(FOLDER / "tte" / "cascade.yaml", tte, ("retriever", "cascade"), _CLIP),
 }  # fmt: skip
 
