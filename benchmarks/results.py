@@ -90,8 +90,9 @@ def demo_table(value: Mapping[str, Any]) -> str:
     """The trained arms in both pools, if both were searched, and the first comparison."""
     from benchmarks.experiments.tables import compared_cells
 
-    both = [[name, *(f"{100 * arm['union'][pool]:.1f}" for pool in ("local", "union"))]
-            for name, arm in value["arms"].items() if arm["union"] and arm["train"]]  # fmt: skip
+    both = [[name, *(f"{100 * arm['union'][pool]:.1f}" for pool in ("local", "success"))]
+            for name, arm in value["arms"].items()
+            if arm.get("union") and arm["train"]]  # fmt: skip
     head = ["success@1, mean of the tasks", "local pools", "union of all pools"]
     above = f"{markdown(head, both)}\n\n" if both else ""
     comparison, rows = value["comparisons"][0], []
