@@ -87,11 +87,15 @@ def ages(results: Sequence[Measured]) -> str:
 
 
 def demo_table(value: Mapping[str, Any]) -> str:
-    """The first comparison of an experiment, as README shows it."""
+    """The trained arms in both pools, if both were searched, and the first comparison."""
     from benchmarks.experiments.tables import compared_cells
 
-    comparison = value["comparisons"][0]
-    rows = []
+    both = [[name, *(f"{100 * arm['union'][pool]:.1f}" for pool in ("local", "success"))]
+            for name, arm in value["arms"].items()
+            if arm.get("union") and arm["train"]]  # fmt: skip
+    head = ["success@1, mean of the tasks", "local pools", "union of all pools"]
+    above = f"{markdown(head, both)}\n\n" if both else ""
+    comparison, rows = value["comparisons"][0], []
     for row in comparison["rows"]:
         difference, _, *rest = compared_cells(row)
         scores = [f"{100 * row[key]:.1f}" for key in ("first", "second")]
@@ -99,7 +103,7 @@ def demo_table(value: Mapping[str, Any]) -> str:
     first = f"task ({comparison['pool']} pool, {comparison['metric']})"
     last = ("difference, 95 % interval", "p (Holm)", "wins", "losses")
     head = [first, "queries", *comparison["names"], *last]
-    return markdown(head, rows)
+    return f"{above}{markdown(head, rows)}"
 
 
 def gpu_table(value: Mapping[str, Any]) -> str:

@@ -252,12 +252,11 @@ class Builder:
         return CachedStep("train", title, settings, (*needs, *taught, *mined), work)
 
     def _mine(self, of: Arm, seed: int) -> CachedStep:
-        """Negatives that another arm's checkpoint finds, for the training of an arm."""
+        """Negatives that another arm finds, for the training of an arm."""
         name, options = of.mined_by, of.mining
         arm, home = self.experiment.arms[name], self.setup.enriching
-        if arm.train is None:
-            raise DataError(f"mined_by names {name!r}, which is not trained: add train")
-        views, train = arm.train, self._train(arm, arm.train, seed)
+        views = arm.train or arm.show or Views()
+        train = () if arm.train is None else (self._train(arm, views, seed),)
         needs, _ = self._shown(views, home)
         judged: tuple[CachedStep, ...] = ()
         if of.judged_by:
@@ -267,18 +266,20 @@ class Builder:
         def work(folder: Path, made: Sequence[Path]) -> None:
             from retrievers import load
             from retrievers.search.mining import MiningConfig, mine_negatives
+            from retrievers.training.module import trained
 
-            data = self._parts(arm, seed, home, views, made).data
+            training, data, *_ = self._parts(arm, seed, home, views, made)
             mining = worded(MiningConfig, options)
             if judged:
                 mine_negatives(made[-2], data, folder, mining, judge=made[-1])
-            else:
-                mine_negatives(load(_weights(made[-1])), data, folder, mining)
+            else:  # nothing to load where the packaged weights mine
+                encoder = load(_weights(made[-1])) if train else trained(training)
+                mine_negatives(encoder, data, folder, mining)
 
         by = f"{name}, judged by {of.judged_by}" if judged else name
         title = f"mine negatives by {by}{''.join(f', {o}' for o in options)} (seed {seed})"
         settings = {**self._model(arm), **({"mining": options} if options else {})}
-        return CachedStep("mine", title, settings, (*needs, *(judged or (train,))), work)
+        return CachedStep("mine", title, settings, (*needs, *(judged or train)), work)
 
     def _test(self, arm: Arm, views: Views, seed: int, split: str, where: Enriching) -> CachedStep:
         setup, union = self.setup, self.experiment.union

@@ -189,7 +189,7 @@ class Arm:
         model: arguments of training and test.
         fit: arguments of the training alone.
         test: arguments of the test alone.
-        mined_by: arm whose checkpoint of the same seed finds negatives for the training.
+        mined_by: arm whose checkpoint of the same seed, or packaged weights, find negatives for it.
         judged_by: rerank arm whose scores judge what is found, in place of the retriever's own.
         mining: settings of :class:`retrievers.search.mining.MiningConfig`: ``other_modality=0.5``.
     """

@@ -329,7 +329,7 @@ def publish(trained: Path, folder: Path) -> None:
 
 
 def publish_retriever(checkpoint: Path, folder: Path) -> None:
-    """Write what a fit of ``flagland_mllm`` trained, in half precision, as it is packaged."""
+    """Write what ``flagland_mllm`` or ``flagland_rge`` trained, in half precision, as packaged."""
     from retrievers.models.load import OWN_WEIGHTS, PREFIX, SETTINGS, check_checkpoint
 
     found = check_checkpoint(checkpoint)
@@ -338,7 +338,8 @@ def publish_retriever(checkpoint: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: value.half() for name, value in state.items()}, folder / OWN_WEIGHTS)
     told = found["retriever"]
-    told["origin"]["data"]["root"] = Path(told["origin"]["data"]["root"]).name
+    data = told["origin"]["data"]
+    data.update(root=Path(data["root"]).name, written=None)  # a path; written_recipe says what
     (folder / SETTINGS).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 

@@ -57,7 +57,7 @@ ENCODERS: dict[str, type[Encoder]] = {
 
 #: Trained encoders that are packaged, as folders beside this file: what ``export`` writes, without
 #: frozen weights that a packaged model brings.
-TRAINED = ("flagland-mllm",)
+TRAINED = ("flagland-mllm", "flagland-rge")
 
 #: Beginnings of model names that need no checkpoint.
 _MODELS = ("local-dir:", "hf-hub:")
@@ -101,10 +101,10 @@ def load(
         name: a ``.ckpt`` file that ``fit`` wrote, a ``.pth`` file of UniIR's CLIP-SF or CLIP-FF, a
             folder that ``export`` wrote, a repository ``owner/name`` on the Hub, or an open_clip
             model to take as it is: ``flagland-clip`` (packaged, as are ``flagland-vlm`` and the
-            trained ``flagland-mllm``), ``local-dir:FOLDER``, ``hf-hub:NAME`` or ``MODEL:TAG`` of
-            its list (without the tag where it has one), such as ``ViT-B-16-SigLIP2-256:webli``. A
-            folder or repository of open_clip becomes score fusion, one of a multimodal language
-            model an encoder in the layout of Qwen3-VL-Embedding.
+            trained ``flagland-mllm`` and ``flagland-rge``), ``local-dir:FOLDER``, ``hf-hub:NAME``
+            or ``MODEL:TAG`` of its list (without the tag where it has one), such as
+            ``ViT-B-16-SigLIP2-256:webli``. A folder or repository of open_clip becomes score
+            fusion, one of a multimodal language model an encoder in Qwen3-VL-Embedding's layout.
         device: where it runs.
         revision: branch, tag or commit of a repository.
         token: of the Hub; None takes the one that is logged in.

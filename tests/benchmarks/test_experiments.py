@@ -253,7 +253,8 @@ def test_mined_negatives_and_one_table_against_an_arm(tmp_path, capsys):
     model = ["model.objective.distillation.kind=kl"]
     mined = {**first, "mined_by": "first", "mining": ["other_modality=0.5"], "model": model,
              "fit": ["data.negatives.per_query=1"]}  # fmt: skip
-    arms = {"first": first, "mined": mined, "start": {"show": "raw"}}
+    arms = {"first": first, "mined": mined, "start": {"show": "raw"},
+            "by start": {**mined, "mined_by": "start"}}  # fmt: skip
     value = {"name": "small", "question": "q?", "prediction": "p", "against": "first",
              "union": True, "arms": arms}  # fmt: skip
     experiment, out = tmp_path / "small.yaml", tmp_path / "out"
@@ -263,7 +264,7 @@ def test_mined_negatives_and_one_table_against_an_arm(tmp_path, capsys):
              "--out", str(out)]  # fmt: skip
     assert main(given) == 0
     found = json.loads((out / "results" / "small.json").read_text())
-    assert [row["name"] for row in found["against"]["rows"]] == ["mined", "start"]
+    assert [row["name"] for row in found["against"]["rows"]] == ["mined", "start", "by start"]
     # The means are those of the tests' own files.
     arm = found["arms"]["mined"]
     means = [json.loads((out / folder / "metrics.json").read_text())["mean"]["local"]["success@1"]
@@ -282,7 +283,7 @@ def test_mined_negatives_and_one_table_against_an_arm(tmp_path, capsys):
     shutil.rmtree(out / arm["folders"][1])
     capsys.readouterr()
     assert main([*given, "--dry-run"]) == 0
-    assert "11 steps, 10 of them cached" in capsys.readouterr().out
+    assert "16 steps, 15 of them cached" in capsys.readouterr().out
 
 
 @pytest.mark.slow
