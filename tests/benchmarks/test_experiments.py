@@ -265,7 +265,8 @@ def test_mined_negatives_and_one_table_against_an_arm(tmp_path, capsys):
     assert main(given) == 0
     found = json.loads((out / "results" / "small.json").read_text())
     assert [row["name"] for row in found["against"]["rows"]] == ["mined", "start", "by start"]
-    # The means are those of the tests' own files.
+    mines = [json.loads(path.read_text()) for path in (out / "mine").glob("*/done.json")]
+    assert sorted(len(one["needs"]) for one in mines) == [0, 1, 1], "packaged weights need no fit"
     arm = found["arms"]["mined"]
     means = [json.loads((out / folder / "metrics.json").read_text())["mean"]["local"]["success@1"]
              for folder in arm["folders"]]  # fmt: skip
