@@ -257,7 +257,7 @@ class Builder:
         arm, home = self.experiment.arms[name], self.setup.enriching
         views = arm.train or arm.show or Views()
         train = () if arm.train is None else (self._train(arm, views, seed),)
-        needs, _ = self._shown(views, home)
+        needs, shown = self._shown(views, home)
         judged: tuple[CachedStep, ...] = ()
         if of.judged_by:
             found = self.experiment.arms[of.judged_by].of[0]
@@ -279,6 +279,8 @@ class Builder:
         by = f"{name}, judged by {of.judged_by}" if judged else name
         title = f"mine negatives by {by}{''.join(f', {o}' for o in options)} (seed {seed})"
         settings = {**self._model(arm), **({"mining": options} if options else {})}
+        if not train:  # whose settings say the rest
+            settings |= {"root": home.root_digest, "views": shown, "tasks": self.setup.tasks}
         return CachedStep("mine", title, settings, (*needs, *(judged or train)), work)
 
     def _test(self, arm: Arm, views: Views, seed: int, split: str, where: Enriching) -> CachedStep:
