@@ -6,6 +6,9 @@ A data set is a folder of parquet files, or a ``.jsonl`` file, with a row for ea
     tgt_text[], tgt_img_path[]   its own candidates, parallel lists; the first one is right.
                                  Version 2 has an instruction in tgt_inst
 
+MMEB-train has ``qry``, ``qry_image_path``, ``pos_text``, ``pos_image_path``, ``neg_text`` and
+``neg_image_path`` in files called ``original`` and ``diverse_instruction``: a list of one or two.
+
 Every query is ranked against its own list. A candidate is its text and its picture together, so
 that a list naming the right one twice does not punish finding the second; ties go by id, as
 everywhere in this package (the authors' code takes whatever sorts first).
@@ -47,6 +50,9 @@ IN_DISTRIBUTION = frozenset(name for name, _, trained in _ROWS if trained == "ye
 _IMAGE_MARK = "<|image_1|>"
 #: Endings of a data set that is a file.
 _LINES = tuple(f".jsonl{ending}" for ending in PACKED_ENDINGS)
+#: Columns of a test, and of a training set.
+_ASKED = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
+_TRAINED = ("qry", "qry_image_path", "pos_text", "pos_image_path")
 #: All of them.
 KNOWN = frozenset(name for name, *_ in _ROWS)
 
@@ -88,8 +94,10 @@ class Subset:
         return {self.qid(row): {self.did(own[0]): 1} for row, own in enumerate(self.lists)}
 
 
-def subset_names(root: Path) -> list[str]:
+def subset_names(root: Path, files: str = "test") -> list[str]:
     """Data sets of a folder, those of MMEB in its order, then others by name.
+
+    ``files`` is how the names of parquet files begin.
 
     Raises:
         DataError: if there are none.
@@ -98,15 +106,17 @@ def subset_names(root: Path) -> list[str]:
         raise DataError("no such folder", str(root))
     lines = (path.name for path in root.iterdir() if path.name.endswith(_LINES))
     found = {name[: name.rindex(".jsonl")] for name in lines}
-    found |= {path.name for path in root.iterdir() if path.is_dir() and _parquet(path)}
+    found |= {path.name for path in root.iterdir() if path.is_dir() and _parquet(path, files)}
     if not found:
-        raise DataError("holds no data set; expected NAME/test-*.parquet or NAME.jsonl", str(root))
+        raise DataError(
+            f"holds no data set; expected NAME/{files}-*.parquet or NAME.jsonl", str(root)
+        )
     known = [name for names in CATEGORIES.values() for name in names if name in found]
     return [*known, *sorted(found - KNOWN)]
 
 
-def read_subset(root: Path, name: str, limit: int | None = None) -> Subset:
-    """Read one data set.
+def read_subset(root: Path, name: str, limit: int | None = None, files: str = "test") -> Subset:
+    """Read one data set, from parquet files whose names begin with ``files``.
 
     Raises:
         DataError: with file and row, if there is none, a column is missing, the lists of a row are
@@ -114,7 +124,7 @@ def read_subset(root: Path, name: str, limit: int | None = None) -> Subset:
     """
     subset = Subset(name)
     places: dict[Target, int] = {}
-    for where, row in _rows(root, name):
+    for where, row in _rows(root, name, files):
         if limit is not None and len(subset.queries) >= limit:
             break
         query = _target(row, "qry", row.get("qry_text"), row.get("qry_img_path"), where)
@@ -167,7 +177,7 @@ def reworded(subset: Subset, instructions: Instructions) -> Subset:
     ])  # fmt: skip
 
 
-def _rows(root: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(root: Path, name: str, files: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for file in filter(Path.is_file, (root / f"{name}{ending}" for ending in _LINES)):
         for number, line in text_lines(file):
             where = f"{file}:{number}"
@@ -177,25 +187,36 @@ def _rows(root: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 raise DataError(f"is not a line of JSON: {error}", where) from error
             if not isinstance(row, dict):
                 raise DataError("expected a JSON object", where)
-            yield where, row
+            yield where, _as_asked(row)
         return
-    for path in _parquet(root / name):
+    for path in _parquet(root / name, files):
         try:
             table = pq.read_table(path, page_checksum_verification=True)
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"is no parquet file: {error}", str(path)) from error
-        lacking = {"qry_text", "qry_img_path", "tgt_text", "tgt_img_path"} - set(table.column_names)
+        wanted = _ASKED if files == "test" else _TRAINED
+        lacking = set(wanted) - set(table.column_names)
         if lacking:
             raise DataError(f"lacks the columns {', '.join(sorted(lacking))}", str(path))
         batches = table.to_batches(max_chunksize=64)
         rows = chain.from_iterable(batch.to_pylist() for batch in batches)
         for number, row in enumerate(rows, start=1):
-            yield f"{path}: row {number}", row
+            yield f"{path}: row {number}", _as_asked(row)
 
 
-def _parquet(folder: Path) -> list[Path]:
+def _as_asked(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a test; of one to train on, the right candidate and the wrong one, if it has one."""
+    if "pos_text" not in row:
+        return row
+    kinds = [kind for kind in ("pos", "neg")
+             if kind == "pos" or row.get("neg_text") or row.get("neg_image_path")]  # fmt: skip
+    lists = ([row.get(f"{kind}_{part}") for kind in kinds] for part in ("text", "image_path"))
+    return dict(zip(_ASKED, (row.get("qry"), row.get("qry_image_path"), *lists), strict=True))
+
+
+def _parquet(folder: Path, files: str) -> list[Path]:
     """Files as published (``test-00000-of-00001.parquet``) or as converted (``test/0000``)."""
-    return sorted({*folder.glob("test*.parquet"), *folder.glob("test/*.parquet")})
+    return sorted({*folder.glob(f"{files}*.parquet"), *folder.glob(f"{files}/*.parquet")})
 
 
 def _target(row: Mapping[str, Any], side: str, text: object, image: object, where: str) -> Target:

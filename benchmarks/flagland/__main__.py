@@ -11,6 +11,7 @@ from jsonargparse import auto_cli
 
 from augment.enrichment.command import entry
 from augment.files import say
+from benchmarks.flagland.oracle import write_mmeb
 from benchmarks.flagland.world import WorldConfig, write_world
 
 
@@ -22,6 +23,7 @@ def write(
     width: int = 192,
     named: float = 0.0,
     recall: bool = False,
+    mmeb: Path | None = None,
     workers: int = 2,
 ) -> int:
     """Write a world and say what it holds; exit code 2 when asked for something impossible.
@@ -34,12 +36,15 @@ def write(
         width: of flat pictures, in pixels.
         named: share of task 6's questions that name the country.
         recall: also ask for flags by name and by capital, whose looks must be known.
+        mmeb: new folder for tasks 6 and 8 in MMEB's files, their import and rationales.
         workers: processes that draw.
     """
     start = time.monotonic()
     try:
         config = WorldConfig(countries, seed, twin_share, width, named, recall)
         written = write_world(out, config, workers)
+        if mmeb is not None:
+            write_mmeb(out, mmeb)
     except ValueError as error:
         say(f"error: {error}", sys.stderr)
         return 2

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from augment import import_data, queries
 from augment.data import DataRoot
 from augment.data.pools import open_candidates, open_queries
 from augment.engines.scripted import ScriptedEngine
-from augment.records import Enrichment, Side
+from augment.records import TASKS, Enrichment, Side
 from benchmarks.flagland import language
 from benchmarks.flagland.grammar import FACT_TYPES, Fact, Flag
-from benchmarks.flagland.world import country_of
+from benchmarks.flagland.world import DATASET, DATASET_ID, country_of
 
 
 def has_truth(root: Path) -> bool:
@@ -91,6 +95,42 @@ def told_by_targets(root: Path) -> dict[str, str]:
     truths = ((truth["qid"], truth.get("answer", "")) for truth in _rows(root, "queries.jsonl"))
     return {qid: f"The country is {names[qid]}" + (f", the answer {answer}." if answer else ".")
             for qid, answer in truths}  # fmt: skip
+
+
+def write_mmeb(root: Path, out: Path, tasks: Sequence[int] = (6, 8)) -> None:
+    """Some tasks of a world in MMEB's files, imported, with rationales that saw the targets.
+
+    OUT/train is in MMEB-train's form, OUT/test in that of the test: a query's list is the pool of
+    its task. OUT/root is what ``augment import mmeb`` makes of both, OUT/store has what the oracle
+    sees in a query's picture and what only the target tells (prompt ``rge/oracle``).
+    """
+    data, told, written = DataRoot(root), told_by_targets(root), {}
+    seen = {truth["qid"]: _wanted(truth, flag) for truth, flag in _asked(root)}
+    for task in tasks:
+        name, prompt = f"Flagland{task}", data.instructions().get(DATASET_ID, *TASKS[task])[0]
+        pool = {one.id: one for one in open_candidates(data.pool_for(DATASET, task, "test"))}
+        for split, mark in (("train", "train-"), ("test", "")):
+            rows: list[dict[str, Any]] = []
+            asked = (query for file in data.query_files(split) for query in open_queries(file.path))
+            for query in (query for query in asked if query.task == task):
+                item, right = query.item, pool[query.positives[0]]
+                text = f"<|image_1|>\n{prompt} {item.text}\n"
+                own = [right, *(one for one in pool.values() if one is not right and not mark)]
+                texts, images = [one.text or "" for one in own], [one.image or "" for one in own]
+                rows.append({
+                    "qry": text, "qry_image_path": item.image, "pos_text": texts[0],
+                    "pos_image_path": images[0], "neg_text": "", "neg_image_path": "",
+                } if mark else {"qry_text": text, "qry_img_path": item.image, "tgt_text": texts,
+                                "tgt_img_path": images})  # fmt: skip
+                written[f"{mark}{name}:q{len(rows)}"] = f"{seen[item.id]} {told[item.id]}"
+            files = "original" if mark else split
+            path = out / split / name / f"{files}-00000-of-00001.parquet"
+            path.parent.mkdir(parents=True)
+            pq.write_table(pa.Table.from_pylist(rows), path)
+    made = out / "root"
+    import_data("mmeb", out / "test", made, images=root, train=out / "train")
+    engine = ScriptedEngine(written, root=made, model="flagland-oracle", batch_size=256)
+    queries.run(made, out / "store", engine=engine, question_prompt="rge/oracle")
 
 
 @dataclass

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from augment.data.mmeb import read_subset, subset_names
+from augment.data.mmeb import read_subset, reworded, subset_names
+from augment.data.root import open_instructions
 from augment.data.sources.entries import (
     Entries,
     LeftOut,
@@ -328,19 +329,31 @@ def circo(source: Path, split: str = "val") -> Entries:
                     split=split, source=row)  # fmt: skip
 
 
-def mmeb(source: Path) -> Entries:
+def mmeb(
+    source: Path, train: Path | None = None, files: str = "original", instructions: str = ""
+) -> Entries:
     """MMEB (2410.05160), versions 1 and 2: a data set each, and each query's own list as a subset.
 
     Its hit@1 is the success@1 among the own list (``evaluate --subsets``, or ``retrievers mmeb``).
 
     Args:
         source: The folder of its data sets.
+        train: The folder of MMEB-train's, which become data sets of their own (``-train``).
+        files: Which of them: original or diverse_instruction.
+        instructions: A table in place of what the queries of a data set begin with, as for
+            ``retrievers mmeb``: a file, or ``rge``.
     """
-    for name in subset_names(source):
-        subset, pool = read_subset(source, name), f"mmeb-{name.lower().replace('_', '-')}"
-        for row, target in enumerate(subset.candidates):
-            yield SourceEntry(subset.did(row), target.text, target.image, pool=pool)
-        for row, (query, own) in enumerate(zip(subset.queries, subset.lists, strict=True)):
-            dids = [subset.did(place) for place in own]
-            yield SourceEntry(subset.qid(row), query.text, query.image, "query", {dids[0]: 1},
-                              subset=dids, pool=pool)  # fmt: skip
+    table = open_instructions(instructions) if instructions else None
+    for folder, begun, split in ((source, "test", "test"), (train, files, "train")):
+        for name in subset_names(folder, begun) if folder else ():
+            subset = read_subset(folder, name, files=begun)
+            subset = subset if table is None else reworded(subset, table)
+            mark, more = ("train-", "-train") if split == "train" else ("", "")
+            pool = f"mmeb-{name}{more}"
+            for row, target in enumerate(subset.candidates):
+                yield SourceEntry(mark + subset.did(row), target.text, target.image, pool=pool)
+            for row, (query, own) in enumerate(zip(subset.queries, subset.lists, strict=True)):
+                dids = [mark + subset.did(place) for place in own]
+                grades = {did: int(did == dids[0]) for did in (dids if mark else dids[:1])}
+                yield SourceEntry(mark + subset.qid(row), query.text, query.image, "query", grades,
+                                  subset=() if mark else dids, pool=pool, split=split)  # fmt: skip

@@ -12,7 +12,7 @@ from PIL import Image
 
 from augment import import_data
 from augment.__main__ import main
-from augment.data import DataRoot, read_candidates, read_qrels, read_queries
+from augment.data import DataRoot, open_instructions, read_candidates, read_qrels, read_queries
 from augment.data.sources import Bounds
 from augment.data.validate import validate
 from augment.errors import DataError
@@ -509,6 +509,34 @@ def test_mmeb_has_lists_whose_first_is_right(tmp_path):
         f"{name}:c2", f"{name}:c1"]  # fmt: skip
     assert len(pool) == 2
     assert asked[f"{name}:q1"].task == 0
+
+
+def test_what_mmeb_trains_on_is_a_data_set_of_its_own(tmp_path):
+    write_set("mmeb", tmp_path, PAIRS[:2])
+    begun = {"qry_image_path": "", "pos_text": "", "neg_text": "", "neg_image_path": ""}
+    rows = [{**begun, "qry": f"<|image_1|> Find it: {text}", "pos_image_path": f"{n}.jpg"}
+            for n, text in enumerate(("a bird", "a cat"), 1)]  # fmt: skip
+    rows[1]["neg_text"] = "a dog"
+    for files, some in (("original", rows), ("diverse_instruction", rows[:1])):
+        path = tmp_path / f"train/MSCOCO_t2i/{files}-00000-of-00001.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(some), path)
+    given = {"images": tmp_path / "shots", "train": tmp_path / "train"}
+    import_data("mmeb", tmp_path / "mmeb", tmp_path / "r", **given, instructions="rge")
+    data, name = DataRoot(tmp_path / "r"), "train-MSCOCO_t2i"
+    asked = list(read_queries(data.query_files("train")[0].path))
+    prompt = next(row.prompts[0] for row in open_instructions("rge").rows
+                  if row.dataset_id == "MSCOCO_t2i")  # fmt: skip
+    assert [query.item.text for query in asked] == [f"{prompt} a bird", f"{prompt} a cat"]
+    assert [(query.positives, query.negatives) for query in asked] == [
+        ((f"{name}:c1",), ()), ((f"{name}:c2",), (f"{name}:c3",))]  # fmt: skip
+    assert set(json.loads((tmp_path / "r/subsets/test.json").read_text())) == {
+        "MSCOCO_t2i:q1", "MSCOCO_t2i:q2"}  # fmt: skip
+    import_data("mmeb", tmp_path / "mmeb", tmp_path / "d", **given, files="diverse_instruction")
+    assert len(held(tmp_path / "d")[2]) == 3
+    pq.write_table(pa.Table.from_pylist([{"qry": "a"}]), path)
+    with pytest.raises(DataError, match="lacks the columns pos_image_path, pos_text, qry_image"):
+        import_data("mmeb", tmp_path / "mmeb", tmp_path / "e", **given, files="diverse_instruction")
 
 
 def test_what_cannot_be_imported_says_so(tmp_path):
