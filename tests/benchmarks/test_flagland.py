@@ -27,7 +27,13 @@ from benchmarks.flagland.grammar import (
     Flag,
     is_valid,
 )
-from benchmarks.flagland.oracle import flags_of, oracle_engine, score_facts
+from benchmarks.flagland.oracle import (
+    flags_of,
+    oracle_engine,
+    score_facts,
+    told_by_targets,
+    write_mmeb,
+)
 from benchmarks.flagland.render import draw_flat
 from benchmarks.flagland.world import (
     RECALL,
@@ -38,6 +44,10 @@ from benchmarks.flagland.world import (
     split_of,
     write_world,
 )
+from retrievers.cli import main
+from retrievers.data.module import MBeirData
+from retrievers.models.clip import ClipScoreFusion
+from retrievers.vectors.search import test
 
 
 def flags(count: int, seed: int = 0) -> list[Flag]:
@@ -226,6 +236,36 @@ def test_the_oracle_engine_writes_the_truth(world: Path, tmp_path: Path) -> None
             if query.item.image is not None and wanted.image is not None:
                 text = view.text(query.item) or ""
                 assert language.parse(text) == flags[wanted.image].facts()
+
+
+def test_a_task_in_mmebs_files_is_that_of_the_world(world: Path, tmp_path: Path) -> None:
+    """Imported, it has its texts, positives and rationales; hit@1 of its lists is success@1."""
+    write_mmeb(world, tmp_path, tasks=(6,))
+    data, made = DataRoot(world), DataRoot(tmp_path / "root")
+    texts, told = Store(tmp_path / "store").texts("query"), told_by_targets(world)
+    assert texts.recipe.target_seen
+    prompt = data.instructions().get("80", "image,text", "text")[0]
+    pool = open_candidates(data.pool_for("flagland", 6, "test"))
+    for split in ("train", "test"):
+        asked = [query for file in data.query_files(split) for query in open_queries(file.path)
+                 if query.task == 6]  # fmt: skip
+        (file,) = made.query_files(split)
+        found = open_candidates(made.pool_for(file.dataset, file.task, split))
+        for query, own in zip(asked, open_queries(file.path), strict=True):
+            assert own.item.text == f"{prompt} {query.item.text}"
+            wanted, positive = (
+                pool[pool.row(query.positives[0])],
+                found[found.row(own.positives[0])],
+            )
+            assert (positive.text, positive.modality) == (wanted.text, "text")
+            assert told[query.item.id] in texts[own.item.id].text
+    test_of, lists = tmp_path / "run", tmp_path / "lists"
+    test(ClipScoreFusion("flagland-clip"), MBeirData(str(made.path), instructions=False), test_of)
+    of = ["--model=retrievers.models.clip.ClipScoreFusion", "--model.model_name=flagland-clip"]
+    main(["mmeb", f"--root={tmp_path / 'test'}", f"--images={world}", f"--out={lists}", *of])
+    hit = json.loads((lists / "metrics.json").read_text())["rows"][0]["metrics"]["success@1"]
+    scores = json.loads((test_of / "metrics.json").read_text())
+    assert 0 < hit == pytest.approx(scores["rows"][0]["metrics"]["success@1"])
 
 
 def test_what_must_be_recalled_is_asked_of_every_country_and_shown_nowhere(tmp_path: Path) -> None:
