@@ -19,10 +19,10 @@ from augment.enrichment.pipeline import (
     JobPlan,
     Options,
     candidate_plan,
-    not_empty,
     run_command,
     run_plan,
 )
+from augment.errors import DataError
 from augment.prompts import within
 from augment.prompts.route import CORPUS_PROMPT, followed
 
@@ -46,7 +46,9 @@ def plan(
     Raises:
         DataError: if the data or the prompt cannot be used.
     """
-    files = pool or not_empty([f.path for f in DataRoot(root).pools()], "local pools", root)
+    files = pool or [file.path for file in DataRoot(root).pools()]
+    if not files:
+        raise DataError("no local pools; name the files or check --root", str(root))
     pools = [open_candidates(path) for path in files]
     items = chain.from_iterable(pools)
     asked = within(followed(prompt, options.model, CORPUS_PROMPT), budget)

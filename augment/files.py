@@ -293,8 +293,29 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
         DataError: if the file cannot be opened or a line is not UTF-8.
     """
     with opened(path) as stream:
-        for number, line in numbered_lines(stream):
-            yield number, _decoded(line, f"{path}:{number}")
+        number = 0
+        try:
+            for number, line in numbered_lines(stream):
+                yield number, line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"is not UTF-8: {error}", f"{path}:{number}") from error
+
+
+def objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file of JSON lines, each with ``file:line``.
+
+    Raises:
+        DataError: if it cannot be read, or at the first line that is no JSON object.
+    """
+    for number, line in text_lines(path):
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"is not a line of JSON: {error}", where) from error
+        if not isinstance(row, dict):
+            raise DataError("expected a JSON object", where)
+        yield where, row
 
 
 def read_ids(path: Path) -> frozenset[str]:
@@ -312,13 +333,6 @@ def read_ids(path: Path) -> frozenset[str]:
 def split_fields(line: str) -> list[str]:
     """What stands between blanks of ASCII in a line, as trec_eval parts it."""
     return _FIELD.findall(line)
-
-
-def _decoded(line: bytes, where: str) -> str:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"is not UTF-8: {error}", where) from error
 
 
 def homes(given: Any) -> Any:

@@ -20,12 +20,12 @@ from augment.enrichment.pipeline import (
     JobPlan,
     Options,
     forbidden_of,
-    not_empty,
     query_plan,
     run_command,
     run_plan,
     target_of,
 )
+from augment.errors import DataError
 from augment.files import read_ids
 from augment.prompts.route import QUERY_PROMPTS, Kind, followed
 from augment.records import Query
@@ -61,7 +61,9 @@ def plan(
         DataError: if the data or a prompt cannot be used.
     """
     found = file or [one.path for name in split for one in DataRoot(root).query_files(name)]
-    not_empty(found, f"query files of {', '.join(split)}", root)
+    if not found:
+        what = f"query files of {', '.join(split)}"
+        raise DataError(f"no {what}; name the files or check --root", str(root))
     given = (image_prompt, question_prompt, modification_prompt, text_prompt)
     kinds: Sequence[Kind] = ("image", "question", "modification", "text")
     names = dict(zip(kinds, (n if n and n.lower() != "none" else None for n in given), strict=True))

@@ -24,7 +24,7 @@ from augment.records import Item, Query, one_picture
 #: Records read, or compared, at a time.
 _BLOCK = 4096
 #: What makes two candidates of one id the same.
-_FIELDS = ("text", "image", "modality", "source")
+_FIELDS = ["text", "image", "modality", "source"]
 
 _Record = TypeVar("_Record", Item, Query)
 
@@ -270,12 +270,12 @@ class Catalog:
         for start in range(0, len(known), _BLOCK):
             some = known[start : start + _BLOCK]
             new, old = table.columns(held[some]), self._columns(rows[some])
-            same = [_equal(new[name], old[name]) for name in _FIELDS]
-            differs = np.flatnonzero(~np.logical_and.reduce(same))
-            if len(differs):
+            if not new.select(_FIELDS).equals(old.select(_FIELDS)):
+                pairs = zip(new.to_pylist(), old.to_pylist(), strict=True)
+                differs = next(a["id"] for a, b in pairs if any(a[n] != b[n] for n in _FIELDS))
                 raise DataError(
                     "stands for another candidate than in an earlier pool",
-                    f"{table.path}: {new['id'][int(differs[0])].as_py()}",
+                    f"{table.path}: {differs}",
                 )
 
     def _by_pool(
@@ -335,12 +335,6 @@ class Catalog:
             own = table.ids.combine_chunks().take(pa.array(places))
             ids.append(own.cast(pa.large_string()))
         return pa.concat_arrays(ids).take(pa.array(back))
-
-
-def _equal(new: Any, old: Any) -> Any:
-    """Where two columns are equal, nulls included."""
-    both = pc.and_(pc.is_null(new), pc.is_null(old))
-    return np.asarray(pc.or_(pc.fill_null(pc.equal(new, old), fill_value=False), both))
 
 
 @final

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from os.path import splitext
 from pathlib import Path
 from typing import Literal, NamedTuple, final
 
@@ -167,8 +168,9 @@ class DataRoot:
 
     def _first(self, folder: str, *names: str) -> Path:
         place = self.path / folder
-        for name in names:
-            for path in _forms(place / name):
+        for stem, ending in map(splitext, names):
+            found = next(forms for forms in (RECORDS, TABLES, (ending,)) if forms[0] == ending)
+            for path in (place / f"{stem}{form}" for form in found):
                 if path.is_file():
                     return path
         there = sorted(path.name for path in place.glob("*")) if place.is_dir() else []
@@ -176,14 +178,6 @@ class DataRoot:
         raise DataError(
             f"no {' or '.join(names)}; the folder holds {listing or 'nothing'}", str(place)
         )
-
-
-def _forms(path: Path) -> Iterator[Path]:
-    """A file under its published name, and under those that it has in other forms."""
-    for endings in (RECORDS, TABLES, (path.suffix,)):
-        if path.suffix == endings[0]:
-            yield from (path.with_name(f"{path.stem}{ending}") for ending in endings)
-            return
 
 
 def read_lists(path: Path) -> dict[str, list[str]]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from os.path import commonprefix
 from types import MappingProxyType
 from typing import Any, NamedTuple, final
 
@@ -322,7 +323,7 @@ class Decoder:
     def _shared(self, tokens: torch.Tensor, mask: torch.Tensor, kinds: torch.Tensor) -> _Prefix:
         """What all rows begin with, if it is text and worth it; else nothing."""
         common = _common(tokens, mask, kinds)
-        known = _agreeing(common, self._prefix.tokens)
+        known = len(commonprefix([common, self._prefix.tokens]))  # noqa: RUF071 - of tokens
         if known < SHARED or known < 0.75 * len(common):
             if len(common) < SHARED or len(tokens) == 1:
                 return _Prefix([], ())
@@ -369,12 +370,6 @@ def _common(tokens: torch.Tensor, mask: torch.Tensor, kinds: torch.Tensor) -> Ro
     same = ((left == left[:1]) & (kind == 0) & inside).all(dim=0)
     length = int(same.long().cumprod(dim=0).sum())
     return [int(token) for token in left[0, :length]]
-
-
-def _agreeing(one: Row, other: Row) -> int:
-    """Tokens that two rows begin with."""
-    most = min(len(one), len(other))
-    return next((n for n in range(most) if one[n] != other[n]), most)
 
 
 def _behind(

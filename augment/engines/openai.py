@@ -708,8 +708,10 @@ def read_reply(body: bytes) -> Reply:
         raise ValueError(f"no JSON that can be read: {shown}") from error
     except (TypeError, KeyError, IndexError, AttributeError) as error:
         raise ValueError(f"JSON that is no chat completion: {shown}") from error
-    if isinstance(content, list):
-        content = "".join(str(part["text"]) for part in content if _is_text(part))
+    if isinstance(content, list):  # of its parts the text, and neither reasoning nor a refusal
+        parts = [part for part in content if isinstance(part, dict)]
+        parts = [part for part in parts if part.get("type", "text") in ("text", "output_text")]
+        content = "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
     if not isinstance(content, str | None) or not isinstance(finish, str):
         raise ValueError(f"a chat completion without a text: {shown}")
     if finish not in ("stop", "length") or content is None:
@@ -723,12 +725,6 @@ def read_reply(body: bytes) -> Reply:
         _count(usage, "prompt_tokens"),
         _count(usage, "completion_tokens"),
     )
-
-
-def _is_text(part: Any) -> bool:
-    """Whether a part of an answer is its text, and neither reasoning nor a refusal."""
-    known = isinstance(part, dict) and part.get("type", "text") in ("text", "output_text")
-    return known and isinstance(part.get("text"), str)
 
 
 def _count(usage: Any, name: str) -> int:

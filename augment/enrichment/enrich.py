@@ -17,7 +17,7 @@ import json
 import sys
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
@@ -160,7 +160,8 @@ class _Run:
             self._ask(part[half:])
         for key in sorted(self._held):
             group = self._held.pop(key)
-            if key in self._suspects.aside and self._works():
+            # Only where the engine has answered anything under this recipe.
+            if key in self._suspects.aside and len(self._store.rows("link", self._recipe.id)):
                 self._set_aside(group)
             else:
                 self._ask([group])
@@ -300,10 +301,6 @@ class _Run:
             if isinstance(batches, Generator):
                 batches.close()
 
-    def _works(self) -> bool:
-        """Whether the engine has answered anything under this recipe."""
-        return len(self._store.rows("link", self._recipe.id)) > 0
-
     def _set_aside(self, group: Group) -> None:
         reason = (
             f"{SET_ASIDE}: the process died repeatedly with this item alone in the engine;"
@@ -400,22 +397,12 @@ class _Run:
 class Judge:
     """Judges texts under one set of limits: this run's replies, and what the store has.
 
-    A text belongs to all items that send the very same; a verdict belongs to one item, because what
-    a rewrite must keep and must not say differs between them. It is kept with the item's link, with
-    a mark of the limits it was made under, so that a run with other limits judges stored texts
-    again and generates nothing.
+    See :mod:`augment.checks.judge`; a verdict is kept with the item's link.
     """
 
     _limits: Limits
     _store: Store
     _recipe: str
-    _marks: dict[str, str] = field(default_factory=dict)
-
-    def mark(self, prompt: Prompt) -> str:
-        """See :func:`mark`."""
-        if prompt.id not in self._marks:
-            self._marks[prompt.id] = mark(self._limits, prompt)
-        return self._marks[prompt.id]
 
     def reply(self, job: Job, prompt: Prompt, reply: Reply) -> Verdict:
         """The verdict on a reply as the text of an item."""
@@ -427,7 +414,7 @@ class Judge:
 
         Where the text is refused, the one that a retry made in its place is judged, too.
         """
-        now = self.mark(prompt)
+        now = mark(self._limits, prompt)
         link = self._store.link_of(self._recipe, job.item.id)
         mended = self._store.mended(key)
         known = link if link and link.key == key and link.judged.mark == now else None
@@ -444,7 +431,7 @@ class Judge:
     def _text(self, job: Job, prompt: Prompt, key: str, shown: str) -> Judged:
         text = self._store.get(key)
         if text is None:
-            return Judged(self.mark(prompt), shown)
+            return Judged(mark(self._limits, prompt), shown)
         reply = Reply(text.raw or text.text, text.finish, text.prompt_tokens, text.output_tokens)
         return self.judged(prompt, self.reply(job, prompt, reply), text, shown)
 
@@ -452,4 +439,4 @@ class Judge:
         """A verdict as a link keeps it: scores only where they differ from the text's own."""
         own = dict(verdict.scores) == dict(text.checks)
         scores = "" if own else json.dumps(dict(verdict.scores), sort_keys=True)
-        return Judged(self.mark(prompt), shown, verdict.rejected, scores)
+        return Judged(mark(self._limits, prompt), shown, verdict.rejected, scores)

@@ -37,9 +37,6 @@ SAMPLE_BATCHES = 2
 #: 0.975 quantile of the normal distribution: the interval of a mean holds it 95 times in 100.
 _NORMAL = 1.96
 
-#: No price is known.
-NO_PRICES = Prices()
-
 #: Characters of a line of a preview.
 _WIDTH = 100
 
@@ -148,7 +145,7 @@ def measure(engine: Engine, sample: Sequence[Group]) -> Timing:
     return Timing(loaded - start, time.monotonic() - loaded, replies)
 
 
-def describe(found: Survey, timing: Timing, prices: Prices = NO_PRICES) -> str:
+def describe(found: Survey, timing: Timing, prices: Prices) -> str:
     """The estimate for people."""
     rows = [
         "dry run: nothing was written",

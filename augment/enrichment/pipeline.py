@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from augment.checks import DEFAULT_LIMITS, Forbidden, Limits, checks_of
 from augment.checks.rewrite import forbidden
@@ -31,8 +31,6 @@ from augment.records import Item, Query, Sampling, Side
 from augment.store import Scope, Store
 from augment.store.keys import Recipe, greedy
 from augment.store.runs import Prices
-
-T = TypeVar("T")
 
 #: Failures printed by name at the end of a run.
 SHOWN_FAILURES = 20
@@ -432,14 +430,3 @@ def finish(summary: Summary, store: Path) -> int:
             " them all\n"
         )
     return summary.exit_code
-
-
-def not_empty(found: Sequence[T], what: str, root: Path) -> Sequence[T]:
-    """The sequence itself.
-
-    Raises:
-        DataError: if it is empty.
-    """
-    if not found:
-        raise DataError(f"no {what}; name the files or check --root", str(root))
-    return found

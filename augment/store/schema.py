@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, fields
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -129,13 +129,9 @@ def name_of(kind: Kind, record: Mapping[str, Any]) -> str:
 _STRING = pa.large_string()
 
 
-def _type(field: Field[Any]) -> Any:
-    """Column type of an Enrichment's field; what is not a string or a number becomes JSON."""
-    return pa.int64() if field.type == "int" else _STRING
-
-
 _COLUMNS: Mapping[Kind, Sequence[tuple[str, Any]]] = {
-    "text": [(field.name, _type(field)) for field in fields(Enrichment)],
+    # What is not a string or a number becomes JSON.
+    "text": [(f.name, pa.int64() if f.type == "int" else _STRING) for f in fields(Enrichment)],
     "link": [(name, _STRING) for name in ("item", "key", "route", *_VERDICT)],
     "fail": [(name, _STRING) for name in ("item", "image", "reason", "key")],
     "picture": [("sha256", pa.string())],

@@ -26,12 +26,11 @@ from augment.data.sources.entries import (
     extras,
     ids_in,
     listed,
-    objects,
     text_of,
 )
 from augment.data.sources.parquet import mteb, streams, undecoded
 from augment.errors import DataError
-from augment.files import opened, say
+from augment.files import objects, opened, say
 from augment.records import Side
 
 #: Largest member of a tar that is read.

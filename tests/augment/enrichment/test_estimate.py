@@ -81,7 +81,7 @@ def test_the_estimate_is_the_sample_times_the_requests(root):
     timing = measure(engine, todo.sample)
     assert len(timing.replies) == len(todo.sample)
     assert timing.seconds >= 0.01
-    assert "nothing to generate" in describe(Survey(), measure(engine, []))
+    assert "nothing to generate" in describe(Survey(), measure(engine, []), Prices())
 
 
 def test_a_preview_chooses_uniformly_and_shows_both_texts():
