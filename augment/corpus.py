@@ -42,9 +42,6 @@ def plan(
         prompt: Packaged prompt or .md file.
         budget: Length of the texts: '45 words' or '77 tokens' (CLIP's); empty: the prompt's.
         options: Name the model: ocr has a prompt of its own.
-
-    Raises:
-        DataError: if the data or the prompt cannot be used.
     """
     files = pool or [file.path for file in DataRoot(root).pools()]
     if not files:

@@ -56,9 +56,6 @@ def plan(
         text_prompt: Prompt for queries without a picture.
         only: File of query ids, one a line, as ``python -m augment route`` writes; no others.
         options: Say whether rewrites are compared with what is searched for; name the model.
-
-    Raises:
-        DataError: if the data or a prompt cannot be used.
     """
     found = file or [one.path for name in split for one in DataRoot(root).query_files(name)]
     if not found:

@@ -13,7 +13,6 @@ from augment.data.records import read_queries as read_queries
 from augment.data.records import write_candidates as write_candidates
 from augment.data.records import write_qrels as write_qrels
 from augment.data.records import write_queries as write_queries
-from augment.data.root import DataFile as DataFile
 from augment.data.root import DataRoot as DataRoot
 from augment.data.root import InstructionRow as InstructionRow
 from augment.data.root import Instructions as Instructions

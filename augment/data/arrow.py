@@ -400,11 +400,7 @@ def _blocks(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _write_index(kind: Kind, building: Entry, source: Path) -> None:
-    """Write the ids of the rows in the order of their bytes, and the row of each.
-
-    Raises:
-        DataError: with ``file:line``, if an id occurs twice where it may not.
-    """
+    """Write the ids of the rows in the order of their bytes, and the row of each."""
     with pa.memory_map(str(building.rows)) as mapped:
         table = pa.ipc.open_stream(mapped).read_all()
         ids = fixed_width(table["id"].combine_chunks(), source)

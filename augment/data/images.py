@@ -237,11 +237,7 @@ def _reading(path: str) -> Iterator[None]:
 
 
 def content_hash(root: Path, path: str) -> str:
-    """SHA-256 of a picture's bytes, 64 hex digits; pictures with equal bytes are the same picture.
-
-    Raises:
-        ImageError: as :func:`read_picture`.
-    """
+    """SHA-256 of a picture's bytes, 64 hex digits; equal bytes are the same picture."""
     if tar_part(path) is not None:
         return hashlib.sha256(read_picture(root, path)).hexdigest()
     file = located(root, path)
@@ -279,11 +275,7 @@ class PictureHashes:
         self.hash = lru_cache(maxsize=200_000)(self._hash)
 
     def _hash(self, path: str) -> Hashed:
-        """The hash of a picture.
-
-        Raises:
-            ImageError: as :func:`content_hash`.
-        """
+        """The hash of a picture."""
         file = resolve(self._root, path)
         try:
             status = file.stat()

@@ -76,9 +76,6 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
 
         Args:
             rows: 0 to the number of rows less one.
-
-        Raises:
-            IndexError: if there is no such row.
         """
         return self._listed(self.columns(rows)) if len(rows) else []
 

@@ -67,11 +67,7 @@ def read_candidates(path: str | Path) -> Iterator[Item]:
 
 
 def read_queries(path: str | Path) -> Iterator[Query]:
-    """Queries, in file order. Upsampled training files repeat ids on purpose.
-
-    Raises:
-        DataError: with ``file:line``, at the first line that cannot be used.
-    """
+    """:func:`read_candidates` for queries; upsampled training files repeat ids on purpose."""
     return (query for _, query in numbered_records(Path(path), query_parser(Path(path))))
 
 
@@ -161,22 +157,14 @@ class _Rows(io.RawIOBase):
         return size
 
 
-def write_candidates(path: str | Path, items: Iterable[Item]) -> int:
-    """Write a pool in M-BEIR's format; the file appears when it is complete.
-
-    Returns:
-        How many records were written.
-    """
-    return _write(Path(path), map(item_record, items))
+def write_candidates(path: str | Path, items: Iterable[Item]) -> None:
+    """Write a pool in M-BEIR's format; the file appears when it is complete."""
+    _write(Path(path), map(item_record, items))
 
 
-def write_queries(path: str | Path, queries: Iterable[Query]) -> int:
-    """Write queries in M-BEIR's format; the file appears when it is complete.
-
-    Returns:
-        How many records were written.
-    """
-    return _write(Path(path), map(_query_record, queries))
+def write_queries(path: str | Path, queries: Iterable[Query]) -> None:
+    """Write queries in M-BEIR's format; the file appears when it is complete."""
+    _write(Path(path), map(_query_record, queries))
 
 
 def derive_task(query_modality: Modality, candidate_modality: Modality | None) -> int | None:
@@ -320,13 +308,9 @@ def _query_record(query: Query) -> dict[str, Any]:
     return item_record(query.item, "query") | links | task
 
 
-def _write(path: Path, records: Iterable[dict[str, Any]]) -> int:
-    count = 0
+def _write(path: Path, records: Iterable[dict[str, Any]]) -> None:
     with replacing(path, DataError) as stream:
-        for record in records:
-            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
-            count += 1
-    return count
+        stream.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def read_qrels(path: str | Path) -> list[Qrel]:

@@ -93,11 +93,7 @@ class Engine(ABC):
         """
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Reply]:
-        """The replies in the order of the requests.
-
-        Raises:
-            EngineError: if the model cannot be loaded or has died.
-        """
+        """The replies in the order of the requests."""
         waiting: dict[int, Reply] = {}
         position = 0
         for batch in self.batches(Ask(request, sampling) for request in requests):

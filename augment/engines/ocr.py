@@ -86,11 +86,7 @@ class OcrEngine(Engine):
 
 
 def model_files() -> dict[str, Path]:
-    """Part of the reader -> its weights in the wheel.
-
-    Raises:
-        EngineError: if the extra is not installed, or its wheel holds other files.
-    """
+    """Part of the reader -> its weights in the wheel."""
     found = util.find_spec("rapidocr")
     if found is None or found.origin is None or util.find_spec("onnxruntime") is None:
         raise EngineError(

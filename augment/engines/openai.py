@@ -425,11 +425,7 @@ class Servers:
                 self._room.notify()
 
     async def _once(self, server: _Server, payload: Payload, tokens: int) -> Outcome:
-        """Ask once; whatever happens is an outcome.
-
-        Raises:
-            EngineError: if no request can succeed.
-        """
+        """Ask once; whatever happens is an outcome."""
         timeout, limit = self._options.timeout, server.limit
         create: Any = server.client.chat.completions.with_raw_response.create
         try:
@@ -507,11 +503,7 @@ class Servers:
     # What it means for the run
 
     def _spend(self, reason: str) -> None:
-        """Count a repetition.
-
-        Raises:
-            EngineError: if there were too many.
-        """
+        """Count a repetition."""
         self._repeated += 1
         if self._repeated > BUDGET_FLOOR + BUDGET_SHARE * self._asked:
             raise EngineError(
@@ -652,11 +644,7 @@ async def _listing(server: _Server) -> bytes:
 
 
 def _refusal(url: str, error: openai.APIStatusError) -> Outcome:
-    """The outcome of a status that is no success.
-
-    Raises:
-        EngineError: if no request can succeed.
-    """
+    """The outcome of a status that is no success."""
     status = error.status_code
     if status in BUSY:
         wait = retry_after(error.response.headers.get("Retry-After"))

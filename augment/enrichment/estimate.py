@@ -124,11 +124,7 @@ def survey(
 
 
 def measure(engine: Engine, sample: Sequence[Group]) -> Timing:
-    """Answer a sample of requests by the clock.
-
-    Raises:
-        EngineError: if the model cannot be loaded, or dies.
-    """
+    """Answer a sample of requests by the clock."""
     if not sample:
         return Timing(0.0, 0.0, ())
     by_sampling: dict[Sampling, list[Request]] = {}

@@ -77,11 +77,7 @@ class Options(EngineOptions):
                 raise DataError(f"--{one.name.replace('_', '-')} {value}: must be above 0")
 
     def engine(self, root: Path) -> Engine:
-        """The engine that these options describe.
-
-        Raises:
-            EngineError: if there is no such model.
-        """
+        """The engine that these options describe."""
         shared = {name: getattr(self, name) for name in EngineOptions.__dataclass_fields__}
         return load_engine(self.model, root=root, **shared)
 

@@ -69,11 +69,7 @@ class Planner(Iterator[Planned]):
         return len(self._coming)
 
     def __next__(self) -> Planned:
-        """The next job.
-
-        Raises:
-            DataError: if its prompt does not render.
-        """
+        """The next job."""
         for job in islice(self._jobs, max(0, self._ahead - len(self))):
             self.read += 1
             self._coming.append(self._pool.submit(self._plan, job))

@@ -47,11 +47,7 @@ class Plot(NamedTuple):
 
 
 def quantile(values: ArrayLike, share: float) -> float:
-    """The value below which a share of the values lies (lower of two).
-
-    Raises:
-        IndexError: if there are none.
-    """
+    """The value below which a share of the values lies (lower of two)."""
     return float(np.quantile(np.asarray(values, np.float64), share, method="inverted_cdf"))
 
 

@@ -25,7 +25,6 @@ import os
 import secrets
 import socket
 import threading
-import time
 import uuid
 import zlib
 from collections import Counter
@@ -156,11 +155,7 @@ class Log:
             self.sync()
 
     def sync(self) -> None:
-        """Bring everything written so far to the disk.
-
-        Raises:
-            OSError: if that fails.
-        """
+        """Bring everything written so far to the disk."""
         if self._dirty:
             self._dirty = False
             os.fsync(self._file.fileno())
@@ -211,11 +206,6 @@ def claim(path: Path) -> BinaryIO | None:
         pass  # its writer lives, or the file system knows no locks
     file.close()
     return None
-
-
-def stamp() -> int:
-    """Nanoseconds since 1970, the time of a record."""
-    return time.time_ns()
 
 
 @final

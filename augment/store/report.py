@@ -168,12 +168,7 @@ def collect(
     samples: int = 24,
     seed: int = 0,
 ) -> Facts:
-    """Gather what the page shows of one side under one recipe.
-
-    Raises:
-        DataError: if the root cannot be read.
-        StoreError: if the store cannot be read, or nothing ran on this side.
-    """
+    """Gather what the page shows of one side under one recipe."""
     import pandas as pd
 
     how = store.recipe(side, recipe)

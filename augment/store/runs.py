@@ -37,11 +37,7 @@ FORMAT = 4
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder of a store, with the version of its layout.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
+    """Make the folder of a store, with the version of its layout."""
     if not (folder / "store.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "store.json", {"format": FORMAT})
@@ -171,11 +167,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def save_run(folder: Path, run: RunRecord) -> None:
-    """Write a run, in place of what was there of it.
-
-    Raises:
-        StoreWriteError: if it cannot be written.
-    """
+    """Write a run, in place of what was there of it."""
     with writing(folder):
         write_json(folder / "runs" / f"{run.id}.json", _checked(asdict(run)))
 

@@ -97,9 +97,6 @@ def write_root(
 
     Takes what :func:`augment.data.sources.import_data` says; candidates may come before or after
     queries. ``settings`` are kept in ``import.json`` beside the counts.
-
-    Raises:
-        DataError: if ``out`` exists, a file cannot be read, or no candidate is left.
     """
     with new_folder(out) as partial, ExitStack() as streams:
         writer = _Writer(partial, slug(name), images, pictures, bounds, streams)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from augment import queries
-from augment.checks import Forbidden, Limits, check, clean, clean_steps, judge
+from augment.checks import Forbidden, Limits, check, clean, judge
+from augment.checks.clean import clean_steps
 from augment.checks.judge import RULES
 from augment.checks.lengths import parse_lengths
 from augment.checks.rewrite import (
