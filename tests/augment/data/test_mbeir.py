@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from augment.data import (
@@ -57,20 +57,6 @@ def lines(path: Path, *records) -> Path:
         encoding="utf-8",
     )
     return path
-
-
-@relaxed
-@given(st.lists(items, max_size=5))
-def test_candidates_round_trip(tmp_path, records):
-    write_candidates(tmp_path / "p.jsonl", records)
-    assert list(read_candidates(tmp_path / "p.jsonl")) == records
-
-
-@relaxed
-@given(st.lists(queries, max_size=5))
-def test_queries_round_trip(tmp_path, records):
-    write_queries(tmp_path / "q.jsonl", records)
-    assert list(read_queries(tmp_path / "q.jsonl")) == records
 
 
 def test_a_written_record_has_the_published_keys(tmp_path):
