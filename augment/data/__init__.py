@@ -5,7 +5,6 @@ a byte-order mark), strict elsewhere: every error names file and line. The forma
 ``docs/formats.md``; it is that of TIGER-Lab/M-BEIR as read by UniIR (2311.17136).
 """
 
-from augment.data.records import derive_task as derive_task
 from augment.data.records import grades_of as grades_of
 from augment.data.records import read_candidates as read_candidates
 from augment.data.records import read_qrels as read_qrels
@@ -19,5 +18,4 @@ from augment.data.root import Instructions as Instructions
 from augment.data.root import TextRule as TextRule
 from augment.data.root import format_text as format_text
 from augment.data.root import open_instructions as open_instructions
-from augment.data.root import read_instructions as read_instructions
 from augment.data.root import write_instructions as write_instructions

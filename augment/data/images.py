@@ -170,7 +170,14 @@ def open_image(
     try:
         source = io.BytesIO(_bytes(file, path, expected)) if expected or tar_part(path) else file
         with Image.open(source, formats=FORMATS) as image:
-            _refuse_bomb(image, path, max_pixels)
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ImageError(
+                    f"has {width}x{height} pixels, above the limit of {max_pixels:,}; shrink it or "
+                    "raise the limit",
+                    path,
+                    "too-large",
+                )
             image.load()
             deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
             if image.mode in ("I", "F") and not deep:
@@ -309,17 +316,6 @@ def located(root: Path, path: str) -> Path:
             "lfs-pointer",
         )
     return file
-
-
-def _refuse_bomb(image: Image.Image, path: str, max_pixels: int) -> None:
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ImageError(
-            f"has {width}x{height} pixels, above the limit of {max_pixels:,}; shrink it or raise "
-            "the limit",
-            path,
-            "too-large",
-        )
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -35,17 +35,18 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
     Pickles as its path: a worker process maps the same files again.
 
     Raises:
-        DataError: see :func:`open_candidates`.
+        DataError: with ``file:line`` while building: a line that cannot be used, an id given to
+            two different records.
     """
 
     _kind: ClassVar[Kind]
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = Path(path)
         try:
-            self._map(cached(self._kind, path))
+            self._map(cached(self._kind, self.path))
         except FileNotFoundError:  # replaced by another process between looking and opening
-            self._map(cached(self._kind, path))
+            self._map(cached(self._kind, self.path))
 
     def _map(self, entry: Entry) -> None:
         from datasets import Dataset
@@ -159,7 +160,7 @@ def _items(columns: Sequence[list[Any]]) -> Iterator[Item]:
 
 @final
 class CandidateTable(Table[Item]):
-    """A candidate pool: a sequence of :class:`~augment.records.Item`."""
+    """A candidate pool: a sequence of :class:`~augment.records.Item`, whose ids differ."""
 
     _kind = CANDIDATES
 
@@ -169,7 +170,10 @@ class CandidateTable(Table[Item]):
 
 @final
 class QueryTable(Table[Query]):
-    """Queries with their relevance lists: a sequence of :class:`~augment.records.Query`."""
+    """Queries with their relevance lists: a sequence of :class:`~augment.records.Query`.
+
+    Equal records may repeat, as they do in M-BEIR's upsampled training file.
+    """
 
     _kind = QUERIES
 
@@ -178,25 +182,8 @@ class QueryTable(Table[Query]):
         return map(Query, _items(columns), columns[5], positives, negatives)
 
 
-def open_candidates(path: Path) -> CandidateTable:
-    """Open a candidate pool, building its table first if the file is new or has changed.
-
-    Raises:
-        DataError: with ``file:line`` while building: a line that cannot be used, an id twice.
-    """
-    return CandidateTable(Path(path))
-
-
-def open_queries(path: Path) -> QueryTable:
-    """Open a file of queries, building its table first if the file is new or has changed.
-
-    Equal records may repeat, as they do in M-BEIR's upsampled training file.
-
-    Raises:
-        DataError: with ``file:line`` while building: a line that cannot be used, an id given to
-            two different queries.
-    """
-    return QueryTable(Path(path))
+#: Opens a file, building its table first if the file is new or has changed.
+open_candidates, open_queries = CandidateTable, QueryTable
 
 
 class _Pool(NamedTuple):

@@ -179,20 +179,12 @@ def task_in_name(path: Path) -> int | None:
 
 
 def parse_candidate(line: bytes, where: str) -> Item:
-    """One candidate from its line.
-
-    Raises:
-        DataError: in front of which ``where`` stands.
-    """
+    """One candidate from its line."""
     return _item(_record(line, where), where, "corpus")
 
 
 def parse_query(line: bytes, where: str, hint: int | None = None) -> Query:
-    """One query from its line; ``hint`` is the task to assume where the record has none.
-
-    Raises:
-        DataError: in front of which ``where`` stands.
-    """
+    """One query from its line; ``hint`` is the task to assume where the record has none."""
     record = _record(line, where)
     item = _item(record, where, "query")
     return Query(

@@ -53,7 +53,7 @@ Decode = Callable[[Any, Sampling], list[Row]]
 
 def decode_with(model: Any, stops: Sequence[int], pad: int) -> Decode:
     """The fastest way to decode batches of a model."""
-    decode = Decoder(model, stops) if fits(model) else _Generate(model, stops, pad)
+    decode = Decoder(model, stops) if fits(model) else _through_generate(model, stops, pad)
 
     def seeded(inputs: Any, sampling: Sampling) -> list[Row]:
         sampled = sampling.temperature > 0
@@ -73,30 +73,24 @@ def fits(model: Any) -> bool:
     return kind in FAMILIES and all(layer == "full_attention" for layer in layers)
 
 
-@final
-class _Generate:
-    """Decodes through ``generate``."""
+def _through_generate(model: Any, stops: Sequence[int], pad: int) -> Decode:
+    ends = {"eos_token_id": list(stops), "pad_token_id": pad}
+    # What a model's own defaults hold (a penalty, a temperature) no key of a text names, and
+    # ``generate`` takes it up wherever a call says nothing else.
+    model.generation_config = GenerationConfig(**ends)  # type: ignore[no-untyped-call]
 
-    def __init__(self, model: Any, stops: Sequence[int], pad: int) -> None:
-        self._model = model
-        self._ends = {"eos_token_id": list(stops), "pad_token_id": pad}
-        # What a model's own defaults hold (a penalty, a temperature) no key of a text names, and
-        # ``generate`` takes it up wherever a call says nothing else.
-        model.generation_config = GenerationConfig(**self._ends)  # type: ignore[no-untyped-call]
-
-    def __call__(self, inputs: Any, sampling: Sampling) -> list[Row]:
+    def decode(inputs: Any, sampling: Sampling) -> list[Row]:
         sampled: dict[str, Any] = {}
         if sampling.temperature > 0:
             sampled = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
         config = GenerationConfig(  # type: ignore[no-untyped-call]
-            max_new_tokens=sampling.max_new_tokens,
-            do_sample=bool(sampled),
-            **self._ends,
-            **sampled,
+            max_new_tokens=sampling.max_new_tokens, do_sample=bool(sampled), **ends, **sampled
         )
-        output = self._model.generate(**inputs, generation_config=config)
+        output = model.generate(**inputs, generation_config=config)
         rows: list[Row] = output[:, inputs["input_ids"].shape[1] :].tolist()
         return rows
+
+    return decode
 
 
 class _Prefix(NamedTuple):

@@ -99,9 +99,6 @@ def encode(
 
     Returns:
         The processor's whole output (``BatchFeature``); hand all of it to the model.
-
-    Raises:
-        EngineError: if the model's chat template cannot be used.
     """
     texts = []
     for request, image in zip(requests, images, strict=True):

@@ -104,11 +104,7 @@ def model_files() -> dict[str, Path]:
 
 
 def make(name: str, *, root: Path, options: EngineOptions) -> OcrEngine:
-    """See :func:`augment.engines.load_engine`.
-
-    Raises:
-        EngineError: if a model is named; there is one.
-    """
+    """See :func:`augment.engines.load_engine`."""
     if name:
         raise EngineError(f"the engine ocr has one model and takes no name, got {name!r}")
     return OcrEngine(root=root, threads=options.threads)

@@ -32,11 +32,11 @@ import ipaddress
 import json
 import logging
 import os
-import queue
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent import futures
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -96,9 +96,6 @@ _now = time.monotonic
 #: What is sent, but for the limit of tokens, whose name differs between servers.
 Payload = Mapping[str, Any]
 
-#: What has come to its end in the event loop.
-_Done = queue.SimpleQueue["Future[Any]"]
-
 
 @final
 class OpenAIEngine(Engine):
@@ -154,8 +151,8 @@ class OpenAIEngine(Engine):
         places = self._options.concurrency * len(self._options.urls)
         ahead = places + places // 2 + 2 * self._options.workers
         source, position = iter(asked), 0
-        done: _Done = queue.SimpleQueue()
         under_way: dict[Future[Any], int] = {}
+        attending: list[Future[Any]] = []
         start: Callable[[Ask], Future[Any]] | None = None
         said: Ask | Pause | None = Pause.BRIEF
         with ExitStack() as stack:
@@ -164,11 +161,12 @@ class OpenAIEngine(Engine):
                     said = next(source, None)
                     if not isinstance(said, Ask):
                         break
-                    start = start or stack.enter_context(self._asking(done))
+                    start = start or stack.enter_context(self._asking(attending))
                     under_way[start(said)] = position
                     position += 1
                 wait = said is not Pause.BRIEF or len(under_way) >= ahead
-                ended = _take(done, HEARTBEAT if wait and under_way else 0.0)
+                seconds = HEARTBEAT if wait and under_way else 0.0
+                ended, _ = futures.wait([*under_way, *attending], seconds, FIRST_COMPLETED)
                 yield [
                     (under_way.pop(future), future.result())
                     for future in ended
@@ -176,12 +174,13 @@ class OpenAIEngine(Engine):
                 ]
                 for future in ended:
                     future.result()  # the run's error, if there is one
+                attending[:] = set(attending) - ended
 
     @contextmanager
-    def _asking(self, done: _Done) -> Iterator[Callable[[Ask], Future[Any]]]:
+    def _asking(self, attending: list[Future[Any]]) -> Iterator[Callable[[Ask], Future[Any]]]:
         """Give what starts to answer a request, in the event loop of another thread.
 
-        All that runs there is a future that comes to ``done``, so that nothing ends in silence.
+        What else runs there comes into ``attending``, so that nothing ends in silence.
         """
         pool = ThreadPoolExecutor(self._options.workers, "decode")
         servers = Servers(self._options, self._tend)
@@ -190,12 +189,10 @@ class OpenAIEngine(Engine):
 
             def start(work: Callable[..., Coroutine[Any, Any, Any]], *given: Any) -> Future[Any]:
                 self.waited = before + servers.idle
-                future = portal.start_task_soon(work, *given)
-                future.add_done_callback(done.put)
-                return future
+                return portal.start_task_soon(work, *given)
 
             begun = asyncio.Event()
-            attending = [start(work) for work in servers.attend()]
+            attending += map(start, servers.attend())
             attending.append(start(self._begin, servers, begun))
             try:
                 yield lambda ask: start(self._answer, ask, servers, pool, begun)
@@ -276,16 +273,6 @@ class OpenAIEngine(Engine):
 
 
 make = OpenAIEngine
-
-
-def _take(done: _Done, seconds: float) -> list[Future[Any]]:
-    """All that have ended, after waiting some seconds for the first."""
-    ended: list[Future[Any]] = []
-    with suppress(queue.Empty):
-        ended.append(done.get(timeout=seconds) if seconds else done.get_nowait())
-        while True:
-            ended.append(done.get_nowait())
-    return ended
 
 
 class Outcome(NamedTuple):
@@ -582,9 +569,6 @@ def _client(url: str, options: EngineOptions) -> openai.AsyncOpenAI:
     Whether a request is repeated, where, and in what company, is decided in :class:`Servers`: a
     request that kills its server must not be sent there three more times among others. Proxies are
     those of the environment, and none for this machine itself.
-
-    Raises:
-        EngineError: if the URL or the environment's proxy cannot be used.
     """
     try:
         # The package also takes httpx's successor, and its annotations name no other.
@@ -627,11 +611,7 @@ def _is_here(url: str) -> bool:
 
 
 def _key() -> str:
-    """The API key of the environment.
-
-    Raises:
-        EngineError: if it cannot be one; the key is not shown.
-    """
+    """The API key of the environment."""
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise EngineError("OPENAI_API_KEY holds characters that no key has; set it again")

@@ -73,11 +73,6 @@ def enrich_jobs(
 
     Returns:
         What became of every item. Items that failed are retried by the next run.
-
-    Raises:
-        StoreError: if the store cannot be read.
-        StoreWriteError: if it cannot be written.
-        DataError: if a prompt does not render.
     """
     store.save_recipe(recipe)
     record = None
@@ -218,7 +213,7 @@ class _Run:
         key = group.key
         if key in self._store:
             found = self._judge.stored(job, group.prompt, key)
-            again = () if self._retry is None else self._retry.reasons
+            again = () if self._retry is None else self._retry.reason
             if reason_class(found[0].rejected) in again:
                 return True
             self._account.known(job, key, found, duplicate=key in self._written)
@@ -227,7 +222,7 @@ class _Run:
         reason = "" if failure is None else reason_class(failure.reason)
         left = reason == SET_ASIDE and failure is not None and failure.key == key
         if self._retry is not None:
-            left = reason not in self._retry.reasons
+            left = reason not in self._retry.reason
         if left and failure is not None:
             self._account.still_failed(failure)
         elif left:
@@ -244,11 +239,8 @@ class _Run:
         if earlier == content:
             self._account.skipped("listed again")
         else:
-            reason = (
-                "duplicate-id: an earlier item with this id has another text or picture;"
-                " give each its own id"
-            )
-            self._account.failed(Failure(item.id, item.image, reason))
+            reason = "duplicate-id: an earlier item with this id has another text or picture;"
+            self._account.failed(Failure(item.id, item.image, f"{reason} give each its own id"))
         return False
 
     # Asking

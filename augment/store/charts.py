@@ -62,9 +62,6 @@ def histogram(
     """Bars of equal width over values.
 
     A ``limit`` within the drawing is marked.
-
-    Raises:
-        IndexError: if there are no values.
     """
     given = np.asarray(values, np.float64)
     middle, fifth, last = (quantile(given, share) for share in (0.5, 0.05, 0.95))

@@ -91,16 +91,11 @@ def host() -> str:
     name = "".join(c if c.isalnum() or c == "-" else "-" for c in socket.gethostname())
     address = uuid.getnode()
     # Where there is none, Python draws one with this bit set, another one in every process.
-    return f"{name}_{_machine() if address >> 40 & 1 else f'{address:012x}'}"
-
-
-def _machine() -> str:
-    """Twelve hex digits that all processes of this machine find; the ids themselves are private."""
-    for path in MACHINE_IDS:
+    for path in MACHINE_IDS if address >> 40 & 1 else ():
         with contextlib.suppress(OSError):
-            if name := Path(path).read_text().strip():
-                return digest(name)[:12]
-    return "0" * 12
+            if machine := Path(path).read_text().strip():  # private, so not told itself
+                return f"{name}_{digest(machine)[:12]}"
+    return f"{name}_{0 if address >> 40 & 1 else address:012x}"
 
 
 def writer_pid(name: str) -> int | None:
@@ -194,17 +189,13 @@ def claim(path: Path) -> BinaryIO | None:
     """
     if writer_pid(path.name) is None:
         return None
-    try:
-        file = path.open("rb")
-    except OSError:
-        return None
-    try:
+    # An error: its writer lives, or the file system knows no locks.
+    with contextlib.suppress(OSError), contextlib.ExitStack() as closing:
+        file = closing.enter_context(path.open("rb"))
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(file.fileno()).st_nlink > 0:
+            closing.pop_all()
             return file
-    except OSError:
-        pass  # its writer lives, or the file system knows no locks
-    file.close()
     return None
 
 

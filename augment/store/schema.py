@@ -89,7 +89,7 @@ class Link(NamedTuple):
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Link:
         """The link of a row."""
-        mark, shown, rejected, checks = (row.get(name) or "" for name in _VERDICT)
+        mark, shown, rejected, checks = (row.get(name) or "" for name in VERDICT)
         verdict = Judged(mark, shown, rejected, checks)
         return cls(row["key"], row["at"], row.get("route") or "", verdict)
 
@@ -99,14 +99,7 @@ class Link(NamedTuple):
 
 
 #: Columns of a verdict, in the order of :class:`Judged`.
-_VERDICT = ("judged", "shown", "rejected", "checks")
-
-
-def verdict_columns(judged: Judged) -> dict[str, str]:
-    """The columns of a verdict, those left out that are empty; none where none was made."""
-    if not judged.mark:
-        return {}
-    return {name: value for name, value in zip(_VERDICT, judged, strict=True) if value}
+VERDICT = ("judged", "shown", "rejected", "checks")
 
 
 class Mended(NamedTuple):
@@ -132,7 +125,7 @@ _STRING = pa.large_string()
 _COLUMNS: Mapping[Kind, Sequence[tuple[str, Any]]] = {
     # What is not a string or a number becomes JSON.
     "text": [(f.name, pa.int64() if f.type == "int" else _STRING) for f in fields(Enrichment)],
-    "link": [(name, _STRING) for name in ("item", "key", "route", *_VERDICT)],
+    "link": [(name, _STRING) for name in ("item", "key", "route", *VERDICT)],
     "fail": [(name, _STRING) for name in ("item", "image", "reason", "key")],
     "picture": [("sha256", pa.string())],
 }

@@ -24,6 +24,9 @@ from augment.store.store import Store
 if TYPE_CHECKING:
     import pandas as pd
 
+#: Where the scores of a recipe lie in its store.
+PLACE = "scores/{side}-{recipe}.parquet"
+
 #: Pictures scored together; each is the contrast of the others.
 BATCH = 64
 
@@ -75,7 +78,7 @@ def scores(
         EngineError: if there is no such CLIP model.
     """
     texts = Store(store).texts(side, recipe)
-    path = out or _place(store, side, texts.recipe.id)
+    path = out or store / PLACE.format(side=side, recipe=texts.recipe.id)
     if path.suffix not in (".parquet", ".csv"):
         raise DataError("expected a name that ends in .parquet or .csv", str(path))
     facts, checks = text_tables(texts)
@@ -160,11 +163,6 @@ def _faithfulness(
     return table
 
 
-def _place(store: Path, side: Side, recipe: str) -> Path:
-    """Where the scores of a recipe lie."""
-    return store / "scores" / f"{side}-{recipe}.parquet"
-
-
 def load_scores(store: Path, side: Side, recipe: str) -> tuple[str, pd.DataFrame] | None:
     """The CLIP model and its scores of a recipe, as :func:`scores` left them; None if it did not.
 
@@ -173,7 +171,7 @@ def load_scores(store: Path, side: Side, recipe: str) -> tuple[str, pd.DataFrame
     """
     import pandas as pd
 
-    path = _place(store, side, recipe)
+    path = store / PLACE.format(side=side, recipe=recipe)
     if not path.is_file():
         return None
     try:

@@ -25,6 +25,7 @@ from augment.store.schema import (
     FOLDERS,
     SCHEMAS,
     UNJUDGED,
+    VERDICT,
     Failure,
     Judged,
     Kind,
@@ -33,7 +34,6 @@ from augment.store.schema import (
     enrichment,
     flat,
     name_of,
-    verdict_columns,
 )
 from augment.store.segments import Rows, write
 
@@ -256,7 +256,8 @@ class Store:
         mended = self.mended(key)
         at = self._after(recipe, owner, mended.at if mended else 0)
         record = {"kind": "link", "recipe": recipe, "item": owner, "key": key, "route": route}
-        self._write(record | verdict_columns(judged) | {"at": at})
+        verdict = zip(VERDICT, judged if judged.mark else UNJUDGED, strict=True)
+        self._write(record | {name: value for name, value in verdict if value} | {"at": at})
 
     def fail(self, recipe: str, failure: Failure) -> None:
         """Save that an item or a pair failed under a recipe, and why."""

@@ -153,11 +153,7 @@ def _table_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def rows_to_entries(
     rows: Iterator[tuple[str, Mapping[str, Any]]], columns: _Columns, side: Side, split: str
 ) -> Entries:
-    """Rows of a table as entries; with a group, each is a query after all are candidates.
-
-    Raises:
-        DataError: if the table has none of the columns of text and pictures.
-    """
+    """Rows of a table as entries; with a group, each is a query after all are candidates."""
     groups: dict[str, list[SourceEntry]] = {}
     for number, (where, row) in enumerate(rows, start=1):
         if number == 1:

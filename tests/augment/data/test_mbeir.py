@@ -15,10 +15,8 @@ from augment.data import (
     DataRoot,
     InstructionRow,
     Instructions,
-    derive_task,
     format_text,
     read_candidates,
-    read_instructions,
     read_qrels,
     read_queries,
     write_candidates,
@@ -27,6 +25,8 @@ from augment.data import (
     write_queries,
 )
 from augment.data.pools import open_candidates, open_queries
+from augment.data.records import derive_task
+from augment.data.root import read_instructions
 from augment.errors import DataError
 from augment.records import TASKS, Item, Qrel, Query, one_picture
 
