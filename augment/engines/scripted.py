@@ -103,7 +103,7 @@ class ScriptedEngine(Engine):
             return Reply("", "error", reason=f"{error.reason}: {error}")
 
     def _answer(self, request: Request) -> Reply:
-        seen = self._seen(request.image, request.expected) if request.image else ""
+        seen = self._seen(request.image, request.expected) if request.image is not None else ""
         text = self._text(request, seen)
         if text is None:
             return Reply("", "error", reason="scripted: no answer for this item")
