@@ -32,11 +32,11 @@ import ipaddress
 import json
 import logging
 import os
+import queue
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from concurrent import futures
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -96,6 +96,9 @@ _now = time.monotonic
 #: What is sent, but for the limit of tokens, whose name differs between servers.
 Payload = Mapping[str, Any]
 
+#: What has come to its end in the event loop.
+_Done = queue.SimpleQueue["Future[Any]"]
+
 
 @final
 class OpenAIEngine(Engine):
@@ -151,8 +154,8 @@ class OpenAIEngine(Engine):
         places = self._options.concurrency * len(self._options.urls)
         ahead = places + places // 2 + 2 * self._options.workers
         source, position = iter(asked), 0
+        done: _Done = queue.SimpleQueue()
         under_way: dict[Future[Any], int] = {}
-        attending: list[Future[Any]] = []
         start: Callable[[Ask], Future[Any]] | None = None
         said: Ask | Pause | None = Pause.BRIEF
         with ExitStack() as stack:
@@ -161,12 +164,11 @@ class OpenAIEngine(Engine):
                     said = next(source, None)
                     if not isinstance(said, Ask):
                         break
-                    start = start or stack.enter_context(self._asking(attending))
+                    start = start or stack.enter_context(self._asking(done))
                     under_way[start(said)] = position
                     position += 1
                 wait = said is not Pause.BRIEF or len(under_way) >= ahead
-                seconds = HEARTBEAT if wait and under_way else 0.0
-                ended, _ = futures.wait([*under_way, *attending], seconds, FIRST_COMPLETED)
+                ended = _take(done, HEARTBEAT if wait and under_way else 0.0)
                 yield [
                     (under_way.pop(future), future.result())
                     for future in ended
@@ -174,13 +176,12 @@ class OpenAIEngine(Engine):
                 ]
                 for future in ended:
                     future.result()  # the run's error, if there is one
-                attending[:] = set(attending) - ended
 
     @contextmanager
-    def _asking(self, attending: list[Future[Any]]) -> Iterator[Callable[[Ask], Future[Any]]]:
+    def _asking(self, done: _Done) -> Iterator[Callable[[Ask], Future[Any]]]:
         """Give what starts to answer a request, in the event loop of another thread.
 
-        What else runs there comes into ``attending``, so that nothing ends in silence.
+        All that runs there is a future that comes to ``done``, so that nothing ends in silence.
         """
         pool = ThreadPoolExecutor(self._options.workers, "decode")
         servers = Servers(self._options, self._tend)
@@ -189,10 +190,12 @@ class OpenAIEngine(Engine):
 
             def start(work: Callable[..., Coroutine[Any, Any, Any]], *given: Any) -> Future[Any]:
                 self.waited = before + servers.idle
-                return portal.start_task_soon(work, *given)
+                future = portal.start_task_soon(work, *given)
+                future.add_done_callback(done.put)
+                return future
 
             begun = asyncio.Event()
-            attending += map(start, servers.attend())
+            attending = [start(work) for work in servers.attend()]
             attending.append(start(self._begin, servers, begun))
             try:
                 yield lambda ask: start(self._answer, ask, servers, pool, begun)
@@ -273,6 +276,16 @@ class OpenAIEngine(Engine):
 
 
 make = OpenAIEngine
+
+
+def _take(done: _Done, seconds: float) -> list[Future[Any]]:
+    """All that have ended, after waiting some seconds for the first."""
+    ended: list[Future[Any]] = []
+    with suppress(queue.Empty):
+        ended.append(done.get(timeout=seconds) if seconds else done.get_nowait())
+        while True:
+            ended.append(done.get_nowait())
+    return ended
 
 
 class Outcome(NamedTuple):
