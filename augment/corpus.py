@@ -13,7 +13,7 @@ from pathlib import Path
 
 from augment.data import DataRoot
 from augment.data.pools import open_candidates
-from augment.enrichment.command import main
+from augment.enrichment.command import entry
 from augment.enrichment.pipeline import (
     DEFAULT_OPTIONS,
     JobPlan,
@@ -59,4 +59,4 @@ run = partial(run_plan, plan)
 command = partial(run_command, "python -m augment.corpus", plan)
 
 if __name__ == "__main__":
-    main(partial(command, supervised=True))
+    raise SystemExit(entry(partial(command, supervised=True))())

@@ -252,18 +252,6 @@ def content_hash(root: Path, path: str) -> str:
         return sha256(file)  # block by block, however large the file is
 
 
-class Hashed(NamedTuple):
-    """A picture's hash.
-
-    Attributes:
-        sha256: of its bytes, in hex.
-        name: under which to remember it; empty if it is remembered, or must not be.
-    """
-
-    sha256: str
-    name: str
-
-
 @final
 class PictureHashes:
     """Hashes of the pictures of one root; may be asked from several threads.
@@ -281,8 +269,8 @@ class PictureHashes:
         # Many candidates share a picture; its file is looked at once.
         self.hash = lru_cache(maxsize=200_000)(self._hash)
 
-    def _hash(self, path: str) -> Hashed:
-        """The hash of a picture."""
+    def _hash(self, path: str) -> tuple[str, str]:
+        """SHA-256 of a picture, and a name to remember it under; empty where it is not to be."""
         file = resolve(self._root, path)
         try:
             status = file.stat()
@@ -293,9 +281,9 @@ class PictureHashes:
         name = hashlib.blake2b(state.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
         known = self._remembered(name)
         if known is not None:
-            return Hashed(known, "")
+            return known, ""
         settled = time.time() - status.st_mtime > SETTLED_SECONDS
-        return Hashed(content_hash(self._root, path), name if settled else "")
+        return content_hash(self._root, path), name if settled else ""
 
 
 def located(root: Path, path: str) -> Path:

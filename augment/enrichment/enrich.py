@@ -351,7 +351,7 @@ class _Run:
             if number == 0:
                 self._account.generated(job, key, judged, reply.output_tokens)
             else:
-                self._account.shared(job, key, judged)
+                self._account.known(job, key, (judged, True), duplicate=True)
 
     def _climb(self, group: Group) -> None:
         raised = self._next_rung(group)
