@@ -343,8 +343,9 @@ def mmeb(
             ``retrievers mmeb``: a file, or ``rge``.
     """
     table = open_instructions(instructions) if instructions else None
-    for folder, begun, split in ((source, "test", "test"), (train, files, "train")):
-        for name in subset_names(folder, begun) if folder else ():
+    parts = [(source, "test", "test"), *([(train, files, "train")] if train else [])]
+    for folder, begun, split in parts:
+        for name in subset_names(folder, begun):
             subset = read_subset(folder, name, files=begun)
             subset = subset if table is None else reworded(subset, table)
             mark, more = ("train-", "-train") if split == "train" else ("", "")
