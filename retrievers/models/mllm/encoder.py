@@ -149,12 +149,8 @@ class Mllm(Encoder):
         if side == "query" and self.reasoning.when != "never" and not (self.training or given):
             found = reason(self, batch, self.reasoning)
             decode = self._collator.processor.tokenizer.decode
-            writings = [
-                Writing(str(decode(row)), len(row), ending, mark)
-                for row, ending, mark in zip(
-                    found.tokens, found.endings, found.mark.tolist(), strict=True
-                )
-            ]
+            told = zip(found.tokens, found.endings, found.mark.tolist(), strict=True)
+            writings = [Writing(str(decode(row)), len(row), end, mark) for row, end, mark in told]
             return Encoded(found.vectors, writings, found.direct)
         (vectors,) = _by_length(batch, lambda rows: (self._vectors(self.states(rows), given),))
         return Encoded(vectors)
@@ -240,10 +236,9 @@ class Mllm(Encoder):
         with torch.autocast(states.device.type, enabled=False):
             if self.words is None:
                 first, _, last = self.vlm.score
-                hidden = functional.relu(functional.linear(
-                    states.float(), first.weight.float(), first.bias.float()
-                ))  # fmt: skip
-                scores = functional.linear(hidden, last.weight.float(), last.bias.float())[:, 0]
+                one, two = ((each.weight.float(), each.bias.float()) for each in (first, last))
+                hidden = functional.relu(functional.linear(states.float(), *one))
+                scores = functional.linear(hidden, *two)[:, 0]
             else:
                 yes, no = self.vlm.lm_head.weight[list(self.words)].float()
                 scores = states.float() @ (yes - no)

@@ -35,9 +35,7 @@ from tests.retrievers.models.test_retriever import make_root
 LORA = Tuning("image", lora_rank=2, lora_alpha=4)
 RERANKS = Layout(cross=CrossLayout(yes="a", no="e"))
 CONFIGS = Path(retrievers.__file__).parent / "configs"
-RECIPES = sorted(
-    p.stem for part in ("mllm", "rge", "trace", "tte") for p in (CONFIGS / part).iterdir()
-)
+RECIPES = sorted(p.stem for d in ("mllm", "rge", "trace", "tte") for p in (CONFIGS / d).iterdir())
 WRITTEN = ("", "a flag of three bands", "which", "")
 
 
@@ -317,10 +315,8 @@ def test_in_bfloat16_it_learns_as_in_float32(folders, tmp_path):
         keep = LambdaCallback(on_train_batch_end=lambda *given: seen.append(given[2]["loss"]))
         fit(training, data, tmp_path / name, max_steps=12, precision=precision,
             callbacks=[keep], **quiet)  # fmt: skip
-        loaded, examples = (
-            load(tmp_path / name / "checkpoints" / "latest.ckpt"),
-            mixed(encoder.collator()),
-        )
+        loaded = load(tmp_path / name / "checkpoints" / "latest.ckpt")
+        examples = mixed(encoder.collator())
         assert torch.equal(vectors(loaded, examples), vectors(encoder, examples))
         assert {str(p.dtype) for p in loaded.parameters()} == {f"torch.{dtype}"}
         return torch.stack(seen)
@@ -400,11 +396,8 @@ def test_a_reranker_learns_by_the_definition_of_each_loss(folders, kind, chunk):
     model = make(folders["qwen3"], layout=RERANKS)
     training = Contrastive(model, tuning=LORA, ranking=Ranking(kind, 0.5), chunk=chunk)
     batch = lists(model)
-    assert batch.names == (
-        *(("1:1", f"1:{n}") for n in (4, 1, 2, 3)),
-        ("1:2", "1:3"),
-        ("1:2", "1:1"),
-    )
+    assert [" ".join(pair) for pair in batch.names] == [
+        "1:1 1:4", "1:1 1:1", "1:1 1:2", "1:1 1:3", "1:2 1:3", "1:2 1:1"]  # fmt: skip
     one, two, three, four = mixed(model.collator())
     read = [[one, [four, one, two, three]], [two, [three, one]]]
     s = [scorer(model).score(query, own) for query, own in read]
@@ -481,10 +474,9 @@ def test_packaged_rerankers_train_on_mined_lists_and_rerank(
     assert main(["fit", *given, "--trainer.max_steps=4", f"--ckpt_path={last}"]) == 0
     again = torch.load(last, weights_only=True)["state_dict"]
     assert all(torch.equal(value, again[key]) for key, value in whole.items())
-    told = ["--depth=3", f"--run={tmp_path / 'first'}", f"--out={tmp_path / 'after'}"]
-    assert (
-        main(["rerank", f"--config={tmp_path / 'fit' / 'fit.yaml'}", f"--model={last}", *told]) == 0
-    )
+    told = [f"--config={tmp_path / 'fit' / 'fit.yaml'}", f"--model={last}", "--depth=3"]
+    told += [f"--run={tmp_path / 'first'}", f"--out={tmp_path / 'after'}"]
+    assert main(["rerank", *told]) == 0
     assert main(["fit", *given, "--data.validation.queries=2"]) == 2
     assert "has no vectors to validate by" in capsys.readouterr().err
 
