@@ -106,16 +106,16 @@ class Conversations(NamedTuple):
             kinds = torch.cat([row.kinds[0, : len(prompt)], torch.zeros_like(new)])
             targets = torch.cat([torch.full_like(prompt, IGNORED), new])
             made.append((tokens, torch.ones_like(tokens), kinds, targets))
-        padded = [
+        tokens, mask, kinds, targets = (
             torch.nn.utils.rnn.pad_sequence(
-                part, batch_first=True, padding_value=fill, padding_side="left"
+                list(part), batch_first=True, padding_value=fill, padding_side="left"
             )
             for part, fill in zip(zip(*made, strict=True), (0, 0, 0, IGNORED), strict=True)
-        ]
+        )
         patches, grids, shown = (
             torch.cat(part) for part in zip(*(row[3:6] for row in own), strict=True)
         )
-        return Conversations(*padded[:3], patches, grids, shown, padded[3])
+        return Conversations(tokens, mask, kinds, patches, grids, shown, targets)
 
     def to(self, device: Any, **options: Any) -> Conversations:
         """The same on another device; ``options`` as :meth:`torch.Tensor.to` has them."""
