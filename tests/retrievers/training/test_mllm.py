@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import lightning
 import pytest
 import torch
 from lightning.pytorch.callbacks import LambdaCallback
@@ -63,6 +64,17 @@ def still(family):
     """What no gradient can reach: the mark is never read before its own state is pooled."""
     row = "vlm.model.language_model.embed_tokens.token_adapter.trainable_tokens_delta.default"
     return {row} if family == "qwen2_5" else set()
+
+
+class Keep(lightning.Callback):
+    """What a kill after the second step would leave."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step == 2:
+            trainer.save_checkpoint(self.path)
 
 
 def adapted(encoder, **settings):
@@ -272,12 +284,8 @@ def test_a_killed_fit_goes_on_as_if_undisturbed_and_its_checkpoint_is_small(fold
             enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
 
-    def kill(trainer, *_):  # what a kill after the second step would leave
-        if trainer.global_step == 2:
-            trainer.save_checkpoint(half)
-
     half, last = tmp_path / "half.ckpt", tmp_path / "whole" / "checkpoints" / "latest.ckpt"
-    whole = run(tmp_path / "whole", callbacks=[LambdaCallback(on_train_batch_end=kill)])
+    whole = run(tmp_path / "whole", callbacks=[Keep(half)])
     resumed = run(tmp_path / "rest", half)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
