@@ -508,7 +508,7 @@ def test_packaged_recipes_train_and_test(folders, flagland, name, tmp_path, caps
     if "tte" in name:
         given += [f"--data.{side}.store={flagland[1]}" for side in ("query", "corpus")]
     assert main(["fit", *given]) == 0, capsys.readouterr().err
-    given += ["--data.tasks=[7]", "--data.limit=4", "--data.test.union=false"]
+    given += ["--data.tasks=[3]", "--data.limit=4", "--data.test.union=false"]
     last = tmp_path / "checkpoints" / "latest.ckpt"
     assert main(["test", *given, f"--ckpt_path={last}"]) == 0, capsys.readouterr().err
     metrics = json.loads((tmp_path / "metrics.json").read_text())
