@@ -262,7 +262,9 @@ def give_tokens(clip: Any) -> Widths:
     text, visual = text_tower(clip), clip.visual
     known = isinstance(text, (open_clip.CLIP, TextTransformer))
     if not known or getattr(text, "cls_emb", None) is not None:
-        raise MismatchError(f"feature fusion cannot read tokens of a {_kind(text)} text tower")
+        raise MismatchError(
+            f"feature fusion cannot read tokens of a {type(text).__name__} text tower"
+        )
     if isinstance(text, TextTransformer):
         text.output_tokens = True
     # Nothing reads it; weight decay would still move it.
@@ -280,11 +282,9 @@ def give_tokens(clip: Any) -> Widths:
             dim = int(visual(torch.zeros(1, 3, height, across)).shape[1])
             visual.train(training)
         return Widths(width, int(visual.trunk.num_features), dim)
-    raise MismatchError(f"feature fusion cannot read tokens of a {_kind(visual)} image tower")
-
-
-def _kind(tower: Any) -> str:
-    return type(tower).__name__
+    raise MismatchError(
+        f"feature fusion cannot read tokens of a {type(visual).__name__} image tower"
+    )
 
 
 def text_tokens(clip: Any, texts: Int[Tensor, "texts context"], full: bool = False) -> TextTokens:
