@@ -56,16 +56,12 @@ class ImageLoader:
             tensor = self._resized(path)
         else:
             tensor = self._image(open_image(self._root, path))
-        self._remember(path, tensor)
-        return tensor
-
-    def _remember(self, path: str, tensor: Tensor) -> None:
-        if tensor.nbytes > self._room:
-            return
-        self._cache[path] = tensor
-        self._held += tensor.nbytes
+        if tensor.nbytes <= self._room:
+            self._cache[path] = tensor
+            self._held += tensor.nbytes
         while self._held > self._room:
             self._held -= self._cache.popitem(last=False)[1].nbytes
+        return tensor
 
 
 @final

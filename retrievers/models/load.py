@@ -292,7 +292,8 @@ def build(kind: str, settings: Mapping[str, Any], where: str, weights: bool = Fa
 def _from_folder(folder: Path) -> Encoder:
     """What :func:`retrievers.export.folder.save` wrote, or a folder of open_clip."""
     if not (folder / SETTINGS).is_file():
-        if _family(folder) in FAMILIES:
+        kind = read_json(folder / BLIP_CONFIG) if (folder / BLIP_CONFIG).is_file() else None
+        if isinstance(kind, dict) and kind.get("model_type") in FAMILIES:
             return Mllm(str(folder), preset="qwen3-vl-embedding")
         if not (folder / CONFIG).is_file():
             raise DataError(
@@ -323,13 +324,6 @@ def _from_folder(folder: Path) -> Encoder:
     encoder.remember(settings)
     recall(encoder, told)
     return encoder
-
-
-def _family(folder: Path) -> str:
-    """The kind of model that a folder of transformers holds; empty if it is none."""
-    path = folder / BLIP_CONFIG
-    told = read_json(path) if path.is_file() else {}
-    return str(told.get("model_type", "")) if isinstance(told, dict) else ""
 
 
 def _load_folder(encoder: Encoder, folder: Path, told: Mapping[str, Any]) -> None:

@@ -188,20 +188,16 @@ def encode_text(clip: Any, texts: Int[Tensor, "rows context"]) -> Float[Tensor, 
         return features
     end = ends(tower, texts)
     groups = [torch.tensor(rows, device=texts.device) for rows in length_groups(end.tolist())]
-    parts = [_pooled(tower, texts[rows], end[rows]) for rows in groups]
+    parts = []
+    for rows in groups:
+        states = causal_states(tower, texts[rows], int(end[rows].max()) + 1)
+        parts.append(states[torch.arange(len(states), device=states.device), end[rows]])
     pooled = parts[0] if len(parts) == 1 else torch.cat(parts)[torch.cat(groups).argsort()]
     if tower.text_projection is None:
         return pooled
     linear = isinstance(tower.text_projection, torch.nn.Linear)
     projected: Tensor = tower.text_projection(pooled) if linear else pooled @ tower.text_projection
     return projected
-
-
-def _pooled(
-    tower: Any, texts: Int[Tensor, "rows context"], end: Int[Tensor, " rows"]
-) -> Float[Tensor, "rows width"]:
-    states = causal_states(tower, texts, int(end.max()) + 1)
-    return states[torch.arange(len(states), device=states.device), end]
 
 
 def length_groups(ends: Sequence[int]) -> list[list[int]]:
