@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning
 import pytest
 import torch
 
@@ -15,8 +16,16 @@ from augment import corpus
 from augment.enrichment.pipeline import Options
 from benchmarks.flagland.world import WorldConfig, write_world
 from retrievers.cli import USER_ERROR, main
-from tests.retrievers.models.test_retriever import CONFIG, make_config, make_root
+from tests.retrievers.models.test_retriever import CONFIG, make_root
 from tests.retrievers.test_cli_retrievers import options
+
+
+class KillAt(lightning.Callback):
+    """Dies as a machine does, after the sixth step."""
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +33,10 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("resume")
     # Dropout of patches: what is drawn must be drawn again.
     config = {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], "patch_dropout": 0.5}}
+    (folder / "drop-clip.json").write_text(json.dumps(config))
     root = make_root(folder / "root")
     corpus.run(root, folder / "store", options=Options(model="scripted:"))
-    return root, make_config(folder, config, "drop-clip"), folder
+    return root, str(folder / "drop-clip.json"), folder
 
 
 def arguments(world, out):
@@ -49,7 +59,7 @@ def arguments(world, out):
 def test_killed_and_resumed_equals_undisturbed(world, tmp_path):
     assert main(["fit", *arguments(world, tmp_path / "whole")]) == 0
     half = arguments(world, tmp_path / "half")
-    killer = "--trainer.callbacks+=tests.retrievers.training.test_fit_two_processes.KillAt"
+    killer = "--trainer.callbacks+=tests.retrievers.training.test_resume.KillAt"
     command = [sys.executable, "-m", "retrievers", "fit", *half, killer]
     killed = subprocess.run(
         command, capture_output=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
