@@ -34,9 +34,10 @@ def status(
     """
     from dataclasses import asdict
 
-    from augment.store import runs, upkeep
+    from augment.store import Store, runs, upkeep
 
-    opened = upkeep.open_store(store)
+    runs.check_folder(store, needed=True)
+    opened = Store(store)
     if choose:
         runs.choose(store, choose)
     found = upkeep.status(opened)

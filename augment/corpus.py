@@ -13,16 +13,16 @@ from pathlib import Path
 
 from augment.data import DataRoot
 from augment.data.pools import open_candidates
-from augment.enrichment.command import main
+from augment.enrichment.command import entry
 from augment.enrichment.pipeline import (
     DEFAULT_OPTIONS,
     JobPlan,
     Options,
     candidate_plan,
-    not_empty,
     run_command,
     run_plan,
 )
+from augment.errors import DataError
 from augment.prompts import within
 from augment.prompts.route import CORPUS_PROMPT, followed
 
@@ -42,11 +42,10 @@ def plan(
         prompt: Packaged prompt or .md file.
         budget: Length of the texts: '45 words' or '77 tokens' (CLIP's); empty: the prompt's.
         options: Name the model: ocr has a prompt of its own.
-
-    Raises:
-        DataError: if the data or the prompt cannot be used.
     """
-    files = pool or not_empty([f.path for f in DataRoot(root).pools()], "local pools", root)
+    files = pool or [file.path for file in DataRoot(root).pools()]
+    if not files:
+        raise DataError("no local pools; name the files or check --root", str(root))
     pools = [open_candidates(path) for path in files]
     items = chain.from_iterable(pools)
     asked = within(followed(prompt, options.model, CORPUS_PROMPT), budget)
@@ -60,4 +59,4 @@ run = partial(run_plan, plan)
 command = partial(run_command, "python -m augment.corpus", plan)
 
 if __name__ == "__main__":
-    main(partial(command, supervised=True))
+    raise SystemExit(entry(partial(command, supervised=True))())

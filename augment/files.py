@@ -60,15 +60,7 @@ def replacing_path(path: Path, error: type[ToolkitError] | None = None) -> Itera
 
 @contextmanager
 def replacing(path: Path, error: type[ToolkitError] | None = None) -> Iterator[TextIO]:
-    """A stream of UTF-8 text; a reader sees the old file or the new one, never half of it.
-
-    Args:
-        path: of the file to be. Its folder is made.
-        error: what to raise in place of :class:`OSError`, with the path and the cause.
-
-    Raises:
-        OSError: if the folder or file cannot be written; or ``error`` where that is given.
-    """
+    """:func:`replacing_path` for a stream of UTF-8 text."""
     with (
         replacing_path(path, error) as partial,
         partial.open("x", encoding="utf-8", newline="\n") as stream,
@@ -77,29 +69,28 @@ def replacing(path: Path, error: type[ToolkitError] | None = None) -> Iterator[T
 
 
 @contextmanager
-def new_folder(path: Path, error: type[ToolkitError] = DataError) -> Iterator[Path]:
+def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder to fill; it gets its name when the block ends, and is gone if it fails.
 
     Args:
         path: of the folder to be; nothing may be there yet, and a second writer finds that out.
-        error: what to raise, with the path and the cause.
 
     Yields:
         An empty folder beside it.
 
     Raises:
-        ToolkitError: ``error``, if there is something under the name or it cannot be written.
+        DataError: if there is something under the name or it cannot be written.
     """
     partial = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
     if path.exists():
-        raise error(f"{path}: exists; remove it or name another folder")
+        raise DataError(f"{path}: exists; remove it or name another folder")
     try:
         partial.mkdir(parents=True)
         yield partial
         partial.rename(path)
         sync_folder(path.parent)
     except OSError as cause:
-        raise _unwritable(path, cause, error) from cause
+        raise _unwritable(path, cause, DataError) from cause
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -167,11 +158,7 @@ def read_json(path: Path, error: type[ToolkitError] = DataError) -> Any:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of the bytes of a file, in hex.
-
-    Raises:
-        OSError: if it cannot be read.
-    """
+    """SHA-256 of the bytes of a file, in hex."""
     return _digest(path, hashlib.sha256())
 
 
@@ -188,11 +175,11 @@ def write_sums(folder: Path) -> None:
     write_text(folder / SUMS, "\n".join(lines) + "\n")
 
 
-def check_sums(folder: Path, error: type[ToolkitError] = DataError) -> None:
+def check_sums(folder: Path) -> None:
     """Compare the files of a folder that are named in its :data:`SUMS`, if it has one.
 
     Raises:
-        ToolkitError: ``error``, for a file whose bytes are others.
+        DataError: for a file whose bytes are others.
     """
     if not (folder / SUMS).is_file():
         return
@@ -200,18 +187,14 @@ def check_sums(folder: Path, error: type[ToolkitError] = DataError) -> None:
         told, _, name = line.partition("  ")
         path = folder / Path(name).name
         if path.is_file() and sha256(path) != told:
-            raise error(
+            raise DataError(
                 f"{path}: is not what was written (its SHA-256 is not that of line {number} of "
                 f"{SUMS}); copy the folder again, or delete {SUMS} if the change is meant"
             )
 
 
 def checksum(path: Path) -> str:
-    """A checksum of the bytes of a file, in hex: notices damage at ten times SHA-256's speed.
-
-    Raises:
-        OSError: if it cannot be read.
-    """
+    """A checksum of the bytes of a file, in hex: notices damage at ten times SHA-256's speed."""
     import xxhash
 
     return _digest(path, xxhash.xxh3_128())
@@ -293,8 +276,29 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
         DataError: if the file cannot be opened or a line is not UTF-8.
     """
     with opened(path) as stream:
-        for number, line in numbered_lines(stream):
-            yield number, _decoded(line, f"{path}:{number}")
+        number = 0
+        try:
+            for number, line in numbered_lines(stream):
+                yield number, line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"is not UTF-8: {error}", f"{path}:{number}") from error
+
+
+def objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file of JSON lines, each with ``file:line``.
+
+    Raises:
+        DataError: if it cannot be read, or at the first line that is no JSON object.
+    """
+    for number, line in text_lines(path):
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"is not a line of JSON: {error}", where) from error
+        if not isinstance(row, dict):
+            raise DataError("expected a JSON object", where)
+        yield where, row
 
 
 def read_ids(path: Path) -> frozenset[str]:
@@ -312,13 +316,6 @@ def read_ids(path: Path) -> frozenset[str]:
 def split_fields(line: str) -> list[str]:
     """What stands between blanks of ASCII in a line, as trec_eval parts it."""
     return _FIELD.findall(line)
-
-
-def _decoded(line: bytes, where: str) -> str:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"is not UTF-8: {error}", where) from error
 
 
 def homes(given: Any) -> Any:

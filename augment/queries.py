@@ -14,18 +14,18 @@ from pathlib import Path
 
 from augment.data import DataRoot
 from augment.data.pools import open_queries
-from augment.enrichment.command import main
+from augment.enrichment.command import entry
 from augment.enrichment.pipeline import (
     DEFAULT_OPTIONS,
     JobPlan,
     Options,
     forbidden_of,
-    not_empty,
     query_plan,
     run_command,
     run_plan,
     target_of,
 )
+from augment.errors import DataError
 from augment.files import read_ids
 from augment.prompts.route import QUERY_PROMPTS, Kind, followed
 from augment.records import Query
@@ -56,12 +56,11 @@ def plan(
         text_prompt: Prompt for queries without a picture.
         only: File of query ids, one a line, as ``python -m augment route`` writes; no others.
         options: Say whether rewrites are compared with what is searched for; name the model.
-
-    Raises:
-        DataError: if the data or a prompt cannot be used.
     """
     found = file or [one.path for name in split for one in DataRoot(root).query_files(name)]
-    not_empty(found, f"query files of {', '.join(split)}", root)
+    if not found:
+        what = f"query files of {', '.join(split)}"
+        raise DataError(f"no {what}; name the files or check --root", str(root))
     given = (image_prompt, question_prompt, modification_prompt, text_prompt)
     kinds: Sequence[Kind] = ("image", "question", "modification", "text")
     names = dict(zip(kinds, (n if n and n.lower() != "none" else None for n in given), strict=True))
@@ -87,4 +86,4 @@ run = partial(run_plan, plan)
 command = partial(run_command, "python -m augment.queries", plan)
 
 if __name__ == "__main__":
-    main(partial(command, supervised=True))
+    raise SystemExit(entry(partial(command, supervised=True))())

@@ -6,7 +6,8 @@ from importlib import resources
 
 import pytest
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or ""
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+BROWSER = next(filter(None, map(shutil.which, NAMES)), "")
 DRIVER = shutil.which("chromedriver") or ""
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

@@ -6,9 +6,7 @@ took away can be read in ``Enrichment.raw``, and every view falls back to the pu
 """
 
 from augment.checks.clean import clean as clean
-from augment.checks.clean import clean_steps as clean_steps
 from augment.checks.judge import DEFAULT_LIMITS as DEFAULT_LIMITS
-from augment.checks.judge import RULES as RULES
 from augment.checks.judge import UNSAID as UNSAID
 from augment.checks.judge import Limits as Limits
 from augment.checks.judge import Verdict as Verdict
@@ -18,4 +16,3 @@ from augment.checks.judge import judge as judge
 from augment.checks.judge import mark as mark
 from augment.checks.judge import said as said
 from augment.checks.rewrite import Forbidden as Forbidden
-from augment.checks.rewrite import LeakRule as LeakRule

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from augment.engines.reasoning import has_mark, without_reasoning
@@ -90,10 +91,6 @@ def _thought(text: str) -> str:
     return text if answer == text else answer.strip()
 
 
-def _control(text: str) -> str:
-    return _CONTROL_TOKEN.sub("", text)
-
-
 def _fence(text: str) -> str:
     kept: list[str] = []
     form: str | None = None  # what the fence says it holds; None outside one
@@ -108,10 +105,6 @@ def _fence(text: str) -> str:
             form, line = None, line.rstrip().rstrip("`")
         kept.append(line)
     return "\n".join(kept)
-
-
-def _markdown(text: str) -> str:
-    return _BULLET.sub("", _EMPHASIS.sub(r"\2", text))
 
 
 def _blanks(text: str) -> str:
@@ -136,9 +129,9 @@ def _filler(text: str) -> str:
 
 _STEPS: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("thought", _thought),
-    ("control", _control),
+    ("control", partial(_CONTROL_TOKEN.sub, "")),
     ("fence", _fence),
-    ("markdown", _markdown),
+    ("markdown", lambda text: _BULLET.sub("", _EMPHASIS.sub(r"\2", text))),
     ("blanks", _blanks),
     ("quotes", _quotes),
     ("filler", _filler),

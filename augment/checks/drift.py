@@ -65,8 +65,9 @@ class Drift:
         few = sum(number for _, number in self.said.most_common(FEW_WORDS))
         collapsed = few / max(self.said.total(), 1)
         apart = self.apart / max(self.requests, 1)
-        word, texts = min(self.rewritten.items(), key=self._gained, default=("", 0))
-        asked, requests = self.asked[word], max(self.requests, 1)
+        gained = {word: (self.asked[word] - texts, word) for word, texts in self.rewritten.items()}
+        word = min(gained, key=gained.__getitem__, default="")
+        texts, asked, requests = self.rewritten[word], self.asked[word], max(self.requests, 1)
         told = []
         if apart > APART and self.requests >= FEWEST_TEXTS:
             told.append(
@@ -91,9 +92,6 @@ class Drift:
     def warnings(self) -> list[str]:
         """What to say of the scores."""
         return list(self.scores().get("warnings", ()))
-
-    def _gained(self, pair: tuple[str, int]) -> tuple[int, str]:
-        return self.asked[pair[0]] - pair[1], pair[0]
 
 
 def content(text: str) -> set[str]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, final
 
@@ -50,16 +51,12 @@ class TextFit:
     @property
     def word(self) -> float:
         """The probability of the word that fits worst; 1 where no word has rivals."""
-        return self._doubted[1]
+        return self.doubted[1]
 
     @property
-    def doubted(self) -> str:
-        """The word that fits worst; empty where no word has rivals."""
-        return self._doubted[0]
-
-    @property
-    def _doubted(self) -> tuple[str, float]:
-        return min(self.words, key=lambda pair: pair[1], default=("", 1.0))
+    def doubted(self) -> tuple[str, float]:
+        """The word that fits worst and its probability; empty and 1 where no word has rivals."""
+        return min(self.words, key=itemgetter(1), default=("", 1.0))
 
 
 @final
@@ -69,13 +66,12 @@ class Faithfulness:
     Args:
         model: an open_clip model: a folder, ``local-dir:``, ``hf-hub:`` or a name.
         pretrained: tag of the weights, where ``model`` is a name.
-        device: ``cpu`` or ``cuda``.
 
     Raises:
         EngineError: if open_clip is not installed or there is no such model.
     """
 
-    def __init__(self, model: str, pretrained: str | None = None, device: str = "cpu") -> None:
+    def __init__(self, model: str, pretrained: str | None = None) -> None:
         try:
             import open_clip
         except ImportError as error:
@@ -88,9 +84,8 @@ class Faithfulness:
             self._tokenizer: Any = open_clip.get_tokenizer(name)
         except (RuntimeError, OSError, ValueError, KeyError) as error:
             raise EngineError(f"cannot load the CLIP model {model!r}: {error}") from error
-        self._model: Any = loaded[0].to(device).eval()
+        self._model: Any = loaded[0].eval()
         self._transform: Any = loaded[2]
-        self._device = device
 
     def score(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> list[TextFit]:
         """Score one text per picture; each text is also the contrast of the others.
@@ -137,11 +132,10 @@ class Faithfulness:
         import torch
 
         pixels = torch.stack([self._transform(picture) for picture in pictures])
-        return self._model.encode_image(pixels.to(self._device), normalize=True)
+        return self._model.encode_image(pixels, normalize=True)
 
     def _texts(self, texts: Sequence[str]) -> Any:
-        tokens = self._tokenizer(list(texts)).to(self._device)
-        return self._model.encode_text(tokens, normalize=True)
+        return self._model.encode_text(self._tokenizer(list(texts)), normalize=True)
 
 
 def columns(found: TextFit) -> Mapping[str, float | str]:
@@ -150,5 +144,5 @@ def columns(found: TextFit) -> Mapping[str, float | str]:
         "clip_cosine": round(found.cosine, 4),
         "clip_rank": round(found.rank, 4),
         "clip_word": round(found.word, 4),
-        "clip_doubted": found.doubted,
+        "clip_doubted": found.doubted[0],
     }

@@ -7,8 +7,9 @@ made under, so that a run with other limits judges stored texts again and genera
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, NamedTuple, final
 
@@ -18,7 +19,7 @@ from augment.checks.clean import clean_steps
 from augment.checks.ecr import parse_ecr
 from augment.checks.lengths import derive, parse_lengths
 from augment.checks.rewrite import Forbidden, LeakRule, leaks
-from augment.checks.tags import Chain, chain_faults, parse_chain
+from augment.checks.tags import chain_faults, parse_chain
 from augment.data.tokens import clip_token_counter
 from augment.engines.reasoning import without_reasoning
 from augment.files import digest
@@ -103,65 +104,52 @@ def judge(
 ) -> Verdict:
     """Clean a reply and run every check that applies."""
     if prompt.kind == "transcript":
-        return _transcript(reply, prompt, limits)
+        # Others' words, in any language and form: scored as any text, refused for length alone. An
+        # empty one says that nothing stands in the picture.
+        text = without_reasoning(reply.text).strip()
+        found = _wording(text, reply.finish, prompt.max_words, limits)
+        kept = [one if one.name == "length" else one._replace(reason="") for one in found]
+        return _verdict(reply, text, kept)
     text, steps = clean_steps(reply.text)
     lengths: dict[str, str] = {}
-    derived, broken, chain = 0, "", None
+    findings: list[_Finding] = []
     if prompt.form == "tags":
-        chain = parse_chain(reply.text)
+        chain, targets = parse_chain(reply.text), forbidden.texts if forbidden else ()
         text, lengths = chain.text, {"final": chain.answer}
-    if prompt.form == "ecr":
+        findings += (_Finding(*one) for one in chain_faults(chain, original, targets))
+    elif prompt.form == "ecr":
         ecr = parse_ecr(reply.text)
-        text, lengths, broken = ecr.text, {"final": ecr.final}, ecr.refused
-        derived = len(ecr.mended)
-    if prompt.form == "lengths":
+        text, lengths = ecr.text, {"final": ecr.final}
+        findings.append(_Finding("mended", len(ecr.mended), ecr.refused))
+    elif prompt.form == "lengths":
         parsed = parse_lengths(reply.text)
-        text, derived = parsed.lengths["dense"], len(parsed.derived)
+        text = parsed.lengths["dense"]
         lengths = {
             length: derive(text, length) if check(part, limits=limits) else part
             for length, part in parsed.lengths.items()
         }
-    findings = list(_of_chain(chain, original, forbidden))
+        findings.append(_Finding("derived_lengths", len(parsed.derived), ""))
     findings += _wording(text, reply.finish, prompt.max_words, limits)
-    if prompt.form == "ecr":
-        findings.insert(0, _Finding("mended", derived, broken))
     if prompt.max_tokens is not None:
-        findings.append(_in_tokens(text, prompt.max_tokens))
-    if prompt.form == "lengths":
-        findings.append(_Finding("derived_lengths", derived, ""))
+        number = clip_token_counter()(text)
+        over = f"too long: {number} tokens, {prompt.max_tokens} allowed"
+        findings.append(_Finding("tokens", number, over if number > prompt.max_tokens else ""))
     if prompt.keeps and original:
         findings += _rewriting(text, original, prompt, limits)
     if prompt.kind == "rewrite" and forbidden is not None and limits.leak != "off":
         told = leaks(text, original or "", forbidden, limits.leak)
         findings.append(_Finding("leak", float(len(told)), _quoted("leak", told)))
+    return _verdict(reply, text, findings, steps=steps, lengths=lengths)
+
+
+def _verdict(reply: Reply, text: str, findings: Sequence[_Finding], **more: Any) -> Verdict:
     return Verdict(
         text=text,
         raw=reply.text if text != reply.text.strip() else "",
         rejected=next((found.reason for found in findings if found.reason), ""),
         scores={found.name: round(found.score, 4) for found in findings},
-        steps=steps,
-        lengths=lengths,
+        **more,
     )
-
-
-def _transcript(reply: Reply, prompt: Prompt, limits: Limits) -> Verdict:
-    """Others' words, in any language and form: scored as any text, refused for length alone.
-
-    An empty one says that nothing stands in the picture.
-    """
-    text = without_reasoning(reply.text).strip()
-    found = list(_wording(text, reply.finish, prompt.max_words, limits))
-    raw = reply.text if text != reply.text.strip() else ""
-    refused = next((one.reason for one in found if one.name == "length"), "")
-    return Verdict(text, raw, refused, {one.name: round(one.score, 4) for one in found})
-
-
-def _of_chain(
-    chain: Chain | None, original: str | None, forbidden: Forbidden | None
-) -> Iterator[_Finding]:
-    targets = () if forbidden is None else forbidden.texts
-    if chain is not None:
-        yield from (_Finding(*one) for one in chain_faults(chain, original, targets))
 
 
 def check(
@@ -201,12 +189,6 @@ def _wording(
         yield finding("length", number / max_words, limits.slack, reason)
 
 
-def _in_tokens(text: str, most: int) -> _Finding:
-    number = clip_token_counter()(text)
-    over = f"too long: {number} tokens, {most} allowed" if number > most else ""
-    return _Finding("tokens", number, over)
-
-
 def _rewriting(text: str, original: str, prompt: Prompt, limits: Limits) -> Iterator[_Finding]:
     added = rewrite.added(text, original)
     most = prompt.max_added_words
@@ -214,20 +196,13 @@ def _rewriting(text: str, original: str, prompt: Prompt, limits: Limits) -> Iter
     yield _Finding("added", added, f"too long: adds {added} words, {most} allowed" if over else "")
     if limits.language != "en":
         return
-    for name, lost in _LOST:
-        gone = lost(text, original)
-        yield _Finding(
-            name, len(gone), _quoted(name.replace("_", " "), gone) if limits.keep else ""
-        )
+    for lost in (rewrite.lost_numbers, rewrite.lost_negations):
+        name, gone = lost.__name__, lost(text, original)
+        reason = _quoted(name.replace("_", " "), gone) if limits.keep else ""
+        yield _Finding(name, len(gone), reason)
     done = rewrite.answered(text, original)
     reason = "answered: the question is answered" if done == 1 else "answered: no question any more"
     yield _Finding("answered", done, reason if done and limits.keep else "")
-
-
-_LOST: Sequence[tuple[str, Callable[[str, str], list[str]]]] = (
-    ("lost_numbers", rewrite.lost_numbers),
-    ("lost_negations", rewrite.lost_negations),
-)
 
 
 def _quoted(name: str, pieces: Sequence[str]) -> str:
@@ -274,6 +249,7 @@ def said(checks: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in made.items() if value != UNSAID.get(name)}
 
 
+@lru_cache(maxsize=64)
 def mark(limits: Limits, prompt: Prompt) -> str:
     """Twelve hex digits over all that verdicts depend on besides text and item."""
     made = {"rules": RULES, "limits": asdict(limits), "kind": prompt.kind, **_caps(prompt)}

@@ -57,8 +57,9 @@ def parse_lengths(answer: str) -> Parsed:
     found = _from_json(answer) or _sections(_TAGGED, answer) or _sections(_HEADED, answer)
     # An object without a usable text is no description.
     given = found or {"dense": "" if answer.lstrip().startswith("{") else clean(answer)}
+    longest = given.get("dense") or given.get("sentences") or given.get("short") or ""
     lengths: dict[Length, str] = {
-        length: given.get(length) or derive(_longest(given), length) for length in ASKED
+        length: given.get(length) or derive(longest, length) for length in ASKED
     }
     return Parsed(lengths, tuple(length for length in ASKED if not given.get(length)))
 
@@ -82,10 +83,6 @@ def derive(text: str, length: Length) -> str:
 def split_sentences(text: str) -> list[str]:
     """The sentences of a text; a line end ends one, too."""
     return [part.strip() for part in _SENTENCE_END.split(text) if part.strip()]
-
-
-def _longest(given: Mapping[Length, str]) -> str:
-    return given.get("dense") or given.get("sentences") or given.get("short") or ""
 
 
 def _from_json(answer: str) -> dict[Length, str]:

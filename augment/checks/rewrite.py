@@ -169,7 +169,8 @@ def _joined(text: str) -> str:
 
 def _told(suspects: dict[str, str], passage: str, rule: LeakRule) -> list[str]:
     """Suspect words that a passage has beyond its subject."""
-    subject = _subject(passage)
+    head = _SUBJECT_END.split(passage, maxsplit=1)[0]
+    subject = {fold(word) for word in words(head)[:SUBJECT_WORDS]}
     beyond = {fold(w): w for w in words(passage) if fold(w) not in subject}
     return [
         word
@@ -179,12 +180,6 @@ def _told(suspects: dict[str, str], passage: str, rule: LeakRule) -> list[str]:
         # A capital letter may be that of a sentence; in the passage, too, it must be a name.
         and (rule == "words" or word[0].isdigit() or beyond[folded][0].isupper())
     ]
-
-
-def _subject(passage: str) -> set[str]:
-    end = _SUBJECT_END.search(passage)
-    head = passage[: end.start()] if end else passage
-    return {fold(word) for word in words(head)[:SUBJECT_WORDS]}
 
 
 def _copied(text: str, known: set[str], passage: str) -> list[str]:

@@ -266,6 +266,8 @@ COMMON: Mapping[str, frozenset[str]] = {
     code: word_set(listing) for code, listing in WORDS["common"].items()
 }
 
+_name = lru_cache(maxsize=4096)(unicodedata.name)
+
 #: One or two Greek letters are of a formula, and of no language.
 _SYMBOLS = re.compile(r"(?<![\u0370-\u03ff])[\u0370-\u03ff]{1,2}(?![\u0370-\u03ff])")
 
@@ -286,7 +288,7 @@ def foreign(text: str, language: str) -> float:
     if not letters:
         return 0.0
     wanted = tuple(WORDS["scripts"].get(language, "LATIN").split())
-    other = sum(not _script(character).startswith(wanted) for character in letters)
+    other = sum(not _name(character, "").startswith(wanted) for character in letters)
     return max(other / len(letters), _foreign_words(text, language))
 
 
@@ -302,8 +304,3 @@ def _foreign_words(text: str, language: str) -> float:
         if code != language
     )
     return most / (most + ours) if most >= FEWEST else 0.0
-
-
-@lru_cache(maxsize=4096)
-def _script(character: str) -> str:
-    return unicodedata.name(character, "")

@@ -42,6 +42,7 @@ import pyarrow.json
 from jaxtyping import Shaped
 
 from augment.data.records import (
+    ITEM_KEYS,
     MODALITIES,
     parse_candidate,
     query_parser,
@@ -50,7 +51,7 @@ from augment.data.records import (
 )
 from augment.errors import DataError
 from augment.files import checksum, numbered_lines, publish, write_json
-from augment.records import TASKS, Item, Query
+from augment.records import TASKS, Item, Query, Side
 
 #: Raised whenever the layout of the cached files changes, so that older ones are rebuilt.
 VERSION = 4
@@ -164,15 +165,14 @@ def _plain_ids(lists: Any) -> Any:
     return pa.ListArray.from_arrays(lists.offsets, ids)
 
 
-def _published(id_key: str, prefix: str, modality: str, *more: Any) -> Any:
-    names = [id_key, f"{prefix}txt", f"{prefix}img_path", modality, f"{prefix}src_content"]
-    return pa.schema([*(pa.field(name, pa.string()) for name in names), *more])
+def _published(side: Side, *more: Any) -> Any:
+    return pa.schema([*(pa.field(name, pa.string()) for name in ITEM_KEYS[side]), *more])
 
 
 CANDIDATES = Kind(
     "candidates",
     pa.schema([*_ITEM_FIELDS, _LINE]),
-    _published("did", "", "modality"),
+    _published("corpus"),
     lambda _: parse_candidate,
     lambda table, _: _item_columns(*table.columns),
     repeats=False,
@@ -181,9 +181,7 @@ QUERIES = Kind(
     "queries",
     pa.schema([*_ITEM_FIELDS, *_QUERY_FIELDS, _LINE]),
     _published(
-        "qid",
-        "query_",
-        "query_modality",
+        "query",
         pa.field("task_id", pa.int64()),
         pa.field("candidate_modality", pa.string()),
         pa.field("pos_cand_list", pa.list_(pa.string())),
@@ -402,11 +400,7 @@ def _blocks(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _write_index(kind: Kind, building: Entry, source: Path) -> None:
-    """Write the ids of the rows in the order of their bytes, and the row of each.
-
-    Raises:
-        DataError: with ``file:line``, if an id occurs twice where it may not.
-    """
+    """Write the ids of the rows in the order of their bytes, and the row of each."""
     with pa.memory_map(str(building.rows)) as mapped:
         table = pa.ipc.open_stream(mapped).read_all()
         ids = fixed_width(table["id"].combine_chunks(), source)

@@ -12,10 +12,11 @@ import re
 import struct
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import NamedTuple, TypeVar, final
+from typing import NamedTuple, final
 from unicodedata import normalize
 
 import numpy as np
@@ -23,8 +24,6 @@ from PIL import Image, ImageOps
 
 from augment.errors import ImageError
 from augment.files import sha256
-
-T = TypeVar("T")
 
 #: Pillow's own limit for a suspected decompression bomb (``PIL.Image.MAX_IMAGE_PIXELS``).
 MAX_PIXELS = 89_478_485
@@ -167,12 +166,18 @@ def open_image(
         ImageError: see :func:`resolve`; also ``lfs-pointer``, ``too-large`` and ``corrupt``, and
             ``changed`` if the bytes are not those expected.
     """
-    file = resolve(root, path)
-    refuse_pointer(file, path)
+    file = located(root, path)
     try:
         source = io.BytesIO(_bytes(file, path, expected)) if expected or tar_part(path) else file
         with Image.open(source, formats=FORMATS) as image:
-            _refuse_bomb(image, path, max_pixels)
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ImageError(
+                    f"has {width}x{height} pixels, above the limit of {max_pixels:,}; shrink it or "
+                    "raise the limit",
+                    path,
+                    "too-large",
+                )
             image.load()
             deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
             if image.mode in ("I", "F") and not deep:
@@ -180,20 +185,18 @@ def open_image(
                     "has pixels of 32 bits, whose scale the file does not say; convert it to 8 or "
                     "16 bits",
                     path,
-                    "corrupt",
                 )
             return _to_rgb(_eight_bits(image) if deep else _upright(image))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{error}; shrink the picture", path, "too-large") from error
     except PermissionError as error:
-        raise ImageError(_FORBIDDEN, path, "corrupt") from error
+        raise ImageError(_FORBIDDEN, path) from error
     except _BROKEN as error:
         size = file.stat().st_size if file.exists() else 0
         raise ImageError(
             f"cannot be decoded ({type(error).__name__}: {error}; {size} bytes); fetch or "
             "convert it again",
             path,
-            "corrupt",
         ) from error
 
 
@@ -226,41 +229,27 @@ def read_picture(root: Path, path: str) -> bytes:
         ImageError: see :func:`resolve`; ``lfs-pointer``, because a pointer's bytes are not the
             picture's; ``corrupt`` if the file cannot be read; ``changed`` if a tar has others.
     """
-    return _taken(root, path, lambda file: _bytes(file, path))
+    file = located(root, path)
+    with _reading(path):
+        return _bytes(file, path)
 
 
-def _taken(root: Path, path: str, take: Callable[[Path], T]) -> T:
-    """What is made of the file that holds a picture."""
-    file = resolve(root, path)
-    refuse_pointer(file, path)
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
     try:
-        return take(file)
+        yield
     except OSError as error:
         forbidden = isinstance(error, PermissionError)
         raise ImageError(_FORBIDDEN if forbidden else f"cannot be read: {error}", path) from error
 
 
 def content_hash(root: Path, path: str) -> str:
-    """SHA-256 of a picture's bytes, 64 hex digits; pictures with equal bytes are the same picture.
-
-    Raises:
-        ImageError: as :func:`read_picture`.
-    """
+    """SHA-256 of a picture's bytes, 64 hex digits; equal bytes are the same picture."""
     if tar_part(path) is not None:
         return hashlib.sha256(read_picture(root, path)).hexdigest()
-    return _taken(root, path, sha256)  # block by block, however large the file is
-
-
-class Hashed(NamedTuple):
-    """A picture's hash.
-
-    Attributes:
-        sha256: of its bytes, in hex.
-        name: under which to remember it; empty if it is remembered, or must not be.
-    """
-
-    sha256: str
-    name: str
+    file = located(root, path)
+    with _reading(path):
+        return sha256(file)  # block by block, however large the file is
 
 
 @final
@@ -280,12 +269,8 @@ class PictureHashes:
         # Many candidates share a picture; its file is looked at once.
         self.hash = lru_cache(maxsize=200_000)(self._hash)
 
-    def _hash(self, path: str) -> Hashed:
-        """The hash of a picture.
-
-        Raises:
-            ImageError: as :func:`content_hash`.
-        """
+    def _hash(self, path: str) -> tuple[str, str]:
+        """SHA-256 of a picture, and a name to remember it under; empty where it is not to be."""
         file = resolve(self._root, path)
         try:
             status = file.stat()
@@ -296,25 +281,21 @@ class PictureHashes:
         name = hashlib.blake2b(state.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
         known = self._remembered(name)
         if known is not None:
-            return Hashed(known, "")
+            return known, ""
         settled = time.time() - status.st_mtime > SETTLED_SECONDS
-        return Hashed(content_hash(self._root, path), name if settled else "")
+        return content_hash(self._root, path), name if settled else ""
 
 
-def refuse_pointer(file: Path, path: str) -> None:
-    """Refuse the few lines of text that Git-LFS leaves in the place of a file.
+def located(root: Path, path: str) -> Path:
+    """:func:`resolve`, which refuses the few lines of text that Git-LFS leaves in place of a file.
 
     Raises:
-        ImageError: ``lfs-pointer``; ``corrupt`` if the file cannot be read.
+        ImageError: also ``lfs-pointer``; ``corrupt`` if the file cannot be read.
     """
-    try:
-        if file.stat().st_size >= _POINTER_BYTES:
-            return
-        head = file.read_bytes()
-    except PermissionError as error:
-        raise ImageError(_FORBIDDEN, path, "corrupt") from error
-    except OSError as error:
-        raise ImageError(f"cannot be read: {error}", path, "corrupt") from error
+    file, head = resolve(root, path), b""
+    with _reading(path):
+        if file.stat().st_size < _POINTER_BYTES:
+            head = file.read_bytes()
     if head.startswith(_POINTER):
         raise ImageError(
             f"is a Git-LFS pointer of {len(head)} bytes, not a picture; run 'git lfs pull' where "
@@ -322,17 +303,7 @@ def refuse_pointer(file: Path, path: str) -> None:
             path,
             "lfs-pointer",
         )
-
-
-def _refuse_bomb(image: Image.Image, path: str, max_pixels: int) -> None:
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ImageError(
-            f"has {width}x{height} pixels, above the limit of {max_pixels:,}; shrink it or raise "
-            "the limit",
-            path,
-            "too-large",
-        )
+    return file
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -13,7 +13,6 @@ everywhere in this package (the authors' code takes whatever sorts first).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
@@ -27,7 +26,7 @@ import pyarrow.parquet as pq
 
 from augment.data.root import Instructions
 from augment.errors import DataError
-from augment.files import PACKED_ENDINGS, text_lines
+from augment.files import PACKED_ENDINGS, objects
 
 _ROWS = [
     line.split("\t")
@@ -169,15 +168,7 @@ def reworded(subset: Subset, instructions: Instructions) -> Subset:
 
 def _rows(root: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for file in filter(Path.is_file, (root / f"{name}{ending}" for ending in _LINES)):
-        for number, line in text_lines(file):
-            where = f"{file}:{number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"is not a line of JSON: {error}", where) from error
-            if not isinstance(row, dict):
-                raise DataError("expected a JSON object", where)
-            yield where, row
+        yield from objects(file)
         return
     for path in _parquet(root / name):
         try:

@@ -24,7 +24,7 @@ from augment.records import Item, Query, one_picture
 #: Records read, or compared, at a time.
 _BLOCK = 4096
 #: What makes two candidates of one id the same.
-_FIELDS = ("text", "image", "modality", "source")
+_FIELDS = ["text", "image", "modality", "source"]
 
 _Record = TypeVar("_Record", Item, Query)
 
@@ -35,17 +35,18 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
     Pickles as its path: a worker process maps the same files again.
 
     Raises:
-        DataError: see :func:`open_candidates`.
+        DataError: with ``file:line`` while building: a line that cannot be used, an id given to
+            two different records.
     """
 
     _kind: ClassVar[Kind]
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = Path(path)
         try:
-            self._map(cached(self._kind, path))
+            self._map(cached(self._kind, self.path))
         except FileNotFoundError:  # replaced by another process between looking and opening
-            self._map(cached(self._kind, path))
+            self._map(cached(self._kind, self.path))
 
     def _map(self, entry: Entry) -> None:
         from datasets import Dataset
@@ -76,9 +77,6 @@ class Table(Sequence[_Record], ABC, Generic[_Record]):
 
         Args:
             rows: 0 to the number of rows less one.
-
-        Raises:
-            IndexError: if there is no such row.
         """
         return self._listed(self.columns(rows)) if len(rows) else []
 
@@ -162,7 +160,7 @@ def _items(columns: Sequence[list[Any]]) -> Iterator[Item]:
 
 @final
 class CandidateTable(Table[Item]):
-    """A candidate pool: a sequence of :class:`~augment.records.Item`."""
+    """A candidate pool: a sequence of :class:`~augment.records.Item`, whose ids differ."""
 
     _kind = CANDIDATES
 
@@ -172,7 +170,10 @@ class CandidateTable(Table[Item]):
 
 @final
 class QueryTable(Table[Query]):
-    """Queries with their relevance lists: a sequence of :class:`~augment.records.Query`."""
+    """Queries with their relevance lists: a sequence of :class:`~augment.records.Query`.
+
+    Equal records may repeat, as they do in M-BEIR's upsampled training file.
+    """
 
     _kind = QUERIES
 
@@ -181,25 +182,8 @@ class QueryTable(Table[Query]):
         return map(Query, _items(columns), columns[5], positives, negatives)
 
 
-def open_candidates(path: Path) -> CandidateTable:
-    """Open a candidate pool, building its table first if the file is new or has changed.
-
-    Raises:
-        DataError: with ``file:line`` while building: a line that cannot be used, an id twice.
-    """
-    return CandidateTable(Path(path))
-
-
-def open_queries(path: Path) -> QueryTable:
-    """Open a file of queries, building its table first if the file is new or has changed.
-
-    Equal records may repeat, as they do in M-BEIR's upsampled training file.
-
-    Raises:
-        DataError: with ``file:line`` while building: a line that cannot be used, an id given to
-            two different queries.
-    """
-    return QueryTable(Path(path))
+#: Opens a file, building its table first if the file is new or has changed.
+open_candidates, open_queries = CandidateTable, QueryTable
 
 
 class _Pool(NamedTuple):
@@ -270,12 +254,12 @@ class Catalog:
         for start in range(0, len(known), _BLOCK):
             some = known[start : start + _BLOCK]
             new, old = table.columns(held[some]), self._columns(rows[some])
-            same = [_equal(new[name], old[name]) for name in _FIELDS]
-            differs = np.flatnonzero(~np.logical_and.reduce(same))
-            if len(differs):
+            if not new.select(_FIELDS).equals(old.select(_FIELDS)):
+                pairs = zip(new.to_pylist(), old.to_pylist(), strict=True)
+                differs = next(a["id"] for a, b in pairs if any(a[n] != b[n] for n in _FIELDS))
                 raise DataError(
                     "stands for another candidate than in an earlier pool",
-                    f"{table.path}: {new['id'][int(differs[0])].as_py()}",
+                    f"{table.path}: {differs}",
                 )
 
     def _by_pool(
@@ -335,12 +319,6 @@ class Catalog:
             own = table.ids.combine_chunks().take(pa.array(places))
             ids.append(own.cast(pa.large_string()))
         return pa.concat_arrays(ids).take(pa.array(back))
-
-
-def _equal(new: Any, old: Any) -> Any:
-    """Where two columns are equal, nulls included."""
-    both = pc.and_(pc.is_null(new), pc.is_null(old))
-    return np.asarray(pc.or_(pc.fill_null(pc.equal(new, old), fill_value=False), both))
 
 
 @final

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from augment.errors import DataError
 from augment.files import numbered_lines, opened, replacing, split_fields, text_lines
-from augment.records import TASKS, Item, Modality, Qrel, Query, one_picture
+from augment.records import TASKS, Item, Modality, Qrel, Query, Side, one_picture
 
 #: Spellings met in published data (the dataset card writes ``text,image``) -> ours.
 MODALITIES: Mapping[str, Modality] = {
@@ -45,14 +45,15 @@ _OTHER_FILES = {
     b"version https://git-lfs": "it is a Git-LFS pointer; run 'git lfs pull' where it came from",
 }
 _TASK_IN_NAME = re.compile(r"_task([0-8])_")
-#: Keys of published records; a Parquet file may have other columns, such as bytes of pictures.
-_KEYS = frozenset(
-    (
-        "did", "txt", "img_path", "modality", "src_content", "qid", "query_txt", "query_img_path",
-        "query_modality", "query_src_content", "task_id", "candidate_modality", "pos_cand_list",
-        "neg_cand_list",
-    )
-)  # fmt: skip
+#: Side -> keys under which its published records have what :class:`Item` has, in its order.
+ITEM_KEYS: Mapping[Side, tuple[str, ...]] = {
+    "corpus": ("did", "txt", "img_path", "modality", "src_content"),
+    "query": ("qid", "query_txt", "query_img_path", "query_modality", "query_src_content"),
+}
+#: All keys; a Parquet file may have other columns, such as bytes of pictures.
+_KEYS = {"task_id", "candidate_modality", "pos_cand_list", "neg_cand_list"}.union(
+    *ITEM_KEYS.values()
+)
 _Parsed = TypeVar("_Parsed")
 
 
@@ -66,11 +67,7 @@ def read_candidates(path: str | Path) -> Iterator[Item]:
 
 
 def read_queries(path: str | Path) -> Iterator[Query]:
-    """Queries, in file order. Upsampled training files repeat ids on purpose.
-
-    Raises:
-        DataError: with ``file:line``, at the first line that cannot be used.
-    """
+    """:func:`read_candidates` for queries; upsampled training files repeat ids on purpose."""
     return (query for _, query in numbered_records(Path(path), query_parser(Path(path))))
 
 
@@ -160,22 +157,14 @@ class _Rows(io.RawIOBase):
         return size
 
 
-def write_candidates(path: str | Path, items: Iterable[Item]) -> int:
-    """Write a pool in M-BEIR's format; the file appears when it is complete.
-
-    Returns:
-        How many records were written.
-    """
-    return _write(Path(path), (candidate_record(item) for item in items))
+def write_candidates(path: str | Path, items: Iterable[Item]) -> None:
+    """Write a pool in M-BEIR's format; the file appears when it is complete."""
+    _write(Path(path), map(item_record, items))
 
 
-def write_queries(path: str | Path, queries: Iterable[Query]) -> int:
-    """Write queries in M-BEIR's format; the file appears when it is complete.
-
-    Returns:
-        How many records were written.
-    """
-    return _write(Path(path), (query_record(query) for query in queries))
+def write_queries(path: str | Path, queries: Iterable[Query]) -> None:
+    """Write queries in M-BEIR's format; the file appears when it is complete."""
+    _write(Path(path), map(_query_record, queries))
 
 
 def derive_task(query_modality: Modality, candidate_modality: Modality | None) -> int | None:
@@ -190,22 +179,14 @@ def task_in_name(path: Path) -> int | None:
 
 
 def parse_candidate(line: bytes, where: str) -> Item:
-    """One candidate from its line.
-
-    Raises:
-        DataError: in front of which ``where`` stands.
-    """
-    return _item(_record(line, where), where, "did", "", "modality")
+    """One candidate from its line."""
+    return _item(_record(line, where), where, "corpus")
 
 
 def parse_query(line: bytes, where: str, hint: int | None = None) -> Query:
-    """One query from its line; ``hint`` is the task to assume where the record has none.
-
-    Raises:
-        DataError: in front of which ``where`` stands.
-    """
+    """One query from its line; ``hint`` is the task to assume where the record has none."""
     record = _record(line, where)
-    item = _item(record, where, "qid", "query_", "query_modality")
+    item = _item(record, where, "query")
     return Query(
         item,
         _task(record, item.modality, hint, where),
@@ -222,17 +203,11 @@ def _record(line: bytes, where: str) -> dict[str, Any]:
     except UnicodeEncodeError as error:
         raise DataError(f"holds half of a surrogate pair: {error}", where) from error
     except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"is not a line of JSON in UTF-8: {_what_else(line) or error}", where
-        ) from error
+        why = next((what for head, what in _OTHER_FILES.items() if line.startswith(head)), error)
+        raise DataError(f"is not a line of JSON in UTF-8: {why}", where) from error
     if not isinstance(record, dict):
         raise DataError(f"expected a JSON object, found {_kind(record)}", where)
     return record
-
-
-def _what_else(line: bytes) -> str:
-    """What a line is that is no JSON, where its first bytes tell."""
-    return next((what for head, what in _OTHER_FILES.items() if line.startswith(head)), "")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -247,15 +222,16 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
-def _item(record: dict[str, Any], where: str, id_key: str, prefix: str, modality: str) -> Item:
-    text = _string(record, f"{prefix}txt", where)
-    image = _string(record, f"{prefix}img_path", where) or None
+def _item(record: dict[str, Any], where: str, side: Side) -> Item:
+    name, text_key, image_key, modality, source = ITEM_KEYS[side]
+    text = _string(record, text_key, where)
+    image = _string(record, image_key, where) or None
     return Item(
-        _id(record.get(id_key), id_key, where),
+        _id(record.get(name), name, where),
         text,
         one_picture(image),
         _modality(record, modality, text, image, where),
-        _string(record, f"{prefix}src_content", where),
+        _string(record, source, where),
     )
 
 
@@ -312,40 +288,21 @@ def _kind(value: object) -> str:
     return "null" if value is None else f"a {type(value).__name__}"
 
 
-def candidate_record(item: Item) -> dict[str, Any]:
-    """A candidate as a JSON object with the published keys."""
-    return {
-        "did": item.id,
-        "txt": item.text,
-        "img_path": item.image,
-        "modality": item.modality,
-        "src_content": item.source,
-    }
+def item_record(item: Item, side: Side = "corpus") -> dict[str, Any]:
+    """An item as a JSON object with the published keys of its side; of a candidate, the whole."""
+    values = (item.id, item.text, item.image, item.modality, item.source)
+    return dict(zip(ITEM_KEYS[side], values, strict=True))
 
 
-def query_record(query: Query) -> dict[str, Any]:
-    """A query as a JSON object with the published keys."""
-    record: dict[str, Any] = {
-        "qid": query.item.id,
-        "query_txt": query.item.text,
-        "query_img_path": query.item.image,
-        "query_modality": query.item.modality,
-        "query_src_content": query.item.source,
-        "pos_cand_list": list(query.positives),
-        "neg_cand_list": list(query.negatives),
-    }
-    if query.task is not None:
-        record["task_id"] = query.task
-    return record
+def _query_record(query: Query) -> dict[str, Any]:
+    links = {"pos_cand_list": list(query.positives), "neg_cand_list": list(query.negatives)}
+    task = {} if query.task is None else {"task_id": query.task}
+    return item_record(query.item, "query") | links | task
 
 
-def _write(path: Path, records: Iterable[dict[str, Any]]) -> int:
-    count = 0
+def _write(path: Path, records: Iterable[dict[str, Any]]) -> None:
     with replacing(path, DataError) as stream:
-        for record in records:
-            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
-            count += 1
-    return count
+        stream.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def read_qrels(path: str | Path) -> list[Qrel]:

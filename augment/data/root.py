@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from os.path import splitext
 from pathlib import Path
 from typing import Literal, NamedTuple, final
 
@@ -47,7 +48,8 @@ class DataRoot:
             pictures.
 
     Raises:
-        DataError: if it is no folder, or holds neither queries nor pools.
+        DataError: if it is no folder, or holds neither queries nor pools; later, if there is no
+            such file as is asked for: lists what there is.
     """
 
     path: Path
@@ -74,9 +76,6 @@ class DataRoot:
             dataset: name in lower case; ``union`` for the merged (in training: upsampled) file.
             task: task code, or None for the file that mixes tasks.
             split: ``train``, ``val`` or ``test``.
-
-        Raises:
-            DataError: if there is no such file; lists what there is.
         """
         if dataset == "union":
             name = "union_up_train" if split == "train" else f"union_{split}"
@@ -94,9 +93,6 @@ class DataRoot:
         """The local pool that queries of this dataset, task and split are searched in.
 
         MSCOCO's validation and test pools differ and carry the split in their names.
-
-        Raises:
-            DataError: if there is no such pool; lists what there is.
         """
         stems = [f"mbeir_{dataset}_{split}", f"mbeir_{dataset}"]
         if task is not None:
@@ -104,11 +100,7 @@ class DataRoot:
         return self._first("cand_pool/local", *(f"{stem}_cand_pool.jsonl" for stem in stems))
 
     def union_pool(self, split: str) -> Path:
-        """The pool of all datasets for one split.
-
-        Raises:
-            DataError: if there is none; lists what there is.
-        """
+        """The pool of all datasets for one split."""
         return self._first("cand_pool/global", f"mbeir_union_{split}_cand_pool.jsonl")
 
     def union_pools(self) -> list[DataFile]:
@@ -120,11 +112,7 @@ class DataRoot:
         return self._list(f"qrels/{split}", rf"{_NAME}_{re.escape(split)}_qrels", TABLES)
 
     def qrels_file(self, dataset: str, task: int | None, split: str) -> Path:
-        """Judgements of one dataset and task.
-
-        Raises:
-            DataError: if there are none; lists what there is.
-        """
+        """Judgements of one dataset and task."""
         names = [f"mbeir_{dataset}_{split}_qrels.txt"]
         if task is not None:
             names.insert(0, f"mbeir_{dataset}_task{task}_{split}_qrels.txt")
@@ -167,8 +155,9 @@ class DataRoot:
 
     def _first(self, folder: str, *names: str) -> Path:
         place = self.path / folder
-        for name in names:
-            for path in _forms(place / name):
+        for stem, ending in map(splitext, names):
+            found = next(forms for forms in (RECORDS, TABLES, (ending,)) if forms[0] == ending)
+            for path in (place / f"{stem}{form}" for form in found):
                 if path.is_file():
                     return path
         there = sorted(path.name for path in place.glob("*")) if place.is_dir() else []
@@ -176,14 +165,6 @@ class DataRoot:
         raise DataError(
             f"no {' or '.join(names)}; the folder holds {listing or 'nothing'}", str(place)
         )
-
-
-def _forms(path: Path) -> Iterator[Path]:
-    """A file under its published name, and under those that it has in other forms."""
-    for endings in (RECORDS, TABLES, (path.suffix,)):
-        if path.suffix == endings[0]:
-            yield from (path.with_name(f"{path.stem}{ending}") for ending in endings)
-            return
 
 
 def read_lists(path: Path) -> dict[str, list[str]]:

@@ -18,14 +18,14 @@ from typing import Any, Literal, NamedTuple, cast, final
 import numpy as np
 from tqdm import tqdm
 
-from augment.data.images import open_image, refuse_pointer, resolve
+from augment.data.images import located, open_image
 from augment.data.records import numbered_records, parse_candidate, query_parser, read_qrels
 from augment.data.root import INSTRUCTIONS, DataFile, DataRoot
 from augment.data.sampling import Reservoir
 from augment.data.tokens import clip_token_counter
 from augment.errors import DataError, EngineError, printable
 from augment.files import aligned, write_json
-from augment.records import TASKS, Item, Query, Side, dataset_of
+from augment.records import TASKS, Query, Side, dataset_of
 
 Extent = Literal["sample", "all", "none"]
 Severity = Literal["error", "warning", "info"]
@@ -431,7 +431,7 @@ class _Checks:
                 if path in decoded:
                     open_image(self.root.path, path)
                 else:
-                    refuse_pointer(resolve(self.root.path, path), path)
+                    located(self.root.path, path)
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root.path).as_posix()
@@ -446,21 +446,17 @@ def _record_checks(query: Query, side: Side) -> list[tuple[str, bool, str]]:
     item, task = query.item, query.task
     has_text = bool(item.text and item.text.strip())
     wanted = item.modality if task is None else TASKS[task][0]
+    number = int(item.id.partition(":")[2][:20] if item.dataset else "0")
     return [
         ("no-image", "image" in item.modality and not item.images, ""),
         ("extra-image", item.modality == "text" and bool(item.images), ""),
         ("no-text", "text" in item.modality and not has_text, ""),
         ("extra-text", item.modality == "image" and has_text, ""),
-        ("id-overflow", not _fits_uniir(item, side), ""),
+        ("id-overflow", not 1 <= number <= BOUNDS[side], ""),
         ("no-task", side == "query" and task is None, ""),
         ("task-mismatch", wanted != item.modality,
          f": task {task} wants {wanted}, is {item.modality}"),
     ]  # fmt: skip
-
-
-def _fits_uniir(item: Item, side: Side) -> bool:
-    number = item.id.partition(":")[2][:20] if item.dataset else "0"
-    return 1 <= int(number) <= BOUNDS[side]
 
 
 def _link_problems(

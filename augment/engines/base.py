@@ -93,11 +93,7 @@ class Engine(ABC):
         """
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Reply]:
-        """The replies in the order of the requests.
-
-        Raises:
-            EngineError: if the model cannot be loaded or has died.
-        """
+        """The replies in the order of the requests."""
         waiting: dict[int, Reply] = {}
         position = 0
         for batch in self.batches(Ask(request, sampling) for request in requests):
@@ -196,13 +192,13 @@ PACKAGED = {name: _WEIGHTS / name for name in ("flagland-vlm", "flagland-vlm-atl
 _ANSWERING = (".safetensors", ".json", ".jinja", ".txt", ".model")
 
 
-def fingerprint(folder: Path) -> str:
-    """Forty hex digits over the names and bytes of a model folder's files that matter."""
-    total = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in _ANSWERING and path.is_file():
-            total.update(f"{path.name}\0{sha256(path)}\n".encode())
-    return total.hexdigest()[:40]
+def fingerprint(files: Path | Iterable[Path]) -> str:
+    """Forty hex digits over names and bytes of files; of a model folder, of those that matter."""
+    if isinstance(files, Path):
+        own = sorted(files.iterdir())
+        files = [path for path in own if path.suffix in _ANSWERING and path.is_file()]
+    told = "".join(f"{path.name}\0{sha256(path)}\n" for path in files)
+    return hashlib.sha256(told.encode()).hexdigest()[:40]
 
 
 def resolve_model(name: str) -> str:

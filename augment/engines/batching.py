@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from itertools import islice
+from operator import attrgetter
 from typing import NamedTuple, final
 
 from PIL import Image
@@ -68,7 +69,7 @@ class Window:
     def add(self, one: Ready) -> None:
         """Take up a request. They must come in the order of their positions."""
         self._ages[one.position] = one
-        insort(self._sorted.setdefault(one.sampling, []), one, key=_place)
+        insort(self._sorted.setdefault(one.sampling, []), one, key=attrgetter("cost", "position"))
 
     def take(self) -> list[Ready]:
         """Remove and return the next batch, its longest request first.
@@ -104,10 +105,6 @@ class Window:
             else:
                 high += 1
         return low, high
-
-
-def _place(one: Ready) -> tuple[int, int]:
-    return one.cost, one.position
 
 
 @final

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from os.path import commonprefix
 from types import MappingProxyType
 from typing import Any, NamedTuple, final
 
@@ -52,7 +53,7 @@ Decode = Callable[[Any, Sampling], list[Row]]
 
 def decode_with(model: Any, stops: Sequence[int], pad: int) -> Decode:
     """The fastest way to decode batches of a model."""
-    decode = Decoder(model, stops) if fits(model) else _Generate(model, stops, pad)
+    decode = Decoder(model, stops) if fits(model) else _through_generate(model, stops, pad)
 
     def seeded(inputs: Any, sampling: Sampling) -> list[Row]:
         sampled = sampling.temperature > 0
@@ -72,30 +73,24 @@ def fits(model: Any) -> bool:
     return kind in FAMILIES and all(layer == "full_attention" for layer in layers)
 
 
-@final
-class _Generate:
-    """Decodes through ``generate``."""
+def _through_generate(model: Any, stops: Sequence[int], pad: int) -> Decode:
+    ends = {"eos_token_id": list(stops), "pad_token_id": pad}
+    # What a model's own defaults hold (a penalty, a temperature) no key of a text names, and
+    # ``generate`` takes it up wherever a call says nothing else.
+    model.generation_config = GenerationConfig(**ends)  # type: ignore[no-untyped-call]
 
-    def __init__(self, model: Any, stops: Sequence[int], pad: int) -> None:
-        self._model = model
-        self._ends = {"eos_token_id": list(stops), "pad_token_id": pad}
-        # What a model's own defaults hold (a penalty, a temperature) no key of a text names, and
-        # ``generate`` takes it up wherever a call says nothing else.
-        model.generation_config = GenerationConfig(**self._ends)  # type: ignore[no-untyped-call]
-
-    def __call__(self, inputs: Any, sampling: Sampling) -> list[Row]:
+    def decode(inputs: Any, sampling: Sampling) -> list[Row]:
         sampled: dict[str, Any] = {}
         if sampling.temperature > 0:
             sampled = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
         config = GenerationConfig(  # type: ignore[no-untyped-call]
-            max_new_tokens=sampling.max_new_tokens,
-            do_sample=bool(sampled),
-            **self._ends,
-            **sampled,
+            max_new_tokens=sampling.max_new_tokens, do_sample=bool(sampled), **ends, **sampled
         )
-        output = self._model.generate(**inputs, generation_config=config)
+        output = model.generate(**inputs, generation_config=config)
         rows: list[Row] = output[:, inputs["input_ids"].shape[1] :].tolist()
         return rows
+
+    return decode
 
 
 class _Prefix(NamedTuple):
@@ -322,7 +317,7 @@ class Decoder:
     def _shared(self, tokens: torch.Tensor, mask: torch.Tensor, kinds: torch.Tensor) -> _Prefix:
         """What all rows begin with, if it is text and worth it; else nothing."""
         common = _common(tokens, mask, kinds)
-        known = _agreeing(common, self._prefix.tokens)
+        known = len(commonprefix([common, self._prefix.tokens]))  # noqa: RUF071 - of tokens
         if known < SHARED or known < 0.75 * len(common):
             if len(common) < SHARED or len(tokens) == 1:
                 return _Prefix([], ())
@@ -369,12 +364,6 @@ def _common(tokens: torch.Tensor, mask: torch.Tensor, kinds: torch.Tensor) -> Ro
     same = ((left == left[:1]) & (kind == 0) & inside).all(dim=0)
     length = int(same.long().cumprod(dim=0).sum())
     return [int(token) for token in left[0, :length]]
-
-
-def _agreeing(one: Row, other: Row) -> int:
-    """Tokens that two rows begin with."""
-    most = min(len(one), len(other))
-    return next((n for n in range(most) if one[n] != other[n]), most)
 
 
 def _behind(

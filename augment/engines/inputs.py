@@ -99,14 +99,12 @@ def encode(
 
     Returns:
         The processor's whole output (``BatchFeature``); hand all of it to the model.
-
-    Raises:
-        EngineError: if the model's chat template cannot be used.
     """
-    texts = [
-        chat(processor, to_messages(_disarmed(processor, request), image))
-        for request, image in zip(requests, images, strict=True)
-    ]
+    texts = []
+    for request, image in zip(requests, images, strict=True):
+        system, text = disarmed(processor, request.system), disarmed(processor, request.text)
+        plain = replace(request, system=system, text=text)
+        texts.append(chat(processor, to_messages(plain, image)))
     shown = [image for image in images if image is not None]
     return processor(
         text=texts, images=shown or None, padding=True, padding_side="left", return_tensors="pt"
@@ -130,11 +128,6 @@ def chat(processor: Any, messages: Sequence[Mapping[str, Any]]) -> str:
             " chat_template.jinja"
         ) from error
     return text
-
-
-def _disarmed(processor: Any, request: Request) -> Request:
-    system, text = disarmed(processor, request.system), disarmed(processor, request.text)
-    return replace(request, system=system, text=text)
 
 
 def disarmed(processor: Any, text: str) -> str:

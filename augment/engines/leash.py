@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 
 #: Seconds between asking and killing.
 GRACE = 10.0
@@ -50,10 +51,8 @@ def _end_with_pipe(child: subprocess.Popen[bytes]) -> None:
 
 
 def _signal(group: int, number: signal.Signals) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(group, number)
-    except ProcessLookupError:
-        return
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ it; nothing is downloaded, and nothing but ``.onnx`` files is loaded.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from importlib import metadata, util
 from pathlib import Path
@@ -16,9 +15,8 @@ from typing import Any, final
 import numpy as np
 
 from augment.data.images import open_image
-from augment.engines.base import Ask, Asked, Engine, EngineOptions, Replies
+from augment.engines.base import Ask, Asked, Engine, EngineOptions, Replies, fingerprint
 from augment.errors import EngineError, ImageError
-from augment.files import sha256
 from augment.records import Reply, Request
 
 #: Where text is, which way up it is, what it says: a file each in the wheel.
@@ -44,10 +42,7 @@ class OcrEngine(Engine):
         self._root, self._threads = root, threads
         self._loaded: Any = None
         self.model = "rapidocr"
-        total = hashlib.sha256()
-        for path in self._files.values():
-            total.update(f"{path.name}\0{sha256(path)}\n".encode())
-        self.revision = total.hexdigest()[:40]
+        self.revision = fingerprint(self._files.values())
         versions = {name: metadata.version(name) for name in ("rapidocr", "onnxruntime")}
         self.settings = {**versions, "min_score": MIN_SCORE}
 
@@ -91,11 +86,7 @@ class OcrEngine(Engine):
 
 
 def model_files() -> dict[str, Path]:
-    """Part of the reader -> its weights in the wheel.
-
-    Raises:
-        EngineError: if the extra is not installed, or its wheel holds other files.
-    """
+    """Part of the reader -> its weights in the wheel."""
     found = util.find_spec("rapidocr")
     if found is None or found.origin is None or util.find_spec("onnxruntime") is None:
         raise EngineError(
@@ -113,11 +104,7 @@ def model_files() -> dict[str, Path]:
 
 
 def make(name: str, *, root: Path, options: EngineOptions) -> OcrEngine:
-    """See :func:`augment.engines.load_engine`.
-
-    Raises:
-        EngineError: if a model is named; there is one.
-    """
+    """See :func:`augment.engines.load_engine`."""
     if name:
         raise EngineError(f"the engine ocr has one model and takes no name, got {name!r}")
     return OcrEngine(root=root, threads=options.threads)

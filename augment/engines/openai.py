@@ -425,11 +425,7 @@ class Servers:
                 self._room.notify()
 
     async def _once(self, server: _Server, payload: Payload, tokens: int) -> Outcome:
-        """Ask once; whatever happens is an outcome.
-
-        Raises:
-            EngineError: if no request can succeed.
-        """
+        """Ask once; whatever happens is an outcome."""
         timeout, limit = self._options.timeout, server.limit
         create: Any = server.client.chat.completions.with_raw_response.create
         try:
@@ -507,11 +503,7 @@ class Servers:
     # What it means for the run
 
     def _spend(self, reason: str) -> None:
-        """Count a repetition.
-
-        Raises:
-            EngineError: if there were too many.
-        """
+        """Count a repetition."""
         self._repeated += 1
         if self._repeated > BUDGET_FLOOR + BUDGET_SHARE * self._asked:
             raise EngineError(
@@ -590,9 +582,6 @@ def _client(url: str, options: EngineOptions) -> openai.AsyncOpenAI:
     Whether a request is repeated, where, and in what company, is decided in :class:`Servers`: a
     request that kills its server must not be sent there three more times among others. Proxies are
     those of the environment, and none for this machine itself.
-
-    Raises:
-        EngineError: if the URL or the environment's proxy cannot be used.
     """
     try:
         # The package also takes httpx's successor, and its annotations name no other.
@@ -635,11 +624,7 @@ def _is_here(url: str) -> bool:
 
 
 def _key() -> str:
-    """The API key of the environment.
-
-    Raises:
-        EngineError: if it cannot be one; the key is not shown.
-    """
+    """The API key of the environment."""
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise EngineError("OPENAI_API_KEY holds characters that no key has; set it again")
@@ -652,11 +637,7 @@ async def _listing(server: _Server) -> bytes:
 
 
 def _refusal(url: str, error: openai.APIStatusError) -> Outcome:
-    """The outcome of a status that is no success.
-
-    Raises:
-        EngineError: if no request can succeed.
-    """
+    """The outcome of a status that is no success."""
     status = error.status_code
     if status in BUSY:
         wait = retry_after(error.response.headers.get("Retry-After"))
@@ -708,8 +689,10 @@ def read_reply(body: bytes) -> Reply:
         raise ValueError(f"no JSON that can be read: {shown}") from error
     except (TypeError, KeyError, IndexError, AttributeError) as error:
         raise ValueError(f"JSON that is no chat completion: {shown}") from error
-    if isinstance(content, list):
-        content = "".join(str(part["text"]) for part in content if _is_text(part))
+    if isinstance(content, list):  # of its parts the text, and neither reasoning nor a refusal
+        parts = [part for part in content if isinstance(part, dict)]
+        parts = [part for part in parts if part.get("type", "text") in ("text", "output_text")]
+        content = "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
     if not isinstance(content, str | None) or not isinstance(finish, str):
         raise ValueError(f"a chat completion without a text: {shown}")
     if finish not in ("stop", "length") or content is None:
@@ -723,12 +706,6 @@ def read_reply(body: bytes) -> Reply:
         _count(usage, "prompt_tokens"),
         _count(usage, "completion_tokens"),
     )
-
-
-def _is_text(part: Any) -> bool:
-    """Whether a part of an answer is its text, and neither reasoning nor a refusal."""
-    known = isinstance(part, dict) and part.get("type", "text") in ("text", "output_text")
-    return known and isinstance(part.get("text"), str)
 
 
 def _count(usage: Any, name: str) -> int:

@@ -103,9 +103,7 @@ class ScriptedEngine(Engine):
             return Reply("", "error", reason=f"{error.reason}: {error}")
 
     def _answer(self, request: Request) -> Reply:
-        seen = ""
-        if request.image is not None:
-            seen = self._seen(request.image, request.expected)
+        seen = self._seen(request.image, request.expected) if request.image is not None else ""
         text = self._text(request, seen)
         if text is None:
             return Reply("", "error", reason="scripted: no answer for this item")

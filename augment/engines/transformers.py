@@ -21,11 +21,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-)
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
 from augment.data.images import open_image
@@ -45,7 +41,7 @@ from augment.engines.decoding import Decode, decode_with
 from augment.engines.inputs import encode, limit_pixels, resized, to_messages
 from augment.engines.reasoning import has_mark
 from augment.errors import EngineDied, EngineError, ImageError
-from augment.records import Reply, Sampling
+from augment.records import Reply
 
 __all__ = ["HFEngine", "encode", "fingerprint", "resized", "to_messages"]
 
@@ -190,17 +186,17 @@ class HFEngine(Engine):
         return encode(self._processor, [one.request for one in batch], [one.image for one in batch])
 
     def _answer(
-        self,
-        loaded: _Model,
-        batch: Sequence[Ready],
-        encoded: Future[Any] | None = None,
+        self, loaded: _Model, batch: Sequence[Ready], encoded: Future[Any] | None = None
     ) -> list[Reply]:
         """Replies of a batch; one that fails is halved until the item at fault stands alone."""
         self.starting([one.request for one in batch])
         try:
             with self._waiting():
                 inputs = encoded.result() if encoded else self._encode(batch)
-            return self._generate(loaded, inputs, batch[0].sampling)
+            inputs = inputs.to(self._device)
+            rows = loaded.decode(inputs, batch[0].sampling)
+            read = inputs["attention_mask"].sum(dim=1).tolist()
+            return [self._reply(loaded, row, count) for row, count in zip(rows, read, strict=True)]
         except _FAILURES as error:
             if "CUDA error" in str(error):
                 raise EngineDied(f"{self.model}: {error}") from error
@@ -215,12 +211,6 @@ class HFEngine(Engine):
         half = len(batch) // 2
         first = self._answer(loaded, batch[:half])
         return first + self._answer(loaded, batch[half:])
-
-    def _generate(self, loaded: _Model, inputs: Any, sampling: Sampling) -> list[Reply]:
-        inputs = inputs.to(self._device)
-        rows = loaded.decode(inputs, sampling)
-        read = inputs["attention_mask"].sum(dim=1).tolist()
-        return [self._reply(loaded, row, count) for row, count in zip(rows, read, strict=True)]
 
     def _reply(self, loaded: _Model, row: list[int], read: int) -> Reply:
         end = next((n for n, token in enumerate(row) if token in loaded.stops), None)

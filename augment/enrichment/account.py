@@ -146,11 +146,6 @@ class Account:
         self.summary.generated += 1
         self._tell(new=1, tokens=tokens)
 
-    def shared(self, job: Job, key: str, judged: Judged) -> None:
-        """An item that shares a text of this run."""
-        self._link(job, key, judged)
-        self._cached(duplicate=True)
-
     def known(self, job: Job, key: str, found: tuple[Judged, bool], duplicate: bool) -> None:
         """An item whose text the store has, its verdict, and whether that is new."""
         judged, new = found

@@ -171,11 +171,6 @@ def entry(command: Callable[[Sequence[str]], int]) -> Callable[..., int]:
     return started
 
 
-def main(command: Callable[[Sequence[str]], int]) -> None:
-    """Run a command with the arguments of this process, and exit."""
-    sys.exit(entry(command)())
-
-
 def _kind(hint: Any) -> tuple[Any, bool]:
     """The type of one value, and whether an option takes several of them."""
     if isinstance(get_origin(hint), type) and issubclass(get_origin(hint), Collection):

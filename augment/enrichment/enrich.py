@@ -17,7 +17,7 @@ import json
 import sys
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
@@ -73,11 +73,6 @@ def enrich_jobs(
 
     Returns:
         What became of every item. Items that failed are retried by the next run.
-
-    Raises:
-        StoreError: if the store cannot be read.
-        StoreWriteError: if it cannot be written.
-        DataError: if a prompt does not render.
     """
     store.save_recipe(recipe)
     record = None
@@ -160,7 +155,8 @@ class _Run:
             self._ask(part[half:])
         for key in sorted(self._held):
             group = self._held.pop(key)
-            if key in self._suspects.aside and self._works():
+            # Only where the engine has answered anything under this recipe.
+            if key in self._suspects.aside and len(self._store.rows("link", self._recipe.id)):
                 self._set_aside(group)
             else:
                 self._ask([group])
@@ -217,7 +213,7 @@ class _Run:
         key = group.key
         if key in self._store:
             found = self._judge.stored(job, group.prompt, key)
-            again = () if self._retry is None else self._retry.reasons
+            again = () if self._retry is None else self._retry.reason
             if reason_class(found[0].rejected) in again:
                 return True
             self._account.known(job, key, found, duplicate=key in self._written)
@@ -226,7 +222,7 @@ class _Run:
         reason = "" if failure is None else reason_class(failure.reason)
         left = reason == SET_ASIDE and failure is not None and failure.key == key
         if self._retry is not None:
-            left = reason not in self._retry.reasons
+            left = reason not in self._retry.reason
         if left and failure is not None:
             self._account.still_failed(failure)
         elif left:
@@ -243,11 +239,8 @@ class _Run:
         if earlier == content:
             self._account.skipped("listed again")
         else:
-            reason = (
-                "duplicate-id: an earlier item with this id has another text or picture;"
-                " give each its own id"
-            )
-            self._account.failed(Failure(item.id, item.image, reason))
+            reason = "duplicate-id: an earlier item with this id has another text or picture;"
+            self._account.failed(Failure(item.id, item.image, f"{reason} give each its own id"))
         return False
 
     # Asking
@@ -299,10 +292,6 @@ class _Run:
         finally:
             if isinstance(batches, Generator):
                 batches.close()
-
-    def _works(self) -> bool:
-        """Whether the engine has answered anything under this recipe."""
-        return len(self._store.rows("link", self._recipe.id)) > 0
 
     def _set_aside(self, group: Group) -> None:
         reason = (
@@ -362,7 +351,7 @@ class _Run:
             if number == 0:
                 self._account.generated(job, key, judged, reply.output_tokens)
             else:
-                self._account.shared(job, key, judged)
+                self._account.known(job, key, (judged, True), duplicate=True)
 
     def _climb(self, group: Group) -> None:
         raised = self._next_rung(group)
@@ -400,22 +389,12 @@ class _Run:
 class Judge:
     """Judges texts under one set of limits: this run's replies, and what the store has.
 
-    A text belongs to all items that send the very same; a verdict belongs to one item, because what
-    a rewrite must keep and must not say differs between them. It is kept with the item's link, with
-    a mark of the limits it was made under, so that a run with other limits judges stored texts
-    again and generates nothing.
+    See :mod:`augment.checks.judge`; a verdict is kept with the item's link.
     """
 
     _limits: Limits
     _store: Store
     _recipe: str
-    _marks: dict[str, str] = field(default_factory=dict)
-
-    def mark(self, prompt: Prompt) -> str:
-        """See :func:`mark`."""
-        if prompt.id not in self._marks:
-            self._marks[prompt.id] = mark(self._limits, prompt)
-        return self._marks[prompt.id]
 
     def reply(self, job: Job, prompt: Prompt, reply: Reply) -> Verdict:
         """The verdict on a reply as the text of an item."""
@@ -427,7 +406,7 @@ class Judge:
 
         Where the text is refused, the one that a retry made in its place is judged, too.
         """
-        now = self.mark(prompt)
+        now = mark(self._limits, prompt)
         link = self._store.link_of(self._recipe, job.item.id)
         mended = self._store.mended(key)
         known = link if link and link.key == key and link.judged.mark == now else None
@@ -444,7 +423,7 @@ class Judge:
     def _text(self, job: Job, prompt: Prompt, key: str, shown: str) -> Judged:
         text = self._store.get(key)
         if text is None:
-            return Judged(self.mark(prompt), shown)
+            return Judged(mark(self._limits, prompt), shown)
         reply = Reply(text.raw or text.text, text.finish, text.prompt_tokens, text.output_tokens)
         return self.judged(prompt, self.reply(job, prompt, reply), text, shown)
 
@@ -452,4 +431,4 @@ class Judge:
         """A verdict as a link keeps it: scores only where they differ from the text's own."""
         own = dict(verdict.scores) == dict(text.checks)
         scores = "" if own else json.dumps(dict(verdict.scores), sort_keys=True)
-        return Judged(self.mark(prompt), shown, verdict.rejected, scores)
+        return Judged(mark(self._limits, prompt), shown, verdict.rejected, scores)

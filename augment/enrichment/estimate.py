@@ -19,11 +19,11 @@ from statistics import fmean, stdev
 from typing import NamedTuple, final
 
 from augment.data.sampling import Reservoir
-from augment.engines import Engine
+from augment.engines import Ask, Engine
 from augment.enrichment.jobs import Group, Job
 from augment.enrichment.plan import Planner
 from augment.errors import printable
-from augment.records import Enrichment, Reply, Request, Sampling
+from augment.records import Enrichment, Item, Reply
 from augment.store import Store, reason_class
 from augment.store.keys import Recipe
 from augment.store.page import visible
@@ -36,9 +36,6 @@ SAMPLE_BATCHES = 2
 
 #: 0.975 quantile of the normal distribution: the interval of a mean holds it 95 times in 100.
 _NORMAL = 1.96
-
-#: No price is known.
-NO_PRICES = Prices()
 
 #: Characters of a line of a preview.
 _WIDTH = 100
@@ -88,12 +85,7 @@ def survey(
     sample: int,
     seed: int = 0,
 ) -> Survey:
-    """Look at every job as a run would, asking no model.
-
-    Raises:
-        DataError: if a prompt does not render.
-        StoreError: if the store cannot be read.
-    """
+    """Look at every job as a run would, asking no model."""
     found, drawn = Survey(), Reservoir[Group](sample, seed)
     ids, keys, pictures = Seen(), Seen(), Seen()
     plan = Planner(jobs, engine, recipe, root, store)
@@ -127,28 +119,18 @@ def survey(
 
 
 def measure(engine: Engine, sample: Sequence[Group]) -> Timing:
-    """Answer a sample of requests by the clock.
-
-    Raises:
-        EngineError: if the model cannot be loaded, or dies.
-    """
+    """Answer a sample of requests by the clock."""
     if not sample:
         return Timing(0.0, 0.0, ())
-    by_sampling: dict[Sampling, list[Request]] = {}
-    for one in sample:
-        by_sampling.setdefault(one.sampling, []).append(one.request)
+    asks = [Ask(one.request, one.sampling) for one in sample]
     start = time.monotonic()
-    list(engine.generate([sample[0].request], sample[0].sampling))
+    list(engine.batches(asks[:1]))
     loaded = time.monotonic()
-    replies = [
-        reply
-        for sampling, requests in by_sampling.items()
-        for reply in engine.generate(requests, sampling)
-    ]
+    replies = [reply for batch in engine.batches(asks) for _, reply in batch]
     return Timing(loaded - start, time.monotonic() - loaded, replies)
 
 
-def describe(found: Survey, timing: Timing, prices: Prices = NO_PRICES) -> str:
+def describe(found: Survey, timing: Timing, prices: Prices) -> str:
     """The estimate for people."""
     rows = [
         "dry run: nothing was written",
@@ -200,11 +182,10 @@ def choose(jobs: Iterable[Job], number: int, seed: int = 0) -> list[Job]:
 
 def show(jobs: Sequence[Job], texts: Mapping[str, Enrichment]) -> str:
     """Picture, published text and generated text of every job, one below the other."""
-    return "\n\n".join(_one(job, texts.get(job.item.id)) for job in jobs)
+    return "\n\n".join(_one(job.item, texts.get(job.item.id)) for job in jobs)
 
 
-def _one(job: Job, text: Enrichment | None) -> str:
-    item = job.item
+def _one(item: Item, text: Enrichment | None) -> str:
     head = f"{item.id}  {item.image}" if item.image else item.id
     rows = {"published": item.text or "-"}
     rows |= {"generated": text.text or "-"} if text else {"failed": "see below"}

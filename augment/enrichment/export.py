@@ -74,15 +74,13 @@ class SideShown:
 
     def provenance(self) -> Markup:
         """Markdown: which model, prompts and settings wrote the texts."""
-        parts = self.recipe.get("joined") or [self.recipe]
-        return Markup("").join(self._made(one) for one in parts)
-
-    def _made(self, recipe: Mapping[str, Any]) -> Markup:
-        prompts, models = recipe.get("prompts"), self.models.most_common()
-        known = packaged(prompts) if isinstance(prompts, Mapping) else ()
-        return markdown(
-            "made.md", entries=self.name, recipe=recipe, models=models, prompts=list(known)
-        )
+        made, models = Markup(), self.models.most_common()
+        for recipe in self.recipe.get("joined") or [self.recipe]:
+            prompts = list(packaged(recipe.get("prompts") or {}))
+            made += markdown(
+                "made.md", entries=self.name, recipe=recipe, models=models, prompts=prompts
+            )
+        return made
 
 
 @final

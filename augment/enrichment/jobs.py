@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,17 +47,20 @@ class Job(NamedTuple):
 
 
 class Retry(NamedTuple):
-    """What to try again.
+    """What a retry asks again.
+
+    Failures are asked again as they were. A refused text is asked for at rising temperatures until
+    one is accepted, which helps against repetition and the truncation that comes of it; it then
+    stands in for the refused one wherever that is used. A text that stays refused stays as it is.
 
     Attributes:
-        reasons: classes of failures (asked again as they were) and of refused texts (asked again
-            at the temperatures, one after the other, until a text is accepted).
-        temperatures: of the ladder.
-        seed: of the ladder; each rung adds its number.
+        reason: of failures and refusals, as python -m augment status counts them.
+        temperatures: for refused texts, one after the other.
+        seed: of these texts; each temperature adds its number.
     """
 
-    reasons: tuple[str, ...]
-    temperatures: tuple[float, ...] = (0.3, 0.6, 0.9)
+    reason: Sequence[str] = ("repetition", "truncated")
+    temperatures: Sequence[float] = (0.3, 0.6, 0.9)
     seed: int = 0
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from augment.checks import DEFAULT_LIMITS, Forbidden, Limits, checks_of
 from augment.checks.rewrite import forbidden
@@ -31,8 +31,6 @@ from augment.records import Item, Query, Sampling, Side
 from augment.store import Scope, Store
 from augment.store.keys import Recipe, greedy
 from augment.store.runs import Prices
-
-T = TypeVar("T")
 
 #: Failures printed by name at the end of a run.
 SHOWN_FAILURES = 20
@@ -79,11 +77,7 @@ class Options(EngineOptions):
                 raise DataError(f"--{one.name.replace('_', '-')} {value}: must be above 0")
 
     def engine(self, root: Path) -> Engine:
-        """The engine that these options describe.
-
-        Raises:
-            EngineError: if there is no such model.
-        """
+        """The engine that these options describe."""
         shared = {name: getattr(self, name) for name in EngineOptions.__dataclass_fields__}
         return load_engine(self.model, root=root, **shared)
 
@@ -120,23 +114,6 @@ class Trial:
             raise DataError("--dry-run writes nothing and --preview saves: give one of them")
         if self.preview is not None and self.preview < 1:
             raise DataError(f"--preview {self.preview}: must be above 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Again:
-    """What a retry asks again.
-
-    Failures are asked again as they were. A refused text is asked for at rising temperatures until
-    one is accepted, which helps against repetition and the truncation that comes of it; it then
-    stands in for the refused one wherever that is used. A text that stays refused stays as it is.
-
-    Attributes:
-        reason: of failures and refusals, as python -m augment status counts them.
-        temperatures: for refused texts, one after the other.
-    """
-
-    reason: Sequence[str] = ("repetition", "truncated")
-    temperatures: Sequence[float] = (0.3, 0.6, 0.9)
 
 
 class JobPlan(NamedTuple):
@@ -310,7 +287,7 @@ def carry_out(
     scope = Scope(
         options.limit,
         str(shard),
-        retry.reasons if retry else (),
+        tuple(retry.reason) if retry else (),
         str(root.resolve()),
         checks_of(options.limits, [prompt for prompt in plan.routes.values() if prompt]),
     )
@@ -361,22 +338,22 @@ def run_command(
     ``supervised``, it works in a child process, so that the command survives its death; a ``retry``
     asks again what failed or was refused, in place of trials.
     """
-    more: type[Again | Trial] = Again if retry else Trial
+    more, ours = (Retry, {"seed"}) if retry else (Trial, set[str]())
     made = command.parser(prog, plan.__doc__.partition("\n\n")[0], EXIT_CODES)  # type: ignore[union-attr]
     made.add_argument("--store", type=str, required=True, metavar="PATH", help="Generated texts.")
     command.add_options(made, plan, skip={"options"})
     command.add_options(made, Options, skip={"limits"})
-    command.add_options(made, more)
+    command.add_options(made, more, skip=ours)
     made.add_class_arguments(Limits, "limits")
     parsed = made.parse_args(list(arguments))
     limits = Limits(**vars(parsed.limits))
     options = Options(**command.values(parsed, Options, skip={"limits"}), limits=limits)
     chosen = command.values(parsed, plan, skip={"options"})
     work = partial(plan, **chosen, options=options)
-    root, store, asked = chosen["root"], Path(parsed.store), command.values(parsed, more)
+    root, store, asked = chosen["root"], Path(parsed.store), command.values(parsed, more, skip=ours)
     ladder = None
     if retry:
-        ladder = Retry(tuple(asked["reason"]), tuple(asked["temperatures"]), options.seed)
+        ladder = Retry(**asked, seed=options.seed)
     elif asked["dry_run"] or asked["preview"] is not None:
         return _trial(work(), root, store, options, Trial(**asked))
     code = launch(prog, arguments, options.model, options, options.shard, options.limit)
@@ -432,14 +409,3 @@ def finish(summary: Summary, store: Path) -> int:
             " them all\n"
         )
     return summary.exit_code
-
-
-def not_empty(found: Sequence[T], what: str, root: Path) -> Sequence[T]:
-    """The sequence itself.
-
-    Raises:
-        DataError: if it is empty.
-    """
-    if not found:
-        raise DataError(f"no {what}; name the files or check --root", str(root))
-    return found

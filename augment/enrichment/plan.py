@@ -14,7 +14,6 @@ from augment.data.images import PictureHashes
 from augment.engines import Engine
 from augment.enrichment.jobs import Group, Job
 from augment.errors import ImageError
-from augment.prompts import Prompt
 from augment.store import Failure, Store
 from augment.store.keys import Recipe, text_key
 
@@ -70,14 +69,10 @@ class Planner(Iterator[Planned]):
         return len(self._coming)
 
     def __next__(self) -> Planned:
-        """The next job.
-
-        Raises:
-            DataError: if its prompt does not render.
-        """
+        """The next job."""
         for job in islice(self._jobs, max(0, self._ahead - len(self))):
             self.read += 1
-            self._coming.append(self._pool.submit(self._plan_one, job))
+            self._coming.append(self._pool.submit(self._plan, job))
         if not self._coming:
             raise StopIteration
         planned = self._coming[0].result()
@@ -88,12 +83,10 @@ class Planner(Iterator[Planned]):
         """End the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _plan_one(self, job: Job) -> Planned:
-        """Plan a job; runs in a thread."""
-        return Planned(job) if job.prompt is None else self._plan(job, job.prompt)
-
-    def _plan(self, job: Job, prompt: Prompt) -> Planned:
-        """Render, and hash the picture."""
+    def _plan(self, job: Job) -> Planned:
+        """Render, and hash the picture; runs in a thread."""
+        if (prompt := job.prompt) is None:
+            return Planned(job)
         request = prompt.render(job.item, job.target, job.asked)
         image_hash, picture = None, ""
         if request.image is not None:

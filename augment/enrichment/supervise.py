@@ -92,49 +92,44 @@ def supervise(work: Callable[[Collection[int]], int], store: Path) -> int:
     dead: list[int] = []
     barren = 0
     while True:
-        child, asked = _run_child(work, dead)
-        if child.code not in (SUCCESSOR, None):
-            return child.code
+        pid, code, asked = _run_child(work, dead)
+        if code >= 0 and code != SUCCESSOR:
+            return code
         if asked:
             return 4
-        dead.append(child.pid)
-        trace = _trace(store, child.pid)
+        dead.append(pid)
+        trace, end = _trace(store, pid), _ended(code)
         if trace is None:
             sys.stderr.write(
-                f"the worker {child.end} before it asked the model anything; if the model does not"
+                f"the worker {end} before it asked the model anything; if the model does not"
                 " fit into memory, take a smaller one\n"
             )
             return 4
         barren = 0 if trace else barren + 1
         if barren >= MOST_DEATHS:
             sys.stderr.write(
-                f"the worker {child.end}; that was the {barren}th time without a new text, so"
+                f"the worker {end}; that was the {barren}th time without a new text, so"
                 " the model, not an item, is at fault; finished texts are saved\n"
             )
             return 4
         sys.stderr.write(
-            f"the worker {child.end}; finished texts are saved, going on with another one, which"
+            f"the worker {end}; finished texts are saved, going on with another one, which"
             " asks the last batch in halves to find the item at fault\n"
         )
 
 
-class _Child:
-    """A child that has ended."""
-
-    def __init__(self, pid: int, status: int) -> None:
-        self.pid = pid
-        killed = os.WIFSIGNALED(status)
-        self.code = None if killed else os.WEXITSTATUS(status)
-        self.end = "lost its model"
-        if killed:
-            number = os.WTERMSIG(status)
-            self.end = f"was killed by {signal.Signals(number).name}"
-            if number == signal.SIGKILL:
-                self.end += " (often the system, for lack of memory)"
+def _ended(code: int) -> str:
+    """What became of a child, by its exit code; that of one that was killed is below 0."""
+    if code >= 0:
+        return "lost its model"
+    often = " (often the system, for lack of memory)" if -code == signal.SIGKILL else ""
+    return f"was killed by {signal.Signals(-code).name}{often}"
 
 
-def _run_child(work: Callable[[Collection[int]], int], dead: Collection[int]) -> tuple[_Child, int]:
-    """Fork, work in the child, hand signals on to it; the child and how many signals came."""
+def _run_child(
+    work: Callable[[Collection[int]], int], dead: Collection[int]
+) -> tuple[int, int, int]:
+    """Fork, work in the child, hand signals on to it; its pid, its end, how many signals came."""
     sys.stdout.flush()
     sys.stderr.flush()
     alive, parent_end = os.pipe()
@@ -153,7 +148,7 @@ def _run_child(work: Callable[[Collection[int]], int], dead: Collection[int]) ->
     with handling(hand_on):
         _, status = os.waitpid(pid, 0)
     os.close(parent_end)
-    return _Child(pid, status), asked
+    return pid, os.waitstatus_to_exitcode(status), asked
 
 
 def _work_and_exit(

@@ -47,11 +47,7 @@ class Plot(NamedTuple):
 
 
 def quantile(values: ArrayLike, share: float) -> float:
-    """The value below which a share of the values lies (lower of two).
-
-    Raises:
-        IndexError: if there are none.
-    """
+    """The value below which a share of the values lies (lower of two)."""
     return float(np.quantile(np.asarray(values, np.float64), share, method="inverted_cdf"))
 
 
@@ -66,9 +62,6 @@ def histogram(
     """Bars of equal width over values.
 
     A ``limit`` within the drawing is marked.
-
-    Raises:
-        IndexError: if there are no values.
     """
     given = np.asarray(values, np.float64)
     middle, fifth, last = (quantile(given, share) for share in (0.5, 0.05, 0.95))

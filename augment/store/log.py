@@ -25,7 +25,6 @@ import os
 import secrets
 import socket
 import threading
-import time
 import uuid
 import zlib
 from collections import Counter
@@ -92,16 +91,11 @@ def host() -> str:
     name = "".join(c if c.isalnum() or c == "-" else "-" for c in socket.gethostname())
     address = uuid.getnode()
     # Where there is none, Python draws one with this bit set, another one in every process.
-    return f"{name}_{_machine() if address >> 40 & 1 else f'{address:012x}'}"
-
-
-def _machine() -> str:
-    """Twelve hex digits that all processes of this machine find; the ids themselves are private."""
-    for path in MACHINE_IDS:
+    for path in MACHINE_IDS if address >> 40 & 1 else ():
         with contextlib.suppress(OSError):
-            if name := Path(path).read_text().strip():
-                return digest(name)[:12]
-    return "0" * 12
+            if machine := Path(path).read_text().strip():  # private, so not told itself
+                return f"{name}_{digest(machine)[:12]}"
+    return f"{name}_{0 if address >> 40 & 1 else address:012x}"
 
 
 def writer_pid(name: str) -> int | None:
@@ -156,11 +150,7 @@ class Log:
             self.sync()
 
     def sync(self) -> None:
-        """Bring everything written so far to the disk.
-
-        Raises:
-            OSError: if that fails.
-        """
+        """Bring everything written so far to the disk."""
         if self._dirty:
             self._dirty = False
             os.fsync(self._file.fileno())
@@ -199,23 +189,14 @@ def claim(path: Path) -> BinaryIO | None:
     """
     if writer_pid(path.name) is None:
         return None
-    try:
-        file = path.open("rb")
-    except OSError:
-        return None
-    try:
+    # An error: its writer lives, or the file system knows no locks.
+    with contextlib.suppress(OSError), contextlib.ExitStack() as closing:
+        file = closing.enter_context(path.open("rb"))
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(file.fileno()).st_nlink > 0:
+            closing.pop_all()
             return file
-    except OSError:
-        pass  # its writer lives, or the file system knows no locks
-    file.close()
     return None
-
-
-def stamp() -> int:
-    """Nanoseconds since 1970, the time of a record."""
-    return time.time_ns()
 
 
 @final

@@ -168,12 +168,7 @@ def collect(
     samples: int = 24,
     seed: int = 0,
 ) -> Facts:
-    """Gather what the page shows of one side under one recipe.
-
-    Raises:
-        DataError: if the root cannot be read.
-        StoreError: if the store cannot be read, or nothing ran on this side.
-    """
+    """Gather what the page shows of one side under one recipe."""
     import pandas as pd
 
     how = store.recipe(side, recipe)
@@ -235,7 +230,7 @@ def collect(
         "models": {str(name): n for name, n in facts["model"].value_counts().items()},
         "used": used,
         "repeats": again,
-        "drift": _drift(texts, items, side).warnings,
+        "drift": _drift(texts, items, side),
         "faithful": faithful,
         "failed": [(name, number, cards(whys, failed=True)) for name, number, whys in failed],
         "refused": [(name, number, cards(whys)) for name, number, whys in refused],
@@ -252,14 +247,14 @@ def collect(
     return {**found, "tone": _tone(found)}
 
 
-def _drift(texts: Mapping[str, Enrichment], items: RootItems, side: Side) -> Drift:
+def _drift(texts: Mapping[str, Enrichment], items: RootItems, side: Side) -> list[str]:
     """What the first :data:`MOST_DRIFT` accepted texts say together; of rewrites, the requests."""
     drift = Drift()
     for item_id, text in islice(texts.items(), MOST_DRIFT):
         if not text.rejected:
             item = items.find(item_id) if side == "query" else None
             drift.add(text.text, item.text if item else None)
-    return drift
+    return drift.warnings
 
 
 # Numbers

@@ -37,26 +37,25 @@ FORMAT = 4
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder of a store, with the version of its layout.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
+    """Make the folder of a store, with the version of its layout."""
     if not (folder / "store.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "store.json", {"format": FORMAT})
 
 
-def check_folder(folder: Path) -> bool:
-    """Whether a folder is a store.
+def check_folder(folder: Path, needed: bool = False) -> None:
+    """Look whether a folder can be read as a store.
 
     Raises:
-        StoreError: if it is one of another version, or its ``store.json`` cannot be read.
+        StoreError: if it is one of another version, or its ``store.json`` cannot be read; or if it
+            is ``needed`` and there is none.
     """
     try:
         found = json.loads((folder / "store.json").read_text(encoding="utf-8"))["format"]
     except FileNotFoundError:
-        return False
+        if needed:
+            raise StoreError(f"{folder}: no store here") from None
+        return
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{folder}/store.json: cannot be read: {error}") from error
     if found != FORMAT:
@@ -64,7 +63,6 @@ def check_folder(folder: Path) -> bool:
             f"{folder}: a store of format {found}, this version reads {FORMAT}; make the texts"
             " anew in another folder"
         )
-    return True
 
 
 @final
@@ -171,11 +169,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def save_run(folder: Path, run: RunRecord) -> None:
-    """Write a run, in place of what was there of it.
-
-    Raises:
-        StoreWriteError: if it cannot be written.
-    """
+    """Write a run, in place of what was there of it."""
     with writing(folder):
         write_json(folder / "runs" / f"{run.id}.json", _checked(asdict(run)))
 
@@ -186,11 +180,7 @@ def _checked(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_checked(path: Path) -> dict[str, Any]:
-    """What :func:`_checked` made.
-
-    Raises:
-        ValueError: if it is something else now; OSError, KeyError and TypeError likewise.
-    """
+    """What :func:`_checked` made."""
     value = json.loads(path.read_text(encoding="utf-8"))
     found = value.pop("sum")
     if found != digest(value)[:16]:
@@ -199,11 +189,7 @@ def _read_checked(path: Path) -> dict[str, Any]:
 
 
 def load_runs(folder: Path) -> list[RunRecord]:
-    """All runs of a store, the earliest first.
-
-    Raises:
-        StoreError: if one cannot be read.
-    """
+    """All runs of a store, the earliest first."""
     found = [load_run(path) for path in (folder / "runs").glob(WHOLE)]
     # By time, not by name: a name is exact to the second only.
     return sorted(found, key=lambda run: (run.started, run.id))

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, fields
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -89,7 +89,7 @@ class Link(NamedTuple):
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Link:
         """The link of a row."""
-        mark, shown, rejected, checks = (row.get(name) or "" for name in _VERDICT)
+        mark, shown, rejected, checks = (row.get(name) or "" for name in VERDICT)
         verdict = Judged(mark, shown, rejected, checks)
         return cls(row["key"], row["at"], row.get("route") or "", verdict)
 
@@ -99,14 +99,7 @@ class Link(NamedTuple):
 
 
 #: Columns of a verdict, in the order of :class:`Judged`.
-_VERDICT = ("judged", "shown", "rejected", "checks")
-
-
-def verdict_columns(judged: Judged) -> dict[str, str]:
-    """The columns of a verdict, those left out that are empty; none where none was made."""
-    if not judged.mark:
-        return {}
-    return {name: value for name, value in zip(_VERDICT, judged, strict=True) if value}
+VERDICT = ("judged", "shown", "rejected", "checks")
 
 
 class Mended(NamedTuple):
@@ -129,14 +122,10 @@ def name_of(kind: Kind, record: Mapping[str, Any]) -> str:
 _STRING = pa.large_string()
 
 
-def _type(field: Field[Any]) -> Any:
-    """Column type of an Enrichment's field; what is not a string or a number becomes JSON."""
-    return pa.int64() if field.type == "int" else _STRING
-
-
 _COLUMNS: Mapping[Kind, Sequence[tuple[str, Any]]] = {
-    "text": [(field.name, _type(field)) for field in fields(Enrichment)],
-    "link": [(name, _STRING) for name in ("item", "key", "route", *_VERDICT)],
+    # What is not a string or a number becomes JSON.
+    "text": [(f.name, pa.int64() if f.type == "int" else _STRING) for f in fields(Enrichment)],
+    "link": [(name, _STRING) for name in ("item", "key", "route", *VERDICT)],
     "fail": [(name, _STRING) for name in ("item", "image", "reason", "key")],
     "picture": [("sha256", pa.string())],
 }

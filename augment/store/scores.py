@@ -7,7 +7,8 @@ check (see :mod:`augment.checks`). With a CLIP model, also how well each text fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from sys import intern
@@ -17,11 +18,14 @@ from augment.data.images import open_image
 from augment.data.items import RootItems
 from augment.errors import DataError, ImageError, StoreError
 from augment.files import replacing_path
-from augment.records import Enrichment, Item, Side, dataset_of
+from augment.records import Enrichment, Side, dataset_of
 from augment.store.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd
+
+#: Where the scores of a recipe lie in its store.
+PLACE = "scores/{side}-{recipe}.parquet"
 
 #: Pictures scored together; each is the contrast of the others.
 BATCH = 64
@@ -74,7 +78,7 @@ def scores(
         EngineError: if there is no such CLIP model.
     """
     texts = Store(store).texts(side, recipe)
-    path = out or _place(store, side, texts.recipe.id)
+    path = out or store / PLACE.format(side=side, recipe=texts.recipe.id)
     if path.suffix not in (".parquet", ".csv"):
         raise DataError("expected a name that ends in .parquet or .csv", str(path))
     facts, checks = text_tables(texts)
@@ -86,8 +90,10 @@ def scores(
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".csv":
         table.to_csv(path)
-    else:
-        _write(table, path, clip or "")
+        return path
+    table.attrs = {"clip": clip or ""}
+    with replacing_path(path, DataError) as partial:
+        table.to_parquet(partial, write_page_checksum=True)
     return path
 
 
@@ -143,11 +149,11 @@ def _faithfulness(
     rows: dict[str, Mapping[str, float | str]] = {}
     with tqdm(total=len(items), desc="faithfulness", disable=None, leave=False) as bar:
         while batch := list(islice(waiting, BATCH)):
-            opened = [
-                (item.id, picture, text.text)
-                for item, text in batch
-                for picture in _open(root, item, text.picture)
-            ]
+            opened = []
+            for item, text in batch:
+                with suppress(ImageError):  # there is another now than the text was written about
+                    picture = open_image(root, item.image or "", expected=text.picture)
+                    opened.append((item.id, picture, text.text))
             if opened:
                 ids, pictures, written = zip(*opened, strict=True)
                 found = judge.score(pictures, written)
@@ -155,26 +161,6 @@ def _faithfulness(
             bar.update(len(batch))
     table: pd.DataFrame = pd.DataFrame.from_dict(rows, orient="index")
     return table
-
-
-def _open(root: Path, item: Item, expected: str) -> Sequence[Any]:
-    """The picture that a text was written about; none if there is another now."""
-    try:
-        return [open_image(root, item.image or "", expected=expected)]
-    except ImageError:
-        return []
-
-
-def _place(store: Path, side: Side, recipe: str) -> Path:
-    """Where the scores of a recipe lie."""
-    return store / "scores" / f"{side}-{recipe}.parquet"
-
-
-def _write(table: pd.DataFrame, out: Path, clip: str) -> None:
-    """Write Parquet, whole or not at all, with the name of the model that judged."""
-    table.attrs = {"clip": clip}
-    with replacing_path(out, DataError) as partial:
-        table.to_parquet(partial, write_page_checksum=True)
 
 
 def load_scores(store: Path, side: Side, recipe: str) -> tuple[str, pd.DataFrame] | None:
@@ -185,7 +171,7 @@ def load_scores(store: Path, side: Side, recipe: str) -> tuple[str, pd.DataFrame
     """
     import pandas as pd
 
-    path = _place(store, side, recipe)
+    path = store / PLACE.format(side=side, recipe=recipe)
     if not path.is_file():
         return None
     try:

@@ -62,9 +62,6 @@ def write(folder: Path, stem: str, kind: Kind, records: Sequence[Mapping[str, An
 
     Returns:
         Its path.
-
-    Raises:
-        OSError: if it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{stem}.{secrets.token_hex(4)}"
@@ -113,11 +110,7 @@ def opened(path: Path) -> Any:
 
 
 def column(path: Path, *names: str) -> Any:
-    """Some columns of a segment, as an Arrow table.
-
-    Raises:
-        StoreError: if the segment is damaged or cannot be read.
-    """
+    """Some columns of a segment, as an Arrow table."""
     # Not read_table, which loads Arrow's whole machinery for data sets.
     return opened(path).read(list(names), use_threads=False)
 
@@ -209,11 +202,7 @@ class Mapped:
         return dict(rows[number - first])
 
     def _opened(self) -> Any:
-        """The copy, made now if there is none that is whole.
-
-        Raises:
-            StoreError: if the segment is damaged.
-        """
+        """The copy, made now if there is none that is whole."""
         # The name of a segment has its checksum, so a copy of this name is of these bytes.
         stem = f"{self._path.parent.name}.{self._path.stem}"
         for copy in self._cache.glob(f"{stem}.*.arrow"):

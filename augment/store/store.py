@@ -25,6 +25,7 @@ from augment.store.schema import (
     FOLDERS,
     SCHEMAS,
     UNJUDGED,
+    VERDICT,
     Failure,
     Judged,
     Kind,
@@ -33,7 +34,6 @@ from augment.store.schema import (
     enrichment,
     flat,
     name_of,
-    verdict_columns,
 )
 from augment.store.segments import Rows, write
 
@@ -66,6 +66,7 @@ class Store:
 
     Raises:
         StoreError: if the folder is there and cannot be read.
+        StoreWriteError: of all that writes, if it cannot be written.
     """
 
     def __init__(
@@ -183,11 +184,7 @@ class Store:
         return Texts(self, self.recipe(side, recipe))
 
     def failures(self, side: Side, recipe: str | None = None) -> Mapping[str, Failure]:
-        """Item id -> why it has no text, for items that failed and have not been mended since.
-
-        Raises:
-            StoreError: as :meth:`texts`.
-        """
+        """Item id -> why it has no text, for items that failed and have not been mended since."""
         name = self.recipe(side, recipe).id
         owners = (row["item"] for row in self.rows("fail", name).scan("item"))
         found = ((owner, self.failure(name, owner)) for owner in owners)
@@ -243,11 +240,7 @@ class Store:
     # Writing
 
     def append(self, text: Enrichment) -> None:
-        """Save a text. A key that is known already keeps its text, and nothing is written.
-
-        Raises:
-            StoreWriteError: if it cannot be written.
-        """
+        """Save a text. A key that is known already keeps its text, and nothing is written."""
         if text.key not in self:
             self._write({"kind": "text", **flat(text)})
         self._in_flight.pop(text.key, None)
@@ -263,7 +256,8 @@ class Store:
         mended = self.mended(key)
         at = self._after(recipe, owner, mended.at if mended else 0)
         record = {"kind": "link", "recipe": recipe, "item": owner, "key": key, "route": route}
-        self._write(record | verdict_columns(judged) | {"at": at})
+        verdict = zip(VERDICT, judged if judged.mark else UNJUDGED, strict=True)
+        self._write(record | {name: value for name, value in verdict if value} | {"at": at})
 
     def fail(self, recipe: str, failure: Failure) -> None:
         """Save that an item or a pair failed under a recipe, and why."""
@@ -277,7 +271,7 @@ class Store:
     def _after(self, recipe: str, owner: str, other: int) -> int:
         """Now, or the moment behind what is known of an owner: a clock may have been ahead."""
         known = (self.rows(kind, recipe).at(owner) for kind in ("link", "fail"))
-        return max(log.stamp(), other + 1, *(at + 1 for at in known if at is not None))
+        return max(time.time_ns(), other + 1, *(at + 1 for at in known if at is not None))
 
     def save_picture(self, name: str, sha256: str) -> None:
         """Remember a picture's hash."""
@@ -311,11 +305,7 @@ class Store:
                 self._write({"kind": "calm"})
 
     def save_recipe(self, recipe: Recipe) -> None:
-        """Save a recipe, unless it is there.
-
-        Raises:
-            StoreWriteError: if it cannot be written.
-        """
+        """Save a recipe, unless it is there."""
         path = self.folder / "recipes" / f"{recipe.side}-{recipe.id}.json"
         with runs.writing(self.folder):
             runs.make_folder(self.folder)
@@ -323,12 +313,7 @@ class Store:
                 write_json(path, recipe.to_json())
 
     def begin(self, recipe: Recipe, scope: Scope) -> RunRecord:
-        """Save a recipe and that a run of it starts; to be ended by :meth:`finish`.
-
-        Raises:
-            StoreError: if the runs of before cannot be read.
-            StoreWriteError: if it cannot be written.
-        """
+        """Save a recipe and that a run of it starts; to be ended by :meth:`finish`."""
         self.save_recipe(recipe)
         name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
         # Later than all others, though a clock may once have been ahead.
@@ -346,18 +331,14 @@ class Store:
         return run
 
     def finish(self, run: RunRecord, counts: Mapping[str, Any]) -> None:
-        """Save how a run ended.
-
-        Raises:
-            StoreWriteError: if it cannot be written.
-        """
+        """Save how a run ended."""
         ended = max(time.time(), run.started)
         runs.save_run(self.folder, replace(run, ended=ended, counts=dict(counts)))
 
     def _write(self, record: dict[str, Any]) -> None:
         """Save a record, with the time if it has none."""
         with self._lock, runs.writing(self.folder):
-            record.setdefault("at", log.stamp())
+            record.setdefault("at", time.time_ns())
             line = log.encode(record)
             self._append(line)
             # As it will be read again: a lone surrogate is a question mark then.
@@ -387,7 +368,7 @@ class Store:
             return
         if self._in_flight:
             keys = list(self._in_flight)
-            self._append(log.encode({"kind": "try", "keys": keys, "at": log.stamp()}))
+            self._append(log.encode({"kind": "try", "keys": keys, "at": time.time_ns()}))
         full.sync()
         self._seal(full.path)
         full.close()
@@ -412,9 +393,6 @@ class Store:
         What was in the engine when they died is noted; their logs are sealed once they hold much.
 
         ``seen`` are processes that the supervising process saw die.
-
-        Raises:
-            StoreWriteError: if it cannot be written.
         """
         own = None if self._log is None else self._log.path
         paths = [path for path in sorted(self.folder.glob("wal/*.jsonl")) if path != own]
@@ -441,11 +419,7 @@ class Store:
         return len(records)
 
     def close(self) -> None:
-        """Sync, seal if there is much, and close. The store may be read and written on.
-
-        Raises:
-            StoreWriteError: if the last records cannot be brought to the disk.
-        """
+        """Sync, seal if there is much, and close. The store may be read and written on."""
         with self._lock, runs.writing(self.folder):
             # What a death left in flight is seen in the log by the next process.
             self._close_log(seal=not self._in_flight)

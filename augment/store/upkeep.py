@@ -48,17 +48,6 @@ _REMEDIES: Mapping[str, str] = {
 _HARMLESS = {"link without a text", "damaged line", "damaged scores"}
 
 
-def open_store(folder: Path) -> Store:
-    """A store that is there.
-
-    Raises:
-        StoreError: if there is none, or it cannot be read.
-    """
-    if not runs.check_folder(folder):
-        raise StoreError(f"{folder}: no store here")
-    return Store(folder)
-
-
 def duration(seconds: float) -> str:
     """``3 s``, ``2 min 05 s`` or ``1 h 07 min``."""
     whole = max(round(seconds), 0)
@@ -238,8 +227,7 @@ def verify(store: Path) -> Soundness:
     Raises:
         StoreError: if there is no store, or it cannot be read.
     """
-    if not runs.check_folder(store):
-        raise StoreError(f"{store}: no store here")
+    runs.check_folder(store, needed=True)
     found = Soundness()
     sound.cache_clear()  # what was looked at before may be damaged since
     _check_segments(store, found)

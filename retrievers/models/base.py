@@ -49,6 +49,8 @@ class Encoder(nn.Module, ABC):
 
     #: Beginnings of the names of parameters that start without trained weights.
     fresh: ClassVar[tuple[str, ...]] = ()
+    #: Settings for people, which decide no vector and stand in no fingerprint.
+    told: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, settings: Mapping[str, Any], truncate_dim: int | None = None) -> None:
         super().__init__()
@@ -116,6 +118,11 @@ class Encoder(nn.Module, ABC):
         return {**self._settings, **cut}
 
     @final
+    def deciding(self) -> dict[str, Any]:
+        """The settings without what is for people alone."""
+        return {name: value for name, value in self.settings().items() if name not in self.told}
+
+    @final
     def remember(self, settings: Mapping[str, Any]) -> None:
         """Take the settings of the training for those of :meth:`settings`."""
         self._settings = dict(settings)
@@ -129,7 +136,7 @@ class Encoder(nn.Module, ABC):
     @final
     def fingerprint(self, text: Mapping[str, str]) -> str:
         """Hash of weights, settings and the text shown: what makes a vector; sixteen hex digits."""
-        seen = {"retriever": self.settings(), "text": dict(text)}
+        seen = {"retriever": self.deciding(), "text": dict(text)}
         digest = hashlib.sha256(json.dumps(seen, sort_keys=True, default=str).encode())
         for name, tensor in self.state_dict().items():
             digest.update(name.encode())

@@ -135,7 +135,8 @@ class Diary:
     ) -> None:
         weights = digest_of((n, p) for n, p in encoder.named_parameters() if p.requires_grad)
         how = Reasoning("always", max_tokens=self._how.max_tokens)
-        decode = encoder.collator().processor.tokenizer.decode
+        processor = encoder.collator().processor
+        decode, place = processor.tokenizer.decode, processor.image_token_id
         lines, names = [], list(old)
         with _evaluating(encoder):
             for start in range(0, len(names), self._how.batch):
@@ -144,6 +145,7 @@ class Diary:
                 prompts = batch.answered([end] * len(rows), encoder.mark or 0, rows)
                 found = reason(encoder, prompts, how)
                 for qid, tokens, ending in zip(qids, found.tokens, found.endings, strict=True):
+                    tokens = [token for token in tokens if token != place]  # it has no picture
                     self.noted[qid] = Noted(step, tokens, ending)
                     told = {"query": qid, "step": step, "weights": weights, "ending": ending}
                     told |= {"tokens": tokens, "text": str(decode(tokens))}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -30,6 +30,9 @@ from retrievers.models.base import Encoded, Encoder
 from retrievers.vectors.rows import Embeddings, item_keys
 from retrievers.vectors.store import EmbeddingWriter
 
+#: Pictures of one item: of several, as of a video's frames, all count where a model takes several.
+Shown: TypeAlias = Image.Image | Sequence[Image.Image] | None
+
 #: What is embedded first, and what then.
 SIDES: tuple[Side, Side] = ("corpus", "query")
 
@@ -39,7 +42,7 @@ _PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.
 
 def embed_contents(
     encoder: Encoder,
-    contents: Sequence[tuple[str | None, Image.Image | None]],
+    contents: Sequence[tuple[str | None, Shown]],
     side: Side,
     where: str = "item",
 ) -> Float[Tensor, "items dim"]:
@@ -50,7 +53,7 @@ def embed_contents(
 @torch.inference_mode()
 def encode_contents(
     encoder: Encoder,
-    contents: Sequence[tuple[str | None, Image.Image | None]],
+    contents: Sequence[tuple[str | None, Shown]],
     side: Side,
     where: str = "item",
 ) -> Encoded:
@@ -58,12 +61,12 @@ def encode_contents(
 
     Args:
         encoder: its weights are used as they are, in evaluation mode, on the device they are on.
-        contents: text, picture or both of each item, at least one.
+        contents: text, picture (or several) or both of each item, at least one.
         side: query or corpus.
         where: what an item is called in errors.
 
     Raises:
-        DataError: if an item has neither text nor picture.
+        DataError: if an item has neither text nor picture, or more of them than the model takes.
     """
     collator = encoder.eval().collator()
     batch = collator(examples_of(collator, contents, where), side).to(encoder.device)
@@ -73,16 +76,20 @@ def encode_contents(
 
 def examples_of(
     collator: Collator,
-    contents: Sequence[tuple[str | None, Image.Image | None]],
+    contents: Sequence[tuple[str | None, Shown]],
     where: str = "item",
 ) -> list[Example]:
     """What is at hand as it goes into a batch; see :func:`embed_contents`."""
     examples = []
-    for row, (given, image) in enumerate(contents):
-        text = given if given and given.strip() else None
-        if text is None and image is None:
+    for row, (said, image) in enumerate(contents):
+        text = said if said and said.strip() else None
+        given = (image,) if isinstance(image, Image.Image) else image or ()
+        shown = tuple(collator.image(one.convert("RGB")) for one in given)
+        if text is None and not shown:
             raise DataError("has neither text nor picture; nothing to embed", f"{where} {row}")
-        picture = None if image is None else collator.image(image.convert("RGB"))
+        if len(shown) > 1 and not getattr(collator, "several", False):
+            raise DataError(f"{len(shown)} pictures for a model of one", f"{where} {row}")
+        picture = shown if len(shown) > 1 else next(iter(shown), None)
         examples.append(Example(row, text, picture, id=f"{where} {row}"))
     return examples
 
@@ -254,7 +261,7 @@ def _room(
 
 def plain_settings(encoder: Encoder) -> dict[str, str]:
     """What decides a vector besides the weights, as a folder of vectors tells it."""
-    return {name: json.dumps(value, default=str) for name, value in encoder.settings().items()}
+    return {name: json.dumps(value, default=str) for name, value in encoder.deciding().items()}
 
 
 def kept_room(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
 from augment.errors import DataError
-from augment.files import read_json, split_fields, text_lines
+from augment.files import read_json, split_fields
 from augment.records import Side
 
 #: Endings of the pictures that are read (:data:`augment.data.images.FORMATS`).
@@ -60,23 +59,6 @@ class LeftOut(NamedTuple):
 
 #: What a reader yields.
 Entries = Iterator[SourceEntry | LeftOut]
-
-
-def objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a file of JSON lines, each with ``file:line``.
-
-    Raises:
-        DataError: if it cannot be read, or at the first line that is no JSON object.
-    """
-    for number, line in text_lines(path):
-        where = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"is not a line of JSON: {error}", where) from error
-        if not isinstance(row, dict):
-            raise DataError("expected a JSON object", where)
-        yield where, row
 
 
 def listed(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from augment.data.sources.entries import Entries, LeftOut, SourceEntry, objects, text_of
+from augment.data.sources.entries import Entries, LeftOut, SourceEntry, text_of
 from augment.errors import DataError
-from augment.files import digest
+from augment.files import digest, objects
 
 #: Keys of a record, and the grade of what they list; negatives become ``neg_cand_list``.
 _GRADES = {"positive": 1, "negative": 0}

@@ -14,12 +14,11 @@ from augment.data.sources.entries import (
     SourceEntry,
     extras,
     listed,
-    objects,
     text_of,
 )
 from augment.data.sources.parquet import SPLITS
 from augment.errors import DataError
-from augment.files import packed, read_json, text_lines
+from augment.files import objects, packed, read_json, text_lines
 
 
 def beir(source: Path) -> Entries:

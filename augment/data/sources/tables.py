@@ -26,12 +26,11 @@ from augment.data.sources.entries import (
     extras,
     ids_in,
     listed,
-    objects,
     text_of,
 )
 from augment.data.sources.parquet import mteb, streams, undecoded
 from augment.errors import DataError
-from augment.files import opened, say
+from augment.files import objects, opened, say
 from augment.records import Side
 
 #: Largest member of a tar that is read.
@@ -154,11 +153,7 @@ def _table_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def rows_to_entries(
     rows: Iterator[tuple[str, Mapping[str, Any]]], columns: _Columns, side: Side, split: str
 ) -> Entries:
-    """Rows of a table as entries; with a group, each is a query after all are candidates.
-
-    Raises:
-        DataError: if the table has none of the columns of text and pictures.
-    """
+    """Rows of a table as entries; with a group, each is a query after all are candidates."""
     groups: dict[str, list[SourceEntry]] = {}
     for number, (where, row) in enumerate(rows, start=1):
         if number == 1:

@@ -19,7 +19,7 @@ from typing import Any, Literal, TextIO, final
 from PIL import Image, ImageOps
 
 from augment.data.images import MAX_PIXELS, holder, open_image, read_picture, resolve, tar_part
-from augment.data.records import candidate_record, derive_task, write_qrels, write_queries
+from augment.data.records import derive_task, item_record, write_qrels, write_queries
 from augment.data.root import INSTRUCTIONS, InstructionRow, write_instructions
 from augment.data.sources.entries import PICTURES, Entries, LeftOut, SourceEntry
 from augment.errors import DataError, ImageError
@@ -97,9 +97,6 @@ def write_root(
 
     Takes what :func:`augment.data.sources.import_data` says; candidates may come before or after
     queries. ``settings`` are kept in ``import.json`` beside the counts.
-
-    Raises:
-        DataError: if ``out`` exists, a file cannot be read, or no candidate is left.
     """
     with new_folder(out) as partial, ExitStack() as streams:
         writer = _Writer(partial, slug(name), images, pictures, bounds, streams)
@@ -172,7 +169,7 @@ class _Writer:
         if item.id in known:
             return True
         known[item.id] = item.modality
-        stream.write(json.dumps(candidate_record(item), ensure_ascii=False) + "\n")
+        stream.write(json.dumps(item_record(item), ensure_ascii=False) + "\n")
         self.done.kept["candidates"] += 1
         self.done.kept["candidates of them, by their text alone: the picture is left out"] += bare
         return False

@@ -97,7 +97,7 @@ class Conversations(NamedTuple):
             rows: only these; None takes all.
         """
         own = [self.rows(row, row + 1) for row in (range(self.size) if rows is None else rows)]
-        made: list[list[Tensor]] = [[], [], [], []]
+        made: list[tuple[Tensor, ...]] = []
         for row, end in zip(own, ends, strict=True):
             tokens, new = row.tokens[0], row.tokens.new_tensor(list(end))
             behind = (row.targets != IGNORED).sum() if row.targets.shape[1] else tokens[-1] == mark
@@ -105,17 +105,13 @@ class Conversations(NamedTuple):
             tokens = torch.cat([prompt, new])
             kinds = torch.cat([row.kinds[0, : len(prompt)], torch.zeros_like(new)])
             targets = torch.cat([torch.full_like(prompt, IGNORED), new])
-            for part, value in zip(
-                made, (tokens, torch.ones_like(tokens), kinds, targets), strict=True
-            ):
-                part.append(value)
-        padded = [
+            made.append((tokens, torch.ones_like(tokens), kinds, targets))
+        tokens, mask, kinds, targets = (
             torch.nn.utils.rnn.pad_sequence(
-                part, batch_first=True, padding_value=fill, padding_side="left"
+                list(part), batch_first=True, padding_value=fill, padding_side="left"
             )
-            for part, fill in zip(made, (0, 0, 0, IGNORED), strict=True)
-        ]
-        tokens, mask, kinds, targets = padded
+            for part, fill in zip(zip(*made, strict=True), (0, 0, 0, IGNORED), strict=True)
+        )
         patches, grids, shown = (
             torch.cat(part) for part in zip(*(row[3:6] for row in own), strict=True)
         )

@@ -19,7 +19,7 @@ from retrievers.data.writings import Writing
 from retrievers.models.base import Encoded, Encoder
 from retrievers.models.mllm.conversations import IGNORED, ConversationCollator, Conversations
 from retrievers.models.mllm.fast import SeenPictures
-from retrievers.models.mllm.layout import Layout, Said, layout_named
+from retrievers.models.mllm.layout import VERSIONS, Layout, Said, layout_named
 from retrievers.models.mllm.reasoning import Reasoning, reason
 from retrievers.models.towers import length_groups
 
@@ -62,6 +62,7 @@ class Mllm(Encoder):
     """
 
     fresh: ClassVar[tuple[str, ...]] = ("head.",)
+    told: ClassVar[tuple[str, ...]] = ("prompt_version",)
 
     def __init__(
         self,
@@ -82,7 +83,8 @@ class Mllm(Encoder):
     ) -> None:
         if not temperature > 0:
             raise DataError(f"temperature must be positive, got {temperature}")
-        layout = layout_named(preset) if layout is None else layout
+        named = None if layout else preset
+        layout = layout or layout_named(preset)
         cross = layout.cross
         scored = cross is not None and not cross.yes and not cross.listwise
         vlm, processor = _load(model_name, dtype, random_init, scored)
@@ -98,7 +100,7 @@ class Mllm(Encoder):
             "layout": {**asdict(layout), "ask": list(layout.ask)},
             "reasoning": asdict(reasoning), "head": head, "temperature": temperature,
             "learn_temperature": learn_temperature, "dtype": dtype, "template": found,
-            "norm": "final",
+            "norm": "final", "prompt_version": named and f"{named}@{VERSIONS[named]}",
             "prompt": _digest("".join(
                 layout.render(processor, side, text, pictures)
                 for side in _SIDES for text, pictures in _SHOWN
@@ -147,12 +149,8 @@ class Mllm(Encoder):
         if side == "query" and self.reasoning.when != "never" and not (self.training or given):
             found = reason(self, batch, self.reasoning)
             decode = self._collator.processor.tokenizer.decode
-            writings = [
-                Writing(str(decode(row)), len(row), ending, mark)
-                for row, ending, mark in zip(
-                    found.tokens, found.endings, found.mark.tolist(), strict=True
-                )
-            ]
+            told = zip(found.tokens, found.endings, found.mark.tolist(), strict=True)
+            writings = [Writing(str(decode(row)), len(row), end, mark) for row, end, mark in told]
             return Encoded(found.vectors, writings, found.direct)
         (vectors,) = _by_length(batch, lambda rows: (self._vectors(self.states(rows), given),))
         return Encoded(vectors)
@@ -238,10 +236,9 @@ class Mllm(Encoder):
         with torch.autocast(states.device.type, enabled=False):
             if self.words is None:
                 first, _, last = self.vlm.score
-                hidden = functional.relu(functional.linear(
-                    states.float(), first.weight.float(), first.bias.float()
-                ))  # fmt: skip
-                scores = functional.linear(hidden, last.weight.float(), last.bias.float())[:, 0]
+                one, two = ((each.weight.float(), each.bias.float()) for each in (first, last))
+                hidden = functional.relu(functional.linear(states.float(), *one))
+                scores = functional.linear(hidden, *two)[:, 0]
             else:
                 yes, no = self.vlm.lm_head.weight[list(self.words)].float()
                 scores = states.float() @ (yes - no)
@@ -369,19 +366,13 @@ def _add_mark(model: Any, processor: Any, mark: str) -> int:
         with torch.no_grad():
             for weight in matrices.values():
                 row = weight[tokenizer.eos_token_id]
-                drawn = (
-                    torch.randn(row.shape, generator=noise, device="cpu")
-                    * float(row.float().std())
-                    / 50
-                )
+                drawn = torch.randn(row.shape, generator=noise, device="cpu")
+                drawn = drawn * float(row.float().std()) / 50
                 weight[number] = row + drawn.to(row)
-    if tokenizer.encode(mark, add_special_tokens=False) != [(found := _id(tokenizer, mark))]:
+    found = int(tokenizer.convert_tokens_to_ids(mark))
+    if tokenizer.encode(mark, add_special_tokens=False) != [found]:
         raise DataError(
             f"layout.mark {mark!r} is not one special token of this tokenizer; name another, such "
             "as <|emb|>"
         )
     return found
-
-
-def _id(tokenizer: Any, token: str) -> int:
-    return int(tokenizer.convert_tokens_to_ids(token))

@@ -186,13 +186,11 @@ class Layout:
         return chat(processor, messages) + self.suffix
 
 
+_FILE = yaml.safe_load(Path(__file__).with_name("layouts.yaml").read_text(encoding="utf-8"))
+#: Version of each layout, for people; what counts is the hash of the prompts that it renders.
+VERSIONS: dict[str, int] = {name: told.pop("version") for name, told in _FILE.items()}
 #: Layouts by name, as ``layouts.yaml`` has them: what is added there is known here.
-LAYOUTS: dict[str, Layout] = {
-    name: Layout(**told)
-    for name, told in yaml.safe_load(
-        Path(__file__).with_name("layouts.yaml").read_text(encoding="utf-8")
-    ).items()
-}
+LAYOUTS: dict[str, Layout] = {name: Layout(**told) for name, told in _FILE.items()}
 
 
 def layout_named(name: str) -> Layout:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from augment import queries
-from augment.checks import Forbidden, Limits, check, clean, clean_steps, judge
+from augment.checks import Forbidden, Limits, check, clean, judge
+from augment.checks.clean import clean_steps
 from augment.checks.judge import RULES
 from augment.checks.lengths import parse_lengths
 from augment.checks.rewrite import (
@@ -114,19 +115,6 @@ def test_reasoning_never_reaches_a_text(opens, closes):
     assert judge(Reply(f"{whole}{closes}"), CAPTION).rejected == "empty"
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Okay, let's see. The picture has a red flag on a pole.",
-        "The user wants a caption of the flag with two stars.",
-        "First, I need to describe the flag. It is red.",
-        "A red flag with two stars. Wait, three stars.",
-    ],
-)
-def test_what_is_thought_without_a_mark_is_refused(text):
-    assert check(text) == "reasoning"
-
-
 def test_marks_of_reasoning_cost_time_in_proportion():
     """A hostile reply of a megabyte; the pattern of a pair would take hours."""
     for part in ("<think>", "</think>", "```a\n", "<answer>", "here is my thought process"):
@@ -145,6 +133,11 @@ def test_marks_of_reasoning_cost_time_in_proportion():
         ("No image was provided, so none is described.", "stop", "refusal"),
         ("No flag is visible in the image.", "stop", "refusal"),
         ("Well, the species is unknown.", "stop", "refusal"),
+        # Thought without a mark.
+        ("Okay, let's see. The picture has a red flag on a pole.", "stop", "reasoning"),
+        ("The user wants a caption of the flag with two stars.", "stop", "reasoning"),
+        ("First, I need to describe the flag. It is red.", "stop", "reasoning"),
+        ("A red flag with two stars. Wait, three stars.", "stop", "reasoning"),
         ("A flag with a", "length", "truncated: reached"),
         ("A flag with two stars and", "stop", "truncated: ends in the middle"),
         ("A flag, red,", "stop", "truncated"),

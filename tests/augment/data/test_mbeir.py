@@ -8,17 +8,15 @@ from pathlib import Path
 import pandas
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from augment.data import (
     DataRoot,
     InstructionRow,
     Instructions,
-    derive_task,
     format_text,
     read_candidates,
-    read_instructions,
     read_qrels,
     read_queries,
     write_candidates,
@@ -27,6 +25,8 @@ from augment.data import (
     write_queries,
 )
 from augment.data.pools import open_candidates, open_queries
+from augment.data.records import derive_task
+from augment.data.root import read_instructions
 from augment.errors import DataError
 from augment.records import TASKS, Item, Qrel, Query, one_picture
 
@@ -57,20 +57,6 @@ def lines(path: Path, *records) -> Path:
         encoding="utf-8",
     )
     return path
-
-
-@relaxed
-@given(st.lists(items, max_size=5))
-def test_candidates_round_trip(tmp_path, records):
-    assert write_candidates(tmp_path / "p.jsonl", records) == len(records)
-    assert list(read_candidates(tmp_path / "p.jsonl")) == records
-
-
-@relaxed
-@given(st.lists(queries, max_size=5))
-def test_queries_round_trip(tmp_path, records):
-    assert write_queries(tmp_path / "q.jsonl", records) == len(records)
-    assert list(read_queries(tmp_path / "q.jsonl")) == records
 
 
 def test_a_written_record_has_the_published_keys(tmp_path):

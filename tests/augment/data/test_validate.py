@@ -21,7 +21,6 @@ from augment.data import (
 from augment.data.sampling import Reservoir
 from augment.data.tokens import clip_token_counter
 from augment.data.validate import measure, validate
-from augment.errors import DataError
 from augment.records import Item, Qrel, Query
 from benchmarks.flagland.world import WorldConfig, write_world
 
@@ -239,8 +238,3 @@ def test_validation_starts_without_torch(root):
 def test_the_real_root_is_clean():
     report = validate(REAL, "none", "none")
     assert kinds(report) == {}
-
-
-def test_no_root(tmp_path):
-    with pytest.raises(DataError, match="not a data root"):
-        validate(tmp_path)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from augment import corpus
 from augment.data.images import open_image
-from augment.engines import Ask, EngineOptions, load_engine, openai
+from augment.engines import Ask, EngineOptions, load_engine, openai, vllm
 from augment.engines.base import PACKAGED
 from augment.engines.canaries import canary_pictures
 from augment.engines.inputs import PixelBudget, fit
@@ -222,12 +222,6 @@ def test_no_server_at_all_ends_the_run_with_the_reason(root):
         taken.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
         ends(engine(root, url, patience=0.5), r"no server could be used.*ConnectError")
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_a_request_that_kills_its_server_is_set_aside(root):
@@ -479,10 +473,11 @@ def test_this_machine_is_asked_without_the_proxy_of_the_environment(root, monkey
 # Canaries
 
 
-def test_canaries_pass_and_are_asked_once(root):
-    with FakeServer() as server:
+@pytest.mark.parametrize("defects", [[], ["no-usage"]])
+def test_canaries_pass_and_are_asked_once(root, defects):
+    with FakeServer(defects=defects) as server:
         made = engine(root, server, canaries=True)
-        answers(made, ask(2))
+        assert answers(made, ask(2)) == whole(root, ask(2))
         before = server.statuses["200"]
         answers(made, ask(2))
     assert server.statuses["200"] == before + 2
@@ -505,11 +500,6 @@ def test_canaries_find_each_defect_before_the_data_is_sent(root, defects, faults
     with FakeServer(defects=defects, faults=[*map(parse_fault, faults)]) as server:
         ends(engine(root, server, canaries=True, budget=budget), message)
     assert not any(text.startswith("request") for text in server.asked)
-
-
-def test_canaries_do_without_token_counts(root):
-    with FakeServer(defects=["no-usage"]) as server:
-        assert answers(engine(root, server, canaries=True), ask(2)) == whole(root, ask(2))
 
 
 def test_canary_pictures_differ_in_every_pair():
@@ -599,7 +589,7 @@ def test_a_real_server_transformers_serve(tmp_path):
         draw_flat(country.flag, 160, random.Random(n)).resize((160, 96)).save(tmp_path / f"{n}.png")
         requests.append(prompt.render(Item(f"1:{n}", None, (f"{n}.png",), "image")))
     (tmp_path / "hub").mkdir()
-    folder, port = str(PACKAGED["flagland-vlm"]), free_port()
+    folder, port = str(PACKAGED["flagland-vlm"]), vllm._free_port()
     command = [sys.executable, "-c", "from transformers.cli.transformers import main; main()"]
     command += ["serve", folder, "--device", "cpu", "--port", str(port)]
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}

@@ -97,15 +97,6 @@ def test_first_signal_drains_and_exits_4(root):
     assert len(written(root)) % 3 == 0, "the running batch was not finished"
 
 
-def test_a_second_run_generates_nothing(root, capsys):
-    assert command(corpus, root) == 0
-    assert f"{ITEMS} generated" in capsys.readouterr().out
-    assert command(corpus, root) == 0
-    out = capsys.readouterr().out
-    assert " 0 generated" in out
-    assert f"{ITEMS} cached" in out
-
-
 def test_every_share_of_a_job_takes_part_and_together_they_take_everything(root, capsys):
     store = Store(root.parent / "store")
     items = set()
@@ -228,15 +219,6 @@ def test_usage_errors_exit_2_without_a_traceback(root, capsys, more, message):
     err = capsys.readouterr().err
     assert message in err
     assert "Traceback" not in err
-
-
-def test_a_bad_line_is_named_by_file_and_line(root, capsys):
-    pool = root / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl"
-    lines = pool.read_text().splitlines()
-    lines[4] = lines[4][:-5]
-    pool.write_text("\n".join(lines))
-    assert command(corpus, root) == 2
-    assert f"{pool}:5" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("module", [corpus, queries])

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from augment.prompts import load_prompt
-from augment.prompts.route import CORPUS_PROMPT, QUERY_PROMPTS, classify
+from augment.prompts.route import QUERY_PROMPTS, classify
 from augment.records import Item, Query, one_picture
 
 
@@ -74,8 +73,3 @@ def test_the_kind_of_labelled_queries():
 def test_composed_requests_of_fashion_are_no_questions():
     forms = [classify(asked).form for task, _, asked in labelled() if task == 7]
     assert forms.count("modification") >= len(forms) - 2
-
-
-def test_every_default_prompt_exists():
-    for name in {*QUERY_PROMPTS.values(), CORPUS_PROMPT, "rar/modification"} - {None}:
-        assert load_prompt(name).name == name

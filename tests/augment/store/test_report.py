@@ -2,7 +2,6 @@
 
 import itertools
 import re
-import shutil
 import subprocess
 from collections import Counter
 from html.parser import HTMLParser
@@ -24,23 +23,15 @@ from augment.store import Store
 from augment.store.charts import histogram, quantile
 from augment.store.page import compare, environment, percent, visible
 from augment.store.report import collect, report
+from tests.browser import BROWSER, FLAGS, show, violations
 from tests.browser import chromium as started
-from tests.browser import show, violations
 
 HOSTILE = (
     "<script>document.title='owned'</script> \"q\" 'q' </style><style>*{display:none}</style> &"
 )
 NAME = "mbeir_images/'\"><img src=x onerror=document.title='owned'>.png"
 ITEMS = 40
-_NAMES = ("chromium", "chromium-browser", "google-chrome")
 HEIGHT = "return document.documentElement.scrollHeight"
-CHROMIUM = next((path for path in map(shutil.which, _NAMES) if path), None)
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--hide-scrollbars", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync",
-]  # fmt: skip
-browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here to show pages with")
 
 
 @pytest.fixture(scope="module")
@@ -131,10 +122,10 @@ def verdict(found):
 
 def test_one_picture_in_two_requests_is_no_repetition_and_other_limits_are_told(tmp_path):
     """Three pictures, the first under two ids with other texts; two pictures share words."""
-    root, store = tmp_path / "root", tmp_path / "store"
-    pool = []
+    root, store, pool = tmp_path / "root", tmp_path / "store", []
+    root.mkdir()
     for n, picture in enumerate((0, 0, 1, 2)):
-        Image.new("RGB", (50, 40), (90 * picture, 1, 1)).save(root_file(root, f"{picture}.png"))
+        Image.new("RGB", (50, 40), (90 * picture, 1, 1)).save(root / f"{picture}.png")
         pool.append(Item(f"3:{n}", f"text {n}", (f"{picture}.png",), "image,text"))
     write_candidates(root / "cand_pool/local/mbeir_x_task2_cand_pool.jsonl", pool)
     words = ["A red square on white.", "A red square on white.", "A flag.", "A flag."]
@@ -157,11 +148,6 @@ def test_one_picture_in_two_requests_is_no_repetition_and_other_limits_are_told(
     assert "3 verdicts are not from the limits of the latest run" in verdict(found)
     page = report(store, root, tmp_path / "out").read_text(encoding="utf-8")
     assert "filler 0.1" in page
-
-
-def root_file(root, name):
-    root.mkdir(exist_ok=True)
-    return root / name
 
 
 def test_nothing_shown_becomes_markup_and_nothing_is_fetched(made):
@@ -253,15 +239,12 @@ def test_the_command_names_the_page_and_prices_tokens(made, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-def chromium(folder, *arguments):
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder / 'profile'}", *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
-
-
-@browser
+@pytest.mark.skipif(not BROWSER, reason="no Chromium here to show pages with")
 def test_a_browser_shows_it_and_runs_nothing(made, tmp_path):
-    _, _, page = made
-    dom = chromium(tmp_path, "--dump-dom", f"file://{page}".replace(" ", "%20"))
+    page = f"file://{made[2]}".replace(" ", "%20")
+    command = [BROWSER, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    dom = shown.stdout
     title = re.search(r"<title>(.*?)</title>", dom)
     assert title is not None
     assert title[1] == "Generated texts in store &lt;b&gt;"

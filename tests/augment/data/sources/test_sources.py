@@ -14,6 +14,7 @@ from augment import import_data
 from augment.__main__ import main
 from augment.data import DataRoot, read_candidates, read_qrels, read_queries
 from augment.data.sources import Bounds
+from augment.data.sources.forms import add_member
 from augment.data.validate import validate
 from augment.errors import DataError
 from benchmarks.speed.doors import write_set
@@ -171,9 +172,7 @@ def tar_file(folder: Path) -> Path:
                "x/2.png": png("green"), "../3.txt": b"three", "x/4.json": b"{"}  # fmt: skip
     with tarfile.open(folder / "a.tar.gz", "w:gz") as tar:
         for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+            add_member(tar, name, data)
     return folder
 
 
@@ -321,13 +320,10 @@ def test_zero_shot_sets(tmp_path):
 
 
 def bright_files(folder: Path) -> Path:
-    def parquet(name: str, rows):
-        (folder / name).mkdir(parents=True)
-        pq.write_table(pa.Table.from_pylist(rows),
-                       folder / name / "biology-00000-of-00001.parquet")  # fmt: skip
-
-    parquet("documents", [{"id": f"d {n}.txt", "content": f"doc {n}"} for n in (1, 2, 3)])
-    parquet("examples", [
+    part = "biology-00000-of-00001.parquet"
+    rows = [{"id": f"d {n}.txt", "content": f"doc {n}"} for n in (1, 2, 3)]
+    parquet_rows(folder / "documents" / part, rows)
+    parquet_rows(folder / "examples" / part, [
         {"id": "0", "query": "why?", "gold_ids": ["d 1.txt"], "excluded_ids": ["d 2.txt"]},
         {"id": "1", "query": "how?", "gold_ids": [], "excluded_ids": ["N/A"]}])  # fmt: skip
     return folder

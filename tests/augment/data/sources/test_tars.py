@@ -17,6 +17,7 @@ from augment.__main__ import main as augment
 from augment.data import DataRoot, read_candidates
 from augment.data.images import content_hash, open_image, read_picture
 from augment.data.sources import Bounds
+from augment.data.sources.forms import add_member
 from augment.data.validate import validate
 from augment.errors import ImageError
 from retrievers import Searcher
@@ -47,9 +48,7 @@ def shards(folder: Path) -> dict[str, Image.Image]:
                 made[key] = Image.fromarray(pixels.astype(np.uint8))
                 members = {"png": packed(made[key]), "txt": f"flag {shard}{number}".encode()}
                 for ending, data in list(members.items())[: 2 - (number == 2)]:
-                    info = tarfile.TarInfo(f"{key}.{ending}")
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
+                    add_member(tar, f"{key}.{ending}", data)
     return made
 
 

@@ -1,12 +1,16 @@
 """The encoder of multimodal language models: three families, untrained, against single rows."""
 
+import hashlib
+import json
 import pickle
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
 import transformers as tf
 from PIL import Image
+from qwen_vl_utils.vision_process import fetch_video
 
 from augment.errors import DataError, MismatchError
 from augment.records import Item
@@ -16,9 +20,11 @@ from retrievers.data.examples import Example
 from retrievers.data.pictures import ImageLoader
 from retrievers.data.plan import Content
 from retrievers.data.texts import TextRecipe
+from retrievers.models.clip import ClipScoreFusion
 from retrievers.models.load import build, load
 from retrievers.models.mllm.encoder import Mllm
-from retrievers.models.mllm.layout import LAYOUTS, Layout, cut
+from retrievers.models.mllm.layout import LAYOUTS, VERSIONS, Layout, cut
+from retrievers.vectors.embed import embed_contents, plain_settings
 from retrievers.vectors.rows import item_keys
 from tests import tiny_vlms
 from tests.retrievers.mllms import FAMILIES, make, mixed, picture, vectors
@@ -164,6 +170,24 @@ def test_the_fingerprint_holds_all_that_makes_a_vector(folders):
     assert again.fingerprint({}) == seen[0].fingerprint({})
 
 
+KNOWN = json.loads((Path(__file__).parents[3] / "golden" / "layouts.json").read_text())
+
+
+def test_layouts_have_versions_that_no_fingerprint_holds(folders):
+    """A changed layout has to get a new version, and with it a new line in the file."""
+    for name, layout in LAYOUTS.items():
+        found = hashlib.sha256(json.dumps(asdict(layout)).encode()).hexdigest()[:12]
+        assert found == KNOWN.get(f"{name}@{VERSIONS[name]}"), f"{name}: raise its version"
+    named, own = (Mllm(str(folders["qwen2"]), **how) for how in (
+        {"preset": "lamra"}, {"layout": LAYOUTS["lamra"]}))  # fmt: skip
+    assert [one.settings()["prompt_version"] for one in (named, own)] == ["lamra@1", None]
+    before = {key: value for key, value in named.settings().items() if key != "prompt_version"}
+    old = build("Mllm", before, "a checkpoint of before", True)
+    for one in (own, old):
+        assert one.fingerprint({}) == named.fingerprint({})
+        assert plain_settings(one) == plain_settings(named), "folders of vectors stay valid"
+
+
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if LAYOUTS[name].cross is None])
 @pytest.mark.parametrize("family", ["qwen3", "qwen2"])
 def test_layouts_of_published_models_hold_on_untrained_ones(folders, family, name):
@@ -206,6 +230,25 @@ def test_items_with_several_pictures_are_read_whole(folders, tmp_path):
     assert torch.equal(single.image, example.image[0])
     keys = item_keys([Content("1:1", "two", it.images) for it in (item, one_each)], tmp_path)
     assert keys[0] != keys[1], "vectors are kept under all pictures"
+
+
+def test_frames_of_a_video_are_pictures_in_their_order(folders, config, tmp_path):
+    """From a list of files as qwen-vl-utils reads it, and as the pictures of an item."""
+    encoder, names = make(folders["qwen3"]), tuple(f"{n}.png" for n in range(3))
+    tiny_vlms.pictures(tmp_path, [(128, 64)] * 3)  # sides of 64 pixels are left as they are there
+    files = [str(tmp_path / name) for name in names]
+    limits = {"min_pixels": encoder.layout.min_pixels, "max_pixels": encoder.layout.max_pixels}
+    video = fetch_video({"video": files, **limits}, image_patch_size=16).permute(0, 2, 3, 1)
+    assert torch.equal(video[3], video[2]), "an even number there"
+    frames = [Image.fromarray(frame.byte().numpy()) for frame in video[:3]]
+    found = embed_contents(encoder, [("a jump", frames), ("a jump", frames[::-1])], "corpus")
+    assert (found[0] - found[1]).norm() > 1e-3
+    recipe = TextRecipe(open_view("query"), open_view("corpus"), "plain", None)
+    reader = Reader(recipe, ImageLoader(tmp_path, encoder.collator()), "error")
+    example = reader.candidate(Item("1:1", "a jump", names, "image,text"))
+    torch.testing.assert_close(vectors(encoder, [example], "corpus"), found[:1], atol=1e-5, rtol=0)
+    with pytest.raises(DataError, match="item 0: 3 pictures for a model of one"):
+        embed_contents(ClipScoreFusion(config), [(None, frames)], "corpus")
 
 
 BAD = [

@@ -24,6 +24,7 @@ FOLDER = Path(mllm.__file__).parents[1] / "weights" / "flagland-mllm"
 def test_the_packaged_retriever_finds_photos_of_a_flag_among_those_of_others():
     """A floor far below the card's figures: notices a broken model, not a point."""
     encoder = load("flagland-mllm")
+    assert encoder.fingerprint({}) == "dfaaf41c6a5d58ea", "vectors made before are no longer taken"
     show = encoder.collator().image
     countries = list(itertools.islice(atlas.countries(31_339), 32))
     asked, photos = [], []
