@@ -214,12 +214,13 @@ def embed(
         allow_mismatch: embed text of another recipe than the one trained on.
     """
     from retrievers.data.plan import plan_pools
+    from retrievers.models.load import loaded
     from retrievers.vectors import embed as embedding
 
     folder = data.keep_embeddings(embeddings, out)
     alone = not data.root.query_files(data.test.split)
     vectors = embedding.embed(
-        _encoder(model), data, plan_pools(data.root) if alone else None, device=device,
+        loaded(model), data, plan_pools(data.root) if alone else None, device=device,
         precision=precision, allow_mismatch=allow_mismatch,
     )  # fmt: skip
     say("\n".join([*vectors.lines(), f"embeddings: {folder}"]))
@@ -253,13 +254,14 @@ def mine(
         precision: 32-true, bf16-mixed or 16-mixed.
         allow_mismatch: embed text of another recipe than the one trained on.
     """
+    from retrievers.models.load import loaded
     from retrievers.search.mining import mine_negatives
 
     if run is None and model is None:
         raise DataError("mining needs a ranking; name a model with --model or a run with --run")
     data.keep_embeddings(embeddings, out)
     tally = mine_negatives(
-        run or _encoder(model or ""), data, out, mining, device=device, precision=precision,
+        run or loaded(model or ""), data, out, mining, device=device, precision=precision,
         allow_mismatch=allow_mismatch, judge=judge,
     )  # fmt: skip
     say(f"{tally.table()}\n{out}/negatives.parquet")
@@ -295,23 +297,17 @@ def rerank(
         device: auto, cpu, cuda, cuda:N.
         allow_mismatch: show text of another recipe than the one trained on.
     """
-    from retrievers.models import reranker
+    from retrievers.models import load, reranker
     from retrievers.search import cascade
 
     found = cascade.rerank(
-        reranker.scorer(_encoder(model), pictures), data, run, out, depth, batch=batch,
+        reranker.scorer(load.loaded(model), pictures), data, run, out, depth, batch=batch,
         device=device, allow_mismatch=allow_mismatch, rewrite=rewrite,
     )  # fmt: skip
     ties = sum(row["cap"]["ties"] for row in found.rows)
     hits = sum(row["cap"]["hits"] for row in found.rows)
     told = f"{ties} of {hits} scores tied and stand as in the first stage"
     sys.stdout.write(f"{found.table()}\n\n{told}\nruns: {out}\n")
-
-
-def _encoder(model: Encoder | str) -> Encoder:
-    from retrievers.models.load import load
-
-    return load(model) if isinstance(model, str) else model
 
 
 def _call(verb: str, function: Callable[..., Any], args: Sequence[str]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -151,8 +151,6 @@ class Builder:
         views = arm.show or Views()
         if arm.kind == "bm25":
             return self._bm25(views, split, where)
-        if arm.kind == "rerank":
-            return self._rerank(arm, views, seed, split, where)
         return self._test(arm, views, seed, split, where)
 
     def _fusion(self, arm: Arm, seed: int, split: str, where: Enriching) -> CachedStep:
@@ -284,45 +282,29 @@ class Builder:
         return CachedStep("mine", title, settings, (*needs, *(judged or train)), work)
 
     def _test(self, arm: Arm, views: Views, seed: int, split: str, where: Enriching) -> CachedStep:
-        setup, union = self.setup, self.experiment.union
-        needs, shown = self._shown(views, where)
+        """Searches with an arm's weights, or reranks with them what another arm found."""
+        setup, (needs, shown) = self.setup, self._shown(views, where)
         train = None if arm.train is None else self._train(arm, arm.train, seed)
         settings: dict[str, Any] = {
-            "root": where.root_digest, "views": shown, "split": split, "tasks": setup.tasks,
-            "union": union, "test": arm.test, **({"given": True} if arm.given else {}),
+            "views": shown, "test": arm.test,
             # Packaged weights: no seed moves them.
             **(self._model(arm) if train is None else {}),
         }  # fmt: skip
-        work = self._tester(arm, views, seed, split, where, train)
-        start = "packaged weights" if arm.train is None else f"trained on {arm.train}"
-        told = f", given {arm.given}" if arm.given else ""
-        title = f"test: {start}{_extras(arm)}, shown {views}{told}, {split} (seed {seed})"
-        if where.root_digest != setup.enriching.root_digest:
+        if arm.kind == "rerank":
+            settings["depth"] = arm.depth
+            needs = (*needs, self.arm(arm.of[0], seed, split, where))
+            title = f"rerank the best {arm.depth} of {arm.of[0]}{_extras(arm)}, {split}"
+        else:
+            settings |= {"root": where.root_digest, "split": split, "tasks": setup.tasks,
+                         "union": self.experiment.union,
+                         **({"given": True} if arm.given else {})}  # fmt: skip
+            start = "packaged weights" if arm.train is None else f"trained on {arm.train}"
+            told = f", given {arm.given}" if arm.given else ""
+            title = f"test: {start}{_extras(arm)}, shown {views}{told}, {split}"
+            needs = (*needs, self.text(arm.given, where)) if arm.given else needs
+        title += f" (seed {seed})"
+        if arm.kind != "rerank" and where.root_digest != setup.enriching.root_digest:
             title += f", asked about {where.root.name}"
-        needs = (*needs, self.text(arm.given, where)) if arm.given else needs
-
-        return CachedStep(
-            "test", title, settings, needs if train is None else (*needs, train), work
-        )
-
-    def _rerank(
-        self, arm: Arm, views: Views, seed: int, split: str, where: Enriching
-    ) -> CachedStep:
-        first = self.arm(arm.of[0], seed, split, where)
-        needs, shown = self._shown(views, where)
-        train = None if arm.train is None else self._train(arm, arm.train, seed)
-        settings = {"views": shown, "test": arm.test, "depth": arm.depth,
-                    **(self._model(arm) if train is None else {})}  # fmt: skip
-        title = f"rerank the best {arm.depth} of {arm.of[0]}{_extras(arm)}, {split} (seed {seed})"
-        work = self._tester(arm, views, seed, split, where, train)
-        needs = (*needs, first, *(() if train is None else (train,)))
-        return CachedStep("rerank", title, settings, needs, work)
-
-    def _tester(
-        self, arm: Arm, views: Views, seed: int, split: str, where: Enriching,
-        train: CachedStep | None,
-    ) -> Work:  # fmt: skip
-        """Searches or reranks with an arm's weights; a training's folder is the last of needs."""
 
         def work(folder: Path, made: Sequence[Path]) -> None:
             from retrievers import test
@@ -342,15 +324,16 @@ class Builder:
                 load_weights(encoder, _weights(made[-1]))
             device = "cpu" if trainer["device"] == "cpu" else "auto"
             if arm.kind == "rerank":
-                first = made[-1] if train is None else made[-2]
-                found = rerank(scorer(encoder), data, first, folder, arm.depth, batch=64,
+                found = rerank(scorer(encoder), data, made[place], folder, arm.depth, batch=64,
                                device=device, allow_mismatch=True)  # fmt: skip
                 write_json(folder / "metrics.json", asdict(found))
                 return
             precision = str(trainer.get("precision", "32-true"))
             test(encoder, data, folder, device=device, precision=precision, allow_mismatch=True)
 
-        return work
+        needs = needs if train is None else (*needs, train)
+        kind = "rerank" if arm.kind == "rerank" else "test"
+        return CachedStep(kind, title, settings, needs, work)
 
     def _parts(
         self, arm: Arm, seed: int, where: Enriching, views: Views, made: Sequence[Path],
@@ -371,10 +354,6 @@ class Builder:
         ]  # fmt: skip
         config = arm.config or setup.config
         return read_parts([f"--config={config}", *(f"--{one}" for one in told)], seed)
-
-
-#: What a step does, see :class:`CachedStep`.
-Work = Callable[[Path, Sequence[Path]], None]
 
 
 def _written(folder: Path) -> list[str]:

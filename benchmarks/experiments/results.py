@@ -32,7 +32,7 @@ from retrievers.evaluation.compare import (
     scores_from_run,
     tasks_of,
 )
-from retrievers.evaluation.protocol import task_title
+from retrievers.evaluation.protocol import task_titles
 from retrievers.evaluation.versions import source_commit, versions
 
 #: Shares of the whole gain that curves look for.
@@ -95,11 +95,9 @@ class ArmReader:
         return tasks
 
     def _read(self, folder: Path) -> dict[tuple[str, str], float]:
-        names = tasks_of(folder, self.pool)
-        several = len({name.rpartition("_task")[0] for name in names}) > 1
         return {
-            (task_title(name, several), qid): score
-            for name in names
+            (title, qid): score
+            for name, title in task_titles(tasks_of(folder, self.pool)).items()
             for qid, score in scores_from_run(
                 folder / f"{name}.{self.pool}.trec", folder / f"{name}.qrels", self.metric
             ).items()

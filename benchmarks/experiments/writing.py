@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from augment.files import markdown, read_json
 from retrievers.data.writings import WRITTEN, auc, read_writings
 from retrievers.evaluation.compare import tasks_of
-from retrievers.evaluation.protocol import task_title
+from retrievers.evaluation.protocol import task_titles
 
 if TYPE_CHECKING:
     from benchmarks.experiments.results import ArmReader
@@ -31,16 +31,14 @@ def writing_json(reader: ArmReader, name: str) -> dict[str, Any] | None:
     hard, easy = _needs(reader.builder.setup.root)
     told = [{**test, "auc": _aucs(folder, hard, easy)}
             for test, folder in zip(tests, folders, strict=True)]  # fmt: skip
-    several = len({one.rpartition("_task")[0] for one in tests[0]}) > 1
     found = {}
-    for task in tests[0]:
-        keys = tests[0][task]
+    for task, title in task_titles(tests[0]).items():
         row: dict[str, float | None] = {
-            key: statistics.fmean(one[task][key] for one in told) for key in keys
+            key: statistics.fmean(one[task][key] for one in told) for key in tests[0][task]
         }
         aucs = [one["auc"][task] for one in told if task in one["auc"]]
         row["auc"] = statistics.fmean(aucs) if aucs else None
-        found[task_title(task, several)] = row
+        found[title] = row
     return found
 
 

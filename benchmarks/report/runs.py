@@ -21,7 +21,7 @@ from retrievers.data.texts import ViewConfig
 from retrievers.data.writings import WRITTEN, read_writings
 from retrievers.evaluation.compare import files_of, tasks_of
 from retrievers.evaluation.evaluate import CASCADE
-from retrievers.evaluation.protocol import task_title
+from retrievers.evaluation.protocol import task_titles
 from retrievers.evaluation.run_files import read_table
 from retrievers.search.rewriting import store_of
 
@@ -164,13 +164,11 @@ def moves(runs: tuple[OpenedRun, OpenedRun], pool: str) -> tuple[dict[str, TaskH
         DataError: if a file is missing or malformed.
     """
     names = tasks_of(runs[0].folder, pool)
-    several = len({name.rpartition("_task")[0] for name in names}) > 1
     tasks, moved = {}, []
-    for name in names:
+    for name, title in task_titles(names).items():
         hits = (runs[0].hits(name, pool), runs[1].hits(name, pool))
         wanted = relevant(runs[0].folder, name)
         first, second = (first_ranks(each, wanted) for each in hits)
-        title = task_title(name, several)
         tasks[name] = TaskHits(hits, wanted)
         moved += [Moved(name, title, qid, first[qid], second[qid]) for qid in wanted]
     return tasks, moved

@@ -19,7 +19,6 @@ STAGES = {
     "gradcache": ("training", "measure_chunks", "gradcache"),
     "mllm": ("training", "measure_mllm", "mllm_speed"),
     "search": ("search", "measure", "search"),
-    "metrics": ("metrics", "measure", "metrics"),
     "full_size": ("full_size", "measure", "full_size"),
     "checks": ("checks", "measure", "checks"),
     "texts": ("checks", "measure_texts", "check_texts"),

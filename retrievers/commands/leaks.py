@@ -105,7 +105,8 @@ class LeakAudit(NamedTuple):
     def __str__(self) -> str:
         names = ("published", "generated", "gain", "shared", "by_chance", "said")
         rows = [[row["recipe"], row["split"], f"{row['queries']:,}",
-                 *(_points(row[name]) for name in names)]
+                 *(str(one) if isinstance(one := row[name], Interval) else f"{100 * one:.1f}"
+                   for name in names)]
                 for row in self.to_json()["rows"]]  # fmt: skip
         told = [aligned(rows, 2, ["recipe", "split", "texts", *names]), ""]
         told += [f"gap of {name}, first split less last: {gap}"
@@ -233,7 +234,3 @@ def _gap(first: LeakRow, last: LeakRow) -> Interval:
     gains = [_paired(row.published, row.generated) for row in (first, last)]
     mean, half = gains[0].mean - gains[1].mean, math.hypot(*((g.high - g.low) / 2 for g in gains))
     return Interval(mean, mean - half, mean + half)
-
-
-def _points(value: float | Interval) -> str:
-    return str(value) if isinstance(value, Interval) else f"{100 * value:.1f}"

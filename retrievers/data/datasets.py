@@ -174,7 +174,8 @@ class PairDataset(Dataset[PairExample]):
         example = self._reader.query(query, positives[0].modality, random, row, draw)
         others = positives[1:]
         if self._negatives is not None:
-            others += self._hard(scored, random, self._negatives.per_query)
+            names = list(scored.negatives)
+            others += self._found(random.sample(names, len(names)), self._negatives.per_query)
         return PairExample(
             example,
             self._candidate(positives[0], scored, row, draw),
@@ -192,10 +193,6 @@ class PairDataset(Dataset[PairExample]):
         if not found:
             raise DataError("none of the positives is in the pool", query.item.id)
         return found
-
-    def _hard(self, scored: Scored, random: Random, wanted: int) -> list[Item]:
-        names = list(scored.negatives)
-        return self._found(random.sample(names, len(names)), wanted)
 
     def _found(self, dids: Iterable[str], most: int) -> list[Item]:
         found = (self.find(did) for did in dids)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -17,7 +16,6 @@ from augment.data import DataRoot, TextRule, open_instructions
 from augment.data.pools import StoredQueries
 from augment.errors import DataError
 from augment.records import OwnPicture, Query, Side
-from augment.views import TextView
 from retrievers.data.datasets import (
     CandidateBook,
     OnBadImage,
@@ -28,7 +26,6 @@ from retrievers.data.datasets import (
     training_queries,
 )
 from retrievers.data.examples import Collator, ItemCollator, PairCollator
-from retrievers.data.mixtures import Mixture
 from retrievers.data.negatives import NegativesConfig
 from retrievers.data.pictures import ImageLoader
 from retrievers.data.plan import (
@@ -190,19 +187,19 @@ class MBeirData:
         self._tasks, self._limit, self._positives = tasks, limit, positives
         self._on_bad_image: OnBadImage = on_bad_image
         self._views = (query, corpus)
-        views = {"query": query.open("query"), "corpus": corpus.open("corpus")}
+        views = (query.open("query"), corpus.open("corpus"))
         self.recipe = TextRecipe(
-            views["query"],
-            views["corpus"],
+            *views,
             text_rule,
             open_instructions(instructions)
             if isinstance(instructions, str)
             else self.root.instructions(needed=False)
             if instructions
             else None,
-            _mixtures(zip(self._views, views.values(), strict=True)),
+            {view.side: mixed for config, view in zip(self._views, views, strict=True)
+             if (mixed := config.mixture(view.side, view))},
             written.open(),
-        )
+        )  # fmt: skip
         self._written = written
         self._collator: Collator | None = None
         self._images: ImageLoader | None = None
@@ -367,8 +364,3 @@ class MBeirData:
                 while block := stream.read(1 << 20):
                     digest.update(block)
         return digest.hexdigest()
-
-
-def _mixtures(sides: Iterable[tuple[ViewConfig, TextView]]) -> dict[Side, Mixture]:
-    made = (config.mixture(view.side, view) for config, view in sides)
-    return {mixture.side: mixture for mixture in made if mixture is not None}

@@ -111,9 +111,6 @@ class HardNegatives:
         elif self.doubtful != "keep":
             raise DataError("does not say what is doubtful; mine again", str(path))
 
-    def __contains__(self, qid: str) -> bool:
-        return self.path is None or qid in self._rows
-
     def of(self, query: Query) -> Scored:
         """Negatives of a query, never one of its known positives; empty if there are none."""
         known = set(query.positives)

@@ -56,16 +56,12 @@ class ImageLoader:
             tensor = self._resized(path)
         else:
             tensor = self._image(open_image(self._root, path))
-        self._remember(path, tensor)
-        return tensor
-
-    def _remember(self, path: str, tensor: Tensor) -> None:
-        if tensor.nbytes > self._room:
-            return
-        self._cache[path] = tensor
-        self._held += tensor.nbytes
+        if tensor.nbytes <= self._room:
+            self._cache[path] = tensor
+            self._held += tensor.nbytes
         while self._held > self._room:
             self._held -= self._cache.popitem(last=False)[1].nbytes
+        return tensor
 
 
 @final
@@ -88,7 +84,8 @@ class ResizedPictures:
         self, root: Path, transform: Callable[[Image.Image], Tensor], folder: Path
     ) -> None:
         steps = list(transform.transforms) if isinstance(transform, Compose) else []
-        last = next((n for n, step in enumerate(steps) if _makes_tensor(step)), None)
+        kinds = [isinstance(s, _LAST) or type(s).__name__ == "MaybeToTensor" for s in steps]
+        last = kinds.index(True) if any(kinds) else None
         if last is None:
             raise DataError(
                 "data.loader.resized needs a model whose image transform is open_clip's; leave it "
@@ -123,10 +120,6 @@ class ResizedPictures:
         seen = f"{path}\0{found.st_size}\0{found.st_mtime_ns}\0{self._name}"
         name = hashlib.blake2b(seen.encode(), digest_size=16).hexdigest()
         return self._folder / name[:2] / f"{name}.npy"
-
-
-def _makes_tensor(step: Any) -> bool:
-    return isinstance(step, _LAST) or type(step).__name__ == "MaybeToTensor"
 
 
 def _read(place: Path) -> np.ndarray[Any, Any] | None:

@@ -232,7 +232,11 @@ def check_recipe(
         name
         for name in names
         if shown.get(name) != trained.get(name)
-        and (exact or name not in ("query", "corpus") or not _knows(trained[name], shown.get(name)))
+        and (
+            exact
+            or name not in ("query", "corpus")
+            or shown.get(name) not in named_views(trained[name])
+        )
     ]
     if allow or not differing:
         return
@@ -246,10 +250,6 @@ def check_recipe(
         "--model.allow_mismatch=true (to embed, mine or rerank: --allow_mismatch=true) to measure "
         "the shift on purpose"
     )
-
-
-def _knows(trained: str, shown: str | None) -> bool:
-    return shown in named_views(trained)
 
 
 def check_untrained(*views: ViewConfig) -> None:

@@ -26,7 +26,7 @@ from augment.files import PACKED_ENDINGS, markdown, packed
 from augment.prompts.route import classify
 from augment.records import Query
 from retrievers.evaluation.metrics import Measure, score_run
-from retrievers.evaluation.protocol import task_title
+from retrievers.evaluation.protocol import task_titles
 from retrievers.evaluation.run import RunTable, check_depth
 from retrievers.evaluation.run_files import read_table
 
@@ -213,26 +213,23 @@ def compare(
         if qrels is None:
             raise DataError("two run files need --qrels; two folders that `test` wrote do not")
         one, other = (scores_from_run(run, qrels, metric, short=False) for run in (first, second))
-        return compare_scores(
-            {qrels.stem: (one, other)}, metric=metric, pool=pool, names=names, seed=seed,
-            queries=queries,
-        )  # fmt: skip
-    if tasks is None:
-        tasks, others = tasks_of(first, pool), tasks_of(second, pool)
-        if tasks != others:
-            lacking = sorted(set(tasks) ^ set(others))
-            raise DataError(
-                f"only one of {first} and {second} has {', '.join(lacking[:3])}; test both on the "
-                "same tasks"
+        scores = {qrels.stem: (one, other)}
+    else:
+        if tasks is None:
+            tasks, others = tasks_of(first, pool), tasks_of(second, pool)
+            if tasks != others:
+                lacking = sorted(set(tasks) ^ set(others))
+                raise DataError(
+                    f"only one of {first} and {second} has {', '.join(lacking[:3])}; test both on "
+                    "the same tasks"
+                )
+        scores = {
+            title: (
+                scores_from_run(*files_of(first, task, pool), metric),
+                scores_from_run(*files_of(second, task, pool), metric),
             )
-    several = len({task.rpartition("_task")[0] for task in tasks}) > 1
-    scores = {
-        task_title(task, several): (
-            scores_from_run(*files_of(first, task, pool), metric),
-            scores_from_run(*files_of(second, task, pool), metric),
-        )
-        for task in tasks
-    }
+            for task, title in task_titles(tasks).items()
+        }
     return compare_scores(scores, metric=metric, pool=pool, names=names, seed=seed, queries=queries)
 
 
@@ -253,18 +250,14 @@ def compare_scores(
     lists = {task: paired(*both) for task, both in scores.items()}
     rows = _corrected([_pair(task, [both], seed) for task, both in lists.items()])
     rows.append(_pair("mean", list(lists.values()), seed))
-    changes = [
+    each = [
         Change(task, qid, a, b)
         for task, (first, _) in scores.items()
         for qid, a, b in zip(first, *lists[task], strict=True)
-        if a != b
     ]
+    changes = [change for change in each if change.first != change.second]
     changes.sort(key=lambda change: change.first - change.second)
-    flat = {
-        qid: (a, b)
-        for task, (first, _) in scores.items()
-        for qid, a, b in zip(first, *lists[task], strict=True)
-    }
+    flat = {change.qid: (change.first, change.second) for change in each}
     slices = _corrected(
         [
             _pair(name, [tuple(zip(*(flat[qid] for qid in qids), strict=True))], seed)  # type: ignore[list-item]
@@ -296,13 +289,9 @@ def _corrected(rows: Sequence[Pair]) -> list[Pair]:
 
 
 def macro_bootstrap(
-    tasks: Sequence[tuple[ArrayLike, ArrayLike]],
-    *,
-    seed: int = 0,
-    n: int = 10_000,
-    level: float = 0.95,
+    tasks: Sequence[tuple[ArrayLike, ArrayLike]], *, seed: int = 0, n: int = 10_000
 ) -> Interval:
-    """Percentile bootstrap interval of the plain mean over tasks of the mean of ``b - a``.
+    """95 % percentile bootstrap interval of the plain mean over tasks of the mean of ``b - a``.
 
     Queries are resampled within each task.
 
@@ -314,7 +303,7 @@ def macro_bootstrap(
     random = np.random.default_rng(seed)
     differences = [_difference(a, b) for a, b in tasks]
     draws = np.mean([_resampled(difference, random, n) for difference in differences], axis=0)
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(draws, [(1 - 0.95) / 2, (1 + 0.95) / 2])
     mean = np.mean([difference.mean() for difference in differences])
     return Interval(float(mean), float(low), float(high))
 

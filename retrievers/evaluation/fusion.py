@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -162,17 +162,12 @@ def tune_weights(
         return float(np.mean(scores))
 
     size = len(dev[0][0])
-    grid = {weights: mean(weights) for weights in _simplex(size, steps)}
+    parts = (own for own in itertools.product(range(steps + 1), repeat=size) if sum(own) == steps)
+    grid = {own: mean(own) for own in (tuple(n / steps for n in counts) for counts in parts)}
     best = max(grid, key=lambda weights: (round(grid[weights], 12), -_spread(weights)))
     alone = [tuple(float(n == own) for n in range(size)) for own in range(size)]
     queries = sum(len(own.qids) for own in judged)
     return Tuned(best, metric, grid[best], tuple(grid[one] for one in alone), queries)
-
-
-def _simplex(size: int, steps: int) -> Iterator[tuple[float, ...]]:
-    for counts in itertools.product(range(steps + 1), repeat=size):
-        if sum(counts) == steps:
-            yield tuple(count / steps for count in counts)
 
 
 def _spread(weights: Sequence[float]) -> float:

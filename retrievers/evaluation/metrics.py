@@ -14,9 +14,9 @@ tests have them as plain loops over one ranking.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
@@ -116,19 +116,7 @@ def _count(found: Found, judged: Judgements) -> np.ndarray:
     return np.bincount(_relevant(found, judged).query, minlength=len(judged.qids))
 
 
-def _success(found: Found, judged: Judgements, k: int | None) -> np.ndarray:
-    return (_count(found, judged) > 0).astype(np.float64)
-
-
-def _recall(found: Found, judged: Judgements, k: int | None) -> np.ndarray:
-    return np.asarray(_count(found, judged) / np.maximum(judged.total, 1))
-
-
-def _precision(found: Found, judged: Judgements, k: int | None) -> np.ndarray:
-    return np.asarray(_count(found, judged) / float(k or 1))
-
-
-def _mrr(found: Found, judged: Judgements, k: int | None) -> np.ndarray:
+def _mrr(found: Found, judged: Judgements) -> np.ndarray:
     relevant = _relevant(found, judged)
     query, first = np.unique(relevant.query, return_index=True)
     values = np.zeros(len(judged.qids))
@@ -136,17 +124,12 @@ def _mrr(found: Found, judged: Judgements, k: int | None) -> np.ndarray:
     return values
 
 
-def _map(found: Found, judged: Judgements, k: int | None) -> np.ndarray:
+def _map(found: Found, judged: Judgements) -> np.ndarray:
     relevant = _relevant(found, judged)
     starts = np.searchsorted(relevant.query, relevant.query)
     precision = (np.arange(1, len(starts) + 1) - starts) / relevant.rank
     total = np.bincount(relevant.query, precision, minlength=len(judged.qids))
     return np.asarray(total / np.maximum(judged.total, 1))
-
-
-def _map_capped(found: Found, judged: Judgements, k: int | None) -> np.ndarray:
-    most = np.maximum(np.minimum(judged.total, k or 1), 1)
-    return np.asarray(_map(found, judged, k) * judged.total / most)
 
 
 def _ndcg(found: Found, judged: Judgements, k: int | None) -> np.ndarray:
@@ -161,13 +144,16 @@ def _gain(found: Found, judged: Judgements) -> np.ndarray:
     return np.bincount(found.query, gains, minlength=len(judged.qids)).astype(np.float64)
 
 
-_SCORERS = {
-    "success": _success,
-    "recall": _recall,
-    "precision": _precision,
-    "mrr": _mrr,
-    "map": _map,
-    "map_capped": _map_capped,
+#: Name -> scores of the hits within the cut-off, all judgements and the cut-off.
+_SCORERS: Mapping[str, Callable[[Found, Judgements, Any], np.ndarray]] = {
+    "success": lambda found, judged, k: (_count(found, judged) > 0).astype(np.float64),
+    "recall": lambda found, judged, k: _count(found, judged) / np.maximum(judged.total, 1),
+    "precision": lambda found, judged, k: _count(found, judged) / float(k),
+    "mrr": lambda found, judged, k: _mrr(found, judged),
+    "map": lambda found, judged, k: _map(found, judged),
+    "map_capped": lambda found, judged, k: (
+        _map(found, judged) * judged.total / np.maximum(np.minimum(judged.total, k), 1)
+    ),
     "ndcg": _ndcg,
 }
 

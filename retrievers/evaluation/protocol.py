@@ -47,13 +47,13 @@ def missing_rows(rows: Collection[tuple[str, int | None]]) -> list[str]:
     return lacking if len(lacking) < len(ROWS) else []
 
 
-def task_title(name: str, several: bool) -> str:
-    """A task as rows of tables call it.
-
-    Its data set is named where there are several.
-    """
-    dataset, marker, code = name.rpartition("_task")
-    if not marker or not code.isdigit():
-        return name
-    task = f"{code}: {TASK_NAMES.get(int(code), name)}"
-    return f"{dataset} {task}" if several else task
+def task_titles(names: Collection[str]) -> dict[str, str]:
+    """Tasks as rows of tables call them, by name; with their data sets, where there are several."""
+    several = len({name.rpartition("_task")[0] for name in names}) > 1
+    titles = {name: name for name in names}
+    for name in names:
+        dataset, marker, code = name.rpartition("_task")
+        if marker and code.isdigit():
+            task = f"{code}: {TASK_NAMES.get(int(code), name)}"
+            titles[name] = f"{dataset} {task}" if several else task
+    return titles

@@ -157,7 +157,8 @@ def _parse_quickly(path: Path) -> _Columns | None:
         return None
     columns = {name: table.column(name).combine_chunks() for name in ("qid", "did", "tag", "score")}
     regular = len(columns["tag"].dictionary) == 1 and all(
-        _one_word(columns[name].dictionary) for name in ("qid", "did")
+        not pc.any(pc.match_substring_regex(columns[name].dictionary, rf"^$|{_BLANK}")).as_py()
+        for name in ("qid", "did")
     )
     if not regular or (width == 7 and not _tasks(table.column("task"))):
         return None
@@ -168,10 +169,6 @@ def _parse_quickly(path: Path) -> _Columns | None:
         columns["did"].indices.to_numpy(),
         columns["score"].to_numpy(),
     )
-
-
-def _one_word(ids: Any) -> bool:
-    return not pc.any(pc.match_substring_regex(ids, rf"^$|{_BLANK}")).as_py()
 
 
 def _tasks(column: Any) -> bool:

@@ -226,7 +226,11 @@ def export(
         raise DataError("name a checkpoint with --checkpoint")
     if push and to != "open_clip":
         raise DataError("--push uploads the open_clip form; leave --to out")
-    folder = _absent(Path(out))
+    folder = Path(out)
+    if folder.exists():
+        if not folder.is_dir() or any(folder.iterdir()):
+            raise DataError("is there already; name a new folder with --out", str(folder))
+        folder.rmdir()
     from retrievers.models.load import from_checkpoint, load
 
     encoder = load(checkpoint)
@@ -239,14 +243,6 @@ def export(
     say(folder)
     if push:
         say(_upload(encoder, push, card, private=private))
-
-
-def _absent(out: Path) -> Path:
-    if out.exists():
-        if not out.is_dir() or any(out.iterdir()):
-            raise DataError("is there already; name a new folder with --out", str(out))
-        out.rmdir()
-    return out
 
 
 #: :func:`export` has an option of this name.

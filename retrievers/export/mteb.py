@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import groupby
+from operator import itemgetter
 from typing import Any, Literal, final
 
 import numpy as np
@@ -160,16 +161,11 @@ class MtebReranker:
             queries = _contents(first, instruction, name)
             candidates = examples_of(collator, _contents(second, "", name), f"{name} candidate")
             pairs = zip(queries, candidates, strict=True)
-            for _, same in groupby(pairs, lambda pair: _same(pair[0])):
+            for _, same in groupby(pairs, itemgetter(0)):  # pictures are equal by their pixels
                 own = list(same)
                 (asked,) = examples_of(collator, [own[0][0]], f"{name} query")
                 scores.append(self.reranker.score(asked, [candidate for _, candidate in own]))
         return np.concatenate(scores)
-
-
-def _same(content: tuple[str | None, Any]) -> tuple[str | None, bytes]:
-    text, picture = content
-    return text, b"" if picture is None else picture.tobytes()
 
 
 @final

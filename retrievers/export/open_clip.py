@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from jaxtyping import Float
 from open_clip.tokenizer import HFTokenizer, SigLipTokenizer, SimpleTokenizer
 from PIL import Image
 from safetensors.torch import save_file
@@ -154,7 +153,7 @@ def agreement(encoder: Encoder, others: Encoders) -> dict[str, float]:
     Raises:
         MismatchError: if one is below :data:`AGREEMENT`.
     """
-    side = _side(encoder)
+    side = int(encoder.collator().image(Image.new("RGB", (64, 64))).shape[-1])
     cuts = getattr(encoder.collator(), "windows", None) is None
     # The last text is beyond the context, which other libraries cut.
     texts = list(_TEXTS if cuts else _TEXTS[:-1])
@@ -165,8 +164,10 @@ def agreement(encoder: Encoder, others: Encoders) -> dict[str, float]:
     )
     theirs = (others[0](texts), others[1](pictures))
     found = {
-        f"{name}: cosine with the checkpoint's vectors at least": _least_cosine(*pair)
-        for name, pair in zip(("text", "image"), zip(ours, theirs, strict=True), strict=True)
+        f"{name}: cosine with the checkpoint's vectors at least": float(
+            functional.cosine_similarity(own, other.float().cpu()).min()
+        )
+        for name, own, other in zip(("text", "image"), ours, theirs, strict=True)
     }
     if min(found.values()) < AGREEMENT:
         raise MismatchError(
@@ -175,15 +176,6 @@ def agreement(encoder: Encoder, others: Encoders) -> dict[str, float]:
             "open_clip, transformers and sentence-transformers"
         )
     return found
-
-
-def _side(encoder: Encoder) -> int:
-    blank = Image.new("RGB", (64, 64))
-    return int(encoder.collator().image(blank).shape[-1])
-
-
-def _least_cosine(ours: Float[Tensor, "n dim"], theirs: Float[Tensor, "n dim"]) -> float:
-    return float(functional.cosine_similarity(ours, theirs.float().cpu()).min())
 
 
 def noise(width: int, height: int) -> Image.Image:

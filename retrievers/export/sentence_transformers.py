@@ -206,6 +206,9 @@ def to_transformers(clip: Any, processor: Processor) -> tuple[CLIPModel, Any, An
 def _config(clip: Any) -> CLIPConfig:
     visual = clip.visual
     dim = int(visual.proj.shape[1])
+    # The end of text, by which transformers pools; CLIP's own is the largest id.
+    last = len(clip.token_embedding.weight) - 1
+    end = clip.text_eos_id if clip.text_pool_type == "eos" else last
     return CLIPConfig(
         projection_dim=dim,
         vision_config={
@@ -215,9 +218,11 @@ def _config(clip: Any) -> CLIPConfig:
         },
         text_config={
             **_tower(clip.transformer, dim),
-            "vocab_size": len(clip.token_embedding.weight),
+            "vocab_size": last + 1,
             "max_position_embeddings": len(clip.positional_embedding),
-            **_special_ids(clip),
+            "bos_token_id": last - 1,
+            "eos_token_id": end,
+            "pad_token_id": end,
         },
     )
 
@@ -233,13 +238,6 @@ def _tower(transformer: Any, dim: int) -> dict[str, Any]:
         "layer_norm_eps": block.ln_1.eps,
         "projection_dim": dim,
     }
-
-
-def _special_ids(clip: Any) -> dict[str, int]:
-    """The end of text, by which transformers pools; CLIP's own is the largest id."""
-    last = len(clip.token_embedding.weight) - 1
-    end = clip.text_eos_id if clip.text_pool_type == "eos" else last
-    return {"bos_token_id": last - 1, "eos_token_id": end, "pad_token_id": end}
 
 
 def _renamed(clip: Any) -> Iterator[tuple[str, Tensor]]:

@@ -133,10 +133,9 @@ def audit(
     Raises:
         DataError: if the root has neither queries nor pools.
     """
-    from retrievers.models.load import load
+    from retrievers.models.load import loaded
 
-    encoder = load(model) if isinstance(model, str) else model
-    collator, found = encoder.collator(), dict[str, Audit | None]()
+    collator, found = loaded(model).collator(), dict[str, Audit | None]()
     if data.root.query_files("train"):
         pairs, _ = data.training(collator)
         found["fit"] = audit_training(pairs, data.recipe, collator, texts)

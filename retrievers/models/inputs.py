@@ -97,11 +97,12 @@ class Processor:
         Raises:
             DataError: if pictures differ in size; names two items.
         """
+        cut = None if training else self.windows
         texts = [
             (row, window)
             for row, example in enumerate(examples)
             if example.text is not None
-            for window in self._windows(example.text, training)
+            for window in ([example.text] if cut is None else cut(example.text))
         ]
         shown = [
             (row, example) for row, example in enumerate(examples) if example.image is not None
@@ -118,9 +119,6 @@ class Processor:
             else torch.zeros(0, 3, 1, 1),
             torch.tensor([row for row, _ in shown], dtype=torch.int64),
         )
-
-    def _windows(self, text: str, training: bool) -> list[str]:
-        return [text] if training or self.windows is None else self.windows(text)
 
 
 def _check_sizes(examples: Sequence[Example]) -> None:

@@ -134,6 +134,11 @@ def load(
     return encoder.eval().to(torch.device(device))
 
 
+def loaded(model: Encoder | str) -> Encoder:
+    """An encoder, or the one of a name that :func:`load` takes."""
+    return load(model) if isinstance(model, str) else model
+
+
 def _published(name: str) -> tuple[str, str] | None:
     """Model and tag of open_clip's list that a name stands for; None if it is none of them."""
     model, _, tag = name.partition(":")
@@ -287,7 +292,8 @@ def build(kind: str, settings: Mapping[str, Any], where: str, weights: bool = Fa
 def _from_folder(folder: Path) -> Encoder:
     """What :func:`retrievers.export.folder.save` wrote, or a folder of open_clip."""
     if not (folder / SETTINGS).is_file():
-        if _family(folder) in FAMILIES:
+        kind = read_json(folder / BLIP_CONFIG) if (folder / BLIP_CONFIG).is_file() else None
+        if isinstance(kind, dict) and kind.get("model_type") in FAMILIES:
             return Mllm(str(folder), preset="qwen3-vl-embedding")
         if not (folder / CONFIG).is_file():
             raise DataError(
@@ -318,13 +324,6 @@ def _from_folder(folder: Path) -> Encoder:
     encoder.remember(settings)
     recall(encoder, told)
     return encoder
-
-
-def _family(folder: Path) -> str:
-    """The kind of model that a folder of transformers holds; empty if it is none."""
-    path = folder / BLIP_CONFIG
-    told = read_json(path) if path.is_file() else {}
-    return str(told.get("model_type", "")) if isinstance(told, dict) else ""
 
 
 def _load_folder(encoder: Encoder, folder: Path, told: Mapping[str, Any]) -> None:
@@ -404,7 +403,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(found, dict):
         raise DataError(f"holds a {type(found).__name__} and no checkpoint", str(path))
-    return _from_uniir(found, path) if _is_uniir(found) else found
+    uniir = isinstance(found.get("model"), Mapping) and "state_dict" not in found
+    return _from_uniir(found, path) if uniir else found
 
 
 def check_bytes(path: str | Path) -> None:
@@ -455,11 +455,6 @@ def _load(path: str | Path) -> Any:
             ) from None
     with torch.serialization.safe_globals([(_Skipped, name) for name in names]):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-
-
-def _is_uniir(found: Mapping[str, Any]) -> bool:
-    model = found.get("model")
-    return isinstance(model, Mapping) and "state_dict" not in found
 
 
 def _from_uniir(found: Mapping[str, Any], path: str | Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -50,11 +50,6 @@ class LongText:
                 raise DataError(f"text.{name} must be at least {least}, is {getattr(self, name)}")
         if self.context is not None and self.context < 3:
             raise DataError(f"text.context must be at least 3, is {self.context}")
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> LongText:
-        """As :meth:`plain` told it; the default where a checkpoint says nothing of it."""
-        return cls(**(settings.get("text") or {}))
 
     def plain(self) -> dict[str, Any]:
         """For the settings of a checkpoint; empty by default, which changes no fingerprint."""

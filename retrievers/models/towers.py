@@ -188,20 +188,16 @@ def encode_text(clip: Any, texts: Int[Tensor, "rows context"]) -> Float[Tensor, 
         return features
     end = ends(tower, texts)
     groups = [torch.tensor(rows, device=texts.device) for rows in length_groups(end.tolist())]
-    parts = [_pooled(tower, texts[rows], end[rows]) for rows in groups]
+    parts = []
+    for rows in groups:
+        states = causal_states(tower, texts[rows], int(end[rows].max()) + 1)
+        parts.append(states[torch.arange(len(states), device=states.device), end[rows]])
     pooled = parts[0] if len(parts) == 1 else torch.cat(parts)[torch.cat(groups).argsort()]
     if tower.text_projection is None:
         return pooled
     linear = isinstance(tower.text_projection, torch.nn.Linear)
     projected: Tensor = tower.text_projection(pooled) if linear else pooled @ tower.text_projection
     return projected
-
-
-def _pooled(
-    tower: Any, texts: Int[Tensor, "rows context"], end: Int[Tensor, " rows"]
-) -> Float[Tensor, "rows width"]:
-    states = causal_states(tower, texts, int(end.max()) + 1)
-    return states[torch.arange(len(states), device=states.device), end]
 
 
 def length_groups(ends: Sequence[int]) -> list[list[int]]:
@@ -262,7 +258,9 @@ def give_tokens(clip: Any) -> Widths:
     text, visual = text_tower(clip), clip.visual
     known = isinstance(text, (open_clip.CLIP, TextTransformer))
     if not known or getattr(text, "cls_emb", None) is not None:
-        raise MismatchError(f"feature fusion cannot read tokens of a {_kind(text)} text tower")
+        raise MismatchError(
+            f"feature fusion cannot read tokens of a {type(text).__name__} text tower"
+        )
     if isinstance(text, TextTransformer):
         text.output_tokens = True
     # Nothing reads it; weight decay would still move it.
@@ -280,11 +278,9 @@ def give_tokens(clip: Any) -> Widths:
             dim = int(visual(torch.zeros(1, 3, height, across)).shape[1])
             visual.train(training)
         return Widths(width, int(visual.trunk.num_features), dim)
-    raise MismatchError(f"feature fusion cannot read tokens of a {_kind(visual)} image tower")
-
-
-def _kind(tower: Any) -> str:
-    return type(tower).__name__
+    raise MismatchError(
+        f"feature fusion cannot read tokens of a {type(visual).__name__} image tower"
+    )
 
 
 def text_tokens(clip: Any, texts: Int[Tensor, "texts context"], full: bool = False) -> TextTokens:

@@ -15,6 +15,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from retrievers.papers import written_by
+
 if TYPE_CHECKING:
     from augment.engines import Engine
     from augment.enrichment.account import Summary
@@ -77,12 +79,9 @@ def rar(
         EngineError: if the model cannot be had.
         StoreError: if the store cannot be read or written.
     """
-    from dataclasses import replace
-
     import lightning
 
     from augment import corpus, queries
-    from augment.enrichment.pipeline import Options
     from retrievers.data.module import MBeirData
     from retrievers.data.texts import ViewConfig
     from retrievers.models.clip import ClipScoreFusion
@@ -91,13 +90,9 @@ def rar(
     from retrievers.training.optim import AdamWCosine
     from retrievers.vectors.search import test
 
-    named = isinstance(vlm, str)
-    asked = options or Options()
-    asked = replace(asked, model=vlm) if isinstance(vlm, str) else asked
-    engine = None if named else vlm
-    texts = Path(store)
-    candidates = corpus.run(Path(root), texts, options=asked, engine=engine)  # type: ignore[arg-type]
-    asking = queries.run(Path(root), texts, options=asked, engine=engine)  # type: ignore[arg-type]
+    texts, asked = Path(store), written_by(vlm, options)
+    candidates = corpus.run(Path(root), texts, **asked)
+    asking = queries.run(Path(root), texts, **asked)
     data = MBeirData(
         str(root),
         query=ViewConfig("replace", str(texts)),

@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from retrievers.papers import written_by
+
 if TYPE_CHECKING:
     from augment.engines import Engine
     from augment.enrichment.account import Summary
@@ -99,12 +101,9 @@ def trace(
         EngineError: if the model cannot be had.
         StoreError: if the store cannot be read or written.
     """
-    from dataclasses import replace
-
     import lightning
 
     from augment import queries
-    from augment.enrichment.pipeline import Options
     from retrievers.data.module import MBeirData
     from retrievers.data.texts import WrittenConfig
     from retrievers.models.mllm.encoder import Mllm
@@ -115,13 +114,9 @@ def trace(
     from retrievers.training.optim import AdamWCosine
     from retrievers.vectors.search import test
 
-    asked = options or Options()
-    asked = replace(asked, model=vlm) if isinstance(vlm, str) else asked
     chains = queries.run(
-        Path(root), Path(store), split=("train",), options=asked,
-        engine=None if isinstance(vlm, str) else vlm,
-        only=None if only is None else Path(only),
-        **{f"{kind}_prompt": prompt for kind, prompt in prompts.items()},
+        Path(root), Path(store), split=("train",), only=None if only is None else Path(only),
+        **(written_by(vlm, options) | {f"{kind}_prompt": one for kind, one in prompts.items()}),
     )  # fmt: skip
     told = WrittenConfig(str(store), only=None if only is None else str(only))
     data = MBeirData(str(root), written=told, batch_size=batch_size, seed=seed)

@@ -14,9 +14,10 @@ any encoder.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from retrievers.papers import written_by
 
 if TYPE_CHECKING:
     from augment.engines import Engine
@@ -63,14 +64,10 @@ def tte(
         EngineError: if the model cannot be had.
         StoreError: if the store cannot be read or written.
     """
-    from augment.enrichment.pipeline import Options
     from retrievers.commands.loop import LoopConfig, loop
     from retrievers.training.parts import read_parts
 
-    asked = options or Options()
-    named = isinstance(vlm, str)
-    ecr(Path(root), Path(store), replace(asked, model=vlm) if isinstance(vlm, str) else asked,
-        None if named else vlm)  # type: ignore[arg-type]  # fmt: skip
+    ecr(Path(root), Path(store), **written_by(vlm, options))
     shown = {"view": "append", "store": store, "length": "dense" if thought else "final"}
     views = [f"--data.{side}.{name}={value}"
              for side in ("query", "corpus") for name, value in shown.items()]  # fmt: skip

@@ -26,7 +26,7 @@ from retrievers.data.plan import Content, EvalTask, Plan, PlanItems
 from retrievers.data.texts import check_recipe
 from retrievers.evaluation.evaluate import CASCADE, Evaluated, evaluate
 from retrievers.evaluation.metrics import score_run
-from retrievers.evaluation.results import forget_runs
+from retrievers.evaluation.results import forget_runs, spans
 from retrievers.evaluation.run import RunTable
 from retrievers.evaluation.run_files import read_table, write_run
 from retrievers.models.reranker import Reranker
@@ -161,7 +161,7 @@ class Rerank:
     ) -> Iterator[tuple[slice, int, list[str], np.ndarray]]:
         """Of each query its hits in the run, its row, and ids and rows of its candidates."""
         places = {query.item.id: place for place, query in enumerate(task.queries)}
-        before = _before(self.plan.tasks, task)
+        before = next(span.start for own, span in spans(self.plan) if own is task)
         for number, qid in enumerate(run.qids.to_pylist()):
             if qid not in places:
                 raise DataError(
@@ -245,10 +245,6 @@ def in_order(first: RunTable, scores: Float32[np.ndarray, " hits"]) -> Reranked:
             values[place + 1] = np.nextafter(values[place], np.float32(-np.inf))
             place += 1
     return Reranked(RunTable(first.qids, first.ids, query, first.rows[order], values), ties)
-
-
-def _before(tasks: Sequence[EvalTask], task: EvalTask) -> int:
-    return sum(len(other.queries) for other in tasks[: tasks.index(task)])
 
 
 def rerank(

@@ -18,7 +18,6 @@ from retrievers.search.answers import Answer, Result, told
 from retrievers.vectors.words import analyser
 
 if TYPE_CHECKING:
-    from augment.data import InstructionRow
     from retrievers.search.searcher import Searcher, Suggestion
 
 #: Longest typed query, in characters.
@@ -197,13 +196,10 @@ def _groups(searchers: Mapping[str, Searcher]) -> dict[str, list[tuple[str, str]
     rows = dict.fromkeys(row for searcher in searchers.values() for row in searcher.instructions())
     groups: dict[str, list[tuple[str, str]]] = {}
     for row in rows:
-        groups.setdefault(row.dataset_name, []).append((row.prompts[0], _listed(row)))
+        signs = f"{_SIGNS[row.query_modality]} → {_SIGNS[row.candidate_modality]}"
+        prompt = row.prompts[0]
+        groups.setdefault(row.dataset_name, []).append((prompt, f"{signs}: {prompt}"))
     return groups
-
-
-def _listed(row: InstructionRow) -> str:
-    signs = f"{_SIGNS[row.query_modality]} → {_SIGNS[row.candidate_modality]}"
-    return f"{signs}: {row.prompts[0]}"
 
 
 def _address(one: Suggestion) -> str:

@@ -117,7 +117,8 @@ def _recipe(
     """The recipe of these rewrites: routes and sampling of the training where there was one."""
     known = Recipe.from_json(trained) if trained else None
     routes = known.routes if known else {str(kind): name for kind, name in QUERY_PROMPTS.items()}
-    prompts = {kind: _prompt(routes.get(kind)) for kind in QUERY_PROMPTS}
+    prompts = {kind: load_prompt(name) if (name := routes.get(kind)) else None
+               for kind in QUERY_PROMPTS}  # fmt: skip
     shown = {str(kind): prompt for kind, prompt in prompts.items()}
     made = cli.recipe("query", engine, shown, cli.DEFAULT_OPTIONS)
     if known is None:
@@ -129,10 +130,6 @@ def _recipe(
 def _forget(store: Store, folder: Path) -> None:
     store.close()
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _prompt(name: str | None) -> Prompt | None:
-    return load_prompt(name) if name else None
 
 
 def _differences(used: Recipe, trained: TextView) -> str:

@@ -75,8 +75,9 @@ def siglip(
         The sum over all pairs, divided by the number of queries.
     """
     cosine = joint.queries @ joint.all_candidates.T
-    own = _own(joint.target, cosine)
-    positive = own if several == "ignore" else joint.known
+    positive = joint.known
+    if several == "ignore":
+        positive = torch.zeros_like(positive).scatter_(1, joint.target[:, None], True)
     negative = _negatives(cosine, joint.known, joint.target, margin)
     logits = logit_scale * cosine + logit_bias
     asked = -functional.logsigmoid(torch.where(positive, logits, -logits))
@@ -117,10 +118,6 @@ def _negatives(
         return ~known
     cosine = cosine.detach()
     return ~known & (cosine <= cosine.gather(1, target[:, None]) + margin)
-
-
-def _own(target: Int[Tensor, " batch"], like: Float[Tensor, "batch n"]) -> Bool[Tensor, "batch n"]:
-    return torch.zeros_like(like, dtype=torch.bool).scatter_(1, target[:, None], True)
 
 
 def listwise(

@@ -180,8 +180,12 @@ class Objective:
                 (part for name, part in parts.items() if name != "contrastive"), full.new_zeros(())
             )
             if self.distillation.kind != "none":
-                parts["distillation"] = self._distil(
-                    _single(queries), _single(candidates), groups, logit_scale
+                own = _single(candidates)[groups.rows.clamp(min=0)]
+                cosine = torch.einsum("bd,bwd->bw", _single(queries), own)
+                parts["distillation"] = (
+                    listwise(logit_scale * cosine, groups, self.distillation.temperature)
+                    if self.distillation.kind == "kl"
+                    else margin_mse(cosine, groups, self.distillation.temperature)
                 )
                 loss = loss + self.distillation.weight * parts["distillation"]
         return {"loss": loss, **(parts if len(parts) > 1 else {})}
@@ -192,14 +196,6 @@ class Objective:
                 raise ValueError("siglip needs a logit bias")
             return siglip(joint, scale, bias, self.several, self.margin)
         return info_nce(joint, scale, self.symmetric, self.several, self.margin)
-
-    def _distil(self, queries: Tensor, candidates: Tensor, groups: Groups, scale: Tensor) -> Tensor:
-        own = candidates[groups.rows.clamp(min=0)]
-        cosine = torch.einsum("bd,bwd->bw", queries, own)
-        temperature = self.distillation.temperature
-        if self.distillation.kind == "kl":
-            return listwise(scale * cosine, groups, temperature)
-        return margin_mse(cosine, groups, temperature)
 
 
 def _single(vectors: Tensor) -> Tensor:

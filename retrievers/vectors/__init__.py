@@ -39,9 +39,9 @@ def make_index(
     return faiss_index(made_by, kind, parameters)
 
 
-def open_index(store: EmbeddingStore, kind: str = "exact", device: str = "auto") -> Index[Vectors]:
-    """An index over all current vectors of a store, read where they lie."""
-    index = make_index(kind, store.made_by, device)
+def open_index(store: EmbeddingStore) -> Index[Vectors]:
+    """An exact index over all current vectors of a store, read where they lie."""
+    index = make_index(made_by=store.made_by)
     live = store.live
     index.add(store.ids(live), store, store.made_by, live)
     return index

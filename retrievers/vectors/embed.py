@@ -123,7 +123,16 @@ class Embedded:
 
     def lines(self) -> list[str]:
         """What became of each side, a line each."""
-        return [_line("corpus", self.candidates), _line("query", self.queries)]
+        told = []
+        for side, room in zip(SIDES, (self.candidates, self.queries), strict=True):
+            kept, failed = int(room.done.sum()), len(room.failed)
+            left = len(room.done) - kept - failed
+            told.append(
+                f"{side}: {kept} vectors, {len(room.degraded)} of them without their unreadable "
+                f"picture; {failed} items with nothing to embed"
+                + (f"; {left} left to other processes" if left else "")
+            )
+        return told
 
 
 def embed(
@@ -267,13 +276,3 @@ def kept_room(
         say(told, sys.stderr)
     keys = item_keys(contents, root)
     return Embeddings(len(keys), writer, keys, names)
-
-
-def _line(side: Side, room: Embeddings) -> str:
-    kept, failed = int(room.done.sum()), len(room.failed)
-    left = len(room.done) - kept - failed
-    return (
-        f"{side}: {kept} vectors, {len(room.degraded)} of them without their unreadable "
-        f"picture; {failed} items with nothing to embed"
-        + (f"; {left} left to other processes" if left else "")
-    )

@@ -8,7 +8,7 @@ from typing import final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float32, Int64
 from torch import Tensor
 from torch.nn import functional
 
@@ -90,7 +90,8 @@ class MatrixIndex(Index[Vectors]):
         k: int,
     ) -> None:
         """Look at all rows where candidates that were not fetched may tie with the k-th."""
-        floor = _lowest(vectors, found, k)
+        # Below it in single precision, a candidate cannot rank among the best k.
+        floor = found.scores[:, k - 1] - _MARGIN * np.maximum(vectors.norm(dim=1).numpy(), 1.0)
         tied = np.nonzero(last >= floor)[0]
         for start in range(0, len(tied), _TIED):
             some = tied[start : start + _TIED]
@@ -114,16 +115,6 @@ class MatrixIndex(Index[Vectors]):
                 for query in np.unique(hits[:, 0]).tolist():
                     rows[query].append(hits[hits[:, 0] == query, 1] + start)
         return [np.concatenate(parts) for parts in rows]
-
-
-def _lowest(
-    vectors: Float32[Tensor, "queries dim"], found: Nearest, k: int
-) -> Float[np.ndarray, " queries"]:
-    """The single-precision score below which a candidate cannot rank among the best k."""
-    floor: np.ndarray = found.scores[:, k - 1] - _MARGIN * np.maximum(
-        vectors.norm(dim=1).numpy(), 1.0
-    )
-    return floor
 
 
 def _keep_best(

@@ -52,7 +52,8 @@ def milvus_index(uri: str, made_by: str | None = None, parameters: str = "") -> 
         name = f"candidates_{belongs[:32]}"
         with _told(uri):
             client = _connected(uri)
-            if not _is_whole(client, name, len(held)):
+            there = client.has_collection(name)
+            if not there or int(client.get_collection_stats(name)["row_count"]) != len(held):
                 fill(client, name, held)
             client.load_collection(name)
 
@@ -69,12 +70,6 @@ def milvus_index(uri: str, made_by: str | None = None, parameters: str = "") -> 
         return fetch
 
     return ApproximateIndex(f"milvus {uri} {parameters}", make, made_by, _MOST)
-
-
-def _is_whole(client: Any, name: str, size: int) -> bool:
-    if not client.has_collection(name):
-        return False
-    return int(client.get_collection_stats(name)["row_count"]) == size
 
 
 def fill(client: Any, name: str, held: Vectors) -> None:

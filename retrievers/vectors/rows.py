@@ -33,7 +33,6 @@ class Embeddings:
         degraded: rows embedded without their picture.
         writings: what was written before the vectors of rows; in a folder, of earlier runs, too.
         direct: vectors of those rows without it, of this run.
-        damaged: shards that were found damaged, and what was wrong.
     """
 
     def __init__(
@@ -55,7 +54,6 @@ class Embeddings:
         self.degraded: list[int] = []
         self.writings: dict[int, Writing] = {}
         self.direct: dict[int, Tensor] = {}
-        self.damaged = {} if writer is None else writer.damaged
         self._find()
 
     def missing(self, part: int = 0, parts: int = 1) -> Int64[np.ndarray, " rows"]:

@@ -101,7 +101,27 @@ def test(
     )
     started = time.monotonic()
     found = search(plan, vectors, data.test, encoder.device)
-    results = _scored(encoder, data, plan, vectors, found, started)
+    results = score(plan, found.runs, *vectors.lost, vectors.made_by)
+    results.recall = {
+        pool: [measured._asdict() for measured in own] for pool, own in found.recall.items()
+    }
+    written = vectors.queries.writings
+    for task, span in spans(plan) if written else []:
+        results.writing[task.name] = writings.spent(
+            [written[row] for row in span if row in written]
+        )
+    results.cost = {
+        "embedding_seconds": round(vectors.seconds, 3),
+        "search_seconds": round(time.monotonic() - started, 3),
+        "items": vectors.items,
+        "items_per_second": round(vectors.items / max(vectors.seconds, 1e-9), 1),
+    }
+    cut = None if vectors.cut is None else vectors.cut.to_json()
+    results.settings = {
+        "model": encoder.settings(),
+        "data": {"cut_text": cut, **data.describe()},
+        "trained_on": encoder.trained_on,
+    }
     if out is not None:
         write_writings(Path(out), plan, vectors.queries)
         write_results(Path(out), plan, results)
@@ -128,35 +148,3 @@ def write_writings(out: Path, plan: Plan, queries: Embeddings) -> None:
 
 
 test.__test__ = False  # type: ignore[attr-defined] # pytest would take it for one of its own
-
-
-def _scored(
-    encoder: Encoder,
-    data: MBeirData,
-    plan: Plan,
-    vectors: Embedded,
-    found: Searched,
-    started: float,
-) -> Results:
-    results = score(plan, found.runs, *vectors.lost, vectors.made_by)
-    results.recall = {
-        pool: [measured._asdict() for measured in own] for pool, own in found.recall.items()
-    }
-    written = vectors.queries.writings
-    for task, span in spans(plan) if written else []:
-        results.writing[task.name] = writings.spent(
-            [written[row] for row in span if row in written]
-        )
-    results.cost = {
-        "embedding_seconds": round(vectors.seconds, 3),
-        "search_seconds": round(time.monotonic() - started, 3),
-        "items": vectors.items,
-        "items_per_second": round(vectors.items / max(vectors.seconds, 1e-9), 1),
-    }
-    cut = None if vectors.cut is None else vectors.cut.to_json()
-    results.settings = {
-        "model": encoder.settings(),
-        "data": {"cut_text": cut, **data.describe()},
-        "trained_on": encoder.trained_on,
-    }
-    return results

@@ -17,7 +17,7 @@ from retrievers.papers.rge import rge
 from retrievers.papers.trace import trace
 from retrievers.papers.tte import tte
 from tests.retrievers.mllms import make
-from tests.retrievers.models.test_retriever import make_config, make_root
+from tests.retrievers.models.test_retriever import keep_apart, make_config, make_root
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +71,7 @@ def test_rge_is_taught_one_text_and_contrasts_another(root, folders, tmp_path):
 
 
 def test_tte_thinks_trains_and_feeds_back(folders, tmp_path):
-    root = make_root(tmp_path / "root", 14)
-    train = root / "query/train/mbeir_squares_train.jsonl"
-    held = {f"7:{n}" for n in [*range(1, 9), *range(15, 23)]}
-    lines = train.read_text().splitlines(keepends=True)
-    train.write_text("".join(line for line in lines if json.loads(line)["qid"] not in held))
+    root = keep_apart(make_root(tmp_path / "root", 14))
     judge = save(make(folders["qwen3"], layout=Layout(cross=CrossLayout(yes="a", no="e"))),
                  tmp_path / "judge")  # fmt: skip
     thought = "<think>It is a square of one colour.</think> Square number {}."

@@ -19,18 +19,14 @@ from retrievers.export.folder import save
 from retrievers.models.clip import ClipScoreFusion
 from retrievers.models.mllm.layout import CrossLayout, Layout
 from tests.retrievers.mllms import make
-from tests.retrievers.models.test_retriever import make_config, make_root
+from tests.retrievers.models.test_retriever import keep_apart, make_config, make_root
 
 
 @pytest.fixture(scope="module")
 def given(folders, tmp_path_factory):
     """Arguments of a loop but for its folder; the root's training and val queries are apart."""
     folder = tmp_path_factory.mktemp("loop")
-    root = make_root(folder / "root", items=14)
-    train = root / "query/train/mbeir_squares_train.jsonl"
-    held = {f"7:{n}" for n in [*range(1, 9), *range(15, 23)]}
-    lines = train.read_text().splitlines(keepends=True)
-    train.write_text("".join(line for line in lines if json.loads(line)["qid"] not in held))
+    root = keep_apart(make_root(folder / "root", items=14))
     layout = Layout(cross=CrossLayout(yes="a", no="e"))
     judge = save(make(folders["qwen3"], layout=layout), folder / "judge")
     plain = [

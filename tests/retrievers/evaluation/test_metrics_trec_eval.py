@@ -82,7 +82,7 @@ def test_equal_to_trec_eval_on_its_own_files(tmp_path, qrels, run, output, level
 dids = st.sampled_from([f"{n % 4}:{n}" for n in range(14)])
 grades = st.dictionaries(
     st.sampled_from(["q1", "q2", "q3", "q4"]),
-    st.dictionaries(dids, st.integers(-2, 3), min_size=1),
+    st.dictionaries(dids, st.sampled_from([-7, -2, -1, 0, 1, 2, 3]), min_size=1),
     min_size=1,
 )
 runs = st.dictionaries(
@@ -103,6 +103,8 @@ def test_equal_to_pytrec_eval_and_to_the_definitions(run, judged):
     ours = score_run(hits, Judgements(judged, empty="zero"), NAMES)
     assert list(ours.missing) == [qid for qid in judged if qid not in run]
     assert sorted(ours.unjudged) == sorted(run.keys() - judged.keys())
+    positive = [qid for qid, own in judged.items() if max(own.values()) > 0]
+    assert score_run(hits, judged, ["mrr"]).qids == positive
     slow(hits, judged, ours)
     # trec_eval (form_res_rels.c) makes its table of grades `highest grade + 1` long. Where all
     # grades of a query are below -1 that is negative, and clearing it runs over the heap: a crash,
@@ -120,22 +122,6 @@ def test_equal_to_pytrec_eval_and_to_the_definitions(run, judged):
         for qid, value in ours.of(name).items():
             want = theirs[qid][other] if qid in theirs else 0.0
             assert value == pytest.approx(want, abs=1e-9), (name, qid)
-
-
-@pytest.mark.parametrize("grade", [-1, -2, -7])
-def test_negative_grades_are_judged_and_worth_nothing(grade):
-    run = {"q": [Hit("a", 3.0), Hit("b", 2.0), Hit("c", 1.0)], "p": [Hit("a", 1.0)]}
-    judged = {"q": {"a": grade, "b": 2, "z": grade}, "p": {"a": grade}}
-    ours = score_run(run, Judgements(judged, empty="zero"), NAMES)
-    raw = {"q": {hit.did: hit.score for hit in run["q"]}}
-    theirs = pytrec_eval.RelevanceEvaluator(
-        {"q": judged["q"]},
-        {"map", "ndcg", "recip_rank", "success", "recall", "P", "ndcg_cut", "map_cut"},
-    ).evaluate(raw)
-    for name, other in NAMES.items():
-        assert ours.of(name)["q"] == pytest.approx(theirs["q"][other]), name
-        assert ours.of(name)["p"] == 0
-    assert score_run(run, judged, NAMES).qids == ["q"]
 
 
 def slow(hits, judged, ours):
@@ -167,13 +153,6 @@ def test_a_file_ranks_as_the_run_it_was_written_from(tmp_path_factory, run):
         assert [hit.did for hit in back[qid]] == ranked(found)
         wanted = {hit.did: np.float32(hit.score) for hit in found}
         assert {hit.did: np.float32(hit.score) for hit in back[qid]} == wanted
-
-
-def test_scores_that_are_equal_in_single_precision_tie_as_in_trec_eval():
-    run = {"q": {"a": 31.000001, "b": 31.0000011}}
-    theirs = pytrec_eval.RelevanceEvaluator({"q": {"b": 1}}, {"recip_rank"}).evaluate(run)
-    hits = {"q": [Hit(*pair) for pair in run["q"].items()]}
-    assert score_run(hits, {"q": {"b": 1}}, ["mrr"]).of("mrr") == {"q": theirs["q"]["recip_rank"]}
 
 
 def test_a_search_result_in_order_is_not_sorted_again_and_one_out_of_order_is():

@@ -14,7 +14,7 @@ from augment.data import grades_of, read_qrels
 from augment.records import Hit
 from retrievers.evaluation.metrics import score_run
 from retrievers.evaluation.run import RunTable
-from retrievers.evaluation.run_files import read_run, read_table
+from retrievers.evaluation.run_files import read_table
 
 
 def uniir(run_lines, qrels_lines, k):
@@ -79,21 +79,3 @@ def test_equal_to_uniir_on_adversarial_cases(tmp_path, seed, k):
     for task in (6, 8):
         mine = [value for qid, value in scores.items() if tasks[qid] == task]
         assert round(sum(mine) / len(mine), 4) == want[task]
-
-
-def test_a_query_that_uniir_would_not_count_counts_zero(tmp_path):
-    """UniIR's mean is over what was searched; a query lost on the way raises it."""
-    qrels, run, _ = adversarial(1)
-    lost = dict(list(run.items())[:-15])
-    (tmp_path / "qrels.txt").write_text("\n".join(qrels))
-    grades = grades_of(read_qrels(tmp_path / "qrels.txt"))
-    scores = score_run(lost, grades, ["success@5"])
-    assert len(scores.missing) == 15
-    assert all(scores.of("success@5")[qid] == 0 for qid in scores.missing)
-    assert len(scores.qids) == len(run)
-
-
-def test_the_seventh_column_is_read(tmp_path):
-    run = {"5:1": [Hit("5:2", 0.5), Hit("6:3", 0.75)], "5:2": [Hit("5:2", 0.125)]}
-    write_uniir_run(tmp_path / "run.txt", run, {"5:1": 6, "5:2": 8}, "id")
-    assert read_run(tmp_path / "run.txt") == RunTable.from_run(run).to_run()

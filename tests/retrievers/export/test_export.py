@@ -28,7 +28,7 @@ from retrievers.models.tuning import Tuning
 from retrievers.training.module import Contrastive, trained
 from retrievers.training.objective import Objective
 from retrievers.vectors.embed import embed_contents
-from tests.retrievers.models.test_retriever import CONFIG
+from tests.retrievers.models.test_retriever import CONFIG, make_config
 from tests.retrievers.test_cli_retrievers import options
 
 TEXTS = ["a red flag", "it's 5 o'clock; “quoted” café &amp; co.", "ﬁne  things", "word " * 99]
@@ -152,9 +152,9 @@ def test_flagland_clip_goes_to_open_clip_and_is_refused_elsewhere(pictures, tmp_
 def retriever_of(folder, change=None, **settings):
     config = json.loads(json.dumps(CONFIG))
     (change or (lambda _: None))(config)
-    (folder / "changed-clip.json").write_text(json.dumps(config))
     torch.manual_seed(0)
-    made = ClipScoreFusion(str(folder / "changed-clip.json"), random_init=True, **settings).eval()
+    model = make_config(folder, config, "changed-clip")
+    made = ClipScoreFusion(model, random_init=True, **settings).eval()
     with torch.no_grad():
         for parameter in made.clip.parameters():
             parameter += 0.1 * torch.randn_like(parameter)

@@ -1,7 +1,5 @@
 """Feature fusion against transformers' T5, item by item without padding, and UniIR's own maths."""
 
-import json
-
 import pytest
 import torch
 from torch.nn import functional
@@ -10,7 +8,7 @@ from transformers.models.t5.modeling_t5 import T5Stack
 
 from augment.errors import DataError, MismatchError
 from retrievers.cli import USER_ERROR, main
-from retrievers.models.clip import ClipFeatureFusion
+from retrievers.models.clip import ClipFeatureFusion, ClipScoreFusion
 from retrievers.models.fusion_layers import FusionLayers, T5Encoder
 from retrievers.models.load import load
 from retrievers.search.searcher import Searcher
@@ -39,13 +37,9 @@ SIGLIP = {
 
 @pytest.fixture(scope="module")
 def configs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    paths = {}
-    for name, config in (("plain", CONFIG), ("split", SPLIT), ("sigmoid", SIGLIP)):
-        path = folder / f"fusion-{name}.json"
-        path.write_text(json.dumps(config))
-        paths[name] = str(path)
-    return paths
+    folder, given = tmp_path_factory.mktemp("models"), {"plain": CONFIG, "split": SPLIT}
+    given["sigmoid"] = SIGLIP
+    return {name: make_config(folder, one, f"fusion-{name}") for name, one in given.items()}
 
 
 def make(configs, name="plain", **settings):
@@ -203,11 +197,12 @@ def test_vectors_do_not_depend_on_the_batch(configs, name, attention):
             torch.testing.assert_close(alone[0], together[row], rtol=1e-4, atol=1e-5)
 
 
-def test_only_the_needed_tower_runs(configs, monkeypatch):
+@pytest.mark.parametrize("score", [False, True])
+def test_only_the_needed_tower_runs(configs, monkeypatch, score):
     def never(*args, **kwargs):
         raise AssertionError("ran a tower that no item needs")
 
-    retriever = make(configs)
+    retriever = ClipScoreFusion(configs["plain"]) if score else make(configs)
     for kind, part in (("t", retriever.clip.visual), ("i", retriever.clip.transformer)):
         _, inputs = inputs_for(retriever, [kind])
         with monkeypatch.context() as patch:
@@ -231,9 +226,8 @@ def test_fresh_layers_have_their_own_rate(configs):
 
 def test_models_without_tokens_and_wrong_settings_are_told(tmp_path):
     convolutions = {**CONFIG, "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}}
-    (tmp_path / "fusion-resnet.json").write_text(json.dumps(convolutions))
     with pytest.raises(MismatchError, match="ModifiedResNet image tower"):
-        ClipFeatureFusion(str(tmp_path / "fusion-resnet.json"))
+        ClipFeatureFusion(make_config(tmp_path, convolutions, "fusion-resnet"))
     with pytest.raises(DataError, match=r"fusion\.heads must be at least 1"):
         FusionLayers(heads=0)
     with pytest.raises(DataError, match=r"attention must be masked or uniir"):

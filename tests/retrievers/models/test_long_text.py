@@ -30,7 +30,7 @@ from retrievers.models.long_text import (
 )
 from retrievers.models.towers import encode_text, load_clip
 from retrievers.training.module import Contrastive
-from tests.retrievers.models.test_retriever import CONFIG, checkpoint_of, make_root
+from tests.retrievers.models.test_retriever import CONFIG, checkpoint_of, make_config, make_root
 from tests.retrievers.test_cli_retrievers import options, plain_options
 
 LONG = "A red flag. It has four stars. A blue ring stands below. The border is of gold and thin."
@@ -43,9 +43,7 @@ SIGLIP = {
 
 @pytest.fixture(scope="module")
 def siglip(tmp_path_factory):
-    path = tmp_path_factory.mktemp("siglip") / "squares-padded.json"
-    path.write_text(json.dumps(SIGLIP))
-    return str(path)
+    return make_config(tmp_path_factory.mktemp("siglip"), SIGLIP, "squares-padded")
 
 
 def built(config, **given):

@@ -48,9 +48,9 @@ MARKS = {
 }  # fmt: skip
 
 
-def make_config(folder):
-    path = folder / "squares-clip.json"
-    path.write_text(json.dumps(CONFIG))
+def make_config(folder, config=CONFIG, name="squares-clip"):
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(config))
     return str(path)
 
 
@@ -88,6 +88,15 @@ def make_root(root, items=20):
         InstructionRow("image", "text", "squares", "7", ("Name it.", "What is it?")),
     ]
     write_instructions(root / "instructions" / "query_instructions.tsv", rows)
+    return root
+
+
+def keep_apart(root):
+    """Takes the queries of other splits out of those of training."""
+    train = root / "query/train/mbeir_squares_train.jsonl"
+    held = {f"7:{n}" for n in [*range(1, 9), *range(15, 23)]}
+    lines = train.read_text().splitlines(keepends=True)
+    train.write_text("".join(line for line in lines if json.loads(line)["qid"] not in held))
     return root
 
 
@@ -144,33 +153,6 @@ def test_routed_towers_equal_masked_towers(config, kinds, normalise):
     torch.testing.assert_close(
         retriever.encode(inputs, "query").vectors, want, rtol=1e-5, atol=1e-6
     )
-
-
-def test_only_the_needed_tower_runs(retriever, monkeypatch):
-    def never(*args, **kwargs):
-        raise AssertionError("ran a tower that no item needs")
-
-    _, texts = batch_of(retriever, ["t", "t"])
-    _, images = batch_of(retriever, ["i"])
-    with monkeypatch.context() as patch:
-        patch.setattr(retriever.clip, "encode_image", never)
-        retriever.encode(texts, "query")
-    with monkeypatch.context() as patch:
-        patch.setattr(retriever.clip.transformer, "forward", never)
-        retriever.encode(images, "query")
-    with pytest.raises(ValueError, match="at least one"):
-        retriever.encode(retriever.collator()([], "query"), "query")
-
-
-def test_trimmed_text_equals_full_text(retriever):
-    tokens = retriever.collator().tokenize(["a", "a red square", "word " * 40])
-    for rows in (tokens[:1], tokens[:2], tokens):
-        torch.testing.assert_close(
-            encode_text(retriever.clip, rows),
-            retriever.clip.encode_text(rows),
-            rtol=1e-5,
-            atol=1e-6,
-        )
 
 
 def test_training_text_has_a_random_instruction_and_test_text_the_first(root):
@@ -270,14 +252,6 @@ def test_bad_pictures_stop_or_are_counted(retriever, tmp_path):
     assert batch.queries.size == 18
 
 
-def test_dangling_positives_are_counted(retriever, tmp_path):
-    root = make_root(tmp_path / "root", items=10)
-    with (root / "qrels" / "test" / "mbeir_squares_task0_test_qrels.txt").open("a") as file:
-        file.write("7:1 0 7:999 1 0\n")
-    results = evaluate(retriever, MBeirData(str(root)), tmp_path / "a", device="cpu")
-    assert [row.dangling for row in results.rows if row.task == 0] == [1, 1]
-
-
 def test_an_id_for_two_things_is_refused(tmp_path):
     root = make_root(tmp_path, items=10)
     path = root / "cand_pool" / "local" / "mbeir_squares_task3_cand_pool.jsonl"
@@ -302,20 +276,13 @@ def test_a_local_folder_brings_weights_and_tokenizer(retriever, tmp_path):
     assert not torch.equal(fresh.visual.proj, loaded.visual.proj)
 
 
-def test_schedule_and_decay_groups(retriever):
-    optimizer, _ = AdamWCosine(lr=2.0, warmup_steps=4, floor=0.1).build(
-        retriever.named_parameters(), 20
-    )
+def test_what_decays(retriever):
+    optimizer, _ = AdamWCosine().build(retriever.named_parameters(), 20)
     decayed, kept = optimizer.param_groups
     assert kept["weight_decay"] == 0
     assert decayed["weight_decay"] == 0.2
     assert any(p is retriever.clip.logit_scale for p in kept["params"])
     assert all(p.ndim >= 2 for p in decayed["params"])
-    settings = AdamWCosine(warmup_steps=4, floor=0.1)
-    factors = [settings.factor(step, 20) for step in range(21)]
-    assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert factors[12] == pytest.approx(0.55)  # half way down
-    assert factors[20] == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("mark", MARKS)

@@ -1,8 +1,5 @@
 """Nothing unneeded is computed and nothing changes: trimmed text, processes without text."""
 
-import json
-import socket
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -22,9 +19,8 @@ from tests.retrievers.models.test_retriever import make_config
 
 @pytest.mark.parametrize(("config", "lengths"), [(SPLIT, [3, 5, 16]), (SIGLIP, [16, 16, 16])])
 def test_text_is_cut_only_where_that_is_exact(config, lengths, tmp_path):
-    (tmp_path / "routing.json").write_text(json.dumps(config))
     torch.manual_seed(0)
-    clip, processor = load_clip(str(tmp_path / "routing.json"))
+    clip, processor = load_clip(make_config(tmp_path, config, "routing"))
     tokens = processor.tokenize(["a", "a red square", "word " * 40])
     seen = []
     clip.text.transformer.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
@@ -107,9 +103,9 @@ SHARES = ([(0, "t"), (1, "t"), (2, "t")], [(3, "i"), (4, "i"), (5, "i")])
 KINDS = (ClipScoreFusion, ClipFeatureFusion)
 
 
-def two_processes(rank, port, config, folder):
+def two_processes(rank, config, folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
+    dist.init_process_group("gloo", f"file://{folder}/meeting", world_size=2, rank=rank)
     grads = {}
     for kind in KINDS:
         step = Step(kind, config)
@@ -124,10 +120,7 @@ def two_processes(rank, port, config, folder):
 
 def test_processes_that_lack_a_modality_equal_one(tmp_path):
     config = make_config(tmp_path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(two_processes, (port, config, str(tmp_path)), nprocs=2)
+    multiprocessing.spawn(two_processes, (config, str(tmp_path)), nprocs=2)
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     for kind in KINDS:
         step = Step(kind, config)

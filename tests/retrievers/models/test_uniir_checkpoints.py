@@ -1,6 +1,5 @@
 """UniIR's released files: OpenAI's CLIP written down, weights in UniIR's layout, our vectors."""
 
-import json
 from collections import OrderedDict
 
 import pytest
@@ -17,7 +16,7 @@ from retrievers.models.clip import ClipFeatureFusion, ClipScoreFusion
 from retrievers.models.fusion_layers import FusionLayers
 from retrievers.models.load import load, load_weights, read_checkpoint
 from retrievers.training.module import Contrastive
-from tests.retrievers.models.test_retriever import batch_of
+from tests.retrievers.models.test_retriever import batch_of, make_config
 
 CONFIG = {
     "embed_dim": 64,
@@ -132,9 +131,7 @@ def released(path, features, **changed):
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    path = tmp_path_factory.mktemp("uniir") / "uniir-tiny.json"
-    path.write_text(json.dumps(CONFIG))
-    return str(path)
+    return make_config(tmp_path_factory.mktemp("uniir"), CONFIG, "uniir-tiny")
 
 
 @pytest.mark.parametrize("features", [False, True])

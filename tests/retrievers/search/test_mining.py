@@ -31,7 +31,6 @@ from retrievers.search.mining import (
     write_mined,
 )
 from retrievers.vectors.rows import Embeddings
-from tests.retrievers.models.test_retriever import make_config, make_root
 from tests.retrievers.test_cli_retrievers import options, plain_options
 
 
@@ -274,12 +273,6 @@ def test_ranges_that_hold_nothing_are_refused():
         MiningConfig(other_modality=1.5)
     with pytest.raises(DataError, match="leave that true"):
         MiningConfig(other_modality=0.5, same_modality=False)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("mine")
-    return make_root(folder / "root"), make_config(folder), folder
 
 
 def test_the_command_mines_and_training_reads_it(world, tmp_path, capsys):

@@ -386,17 +386,6 @@ def test_nothing_of_a_candidate_moves_the_cursor(tmp_path, capsys):
     assert not re.search("[\x1b\x9b]", capsys.readouterr().err)
 
 
-def test_the_command_tells_errors_in_one_line(world, tmp_path, capsys):
-    args = ["--root", str(world.root), "--checkpoint", str(world.raw)]
-    for more, message in (
-        ([], "error: the query is empty; type a text or give a picture\n"),
-        (["x", "--image", str(tmp_path / "no.jpg")], "no.jpg: cannot be read"),
-        (["x", "--checkpoint", "no.ckpt"], "error: no.ckpt: no such checkpoint"),
-    ):
-        assert cli.main(["search", *args, *more]) == 2
-        assert message in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_search_told_to_end_forgets_its_pictures(tmp_path, monkeypatch, capsys, number):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

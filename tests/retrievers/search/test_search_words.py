@@ -16,7 +16,6 @@ from retrievers import Searcher
 from retrievers.cli import main
 from retrievers.data.texts import TextRecipe
 from retrievers.models.load import open_recipe
-from retrievers.search.command import names_of
 from retrievers.search.page import Question, render_page
 from retrievers.vectors.bm25 import Bm25Index
 from tests.worlds import World
@@ -86,10 +85,6 @@ def test_generated_text_is_found_and_what_words_cannot_do_is_refused(world):
     assert made.text in found
     with pytest.raises(DataError, match="bm25 has no embeddings"):
         Searcher.open("bm25", world.root, embeddings="x")
-    assert names_of(["bm25", "a=RUN/checkpoints/last.ckpt"]) == {
-        "bm25": "bm25",
-        "a": "RUN/checkpoints/last.ckpt",
-    }
 
 
 def test_captions_and_transcripts_are_searched_together_and_found_again(world, tmp_path, capsys):

@@ -413,7 +413,7 @@ def test_names_of_retrievers():
         "new": "runs/a=b/checkpoints/best.ckpt",
     }
     assert list(names_of(["best.ckpt"])) == ["best"]
-    assert list(names_of(["flagland-clip"])) == ["flagland-clip"]
+    assert list(names_of(["flagland-clip", "bm25"])) == ["flagland-clip", "bm25"]
     with pytest.raises(DataError, match="two checkpoints are named raw"):
         names_of(["raw=a", "raw=b"])
     with pytest.raises(DataError, match="3 checkpoints; the page compares two at most"):

@@ -1,5 +1,5 @@
 import math
-import socket
+from functools import partial
 
 import open_clip
 import pytest
@@ -18,24 +18,24 @@ from tests.references import OBJECTIVES, loop_objective, make_batch, make_groups
 from tests.retrievers.training.test_gradcache import Towers, make_inputs, make_towers
 
 
+def gradients(loss, queries, candidates, labels, groups):
+    """The loss, and what it changes of vectors, of the scale and of the bias."""
+    given = [v.clone().requires_grad_() for v in (queries, candidates)]
+    given += [labels, groups]
+    given += [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (9.0, -2.0)]
+    value = loss(*given)
+    value.backward()
+    return value.detach(), *(given[n].grad for n in (0, 1, 4, 5))
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 def test_value_and_gradient_equal_the_loop(objective):
     for seed, extra in ((0, 0), (1, 3), (2, 3)):
-        queries, candidates, labels = make_batch(seed, extra=extra)
-        groups = make_groups(seed, 6, extra)
-        both = []
-        for loss in (lambda *given: objective(*given)["loss"], None):
-            given = [v.clone().requires_grad_() for v in (queries, candidates)]
-            scale, bias = (
-                torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (9.0, -2.0)
-            )
-            everything = (*given, labels, groups, scale, bias)
-            value = loss(*everything) if loss else loop_objective(objective, *everything)
-            value.backward()
-            used = [*given, scale, *([bias] if objective.kind == "siglip" else [])]
-            both.append([value.detach(), *(x.grad for x in used)])
-        for ours, reference in zip(*both, strict=True):
-            torch.testing.assert_close(ours, reference, rtol=1e-9, atol=1e-10)
+        given = *make_batch(seed, extra=extra), make_groups(seed, 6, extra)
+        ours = gradients(lambda *given: objective(*given)["loss"], *given)
+        theirs = gradients(partial(loop_objective, objective), *given)
+        assert (ours[-1] is not None) == (objective.kind == "siglip")
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
 
 
 def plain_labels(queries, candidates, positives=None):
@@ -74,21 +74,16 @@ def test_closed_forms():
     assert inside > outside
 
 
-def test_sigmoid_loss_equals_open_clips():
+@pytest.mark.parametrize(
+    ("theirs", "ours", "more"),
+    [(open_clip.loss.SigLipLoss(), siglip, (torch.tensor(-5.0),)),
+     (open_clip.loss.ClipLoss(), partial(info_nce, symmetric=True), ())],
+)  # fmt: skip
+def test_plain_losses_equal_open_clips(theirs, ours, more):
     queries, candidates, _ = make_batch(4, batch=8, extra=0)
-    labels = plain_labels(list(range(8)), list(range(8)))
-    scale, bias = torch.tensor(12.0), torch.tensor(-5.0)
-    theirs = open_clip.loss.SigLipLoss()(queries, candidates, scale, bias)
-    ours = siglip(join(queries, candidates, labels), scale, bias)
-    torch.testing.assert_close(ours, theirs)
-
-
-def test_plain_info_nce_equals_open_clips():
-    queries, candidates, _ = make_batch(4, batch=8, extra=0)
-    labels = plain_labels(list(range(8)), list(range(8)))
-    theirs = open_clip.loss.ClipLoss()(queries, candidates, torch.tensor(12.0))
-    ours = info_nce(join(queries, candidates, labels), torch.tensor(12.0), symmetric=True)
-    torch.testing.assert_close(ours, theirs)
+    joint = join(queries, candidates, plain_labels(list(range(8)), list(range(8))))
+    scale = torch.tensor(12.0)
+    torch.testing.assert_close(ours(joint, scale, *more), theirs(queries, candidates, scale, *more))
 
 
 def test_distillation_is_zero_for_the_teacher_itself():
@@ -210,19 +205,14 @@ class Model(torch.nn.Module):
         return OBJECTIVES[-3](q, c, labels, groups, self.towers.log_scale.exp())["loss"]
 
 
-def two_processes(rank, port, folder):
+def two_processes(rank, folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
+    dist.init_process_group("gloo", f"file://{folder}/meeting", world_size=2, rank=rank)
     queries, candidates, labels, groups, rows, mine = share(rank)
-    saved = []
-    for objective in OBJECTIVES:
-        q, c = queries.clone().requires_grad_(), candidates.clone().requires_grad_()
-        scale, bias = (
-            torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (9.0, -2.0)
-        )
-        value = objective(q, c, labels, groups, scale, bias)["loss"]
-        value.backward()
-        saved.append((value.detach(), scale.grad, q.grad, c.grad))
+    saved = [
+        gradients(lambda *given, own=own: own(*given)["loss"], queries, candidates, labels, groups)
+        for own in OBJECTIVES
+    ]
     model = DistributedDataParallel(Model(2))
     inputs = make_inputs(1, BATCH).rows(int(rows[0]), int(rows[-1]) + 1)
     docs = make_inputs(2, BATCH).rows(int(rows[0]), int(rows[-1]) + 1)
@@ -234,30 +224,24 @@ def two_processes(rank, port, folder):
 
 
 def test_two_processes_equal_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(two_processes, (port, str(tmp_path)), nprocs=2)
+    multiprocessing.spawn(two_processes, (str(tmp_path),), nprocs=2)
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     queries, candidates, labels = make_batch(3, batch=BATCH, extra=EXTRA)
     labels.positives[5:, 1] = -1  # what the second process's narrower table left out
     for number, objective in enumerate(OBJECTIVES):
-        q, c = queries.clone().requires_grad_(), candidates.clone().requires_grad_()
-        scale, bias = (
-            torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (9.0, -2.0)
+        value, q, c, scale, _ = gradients(
+            partial(loop_objective, objective), queries, candidates, labels, joint_groups()
         )
-        value = loop_objective(objective, q, c, labels, joint_groups(), scale, bias)
-        value.backward()
         first, second = (part[0][number] for part in parts)
         # DDP takes the mean over processes of parameters' gradients; vectors carry the sum.
-        placed = torch.zeros_like(c.grad)
+        placed = torch.zeros_like(c)
         for part in parts:
-            placed[part[2]] += part[0][number][3]
+            placed[part[2]] += part[0][number][2]
         for ours, want in (
-            ((first[0] + second[0]) / 2, value.detach()),
-            ((first[1] + second[1]) / 2, scale.grad),
-            (torch.cat([first[2], second[2]]) / 2, q.grad),
-            (placed / 2, c.grad),
+            ((first[0] + second[0]) / 2, value),
+            ((first[3] + second[3]) / 2, scale),
+            (torch.cat([first[1], second[1]]) / 2, q),
+            (placed / 2, c),
         ):
             torch.testing.assert_close(ours, want, rtol=1e-9, atol=1e-10, msg=str(objective))
     check_chunks_under_ddp([part[1] for part in parts], labels)

@@ -1,7 +1,6 @@
 """What a fit leaves behind when it is killed in a validation, or got worse at its end."""
 
 import errno
-import json
 import os
 import resource
 import signal
@@ -20,7 +19,6 @@ from augment.errors import DataError
 from retrievers.cli import USER_ERROR, main
 from retrievers.models.load import read_checkpoint
 from retrievers.training.callbacks import CheckpointFiles, LatestCheckpoint
-from tests.retrievers.models.test_retriever import CONFIG, make_root
 from tests.retrievers.test_cli_retrievers import options
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,13 +30,6 @@ class KillInValidation(lightning.Callback):
     def on_validation_start(self, trainer, *args):
         if trainer.global_step == int(os.environ["KILL_AT"]) and not trainer.sanity_checking:
             os.kill(os.getpid(), signal.SIGKILL)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saving")
-    (folder / "tiny-clip.json").write_text(json.dumps(CONFIG))
-    return make_root(folder / "root"), str(folder / "tiny-clip.json"), folder
 
 
 @pytest.fixture(scope="module")

@@ -54,13 +54,6 @@ def test_equal_to_brute_force_with_ties(make, levels, k):
 
 
 @pytest.mark.parametrize("make", KINDS)
-def test_many_equal_vectors_rank_by_id(make):
-    index = make()
-    index.add([f"9:{n:03}" for n in range(200)], torch.ones(200, 4), "m")
-    assert ranking(index, torch.ones(1, 4), 3) == [["9:199", "9:198", "9:197"]]
-
-
-@pytest.mark.parametrize("make", KINDS)
 def test_a_run_is_as_deep_as_the_pool(make):
     index = make()
     index.add(["a", "b"], torch.eye(2), "m")
