@@ -200,9 +200,16 @@ class Contrastive(lightning.LightningModule):
         """Take initial weights from ``init_from``, once; look after checkpoint files.
 
         Raises:
-            DataError: if the strategy writes them in its own way, which nothing checks.
+            DataError: if the strategy writes them in its own way, which nothing checks, or the
+                precision would change frozen weights, which no checkpoint holds.
         """
         strategy: Any = self._trainer and self.trainer.strategy
+        if self._partial and strategy and self.trainer.precision in ("16-true", "bf16-true"):
+            raise DataError(
+                f"trainer.precision={self.trainer.precision} changes frozen weights, too, so that "
+                "no model of these settings would fit the checkpoint; take bf16-mixed, or a model "
+                "that has dtype=bfloat16"
+            )
         if strategy and type(strategy).save_checkpoint is not Strategy.save_checkpoint:
             raise DataError(
                 f"{type(strategy).__name__} shards models and checkpoints, which is not offered: "

@@ -329,6 +329,8 @@ def test_in_bfloat16_it_learns_as_in_float32(folders, tmp_path):
         assert {str(p.dtype) for p in loaded.parameters()} == {f"torch.{dtype}"}
         return torch.stack(seen)
 
+    with pytest.raises(DataError, match="bf16-true changes frozen weights"):
+        run("true", "bf16-true", "float32")
     exact = run("float32", "32-true", "float32")
     assert exact[0] > 2.5 > math.log(6) > 1.3 > exact[-1], "better than by chance"
     for precision, dtype in (("bf16-mixed", "float32"), ("32-true", "bfloat16")):
