@@ -22,13 +22,13 @@ from retrievers.evaluation.mmeb import rank_lists, score_subset, summary, table
 from retrievers.evaluation.run_files import write_run
 from retrievers.evaluation.versions import source_commit, versions
 from retrievers.models.base import Encoder
-from retrievers.models.load import load_weights
+from retrievers.models.load import load_weights, loaded
 from retrievers.vectors.embed import embed_contents, kept_room, plain_settings
 from retrievers.vectors.store import SHARD_SECONDS, EmbeddingWriter
 
 
 def evaluate_mmeb(
-    model: Encoder,
+    model: Encoder | str,
     root: Path,
     images: Path,
     out: Path,
@@ -47,7 +47,7 @@ def evaluate_mmeb(
     twice. They are float32, so that scores do not depend on whether a run was stopped.
 
     Args:
-        model: a retriever, as for ``test``.
+        model: a checkpoint, an exported folder, a name that ``search`` takes, or an encoder.
         root: folder with a folder of parquet files (or a .jsonl file) for each data set.
         images: folder that the picture paths start from.
         out: run files, qrels and ``metrics.json`` go here.
@@ -71,6 +71,7 @@ def evaluate_mmeb(
     lacking = sorted(set(subsets or ()) - set(names))
     if lacking:
         raise DataError(f"has no data set {lacking[0]}; there are {', '.join(names)}", str(root))
+    model = loaded(model)
     if ckpt_path is not None:
         load_weights(model, ckpt_path)
     model.to(torch.device(device))

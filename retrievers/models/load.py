@@ -294,6 +294,9 @@ def _from_folder(folder: Path) -> Encoder:
     if not (folder / SETTINGS).is_file():
         kind = read_json(folder / BLIP_CONFIG) if (folder / BLIP_CONFIG).is_file() else None
         if isinstance(kind, dict) and kind.get("model_type") in FAMILIES:
+            if any(folder.glob("*_Dense")):
+                why = "has a layer behind the model that sentence-transformers alone reads"
+                raise DataError(f"{why}; name the checkpoint it was exported from", str(folder))
             return Mllm(str(folder), preset="qwen3-vl-embedding")
         if not (folder / CONFIG).is_file():
             raise DataError(

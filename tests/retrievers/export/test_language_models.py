@@ -12,7 +12,7 @@ import transformers as tf
 from PIL import Image
 from torch.nn import functional
 
-from augment.errors import MismatchError
+from augment.errors import DataError, MismatchError
 from retrievers.cli import main
 from retrievers.export.folder import export_to
 from retrievers.export.language_models import agreement, write_folder
@@ -111,6 +111,9 @@ def test_layouts_become_chat_templates(folders, tmp_path, family, layout, settin
     assert kinds == {p.dtype for p in model.vlm.parameters()}
     whole = json.loads((tmp_path / "config.json").read_text())["architectures"]
     assert whole == [type(model.vlm).__name__], "what servers know"
+    if model.words is None and settings.get("head"):
+        with pytest.raises(DataError, match="a layer behind the model"):
+            load(tmp_path)
     path = tmp_path / "chat_template.jinja"
     path.write_text(path.read_text().replace('"pictures_first": ', '"pictures_first": not '))
     if layout.chat:
