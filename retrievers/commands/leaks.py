@@ -17,19 +17,28 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from jaxtyping import Int64
 
 from augment.checks.rewrite import forbidden, leaks
 from augment.data import DataRoot
 from augment.data.items import RootItems
 from augment.errors import DataError
 from augment.files import aligned, write_json
+from augment.records import Side
 from augment.views import TextView
 from retrievers.data.plan import Plan, plan_test
 from retrievers.data.texts import TextRecipe, ViewConfig
 from retrievers.evaluation.compare import Interval, macro_bootstrap
 from retrievers.evaluation.judgements import Judgements
 from retrievers.evaluation.metrics import score_run
+from retrievers.evaluation.results import Runs
+from retrievers.models.base import Encoder
+from retrievers.models.load import loaded
 from retrievers.vectors.bm25 import Bm25Config, bm25_plan
+from retrievers.vectors.embed import embed_contents
+from retrievers.vectors.exact import MatrixIndex
+from retrievers.vectors.index import rank_plan
 from retrievers.vectors.words import analyser
 
 #: Task -> query id -> success@1 of BM25.
@@ -49,6 +58,7 @@ class LeakRow(NamedTuple):
         by_chance: the same with the target of another query of the task.
         said: share of texts that hold a known answer, a name or a copied run of their target; see
             :func:`augment.checks.rewrite.leaks`.
+        vectors: published and generated, asked of an encoder of texts in place of BM25.
     """
 
     recipe: str
@@ -58,6 +68,7 @@ class LeakRow(NamedTuple):
     shared: float
     by_chance: float
     said: float
+    vectors: tuple[Found, Found] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, successes as means over tasks of shares of 1."""
@@ -67,6 +78,9 @@ class LeakRow(NamedTuple):
             "generated": _mean(self.generated),
             "gain": _paired(self.published, self.generated),
         }
+        if self.vectors is not None:
+            means = dict(zip(("published", "generated"), map(_mean, self.vectors), strict=True))
+            told["vectors"] = {**means, "gain": _paired(*self.vectors)}
         return {**self._asdict(), **told}
 
 
@@ -77,7 +91,8 @@ class LeakAudit(NamedTuple):
         rows: by recipe and split.
         gaps: recipe -> its gain over published text in the first split less that in the last.
         excess: split -> how much more often a recipe's texts find the target than the other's do,
-            on queries that have both; without another recipe, than the published ones do.
+            on queries that have both; without another recipe, than the published ones do. By an
+            encoder's vectors under ``SPLIT by vectors``.
         most: of the excess in points; None for any.
     """
 
@@ -109,6 +124,9 @@ class LeakAudit(NamedTuple):
                    for name in names)]
                 for row in self.to_json()["rows"]]  # fmt: skip
         told = [aligned(rows, 2, ["recipe", "split", "texts", *names]), ""]
+        told += [f"by vectors, {row['recipe']}, {row['split']}: published "
+                 f"{100 * by['published']:.1f}, generated {100 * by['generated']:.1f}, {by['gain']}"
+                 for row in self.to_json()["rows"] if (by := row["vectors"])]  # fmt: skip
         told += [f"gap of {name}, first split less last: {gap}"
                  for name, gap in self.gaps.items()]  # fmt: skip
         told += [f"excess, {split}: {more}" for split, more in self.excess.items()]
@@ -127,6 +145,7 @@ def audit_leaks(
     tasks: list[int] | None = None,
     limit: int | None = None,
     most: float | None = None,
+    model: Encoder | str | None = None,
     out: Path | None = None,
 ) -> LeakAudit:
     """Ask how much of the target generated texts of queries tell; a gate with ``most``.
@@ -146,6 +165,8 @@ def audit_leaks(
         limit: at most so many queries per data set and task.
         most: points by which texts may find the target more often than those of the other recipe,
             or than published ones where there is none.
+        model: asks by vectors of the texts alone, as well: a checkpoint, an exported folder, a name
+            that ``search`` takes, or an encoder; null asks by words alone.
         out: JSON file of what was found.
 
     Raises:
@@ -156,12 +177,13 @@ def audit_leaks(
     if other_recipe is not None or other_store is not None:
         views.append(ViewConfig("replace", str(other_store or store), other_recipe).open("query"))
     shown, items = corpus.open("corpus"), RootItems(root, "corpus")
+    encoder = None if model is None else loaded(model)
     found: list[dict[str, LeakRow]] = [{} for _ in views]
     for view, own in zip(views, found, strict=True):
         for split in splits:
             plan = plan_test(DataRoot(root), split, False, tasks, limit)
             if _only_texts(plan, view):
-                own[split] = _row(plan, view, split, shown, items)
+                own[split] = _row(plan, view, split, shown, items, encoder)
     rows = found[0]
     if not rows:
         raise DataError(f"no query of {', '.join(splits)} has a text of the recipe", str(store))
@@ -170,6 +192,10 @@ def audit_leaks(
         for split, row in rows.items()
         if split in found[-1]
     }
+    for split, row in rows.items():
+        if row.vectors and split in excess:
+            before = (found[-1][split].vectors or row.vectors)[1 if found[1:] else 0]
+            excess[f"{split} by vectors"] = _paired(before, row.vectors[1])
     gaps = {own[splits[0]].recipe: _gap(own[splits[0]], own[splits[-1]])
             for own in found if len(own) > 1}  # fmt: skip
     audit = LeakAudit([row for own in found for row in own.values()], gaps, excess, most)
@@ -188,8 +214,10 @@ def _only_texts(plan: Plan, view: TextView) -> bool:
     return bool(plan.tasks)
 
 
-def _found(plan: Plan, recipe: TextRecipe) -> Found:
-    runs, *_ = bm25_plan(plan, recipe, 1, Bm25Config())
+def _found(plan: Plan, recipe: TextRecipe, encoder: Encoder | None = None) -> Found:
+    runs = bm25_plan(plan, recipe, 1, Bm25Config())[0] if encoder is None else (
+        _by_vectors(plan, recipe, encoder)
+    )  # fmt: skip
     return {
         task.name: score_run(
             runs[task.name, "local"], Judgements(task.grades), ["success@1"]
@@ -198,7 +226,40 @@ def _found(plan: Plan, recipe: TextRecipe) -> Found:
     }  # fmt: skip
 
 
-def _row(plan: Plan, view: TextView, split: str, shown: TextView, items: RootItems) -> LeakRow:
+def _by_vectors(plan: Plan, recipe: TextRecipe, encoder: Encoder) -> Runs:
+    """As by BM25: of texts alone, and candidates without a text are not found."""
+    texts = [recipe.candidate(item) or "" for item in plan.catalog.items()]
+    words = [recipe.query_view.text(query.item) or "" for query, _ in plan.queries]
+    made_by = encoder.fingerprint({})
+
+    def embedded(rows: list[int], of: list[str], side: Side) -> torch.Tensor:
+        blocks = (rows[start : start + 64] for start in range(0, len(rows), 64))
+        return torch.cat([embed_contents(encoder, [(of[row], None) for row in block], side)
+                          for block in blocks])  # fmt: skip
+
+    def index_of(_: str, rows: Int64[np.ndarray, " rows"]) -> MatrixIndex | None:
+        if not (own := [row for row in rows.tolist() if texts[row].strip()]):
+            return None
+        index = MatrixIndex()
+        names = plan.catalog.names(np.array(own, np.int64))
+        index.add(names, embedded(own, texts, "corpus"), made_by)
+        return index
+
+    def queries_of(span: range) -> tuple[list[int], Any]:
+        worded = [row for row in span if words[row].strip()]
+        return worded, embedded(worded, words, "query") if worded else None
+
+    return rank_plan(plan, 1, made_by, index_of, queries_of)
+
+
+def _row(
+    plan: Plan,
+    view: TextView,
+    split: str,
+    shown: TextView,
+    items: RootItems,
+    encoder: Encoder | None,
+) -> LeakRow:
     words, told = analyser("english"), []
     for task in plan.tasks:
         wanted = [plan.find(query.positives[0]) for query in task.queries]
@@ -210,11 +271,14 @@ def _row(plan: Plan, view: TextView, split: str, shown: TextView, items: RootIte
                 len(new & one) / max(len(one), 1) for one in (targets[place], targets[place - 1])
             ]
             told.append([*shares, bool(leaks(text, original, forbidden(items, query)))])
-    published, generated = (_found(plan, TextRecipe(each, shown, "plain", None))
-                            for each in (view.other("raw"), view))  # fmt: skip
+    both = [TextRecipe(each, shown, "plain", None) for each in (view.other("raw"), view)]
+    published, generated = (_found(plan, each) for each in both)
+    by = None if encoder is None else (
+        _found(plan, both[0], encoder), _found(plan, both[1], encoder)
+    )  # fmt: skip
     shared, by_chance, said = np.mean(told, axis=0).tolist()
     recipe = str(view.recipe["id"])
-    return LeakRow(recipe, split, published, generated, shared, by_chance, said)
+    return LeakRow(recipe, split, published, generated, shared, by_chance, said, by)
 
 
 def _mean(found: Found) -> float:

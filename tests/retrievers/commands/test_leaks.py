@@ -5,11 +5,16 @@ import json
 import pytest
 
 from augment import queries
+from augment.data import DataRoot
+from augment.data.pools import open_candidates
 from augment.engines.scripted import ScriptedEngine
 from augment.errors import DataError
 from augment.store import Store
 from retrievers.cli import main
 from retrievers.commands.leaks import audit_leaks
+from retrievers.data.plan import plan_test
+from retrievers.models.load import load
+from retrievers.vectors.embed import embed_contents
 from tests.retrievers.models.test_retriever import COLOURS
 
 
@@ -48,6 +53,34 @@ def test_texts_that_saw_the_target_are_told_from_those_that_did_not(root, writte
     assert audit.gaps[recipes["seen"]].mean == 0
     assert audit.leaking == ["train", "test"]
     assert not audit_leaks(root, store, recipes["alone"], most=30.0).leaking
+
+
+def test_an_encoder_of_texts_is_asked_the_same_by_vectors(root, written):
+    """Against a loop over all texts of the pool; pictures have none and are not found."""
+    store, recipes = written
+    audit = audit_leaks(
+        root, store, recipes["seen"], recipes["alone"], model="flagland-clip", most=10.0
+    )
+    encoder, data = load("flagland-clip"), DataRoot(root)
+    seen = 0
+    for row in audit.rows:
+        texts = Store(store).texts("query", row.recipe)
+        for task in plan_test(data, row.split, False, None, None).tasks:
+            pool = [item for item in open_candidates(data.pool_for("squares", task.task, row.split))
+                    if item.text]  # fmt: skip
+            asked = [query for query in task.queries if query.item.id in texts]
+            if not pool or not asked:
+                continue
+            told = [texts[query.item.id].text for query in asked]
+            found = embed_contents(encoder, [(text, None) for text in told], "query")
+            wanted = embed_contents(encoder, [(one.text, None) for one in pool], "corpus")
+            for query, best in zip(asked, (found @ wanted.T).argmax(1).tolist(), strict=True):
+                hit = row.vectors[1][task.name][query.item.id]
+                assert hit == (pool[best].id in query.positives), query
+                seen += 1
+    assert seen == 56
+    assert {"train", "train by vectors"} <= set(audit.excess)
+    assert "by vectors, " in str(audit)
 
 
 def test_the_command_is_a_gate(root, written, tmp_path, capsys):
