@@ -79,7 +79,9 @@ class DataUri(str):
     __slots__ = ()
 
 
-def thumbnail(root: Path, image: str, expected: str = "") -> tuple[DataUri | None, str]:
+def thumbnail(
+    root: Path, image: str, expected: str = "", side: int = THUMBNAIL_SIDE
+) -> tuple[DataUri | None, str]:
     """A small JPEG of a picture as a data URI, or None and why there is none.
 
     ``expected`` is the SHA-256 in hex of the picture that is meant; empty for whatever is there.
@@ -88,7 +90,7 @@ def thumbnail(root: Path, image: str, expected: str = "") -> tuple[DataUri | Non
         small = open_image(root, image, expected=expected)
     except ImageError as error:
         return None, f"picture {error.reason}"
-    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    small.thumbnail((side, side))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=THUMBNAIL_QUALITY, optimize=True)
     return DataUri("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()), ""
