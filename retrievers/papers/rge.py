@@ -18,7 +18,7 @@ that ask for inference (``rge``), are written afresh.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from retrievers.commands.leaks import LeakAudit
@@ -48,7 +48,7 @@ def rge(
     *,
     recipe: str | None = None,
     w_ar: float = 1.0,
-    refresh_every: int | None = 1,
+    refresh_every: int | Literal["epoch"] | None = 1,
     written_tokens: int = 256,
     max_steps: int = 400,
     batch_size: int = 64,
@@ -71,7 +71,8 @@ def rge(
         out: folder of checkpoints, runs and metrics.
         recipe: id of the oracle rationales; None takes the one that is meant.
         w_ar: weight of the cross-entropy on them, beside contrast.
-        refresh_every: steps after which own rationales are written anew; None keeps the first.
+        refresh_every: steps after which own rationales are written anew; epoch: once a pass over
+            the data; None keeps the first.
         written_tokens: most tokens of own rationales in training.
         max_steps: optimiser steps.
         batch_size: training pairs per step.

@@ -460,7 +460,10 @@ class Contrastive(lightning.LightningModule):
         if self._diary is None:
             folder = Path(self.trainer.default_root_dir) if self._trainer else None
             path = None if folder is None else folder / f"rationales-{self.global_rank}.jsonl"
-            self._diary = Diary(self.rationales, path, step)
+            steps = 1 if folder is None else (
+                self.trainer.num_training_batches // self.trainer.accumulate_grad_batches
+            )  # fmt: skip
+            self._diary = Diary(self.rationales, path, step, max(1, int(steps)))
         asked, qids = cast("Conversations", batch.queries), [qid for qid, _ in batch.names]
         return self._diary.behind(cast("Mllm", self.encoder), asked, qids, step)
 

@@ -37,8 +37,8 @@ class Rationales:
     Args:
         by: taught (what ``data.written`` teaches, as in TRACE) or own (what the model writes then,
             whatever it is taught, as in RGE).
-        refresh_every: own words of a query that are so many steps old are written anew; null keeps
-            the first ones.
+        refresh_every: own words of a query that are so many steps old are written anew, with epoch
+            those of an earlier pass over the data; null keeps the first ones.
         max_tokens: of own words; then the mark is forced.
         batch: queries that write at a time.
         allow_oracle_contrast: let taught words count that were written with the wanted candidate in
@@ -46,7 +46,7 @@ class Rationales:
     """
 
     by: Literal["taught", "own"] = "taught"
-    refresh_every: int | None = 1
+    refresh_every: int | Literal["epoch"] | None = 1
     max_tokens: int = 256
     batch: int = 96
     allow_oracle_contrast: bool = False
@@ -55,8 +55,10 @@ class Rationales:
         if self.by not in ("taught", "own"):
             raise DataError(f"rationales.by must be taught or own, got {self.by!r}")
         for name in ("refresh_every", "max_tokens", "batch"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise DataError(f"rationales.{name} must be positive, got {value}")
+            if (value := getattr(self, name)) in (None, "epoch") and name == "refresh_every":
+                continue
+            if not isinstance(value, int) or value < 1:
+                raise DataError(f"rationales.{name} must be positive, got {value!r}")
 
 
 class Noted(NamedTuple):
@@ -76,10 +78,13 @@ class Diary:
         path: of the lines; None keeps them in memory.
         step: a fit that goes on here has what was written before, and nothing of what was written
             behind it, which it will write again.
+        epoch: steps of a pass over the data.
     """
 
-    def __init__(self, how: Rationales, path: Path | None = None, step: int = 0) -> None:
-        self._how, self._path = how, path
+    def __init__(
+        self, how: Rationales, path: Path | None = None, step: int = 0, epoch: int = 1
+    ) -> None:
+        self._how, self._path, self._epoch = how, path, epoch
         self.noted: dict[str, Noted] = {}
         if path is not None:
             before = path.read_text(encoding="utf-8").splitlines() if step and path.exists() else []
@@ -112,11 +117,8 @@ class Diary:
             was forced.
         """
         mark = [encoder.mark or 0]
-        old = {
-            qid: row for row, qid in enumerate(qids)
-            if qid not in self.noted or (self._how.refresh_every is not None
-                and step - self.noted[qid].step >= self._how.refresh_every)
-        }  # fmt: skip
+        old = {qid: row for row, qid in enumerate(qids)
+               if qid not in self.noted or self._old(self.noted[qid].step, step)}  # fmt: skip
         if old:
             asked = mark if encoder.layout.pooling == "at" else []
             self._write(encoder, batch, old, asked, step)
@@ -129,6 +131,12 @@ class Diary:
         }
         told = {name: torch.tensor(values, dtype=torch.float) for name, values in means.items()}
         return found, {name: values.mean() for name, values in told.items()}
+
+    def _old(self, written: int, step: int) -> bool:
+        every = self._how.refresh_every
+        if every == "epoch":
+            return step // self._epoch > written // self._epoch
+        return every is not None and step - written >= every
 
     def _write(
         self, encoder: Mllm, batch: Conversations, old: dict[str, int], end: list[int], step: int

@@ -123,6 +123,10 @@ def test_writing_leaves_the_training_alone_and_goes_on_after_a_kill(folders, tmp
     assert equal(whole, rest)
     assert lines(tmp_path / "b") == noted
 
+    train(folders["qwen3"], tmp_path / "d", data, steps=5, refresh_every="epoch")
+    steps = [line["step"] for line in lines(tmp_path / "d")]
+    assert steps == [step for step in range(5) for _ in range(4)]
+
     known = {(line["query"], line["step"]): line for line in noted}
 
     def handed(self, encoder, batch, old, end, step):
@@ -138,11 +142,14 @@ def test_words_are_kept_until_they_are_old(folders):
     encoder = at(folders["qwen3"])
     batch, qids = pairs(encoder).queries, ["a", "b", "c", "d"]
     kept, fresh = Diary(own(refresh_every=None)), Diary(own(refresh_every=3))
+    passed = Diary(own(refresh_every="epoch"), epoch=2)
     for step in range(5):
         _, told = kept.behind(encoder, batch, qids, step)
         assert told["age"] == step
         _, told = fresh.behind(encoder, batch, qids, step)
         assert told["age"] == step % 3
+        _, told = passed.behind(encoder, batch, qids, step + 1)
+        assert told["age"] == (step in (2, 4)), "a pass has two steps, from 0 on"
     assert told["written"] == 5
 
 
@@ -163,6 +170,8 @@ def test_what_cannot_be_meant_is_refused(folders):
         Contrastive(make(folders["qwen3"], layout=Layout()), rationales=own())
     with pytest.raises(DataError, match="refresh_every must be positive"):
         Rationales("own", refresh_every=0)
+    with pytest.raises(DataError, match="max_tokens must be positive, got 'epoch'"):
+        Rationales("own", max_tokens="epoch")
     with pytest.raises(DataError, match="by must be taught or own"):
         Rationales("teacher")
 
