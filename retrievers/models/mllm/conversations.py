@@ -249,6 +249,9 @@ class ConversationCollator:
     ) -> Conversations:
         every = [picture for shown in pictures for picture in shown]
         try:
+            places = sum(prompt.count(self.processor.image_token) for prompt in prompts)
+            if places != len(every):  # not every version of transformers says so
+                raise ValueError(f"{places} places, {len(every)} pictures")
             read = self.processor(text=prompts, images=every or None, padding=False)
         except ValueError as error:
             raise DataError(
