@@ -21,7 +21,7 @@ PRODUCT = ("augment", "retrievers", "benchmarks")
 #: tests of what had broken it, the union pool, the program for a GPU, and for TRACE, RGE, TTE-v2,
 #: importers, exports and the first search: all four systems should fit into 36,000, and do not yet.
 LIMITS = {
-    "lines of product": 46_574,
+    "lines of product": 46_581,
     "lines of tests": 23_045,
     "children of a folder": 12,
     "depth of inheritance": 2,

@@ -11,7 +11,8 @@ the query alone (``other_recipe``).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +44,8 @@ from retrievers.vectors.words import analyser
 
 #: Task -> query id -> success@1 of BM25.
 Found = Mapping[str, Mapping[str, float]]
+#: Ranks a plan's candidates by texts alone.
+Ranker = Callable[[Plan, TextRecipe], Runs]
 
 
 class LeakRow(NamedTuple):
@@ -177,13 +180,13 @@ def audit_leaks(
     if other_recipe is not None or other_store is not None:
         views.append(ViewConfig("replace", str(other_store or store), other_recipe).open("query"))
     shown, items = corpus.open("corpus"), RootItems(root, "corpus")
-    encoder = None if model is None else loaded(model)
+    ranked = None if model is None else partial(_by_vectors, loaded(model), {})
     found: list[dict[str, LeakRow]] = [{} for _ in views]
     for view, own in zip(views, found, strict=True):
         for split in splits:
             plan = plan_test(DataRoot(root), split, False, tasks, limit)
             if _only_texts(plan, view):
-                own[split] = _row(plan, view, split, shown, items, encoder)
+                own[split] = _row(plan, view, split, shown, items, ranked)
     rows = found[0]
     if not rows:
         raise DataError(f"no query of {', '.join(splits)} has a text of the recipe", str(store))
@@ -214,10 +217,8 @@ def _only_texts(plan: Plan, view: TextView) -> bool:
     return bool(plan.tasks)
 
 
-def _found(plan: Plan, recipe: TextRecipe, encoder: Encoder | None = None) -> Found:
-    runs = bm25_plan(plan, recipe, 1, Bm25Config())[0] if encoder is None else (
-        _by_vectors(plan, recipe, encoder)
-    )  # fmt: skip
+def _found(plan: Plan, recipe: TextRecipe, ranked: Ranker | None = None) -> Found:
+    runs = ranked(plan, recipe) if ranked else bm25_plan(plan, recipe, 1, Bm25Config())[0]
     return {
         task.name: score_run(
             runs[task.name, "local"], Judgements(task.grades), ["success@1"]
@@ -226,16 +227,24 @@ def _found(plan: Plan, recipe: TextRecipe, encoder: Encoder | None = None) -> Fo
     }  # fmt: skip
 
 
-def _by_vectors(plan: Plan, recipe: TextRecipe, encoder: Encoder) -> Runs:
-    """As by BM25: of texts alone, and candidates without a text are not found."""
+def _by_vectors(
+    encoder: Encoder, kept: dict[tuple[Side, str], torch.Tensor], plan: Plan, recipe: TextRecipe
+) -> Runs:
+    """As by BM25: of texts alone, and candidates without a text are not found.
+
+    ``kept`` has the vectors of texts that were embedded before, for another recipe or split.
+    """
     texts = [recipe.candidate(item) or "" for item in plan.catalog.items()]
     words = [recipe.query_view.text(query.item) or "" for query, _ in plan.queries]
     made_by = encoder.fingerprint({})
 
     def embedded(rows: list[int], of: list[str], side: Side) -> torch.Tensor:
-        blocks = (rows[start : start + 64] for start in range(0, len(rows), 64))
-        return torch.cat([embed_contents(encoder, [(of[row], None) for row in block], side)
-                          for block in blocks])  # fmt: skip
+        new = [text for text in dict.fromkeys(of[row] for row in rows) if (side, text) not in kept]
+        for start in range(0, len(new), 64):
+            block = new[start : start + 64]
+            vectors = embed_contents(encoder, [(text, None) for text in block], side)
+            kept.update(zip(((side, text) for text in block), vectors, strict=True))
+        return torch.stack([kept[side, of[row]] for row in rows])
 
     def index_of(_: str, rows: Int64[np.ndarray, " rows"]) -> MatrixIndex | None:
         if not (own := [row for row in rows.tolist() if texts[row].strip()]):
@@ -258,7 +267,7 @@ def _row(
     split: str,
     shown: TextView,
     items: RootItems,
-    encoder: Encoder | None,
+    ranked: Ranker | None,
 ) -> LeakRow:
     words, told = analyser("english"), []
     for task in plan.tasks:
@@ -273,9 +282,7 @@ def _row(
             told.append([*shares, bool(leaks(text, original, forbidden(items, query)))])
     both = [TextRecipe(each, shown, "plain", None) for each in (view.other("raw"), view)]
     published, generated = (_found(plan, each) for each in both)
-    by = None if encoder is None else (
-        _found(plan, both[0], encoder), _found(plan, both[1], encoder)
-    )  # fmt: skip
+    by = (_found(plan, both[0], ranked), _found(plan, both[1], ranked)) if ranked else None
     shared, by_chance, said = np.mean(told, axis=0).tolist()
     recipe = str(view.recipe["id"])
     return LeakRow(recipe, split, published, generated, shared, by_chance, said, by)
