@@ -64,9 +64,6 @@ def listing(counts: Mapping[str, int], before: str = "", after: str = "") -> str
     return f"{before}{named}{after}" if named else ""
 
 
-# What a store holds
-
-
 @final
 @dataclass(frozen=True)
 class RecipeStatus:
@@ -175,9 +172,6 @@ def _run_line(run: Mapping[str, Any]) -> str:
     parts += [f"shard {run['shard']}"] if run["shard"] else []
     parts += [f"retry of {', '.join(run['retry'])}"] if run["retry"] else []
     return "\n    warning: ".join([", ".join(parts), *run["warnings"]])
-
-
-# Whether it is sound
 
 
 @final
@@ -302,9 +296,6 @@ def _rows_problem(kind: Kind, part: Any) -> str:
     return ""
 
 
-# Joined
-
-
 def merge(into: Path, others: Sequence[Path]) -> Counter[str]:
     """Add what other stores hold: texts, links, failures, recipes and runs.
 
@@ -339,9 +330,6 @@ def merge(into: Path, others: Sequence[Path]) -> Counter[str]:
             for run in runs.load_runs(other):
                 runs.save_run(into, run)
     return done
-
-
-# Compared
 
 
 class Difference(NamedTuple):
