@@ -168,7 +168,6 @@ def _cpu_seconds() -> float:
 
 
 def _gpus_used() -> int:
-    """GPUs on which this process holds memory."""
     import torch
 
     if not torch.cuda.is_available():

@@ -216,7 +216,6 @@ def _oracle(using: Enriching, text_prompt: str | None, folder: Path, _: Sequence
 
 
 def _latest(store: Path) -> dict[Side, str]:
-    """Recipes of the latest run of each side."""
     return {run.side: run.recipe for run in load_runs(store)}
 
 

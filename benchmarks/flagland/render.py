@@ -44,7 +44,6 @@ _WEIGHTS: dict[str, list[float]] = {
 
 
 def _bands(flag: Flag) -> list[float]:
-    """Edges of the bands, from 0 to 1."""
     weights = _WEIGHTS.get(flag.proportion, [1] * len(flag.colours))
     return list(accumulate((weight / sum(weights) for weight in weights), initial=0.0))
 
@@ -143,7 +142,6 @@ _ARRANGEMENTS: dict[int, list[list[tuple[float, float]]]] = {
 
 
 def _place_box(flag: Flag, place: Place, w: int, h: int) -> Box:
-    """Centre and half extents of the room that a group may fill."""
     if place == "canton":
         return 0.21 * w, 0.27 * h, 0.19 * w, 0.23 * h
     if place == "triangle":

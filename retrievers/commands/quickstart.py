@@ -223,7 +223,6 @@ def embed(
 
 
 def _data(root: Path, store: Path, recipe: TextRecipe, folder: Path) -> MBeirData:
-    """The root with the very text of a recipe."""
     from retrievers.data.module import EmbeddingConfig, MBeirData
     from retrievers.data.texts import ViewConfig
 
@@ -248,7 +247,6 @@ def small(model: str, retriever: str) -> str:
 
 
 def _short(name: str) -> str:
-    """How a retriever is called on the page."""
     path = Path(name)
     return path.parent.parent.name if path.suffix == ".ckpt" and path.exists() else path.name
 
@@ -287,7 +285,6 @@ def _run(args: Sequence[str]) -> int:
 
 
 def _next(searchers: Mapping[str, Searcher]) -> str:
-    """What else can be done with what was made."""
     root = next(iter(searchers.values())).root
     where = f"--root {shlex.quote(str(root))}"
     store = shlex.quote(str(root.parent / "texts"))

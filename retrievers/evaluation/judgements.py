@@ -92,7 +92,6 @@ class Judgements:
         return found
 
     def _queries(self, run: RunTable) -> Int64[np.ndarray, " queries"]:
-        """Place of each of a run's queries here, -1 for one that is not judged."""
         if self._last is None or self._last[0] is not run.qids:
             self._last = run.qids, places(run.qids, self._qids)
         return self._last[1]

@@ -246,14 +246,12 @@ def _lost(
 
 
 def _spread(size: int, most: int | None) -> list[int]:
-    """At most so many numbers below ``size``, evenly spaced."""
     if most is None or size <= most:
         return list(range(size))
     return [place * size // most for place in range(most)]
 
 
 def _rendered(audits: Mapping[str, Audit | None]) -> str:
-    """Tables of several audits under their names."""
     return "\n\n".join(
         f"{name}, {audit.context} tokens at a time\n{audit.table()}\n{audit.line()}"
         if audit
