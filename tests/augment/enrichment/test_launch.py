@@ -51,7 +51,6 @@ def wait_for(condition, process):
 
 
 def written(root):
-    """Texts so far; 0 while there is no store yet."""
     with suppress(StoreError):
         return len(texts(root))
     return 0

@@ -66,8 +66,6 @@ def test_groups_are_the_best_two_or_none():
 
 
 class Step(nn.Module):
-    """A training step as DDP sees it."""
-
     def __init__(self, kind, config):
         super().__init__()
         torch.manual_seed(0)
