@@ -54,14 +54,10 @@ class Problem(NamedTuple):
     remedy: str
 
 
-def _problems() -> dict[str, Problem]:
-    table = resources.files("augment.data").joinpath("problems.tsv").read_text(encoding="utf-8")
-    rows = [line.split("\t") for line in table.splitlines()[1:]]
-    return {kind: Problem(cast("Severity", how), *words) for kind, how, *words in rows}
-
-
+_TABLE = resources.files("augment.data").joinpath("problems.tsv").read_text(encoding="utf-8")
+_ROWS = [line.split("\t") for line in _TABLE.splitlines()[1:]]
 #: Kind -> problem, in the order in which they are shown, the worst first: ``problems.tsv``.
-PROBLEMS = _problems()
+PROBLEMS = {kind: Problem(cast("Severity", how), *words) for kind, how, *words in _ROWS}
 
 
 @final

@@ -22,7 +22,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from os.path import commonprefix
 from types import MappingProxyType
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, cast, final
 
 import torch
 from torch import nn
@@ -87,8 +87,7 @@ def _through_generate(model: Any, stops: Sequence[int], pad: int) -> Decode:
             max_new_tokens=sampling.max_new_tokens, do_sample=bool(sampled), **ends, **sampled
         )
         output = model.generate(**inputs, generation_config=config)
-        rows: list[Row] = output[:, inputs["input_ids"].shape[1] :].tolist()
-        return rows
+        return cast("list[Row]", output[:, inputs["input_ids"].shape[1] :].tolist())
 
     return decode
 
@@ -125,7 +124,11 @@ class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]
             self.lazy_initialization(key_states, value_states)
         old, new = self._length, self._length + key_states.shape[-2]
         if not self._memory or new > self._memory[0].shape[-2]:
-            self._grow(new, key_states, value_states)
+            wider = [one.new_empty(*one.shape[:2], new + ROOM, one.shape[-1])
+                     for one in (key_states, value_states)]  # fmt: skip
+            for memory, present in zip(wider, self._shown, strict=False):
+                memory[:, :, :old] = present
+            self._memory = wider
         for memory, states in zip(self._memory, (key_states, value_states), strict=True):
             memory[:, :, old:new] = states
         return self._show([memory[:, :, :new] for memory in self._memory])
@@ -138,12 +141,6 @@ class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]
     def crop(self, max_length: int) -> None:
         """Keep the first ones."""
         self._show([memory[:, :, :max_length] for memory in self._memory])
-
-    def _grow(self, new: int, *states: torch.Tensor) -> None:
-        wider = [one.new_empty(*one.shape[:2], new + ROOM, one.shape[-1]) for one in states]
-        for memory, present in zip(wider, self._shown, strict=False):
-            memory[:, :, : self._length] = present
-        self._memory = wider
 
     def _show(self, shown: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         self.keys, self.values = keys, values = shown

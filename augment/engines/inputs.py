@@ -14,7 +14,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from PIL import Image
 
@@ -88,8 +88,7 @@ def resized(processor: Any, image: Image.Image) -> Image.Image:
 
     shown = {"role": "user", "content": [{"type": "image", "image": image, **limits}]}
     pictures, _ = process_vision_info([shown], image_patch_size=patch)
-    done: Image.Image = pictures[0]
-    return done
+    return cast("Image.Image", pictures[0])
 
 
 def encode(

@@ -155,7 +155,9 @@ class Account:
             self._link(job, key, judged)
         else:
             self.summary.routed[job.reason] += 1
-        self._cached(duplicate)
+        self.summary.cached += 1
+        self.summary.duplicates += duplicate
+        self._tell(cached=not duplicate)
 
     def skipped(self, reason: str) -> None:
         """An item that is left alone."""
@@ -177,11 +179,6 @@ class Account:
     def _link(self, job: Job, key: str, judged: Judged) -> None:
         self._store.link(self._recipe, job.item.id, key, job.reason, judged)
         self.summary.routed[job.reason] += 1
-
-    def _cached(self, duplicate: bool) -> None:
-        self.summary.cached += 1
-        self.summary.duplicates += duplicate
-        self._tell(cached=not duplicate)
 
     def _tell(self, **more: int) -> None:
         if self._progress is not None:

@@ -90,7 +90,8 @@ def add_options(
             given["required"] = True
         else:
             default = parameter.default
-            given["default"] = list(default) if several else _shown(default)
+            default = str(default) if isinstance(default, Path) else default
+            given["default"] = list(default) if several else default
         short = {"out": ["-o"], "k": ["-k"]}.get(name, [])  # as people expect it
         made.add_argument(*short, f"--{name.replace('_', '-')}", **given)
 
@@ -175,10 +176,6 @@ def _kind(hint: Any) -> tuple[Any, bool]:
     if isinstance(get_origin(hint), type) and issubclass(get_origin(hint), Collection):
         return get_args(hint)[0], True
     return hint, False
-
-
-def _shown(default: Any) -> Any:
-    return str(default) if isinstance(default, Path) else default
 
 
 def _documented(source: Callable[..., Any]) -> dict[str, str]:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from jinja2 import StrictUndefined, Template
+from jinja2 import StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
 
 from augment.data.tokens import MARKS
@@ -47,6 +47,8 @@ TOKENS_PER_WORD = 1.2
 _BUDGET = re.compile(r"\s*(\d+)\s*(words?|tokens?)\s*", re.IGNORECASE)
 
 _ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+#: Compiled once: that takes a hundred times as long as to render it.
+_compiled = lru_cache(maxsize=64)(_ENVIRONMENT.from_string)
 _REQUIRED = ("name", "version", "kind", "side", "shows_image", "max_words", "max_new_tokens")
 _OPTIONAL = (
     "source", "keeps", "max_added_words", "form", "max_tokens", "target_seen", "needs_image",
@@ -133,7 +135,7 @@ class Prompt:
         if seen is not None:
             shown["target"] = fenced(seen.text)
         try:
-            user = _template(self.user).render(
+            user = _compiled(self.user).render(
                 **shown, max_words=self.max_words, max_added_words=self.max_added_words
             )
         except Exception as error:  # a template is a program, which may fail in any way
@@ -142,12 +144,6 @@ class Prompt:
         if self.shows_image == "target":
             images = seen.images if seen is not None else ()
         return Request(item.id, self.system, user.strip(), images)
-
-
-@lru_cache(maxsize=64)
-def _template(source: str) -> Template:
-    """Compiled once: that takes a hundred times as long as to render it."""
-    return _ENVIRONMENT.from_string(source)
 
 
 def parse_prompt(source: str, where: str) -> Prompt:

@@ -22,9 +22,7 @@ def greedy(sampling: Sampling) -> Sampling:
     return replace(sampling, seed=0) if sampling.temperature == 0 else sampling
 
 
-@lru_cache(maxsize=64)
-def _plain(sampling: Sampling) -> dict[str, Any]:
-    return asdict(sampling)
+_plain = lru_cache(maxsize=64)(asdict)
 
 
 def text_key(

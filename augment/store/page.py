@@ -131,14 +131,10 @@ def compare(published: str | None, generated: str) -> tuple[list[Piece], list[Pi
     The pieces of each text, joined, are that text.
     """
     before = published or ""
-    old, new = _words(before), _words(generated)
+    old, new = ({word.casefold() for word in _WORD.findall(text)} for text in (before, generated))
     if not old or not new or len(old & new) < KEPT_SHARE * len(new):
         return [Piece(before, False)], [Piece(generated, False)]
     return _pieces(before, new), _pieces(generated, old)
-
-
-def _words(text: str) -> set[str]:
-    return {word.casefold() for word in _WORD.findall(text)}
 
 
 def _pieces(text: str, known: set[str]) -> list[Piece]:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from sys import intern
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from augment.data.images import open_image
 from augment.data.items import RootItems
@@ -159,8 +159,7 @@ def _faithfulness(
                 found = judge.score(pictures, written)
                 rows.update((n, columns(f)) for n, f in zip(ids, found, strict=True))
             bar.update(len(batch))
-    table: pd.DataFrame = pd.DataFrame.from_dict(rows, orient="index")
-    return table
+    return cast("pd.DataFrame", pd.DataFrame.from_dict(rows, orient="index"))
 
 
 def load_scores(store: Path, side: Side, recipe: str) -> tuple[str, pd.DataFrame] | None:

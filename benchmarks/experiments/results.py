@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import pandas as pd
 
@@ -78,14 +78,12 @@ class ArmReader:
             for name in self.builder.names
             for seed, folder in zip(self.seeds, self.folders(name), strict=True)
         }
-        scores: pd.DataFrame = pd.DataFrame(columns).rename_axis(columns=["arm", "seed"])
-        return scores
+        return cast("pd.DataFrame", pd.DataFrame(columns).rename_axis(columns=["arm", "seed"]))
 
     @cached_property
     def means(self) -> pd.DataFrame:
         """The same averaged over seeds: an arm a column."""
-        means: pd.DataFrame = self.scores.T.groupby(level="arm", sort=False).mean().T
-        return means
+        return cast("pd.DataFrame", self.scores.T.groupby(level="arm", sort=False).mean().T)
 
     @cached_property
     def tasks(self) -> pd.DataFrame:

@@ -335,7 +335,7 @@ def parse(value: Any, where: str = "experiment") -> Experiment:
         raise DataError(str(error), where) from error
     found: Experiment = parser.instantiate(read).experiment
     found = replace(found, arms={n: replace(arm, **views[n]) for n, arm in found.arms.items()})
-    for problem in (*_problems(found), *_untaught(found)):
+    for problem in _problems(found):
         raise DataError(problem, where)
     return found
 
@@ -360,16 +360,19 @@ def _misnamed(name: str, arm: Arm, before: Sequence[str]) -> Iterator[str]:
 
 def _problems(found: Experiment) -> Iterator[str]:
     before: list[str] = []
-    for name, text in found.texts.items():
-        if unknown := sorted(set(text.settings) - set(SETTINGS.get(text.kind, ()))):
-            yield f"texts.{name}: {text.kind} does not know {', '.join(unknown)}"
-        wanted = [] if text.kind in ("vlm", "oracle", "chains") else [text.of]
-        for source in {*wanted, *([text.then] if text.kind == "joined" else [])} - {*before}:
+    for name, one in found.texts.items():
+        if unknown := sorted(set(one.settings) - set(SETTINGS.get(one.kind, ()))):
+            yield f"texts.{name}: {one.kind} does not know {', '.join(unknown)}"
+        wanted = [] if one.kind in ("vlm", "oracle", "chains") else [one.of]
+        for source in {*wanted, *([one.then] if one.kind == "joined" else [])} - {*before}:
             yield f"texts.{name} is of {source!r}; texts before it are {', '.join(before)}"
         before.append(name)
     before = list(found.arms)
     for place, (name, arm) in enumerate(found.arms.items()):
         yield from _misnamed(name, arm, before[:place])
+        for told, text in (("taught", arm.taught), ("given", arm.given)):
+            if text and text not in found.texts:
+                yield f"arms.{name} is {told} {text!r}; texts are {', '.join(found.texts)}"
     used = [name for pair in found.compare for name in pair]
     used += [found.against] if found.against else []
     for curve in found.curves.values():
@@ -378,13 +381,6 @@ def _problems(found: Experiment) -> Iterator[str]:
         used += [*curve.arms, curve.base, curve.full]
     yield from (f"names the arm {name!r}; there are {', '.join(before)}"
                 for name in used if name not in before)  # fmt: skip
-
-
-def _untaught(found: Experiment) -> Iterator[str]:
-    for name, arm in found.arms.items():
-        for told, text in (("taught", arm.taught), ("given", arm.given)):
-            if text and text not in found.texts:
-                yield f"arms.{name} is {told} {text!r}; texts are {', '.join(found.texts)}"
 
 
 def _side(value: Any, texts: Collection[str], where: str) -> SideView:

@@ -297,7 +297,9 @@ def _change(
     if text.kind == "prefixed":
         return lambda item, one, random: Changed(f"{text.prefix} {one.text}")
     if text.kind == "permuted":
-        others = _permutation(sorted(given), text.seed)
+        order = sorted(given)
+        Random(text.seed).shuffle(order)  # one cycle, so that no text stays where it was
+        others = dict(zip(order, [*order[1:], *order[:1]], strict=True))
         return lambda item, one, random: Changed(given[others[item.id]].text)
     if text.kind in ("noise", "reasoned"):
         rivals = noise.FLAGLAND if has_truth(root) else noise.GENERAL
@@ -319,13 +321,6 @@ def _noisy(text: TextSpec, old: str, random: Random, rivals: noise.Groups) -> Ch
     changed = noise.corrupt(old, random, text.hallucination, text.omission, rivals)
     thought = f"{noise.clauses(old)}\n" if text.kind == "reasoned" else ""
     return changed._replace(text=thought + changed.text)
-
-
-def _permutation(ids: Sequence[str], seed: int) -> dict[str, str]:
-    """One cycle through all ids, so that none stays where it was."""
-    order = list(ids)
-    Random(seed).shuffle(order)
-    return dict(zip(order, [*order[1:], *order[:1]], strict=True))
 
 
 def _write(

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from augment.data import DataRoot
-from augment.data.pools import open_queries
+from augment.data.pools import open_candidates, open_queries
 from augment.engines.base import PACKAGED
-from augment.engines.inputs import to_messages
+from augment.engines.inputs import chat, to_messages
 from augment.files import say, write_json
 from augment.prompts import Prompt, load_prompt
 from augment.records import Item, Request
@@ -71,8 +71,6 @@ def countries_of(root: Path) -> list[Known]:
 
 def _capitals(root: Path) -> dict[str, str]:
     """Name -> capital, read from the passages on geography."""
-    from augment.data.pools import open_candidates
-
     found = {}
     for item in open_candidates(DataRoot(root).pool_for("flagland", 1, "test")):
         head, _, rest = (item.text or "").partition(" is ")
@@ -139,9 +137,7 @@ class Facts:
     def _batch(self, rows: Sequence[FactRow]) -> dict[str, Any]:
         from benchmarks.flagland.train_vlm import packed
 
-        chats = [str(self.processor.apply_chat_template(to_messages(row.request, None),
-                                                        tokenize=False, add_generation_prompt=True))
-                 for row in rows]  # fmt: skip
+        chats = [chat(self.processor, to_messages(row.request, None)) for row in rows]
         tokenizer = self.processor.tokenizer
         given = [len(tokenizer(row.given)["input_ids"]) if row.given else 0 for row in rows]
         return packed(self.processor, chats, [row.answer for row in rows], given)
@@ -258,9 +254,8 @@ class _Asker:
     def __call__(self, requests: Sequence[Request], begun: str = "") -> list[str]:
         said: list[str] = []
         for start in range(0, len(requests), 64):
-            chats = [self.processor.apply_chat_template(to_messages(one, None), tokenize=False,
-                                                        add_generation_prompt=True) + begun
-                     for one in requests[start : start + 64]]  # fmt: skip
+            asked = requests[start : start + 64]
+            chats = [chat(self.processor, to_messages(one, None)) + begun for one in asked]
             inputs = self.processor.tokenizer(chats, return_tensors="pt", padding=True)
             tokens = self.model.generate(**inputs, max_new_tokens=80, do_sample=False)
             fresh = tokens[:, inputs["input_ids"].shape[1] :]

@@ -43,13 +43,9 @@ _WEIGHTS: dict[str, list[float]] = {
 }
 
 
-def _bands(flag: Flag) -> list[float]:
-    weights = _WEIGHTS.get(flag.proportion, [1] * len(flag.colours))
-    return list(accumulate((weight / sum(weights) for weight in weights), initial=0.0))
-
-
 def _draw_bands(draw: ImageDraw.ImageDraw, flag: Flag, palette: Palette, w: int, h: int) -> None:
-    edges = _bands(flag)
+    weights = _WEIGHTS.get(flag.proportion, [1] * len(flag.colours))
+    edges = list(accumulate((weight / sum(weights) for weight in weights), initial=0.0))
     for colour, a, b in zip(flag.colours, edges, edges[1:], strict=False):
         box = (0, a * h, w, b * h) if flag.layout == "horizontal" else (a * w, 0, b * w, h)
         draw.rectangle(box, fill=palette[colour])

@@ -31,7 +31,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from augment.engines.inputs import to_messages
+from augment.engines.inputs import chat, to_messages
 from augment.files import homes
 from augment.prompts import load_prompt
 from augment.records import Item
@@ -60,10 +60,6 @@ JOBS = {
 }
 
 
-def _small_charges(flag: Flag) -> bool:
-    return any(charge.count > 1 or charge.size == "small" for charge in flag.charges)
-
-
 def training_flags(seed: int, charged: float = 0.0, small: float = 0.0) -> Iterator[Flag]:
     """The endless stream of training flags; scoring leaves their fact sets out.
 
@@ -78,7 +74,9 @@ def training_flags(seed: int, charged: float = 0.0, small: float = 0.0) -> Itera
     stream = (flag for flag in families(rng) if flag.charges or rng.random() >= charged)
     if not small:
         return stream
-    return (flag for flag in stream if _small_charges(flag) or rng.random() >= small)
+    return (flag for flag in stream
+            if any(charge.count > 1 or charge.size == "small" for charge in flag.charges)
+            or rng.random() >= small)  # fmt: skip
 
 
 def native(flag: Flag, rng: random.Random, photo: bool) -> Image.Image:
@@ -260,10 +258,7 @@ class Batches:
     def _chat(self, name: str, text: str | None, tokens: int) -> str:
         request = self.prompts[name].render(Item("0:1", text, ("x",), "image,text"))
         messages = to_messages(request, None if request.image is None else _ANY_PICTURE)
-        chat: str = self.processor.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
-        return chat.replace("<|image_pad|>", "<|image_pad|>" * tokens)
+        return chat(self.processor, messages).replace("<|image_pad|>", "<|image_pad|>" * tokens)
 
     def draw(self, step: int, size: int, warm: bool) -> list[dict[str, Any]]:
         """The batches of one step, one prompt each; the same step gives the same batches."""

@@ -227,18 +227,17 @@ def clip(bench: Bench) -> Figures:
             found[name] = bench.rate(lambda: encoder.encode(batch, "corpus"), batch.size)  # noqa: B023
     pairs = bench.scale.pairs
     sides = [make_batch(encoder, items).to(bench.device) for items in draw_pairs(pairs, seed=2)]
-    whole = labelled(*sides)
-    whole = whole._replace(labels=_on(bench, whole.labels), groups=_on(bench, whole.groups))
-    return {**found, **_train(bench, encoder, whole, pairs, Tuning())}
+    return {**found, **_train(bench, encoder, sides, pairs, Tuning())}
 
 
 def _on(bench: Bench, tensors: Any) -> Any:
     return type(tensors)(*(one.to(bench.device) for one in tensors))
 
 
-def _train(bench: Bench, encoder: Any, pairs: Any, count: int, tuning: Tuning) -> Figures:
+def _train(bench: Bench, encoder: Any, sides: Any, count: int, tuning: Tuning) -> Figures:
     """Steps in chunks, as GradCache, and of the batch at once where it fits."""
-    found = {}
+    found, pairs = {}, labelled(*sides)
+    pairs = pairs._replace(labels=_on(bench, pairs.labels), groups=_on(bench, pairs.groups))
     for name, chunk in {"in chunks": bench.scale.chunk, "at once": None}.items():
         bench.free()
         fit = Contrastive(encoder, Objective(symmetric=True), chunk=chunk, tuning=tuning)
@@ -291,9 +290,7 @@ def mllm_train(bench: Bench) -> Figures:
     encoder = _mllm(bench, checkpointing=True)
     pairs = bench.scale.pairs // 4
     sides = [_conversations(bench, encoder, side, pairs) for side in ("query", "corpus")]
-    whole = labelled(*sides)
-    whole = whole._replace(labels=_on(bench, whole.labels), groups=_on(bench, whole.groups))
-    return _train(bench, encoder, whole, pairs, Tuning(freeze="image", lora_rank=16))
+    return _train(bench, encoder, sides, pairs, Tuning(freeze="image", lora_rank=16))
 
 
 def mllm_reason(bench: Bench) -> Figures:

@@ -151,7 +151,9 @@ def write_report(
         DataError: if a run or the root cannot be read, or the runs are not about the same queries.
     """
     runs = (open_run(first), open_run(second))
-    names = names or _names(first, second)
+    if names is None and first.name == second.name:
+        names = f"{first.parent.name}/{first.name}", f"{second.parent.name}/{second.name}"
+    names = names or (first.name, second.name)
     found = root or runs[1].root or runs[0].root
     if found is None or not found.is_dir():
         raise DataError(
@@ -194,12 +196,6 @@ def _drawn(figure: Figure) -> page.DataUri:
     sink = io.BytesIO()
     figure.savefig(sink, format="svg", transparent=True)
     return page.DataUri(f"data:image/svg+xml;base64,{base64.b64encode(sink.getvalue()).decode()}")
-
-
-def _names(first: Path, second: Path) -> tuple[str, str]:
-    if first.name != second.name:
-        return first.name, second.name
-    return f"{first.parent.name}/{first.name}", f"{second.parent.name}/{second.name}"
 
 
 def _provenance(name: str, run: OpenedRun, side: Side) -> Iterator[dict[str, Any]]:

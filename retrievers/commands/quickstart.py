@@ -94,7 +94,9 @@ def quickstart(
     if retriever != BM25:
         encoder = load(retriever, str(device_named(device)))
         vectors = embed(encoder, root, texts, out / "vectors", options, allow_mismatch)
-        found[_short(retriever)] = Searcher.open(
+        path = Path(retriever)
+        trained = path.suffix == ".ckpt" and path.exists()
+        found[path.parent.parent.name if trained else path.name] = Searcher.open(
             encoder, root, store=texts, embeddings=vectors, device=device, pictures=pictures,
             allow_mismatch=allow_mismatch,
         )  # fmt: skip
@@ -244,11 +246,6 @@ def small(model: str, retriever: str) -> str:
     names = [name for name in (model, retriever) if name.startswith("flagland-")]
     s, it = ("", "they") if len(names) > 1 else ("s", "it")
     return _SMALL.format(names=" and ".join(names), s=s, it=it) if names else ""
-
-
-def _short(name: str) -> str:
-    path = Path(name)
-    return path.parent.parent.name if path.suffix == ".ckpt" and path.exists() else path.name
 
 
 def main(args: Sequence[str]) -> int:

@@ -457,13 +457,9 @@ def _grouped(root: DataRoot, held_out: list[Query]) -> list[EvalTask]:
 
 def _judged(root: DataRoot, task: EvalTask, split: str) -> dict[str, dict[str, int]]:
     """Judgements of the root's qrels; the query's own list where they say nothing about it."""
-    files = [
-        file.path
-        for file in root.qrels(split)
-        if file.dataset == task.dataset and file.task in (None, task.task)
-    ]
     judged: dict[str, dict[str, int]] = {}
-    for path in files:
-        judged.update(grades_of(read_qrels(path)))
+    for file in root.qrels(split):
+        if file.dataset == task.dataset and file.task in (None, task.task):
+            judged.update(grades_of(read_qrels(file.path)))
     own = ((query.item.id, dict.fromkeys(query.positives, 1)) for query in task.queries)
     return {qid: judged.get(qid, positives) for qid, positives in own}

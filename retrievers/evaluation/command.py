@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -100,7 +100,8 @@ def compare_runs(
     a, b = names or (first.stem, second.stem)
     if a == b:
         a, b = f"{first.parent.name}/{a}", f"{second.parent.name}/{b}"
-    queries = list(_queries(root, split)) if root else []
+    files = DataRoot(root).query_files(split) if root else []
+    queries = [query for file in files for query in open_queries(file.path)]
     result = compare(
         first, second, metric=metric, pool=pool, names=(a, b), seed=seed, queries=queries,
         qrels=qrels,
@@ -117,11 +118,6 @@ def compare_runs(
         record = {**asdict(result), "modality": seen, "commit": source_commit()}
         record["versions"] = versions()
         write_json(out, record, DataError)
-
-
-def _queries(root: Path, split: str) -> Iterator[Query]:
-    for file in DataRoot(root).query_files(split):
-        yield from open_queries(file.path)
 
 
 def _told(result: Comparison, queries: Sequence[Query], examples: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from itertools import chain, compress
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, Literal, NamedTuple, cast, final
 
 import numpy as np
 import pyarrow as pa
@@ -88,8 +88,7 @@ class Judgements:
 
     def unjudged(self, run: RunTable) -> list[str]:
         """Queries of a run that are not judged."""
-        found: list[str] = run.qids.filter(pa.array(self._queries(run) < 0)).to_pylist()
-        return found
+        return cast("list[str]", run.qids.filter(pa.array(self._queries(run) < 0)).to_pylist())
 
     def _queries(self, run: RunTable) -> Int64[np.ndarray, " queries"]:
         if self._last is None or self._last[0] is not run.qids:

@@ -160,7 +160,8 @@ def _parse_quickly(path: Path) -> _Columns | None:
         not pc.any(pc.match_substring_regex(columns[name].dictionary, rf"^$|{_BLANK}")).as_py()
         for name in ("qid", "did")
     )
-    if not regular or (width == 7 and not _tasks(table.column("task"))):
+    tasks = table.column("task").combine_chunks().dictionary.to_pylist() if width == 7 else ()
+    if not regular or not _CODES.issuperset(tasks):
         return None
     return (
         columns["qid"].dictionary,
@@ -169,10 +170,6 @@ def _parse_quickly(path: Path) -> _Columns | None:
         columns["did"].indices.to_numpy(),
         columns["score"].to_numpy(),
     )
-
-
-def _tasks(column: Any) -> bool:
-    return set(column.combine_chunks().dictionary.to_pylist()) <= _CODES
 
 
 def _parse_lines(path: Path) -> _Columns:

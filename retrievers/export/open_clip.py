@@ -120,18 +120,14 @@ def model_config(clip: Any) -> dict[str, Any]:
         config["text_cfg"]["context_length"] = len(positions) - embeds_class
     size = getattr(clip.visual, "image_size", None)
     if size is not None:
-        config["vision_cfg"]["image_size"] = size if isinstance(size, int) else _plain(size)
+        sides = [size] if isinstance(size, int) else [*map(int, size)]
+        config["vision_cfg"]["image_size"] = sides if len({*sides}) > 1 else sides[0]
     # A folder brings all weights; none is fetched for a tower.
     if "timm_model_name" in config["vision_cfg"]:
         config["vision_cfg"]["timm_model_pretrained"] = False
     if "hf_model_name" in config["text_cfg"]:
         config["text_cfg"]["hf_model_pretrained"] = False
     return dict(config)
-
-
-def _plain(size: Any) -> int | list[int]:
-    height, width = (int(side) for side in size)
-    return height if height == width else [height, width]
 
 
 def open_clip_encoders(folder: Path) -> Encoders:

@@ -11,7 +11,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import open_clip
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
@@ -117,8 +117,7 @@ def encoders_of(folder: Path) -> Encoders:
     model: Any = library().SentenceTransformer(str(folder), device="cpu")
 
     def encode_all(things: list[Any]) -> Tensor:
-        found: Tensor = model.encode(things, convert_to_tensor=True, show_progress_bar=False)
-        return found
+        return cast("Tensor", model.encode(things, convert_to_tensor=True, show_progress_bar=False))
 
     return encode_all, encode_all
 

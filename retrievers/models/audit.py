@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import pandas as pd
 
@@ -60,8 +60,7 @@ class Audit:
             texts=("tokens", "size"), cut=("cut", "sum"), tokens=("tokens", "sum"),
             lost=("lost", "sum"), longest=("tokens", "max"),
         )  # fmt: skip
-        found: list[dict[str, Any]] = counted.to_dict("records")
-        return found
+        return cast("list[dict[str, Any]]", counted.to_dict("records"))
 
     @property
     def cut(self) -> int:

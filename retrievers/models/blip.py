@@ -193,8 +193,7 @@ class BlipFeatureFusion(_Blip, Encoder):
         places = torch.zeros(batch.size, dtype=torch.int64, device=texts.device)
         places[batch.image_rows] = 1 + torch.arange(len(batch.image_rows), device=texts.device)
         every = blank if images is None else torch.cat([blank, images])
-        fused: Tensor = self.blip.states(texts, every[places]).pooler_output.float()
-        return fused
+        return cast("Tensor", self.blip.states(texts, every[places]).pooler_output.float())
 
 
 @final

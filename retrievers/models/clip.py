@@ -237,8 +237,7 @@ class ClipFeatureFusion(OpenClip, Encoder):
             images[_places(batch.size, batch.image_rows)],
         ]
         x = torch.cat(states, 1)
-        fused: Tensor = self.t5_layers(x, torch.arange(x.shape[1], device=x.device)).mean(1)
-        return fused
+        return cast("Tensor", self.t5_layers(x, torch.arange(x.shape[1], device=x.device)).mean(1))
 
     def _texts(self, texts: Int[Tensor, "texts context"], full: bool = False) -> TextTokens:
         found = text_tokens(self.clip, texts, full)

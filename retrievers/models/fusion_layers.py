@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -81,8 +81,7 @@ class T5Encoder(nn.Module):
         x = self.dropout(x)
         for block in self.block:
             x = block(x, bias)
-        states: Tensor = self.dropout(self.final_layer_norm(x))
-        return states
+        return cast("Tensor", self.dropout(self.final_layer_norm(x)))
 
 
 class _Block(nn.Module):
@@ -92,8 +91,7 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         x = self.layer[0](x, bias)
-        y: Tensor = self.layer[1](x)
-        return y
+        return cast("Tensor", self.layer[1](x))
 
 
 class _Attending(nn.Module):
@@ -104,8 +102,7 @@ class _Attending(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        y: Tensor = x + self.dropout(self.SelfAttention(self.layer_norm(x), bias))
-        return y
+        return cast("Tensor", x + self.dropout(self.SelfAttention(self.layer_norm(x), bias)))
 
 
 class _Attention(nn.Module):
@@ -136,8 +133,7 @@ class _Attention(nn.Module):
         )
         dropout = self._dropout if self.training else 0.0
         y = functional.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), dropout, scale=1.0)
-        z: Tensor = self.o(y.transpose(1, 2).flatten(2))
-        return z
+        return cast("Tensor", self.o(y.transpose(1, 2).flatten(2)))
 
 
 class _Forwarding(nn.Module):
@@ -148,8 +144,7 @@ class _Forwarding(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = x + self.dropout(self.DenseReluDense(self.layer_norm(x)))
-        return y
+        return cast("Tensor", x + self.dropout(self.DenseReluDense(self.layer_norm(x))))
 
 
 class _Dense(nn.Module):
@@ -160,8 +155,7 @@ class _Dense(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.wo(self.dropout(functional.relu(self.wi(x))))
-        return y
+        return cast("Tensor", self.wo(self.dropout(functional.relu(self.wi(x)))))
 
 
 def _linear(inputs: int, outputs: int, std: float) -> nn.Linear:

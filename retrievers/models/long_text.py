@@ -264,7 +264,6 @@ class Windows:
 
     def all(self, text: str) -> list[str]:
         """All windows of a text."""
-        return split_windows(text, self._count, self.context)
-
-    def _count(self, texts: Sequence[str]) -> list[int]:
-        return count_tokens(self.tokenize, texts) or []
+        return split_windows(
+            text, lambda texts: count_tokens(self.tokenize, texts) or [], self.context
+        )

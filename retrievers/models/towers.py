@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import open_clip
 import torch
@@ -171,8 +171,7 @@ def causal_states(
     x = tower.token_embedding(texts[:, :length]).to(dtype)
     x = x + tower.positional_embedding[:length].to(dtype)
     x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
-    states: Tensor = tower.ln_final(x)
-    return states
+    return cast("Tensor", tower.ln_final(x))
 
 
 def encode_text(clip: Any, texts: Int[Tensor, "rows context"]) -> Float[Tensor, "rows dim"]:
@@ -184,8 +183,7 @@ def encode_text(clip: Any, texts: Int[Tensor, "rows context"]) -> Float[Tensor, 
     """
     tower = text_tower(clip)
     if not is_causal(tower):
-        features: Tensor = clip.encode_text(texts)
-        return features
+        return cast("Tensor", clip.encode_text(texts))
     end = ends(tower, texts)
     groups = [torch.tensor(rows, device=texts.device) for rows in length_groups(end.tolist())]
     parts = []

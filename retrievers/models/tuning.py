@@ -181,8 +181,7 @@ class LowRank(nn.Module):
 
     def forward(self, weight: Float[Tensor, "outputs inputs"]) -> Float[Tensor, "outputs inputs"]:
         """The updated weight."""
-        updated: Tensor = weight + self._scale * (self.lora_b @ self.lora_a)
-        return updated
+        return weight + self._scale * (self.lora_b @ self.lora_a)
 
 
 def merge(model: nn.Module) -> None:

@@ -191,8 +191,7 @@ class CheckpointFiles(TorchCheckpointIO):
             DataError: if its bytes are not those that were written.
         """
         check_bytes(path)
-        found: dict[str, Any] = super().load_checkpoint(path, map_location, True)
-        return found
+        return super().load_checkpoint(path, map_location, True)
 
 
 @final
@@ -276,8 +275,6 @@ class LatestCheckpoint(Checkpoint):
 def leave_out_chatter() -> None:
     """Let Lightning say only what is of use, in this process."""
     for name in _SPEAKERS:
-        logging.getLogger(f"lightning.pytorch.{name}").addFilter(_worth_saying)
-
-
-def _worth_saying(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith(_CHATTER)
+        logging.getLogger(f"lightning.pytorch.{name}").addFilter(
+            lambda record: not str(record.msg).startswith(_CHATTER)
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -73,7 +73,7 @@ def join(
     sizes = _sizes([batch, extra, positives.shape[1]], queries.device)
     batches, extras, width = [s[0] for s in sizes], [s[1] for s in sizes], max(s[2] for s in sizes)
     positives = functional.pad(positives, (0, width - positives.shape[1]), value=NO_ID)
-    start = sum(batches[: _rank()])
+    start = sum(batches[: dist.get_rank() if distributed() else 0])
     target = start + torch.arange(batch, device=queries.device)
     own, own_ids = candidates[:batch], labels.candidates[:batch]
     ids = torch.cat([gather(own_ids, batches), gather(labels.candidates[batch:], extras)])
@@ -109,17 +109,12 @@ def gather(rows: Tensor, sizes: Sequence[int]) -> Tensor:
     """Rows of all processes in rank order, with gradient; the rows themselves in one process."""
     if not distributed():
         return rows
-    gathered: Tensor = _Gather.apply(rows, list(sizes))
-    return gathered
+    return cast("Tensor", _Gather.apply(rows, list(sizes)))
 
 
 def distributed() -> bool:
     """Whether several processes train together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if distributed() else 0
 
 
 def _sizes(own: list[int], device: torch.device) -> list[list[int]]:

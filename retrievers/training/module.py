@@ -108,8 +108,7 @@ class Loaders(lightning.LightningDataModule):
     @property
     def _encoder(self) -> Encoder:
         trainer: Any = self.trainer
-        encoder: Encoder = trainer.lightning_module.encoder
-        return encoder
+        return cast("Encoder", trainer.lightning_module.encoder)
 
 
 @final
@@ -269,8 +268,7 @@ class Contrastive(lightning.LightningModule):
             "versions": versions(),
             "commit": source_commit(),
         }
-        plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
-        return plain
+        return cast("dict[str, Any]", json.loads(json.dumps(found, default=str)))
 
     def configure_callbacks(self) -> list[lightning.Callback]:
         """Measures speed and memory of training, unless the trainer has such a callback already."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, cast
 
 import faiss
 import numpy as np
@@ -41,8 +41,7 @@ def faiss_index(
         index = built(held, factory, parameters)
 
         def fetch(queries: Tensor, k: int) -> Int64[np.ndarray, "queries k"]:
-            rows: np.ndarray = index.search(np.ascontiguousarray(queries.numpy()), k)[1]
-            return rows
+            return cast("np.ndarray", index.search(np.ascontiguousarray(queries.numpy()), k)[1])
 
         return fetch
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol, final
+from typing import Any, Protocol, cast, final
 
 import numpy as np
 import torch
@@ -163,5 +163,4 @@ class Vectors:
 
 
 def _not_finite(vectors: Tensor) -> list[int]:
-    rows: list[int] = (~torch.isfinite(vectors).all(dim=1)).nonzero().flatten().tolist()
-    return rows
+    return cast("list[int]", (~torch.isfinite(vectors).all(dim=1)).nonzero().flatten().tolist())

@@ -183,7 +183,9 @@ class EmbeddingStore:
         schema = _schema(manifest.dtype, manifest.dim).remove(3)
         items = pa.Table.from_batches([batch for _, batch in mapped], schema)
         self._ids = items["id"]
-        self._keys = np.concatenate([np.empty(0, _KEY), *map(_keys_of, items["key"].chunks)])
+        keys = [np.frombuffer(chunk.buffers()[1], _KEY)[chunk.offset : chunk.offset + len(chunk)]
+                for chunk in items["key"].chunks]  # fmt: skip
+        self._keys = np.concatenate([np.empty(0, _KEY), *keys])
         self._order: Int64[np.ndarray, " n"] | None = None
         self.degraded: Bool[np.ndarray, " n"] = items["degraded"].to_numpy(zero_copy_only=False)
 
@@ -261,11 +263,6 @@ class EmbeddingStore:
         place = np.searchsorted(self._keys, keys, side="right", sorter=self._order) - 1
         rows = self._order[np.maximum(place, 0)]
         return np.where((place >= 0) & (self._keys[rows] == keys), rows, -1)
-
-
-def _keys_of(chunk: Any) -> np.ndarray:
-    keys: np.ndarray = np.frombuffer(chunk.buffers()[1], _KEY)
-    return keys[chunk.offset : chunk.offset + len(chunk)]
 
 
 def _schema(dtype: Dtype, dim: int) -> Any:

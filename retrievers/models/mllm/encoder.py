@@ -201,8 +201,7 @@ class Mllm(Encoder):
             use_cache=False,
             **batch.pictures(),
         )
-        states: Tensor = output.last_hidden_state
-        return states
+        return cast("Tensor", output.last_hidden_state)
 
     def positions(self, batch: Conversations) -> Int[Tensor, "3 batch length"]:
         """Places in time, height and width of every token."""
