@@ -275,6 +275,8 @@ class LatestCheckpoint(Checkpoint):
 def leave_out_chatter() -> None:
     """Let Lightning say only what is of use, in this process."""
     for name in _SPEAKERS:
-        logging.getLogger(f"lightning.pytorch.{name}").addFilter(
-            lambda record: not str(record.msg).startswith(_CHATTER)
-        )
+        logging.getLogger(f"lightning.pytorch.{name}").addFilter(_worth_saying)
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(_CHATTER)
