@@ -170,8 +170,8 @@ def read_subset(
         from augment.data import mmeb_videos
 
         read = list(rows(root, name, ""))
-        if not {*_ASKED} <= {*read[0][1]}:  # not yet in the rows of the others
-            return mmeb_videos.read(name, read[:limit], images or root)
+        if read and not {*_ASKED} <= {*read[0][1]}:  # not yet in the rows of the others
+            return mmeb_videos.read(name, read, images or root, limit)
     subset = Subset(name)
     places: dict[Target, int] = {}
     for where, row in rows(root, name, files):

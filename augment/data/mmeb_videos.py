@@ -59,32 +59,41 @@ _LAYOUTS = {
 }  # fmt: skip
 
 
-def read(name: str, rows: Sequence[tuple[str, Mapping[str, Any]]], images: Path) -> Subset:
+def read(
+    name: str,
+    rows: Sequence[tuple[str, Mapping[str, Any]]],
+    images: Path,
+    limit: int | None = None,
+) -> Subset:
     """A data set of its rows and where each stands.
 
     Args:
         name: one of MMEB-V2's.
         rows: as published.
         images: the folder of frames, whose folders are the clips of kind ``moment``.
+        limit: no more queries; where all are candidates, those of the other rows stay.
 
     Raises:
         DataError: with file and row, if one lacks a column or its answer is none of its options.
     """
     layout, subset = _LAYOUTS[name], Subset(name)
     places: dict[Target, int] = {}
-    for where, row in rows:
+    shared = layout.kind in ("find", "label")
+    for where, row in rows if shared else rows[:limit]:
         try:
             query, own, right = _asked(layout, row, images)
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OSError) as error:
             told = f"is no row of {name} as published ({type(error).__name__}: {error})"
             raise DataError(told, where) from error
         listed = [places.setdefault(target, len(places)) for target in own]
+        if limit is not None and len(subset.queries) >= limit:
+            continue
         first = dict.fromkeys(listed[place] for place in right)
         subset.queries.append(query)
         subset.lists.append(tuple(dict.fromkeys([*first, *listed])))
         subset.right.append(dict.fromkeys(first, 1))
     subset.candidates.extend(places)
-    if layout.kind in ("find", "label"):
+    if shared:
         subset.lists[:] = [range(len(places))] * len(subset.queries)
     return subset
 

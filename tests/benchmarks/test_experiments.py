@@ -119,8 +119,12 @@ def test_every_packaged_experiment_states_a_question_and_a_prediction():
         ({"arms": {"a": {"kind": "rerank", "of": ["b"], "show": "raw"}}}, "reranks ['b']"),
         ({"arms": {"a": {"show": "raw", "judged_by": "b"}}}, "is judged by 'b'"),
         (
-            {"arms": {"b": {"show": "raw"},
-                      "a": {"kind": "rerank", "of": ["b"], "show": "raw", "given": "vlm"}}},
+            {
+                "arms": {
+                    "b": {"show": "raw"},
+                    "a": {"kind": "rerank", "of": ["b"], "show": "raw", "given": "vlm"},
+                }
+            },
             "a reranker writes nothing",
         ),  # fmt: skip
         ({"texts": {"t": {"kind": "noise", "of": "later"}}}, "texts before it are vlm, oracle"),

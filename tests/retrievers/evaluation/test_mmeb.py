@@ -277,6 +277,8 @@ def test_where_a_video_has_no_list_all_are_its_candidates(tmp_path):
     subset = read_subset(tmp_path, "HMDB51")
     assert subset.lists == [range(2)] * 3
     assert subset.right == [{0: 1}, {1: 1}, {0: 1}]
+    # Fewer queries make no list shorter.
+    assert read_subset(tmp_path, "HMDB51", limit=1).lists == [range(2)]
     score = score_subset(subset, rank_lists(subset, np.eye(2)[[0, 1, 1]], np.eye(2)))
     assert score.metrics["success@1"] == pytest.approx(2 / 3)
     rows[0] = {"video_id": "v0", "question": "Who?", "options": ["A. x"], "answer": "B"}
