@@ -126,7 +126,7 @@ def test_every_packaged_experiment_states_a_question_and_a_prediction():
                 }
             },
             "a reranker writes nothing",
-        ),  # fmt: skip
+        ),
         ({"texts": {"t": {"kind": "noise", "of": "later"}}}, "texts before it are vlm, oracle"),
         ({"texts": {"t": {"kind": "noise", "of": "vlm", "rate": 1}}}, "'rate' is not accepted"),
         ({"texts": {"t": {"kind": "noise", "of": "vlm", "share": 1}}}, "noise does not know share"),
