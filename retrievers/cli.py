@@ -45,7 +45,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "submission": ("evaluation.command:submission", "a run for the servers of CIRR and CIRCO"),
     "pairs": ("export.records:pairs", "training pairs and negatives for ms-swift and Tevatron"),
     "export": ("export.folder:export", "a checkpoint, or a pool with vectors, for other libraries"),
-    "mmeb": ("commands.mmeb:evaluate_mmeb", "evaluate on MMEB's image data sets"),
+    "mmeb": ("commands.mmeb:evaluate_mmeb", "evaluate on MMEB, versions 1 and 2"),
     "calibrate": ("data.writings:calibrate", "choose whose vectors are written for, by tokens"),
     "leaks": ("commands.leaks:audit_leaks", "do generated texts of queries tell their targets?"),
 }

@@ -34,6 +34,10 @@ SETTLED_SECONDS = 2.0
 #: Raster formats met in retrieval data. Pillow knows more, among them some that start programs. Its
 #: reader of JPEG opens MPO, too.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+#: Endings of such files.
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
+#: Frames of a video that are shown, where nothing is said (VLM2Vec-V2, 2507.04590).
+FRAMES = 8
 
 _TAR_PART = re.compile(r"(.+\.tar)/([0-9]{1,15})-([0-9]{1,9})-([0-9a-f]{8})/[^/]+", re.DOTALL)
 _POINTER = b"version https://git-lfs"
@@ -111,6 +115,32 @@ def resolve(root: Path, path: str) -> Path:
     if not found:
         raise ImageError(f"{_seen(target, path)} under {base}", path, "missing")
     return target
+
+
+def frames(root: Path, path: str, number: int = FRAMES) -> tuple[str, ...]:
+    """Paths of what a path shows: itself, or frames of a video where it names their folder.
+
+    They are in the order of the numbers in their names, evenly from the first to the last as in
+    VLM2Vec-V2's code (TIGER-AI-Lab/VLM2Vec, vision_utils.py); where one is wanted, the middle one;
+    all where there are no more than wanted. A folder outside the root is refused when it is opened.
+
+    Raises:
+        ImageError: if the folder holds no picture.
+    """
+    base = root.resolve()
+    folder = (base / path).resolve() if not _path_problem(path) else base
+    if folder == base or not folder.is_relative_to(base) or not folder.is_dir():
+        return (path,)
+    names = [one.name for one in folder.iterdir() if one.name.lower().endswith(PICTURES)]
+    if not names:
+        raise ImageError(
+            "is a folder without pictures; expected frames of a video", path, "missing"
+        )
+    names.sort(key=lambda name: [(not part.isdigit(), part.zfill(12).lower())
+                                 for part in re.split(r"(\d+)", name)])  # fmt: skip
+    wanted = np.linspace(0, len(names) - 1, number, dtype=int) if number > 1 else [len(names) // 2]
+    chosen = names if len(names) <= number else [names[place] for place in wanted]
+    return tuple(f"{path.rstrip('/')}/{name}" for name in chosen)
 
 
 def _looked_up(base: Path, path: str) -> tuple[Path, bool]:

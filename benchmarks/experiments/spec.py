@@ -350,6 +350,8 @@ def _misnamed(name: str, arm: Arm, before: Sequence[str]) -> Iterator[str]:
         yield f"arms.{name} fuses {list(arm.of)}; name two or more arms before it"
     if arm.kind == "rerank" and (len(arm.of) != 1 or arm.of[0] not in before):
         yield f"arms.{name} reranks {list(arm.of)}; name one arm before it"
+    if arm.kind == "rerank" and arm.given:
+        yield f"arms.{name} is given {arm.given!r}; a reranker writes nothing: take given away"
     if arm.judged_by and (arm.judged_by not in before or not arm.mined_by):
         yield f"arms.{name} is judged by {arm.judged_by!r}; name an arm before it, and mined_by"
     if arm.kind != "fusion" and arm.show is None:

@@ -1,4 +1,4 @@
-"""``python -m retrievers mmeb --root MMEB --images PICTURES --out RUN``: MMEB's image data sets."""
+"""``python -m retrievers mmeb --root MMEB --images PICTURES --out RUN``: MMEB's data sets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from augment.data import open_instructions, write_qrels
-from augment.data.images import open_image
+from augment.data.images import FRAMES, frames, open_image
 from augment.data.mmeb import Target, read_subset, reworded, subset_names
 from augment.errors import DataError, printable
 from augment.files import say, write_json
@@ -40,8 +40,9 @@ def evaluate_mmeb(
     depth: int = 100,
     embeddings: Path | None = None,
     instructions: str | None = None,
+    video_frames: int = FRAMES,
 ) -> None:
-    """Evaluate a retriever on MMEB's image data sets; runs, judgements, ``metrics.json`` in OUT.
+    """Evaluate a retriever on MMEB, V1 and V2; runs, judgements, ``metrics.json`` in OUT.
 
     Kill it at any moment and run it again: finished vectors are kept, at most a minute's are made
     twice. They are float32, so that scores do not depend on whether a run was stopped.
@@ -49,7 +50,7 @@ def evaluate_mmeb(
     Args:
         model: a checkpoint, an exported folder, a name that ``search`` takes, or an encoder.
         root: folder with a folder of parquet files (or a .jsonl file) for each data set.
-        images: folder that the picture paths start from.
+        images: folder that the picture paths start from, and those of videos' frames.
         out: run files, qrels and ``metrics.json`` go here.
         subsets: only these data sets.
         ckpt_path: weights to load first.
@@ -59,6 +60,7 @@ def evaluate_mmeb(
         depth: hits per query in the run files.
         embeddings: folder that keeps the vectors; OUT/embeddings if none is named.
         instructions: table in place of the published ones: a file, or ``rge``.
+        video_frames: frames of a video that the model sees; 1 for a model of one picture.
 
     Raises:
         DataError: if a data set or picture is missing or cannot be used.
@@ -77,7 +79,7 @@ def evaluate_mmeb(
     model.to(torch.device(device))
     scores = []
     for name in subsets or names:
-        subset = read_subset(root, name, limit)
+        subset = read_subset(root, name, limit, images=images)
         if asked is not None:
             subset = reworded(subset, asked)
         sides: dict[Side, dict[str, Target]] = {
@@ -86,7 +88,7 @@ def evaluate_mmeb(
         }
         folder = (embeddings or out / "embeddings") / name
         queries, found = (
-            _embedded(model, side, targets, images, folder, batch_size)
+            _embedded(model, side, targets, images, folder, batch_size, video_frames)
             for side, targets in sides.items()
         )
         run = rank_lists(subset, queries, found)
@@ -102,6 +104,7 @@ def evaluate_mmeb(
         "settings": {
             "model": model.settings(), "root": str(root), "limit": limit, "depth": depth,
             "ckpt_path": ckpt_path, "instructions": asked and asked.name,
+            "video_frames": video_frames,
         },
         "commit": source_commit(),
         "versions": versions(),
@@ -113,11 +116,14 @@ def evaluate_mmeb(
 
 
 def _embedded(
-    model: Encoder, side: Side, targets: dict[str, Target], images: Path, folder: Path, size: int
-) -> np.ndarray:
+    model: Encoder, side: Side, targets: dict[str, Target], images: Path, folder: Path, size: int,
+    most: int,
+) -> np.ndarray:  # fmt: skip
     """Vectors of one side of a data set by id, but for what an earlier run left in its folder."""
-    names, items = list(targets), list(targets.values())
-    contents = (Content(n, t.text, (t.image,) if t.image else ()) for n, t in targets.items())
+    names, items = list(targets), [
+        Content(name, one.text, frames(images, one.image, most) if one.image else ())
+        for name, one in targets.items()
+    ]  # fmt: skip
     writer = EmbeddingWriter(
         folder / side,
         model.fingerprint({}),  # the texts are the data's own; they count by item
@@ -125,7 +131,7 @@ def _embedded(
         "float32",
         shard_seconds=SHARD_SECONDS,
     )
-    room = kept_room(writer, contents, images, lambda rows: [names[row] for row in rows])
+    room = kept_room(writer, items, images, lambda rows: [names[row] for row in rows])
     missing, where = room.missing(), f"{printable(folder.name)} {side}"
     if len(missing) < len(items):
         kept = len(items) - len(missing)
@@ -133,7 +139,7 @@ def _embedded(
     for start in tqdm(range(0, len(missing), size), desc=where, leave=False, disable=None):
         rows = missing[start : start + size]
         shown = [
-            (one.text, open_image(images, one.image) if one.image else None)
+            (one.text, [open_image(images, path) for path in one.images])
             for one in (items[row] for row in rows)
         ]
         room.put(torch.from_numpy(rows), embed_contents(model, shown, side, where))

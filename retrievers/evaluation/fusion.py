@@ -25,6 +25,7 @@ from retrievers.evaluation.compare import files_of, has_runs, tasks_of
 from retrievers.evaluation.evaluate import CASCADE
 from retrievers.evaluation.judgements import Grades, Judgements
 from retrievers.evaluation.metrics import score_run
+from retrievers.evaluation.results import forget_runs
 from retrievers.evaluation.run import DECIMALS, RunTable
 from retrievers.evaluation.run_files import read_table, write_run
 
@@ -211,6 +212,7 @@ def fuse(
     if weights_from is not None:
         weights = kept_weights(weights_from, runs)
     shares = tuned.weights if tuned else weights
+    made: dict[str, str] = {}
     for pool in ("local", "union"):
         if not all(has_runs(folder, pool) for folder in runs):
             continue
@@ -222,10 +224,12 @@ def fuse(
                 else reciprocal_rank_fusion(tables, rrf_k, depth)
             )
             write_run(out / f"{name}.{pool}.trec", fused, "fused")
+            made[f"{name}.{pool}.trec"] = name
             judged = files_of(runs[0], name, pool)[1]
             shutil.copyfile(judged, out / judged.name)
-    if not out.is_dir():
+    if not made:
         raise DataError("the folders hold no runs of the same pool", str(runs[0]))
+    forget_runs(out, made.values(), made)
     for cap in [folder / CASCADE for folder in runs if (folder / CASCADE).is_file()]:
         shutil.copyfile(cap, out / CASCADE)  # which texts were rewritten, and where they lie
     record: dict[str, object] = {

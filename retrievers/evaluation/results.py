@@ -336,9 +336,9 @@ def spans(plan: Plan) -> list[tuple[EvalTask, range]]:
     return found
 
 
-def forget_runs(folder: Path, tasks: Iterable[EvalTask], made: Container[str]) -> None:
+def forget_runs(folder: Path, tasks: Iterable[str], made: Container[str]) -> None:
     """Remove what an earlier command left of these tasks, in a pool that was not searched now."""
-    for name in (f"{task.name}.{pool}.trec" for task in tasks for pool in ("local", "union")):
+    for name in (f"{task}.{pool}.trec" for task in tasks for pool in ("local", "union")):
         if name not in made:
             packed(folder / name).unlink(missing_ok=True)
 
@@ -347,7 +347,8 @@ def write_results(folder: Path, plan: Plan, results: Results) -> None:
     """Write ``<task>.<pool>.trec``, ``<task>.qrels`` (four columns) and, last, ``metrics.json``."""
     for (name, pool), run in results.runs.items():
         write_run(folder / f"{name}.{pool}.trec", run, results.made_by)
-    forget_runs(folder, plan.tasks, {f"{name}.{pool}.trec" for name, pool in results.runs})
+    made = {f"{name}.{pool}.trec" for name, pool in results.runs}
+    forget_runs(folder, (task.name for task in plan.tasks), made)
     for task in plan.tasks:
         qrels = [Qrel(q, d, g) for q, judged in task.grades.items() for d, g in judged.items()]
         write_qrels(folder / f"{task.name}.qrels", qrels, columns=4)

@@ -329,7 +329,7 @@ def rerank(
             stages[name] = {**cap, "depth": depth, "ties": found.ties, "hits": len(found.run.rows)}
     finally:
         stage.kept.close()
-    forget_runs(target, plan.tasks, runs)
+    forget_runs(target, (task.name for task in plan.tasks), runs)
     (target / "fusion.json").unlink(missing_ok=True)
     about |= {"runs": stages, "scored": stage.kept.made, "joint": scorer.joint}
     write_json(target / CASCADE, about, DataError)

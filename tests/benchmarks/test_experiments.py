@@ -113,6 +113,15 @@ def test_every_packaged_experiment_states_a_question_and_a_prediction():
         ({"arms": {"a": {"kind": "fusion", "of": ["b", "c"]}}}, "fuses ['b', 'c']"),
         ({"arms": {"a": {"kind": "rerank", "of": ["b"], "show": "raw"}}}, "reranks ['b']"),
         ({"arms": {"a": {"show": "raw", "judged_by": "b"}}}, "is judged by 'b'"),
+        (
+            {
+                "arms": {
+                    "b": {"show": "raw"},
+                    "a": {"kind": "rerank", "of": ["b"], "show": "raw", "given": "vlm"},
+                }
+            },
+            "a reranker writes nothing",
+        ),
         ({"texts": {"t": {"kind": "noise", "of": "later"}}}, "texts before it are vlm, oracle"),
         ({"texts": {"t": {"kind": "noise", "of": "vlm", "rate": 1}}}, "'rate' is not accepted"),
         ({"texts": {"t": {"kind": "noise", "of": "vlm", "share": 1}}}, "noise does not know share"),

@@ -11,9 +11,6 @@ from augment.errors import DataError
 from augment.files import read_json, split_fields
 from augment.records import Side
 
-#: Endings of the pictures that are read (:data:`augment.data.images.FORMATS`).
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
-
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -23,7 +20,8 @@ class SourceEntry:
     Attributes:
         id: any string; blanks are written as ``%20``, because blanks part the columns of runs.
         text: its text, or None.
-        image: path of its picture below the folder of pictures, or the bytes of a file; or None.
+        image: path of its picture below the folder of pictures, or of the folder of a video's
+            frames, or the bytes of a file; or None.
         side: ``corpus`` or ``query``.
         grades: of a query: id of a candidate -> grade; relevant above 0.
         excluded: of a query: candidates that its ranking leaves out by protocol.

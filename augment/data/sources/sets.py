@@ -334,6 +334,7 @@ def mmeb(
     """MMEB (2410.05160), versions 1 and 2: a data set each, and each query's own list as a subset.
 
     Its hit@1 is the success@1 among the own list (``evaluate --subsets``, or ``retrievers mmeb``).
+    A video is its first frame, or 8 frames beside one another with ``--several beside``.
 
     Args:
         source: The folder of its data sets.
@@ -353,7 +354,14 @@ def mmeb(
             for row, target in enumerate(subset.candidates):
                 yield SourceEntry(mark + subset.did(row), target.text, target.image, pool=pool)
             for row, (query, own) in enumerate(zip(subset.queries, subset.lists, strict=True)):
-                dids = [mark + subset.did(place) for place in own]
-                grades = {did: int(did == dids[0]) for did in (dids if mark else dids[:1])}
-                yield SourceEntry(mark + subset.qid(row), query.text, query.image, "query", grades,
-                                  subset=() if mark else dids, pool=pool, split=split)  # fmt: skip
+                dids = {
+                    place: mark + subset.did(place) for place in own if not isinstance(own, range)
+                }
+                grades = {
+                    mark + subset.did(place): grade for place, grade in subset.right[row].items()
+                }
+                rest = {did: 0 for did in dids.values() if did not in grades} if mark else {}
+                yield SourceEntry(
+                    mark + subset.qid(row), query.text, query.image, "query", {**grades, **rest},
+                    subset=() if mark else [*dids.values()], pool=pool, split=split,
+                )  # fmt: skip

@@ -17,9 +17,8 @@ from typing import Any, NamedTuple, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from augment.data.images import part_path
+from augment.data.images import PICTURES, part_path
 from augment.data.sources.entries import (
-    PICTURES,
     Entries,
     LeftOut,
     SourceEntry,

@@ -18,10 +18,19 @@ from typing import Any, Literal, TextIO, final
 
 from PIL import Image, ImageOps
 
-from augment.data.images import MAX_PIXELS, holder, open_image, read_picture, resolve, tar_part
+from augment.data.images import (
+    MAX_PIXELS,
+    PICTURES,
+    frames,
+    holder,
+    open_image,
+    read_picture,
+    resolve,
+    tar_part,
+)
 from augment.data.records import derive_task, item_record, write_qrels, write_queries
 from augment.data.root import INSTRUCTIONS, InstructionRow, write_instructions
-from augment.data.sources.entries import PICTURES, Entries, LeftOut, SourceEntry
+from augment.data.sources.entries import Entries, LeftOut, SourceEntry
 from augment.errors import DataError, ImageError
 from augment.files import digest, new_folder, write_json
 from augment.records import TASKS, Item, Modality, Qrel, Query, one_picture
@@ -73,8 +82,8 @@ class Bounds:
         max_rows: Rows read; null reads all.
         max_bytes: Bytes of a picture.
         max_pixels: Width times height of a picture.
-        several: Of an entry with several pictures: the first, or all beside one another as one
-            (as mteb does).
+        several: Of an entry with several pictures, or a video's frames: the first, or all beside
+            one another as one (as mteb does).
     """
 
     max_rows: int | None = None
@@ -184,8 +193,14 @@ class _Writer:
         """The one picture of an entry, in the root; None where there is none to be shown."""
         if entry.image is None:
             return None
-        parts = [entry.image, *(entry.more if self._bounds.several == "beside" else ())]
-        if further := len(entry.more) + 1 - len(parts):
+        try:
+            shown = frames(self._images, entry.image) if isinstance(entry.image, str) else ()
+        except ImageError as error:
+            self.done.leave(f"pictures: {error.reason}", str(error))
+            return None
+        given: list[str | bytes] = [*(shown or (entry.image,)), *entry.more]
+        parts = given if self._bounds.several == "beside" else given[:1]
+        if further := len(given) - len(parts):
             self.done.leave("further pictures of an entry", entry.id, further)
         paths = [self._picture(part, pool) for part in parts]
         if None in paths or (len(paths) == 1 and entry.box is None):

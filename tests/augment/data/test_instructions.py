@@ -3,7 +3,7 @@
 import pytest
 
 from augment.data import open_instructions, write_instructions
-from augment.data.mmeb import KNOWN, Subset, Target, reworded
+from augment.data.mmeb import PARTS, Subset, Target, reworded
 from augment.data.root import InstructionRow
 from augment.errors import DataError
 from retrievers.data.module import MBeirData
@@ -23,7 +23,7 @@ def test_the_packaged_table_asks_every_data_set_for_inference():
     rows = open_instructions("rge").rows
     keys = {(row.dataset_id, row.query_modality, row.candidate_modality) for row in rows}
     assert {key for key in keys if key[0].isdigit()} == MBEIR
-    assert {row.dataset_id for row in rows if not row.dataset_id.isdigit()} == KNOWN
+    assert {row.dataset_id for row in rows if not row.dataset_id.isdigit()} == set(PARTS["image"])
     assert all(len(row.prompts) == 1 and "epresent" not in row.prompts[0] for row in rows)
 
 

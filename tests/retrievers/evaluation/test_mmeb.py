@@ -13,12 +13,23 @@ import pytest
 import torch
 from PIL import Image
 
-from augment.data.mmeb import CATEGORIES, IN_DISTRIBUTION, Target, read_subset, subset_names
-from augment.errors import DataError
+from augment.data import mmeb_videos
+from augment.data.images import frames
+from augment.data.mmeb import (
+    CATEGORIES,
+    IN_DISTRIBUTION,
+    PARTS,
+    Target,
+    read_subset,
+    subset_names,
+)
+from augment.errors import DataError, ImageError
 from retrievers.cli import main
 from retrievers.evaluation.mmeb import Score, rank_lists, score_subset, summary
 from retrievers.models.clip import ClipScoreFusion
+from retrievers.models.load import load
 from retrievers.vectors.embed import embed_contents
+from retrievers.vectors.store import EmbeddingStore
 from tests.retrievers.models.test_retriever import checkpoint_of, make_config
 
 
@@ -65,8 +76,14 @@ def make_mmeb(folder):
 def test_the_published_tasks_are_all_there():
     assert {name: len(sets) for name, sets in CATEGORIES.items()} == {
         "classification": 10, "vqa": 10, "retrieval": 12, "grounding": 4,
+        "video classification": 5, "video qa": 5, "video retrieval": 5, "moment retrieval": 3,
+        "ViDoRe-V1": 10, "ViDoRe-V2": 4, "VisRAG": 6, "VisDoc-OOD": 4,
+    }  # fmt: skip
+    assert {part: len(names) for part, names in PARTS.items()} == {
+        "image": 36, "video": 18, "documents": 24,
     }  # fmt: skip
     assert len(IN_DISTRIBUTION) == 20
+    assert set(mmeb_videos._LAYOUTS) == set(PARTS["video"])
 
 
 def test_files_of_both_versions_are_read(tmp_path):
@@ -178,6 +195,183 @@ def test_files_that_cannot_be_used_are_named(tmp_path):
     (tmp_path / "GQA" / "test" / "0000.parquet").write_text("no")
     with pytest.raises(DataError, match="is no parquet file"):
         read_subset(tmp_path, "GQA")
+
+
+CLIP = "Understand the content of the provided video."
+ASK = (
+    "Given a video and a question, select the most accurate answer from the provided candidates. "
+    "Return only the exact text of your chosen answer. Question: "
+)
+#: Rows with the columns of the published test files, and what their authors' readers make of them:
+#: how the query ends, its frames, its candidates, the right one.
+VIDEOS = {
+    "MSR-VTT": ({"video_id": "v7", "video": "v7.mp4", "caption": "a jump"},
+                "visual content: a jump", None, ["video_ret/MSR-VTT/v7"], 0),
+    "MSVD": ({"video_id": "v7", "video": "x.avi", "caption": ["a jump", "a leap"]},
+             "summary: a jump", None, ["video_ret/MSVD/v7"], 0),
+    "DiDeMo": ({"video": "videos/a.b.mp4", "caption": "a jump"},
+               "scenes: a jump", None, ["video_ret/DiDeMo/a.b"], 0),
+    "YouCook2": ({"id": "x_1", "video_path": "x.mp4", "sentence": "cut"},
+                 "recipe: cut", None, ["video_ret/YouCook2/x_1"], 0),
+    "VATEX": ({"videoID": "x_1", "enCap": ["cut", "chop"]},
+              "provided: cut", None, ["video_ret/VATEX/x_1"], 0),
+    "UCF101": ({"video_id": "v7", "pos_text": "Diving"},
+               "in the video?", "video_cls/UCF101/v7", ["Diving"], 0),
+    "SmthSmthV2": ({"video_id": 7, "pos_text": "Push", "neg_text": ["Pull", "Push"]},
+                   "in the video?", "video_cls/SSv2/7", ["Pull", "Push"], 1),
+    "Video-MME": ({"videoID": "v7", "question": "Who?", "answer": "B",
+                   "options": ["A. He. Indeed.", "B. She.", "C. It.", "D. None."]},
+                  "Question: Who?\nA. He. Indeed.\nB. She.\nC. It.\nD. None.",
+                  "video_qa/Video-MME/v7", ["He. Indeed", "She", "It", "None"], 1),
+    "NExTQA": ({"video": 7, "question": "how many", "answer": 3, "a0": "3", "a1": "one",
+                "a2": "two", "a3": "four", "a4": "five"},
+               "how many\nOptions:\n(A) 3\n(B) one\n(C) two\n(D) four\n(E) five",
+               "video_qa/NExTQA/7", ["3", "one", "two", "four", "five"], 3),
+    "EgoSchema": ({"video_idx": "v7", "question": "Why?", "answer": "1",
+                   "option": ["A. To eat.", "B. To cook."]},
+                  "Question: Why?A. To eat. B. To cook.", "video_qa/EgoSchema/v7",
+                  ["To eat", "To cook"], 1),
+    "MVBench": ({"subset": "moving_count", "video": "v7.mp4", "question": "How many?",
+                 "candidates": ["2", "1"], "answer": "1"},
+                "How many?\nOptions:\n(A) 2\n(B) 1", "video_qa/MVBench/moving_count/v7.mp4",
+                ["(A) 2", "(B) 1"], 1),
+    "ActivityNetQA": ({"video_name": "x", "question": "is it red", "answer": "no"},
+                      "is it red? (A) yes; (B) no.", "video_qa/ActivityNetQA/v_x",
+                      ["yes", "no"], 1),
+    "QVHighlight": ({"query": "a jump", "video_path": "videos/v7.mp4"},
+                    "in the given video: a jump", "video_mret/QVHighlight/v7/query",
+                    ["video_mret/QVHighlight/v7/negative_1",
+                     "video_mret/QVHighlight/v7/positive"], 1),
+    "MomentSeeker": ({"query": "a jump", "input_frames": "d/v7.mp4",
+                      "positive_frames": [{"output_path": "d/p.mp4"}],
+                      "negative_frames": [{"output_path": "d/n.mp4"}]},
+                     "and video segment: a jump", "video_mret/MomentSeeker/video_frames/d_v7",
+                     ["video_mret/MomentSeeker/video_frames/d_p",
+                      "video_mret/MomentSeeker/video_frames/d_n"], 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+def test_videos_are_read_from_the_columns_that_are_published(tmp_path, name):
+    row, said, clip, candidates, right = VIDEOS[name]
+    write_rows(tmp_path / name / "data" / "val-00000-of-00001.parquet", [row])
+    for folder in ("positive", "negative_1", "query"):
+        (tmp_path / "frames/video_mret/QVHighlight/v7" / folder).mkdir(parents=True)
+    assert subset_names(tmp_path) == [name]
+    subset = read_subset(tmp_path, name, images=tmp_path / "frames")
+    ((text, shown),) = subset.queries
+    assert text.endswith(said)
+    assert text.startswith(ASK) == (name in CATEGORIES["video qa"])
+    assert shown == clip
+    assert [one.image or one.text for one in subset.candidates] == candidates
+    assert subset.right == [{right: 1}]
+    assert set(subset.lists[0]) == set(range(len(candidates)))
+    write_rows(tmp_path / name / "data" / "val-00000-of-00001.parquet", [{"other": 1}])
+    with pytest.raises(DataError, match=rf"parquet: row 1: is no row of {name} as published"):
+        read_subset(tmp_path, name, images=tmp_path / "frames")
+
+
+def test_where_a_video_has_no_list_all_are_its_candidates(tmp_path):
+    rows = [{"video_id": f"v{n}", "pos_text": label} for n, label in enumerate(("a", "b", "a"))]
+    write_rows(tmp_path / "HMDB51" / "test-00000-of-00001.parquet", rows)
+    subset = read_subset(tmp_path, "HMDB51")
+    assert subset.lists == [range(2)] * 3
+    assert subset.right == [{0: 1}, {1: 1}, {0: 1}]
+    # Fewer queries make no list shorter.
+    assert read_subset(tmp_path, "HMDB51", limit=1).lists == [range(2)]
+    score = score_subset(subset, rank_lists(subset, np.eye(2)[[0, 1, 1]], np.eye(2)))
+    assert score.metrics["success@1"] == pytest.approx(2 / 3)
+    rows[0] = {"video_id": "v0", "question": "Who?", "options": ["A. x"], "answer": "B"}
+    write_rows(tmp_path / "Video-MME" / "t.parquet", [{**rows[0], "videoID": "v0"}])
+    with pytest.raises(DataError, match="answer 'B' is none of 1 options"):
+        read_subset(tmp_path, "Video-MME")
+
+
+def make_documents(folder, name="ViDoRe_tabfquad"):
+    """Seven pages in BEIR's tables; two queries, of which one has judgements of two grades."""
+    pages = [str(n) for n in range(6)] + [
+        "a page with a name that is far too long for some files.jpg"
+    ]
+    tables = {
+        "corpus": [{"corpus-id": page, "image": {"bytes": b"-", "path": "x"}} for page in pages],
+        "queries": [{"query-id": n, "query": f"q{n}", "language": "en"} for n in range(2)],
+        "qrels": [{"query-id": query, "corpus-id": page, "score": grade}
+                  for query, page, grade in ((0, "1", 1), (0, "2", 2), (0, "3", 0), (1, "4", 1))],
+    }  # fmt: skip
+    for table, rows in tables.items():
+        write_rows(folder / name / table / "test-00000-of-00001.parquet", rows)
+    return folder
+
+
+def test_pages_of_documents_are_scored_by_ndcg_with_grades(tmp_path):
+    """By hand: 1/log2(3) + 2/log2(4) of 2 + 1/log2(3), and a page found fourth, 1/log2(5)."""
+    subset = read_subset(make_documents(tmp_path), "ViDoRe_tabfquad")
+    assert subset_names(tmp_path) == ["ViDoRe_tabfquad"]
+    assert subset.queries[1] == Target(
+        "Find a document image that matches the given query: q1", None
+    )
+    assert subset.candidates[3].image == "ViDoRe_tabfquad/3.png"
+    cut = "ViDoRe_tabfquad/a page with a name that is far too long for some f_cd125419.jpg"
+    assert subset.candidates[6].image == cut
+    # Query 0 finds pages 0, 1, 2; query 1 finds 0, 1, 2, 4.
+    queries = np.array([[1.0], [1.0]])
+    found = np.array([[9.0], [8.0], [7.0], [1.0], [6.0], [0.0], [0.5]])
+    score = score_subset(subset, rank_lists(subset, queries, found))
+    first = (1 / np.log2(3) + 2 / np.log2(4)) / (2 + 1 / np.log2(3))
+    assert score.metric == "ndcg@5"
+    assert score.metrics["ndcg@5"] == pytest.approx((first + 1 / np.log2(5)) / 2)
+    means = summary([score, Score("ImageNet-1K", "classification", 3, 3, {"success@1": 0.5})])
+    assert means["documents"] == pytest.approx(score.metrics["ndcg@5"])
+    assert means["image"] == means["in distribution"] == 0.5
+    assert means["all"] == pytest.approx((0.5 + score.metrics["ndcg@5"]) / 2)
+    write_rows(tmp_path / "ViDoRe_tabfquad/qrels/test-00000-of-00001.parquet",
+               [{"query-id": 0, "corpus-id": "no", "score": 1}])  # fmt: skip
+    with pytest.raises(DataError, match="row 1: judges a page that is not in the corpus: 'no'"):
+        read_subset(tmp_path, "ViDoRe_tabfquad")
+
+
+def test_frames_are_evenly_spaced_in_the_order_of_their_numbers(tmp_path):
+    folder = tmp_path / "v" / "clip"
+    folder.mkdir(parents=True)
+    for n in range(20):
+        (folder / f"frame{n}.JPG").touch()
+    (folder / "notes.txt").touch()
+    spaced = np.linspace(0, 19, 8, dtype=int)
+    assert frames(tmp_path, "v/clip") == tuple(f"v/clip/frame{n}.JPG" for n in spaced)
+    assert frames(tmp_path, "v/clip/", 1) == ("v/clip/frame10.JPG",)
+    assert len(frames(tmp_path, "v/clip", 30)) == 20
+    # A picture, and what opening refuses, stay as they are.
+    for path in ("v/clip/frame3.JPG", "../v", "no.png", "/v"):
+        assert frames(tmp_path, path) == (path,)
+    with pytest.raises(ImageError, match="folder without pictures"):
+        frames(tmp_path, "v")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_video_is_shown_frame_by_frame_and_a_page_as_it_is(tmp_path, capsys):
+    root, images = make_documents(tmp_path / "mmeb"), tmp_path / "images"
+    rng = np.random.default_rng(0)
+    subset = read_subset(root, "ViDoRe_tabfquad")
+    paths = [one.image for one in subset.candidates]
+    paths += [f"video_ret/MSR-VTT/v{video}/{n}.png" for video in range(2) for n in range(3)]
+    for path in paths:
+        (images / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(images / path)
+    rows = [{"video_id": f"v{n}", "caption": f"caption {n}"} for n in range(2)]
+    write_rows(root / "MSR-VTT" / "test-00000-of-00001.parquet", rows)
+    arguments = ["mmeb", f"--root={root}", f"--images={images}"]
+    assert main([*arguments, f"--out={tmp_path / 'out'}", "--model=flagland-mllm"]) == 0
+    assert "| mean: video |" in capsys.readouterr().out
+    shown = [Image.open(images / path) for path in paths[-3:]]
+    wanted = embed_contents(load("flagland-mllm"), [(CLIP, shown), (CLIP, shown[::-1])], "corpus")
+    stored = EmbeddingStore.open(tmp_path / "out/embeddings/MSR-VTT/corpus").take(np.arange(2))
+    assert stored[1] @ wanted[0].numpy() == pytest.approx(1, abs=1e-5)
+    assert stored[1] @ wanted[1].numpy() < 1 - 1e-4
+    clip = ["--model=retrievers.models.clip.ClipScoreFusion",
+            f"--model.model_name={make_config(tmp_path)}"]  # fmt: skip
+    assert main([*arguments, *clip, f"--out={tmp_path / 'all'}"]) == 2
+    assert "3 pictures for a model of one" in capsys.readouterr().err
+    assert main([*arguments, *clip, f"--out={tmp_path / 'one'}", "--video_frames=1"]) == 0
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -1,6 +1,7 @@
 """M-BEIR's protocol: cut-offs, rows and policies for positives, on a tiny OVEN and InfoSeek."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -150,5 +151,11 @@ def test_the_packaged_config_and_fusion_on_dev_queries(root, tmp_path, capsys):
         ("infoseek", 6),
     ]
     assert "lacks visualnews task 0" in capsys.readouterr().out
+    # Of a pool that is not fused again nothing older is left.
+    for path in (path for own in test for path in Path(own).glob("*.union.trec")):
+        path.unlink()
+    assert len(list(out.glob("*.union.trec"))) == 2
+    assert main(["fuse", *test, "--out", str(out)]) == 0
+    assert not list(out.glob("*.union.trec"))
     assert main(["evaluate", test[0], "--metrics", "success@1", "ndcg@10"]) == 0
     assert "| oven task 6 | local | 4 | 0 | 75.00 |" in capsys.readouterr().out

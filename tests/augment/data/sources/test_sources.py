@@ -13,6 +13,7 @@ from PIL import Image
 from augment import import_data
 from augment.__main__ import main
 from augment.data import DataRoot, open_instructions, read_candidates, read_qrels, read_queries
+from augment.data.images import open_image
 from augment.data.sources import Bounds
 from augment.data.sources.forms import add_member
 from augment.data.validate import validate
@@ -505,6 +506,32 @@ def test_mmeb_has_lists_whose_first_is_right(tmp_path):
         f"{name}:c2", f"{name}:c1"]  # fmt: skip
     assert len(pool) == 2
     assert asked[f"{name}:q1"].task == 0
+
+
+def test_mmebs_pages_keep_their_grades_and_its_videos_some_frames(tmp_path):
+    shots = tmp_path / "shots"
+    for path in ("ViDoSeek-doc/1.png", "ViDoSeek-doc/2.png",
+                 *(f"video_ret/MSVD/v/{n}.png" for n in range(10))):  # fmt: skip
+        (shots / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 3), (20 * len(path), 0, 0)).save(shots / path)
+    for table, rows in {
+        "corpus": [{"corpus-id": 1}, {"corpus-id": 2}],
+        "queries": [{"query-id": "q", "query": "why"}],
+        "qrels": [{"query-id": "q", "corpus-id": did, "score": did} for did in (1, 2)],
+    }.items():
+        path = tmp_path / f"mmeb/ViDoSeek-doc/{table}/test-0.parquet"
+        path.parent.mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    put(tmp_path / "mmeb/MSVD.jsonl", [{"video_id": "v", "caption": ["a jump", "a leap"]}])
+    for several, width, left_out in (("first", 4, 7), ("beside", 8 * 4, 0)):
+        bounds, root = Bounds(several=several), tmp_path / several
+        told = import_data("mmeb", tmp_path / "mmeb", root, images=shots, bounds=bounds)
+        pool, asked, judged = held(root)
+        assert judged["ViDoSeek-doc:q1", "ViDoSeek-doc:c2"] == 2
+        assert asked["MSVD:q1"].item.text.endswith("summary: a jump")
+        assert open_image(root, pool["MSVD:c1"].image).size == (width, 3)
+        assert told.left_out["further pictures of an entry"] == left_out
+        assert not (root / "subsets").exists()
 
 
 def test_what_mmeb_trains_on_is_a_data_set_of_its_own(tmp_path):
