@@ -165,14 +165,11 @@ def tune_weights(
     size = len(dev[0][0])
     parts = (own for own in itertools.product(range(steps + 1), repeat=size) if sum(own) == steps)
     grid = {own: mean(own) for own in (tuple(n / steps for n in counts) for counts in parts)}
-    best = max(grid, key=lambda weights: (round(grid[weights], 12), -_spread(weights)))
+    spread = {own: sum((weight - 1 / size) ** 2 for weight in own) for own in grid}
+    best = max(grid, key=lambda weights: (round(grid[weights], 12), -spread[weights]))
     alone = [tuple(float(n == own) for n in range(size)) for own in range(size)]
     queries = sum(len(own.qids) for own in judged)
     return Tuned(best, metric, grid[best], tuple(grid[one] for one in alone), queries)
-
-
-def _spread(weights: Sequence[float]) -> float:
-    return sum((weight - 1 / len(weights)) ** 2 for weight in weights)
 
 
 def fuse(

@@ -7,7 +7,7 @@ training that is the text of the first epoch, with every query's first instructi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, final
@@ -144,7 +144,13 @@ def audit(
         found["pools"] = audit_plan(plan_pools(data.root), data.recipe, collator, texts)
     told = {stage: audit and audit.to_json() for stage, audit in found.items()}
     write_text(out / "audit.json", json.dumps(told, indent=1) + "\n")
-    say(f"{_rendered(found)}\n{out}/audit.json")
+    shown = (
+        f"{name}, {audit.context} tokens at a time\n{audit.table()}\n{audit.line()}"
+        if audit
+        else f"{name}: the tokens of this retriever's tokenizer cannot be counted"
+        for name, audit in found.items()
+    )
+    say("\n\n".join(shown) + f"\n{out}/audit.json")
 
 
 #: Row number -> modality and text of an item.
@@ -248,12 +254,3 @@ def _spread(size: int, most: int | None) -> list[int]:
     if most is None or size <= most:
         return list(range(size))
     return [place * size // most for place in range(most)]
-
-
-def _rendered(audits: Mapping[str, Audit | None]) -> str:
-    return "\n\n".join(
-        f"{name}, {audit.context} tokens at a time\n{audit.table()}\n{audit.line()}"
-        if audit
-        else f"{name}: the tokens of this retriever's tokenizer cannot be counted"
-        for name, audit in audits.items()
-    )

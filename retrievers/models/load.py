@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from augment.checks.lengths import LENGTHS
-from augment.data import DataRoot, Instructions, TextRule, open_instructions
+from augment.data import DataRoot, TextRule, open_instructions
 from augment.engines import base as engines
 from augment.errors import DataError, MismatchError
 from augment.files import SUMS, check_sums, read_json
@@ -560,11 +560,14 @@ def open_recipe(
     if trained_on is None:
         raw = (open_view("query"), open_view("corpus"))
         return TextRecipe(*raw, "plain", None)
+    name = trained_on["instructions"]
+    table = name.rpartition(":")[0]
+    own = root.instructions(needed=False) if name == "on" else None
     recipe = TextRecipe(
         _view("query", trained_on["query"], store, allow_mismatch),
         _view("corpus", trained_on["corpus"], store, allow_mismatch),
         cast("TextRule", trained_on["rule"]),
-        _instructions(root, trained_on["instructions"]),
+        open_instructions(table) if table else own,
     )
     try:
         check_recipe(trained_on, recipe.fingerprint, allow_mismatch)
@@ -573,12 +576,6 @@ def open_recipe(
             f"{error}. The store looked into is {store}; in a search, --allow-mismatch goes on"
         ) from error
     return recipe
-
-
-def _instructions(root: DataRoot, name: str) -> Instructions | None:
-    table = name.rpartition(":")[0]
-    own = root.instructions(needed=False) if name == "on" else None
-    return open_instructions(table) if table else own
 
 
 def _view(side: Side, trained: str, store: Path | None, allow_mismatch: bool) -> TextView:
