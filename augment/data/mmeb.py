@@ -16,7 +16,7 @@ folder of a video's frames (:func:`augment.data.images.frames`).
 
 V2 adds 18 data sets of videos, with columns of their own (:mod:`augment.data.mmeb_videos`), and 24
 of documents: folders ``queries``, ``corpus`` and ``qrels`` of parquet files, in which every page is
-a candidate, its picture ``NAME/ID.png`` as in the published archive, and judgements have grades.
+a candidate, its picture as in the published archive (``NAME/ID.png``), and judgements have grades.
 The authors' code scores these by nDCG@5, the others by hit@1.
 """
 
@@ -34,7 +34,6 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from augment.data.images import PICTURES
 from augment.data.root import Instructions
 from augment.errors import DataError
 from augment.files import PACKED_ENDINGS, objects
@@ -72,7 +71,7 @@ KNOWN = frozenset(name for name, *_ in _ROWS)
 
 
 #: What stands beside the picture of a page (VLM2Vec, vidore_dataset.py), and before a query.
-_PAGE = "Understand the content of the provided document image."
+PAGE = "Understand the content of the provided document image."
 _FIND_PAGE = "Find a document image that matches the given query:"
 
 
@@ -94,6 +93,7 @@ class Subset:
         lists: for each query the places of its candidates, a right one first; a range of all of
             them where a query has no list of its own.
         right: for each query the places of right candidates, with their grades.
+        metric: what MMEB counts, success@1 (hit@1) or ndcg@5.
     """
 
     name: str
@@ -101,6 +101,7 @@ class Subset:
     candidates: list[Target] = field(default_factory=list)
     lists: list[Sequence[int]] = field(default_factory=list)
     right: list[Mapping[int, int]] = field(default_factory=list)
+    metric: str = "success@1"
 
     def qid(self, row: int) -> str:
         """Id of a query, by its row from 0."""
@@ -132,8 +133,7 @@ def subset_names(root: Path, files: str = "test") -> list[str]:
     lines = (path.name for path in root.iterdir() if path.name.endswith(_LINES))
     found = {name[: name.rindex(".jsonl")] for name in lines}
     found |= {path.name for path in root.iterdir() if path.is_dir() and (
-        _parquet(path, "" if path.name in PARTS["video"] else files)
-        or (files == "test" and _parquet(path / "qrels", ""))
+        _parquet(path, "" if path.name in PARTS["video"] else files) or (path / "qrels").is_dir()
     )}  # fmt: skip
     if not found:
         raise DataError(
@@ -164,17 +164,13 @@ def read_subset(
         DataError: with file and row, if there is none, a column is missing, the lists of a row are
             empty or not parallel, or a query or candidate has neither text nor picture.
     """
-    if _parquet(root / name / "qrels", ""):
+    if (root / name / "qrels").is_dir():
         return _documents(root, name, limit)
-    if name in PARTS["video"]:
-        from augment.data import mmeb_videos
-
-        read = list(rows(root, name, ""))
-        if read and not {*_ASKED} <= {*read[0][1]}:  # not yet in the rows of the others
-            return mmeb_videos.read(name, read, images or root, limit)
+    if name in PARTS["video"] and (found := _videos(root, name, images or root, limit)):
+        return found
     subset = Subset(name)
     places: dict[Target, int] = {}
-    for where, row in rows(root, name, files):
+    for where, row in _rows(root, name, files):
         if limit is not None and len(subset.queries) >= limit:
             break
         query = _target(row, "qry", row.get("qry_text"), row.get("qry_img_path"), where)
@@ -228,64 +224,105 @@ def reworded(subset: Subset, instructions: Instructions) -> Subset:
     ])  # fmt: skip
 
 
+def _videos(root: Path, name: str, images: Path, limit: int | None) -> Subset | None:
+    """A data set in its own columns; None if it is written in the rows of the others."""
+    from augment.data import mmeb_videos
+
+    files = mmeb_videos.files_of(name)
+    read = list(_lines(root, name) or ())
+    for path in _parquet(root / name, files) if not read else ():
+        config = path.relative_to(root / name).parts[0]  # MVBench's rows do not say theirs
+        read += [(where, {"subset": config, **row}) for where, row in _table([path])]
+    if not read:
+        raise DataError(f"holds no row of {files}; expected files of that name", str(root / name))
+    if {*_ASKED} <= {*read[0][1]}:
+        return None
+    return mmeb_videos.read(name, read, images, limit)
+
+
 def _documents(root: Path, name: str, limit: int | None) -> Subset:
     """A data set in BEIR's three tables, whose pages are all candidates of every query."""
-    subset = Subset(name)
-    places: dict[str, int] = {}
-    for _, row in _table(root / name / "corpus", "", ("corpus-id",)):
+    split = "train" if name.startswith("VisRAG") else "test"  # VisRAG's are called so
+    tables = {
+        table: _parquet(root / name / table, split) for table in ("corpus", "qrels", "queries")
+    }
+    if lacking := next((table for table, paths in tables.items() if not paths), None):
+        raise DataError(f"holds no file of {split}; expected {split}-*.parquet",
+                        str(root / name / lacking))  # fmt: skip
+    subset, places = Subset(name, metric="ndcg@5"), dict[str, int]()
+    for _, row in _table(tables["corpus"], "corpus-id"):
         places.setdefault(str(row["corpus-id"]), len(places))
-    subset.candidates.extend(Target(_PAGE, f"{name}/{_page_file(page)}") for page in places)
-    judged: dict[str, dict[int, int]] = {}
-    for where, row in _table(root / name / "qrels", "", ("query-id", "corpus-id", "score")):
-        page = str(row["corpus-id"])
-        if page not in places:
-            raise DataError(f"judges a page that is not in the corpus: {page!r}", where)
-        judged.setdefault(str(row["query-id"]), {})[places[page]] = int(row["score"])
-    for where, row in _table(root / name / "queries", "", ("query-id", "query")):
+    # V2's folders of ViDoRe-V2 leave its name out.
+    folder = name.removeprefix("ViDoRe_") if "_v2" in name else name
+    subset.candidates.extend(Target(PAGE, f"{folder}/{_page_file(name, page)}") for page in places)
+    judged = _judged(tables["qrels"])
+    english = f"{name}_multilingual" in KNOWN  # the three that are not among the 24
+    for where, row in _table(tables["queries"], "query-id", "query"):
+        if english and row.get("language", "english") != "english":
+            continue
         if limit is not None and len(subset.queries) >= limit:
             break
         right = judged.get(str(row["query-id"]), {})
-        if not any(grade > 0 for grade in right.values()):
+        if lost := next((page for page in right if page not in places), None):
+            raise DataError(f"judges a page that is not in the corpus: {lost!r}", right[lost][1])
+        if not right:
             raise DataError(f"query {row['query-id']!r} has no relevant page", where)
         subset.queries.append(Target(f"{_FIND_PAGE} {row['query']}", None))
         subset.lists.append(range(len(places)))
-        subset.right.append(right)
+        subset.right.append({places[page]: grade for page, (grade, _) in right.items()})
     if not subset.queries:
         raise DataError("holds no query", str(root / name))
     return subset
 
 
-def _page_file(page: str) -> str:
-    """The file of a page; long names are cut as in the authors' code (visrag_dataset.py)."""
-    path = PurePosixPath(page)
-    if path.suffix.lower() not in PICTURES:
+def _judged(paths: Sequence[Path]) -> dict[str, dict[str, tuple[int, str]]]:
+    """Query -> page -> its grade and where that stands.
+
+    Of several the highest, as in the authors' code, which leaves out pages of grade 0.
+    """
+    judged: dict[str, dict[str, tuple[int, str]]] = {}
+    for where, row in _table(paths, "query-id", "corpus-id", "score"):
+        if not isinstance(row["score"], int | float):
+            raise DataError(f"score must be a number, and is {row['score']!r}", where)
+        own, page = judged.setdefault(str(row["query-id"]), {}), str(row["corpus-id"])
+        if row["score"] > own.get(page, (0, ""))[0]:
+            own[page] = int(row["score"]), where
+    return judged
+
+
+def _page_file(name: str, page: str) -> str:
+    """The file of a page; VisRAG's long names are cut as in the authors' visrag_dataset.py."""
+    if not name.startswith("VisRAG"):
         return f"{page}.png"
-    begun = page.removesuffix(path.suffix)[:50]
-    return (
-        f"{begun}_{hashlib.md5(page.encode(), usedforsecurity=False).hexdigest()[:8]}{path.suffix}"
-    )
+    ending = PurePosixPath(page).suffix
+    begun = page.removesuffix(ending)[:50]
+    return f"{begun}_{hashlib.md5(page.encode(), usedforsecurity=False).hexdigest()[:8]}{ending}"
 
 
-def rows(root: Path, name: str, files: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows and their places: those to train on as those of a test, of all files as they are."""
-    lines = next(filter(Path.is_file, (root / f"{name}{ending}" for ending in _LINES)), None)
-    wanted = {"": (), "test": _ASKED}.get(files, _TRAINED)
-    for where, row in _table(root / name, files, wanted) if lines is None else objects(lines):
-        yield where, _as_asked(row) if files else row
+def _lines(root: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]] | None:
+    """Rows of a file of lines and where each stands; None if there is no such file."""
+    paths = (root / f"{name}{ending}" for ending in _LINES)
+    path = next(filter(Path.is_file, paths), None)
+    return None if path is None else objects(path)
 
 
-def _table(
-    folder: Path, files: str, wanted: tuple[str, ...]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of parquet files with some columns; of tables (all files) these columns alone."""
-    for path in _parquet(folder, files):
+def _rows(root: Path, name: str, files: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a data set and where each stands; those to train on in the form of a test's."""
+    wanted = _ASKED if files == "test" else _TRAINED
+    found = _lines(root, name) or _table(_parquet(root / name, files), *wanted)
+    return ((where, _as_asked(row)) for where, row in found)
+
+
+def _table(paths: Sequence[Path], *wanted: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of parquet files that have some columns, without pictures, and where each stands."""
+    for path in paths:
         try:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 names = file.schema_arrow.names
                 lacking = set(wanted) - set(names)
                 if lacking:
                     raise DataError(f"lacks the columns {', '.join(sorted(lacking))}", str(path))
-                read = file.iter_batches(64, columns=None if files or not wanted else list(wanted))
+                read = file.iter_batches(64, columns=[name for name in names if name != "image"])
                 found = chain.from_iterable(batch.to_pylist() for batch in read)
                 for number, row in enumerate(found, start=1):
                     yield f"{path}: row {number}", row
@@ -304,9 +341,16 @@ def _as_asked(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parquet(folder: Path, files: str) -> list[Path]:
-    """Files as published (``test-00000-of-00001.parquet``) or as converted (``test/0000``)."""
-    inner = folder.glob(f"{files or '*'}/*.parquet")
-    return sorted({*folder.glob(f"{files}*.parquet"), *inner})
+    """Files of a split, or of a configuration and its split, in folders or names that begin so.
+
+    As published (``test-00000-of-00001.parquet``) or as converted (``test/0000.parquet``).
+    """
+    found = []
+    for path in sorted(folder.rglob("*.parquet")):
+        parts = iter(path.relative_to(folder).parts)  # each is looked at once, so in their order
+        if all(any(part.startswith(wanted) for part in parts) for wanted in files.split("/")):
+            found.append(path)
+    return found
 
 
 def _target(row: Mapping[str, Any], side: str, text: object, image: object, where: str) -> Target:

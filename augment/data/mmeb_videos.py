@@ -10,6 +10,8 @@ below ``video-tasks/frames``. Kinds of data sets::
     moment   a video and a text ask for one of its clips, which are the folders beside its own
     seek     a text, mostly with a picture or clip, asks for one of listed clips
 
+``files`` are the configuration and split that they read, ``rows`` how many of its rows.
+
 It differs from their code in this: labels that no row of a file has are no candidates, and an
 option without a letter is shown whole (they show its last character).
 """
@@ -26,9 +28,10 @@ from typing import Any, NamedTuple
 from augment.data.mmeb import Subset, Target
 from augment.errors import DataError
 
-_CLIP = "Understand the content of the provided video."
-_SOUGHT = "Understand the content of the provided video clip."
-_LETTER = re.compile(r"\(?[A-Z][.)]\s*")
+#: What stands beside a video that is a candidate.
+CLIP = "Understand the content of the provided video."
+SOUGHT = "Understand the content of the provided video clip."
+_LETTER = re.compile(r"\A\(?[A-Z][.)]\s*")
 #: What a query of MomentSeeker shows beside its text -> how it begins.
 _SEEK = {
     ".jpg": "Select the video clip that aligns with the given text and image:",
@@ -47,6 +50,8 @@ class _Layout(NamedTuple):
     options: str
     shown: str
     answer: str
+    files: str
+    rows: str
 
 
 _LAYOUTS = {
@@ -57,6 +62,11 @@ _LAYOUTS = {
         .joinpath("mmeb_videos.tsv").read_text().splitlines()[1:]
     )
 }  # fmt: skip
+
+
+def files_of(name: str) -> str:
+    """Configuration and split of a data set that count, as ``MC/test``."""
+    return _LAYOUTS[name].files
 
 
 def read(
@@ -79,10 +89,13 @@ def read(
     layout, subset = _LAYOUTS[name], Subset(name)
     places: dict[Target, int] = {}
     shared = layout.kind in ("find", "label")
-    for where, row in rows if shared else rows[:limit]:
+    counted = rows[: int(layout.rows)] if layout.rows else rows
+    for where, row in counted if shared else counted[:limit]:
         try:
             query, own, right = _asked(layout, row, images)
-        except (LookupError, TypeError, ValueError, AttributeError, OSError) as error:
+        except OSError as error:
+            raise DataError(f"the clips of its video cannot be listed: {error}", where) from error
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             told = f"is no row of {name} as published ({type(error).__name__}: {error})"
             raise DataError(told, where) from error
         listed = [places.setdefault(target, len(places)) for target in own]
@@ -106,23 +119,25 @@ def _asked(
         return _sought(layout, row)
     options = _options(layout.options, row)
     lettered = [f"({a}) {one}" for a, one in zip(ascii_uppercase, options, strict=False)]
-    values = {key: value[0] if isinstance(value, list) and value else value
-              for key, value in row.items()}  # fmt: skip
+    values = {key: value[0] if isinstance(value, list) else value
+              for key, value in row.items() if value is not None and value != []}  # fmt: skip
     values |= {f"{key}_stem": PurePosixPath(str(value)).stem for key, value in values.items()}
     values |= {"lines": "\n".join(options), "spaced": " ".join(options),
                "lettered": "\n".join(lettered)}  # fmt: skip
     frames = layout.frames.format_map(values)
     said = " ".join(part for part in (layout.instruction, layout.text.format_map(values)) if part)
     if layout.kind == "find":
-        return Target(said, None), [Target(_CLIP, frames)], (0,)
+        return Target(said, None), [Target(CLIP, frames)], (0,)
     if layout.kind == "moment":
         clips = sorted(one.name for one in (images / frames).iterdir()
                        if one.is_dir() and one.name != "query")  # fmt: skip
         right = [place for place, clip in enumerate(clips) if clip.startswith("positive")]
-        own = [Target(_CLIP, f"{frames}/{clip}") for clip in clips]
-        return Target(said, f"{frames}/query"), own, (right[0],)
+        if not right:
+            raise FileNotFoundError(f"no folder positive* in {images / frames}")
+        own = [Target(CLIP, f"{frames}/{clip}") for clip in clips]
+        return Target(said, f"{frames}/query"), own, right[:1]
     if layout.kind == "label":
-        return Target(said, frames), [Target(str(row[layout.answer]), None)], (0,)
+        return Target(said, frames), [Target(str(values[layout.answer]), None)], (0,)
     shown = {"bare": [_LETTER.sub("", one, count=1).strip(". ") for one in options],
              "lettered": lettered}.get(layout.shown, options)  # fmt: skip
     place = _place(row[layout.answer], options)
@@ -152,7 +167,9 @@ def _place(answer: Any, options: Sequence[str]) -> int:
 def _sought(layout: _Layout, row: Mapping[str, Any]) -> tuple[Target, list[Target], Sequence[int]]:
     clips = [[one["output_path"] for one in row[column]]
              for column in (layout.answer, layout.options)]  # fmt: skip
-    own = [Target(_SOUGHT, f"{layout.frames}/video_frames/{_flat(path)}")
+    if not clips[0]:
+        raise ValueError(f"{layout.answer} names no clip")
+    own = [Target(SOUGHT, f"{layout.frames}/video_frames/{_flat(path)}")
            for path in (*clips[0], *clips[1])]  # fmt: skip
     given = str(row["input_frames"] or "")
     ending = PurePosixPath(given).suffix

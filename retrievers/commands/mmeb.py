@@ -18,7 +18,7 @@ from augment.errors import DataError, printable
 from augment.files import say, write_json
 from augment.records import Qrel, Side
 from retrievers.data.plan import Content
-from retrievers.evaluation.mmeb import rank_lists, score_subset, summary, table
+from retrievers.evaluation.mmeb import SAID, rank_lists, score_subset, summary, table
 from retrievers.evaluation.run_files import write_run
 from retrievers.evaluation.versions import source_commit, versions
 from retrievers.models.base import Encoder
@@ -96,7 +96,8 @@ def evaluate_mmeb(
         scores.append(score_subset(subset, run))
         qrels = [Qrel(q, d, g) for q, own in subset.grades.items() for d, g in own.items()]
         write_qrels(out / f"{name}.qrels", qrels, columns=4)
-        say(f"{printable(name)}: hit@1 {100 * scores[-1].metrics['success@1']:.1f}")
+        metric = scores[-1].metric
+        say(f"{printable(name)}: {SAID[metric]} {100 * scores[-1].metrics[metric]:.1f}")
     seconds, items = time.monotonic() - started, sum(one.queries + one.candidates for one in scores)
     told = {
         "rows": [asdict(score) for score in scores],

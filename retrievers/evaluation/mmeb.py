@@ -33,7 +33,7 @@ def rank_lists(subset: Subset, queries: np.ndarray, candidates: np.ndarray) -> R
 
 
 #: Metrics as MMEB calls them.
-_SAID = {"success@1": "hit@1", "ndcg@5": "nDCG@5"}
+SAID = {"success@1": "hit@1", "ndcg@5": "nDCG@5"}
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,8 @@ def score_subset(subset: Subset, run: RunTable) -> Score:
     """Score a run of one data set; a query that the run lacks counts 0."""
     metrics = score_run(run, subset.grades, ("success@1", "success@5", "mrr", "ndcg@5")).means()
     category = next((c for c, names in CATEGORIES.items() if subset.name in names), "other")
-    metric = "ndcg@5" if subset.name in PARTS["documents"] else "success@1"
     sizes = len(subset.queries), len(subset.candidates)
-    return Score(subset.name, category, *sizes, metrics, metric)
+    return Score(subset.name, category, *sizes, metrics, subset.metric)
 
 
 def summary(scores: Iterable[Score]) -> dict[str, float]:
@@ -93,7 +92,7 @@ def table(scores: Sequence[Score]) -> str:
     rows: list[list[object]] = []
     for score in scores:
         told = [f"{100 * score.metrics[name]:.1f}" for name in (score.metric, "success@5")]
-        rows.append([score.subset, score.category, score.queries, *told, _SAID[score.metric]])
+        rows.append([score.subset, score.category, score.queries, *told, SAID[score.metric]])
     means = summary(scores).items()
     rows += [[f"mean: {name}", "", "", f"{100 * mean:.1f}", "", ""] for name, mean in means]
     told = [markdown(["data set", "category", "queries", "score", "hit@5", "score is"], rows, 2)]

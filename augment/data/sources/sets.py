@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from augment.data.mmeb import read_subset, reworded, subset_names
+from augment.data.mmeb import PAGE, read_subset, reworded, subset_names
+from augment.data.mmeb_videos import CLIP, SOUGHT
 from augment.data.root import open_instructions
 from augment.data.sources.entries import (
     Entries,
@@ -329,12 +330,14 @@ def circo(source: Path, split: str = "val") -> Entries:
 
 
 def mmeb(
-    source: Path, train: Path | None = None, files: str = "original", instructions: str = ""
-) -> Entries:
+    source: Path, train: Path | None = None, files: str = "original", instructions: str = "",
+    clips: Path | None = None,
+) -> Entries:  # fmt: skip
     """MMEB (2410.05160), versions 1 and 2: a data set each, and each query's own list as a subset.
 
     Its hit@1 is the success@1 among the own list (``evaluate --subsets``, or ``retrievers mmeb``).
-    A video is its first frame, or 8 frames beside one another with ``--several beside``.
+    A video is its first frame, or 8 frames beside one another with ``--several beside``; what the
+    authors say of every video and page stands in no candidate's text.
 
     Args:
         source: The folder of its data sets.
@@ -342,26 +345,24 @@ def mmeb(
         files: Which of them: original or diverse_instruction.
         instructions: A table in place of what the queries of a data set begin with, as for
             ``retrievers mmeb``: a file, or ``rge``.
+        clips: The folder of videos' frames, whose folders are the clips of QVHighlight and
+            Charades-STA; null: the source.
     """
     table = open_instructions(instructions) if instructions else None
     parts = [(source, "test", "test"), *([(train, files, "train")] if train else [])]
     for folder, begun, split in parts:
         for name in subset_names(folder, begun):
-            subset = read_subset(folder, name, files=begun)
+            subset = read_subset(folder, name, files=begun, images=clips)
             subset = subset if table is None else reworded(subset, table)
             mark, more = ("train-", "-train") if split == "train" else ("", "")
             pool = f"mmeb-{name}{more}"
             for row, target in enumerate(subset.candidates):
-                yield SourceEntry(mark + subset.did(row), target.text, target.image, pool=pool)
+                text = None if target.text in (PAGE, CLIP, SOUGHT) else target.text
+                yield SourceEntry(mark + subset.did(row), text, target.image, pool=pool)
             for row, (query, own) in enumerate(zip(subset.queries, subset.lists, strict=True)):
-                dids = {
-                    place: mark + subset.did(place) for place in own if not isinstance(own, range)
-                }
-                grades = {
-                    mark + subset.did(place): grade for place, grade in subset.right[row].items()
-                }
-                rest = {did: 0 for did in dids.values() if did not in grades} if mark else {}
-                yield SourceEntry(
-                    mark + subset.qid(row), query.text, query.image, "query", {**grades, **rest},
-                    subset=() if mark else [*dids.values()], pool=pool, split=split,
-                )  # fmt: skip
+                places = () if isinstance(own, range) else own
+                dids = [mark + subset.did(place) for place in places]
+                right = {mark + subset.did(place): to for place, to in subset.right[row].items()}
+                grades = {**dict.fromkeys(dids if mark else (), 0), **right}
+                yield SourceEntry(mark + subset.qid(row), query.text, query.image, "query", grades,
+                                  subset=() if mark else dids, pool=pool, split=split)  # fmt: skip

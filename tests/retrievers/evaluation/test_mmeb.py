@@ -220,9 +220,9 @@ VIDEOS = {
     "SmthSmthV2": ({"video_id": 7, "pos_text": "Push", "neg_text": ["Pull", "Push"]},
                    "in the video?", "video_cls/SSv2/7", ["Pull", "Push"], 1),
     "Video-MME": ({"videoID": "v7", "question": "Who?", "answer": "B",
-                   "options": ["A. He. Indeed.", "B. She.", "C. It.", "D. None."]},
-                  "Question: Who?\nA. He. Indeed.\nB. She.\nC. It.\nD. None.",
-                  "video_qa/Video-MME/v7", ["He. Indeed", "She", "It", "None"], 1),
+                   "options": ["A. He. Indeed.", "B. She.", "C. It.", "the U.S.A. team"]},
+                  "Question: Who?\nA. He. Indeed.\nB. She.\nC. It.\nthe U.S.A. team",
+                  "video_qa/Video-MME/v7", ["He. Indeed", "She", "It", "the U.S.A. team"], 1),
     "NExTQA": ({"video": 7, "question": "how many", "answer": 3, "a0": "3", "a1": "one",
                 "a2": "two", "a3": "four", "a4": "five"},
                "how many\nOptions:\n(A) 3\n(B) one\n(C) two\n(D) four\n(E) five",
@@ -231,7 +231,7 @@ VIDEOS = {
                    "option": ["A. To eat.", "B. To cook."]},
                   "Question: Why?A. To eat. B. To cook.", "video_qa/EgoSchema/v7",
                   ["To eat", "To cook"], 1),
-    "MVBench": ({"subset": "moving_count", "video": "v7.mp4", "question": "How many?",
+    "MVBench": ({"video": "v7.mp4", "question": "How many?",
                  "candidates": ["2", "1"], "answer": "1"},
                 "How many?\nOptions:\n(A) 2\n(B) 1", "video_qa/MVBench/moving_count/v7.mp4",
                 ["(A) 2", "(B) 1"], 1),
@@ -251,10 +251,23 @@ VIDEOS = {
 }  # fmt: skip
 
 
+#: Where they lie, if elsewhere.
+FILES = {
+    "MSR-VTT": "test_1k/test-00000-of-00001.parquet",
+    "NExTQA": "MC/test-00000-of-00001.parquet",
+    "EgoSchema": "Subset/test/0000.parquet",
+    "YouCook2": "data/val-00000-of-00001.parquet",
+    "MVBench": "moving_count/train/0000.parquet",
+}
+
+
 @pytest.mark.parametrize("name", VIDEOS)
 def test_videos_are_read_from_the_columns_that_are_published(tmp_path, name):
     row, said, clip, candidates, right = VIDEOS[name]
-    write_rows(tmp_path / name / "data" / "val-00000-of-00001.parquet", [row])
+    file = tmp_path / name / FILES.get(name, "data/test-00000-of-00001.parquet")
+    write_rows(file, [row])
+    # Another configuration, another split.
+    write_rows(tmp_path / name / "other" / "dev_9k-00000-of-00001.parquet", [{"other": 1}])
     for folder in ("positive", "negative_1", "query"):
         (tmp_path / "frames/video_mret/QVHighlight/v7" / folder).mkdir(parents=True)
     assert subset_names(tmp_path) == [name]
@@ -266,9 +279,13 @@ def test_videos_are_read_from_the_columns_that_are_published(tmp_path, name):
     assert [one.image or one.text for one in subset.candidates] == candidates
     assert subset.right == [{right: 1}]
     assert set(subset.lists[0]) == set(range(len(candidates)))
-    write_rows(tmp_path / name / "data" / "val-00000-of-00001.parquet", [{"other": 1}])
+    write_rows(file, [{**row, "query": None, "caption": [], "video_id": None, "question": None,
+                       "sentence": None, "enCap": None, "positive_frames": []}])  # fmt: skip
     with pytest.raises(DataError, match=rf"parquet: row 1: is no row of {name} as published"):
         read_subset(tmp_path, name, images=tmp_path / "frames")
+    file.unlink()
+    with pytest.raises(DataError, match=r"holds no row of .*(test|val|train)"):
+        read_subset(tmp_path, name)
 
 
 def test_where_a_video_has_no_list_all_are_its_candidates(tmp_path):
@@ -282,37 +299,43 @@ def test_where_a_video_has_no_list_all_are_its_candidates(tmp_path):
     score = score_subset(subset, rank_lists(subset, np.eye(2)[[0, 1, 1]], np.eye(2)))
     assert score.metrics["success@1"] == pytest.approx(2 / 3)
     rows[0] = {"video_id": "v0", "question": "Who?", "options": ["A. x"], "answer": "B"}
-    write_rows(tmp_path / "Video-MME" / "t.parquet", [{**rows[0], "videoID": "v0"}])
+    write_rows(tmp_path / "Video-MME" / "test.parquet", [{**rows[0], "videoID": "v0"}])
     with pytest.raises(DataError, match="answer 'B' is none of 1 options"):
         read_subset(tmp_path, "Video-MME")
+    row = {"video_id": 7, "pos_text": "a", "neg_text": ["a", "b"]}
+    (tmp_path / "SmthSmthV2.jsonl").write_text(f"{json.dumps(row)}\n" * 1001)
+    assert len(read_subset(tmp_path, "SmthSmthV2").queries) == 1000
 
 
-def make_documents(folder, name="ViDoRe_tabfquad"):
+LONG = "a page with a name that is far too long for some files.jpg"
+
+
+def make_documents(folder, name="VisRAG_PlotQA", split="train"):
     """Seven pages in BEIR's tables; two queries, of which one has judgements of two grades."""
-    pages = [str(n) for n in range(6)] + [
-        "a page with a name that is far too long for some files.jpg"
-    ]
+    pages = [*map(str, range(6)), LONG]
+    judged = [(0, "1", 1), (0, "2", 2), (0, "2", 1), (0, "gone", 0), (1, "4", 1), (7, "gone", 1)]
     tables = {
         "corpus": [{"corpus-id": page, "image": {"bytes": b"-", "path": "x"}} for page in pages],
-        "queries": [{"query-id": n, "query": f"q{n}", "language": "en"} for n in range(2)],
+        "queries": [{"query-id": n, "query": f"q{n}", "language": ("english", "french")[n]}
+                    for n in range(2)],
         "qrels": [{"query-id": query, "corpus-id": page, "score": grade}
-                  for query, page, grade in ((0, "1", 1), (0, "2", 2), (0, "3", 0), (1, "4", 1))],
+                  for query, page, grade in judged],
     }  # fmt: skip
     for table, rows in tables.items():
-        write_rows(folder / name / table / "test-00000-of-00001.parquet", rows)
+        write_rows(folder / name / table / f"{split}-00000-of-00001.parquet", rows)
     return folder
 
 
 def test_pages_of_documents_are_scored_by_ndcg_with_grades(tmp_path):
     """By hand: 1/log2(3) + 2/log2(4) of 2 + 1/log2(3), and a page found fourth, 1/log2(5)."""
-    subset = read_subset(make_documents(tmp_path), "ViDoRe_tabfquad")
-    assert subset_names(tmp_path) == ["ViDoRe_tabfquad"]
+    subset = read_subset(make_documents(tmp_path), "VisRAG_PlotQA")
+    assert subset_names(tmp_path) == ["VisRAG_PlotQA"]
     assert subset.queries[1] == Target(
         "Find a document image that matches the given query: q1", None
     )
-    assert subset.candidates[3].image == "ViDoRe_tabfquad/3.png"
-    cut = "ViDoRe_tabfquad/a page with a name that is far too long for some f_cd125419.jpg"
-    assert subset.candidates[6].image == cut
+    assert subset.candidates[3].image == "VisRAG_PlotQA/3_eccbc87e"  # md5 of 3, as of the next
+    assert subset.candidates[6].image == f"VisRAG_PlotQA/{LONG[:50]}_cd125419.jpg"
+    assert subset.right == [{1: 1, 2: 2}, {4: 1}]
     # Query 0 finds pages 0, 1, 2; query 1 finds 0, 1, 2, 4.
     queries = np.array([[1.0], [1.0]])
     found = np.array([[9.0], [8.0], [7.0], [1.0], [6.0], [0.0], [0.5]])
@@ -324,10 +347,28 @@ def test_pages_of_documents_are_scored_by_ndcg_with_grades(tmp_path):
     assert means["documents"] == pytest.approx(score.metrics["ndcg@5"])
     assert means["image"] == means["in distribution"] == 0.5
     assert means["all"] == pytest.approx((0.5 + score.metrics["ndcg@5"]) / 2)
-    write_rows(tmp_path / "ViDoRe_tabfquad/qrels/test-00000-of-00001.parquet",
-               [{"query-id": 0, "corpus-id": "no", "score": 1}])  # fmt: skip
-    with pytest.raises(DataError, match="row 1: judges a page that is not in the corpus: 'no'"):
-        read_subset(tmp_path, "ViDoRe_tabfquad")
+
+
+def test_sets_of_documents_have_their_own_split_folder_and_language(tmp_path):
+    make_documents(tmp_path, "ViDoRe_esg_reports_v2", "test")
+    shutil.copytree(tmp_path / "ViDoRe_esg_reports_v2", tmp_path / "ViDoRe_docvqa")
+    shutil.copytree(tmp_path / "ViDoRe_docvqa", tmp_path / "ViDoRe_esg_reports_v2_multilingual")
+    names = ("ViDoRe_esg_reports_v2", "ViDoRe_esg_reports_v2_multilingual", "ViDoRe_docvqa")
+    one, all_of_it, first = (read_subset(tmp_path, name) for name in names)
+    assert [len(subset.queries) for subset in (one, all_of_it, first)] == [1, 2, 2]
+    assert [subset.candidates[6].image for subset in (one, all_of_it, first)] == [
+        f"{folder}/{LONG}.png"
+        for folder in ("esg_reports_v2", "esg_reports_v2_multilingual", "ViDoRe_docvqa")
+    ]
+    qrels = tmp_path / "ViDoRe_docvqa/qrels/test-00000-of-00001.parquet"
+    for score, message in ((1, "row 1: judges a page that is not in the corpus: 'no'"),
+                           (None, "row 1: score must be a number, and is None")):  # fmt: skip
+        write_rows(qrels, [{"query-id": 0, "corpus-id": "no", "score": score}])
+        with pytest.raises(DataError, match=message):
+            read_subset(tmp_path, "ViDoRe_docvqa")
+    qrels.rename(qrels.with_name("train.parquet"))
+    with pytest.raises(DataError, match=r"qrels: holds no file of test"):
+        read_subset(tmp_path, "ViDoRe_docvqa")
 
 
 def test_frames_are_evenly_spaced_in_the_order_of_their_numbers(tmp_path):
@@ -349,16 +390,17 @@ def test_frames_are_evenly_spaced_in_the_order_of_their_numbers(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_video_is_shown_frame_by_frame_and_a_page_as_it_is(tmp_path, capsys):
-    root, images = make_documents(tmp_path / "mmeb"), tmp_path / "images"
+    name, images = "ViDoRe_docvqa", tmp_path / "images"
+    root = make_documents(tmp_path / "mmeb", name, "test")
     rng = np.random.default_rng(0)
-    subset = read_subset(root, "ViDoRe_tabfquad")
+    subset = read_subset(root, name)
     paths = [one.image for one in subset.candidates]
     paths += [f"video_ret/MSR-VTT/v{video}/{n}.png" for video in range(2) for n in range(3)]
     for path in paths:
         (images / path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(images / path)
     rows = [{"video_id": f"v{n}", "caption": f"caption {n}"} for n in range(2)]
-    write_rows(root / "MSR-VTT" / "test-00000-of-00001.parquet", rows)
+    write_rows(root / "MSR-VTT" / FILES["MSR-VTT"], rows)
     arguments = ["mmeb", f"--root={root}", f"--images={images}"]
     assert main([*arguments, f"--out={tmp_path / 'out'}", "--model=flagland-mllm"]) == 0
     assert "| mean: video |" in capsys.readouterr().out

@@ -511,6 +511,7 @@ def test_mmeb_has_lists_whose_first_is_right(tmp_path):
 def test_mmebs_pages_keep_their_grades_and_its_videos_some_frames(tmp_path):
     shots = tmp_path / "shots"
     for path in ("ViDoSeek-doc/1.png", "ViDoSeek-doc/2.png",
+                 *(f"video_mret/QVHighlight/v/{clip}/0.png" for clip in ("positive", "query")),
                  *(f"video_ret/MSVD/v/{n}.png" for n in range(10))):  # fmt: skip
         (shots / path).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 3), (20 * len(path), 0, 0)).save(shots / path)
@@ -523,15 +524,22 @@ def test_mmebs_pages_keep_their_grades_and_its_videos_some_frames(tmp_path):
         path.parent.mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(rows), path)
     put(tmp_path / "mmeb/MSVD.jsonl", [{"video_id": "v", "caption": ["a jump", "a leap"]}])
+    put(tmp_path / "mmeb/QVHighlight.jsonl", [{"query": "a jump", "video_path": "x/v.mp4"}])
     for several, width, left_out in (("first", 4, 7), ("beside", 8 * 4, 0)):
         bounds, root = Bounds(several=several), tmp_path / several
-        told = import_data("mmeb", tmp_path / "mmeb", root, images=shots, bounds=bounds)
+        told = import_data(
+            "mmeb", tmp_path / "mmeb", root, images=shots, bounds=bounds, clips=shots
+        )
         pool, asked, judged = held(root)
         assert judged["ViDoSeek-doc:q1", "ViDoSeek-doc:c2"] == 2
         assert asked["MSVD:q1"].item.text.endswith("summary: a jump")
+        assert asked["QVHighlight:q1"].task == 7
+        assert judged["QVHighlight:q1", "QVHighlight:c1"] == 1
+        assert pool["ViDoSeek-doc:c1"].text is None
         assert open_image(root, pool["MSVD:c1"].image).size == (width, 3)
         assert told.left_out["further pictures of an entry"] == left_out
-        assert not (root / "subsets").exists()
+        own = json.loads((root / "subsets/test.json").read_text())
+        assert own == {"QVHighlight:q1": ["QVHighlight:c1"]}
 
 
 def test_what_mmeb_trains_on_is_a_data_set_of_its_own(tmp_path):
