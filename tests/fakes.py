@@ -308,6 +308,7 @@ def write_root(root, *items, size=(30, 20), count=0):
 
 
 def main():
+    """Serve until the process ends."""
     parser = argparse.ArgumentParser(description="An OpenAI-compatible server without a model.")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--model", default="fake")

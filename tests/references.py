@@ -152,6 +152,9 @@ def loop_objective(objective, queries, candidates, labels, groups, scale, bias):
     return total
 
 
+# Retrieval metrics on one ranking: the definitions, written to be read.
+
+
 def ranked(hits):
     """Candidate ids, best first: by single-precision score, ties by id in descending order."""
     by_id = sorted(hits, key=lambda hit: hit.did, reverse=True)
@@ -164,11 +167,13 @@ def success_at_k(ranking, relevant, k):
 
 
 def recall_at_k(ranking, relevant, k):
+    """Share of the relevant candidates among the first ``k``; 0 if there are none."""
     found = sum(did in relevant for did in ranking[:k])
     return found / len(relevant) if relevant else 0.0
 
 
 def precision_at_k(ranking, relevant, k):
+    """Relevant candidates among the first ``k``, divided by ``k`` however many were found."""
     return sum(did in relevant for did in ranking[:k]) / k
 
 

@@ -52,6 +52,7 @@ class World:
         return TextRecipe(query.open("query"), candidates.open("corpus"), "plain", instructions)
 
     def checkpoint(self, name: str, query: ViewConfig, candidates: ViewConfig) -> Path:
+        """What fit would write after no step."""
         self.retriever.trained_on = self.recipe(query, candidates).fingerprint
         saved = checkpoint_of(self.retriever)
         path = self.folder / name / "checkpoints" / "last.ckpt"
@@ -70,6 +71,7 @@ class World:
 
 @contextmanager
 def served(searchers, names=()):
+    """The address of a page while it is served."""
     listening = listen("127.0.0.1", 0)
     server = make_server(search_app(searchers, names))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

@@ -15,6 +15,7 @@ from augment.errors import DataError, StoreError
 
 @pytest.fixture
 def calls(monkeypatch):
+    """What is asked of the disk, in order: what was synchronised, what was renamed."""
     told = []
     fsync, rename, replace = os.fsync, Path.rename, Path.replace
 

@@ -145,6 +145,7 @@ def test_texts_of_two_recipes_are_shown_together(folder, first_rules):
 
 
 def run(folder, limits, ends=True, shard="", recipe=RECIPE):
+    """A run under some limits, as the commands note it."""
     with Store(folder) as store:
         checks = checks_of(limits, []) if limits else {}
         record = store.begin(recipe, Scope(shard=shard, checks=checks))

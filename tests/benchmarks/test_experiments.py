@@ -32,6 +32,8 @@ from retrievers.evaluation.compare import holm
 from retrievers.training.parts import read_parts
 from tests.retrievers.models.test_retriever import make_config, make_root
 
+# -- steps --------------------------------------------------------------------------------------
+
 
 def counted(name, needs=(), fail=False):
     calls = []
@@ -85,6 +87,9 @@ def test_a_fingerprint_moves_with_settings_and_needs():
     assert make({"seed": 0}).fingerprint == base.fingerprint
     assert make({"seed": 1}).fingerprint != base.fingerprint
     assert make({}, (base,)).fingerprint != make({}, (make({"seed": 1}),)).fingerprint
+
+
+# -- experiments --------------------------------------------------------------------------------
 
 
 def test_every_packaged_experiment_states_a_question_and_a_prediction():
@@ -332,6 +337,9 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     assert "no such config" in capsys.readouterr().err
 
 
+# -- effects ------------------------------------------------------------------------------------
+
+
 def queries(n):
     return pd.MultiIndex.from_product([["0: a"], [f"q{place}" for place in range(n)]])
 
@@ -386,6 +394,8 @@ def test_a_curve_crosses_where_it_is_drawn_to():
     assert rising.at == pytest.approx(0.9)
     assert math.isinf(crossing([0, 0.5, 1], ["a", "b", "c"], "none", "a", scores, 0.0).at)
 
+
+# -- texts --------------------------------------------------------------------------------------
 
 TEXT = (
     "A flag with horizontal bands of red, light blue and red, the middle one wide, a green triangle"

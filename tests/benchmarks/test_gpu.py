@@ -62,6 +62,7 @@ def test_no_part_begins_when_the_time_is_over(tmp_path):
 
 @pytest.mark.parametrize(("shape", "billions"), [("qwen3-vl-2b", 2.13), ("qwen3-vl-8b", 8.77)])
 def test_shapes_have_the_published_number_of_parameters(shape, billions):
+    """As the models' pages on the Hub count them."""
     ids = {f"<|{name}|>": n for n, name in enumerate(
         ("image_pad", "video_pad", "vision_start", "vision_end"))}  # fmt: skip
     with torch.device("meta"):

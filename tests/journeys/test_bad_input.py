@@ -86,6 +86,9 @@ class Kind(NamedTuple):
     spoil: Spoil
 
 
+# -- pictures ---------------------------------------------------------------------------------
+
+
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
@@ -108,6 +111,7 @@ def turned() -> bytes:
 
 
 def bomb() -> bytes:
+    """A PNG whose header claims 60,000 by 60,000 pixels."""
     head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     chunk = b"IHDR" + head
     start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(head)) + chunk
@@ -115,6 +119,7 @@ def bomb() -> bytes:
 
 
 def text_bomb() -> bytes:
+    """A PNG with a compressed comment of 20 million characters."""
     body = b"zTXt" + b"c\0\0" + zlib.compress(b"a" * 20_000_000, 1)
     chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
     png = encoded(noise(), "PNG")
@@ -239,6 +244,9 @@ PATHS = [
     ("name in the other normal form", "",
      named("i/\u00e9.jpg", lambda r: (r / PICTURE).rename(r / "i/e\u0301.jpg") and None)),
 ]  # fmt: skip
+
+
+# -- lines ------------------------------------------------------------------------------------
 
 
 def second(file: str, change: Callable[[bytes], bytes]) -> Spoil:
@@ -421,6 +429,7 @@ def test_each_kind(root, kind):
 
 
 def outcome(root: Path, kind: Kind) -> None:
+    """Run the command that reads the file, and compare."""
     query = kind.group not in ("Pictures", "Paths of pictures", "Lines of a pool")
     module, total = (queries, 1) if query else (corpus, 3)
     store = root.parent / "store"

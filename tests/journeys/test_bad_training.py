@@ -267,6 +267,7 @@ def spoil_roots(folder):
 
 
 def told(arguments, capsys):
+    """Exit status and what was written about it."""
     capsys.readouterr()
     try:
         status = main(arguments)

@@ -89,6 +89,7 @@ def kill(process, store, after, dice):
 
 
 def rows_written(store):
+    """Keys of all texts on the disk, doubles included."""
     found = Counter()
     for path in store.glob("wal/*.jsonl"):
         with path.open("rb") as file:

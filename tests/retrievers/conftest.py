@@ -19,16 +19,19 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory):
+    """Squares, for tests that leave them as they are."""
     return make_root(tmp_path_factory.mktemp("squares"))
 
 
 @pytest.fixture(scope="session")
 def config(tmp_path_factory):
+    """Of a small CLIP."""
     return make_config(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
 def world(root, config, tmp_path_factory):
+    """Both, and a folder."""
     return root, config, tmp_path_factory.mktemp("world")
 
 

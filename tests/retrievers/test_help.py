@@ -34,6 +34,7 @@ def questions():
 
 
 def asked():
+    """Every question and its answer, from the parsers."""
     answers = {}
     for question in questions():
         with contextlib.redirect_stdout(io.StringIO()) as told, contextlib.suppress(SystemExit):

@@ -180,6 +180,7 @@ def test_accepted(text):
 
 
 def test_texts_written_by_hand():
+    """The counts that are published, of the rules as they are."""
     path = RESULTS / "check_texts.json"
     assert read_json(path)[f"rules {RULES}"] == count_texts()
 

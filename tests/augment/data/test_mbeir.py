@@ -224,6 +224,7 @@ def test_plain_rule_only_strips():
 
 @pytest.fixture
 def published(tmp_path):
+    """Empty files under the names of the published data set."""
     for name in (
         "query/train/mbeir_mscoco_train.jsonl",
         "query/train/mbeir_webqa_train.jsonl",

@@ -328,6 +328,7 @@ ODD_QUERIES = [
 
 
 def by_lines(kind, block: bytes, path: Path, monkeypatch) -> object:
+    """What the plain reader makes of a block: rows, or the error in words."""
     with monkeypatch.context() as patched:
         patched.setattr(arrow, "_columns", lambda *_: None)
         return outcome(kind, block, path)
@@ -412,6 +413,8 @@ def test_a_build_that_stops_leaves_nothing_that_is_taken_for_a_table(
 
 
 class Slow:
+    """Records by id, in order of first appearance."""
+
     def __init__(self):
         self.items = {}
 

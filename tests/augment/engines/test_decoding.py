@@ -66,6 +66,7 @@ def encoded(engine, requests):
 
 
 def plain(model, inputs, count, stops, penalty=1.0):
+    """Rows of transformers' own ``generate``, cut behind the first end token."""
     output = model.generate(
         **inputs, max_new_tokens=count, do_sample=False, eos_token_id=stops, pad_token_id=0,
         repetition_penalty=penalty,

@@ -45,6 +45,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
+    """The same pauses, a hundred times shorter."""
     monkeypatch.setattr(openai, "BACKOFF", (0.005, 0.3))
 
 
@@ -75,6 +76,7 @@ def answers(made, requests):
 
 
 def ends(made, message):
+    """The error that ends the run."""
     with pytest.raises(EngineError, match=message) as caught:
         answers(made, ask(20))
     return str(caught.value)
@@ -258,6 +260,9 @@ def test_it_tells_how_long_pictures_kept_the_server_waiting(root, monkeypatch):
         assert 0.2 <= made.waited <= time.monotonic() - start
 
 
+# What a server may send
+
+
 def completion(content="fine", **more):
     message = {"role": "assistant", "content": content}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
@@ -316,6 +321,7 @@ def endless():
 
 
 def test_what_is_received_is_bounded(root, monkeypatch):
+    """The body never ends."""
     monkeypatch.setattr(openai, "MOST_BYTES", 1 << 20)
 
     class Answer:
@@ -464,6 +470,9 @@ def test_this_machine_is_asked_without_the_proxy_of_the_environment(root, monkey
     ends(engine(root, "http://example.com/v1", patience=0.3), r"proxy of the env.*SOCKS|no server")
 
 
+# Canaries
+
+
 @pytest.mark.parametrize("defects", [[], ["no-usage"]])
 def test_canaries_pass_and_are_asked_once(root, defects):
     with FakeServer(defects=defects) as server:
@@ -496,6 +505,9 @@ def test_canaries_find_each_defect_before_the_data_is_sent(root, defects, faults
 def test_canary_pictures_differ_in_every_pair():
     pictures = [picture.tobytes() for picture in canary_pictures()]
     assert len(set(pictures)) == len(pictures)
+
+
+# Sizes
 
 
 @pytest.mark.parametrize("multiple", [28, 32])
@@ -533,6 +545,9 @@ def test_large_pictures_cost_no_more_than_the_limit(root, tmp_path):
         (reply,) = made.generate([Request("a", "", "", ("large.png",))], SAMPLING)
     assert reply.text.endswith("of 258 by 193 pixels")
     assert reply.prompt_tokens <= 10 * 7 + 9
+
+
+# By name
 
 
 def test_make_engine_takes_urls(root):

@@ -34,6 +34,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class FakePictures(train_vlm.Pictures):
+    """Random pixels of one size with real scene graphs."""
+
     def __init__(self) -> None:
         self.flags = [c.flag for c in itertools.islice(atlas.countries(8), 50)]
 

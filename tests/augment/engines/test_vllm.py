@@ -51,6 +51,7 @@ def ask(count):
 
 
 def serving(engine):
+    """The process of the server, below its leash."""
     (child,) = psutil.Process(engine.leash.pid).children()
     return child
 

@@ -51,6 +51,7 @@ def wait_for(condition, process):
 
 
 def written(root):
+    """Texts so far; 0 while there is no store yet."""
     with suppress(StoreError):
         return len(texts(root))
     return 0

@@ -15,6 +15,7 @@ from tests.augment.store.test_report import made  # noqa: F401  # a root with pi
 
 @pytest.fixture
 def clock(monkeypatch):
+    """Time that goes by when it is told to."""
     now = [1000.0]
     monkeypatch.setattr(account.time, "monotonic", lambda: now[0])
     return lambda seconds: now.__setitem__(0, now[0] + seconds)

@@ -73,6 +73,7 @@ def test_a_text_of_ten_megabytes_is_cut_at_a_word():
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory):
+    """The packaged model, a picture of a flag, and what is true of it."""
     root = tmp_path_factory.mktemp("injection")
     import random
 

@@ -34,6 +34,7 @@ def write(folder, items, seal_rows, recipe=RECIPE):
 
 
 def content(folder):
+    """What people see of a store: texts and failures by item, hashes of pictures."""
     store = Store(folder)
     seen = {item: text.text for item, text in store.texts("corpus").items()}
     seen |= {item: failure.reason for item, failure in store.failures("corpus").items()}
@@ -43,6 +44,7 @@ def content(folder):
 
 @pytest.fixture(scope="module")
 def sealed(tmp_path_factory):
+    """A store with segments, their cache, a log, runs, two recipes and a choice."""
     folder = tmp_path_factory.mktemp("damage") / "store"
     write(folder, range(8), 32)
     write(folder, range(2), 8, OTHER)

@@ -66,6 +66,8 @@ def made(tmp_path_factory):
 
 
 class Page(HTMLParser):
+    """Tags, attributes and text as a browser would take them."""
+
     def __init__(self, text):
         super().__init__()
         self.tags, self.images, self.ids, self.targets = Counter(), [], [], []

@@ -13,6 +13,7 @@ ROWS = 500
 
 @pytest.fixture
 def sealed(tmp_path, monkeypatch):
+    """A file of several groups and batches, and its rows."""
     monkeypatch.setattr(segments, "GROUP", 128)
     monkeypatch.setattr(segments, "BATCH", 64)
     rows = [

@@ -41,6 +41,7 @@ NAMES = {
 
 
 def expected(name):
+    """trec_eval's output: metric -> query or "all" -> value."""
     values = {}
     for line in (FOLDER / name).read_text().splitlines():
         metric, qid, value = line.split("\t")

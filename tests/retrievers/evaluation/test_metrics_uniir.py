@@ -56,6 +56,7 @@ def adversarial(seed, queries=60):
 
 
 def write_uniir_run(path, run, tasks, tag):
+    """A run as UniIR writes it, with the task code in a seventh column."""
     ranked = RunTable.from_run(run).to_run().items()
     path.write_text("".join(
         f"{qid} Q0 {hit.did} {rank} {hit.score:.6f} {tag} {tasks[qid]}\n"

@@ -259,6 +259,8 @@ def test_siglips_bias_goes_along(tmp_path):
 
 
 class Hub:
+    """What push and from_pretrained ask of the Hub, in a folder."""
+
     folder: Path
     seen: dict
 

@@ -137,6 +137,7 @@ def test_layouts_that_have_no_counterpart_are_refused(folders, tmp_path, layout,
 
 @pytest.fixture
 def spare(folders, tmp_path):
+    """Models whose vocabularies have room for the mark, as published ones."""
     for family in ("qwen3", "qwen2_5"):
         model = tf.AutoModelForImageTextToText.from_pretrained(folders[family])
         model.resize_token_embeddings(304, mean_resizing=False)

@@ -27,6 +27,7 @@ WORDS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
+    """A BLIP of two layers with random weights, as transformers saves it."""
     path = tmp_path_factory.mktemp("blip")
     torch.manual_seed(0)
     both = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,

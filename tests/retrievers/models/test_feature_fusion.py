@@ -54,6 +54,7 @@ def inputs_for(retriever, kinds):
 
 
 def stack_of(encoder, width):
+    """Transformers' T5 with our weights."""
     config = T5Config(
         num_layers=FUSION.layers, num_heads=FUSION.heads, d_model=width, d_kv=FUSION.head_width,
         d_ff=FUSION.feedforward, vocab_size=2, is_encoder_decoder=False, use_cache=False,

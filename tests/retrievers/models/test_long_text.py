@@ -59,6 +59,7 @@ def embed(retriever, *texts, images=None):
 
 
 def slow_stretch(positions, factor, keep):
+    """One position after the other, as a recipe would say it."""
     rows = [positions[n] for n in range(keep)]
     for n in range(keep, len(positions)):
         if n + 1 < len(positions):
@@ -158,6 +159,7 @@ def test_siglip_is_padded_and_not_stretched(siglip):
 
 
 def check_pooled(retriever, text, image=None):
+    """Against a loop over the windows."""
     clip, processor = retriever.clip, retriever.collator()
     vectors = [clip.encode_text(processor.tokenize([part]))[0] for part in processor.windows(text)]
     assert len(vectors) > 1

@@ -107,11 +107,13 @@ def retriever(config):
 
 
 def loader_for(retriever, data):
+    """Batches of training pairs."""
     pairs, _ = data.training(retriever.collator())
     return data.pairs_loader(pairs, retriever.collator())
 
 
 def checkpoint_of(retriever):
+    """What fit would write after no step."""
     module = Contrastive(retriever)
     saved = {"state_dict": module.state_dict()}
     module.on_save_checkpoint(saved)

@@ -66,6 +66,8 @@ def test_groups_are_the_best_two_or_none():
 
 
 class Step(nn.Module):
+    """A training step as DDP sees it."""
+
     def __init__(self, kind, config):
         super().__init__()
         torch.manual_seed(0)

@@ -38,6 +38,7 @@ WORDS = Layout(cross=CrossLayout(yes="a", no="e"))
 
 @pytest.fixture(scope="module")
 def world(folders, tmp_path_factory):
+    """A root, its data, and the runs of an untrained first stage."""
     root = make_root(tmp_path_factory.mktemp("cascade") / "root", items=8)
     data = MBeirData(str(root), test=SearchConfig(depth=6))
     search(make(folders["qwen3"]), data, root / "first")

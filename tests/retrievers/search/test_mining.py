@@ -62,6 +62,7 @@ class World:
         ]
 
     def ranked(self, config, without=()):
+        """The ranking of all queries, but for those whose numbers are given."""
         rooms = []
         for vectors, left_out in ((self.vectors, ()), (self.asked, without)):
             rows = torch.tensor([n for n in range(len(vectors)) if n not in left_out])

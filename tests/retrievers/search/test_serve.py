@@ -58,17 +58,20 @@ def searchers(world):
 
 @pytest.fixture(scope="module")
 def site(searchers):
+    """The page without a server."""
     app = search_app(searchers, ["flags.example"])
     return TestClient(app, "http://127.0.0.1", raise_server_exceptions=False)
 
 
 @pytest.fixture(scope="module")
 def port(searchers):
+    """The page behind its server."""
     with served(searchers) as address:
         yield int(address.rpartition(":")[2].strip("/"))
 
 
 def ask(port, method, target, body=None, **headers):
+    """One request; status, headers, body."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -87,6 +90,8 @@ def page(site, **fields):
 
 
 class Tags(HTMLParser):
+    """The tags of a page with their attributes, as a browser reads them."""
+
     def __init__(self, text):
         super().__init__()
         self.found = []

@@ -234,6 +234,9 @@ def test_an_empty_store_has_nothing_to_search(tmp_path):
         open_index(EmbeddingStore.open(tmp_path)).search(torch.ones(1, 3), 1)
 
 
+# Milvus
+
+
 def test_milvus_finds_what_exact_search_finds_and_keeps_its_vectors(tmp_path, capfd, monkeypatch):
     vectors, queries = clustered(400), clustered(9, seed=1)
     ids = [f"1:{n}" for n in range(400)]

@@ -14,6 +14,7 @@ MOST = 12
 
 @torch.inference_mode()
 def generated(encoder, batch, ends=(), suppressed=()):
+    """What transformers writes, without the token that ends it."""
     prompts = batch.without_end() if encoder.layout.pooling == "at" else batch
     output = encoder.vlm.generate(
         input_ids=prompts.tokens, attention_mask=prompts.mask, mm_token_type_ids=prompts.kinds,
