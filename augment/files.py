@@ -201,6 +201,7 @@ def checksum(path: Path) -> str:
 
 
 def _digest(path: Path, digest: Any) -> str:
+    """Hex digest of a file, read block by block (``hashlib.file_digest`` needs Python 3.11)."""
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
             digest.update(block)

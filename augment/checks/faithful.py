@@ -116,6 +116,7 @@ class Faithfulness:
     def _words(
         self, image: Any, sentences: Sequence[str], scale: float
     ) -> Iterator[tuple[str, float]]:
+        """Every word with rivals, and its probability against them."""
         for sentence in sentences:
             for match in _RIVAL.finditer(sentence):
                 own = match[0].lower()

@@ -240,6 +240,8 @@ def _columns(kind: Kind, block: bytes, hint: int | None) -> list[Any] | None:
 @final
 @dataclass(frozen=True)
 class _Source:
+    """What ``source.json`` holds."""
+
     size: int
     mtime_ns: int
     sha256: str
@@ -287,6 +289,7 @@ def _lines_sha256(source: Path) -> str:
 
 
 def _folders(kind: Kind, source: Path) -> list[Path]:
+    """Candidate folders, best first."""
     absolute = source.resolve()
     digest = hashlib.sha256(str(absolute).encode("utf-8", "surrogateescape")).hexdigest()[:12]
     stem = absolute.name.removesuffix(".jsonl")
@@ -296,6 +299,7 @@ def _folders(kind: Kind, source: Path) -> list[Path]:
 
 
 def _recorded(folder: Path) -> _Source | None:
+    """The record of a complete, current and undamaged entry."""
     try:
         known = _Source(**json.loads((folder / _RECORD).read_text(encoding="utf-8")))
         if known.version != VERSION:
@@ -312,6 +316,7 @@ def _recorded(folder: Path) -> _Source | None:
 
 @cache
 def _checksum(path: Path, size: int, mtime_ns: int, inode: int) -> str:
+    """The checksum of a file, which each process reads once in the same state."""
     return checksum(path)
 
 
@@ -389,6 +394,7 @@ def _blocks(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _write_index(kind: Kind, building: Entry, source: Path) -> None:
+    """Write the ids of the rows in the order of their bytes, and the row of each."""
     with pa.memory_map(str(building.rows)) as mapped:
         table = pa.ipc.open_stream(mapped).read_all()
         ids = fixed_width(table["id"].combine_chunks(), source)

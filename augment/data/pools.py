@@ -274,6 +274,7 @@ class Catalog:
         return list(zip(tables, parts, strict=True)), np.argsort(order, kind="stable")
 
     def _columns(self, rows: np.ndarray) -> Any:
+        """The values of some rows as a ``pyarrow.Table``."""
         parts, back = self._by_pool(rows)
         return pa.concat_tables([table.columns(places) for table, places in parts]).take(back)
 

@@ -141,6 +141,8 @@ def _as_json(column: Any) -> Any:
 
 
 class _Rows(io.RawIOBase):
+    """Blocks of bytes as a file."""
+
     def __init__(self, blocks: Iterator[bytes]) -> None:
         self._blocks = blocks
         self._left = b""

@@ -345,6 +345,7 @@ class _Checks:
     def _look_up(
         self, path: Path, task: int | None, ids: Mapping[str, tuple[int, Any]], pool: str
     ) -> None:
+        """Positives and negatives of queries, of one task or all, against the ids of a pool."""
         file = self._name(path)
         for link in self._links[path]:
             if task in (None, link.task):
@@ -391,6 +392,7 @@ class _Checks:
                             table.get(dataset, *TASKS[task])
 
     def _unread(self, read: Collection[Path]) -> None:
+        """Files that lie among the data and were not checked, since their names say nothing."""
         for folder in ("query", "cand_pool", "qrels", "instructions"):
             for path in sorted((self.root.path / folder).rglob("*")):
                 name = self._name(path)
@@ -542,5 +544,6 @@ def _findings(findings: Sequence[Finding]) -> Iterator[str]:
 
 
 def _within(finding: Finding, example: str) -> str:
+    """An example without the name of the file it is listed under."""
     file = finding.file.partition(" -> ")[0]
     return f"line {example[len(file) + 1 :]}" if example.startswith(f"{file}:") else example

@@ -340,6 +340,7 @@ def cache_argument(model: Any, cache: Any) -> dict[str, Any]:
 
 
 def _choose(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """The next token of every row."""
     if sampling.temperature <= 0:
         return logits.argmax(dim=-1)
     none = torch.empty(0, dtype=torch.long)

@@ -279,6 +279,7 @@ make = OpenAIEngine
 
 
 def _take(done: _Done, seconds: float) -> list[Future[Any]]:
+    """All that have ended, after waiting some seconds for the first."""
     ended: list[Future[Any]] = []
     with suppress(queue.Empty):
         ended.append(done.get(timeout=seconds) if seconds else done.get_nowait())
@@ -498,6 +499,7 @@ class Servers:
                 await asyncio.sleep(_growing(tries, most=10.0))
 
     def _spend(self, reason: str) -> None:
+        """Count a repetition."""
         self._repeated += 1
         if self._repeated > BUDGET_FLOOR + BUDGET_SHARE * self._asked:
             raise EngineError(
@@ -542,6 +544,8 @@ class OddError(Exception):
 
 @final
 class _Bounded(httpx.AsyncByteStream):
+    """A body of which no more than :data:`MOST_BYTES` are read."""
+
     def __init__(self, body: Any) -> None:
         self._body = body
 
@@ -604,6 +608,7 @@ def _check_url(url: str) -> None:
 
 
 def _is_here(url: str) -> bool:
+    """Whether a URL is one of this machine itself."""
     host = httpx.URL(url).host
     with suppress(ValueError):
         address = ipaddress.ip_address(host)
@@ -612,6 +617,7 @@ def _is_here(url: str) -> bool:
 
 
 def _key() -> str:
+    """The API key of the environment."""
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise EngineError("OPENAI_API_KEY holds characters that no key has; set it again")
@@ -624,6 +630,7 @@ async def _listing(server: _Server) -> bytes:
 
 
 def _refusal(url: str, error: openai.APIStatusError) -> Outcome:
+    """The outcome of a status that is no success."""
     status = error.status_code
     if status in BUSY:
         wait = retry_after(error.response.headers.get("Retry-After"))
@@ -643,6 +650,7 @@ def _refusal(url: str, error: openai.APIStatusError) -> Outcome:
 
 
 def _broken_off(url: str, cause: BaseException, timeout: float) -> Outcome:
+    """The outcome of an exchange that brought no answer."""
     what = f"{type(cause).__name__}: {_shown(str(cause))}"
     if isinstance(cause, httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError):
         return Outcome("unreached", reason=what)

@@ -165,6 +165,7 @@ class HFEngine(Engine):
             self.waited += time.monotonic() - start
 
     def _open(self, position: int, ask: Ask) -> Ready:
+        """Decode and resize; runs in a thread."""
         request, sampling = ask
         # About four characters a token; only the order and the bound of batches depend on it.
         cost = (len(request.system) + len(request.text)) // 4

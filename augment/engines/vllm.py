@@ -126,6 +126,7 @@ class VLLMEngine(Engine):
             leash.wait()
 
     def _tend(self) -> None:
+        """Start a server that does not run; kill one that runs and does not answer."""
         now = time.monotonic()
         if now - self._tended > TEND_SECONDS and self.leash is not None:
             # Nobody asked us to tend it for a while, so it did answer.

@@ -173,6 +173,7 @@ def entry(command: Callable[[Sequence[str]], int]) -> Callable[..., int]:
 
 
 def _kind(hint: Any) -> tuple[Any, bool]:
+    """The type of one value, and whether an option takes several of them."""
     if isinstance(get_origin(hint), type) and issubclass(get_origin(hint), Collection):
         return get_args(hint)[0], True
     return hint, False

@@ -116,6 +116,8 @@ def _warn_of_others(folder: Path, own: RunRecord) -> None:
 @final
 @dataclass(eq=False)
 class _Run:
+    """The state of one call of :func:`enrich_jobs`."""
+
     _plan: Planner
     _engine: Engine
     _store: Store
@@ -205,6 +207,7 @@ class _Run:
         return None
 
     def _wanted(self, job: Job, group: Group) -> bool:
+        """Whether to ask about an item; if not, it is settled here."""
         key = group.key
         if key in self._store:
             found = self._judge.stored(job, group.prompt, key)

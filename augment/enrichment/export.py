@@ -263,6 +263,7 @@ class _Export:
 
 
 def _check_lines(path: Path, meant: int) -> None:
+    """Compare what a file holds with what was meant to be in it."""
     with path.open("rb") as file:
         written = sum(1 for _ in file)
     if written != meant:

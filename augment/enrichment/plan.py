@@ -84,6 +84,7 @@ class Planner(Iterator[Planned]):
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _plan(self, job: Job) -> Planned:
+        """Render, and hash the picture; runs in a thread."""
         if (prompt := job.prompt) is None:
             return Planned(job)
         request = prompt.render(job.item, job.target, job.asked)

@@ -119,6 +119,7 @@ def supervise(work: Callable[[Collection[int]], int], store: Path) -> int:
 
 
 def _ended(code: int) -> str:
+    """What became of a child, by its exit code; that of one that was killed is below 0."""
     if code >= 0:
         return "lost its model"
     often = " (often the system, for lack of memory)" if -code == signal.SIGKILL else ""

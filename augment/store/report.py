@@ -260,6 +260,7 @@ def _drift(texts: Mapping[str, Enrichment], items: RootItems, side: Side) -> lis
 def _plots(
     facts: pd.DataFrame, first: pd.DataFrame, checks: Checks, limits: Mapping[str, float]
 ) -> Iterator[Plot]:
+    """Lengths, tokens, and the checks whose scores differ."""
     if facts.empty:
         return
     yield histogram("Words per text", facts["words"], unit="words")
@@ -286,6 +287,7 @@ def _scores(checks: Checks, limits: Mapping[str, float]) -> Iterator[Mapping[str
 
 
 def _groups(facts: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Texts, refused ones and the median of words, the largest groups first."""
     found = facts.groupby(column).agg(
         texts=("words", "size"),
         refused=("rejected", lambda why: (why != "").sum()),
@@ -427,6 +429,7 @@ def _faithful(store: Path, side: Side, recipe: str, facts: pd.DataFrame, size: i
 
 
 def _by_reason(reasons: pd.Series[str]) -> list[tuple[str, int, Whys]]:
+    """Reason, items and a few of them, the most frequent first."""
     groups = reasons.groupby(reasons.map(reason_class), sort=False)
     found = [(str(name), len(group), group.head(EACH_REASON).to_dict()) for name, group in groups]
     return sorted(found, key=lambda reason: -reason[1])

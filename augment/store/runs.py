@@ -175,10 +175,12 @@ def save_run(folder: Path, run: RunRecord) -> None:
 
 
 def _checked(value: Mapping[str, Any]) -> dict[str, Any]:
+    """What is to be saved, with a checksum."""
     return {**value, "sum": digest(value)[:16]}
 
 
 def _read_checked(path: Path) -> dict[str, Any]:
+    """What :func:`_checked` made."""
     value = json.loads(path.read_text(encoding="utf-8"))
     found = value.pop("sum")
     if found != digest(value)[:16]:

@@ -202,6 +202,7 @@ class Mapped:
         return dict(rows[number - first])
 
     def _opened(self) -> Any:
+        """The copy, made now if there is none that is whole."""
         # The name of a segment has its checksum, so a copy of this name is of these bytes.
         stem = f"{self._path.parent.name}.{self._path.stem}"
         for copy in self._cache.glob(f"{stem}.*.arrow"):
@@ -253,11 +254,13 @@ class Rows:
 
     @cached_property
     def _starts(self) -> list[int]:
+        """Number of the first row of every segment, and the total."""
         counts = (opened(path).metadata.num_rows for path in self.segments)
         return [0, *np.cumsum(np.fromiter(counts, np.int64)).tolist()]
 
     @cached_property
     def _index(self) -> RowIndex:
+        """Of the sealed rows; read when first needed."""
         tables = [column(path, "code", "at") for path in self.segments]
         codes = [numbers(table["code"], np.uint64, 2) for table in tables]
         at = [numbers(table["at"], np.int64) for table in tables]

@@ -117,6 +117,7 @@ class Store:
         return records
 
     def _take(self, record: dict[str, Any]) -> None:
+        """Take up a record of a log."""
         kind = record.pop("kind")
         if kind in FOLDERS:
             self.rows(kind, record.pop("recipe", "")).put(record)
@@ -331,6 +332,7 @@ class Store:
         runs.save_run(self.folder, replace(run, ended=ended, counts=dict(counts)))
 
     def _write(self, record: dict[str, Any]) -> None:
+        """Save a record, with the time if it has none."""
         with self._lock, runs.writing(self.folder):
             record.setdefault("at", time.time_ns())
             line = log.encode(record)
@@ -354,6 +356,7 @@ class Store:
             raise
 
     def _rotate(self) -> None:
+        """Seal the own log and go on with a new one."""
         full, self._log = self._log, None
         if full is None:
             return

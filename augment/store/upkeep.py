@@ -267,6 +267,7 @@ def _noting(found: Soundness, kind: str, where: str = "") -> Iterator[None]:
 
 
 def _check_segments(folder: Path, found: Soundness) -> None:
+    """Compute checksums and codes again."""
     for kind in FOLDERS:
         for path in sorted((folder / FOLDERS[kind]).rglob("*.parquet")):
             with _noting(found, "damaged segment"):
@@ -279,6 +280,7 @@ def _check_segments(folder: Path, found: Soundness) -> None:
 
 
 def _rows_problem(kind: Kind, part: Any) -> str:
+    """What is wrong with some rows; empty if nothing is."""
     if kind == "picture":  # the names are not kept
         return ""
     rows = part.to_pylist()

@@ -95,6 +95,7 @@ def setup_of(args: argparse.Namespace) -> Setup:
 
 
 def _make_world(root: Path, countries: int, seed: int, workers: int) -> None:
+    """Write a Flagland unless it is there."""
     from augment.files import new_folder
     from benchmarks.flagland.world import WorldConfig, write_world
 

@@ -212,6 +212,7 @@ class Builder:
         return CachedStep("lexical", f"BM25, {views}, {split}", settings, needs, work)
 
     def _model(self, arm: Arm) -> dict[str, Any]:
+        """What stands for the retriever in a fingerprint."""
         return {
             "config": config_digest(arm.config or self.setup.config), "model": arm.model,
             "fit": (*self.setup.fit, *self.experiment.fit),
@@ -249,6 +250,7 @@ class Builder:
         return CachedStep("train", title, settings, (*needs, *taught, *mined), work)
 
     def _mine(self, of: Arm, seed: int) -> CachedStep:
+        """Negatives that another arm finds, for the training of an arm."""
         name, options = of.mined_by, of.mining
         arm, home = self.experiment.arms[name], self.setup.enriching
         views = arm.train or arm.show or Views()
@@ -280,6 +282,7 @@ class Builder:
         return CachedStep("mine", title, settings, (*needs, *(judged or train)), work)
 
     def _test(self, arm: Arm, views: Views, seed: int, split: str, where: Enriching) -> CachedStep:
+        """Searches with an arm's weights, or reranks with them what another arm found."""
         setup, (needs, shown) = self.setup, self._shown(views, where)
         train = None if arm.train is None else self._train(arm, arm.train, seed)
         settings: dict[str, Any] = {
@@ -336,6 +339,7 @@ class Builder:
         self, arm: Arm, seed: int, where: Enriching, views: Views, made: Sequence[Path],
         *settings: str,
     ) -> Parts:  # fmt: skip
+        """What the config describes, with the settings of setup, experiment and arm."""
         setup = self.setup
         from retrievers.training.parts import read_parts
 

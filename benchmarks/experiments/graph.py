@@ -168,6 +168,7 @@ def _cpu_seconds() -> float:
 
 
 def _gpus_used() -> int:
+    """GPUs on which this process holds memory."""
     import torch
 
     if not torch.cuda.is_available():

@@ -112,6 +112,7 @@ class ArmReader:
 
 
 def _spread(values: Sequence[float]) -> float | None:
+    """Standard deviation over seeds; None of one seed."""
     return statistics.stdev(values) if len(values) > 1 else None
 
 

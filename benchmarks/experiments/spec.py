@@ -346,6 +346,7 @@ def by_oracle(experiment: Experiment) -> Experiment:
 
 
 def _misnamed(name: str, arm: Arm, before: Sequence[str]) -> Iterator[str]:
+    """What an arm says of others that does not hold."""
     if arm.kind == "fusion" and (len(arm.of) < 2 or not set(arm.of) <= set(before)):
         yield f"arms.{name} fuses {list(arm.of)}; name two or more arms before it"
     if arm.kind == "rerank" and (len(arm.of) != 1 or arm.of[0] not in before):
@@ -361,6 +362,7 @@ def _misnamed(name: str, arm: Arm, before: Sequence[str]) -> Iterator[str]:
 
 
 def _problems(found: Experiment) -> Iterator[str]:
+    """What cannot be run as it is written."""
     before: list[str] = []
     for name, one in found.texts.items():
         if unknown := sorted(set(one.settings) - set(SETTINGS.get(one.kind, ()))):
@@ -386,6 +388,7 @@ def _problems(found: Experiment) -> Iterator[str]:
 
 
 def _side(value: Any, texts: Collection[str], where: str) -> SideView:
+    """A view from its words."""
     words = str(value).split()
     if words == ["raw"]:
         return SideView()

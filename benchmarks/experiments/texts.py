@@ -216,6 +216,7 @@ def _oracle(using: Enriching, text_prompt: str | None, folder: Path, _: Sequence
 
 
 def _latest(store: Path) -> dict[Side, str]:
+    """Recipes of the latest run of each side."""
     return {run.side: run.recipe for run in load_runs(store)}
 
 

@@ -43,6 +43,7 @@ def flags_of(root: Path) -> dict[str, Flag]:
 
 
 def _pictured(root: Path) -> Iterator[tuple[str, Flag]]:
+    """Id and flag of every candidate with a picture."""
     flags = flags_of(root)
     for file in DataRoot(root).pools():
         for item in open_candidates(file.path):

@@ -243,6 +243,8 @@ def _right(countries: Sequence[Known], said: Sequence[str], part: str) -> float:
 
 
 class _Asker:
+    """Greedy answers of a model to requests without pictures."""
+
     def __init__(self, folder: Path) -> None:
         import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor

@@ -138,6 +138,7 @@ _ARRANGEMENTS: dict[int, list[list[tuple[float, float]]]] = {
 
 
 def _place_box(flag: Flag, place: Place, w: int, h: int) -> Box:
+    """Centre and half extents of the room that a group may fill."""
     if place == "canton":
         return 0.21 * w, 0.27 * h, 0.19 * w, 0.23 * h
     if place == "triangle":

@@ -348,6 +348,7 @@ def average(trained: Sequence[Path], out: Path) -> None:
 
 
 def _limit(processor: Any, tokens: Sequence[int]) -> None:
+    """Let the processor bring pictures to so many tokens."""
     least, most = (count * TOKEN_SIDE**2 for count in tokens)
     for part in (processor.image_processor, processor.video_processor):
         part.size = {"shortest_edge": least, "longest_edge": most}

@@ -179,6 +179,7 @@ def _half_kind(fact: str) -> str:
 
 
 def _text_query(config: WorldConfig, task: int, country: Country) -> tuple[str, str]:
+    """Text and positive of tasks 0, 1 and 2."""
     rng = _rng(config, "text", task, country.index)
     if task == 1:
         fact, text, _ = _question(config, task, country, country.name)
@@ -234,6 +235,7 @@ def _ask(
 def _asked(
     config: WorldConfig, countries: list[Country], task: int
 ) -> Iterator[tuple[str, Query, dict[str, Any] | None]]:
+    """Split, query and truth, for every country that has one in this task."""
     for country in countries[:QUERIES_PER_TASK]:
         before = countries[country.index - 1] if country.edit is not None else None
         if task != 7 or before is not None:

@@ -155,6 +155,7 @@ def _parameters(module: torch.nn.Module) -> int:
 
 
 def _enrich(bench: Bench, shape: str) -> Figures:
+    """Pictures from disk to texts, through the engine that ``augment.corpus`` uses."""
     scale, names = bench.scale, bench.pictures()
     prompt, sampling = load_prompt("rar/corpus"), Sampling(max_new_tokens=scale.written)
     requests = [

@@ -122,6 +122,7 @@ class Gallery:
         return (text.text if text is not None else item.text) or f"Picture of {item.id}"
 
     def _generated(self, side: Side, item_id: str) -> Enrichment | None:
+        """The accepted text about an item, of the second run if it has one."""
         for run in reversed(self._runs):
             found = run.views[side].enrichment(item_id)
             if found is not None and not found.rejected:

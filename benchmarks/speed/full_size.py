@@ -118,6 +118,7 @@ def _items(row: MBeirRow, first: int, count: int, modality: str) -> Iterator[Ite
 
 
 def _asking(row: MBeirRow, first: int, count: int) -> Iterator[Query]:
+    """Queries that each have one positive in the row's pool."""
     random = Random(f"{row.stem}-{first}")
     for item in _items(row, first, count, TASKS[row.task][0]):
         yield Query(item, row.task, (f"{row.number}:{random.randint(1, row.pool)}",))

@@ -114,6 +114,7 @@ def both_towers(encoder: ClipScoreFusion, batch: Inputs) -> Tensor:
 
 
 def _towers(fit: Contrastive, encoder: ClipScoreFusion, batch: int, rounds: int) -> list[Row]:
+    """Steps on the mix of M-BEIR's training: the towers that items need, and both."""
     sides = [make_batch(encoder, items) for items in draw_pairs(batch, seed=2)]
     pairs = labelled(*sides)
 
@@ -135,6 +136,7 @@ def _towers(fit: Contrastive, encoder: ClipScoreFusion, batch: int, rounds: int)
 
 
 def _peer(fit: Contrastive, encoder: ClipScoreFusion, batch: int, rounds: int) -> list[Row]:
+    """Steps from Pillow pictures and strings, preprocessing included."""
     from retrievers.export.sentence_transformers import write_sentence_transformers
 
     random = Random(3)

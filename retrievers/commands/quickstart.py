@@ -225,6 +225,7 @@ def embed(
 
 
 def _data(root: Path, store: Path, recipe: TextRecipe, folder: Path) -> MBeirData:
+    """The root with the very text of a recipe."""
     from retrievers.data.module import EmbeddingConfig, MBeirData
     from retrievers.data.texts import ViewConfig
 
@@ -282,6 +283,7 @@ def _run(args: Sequence[str]) -> int:
 
 
 def _next(searchers: Mapping[str, Searcher]) -> str:
+    """What else can be done with what was made."""
     root = next(iter(searchers.values())).root
     where = f"--root {shlex.quote(str(root))}"
     store = shlex.quote(str(root.parent / "texts"))

@@ -111,6 +111,7 @@ class Reader(NamedTuple):
             return Example(row, text, None, error.reason, item.id)
 
     def _shown(self, item: Item, images: ImageLoader) -> Any:
+        """The picture, or all of several for a model that takes them."""
         if images.several and len(item.images) > 1:
             return tuple(images(path) for path in item.images)
         return images(item.image or "")

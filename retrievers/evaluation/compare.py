@@ -268,6 +268,7 @@ def compare_scores(
 
 
 def _pair(name: str, tasks: Sequence[tuple[Sequence[float], Sequence[float]]], seed: int) -> Pair:
+    """A row; of several tasks, their plain mean, as in M-BEIR's tables."""
     p = macro_randomisation(tasks, seed=seed)
     return Pair(
         name,

@@ -48,11 +48,15 @@ class _Source(NamedTuple):
 
 
 class _Root(NamedTuple):
+    """What a root knows of the queries of a split, and all its candidates."""
+
     queries: Sequence[Query]
     catalog: Catalog
 
 
 class _Asked(NamedTuple):
+    """What every run file is scored with; see :func:`evaluate`."""
+
     metrics: Sequence[str]
     level: int
     candidates: Path | None

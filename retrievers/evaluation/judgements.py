@@ -91,6 +91,7 @@ class Judgements:
         return cast("list[str]", run.qids.filter(pa.array(self._queries(run) < 0)).to_pylist())
 
     def _queries(self, run: RunTable) -> Int64[np.ndarray, " queries"]:
+        """Place of each of a run's queries here, -1 for one that is not judged."""
         if self._last is None or self._last[0] is not run.qids:
             self._last = run.qids, places(run.qids, self._qids)
         return self._last[1]

@@ -92,6 +92,7 @@ class RunTable:
             )
 
     def _order(self) -> None:
+        """Sort by score and id within each query; what a search returns is sorted already."""
         wrong = self.scores[1:] > self.scores[:-1]
         equal = self.scores[1:] == self.scores[:-1]
         bounds = self.starts[1:-1] - 1  # the next hit is another query's

@@ -205,6 +205,7 @@ def _parse_lines(path: Path) -> _Columns:
 
 
 def _parse(parts: Sequence[str], where: str) -> tuple[str, str, float, str]:
+    """Query, candidate, score and tag of a line; words behind the tag are passed over."""
     # UniIR appends the task code as a seventh column.
     words = parts[5:-1] if len(parts) == 7 and parts[6] in _CODES else parts[5:]
     if len(parts) < 6 or (len(words) > 1 and _shifted(parts)):

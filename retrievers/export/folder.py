@@ -271,6 +271,7 @@ def _metrics(encoder: Encoder, checkpoint: Path, given: Path | None) -> Mapping[
 
 
 def _prompts(encoder: Encoder, root: str | Path | None) -> dict[str, str]:
+    """First instruction of each kind of query, by data set and modalities."""
     trained = encoder.trained_on or {}
     if root is None or trained.get("instructions") != "on":
         return {}

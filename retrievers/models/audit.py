@@ -251,6 +251,7 @@ def _lost(
 
 
 def _spread(size: int, most: int | None) -> list[int]:
+    """At most so many numbers below ``size``, evenly spaced."""
     if most is None or size <= most:
         return list(range(size))
     return [place * size // most for place in range(most)]

@@ -495,6 +495,7 @@ def _from_uniir(found: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
 
 
 def _misfit(own: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:
+    """What keeps given weights from being a model's, in words."""
     kinds = {
         "missing": [name for name in own if name not in given],
         "unexpected": [name for name in given if name not in own],

@@ -161,6 +161,7 @@ class Listwise(Reranker):
         return Judgement(scores, torch.full((len(order),), read // len(order)))
 
     def _written(self, query: Example, candidates: Sequence[Example]) -> tuple[str, int]:
+        """An order of one window, and the tokens that were read for it."""
         from augment.engines.decoding import decode_with
         from augment.records import Sampling
 

@@ -212,6 +212,7 @@ class Rerank:
         return Content(asked.item.id, self.reader.recipe.query(asked, target), asked.item.images)
 
     def _text(self, query: int, row: int) -> str | None:
+        """What is shown of a candidate's text to a query's judge."""
         item = self.plan.item(row)
         text = self.reader.recipe.candidate(item)
         return text if self.rewritten is None else self.rewritten(self._name(query), item.id, text)

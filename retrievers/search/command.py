@@ -238,6 +238,7 @@ def show(
 
 
 def _open_searchers(opening: Opening, checkpoints: Sequence[str]) -> dict[str, Searcher]:
+    """The searchers of the checkpoints; the VLM serves those that know rewritten queries."""
     named = names_of(checkpoints)
     if opening.embeddings and len(named) > 1:
         raise DataError(

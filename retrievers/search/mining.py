@@ -279,6 +279,7 @@ def by_vectors(
 def _anchors(
     query: Query, plan: Plan, candidates: Embeddings
 ) -> tuple[list[str], Float[np.ndarray, "positives dim"]]:
+    """The positives of a query that have a vector, and these."""
     rows = plan.catalog.rows_of(query.positives)
     known = np.flatnonzero(rows >= 0)
     known = known[candidates.done.numpy()[rows[known]]]
@@ -383,6 +384,7 @@ def _limits(scores: list[float], config: MiningConfig) -> tuple[float, float]:
 
 
 def _pick(qid: str, verdicts: list[str], config: MiningConfig, most: int) -> None:
+    """Keep some of those that no reason speaks against."""
     open_places = [place for place, verdict in enumerate(verdicts) if not verdict]
     chosen = open_places[:most]
     if config.pick == "random":

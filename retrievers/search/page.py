@@ -242,6 +242,7 @@ def _card(result: Result, view: str = "append", also: str = "") -> Card:
 
 
 def _marked(text: str | None, words: Collection[str]) -> list[Piece]:
+    """A text in pieces, those changed that are among the words."""
     pieces, done, analysed = [], 0, analyser("english")
     for found in _RUN.finditer(text or "") if words else ():
         if not set(analysed(found.group())).isdisjoint(words):
@@ -251,6 +252,7 @@ def _marked(text: str | None, words: Collection[str]) -> list[Piece]:
 
 
 def _cut(text: str, length: int) -> str:
+    """The beginning of a text, whole words."""
     if len(text) <= length:
         return text
     return text[:length].rsplit(None, 1)[0].rstrip(" .,;:") + " …"

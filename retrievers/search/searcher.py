@@ -254,6 +254,7 @@ class Searcher:
             self._instructions = self._rows(self._second.recipe)
 
     def _rows(self, recipe: TextRecipe) -> tuple[InstructionRow, ...]:
+        """The instructions of the searched data sets."""
         if recipe.instructions is None:
             return ()
         ids = self._plan.ids
@@ -474,6 +475,7 @@ class Searcher:
         return None if text is None else [text], ""
 
     def _narrowed(self, modality: Modality) -> Index[Any]:
+        """An index of the candidates of one modality."""
         if modality not in self._parts:
             every = pa.array([item.modality for item in self._plan.catalog.items()])
             own = every.take(pc.index_in(self._index.ids, value_set=self._plan.ids))
@@ -505,6 +507,7 @@ class Searcher:
         )
 
     def _shows(self, hit: Hit, picture: str) -> bool:
+        """Whether a candidate has the very picture that was asked with."""
         item = self._plan.find(hit.did)
         try:
             # Pictures of queries are named by their hash.
@@ -575,6 +578,7 @@ def _embeddings(checkpoint: Path, made_by: str) -> Path | None:
 def _embed(
     retriever: Encoder, recipe: TextRecipe, root: DataRoot, plan: Plan, device: str
 ) -> tuple[Index[Vectors], list[str]]:
+    """Embed the candidates of a plan, and keep the vectors in memory."""
     reader = Reader(recipe, ImageLoader(root.path, retriever.collator()), "skip")
     loader = DataLoader(
         PlanItems(plan, "corpus", reader),

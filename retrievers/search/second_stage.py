@@ -166,6 +166,7 @@ class SecondStage:
     def _rewritten(
         self, name: str, asked: str | None, items: Sequence[Item], recipe: TextRecipe
     ) -> dict[str, str]:
+        """Candidates' texts in sight of the query, by id, of those that were accepted."""
         if self._rewriter is None:
             return {}
         pairs = [Retrieved(name, asked or "", replace(item, text=recipe.candidate(item)))

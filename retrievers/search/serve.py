@@ -148,6 +148,8 @@ def foreign_page(headers: Mapping[str, str]) -> bool:
 
 @final
 class _Site:
+    """Answers of the page; see :func:`search_app`."""
+
     def __init__(self, searchers: Mapping[str, Searcher]) -> None:
         self._searchers = searchers
         self._first = next(iter(searchers.values()))
@@ -273,6 +275,7 @@ async def _body(request: Request, most: int, drained: int) -> bytes:
 
 
 def _sentence(error: ToolkitError) -> str:
+    """An error as a sentence for the page."""
     text = str(error)
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")
 
@@ -282,6 +285,7 @@ def _refusal(status: int, text: str) -> Response:
 
 
 def _json_refusal(status: int, text: str) -> Response:
+    """For the page's script."""
     return JSONResponse({"error": text}, status, {"Connection": "close"})
 
 

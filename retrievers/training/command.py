@@ -207,6 +207,7 @@ class RetrieverCLI(LightningCLI):
             super()._run_subcommand(subcommand)
 
     def _test(self) -> None:
+        """Embed, search, score; print the table."""
         trainer, model, settings = self.trainer, self.model, self.config_init["test"]
         for callback in getattr(trainer, "callbacks", ()):
             if isinstance(callback, SaveSettings):

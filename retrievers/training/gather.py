@@ -118,6 +118,7 @@ def distributed() -> bool:
 
 
 def _sizes(own: list[int], device: torch.device) -> list[list[int]]:
+    """The same numbers of every process."""
     if not distributed():
         return [own]
     mine = torch.tensor(own, device=device)

@@ -69,6 +69,7 @@ def encode_in_chunks(
 
 
 def _ends(batch: Any, size: int, tokens: int | None) -> list[int]:
+    """Where chunks end: one behind their last items."""
     if tokens is None:
         return [*range(size, batch.size, size), batch.size]
     ends, start, longest = [], 0, 0

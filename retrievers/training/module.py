@@ -551,6 +551,7 @@ def check_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 
 def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Names with dots and their values."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         nested = isinstance(value, Mapping)
@@ -580,6 +581,7 @@ def _reopen_epoch(loop: Mapping[str, Any]) -> None:
 def _not_finite(
     batch: Pairs, parts: Mapping[str, Tensor], step: int, encoder: Encoder
 ) -> DataError:
+    """The error of a batch whose loss is not finite, with the pairs that are to blame."""
     seen = ", ".join(f"{name} {float(value):.4g}" for name, value in parts.items())
     finite = torch.ones(batch.queries.size, dtype=torch.bool)
     for side, inputs in zip(SIDES, (batch.candidates, batch.queries), strict=True):

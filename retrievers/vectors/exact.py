@@ -62,6 +62,7 @@ class MatrixIndex(Index[Vectors]):
     def _fetch(
         self, vectors: Float32[Tensor, "queries dim"], k: int
     ) -> tuple[Int64[np.ndarray, "queries k"], Float32[np.ndarray, "queries k"]]:
+        """Rows and single-precision scores of the best ``k``, best first."""
         queries = vectors.to(self._device)
         best = torch.full((len(queries), k), -torch.inf, device=self._device)
         rows = torch.zeros(len(queries), k, dtype=torch.int64, device=self._device)
@@ -104,6 +105,7 @@ class MatrixIndex(Index[Vectors]):
     def _above(
         self, vectors: Float32[Tensor, "queries dim"], floor: np.ndarray
     ) -> list[Int64[np.ndarray, " n"]]:
+        """Rows of each query with at least some score."""
         queries = vectors.to(self._device)
         least = torch.from_numpy(floor.astype(np.float32)).to(self._device)
         rows: list[list[np.ndarray]] = [[] for _ in range(len(queries))]

@@ -195,6 +195,7 @@ class Index(ABC, Generic[HeldT]):
         )
 
     def _digest(self) -> str:
+        """SHA-256 of all ids, in order."""
         digest = hashlib.sha256()
         for start in range(0, len(self), 65_536):
             digest.update("\n".join([*self.ids[start : start + 65_536].to_pylist(), ""]).encode())
@@ -235,6 +236,7 @@ def rank_plan(
 
 
 def _column(ids: Any) -> Any:
+    """Ids as an Arrow array of strings."""
     try:
         if isinstance(ids, pa.ChunkedArray):
             ids = ids.combine_chunks()

@@ -134,6 +134,7 @@ class Embeddings:
             index.add(ids, self._source, made_by, self._rows[rows.numpy()])
 
     def _find(self) -> None:
+        """Look up which rows the folder has."""
         if self._writer is None or self._keys is None:
             return
         if self._log is not None and self._log.exists():

@@ -277,6 +277,7 @@ def _schema(dtype: Dtype, dim: int) -> Any:
 
 
 def _mapped(folder: Path, manifest: Manifest, shard: Shard) -> tuple[np.ndarray, Any]:
+    """Vectors and the other columns of a shard, mapped and not loaded."""
     path = shard.file(folder)
     try:
         with path.open("rb") as stream:

@@ -282,6 +282,7 @@ class ConversationCollator:
         return chain + mark
 
     def _padded(self, read: Any, ends: Sequence[list[int]], taught: bool) -> list[Tensor]:
+        """Tokens, mask, kinds and targets."""
         pad, place = self.processor.tokenizer.pad_token_id or 0, self.processor.image_token_id
         rows: list[tuple[list[int], ...]] = []
         for prompt, end in zip(read["input_ids"], ends, strict=True):

@@ -299,6 +299,7 @@ def _limited(layout: Layout, processor: Any) -> Layout:
 
 
 def _load(name: str, dtype: str, random_init: bool, scored: bool) -> tuple[Any, Any]:
+    """Model, with a head that scores if that is asked for, and processor; no code is fetched."""
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
     from transformers.utils.logging import disable_progress_bar
 
