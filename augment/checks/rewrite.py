@@ -108,6 +108,8 @@ def added(text: str, original: str) -> int:
     return sum(count for word, count in new.items() if word not in ("a", "an", "the"))
 
 
+# --- Leaks
+
 LeakRule = Literal["names", "words", "off"]
 
 #: Most words of a passage that count as its subject.

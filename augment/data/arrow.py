@@ -110,6 +110,9 @@ class Entry(NamedTuple):
     order: Path
 
 
+# --- Rows: line by line, and as columns -----------------------------------------------------------
+
+
 def _row(record: Item | Query) -> tuple[Any, ...]:
     """A record's values in the schema's order, without the number of its line."""
     if isinstance(record, Item):
@@ -235,6 +238,9 @@ def _columns(kind: Kind, block: bytes, hint: int | None) -> list[Any] | None:
     if table.num_rows != lines:
         return None
     return kind.columns(table.to_batches()[0], hint)
+
+
+# --- The cached files -----------------------------------------------------------------------------
 
 
 @final

@@ -60,6 +60,9 @@ _ROWS = [line.split("\t") for line in _TABLE.splitlines()[1:]]
 PROBLEMS = {kind: Problem(cast("Severity", how), *words) for kind, how, *words in _ROWS}
 
 
+# --- What is found --------------------------------------------------------------------------------
+
+
 @final
 @dataclass
 class Finding:
@@ -193,6 +196,9 @@ def measure(
     }
 
 
+# --- The checks -----------------------------------------------------------------------------------
+
+
 class QueryLinks(NamedTuple):
     """What a query asks of a pool."""
 
@@ -273,6 +279,8 @@ class _Checks:
         self._instructions()
         self._unread({*self._links, *pools, *(file.path for file, _ in judged)})
 
+    # One file alone.
+
     def _read(self, path: Path, side: Side) -> Mapping[str, tuple[int, Any]]:
         """Check a file of records by itself; its ids with the line and the modality of each."""
         stats, texts = FileStats(self._name(path), side), Reservoir[str](self._sampled)
@@ -322,6 +330,8 @@ class _Checks:
         for kind, wrong, what in _record_checks(query, stats.side):
             if wrong:
                 self.report.add(kind, stats.file, f"{where}: {item.id}{what}")
+
+    # Between files: positives and negatives against pools, qrels and instructions against queries.
 
     def _searched(self, file: DataFile, split: str) -> list[tuple[Path, int | None]]:
         """The pools in which queries are looked up, with the task to select or None for all.
@@ -476,6 +486,9 @@ def _difference(positives: set[str] | None, judged: set[str] | None) -> str:
         f"{len(positives - judged)} positives without judgement, {len(judged - positives)} "
         "judgements without positive"
     )
+
+
+# --- The report for people ------------------------------------------------------------------------
 
 
 def _lines(report: Report) -> Iterator[str]:

@@ -444,6 +444,8 @@ class Servers:
             cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else error
             return _broken_off(server.url, cause or error, timeout)
 
+    # What an outcome means for its server
+
     def _heed(self, server: _Server, outcome: Outcome) -> None:
         if outcome.kind in ("answered", "failed"):
             server.silences = 0
@@ -498,6 +500,8 @@ class Servers:
                 tries += 1
                 await asyncio.sleep(_growing(tries, most=10.0))
 
+    # What it means for the run
+
     def _spend(self, reason: str) -> None:
         """Count a repetition."""
         self._repeated += 1
@@ -536,6 +540,9 @@ def _growing(number: int, most: float | None = None) -> float:
     first, longest = BACKOFF
     pause = min(first * 2.0 ** min(number - 1, 30), most or longest)
     return pause * random.uniform(0.5, 1.0)  # noqa: S311  # not cryptography
+
+
+# What is sent, and what comes back
 
 
 class OddError(Exception):

@@ -167,6 +167,8 @@ class _Run:
         waiting = sum(len(group.members) for group in self._open.values())
         self.summary.pending = len(self._plan) + waiting
 
+    # Jobs
+
     def _stream(self) -> Iterator[Group | Pause]:
         """What must be asked; what the store has is settled on the way."""
         quiet = 0
@@ -240,6 +242,8 @@ class _Run:
             reason = "duplicate-id: an earlier item with this id has another text or picture;"
             self._account.failed(Failure(item.id, item.image, f"{reason} give each its own id"))
         return False
+
+    # Asking
 
     def _ask(self, groups: Iterable[Group | Pause]) -> None:
         """Ask about groups, and about what their replies make necessary."""
@@ -316,6 +320,8 @@ class _Run:
                 job, key, self._judge.stored(job, group.prompt, key), duplicate=False
             )
         return None
+
+    # Replies
 
     def _settle(self, group: Group, reply: Reply) -> None:
         if reply.finish == "error":

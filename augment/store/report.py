@@ -257,6 +257,9 @@ def _drift(texts: Mapping[str, Enrichment], items: RootItems, side: Side) -> lis
     return drift.warnings
 
 
+# Numbers
+
+
 def _plots(
     facts: pd.DataFrame, first: pd.DataFrame, checks: Checks, limits: Mapping[str, float]
 ) -> Iterator[Plot]:
@@ -331,6 +334,9 @@ def packaged(prompts: Mapping[str, str]) -> Iterator[Prompt]:
             continue  # a file of the user's own
         if prompt.id == identity:
             yield prompt
+
+
+# Samples
 
 
 def _repeats(first: pd.DataFrame, items: RootItems, most: int) -> Facts:

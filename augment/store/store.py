@@ -128,6 +128,8 @@ class Store:
             death = Death(record["source"], keys, record["seen"], record["at"])
             self._deaths[death.source] = death
 
+    # Reading
+
     def rows(self, kind: Kind, recipe: str = "") -> Rows:
         """All records of a kind; links and failures by recipe.
 
@@ -234,6 +236,8 @@ class Store:
         return log.suspects(
             self._deaths.values(), lambda key, at: key in self or failed.get(key, -1) > at
         )
+
+    # Writing
 
     def append(self, text: Enrichment) -> None:
         """Save a text. A key that is known already keeps its text, and nothing is written."""
@@ -354,6 +358,8 @@ class Store:
             with contextlib.suppress(OSError):
                 broken.close()
             raise
+
+    # Sealing
 
     def _rotate(self) -> None:
         """Seal the own log and go on with a new one."""

@@ -64,6 +64,9 @@ def listing(counts: Mapping[str, int], before: str = "", after: str = "") -> str
     return f"{before}{named}{after}" if named else ""
 
 
+# What a store holds
+
+
 @final
 @dataclass(frozen=True)
 class RecipeStatus:
@@ -172,6 +175,9 @@ def _run_line(run: Mapping[str, Any]) -> str:
     parts += [f"shard {run['shard']}"] if run["shard"] else []
     parts += [f"retry of {', '.join(run['retry'])}"] if run["retry"] else []
     return "\n    warning: ".join([", ".join(parts), *run["warnings"]])
+
+
+# Whether it is sound
 
 
 @final
@@ -296,6 +302,9 @@ def _rows_problem(kind: Kind, part: Any) -> str:
     return ""
 
 
+# Joined
+
+
 def merge(into: Path, others: Sequence[Path]) -> Counter[str]:
     """Add what other stores hold: texts, links, failures, recipes and runs.
 
@@ -330,6 +339,9 @@ def merge(into: Path, others: Sequence[Path]) -> Counter[str]:
             for run in runs.load_runs(other):
                 runs.save_run(into, run)
     return done
+
+
+# Compared
 
 
 class Difference(NamedTuple):

@@ -220,6 +220,9 @@ def _latest(store: Path) -> dict[Side, str]:
     return {run.side: run.recipe for run in load_runs(store)}
 
 
+# -- texts made of texts ----------------------------------------------------------------------
+
+
 def derived(
     text: TextSpec, of: CachedStep, using: Enriching, other: CachedStep | None = None
 ) -> CachedStep:

@@ -138,6 +138,9 @@ def parse(text: str) -> frozenset[Fact]:
     return frozenset(found)
 
 
+# -- human wordings ---------------------------------------------------------------------------
+
+
 def _say(rng: random.Random, colour: str) -> str:
     return str(rng.choice(WORDS["colours"][colour]))
 
@@ -205,6 +208,9 @@ def human_description(rng: random.Random, flag: Flag) -> str:
     return tidy(f"{field} with {_listing(parts)}")
 
 
+# -- modification requests --------------------------------------------------------------------
+
+
 def _field_part(flag: Flag, index: int) -> str:
     if flag.layout in ("horizontal", "vertical"):
         return f"{('first', 'second', 'third', 'fourth', 'fifth')[index]} band"
@@ -247,6 +253,9 @@ def modification_request(rng: random.Random, flag: Flag, edit: Edit) -> str:
         if edit.part == "border":
             before, after = f"the {before} border", f"a {after} border"
     return tidy(rng.choice(WORDS["frames"][frame]).format(before=before, after=after))
+
+
+# -- questions --------------------------------------------------------------------------------
 
 
 def question(rng: random.Random, fact: str, reference: str) -> tuple[str, str]:

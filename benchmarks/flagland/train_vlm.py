@@ -165,6 +165,9 @@ class Pictures:
         return np.stack(pixels), flags
 
 
+# -- batches --------------------------------------------------------------------------------------
+
+
 def job(name: str, flag: Flag, rng: random.Random, names: Any) -> tuple[str | None, str]:
     """The item's text and the wanted answer for one prompt."""
     if name == "rar/image_query":
@@ -280,6 +283,9 @@ class Batches:
             shown = patches(pixels)
             batch["inputs"] |= dict(zip(("pixel_values", "image_grid_thw"), shown, strict=True))
         return batch
+
+
+# -- training -------------------------------------------------------------------------------------
 
 
 def optimisers(model: nn.Module, lr: float, muon_lr: float) -> list[torch.optim.Optimizer]:

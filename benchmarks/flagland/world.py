@@ -120,6 +120,9 @@ def split_of(config: WorldConfig, country: Country) -> str:
     return "test" if roll < 0.3 else "val" if roll < 0.4 else "train"
 
 
+# -- candidates -------------------------------------------------------------------------------
+
+
 def _passage(config: WorldConfig, country: Country, half: Callable[[Country], str]) -> str:
     rng = _rng(config, "passage", country.index, half.__name__)
     seen = language.human_description(rng, country.flag)
@@ -163,6 +166,9 @@ POOLS: dict[int, tuple[str, ...]] = {
     7: ("flat",),
     8: ("entry",),
 }
+
+
+# -- queries ----------------------------------------------------------------------------------
 
 
 def _question(
@@ -258,6 +264,9 @@ def recalled(
         truth = {"qid": item.id, "task": 0, "country": country.index, "kind": "recall",
                  "name": country.name}  # fmt: skip
         yield split_of(config, country), Query(item, 0, (did("flat", country.index),)), truth
+
+
+# -- writing ----------------------------------------------------------------------------------
 
 
 def draw(config: WorldConfig, country: Country, photo: bool) -> Image.Image:

@@ -150,6 +150,9 @@ def matrix(bench: Bench) -> Figures:
     return {"TFLOP/s": bench.matrix_rate / 1e12, "GB/s": copies * 2 * copied / 1e9}
 
 
+# -- enrichment -----------------------------------------------------------------------------------
+
+
 def _parameters(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
@@ -215,6 +218,9 @@ def enrich_small(bench: Bench) -> Figures:
     return _enrich(bench, bench.scale.small)
 
 
+# -- CLIP -----------------------------------------------------------------------------------------
+
+
 def clip(bench: Bench) -> Figures:
     """Embedding and training of CLIP score fusion, from tensors in memory."""
     encoder = ClipScoreFusion(bench.scale.clip, random_init=True).to(bench.device)
@@ -251,6 +257,9 @@ def _train(bench: Bench, encoder: Any, sides: Any, count: int, tuning: Tuning) -
             found[f"out of memory {name}"] = float(count)
         found |= {f"{peak} {name}": value for peak, value in bench.peak().items()}
     return found
+
+
+# -- language models as retrievers ----------------------------------------------------------------
 
 
 def _mllm(bench: Bench, preset: str = "trace", **more: Any) -> Mllm:

@@ -194,6 +194,9 @@ SPOILINGS = (
 )  # fmt: skip
 
 
+# -- judging ------------------------------------------------------------------------------------
+
+
 def verdict(text: Text, words: str, how: Spoiling | None = None, spoilt: bool = False) -> Verdict:
     """What the checks say of words in the place of a text's, as enrichment asks them."""
     forbidden, limits = text.forbidden, how.limits if how else Limits()

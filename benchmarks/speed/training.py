@@ -202,6 +202,9 @@ def measure(model: str = "ViT-B-32", batch: int = 16, rounds: int = 3, threads: 
     )
 
 
+# -- chunks -------------------------------------------------------------------------------------
+
+
 def _chunked(size: int, chunk: int | None) -> Step:
     """A step of the packaged model on texts that ask for pictures of noise."""
     encoder = ClipScoreFusion(normalize_towers=True)
@@ -254,6 +257,9 @@ def measure_chunks(
             ],
         },
     )
+
+
+# -- multimodal language models -----------------------------------------------------------------
 
 
 def measure_mllm(countries: int = 200, batch: int = 80, rounds: int = 3, threads: int = 1) -> Page:
