@@ -11,19 +11,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from augment.checks import Limits
-    from augment.data import DataRoot
-    from augment.data.sources import import_data
-    from augment.engines import Engine, load_engine
-    from augment.enrichment.account import Summary
-    from augment.enrichment.export import export
-    from augment.enrichment.pipeline import Options, enrich
-    from augment.prompts import Prompt, load_prompt
-    from augment.records import Enrichment, Item, Query
-    from augment.store import Store
-    from augment.store.report import report
-    from augment.store.upkeep import differences, merge, status, verify
-    from augment.views import TextView, open_view
+    from augment.checks import Limits as Limits
+    from augment.data import DataRoot as DataRoot
+    from augment.data.sources import import_data as import_data
+    from augment.engines import Engine as Engine
+    from augment.engines import load_engine as load_engine
+    from augment.enrichment.account import Summary as Summary
+    from augment.enrichment.export import export as export
+    from augment.enrichment.pipeline import Options as Options
+    from augment.enrichment.pipeline import enrich as enrich
+    from augment.prompts import Prompt as Prompt
+    from augment.prompts import load_prompt as load_prompt
+    from augment.records import Enrichment as Enrichment
+    from augment.records import Item as Item
+    from augment.records import Query as Query
+    from augment.store import Store as Store
+    from augment.store.report import report as report
+    from augment.store.upkeep import differences as differences
+    from augment.store.upkeep import merge as merge
+    from augment.store.upkeep import status as status
+    from augment.store.upkeep import verify as verify
+    from augment.views import TextView as TextView
+    from augment.views import open_view as open_view
 
 #: Module -> what of it is named here.
 _PLACES = {

@@ -16,34 +16,44 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from retrievers.commands.quickstart import quickstart
-    from retrievers.data.module import EmbeddingConfig, LoaderConfig, MBeirData, SearchConfig
-    from retrievers.data.negatives import NegativesConfig
-    from retrievers.data.texts import ViewConfig as Shown
-    from retrievers.evaluation.compare import compare
-    from retrievers.evaluation.evaluate import evaluate
-    from retrievers.evaluation.fusion import fuse
-    from retrievers.evaluation.metrics import score_run
-    from retrievers.evaluation.results import Results
-    from retrievers.evaluation.run_files import read_table
-    from retrievers.export.folder import export_to, push, save
-    from retrievers.models.base import Encoder
-    from retrievers.models.blip import BlipFeatureFusion, BlipScoreFusion
-    from retrievers.models.clip import ClipFeatureFusion, ClipScoreFusion
-    from retrievers.models.load import load
-    from retrievers.models.mllm.encoder import Mllm
-    from retrievers.models.reranker import scorer
-    from retrievers.papers.rar import rar
-    from retrievers.search.answers import Answer, Result
-    from retrievers.search.cascade import rerank
-    from retrievers.search.mining import MiningConfig
-    from retrievers.search.mining import mine_negatives as mine
-    from retrievers.search.searcher import Searcher
-    from retrievers.training.module import Contrastive, fit
-    from retrievers.training.objective import Objective
-    from retrievers.training.optim import AdamWCosine
-    from retrievers.vectors.embed import embed, embed_contents
-    from retrievers.vectors.search import test
+    from retrievers.commands.quickstart import quickstart as quickstart
+    from retrievers.data.module import EmbeddingConfig as EmbeddingConfig
+    from retrievers.data.module import LoaderConfig as LoaderConfig
+    from retrievers.data.module import MBeirData as MBeirData
+    from retrievers.data.module import SearchConfig as SearchConfig
+    from retrievers.data.negatives import NegativesConfig as NegativesConfig
+    from retrievers.data.texts import ViewConfig as Shown  # noqa: F401 - its name here
+    from retrievers.evaluation.compare import compare as compare
+    from retrievers.evaluation.evaluate import evaluate as evaluate
+    from retrievers.evaluation.fusion import fuse as fuse
+    from retrievers.evaluation.metrics import score_run as score_run
+    from retrievers.evaluation.results import Results as Results
+    from retrievers.evaluation.run_files import read_table as read_table
+    from retrievers.export.folder import export_to as export_to
+    from retrievers.export.folder import push as push
+    from retrievers.export.folder import save as save
+    from retrievers.models.base import Encoder as Encoder
+    from retrievers.models.blip import BlipFeatureFusion as BlipFeatureFusion
+    from retrievers.models.blip import BlipScoreFusion as BlipScoreFusion
+    from retrievers.models.clip import ClipFeatureFusion as ClipFeatureFusion
+    from retrievers.models.clip import ClipScoreFusion as ClipScoreFusion
+    from retrievers.models.load import load as load
+    from retrievers.models.mllm.encoder import Mllm as Mllm
+    from retrievers.models.reranker import scorer as scorer
+    from retrievers.papers.rar import rar as rar
+    from retrievers.search.answers import Answer as Answer
+    from retrievers.search.answers import Result as Result
+    from retrievers.search.cascade import rerank as rerank
+    from retrievers.search.mining import MiningConfig as MiningConfig
+    from retrievers.search.mining import mine_negatives as mine  # noqa: F401 - likewise
+    from retrievers.search.searcher import Searcher as Searcher
+    from retrievers.training.module import Contrastive as Contrastive
+    from retrievers.training.module import fit as fit
+    from retrievers.training.objective import Objective as Objective
+    from retrievers.training.optim import AdamWCosine as AdamWCosine
+    from retrievers.vectors.embed import embed as embed
+    from retrievers.vectors.embed import embed_contents as embed_contents
+    from retrievers.vectors.search import test as test
 
 #: Module -> what of it is named here, and names that differ there.
 _PLACES = {
