@@ -23,7 +23,7 @@ PRODUCT = ("augment", "retrievers", "benchmarks")
 #: not yet.
 LIMITS = {
     "lines of product": 46_864,
-    "lines of tests": 23_332,
+    "lines of tests": 23_333,
     "children of a folder": 12,
     "depth of inheritance": 2,
     "classes of one name": 1,
