@@ -520,18 +520,25 @@ def mine_negatives(
         MismatchError: if the weights were trained on another text recipe.
     """
     about: dict[str, Any] = {"data": data.digest(), "mining": asdict(mining)}
-    book, queries = data.training_queries(None if data.root.query_files("val") else [])
+    held: list[Query] = []  # for validation, of a root without a val split: never mined
+    book, queries = data.training_queries(None if data.root.query_files("val") else held)
     plan = plan_mining(data.root, queries, book.find, mining)
     apart = bool(mining.other_modality)
     if not isinstance(ranker, Encoder):
-        positives: dict[str, set[str]] = defaultdict(set)
+        left_out, positives = {query.item.id for query in held}, defaultdict[str, set[str]](set)
+        positives.update((qid, set()) for qid in left_out)
         for query in queries:
             positives[query.item.id].update(query.positives)
         own = {qid: dids for task in plan.tasks for qid, dids in task.own.items()}
         run, judged = _read(Path(ranker)), None if judge is None else _read(Path(judge))
         targets = {query.item.id: target for query, target in plan.queries}
         fits = fitting(plan.catalog, run, targets) if apart else np.ones(len(run.rows), bool)
-        ranked, others = (by_run(run.where(part), positives, own, judged) for part in (fits, ~fits))
+
+        def trained_on(part: np.ndarray) -> Iterator[Ranked]:
+            found = by_run(run.where(part), positives, own, judged)
+            return (one for one in found if one.qid not in left_out)
+
+        ranked, others = trained_on(fits), trained_on(~fits)
         about |= {"run": str(ranker), "judge": None if judge is None else str(judge)}
     else:
         if judge is not None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from augment.data import DataRoot, write_candidates
 from augment.errors import DataError
 from augment.records import Item, Query
 from retrievers.cli import main
+from retrievers.data.module import MBeirData, ValidationConfig
 from retrievers.data.negatives import HardNegatives
 from retrievers.data.plan import EvalTask, Plan
 from retrievers.evaluation.run import RunTable
@@ -26,6 +28,7 @@ from retrievers.search.mining import (
     by_run,
     by_vectors,
     mine,
+    mine_negatives,
     plan_mining,
     twins_of,
     write_mined,
@@ -273,6 +276,24 @@ def test_ranges_that_hold_nothing_are_refused():
         MiningConfig(other_modality=1.5)
     with pytest.raises(DataError, match="leave that true"):
         MiningConfig(other_modality=0.5, same_modality=False)
+
+
+def test_queries_held_out_for_validation_are_never_mined(world, tmp_path):
+    """A run of the train split has them, where a root has no val split."""
+    root = tmp_path / "root"
+    shutil.copytree(world[0], root)
+    shutil.rmtree(root / "query" / "val", ignore_errors=True)
+    data = MBeirData(str(root), validation=ValidationConfig(holdout=0.3))
+    held = []
+    _, trained = data.training_queries(held)
+    run = tmp_path / "train.trec"
+    run.write_text("".join(f"{q.item.id} Q0 {did} 1 {score} r\n" for q in (*trained, *held)
+                           for did, score in ((q.item.id, 0.9), ("7:1", 0.5), ("7:30", 0.5))
+                           if did != q.item.id or score == 0.9))  # fmt: skip
+    mine_negatives(run, data, tmp_path / "mined", MiningConfig(per_query=1, relative_margin=None))
+    found = parquet.read_table(tmp_path / "mined" / "candidates.parquet").column("qid").to_pylist()
+    assert set(found) == {query.item.id for query in trained}
+    assert len(held) > 3
 
 
 def test_the_command_mines_and_training_reads_it(world, tmp_path, capsys):
