@@ -144,6 +144,17 @@ class Encoder(nn.Module, ABC):
         return digest.hexdigest()[:16]
 
 
+def recompute_activations(model: Any) -> None:
+    """Let a model of transformers forget activations and make them again in the backward.
+
+    Not reentrant: the other kind loses the gradients of all before the first trained input.
+    """
+    # transformers 5.24 renamed it; 6 removes the old name.
+    old = "gradient_checkpointing_enable"
+    new = "activation_checkpointing_enable"
+    getattr(model, new if hasattr(model, new) else old)({"use_reentrant": False})
+
+
 def _reconcile_bias(module: Encoder, state: dict[str, Any], prefix: str, *_: Any) -> None:
     name = f"{prefix}logit_bias"
     if module.logit_bias is None:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from augment.errors import DataError, EngineError
 from augment.records import Side
-from retrievers.models.base import Encoded, Encoder
+from retrievers.models.base import Encoded, Encoder, recompute_activations
 from retrievers.models.clip import ATTENTIONS, Attention
 from retrievers.models.inputs import Inputs, Processor, scatter
 
@@ -215,7 +215,7 @@ class _Towers(nn.Module):
         self.text_encoder = model.text_encoder
         self._pad = cast("BlipTokenizer", processor.tokenize).pad
         if recompute:
-            self.vision_model.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute_activations(self.vision_model)
 
     def states(self, texts: Int[Tensor, "texts context"], images: Tensor | None = None) -> Any:
         """What the text encoder makes of texts, looking at pictures' tokens where there are any.

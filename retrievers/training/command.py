@@ -97,7 +97,10 @@ class RetrieverCLI(LightningCLI):
         self._arguments = sys.argv[1:] if args is None else list(args)
         # "omegaconf" resolves before overrides; "omegaconf+" after, and needs relative keys below
         # a subcommand.
-        jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+        # A place without a type makes no class that a config names.
+        jsonargparse.set_parsing_settings(
+            omegaconf_absolute_to_relative_paths=True, instantiate_subclass_spec_in_any=False
+        )
         # A config reads no environment: ``${oc.env:TOKEN}`` would stand in OUT/fit.yaml, too.
         OmegaConf.clear_resolver("oc.env")
         super().__init__(

@@ -44,8 +44,10 @@ def read_parts(
         DataError: if there is no such setting.
     """
     import lightning
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
+    # A config may name what its place is typed for, an encoder, and no class of anything else.
+    set_parsing_settings(instantiate_subclass_spec_in_any=False)
     parser = ArgumentParser(exit_on_error=False, parser_mode="omegaconf+")
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(Contrastive, "model", sub_configs=True)

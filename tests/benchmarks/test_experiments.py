@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 from threading import Barrier
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -226,6 +227,23 @@ def test_settings_of_every_arm_are_known(tmp_path):
             read_parts([f"--config={arm.config or 'flagland'}", *(f"--{one}" for one in given)], 0)
     with pytest.raises(DataError, match="nonsense"):
         read_parts(["--config=flagland", "--data.nonsense=1"], 0)
+
+
+class Armed:
+    """What a config that came from elsewhere might name."""
+
+    made: ClassVar[list[object]] = []
+
+    def __init__(self) -> None:
+        self.made.append(self)
+
+
+def test_a_class_that_a_config_names_where_none_belongs_is_not_made(tmp_path):
+    root = make_root(tmp_path / "root")
+    named = f"--trainer.logger={{class_path: {__name__}.Armed}}"
+    views = ("--data.query.view=raw", "--data.corpus.view=raw")
+    read_parts(["--config=flagland", f"--data.root={root}", *views, named], 0)
+    assert not Armed.made
 
 
 def test_scores_are_averaged_over_seeds_before_they_are_compared(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from torch.nn import functional
 from augment.errors import DataError, EngineError, MismatchError
 from augment.records import Side
 from retrievers.data.writings import Writing
-from retrievers.models.base import Encoded, Encoder
+from retrievers.models.base import Encoded, Encoder, recompute_activations
 from retrievers.models.mllm.conversations import IGNORED, ConversationCollator, Conversations
 from retrievers.models.mllm.fast import SeenPictures
 from retrievers.models.mllm.layout import VERSIONS, Layout, Said, layout_named
@@ -126,8 +126,7 @@ class Mllm(Encoder):
         else:
             self.register_buffer("logit_scale", scale)
         if checkpointing:
-            # The other kind loses the gradients of everything before the first trained input.
-            self.vlm.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute_activations(self.vlm)
         if features_mib:
             SeenPictures(self.vlm.model.visual, features_mib)
         if compile:
