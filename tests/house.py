@@ -22,7 +22,7 @@ PRODUCT = ("augment", "retrievers", "benchmarks")
 #: importers, exports, the first search and MMEB-V2: all four systems should fit into 36,000, and do
 #: not yet.
 LIMITS = {
-    "lines of product": 46_886,
+    "lines of product": 46_889,
     "lines of tests": 23_372,
     "children of a folder": 12,
     "depth of inheritance": 2,

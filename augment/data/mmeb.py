@@ -174,18 +174,18 @@ def read_subset(
         if limit is not None and len(subset.queries) >= limit:
             break
         query = _target(row, "qry", row.get("qry_text"), row.get("qry_img_path"), where)
-        texts, images = row.get("tgt_text"), row.get("tgt_img_path")
-        if not isinstance(texts, list) or not isinstance(images, list):
+        texts, pictures = row.get("tgt_text"), row.get("tgt_img_path")
+        if not isinstance(texts, list) or not isinstance(pictures, list):
             raise DataError("tgt_text and tgt_img_path must be lists", where)
-        if len(texts) != len(images) or not texts:
+        if len(texts) != len(pictures) or not texts:
             raise DataError(
-                f"{len(texts)} texts and {len(images)} pictures; a query needs parallel lists of "
+                f"{len(texts)} texts and {len(pictures)} pictures; a query needs parallel lists of "
                 "at least one candidate, the right one first",
                 where,
             )
         targets = [
             _target(row, "tgt", *both, f"{where}: candidate {n}")
-            for n, both in enumerate(zip(texts, images, strict=True), start=1)
+            for n, both in enumerate(zip(texts, pictures, strict=True), start=1)
         ]
         own = dict.fromkeys(places.setdefault(target, len(places)) for target in targets)
         subset.queries.append(query)

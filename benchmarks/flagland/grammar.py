@@ -214,6 +214,10 @@ def _charge(rng: random.Random, flag: Flag, place: Place) -> Charge:
     return Charge(rng.choice(SHAPES), colour, count, size, place)
 
 
+def _clashes(first: Place, second: Place) -> bool:
+    return {first, second} in ({"hoist", "centre"}, {"centre", "fly"})
+
+
 def _charges(rng: random.Random, flag: Flag) -> Flag:
     places = list(open_places(flag))
     wanted = rng.choices((0, 1, 2), (22, 58, 20))[0]
@@ -222,8 +226,7 @@ def _charges(rng: random.Random, flag: Flag) -> Flag:
     rng.shuffle(places)
     chosen: list[Place] = []
     for place in places:
-        near = {"hoist": {"centre"}, "fly": {"centre"}, "centre": {"hoist", "fly"}}.get(place)
-        if len(chosen) < wanted and not (near and near.intersection(chosen)):
+        if len(chosen) < wanted and not any(_clashes(place, other) for other in chosen):
             chosen.append(place)
     chosen.sort(key=PLACES.index)
     return replace(flag, charges=tuple(_charge(rng, flag, place) for place in chosen))
