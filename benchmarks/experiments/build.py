@@ -224,13 +224,15 @@ class Builder:
         if steps is None and arm.effort != 1:
             raise DataError("an arm wants more steps than the config's: say how many with --steps")
         mined = (self._mine(arm, seed),) if arm.mined_by else ()
-        taught = (self.text(arm.taught, setup.enriching),) if arm.taught else ()
+        both = [name for name in (arm.taught, arm.taught_candidates) if name]
+        taught = tuple(self.text(name, setup.enriching) for name in both)
         settings = {
             "root": setup.enriching.root_digest, "views": shown, "seed": seed, "steps": steps,
             "batch_size": setup.batch_size, "tasks": setup.tasks, "arm": arm.fit,
             **self._model(arm), **({"taught": True} if taught else {}),
+            **({"candidates": True} if arm.taught_candidates else {}),
         }  # fmt: skip
-        told = f", taught {arm.taught}" if taught else ""
+        told = f", taught {' and '.join(both)}" if taught else ""
         title = f"train on {views}{told}{_extras(arm)} (seed {seed}"
         title += ")" if arm.effort == 1 else f", x{arm.effort:g})"
 
@@ -239,7 +241,8 @@ class Builder:
 
             length = [] if steps is None else [f"trainer.max_steps={steps}"]
             negatives = [f"data.negatives.path={made[-1]}"] if mined else []
-            written = _written(made[len(needs)]) if taught else []
+            texts = made[len(needs) : len(needs) + len(taught)]
+            written = _written(*texts) if taught else []
             training, data, trainer, _ = self._parts(
                 arm, seed, setup.enriching, views, made, *written, *arm.fit, *negatives, *length
             )
@@ -356,11 +359,16 @@ class Builder:
         return read_parts([f"--config={config}", *(f"--{one}" for one in told)], seed)
 
 
-def _written(folder: Path) -> list[str]:
-    """Settings of words that stand before the vectors of queries."""
+def _written(folder: Path, candidates: Path | None = None) -> list[str]:
+    """Settings of words that stand before the vectors of queries, and of candidates."""
     source = read_source(folder)
-    return [f"data.written.store={source.store.resolve()}",
-            f"data.written.recipe={source.recipes['query']}"]  # fmt: skip
+    words = [f"data.written.store={source.store.resolve()}",
+             f"data.written.recipe={source.recipes['query']}"]  # fmt: skip
+    if candidates is not None:
+        source = read_source(candidates)
+        words += [f"data.written.candidates={source.store.resolve()}",
+                  f"data.written.candidates_recipe={source.recipes['corpus']}"]  # fmt: skip
+    return words
 
 
 def _weights(folder: Path) -> Path:

@@ -179,6 +179,7 @@ class Arm:
         train: text that it is trained on; None takes the weights as they are packaged.
         show: text in the test; None for a fusion.
         taught: text that it learns to write before the vectors of queries; empty: none.
+        taught_candidates: text that it learns to write before those of candidates; empty: none.
         given: text that stands there in the test, in place of what it would write; empty: none.
         effort: optimiser steps in units of the ordinary training.
         of: the fused arms; the one whose best candidates a rerank arm scores.
@@ -206,6 +207,7 @@ class Arm:
     fit: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     taught: str = ""
+    taught_candidates: str = ""
     given: str = ""
     mined_by: str = ""
     judged_by: str = ""
@@ -374,7 +376,10 @@ def _problems(found: Experiment) -> Iterator[str]:
     before = list(found.arms)
     for place, (name, arm) in enumerate(found.arms.items()):
         yield from _misnamed(name, arm, before[:place])
-        for told, text in (("taught", arm.taught), ("given", arm.given)):
+        if arm.taught_candidates and not arm.taught:
+            yield f"arms.{name} teaches candidates alone; say what queries are taught"
+        for told, text in (("taught", arm.taught), ("taught", arm.taught_candidates),
+                           ("given", arm.given)):  # fmt: skip
             if text and text not in found.texts:
                 yield f"arms.{name} is {told} {text!r}; texts are {', '.join(found.texts)}"
     used = [name for pair in found.compare for name in pair]

@@ -28,7 +28,7 @@ from retrievers.data.examples import Candidate, Example, PairExample
 from retrievers.data.negatives import HardNegatives, NegativesConfig, Scored
 from retrievers.data.pictures import ImageLoader
 from retrievers.data.samplers import GroupBy
-from retrievers.data.texts import TextRecipe
+from retrievers.data.texts import TextRecipe, WrittenTexts
 
 OnBadImage = Literal["error", "skip"]
 #: Queries whose positives are looked up at once.
@@ -72,7 +72,9 @@ class Reader(NamedTuple):
 
     def candidate(self, item: Item, row: int = 0, draw: str = "") -> Example:
         """A candidate's example; ``draw`` names seed and epoch in training."""
-        return self._example(item, self.recipe.candidate(item, draw), row)
+        found = self._example(item, self.recipe.candidate(item, draw), row)
+        taught = self._taught(draw)
+        return found if taught is None else found._replace(written=taught.of_candidate(item.id))
 
     def query(
         self,
@@ -87,9 +89,12 @@ class Reader(NamedTuple):
         In a test that stands in it only where it is given.
         """
         found = self._example(query.item, self.recipe.query(query, target, random, draw), row)
-        taught = self.recipe.written
-        taught = taught if taught is not None and (draw or taught.given) else None
+        taught = self._taught(draw)
         return found if taught is None else found._replace(written=taught.of(query.item.id))
+
+    def _taught(self, draw: str) -> WrittenTexts | None:
+        taught = self.recipe.written
+        return taught if taught is not None and (draw or taught.given) else None
 
     def _example(self, item: Item, text: str | None, row: int) -> Example:
         if self.images is None:

@@ -132,7 +132,7 @@ class MBeirData:
         root: folder in M-BEIR's layout.
         query: text shown of queries.
         corpus: text shown of candidates.
-        written: what a model is taught to write before a query's vector.
+        written: what a model is taught to write before vectors.
         text_rule: plain (as written) or uniir (parity: first letter raised, full stop added).
         instructions: put instructions before queries; one at random in training, the first in test.
             A file's or a packaged table's (``rge``) in place of the root's own, if one is named.

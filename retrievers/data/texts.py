@@ -69,7 +69,7 @@ class ViewConfig:
 
 @dataclass(frozen=True)
 class WrittenConfig:
-    """What a model is taught to write before a query's vector (TRACE, RGE).
+    """What a model is taught to write before a query's vector (TRACE, RGE), or a candidate's.
 
     Args:
         store: folder of generated texts; null teaches nothing. Queries without an accepted text
@@ -78,12 +78,18 @@ class WrittenConfig:
         only: file of query ids, one a line; the others are taught to write nothing, too.
         given: hand the texts over in a test, too, in place of what the model would write itself:
             its own words against those of a teacher.
+        candidates: folder of generated texts that are taught, and given, before the vectors of
+            candidates; null embeds these directly. The model writes them itself in a test with
+            ``model.encoder.reasoning.candidates``.
+        candidates_recipe: id of their recipe; null takes the one that is meant.
     """
 
     store: str | None = None
     recipe: str | None = None
     only: str | None = None
     given: bool = False
+    candidates: str | None = None
+    candidates_recipe: str | None = None
 
     def open(self) -> WrittenTexts | None:
         """Open the texts.
@@ -93,39 +99,53 @@ class WrittenConfig:
             StoreError: see :func:`augment.views.open_view`.
         """
         if self.store is None:
-            if self.recipe or self.only or self.given:
+            if self != WrittenConfig():
                 raise DataError("data.written has settings of texts: name data.written.store")
             return None
         view = open_view("query", "replace", Path(self.store), self.recipe)
         only = None if self.only is None else read_ids(Path(self.only))
-        return WrittenTexts(view, only, self.given)
+        if self.candidates is None:
+            if self.candidates_recipe:
+                raise DataError("data.written.candidates_recipe is of texts: name their store as "
+                                "data.written.candidates")  # fmt: skip
+            return WrittenTexts(view, only, self.given)
+        corpus = open_view("corpus", "replace", Path(self.candidates), self.candidates_recipe)
+        return WrittenTexts(view, only, self.given, corpus)
 
 
 @dataclass(frozen=True)
 class WrittenTexts:
-    """Texts that a model is to write before the vectors of queries.
+    """Texts that a model is to write before vectors.
 
     Attributes:
-        view: of the texts.
+        view: of the texts of queries.
         only: ids of the queries that are to write; None for all that have a text.
         given: whether tests hand them over.
+        corpus_view: of the texts of candidates; None where these write nothing.
     """
 
     view: TextView
     only: frozenset[str] | None = None
     given: bool = False
+    corpus_view: TextView | None = None
 
     @property
     def name(self) -> str:
         """What a checkpoint remembers."""
         only = "" if self.only is None else f"~only({digest(sorted(self.only))[:12]})"
-        return f"{self.view.fingerprint}{only}"
+        corpus = "" if self.corpus_view is None else f"~corpus({self.corpus_view.fingerprint})"
+        return f"{self.view.fingerprint}{only}{corpus}"
 
     def of(self, query_id: str) -> str:
         """What is to be written for a query; empty for nothing."""
         if self.only is not None and query_id not in self.only:
             return ""
         return self.view.generated(query_id) or ""
+
+    def of_candidate(self, candidate_id: str) -> str | None:
+        """What is to be written for a candidate; None where candidates write nothing."""
+        view = self.corpus_view
+        return None if view is None else view.generated(candidate_id) or ""
 
 
 @dataclass(frozen=True)
@@ -138,7 +158,7 @@ class TextRecipe:
         rule: how a text is tidied.
         instructions: put before a query's text; None leaves them out.
         mixtures: what training draws from, by side; a side without one shows its view.
-        written: what training teaches to write before the vector; None for nothing.
+        written: what training teaches to write before vectors; None for nothing.
     """
 
     query_view: TextView

@@ -188,7 +188,8 @@ class Results:
         settings: of model and data.
         versions: of the libraries that matter.
         commit: of the source that ran, with ``-dirty`` if files had changed; None outside git.
-        cost: seconds of each stage, items embedded and items per second.
+        cost: seconds of each stage, items embedded and items per second; of candidates that write
+            before their vectors, tokens of each on average.
         recall: of an approximate index against exact search, by pool; empty for an exact one.
         writing: of a model that wrote before the vectors of queries, by task name, what
             :func:`retrievers.data.writings.spent` tells.

@@ -383,10 +383,10 @@ class Contrastive(lightning.LightningModule):
             scores = self._chunked(lambda pairs, _: judge(pairs), batch.queries, "query")
             return self._idle({"loss": self.ranking(scores, batch.labels, batch.groups)})
         scale = self.encoder.scale()
-        queries, written = self._asked(batch, scale)
+        queries, candidates, written = self._sides(batch, scale)
         parts = self.objective(
             queries,
-            self._chunked(self._encode, batch.candidates, "corpus"),
+            candidates,
             batch.labels,
             batch.groups,
             scale,
@@ -436,21 +436,29 @@ class Contrastive(lightning.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _asked(self, batch: Pairs, scale: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Vectors of the queries, and the loss on what is written, with what is told of it."""
-        vectors, written = None, {}
+    def _sides(self, batch: Pairs, scale: Tensor) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
+        """Vectors of queries and candidates, and the loss on what is written, with its parts."""
+        queries, candidates, written = None, None, {}
         if self.tokens.weight:
-            taught = self._chunked(self._teach, batch.queries, "query")
-            counts = (cast("Conversations", batch.queries).targets != IGNORED).sum(1) - 1
-            written = {**self.tokens(taught[:, -2], taught[:, -1], counts)}
-            vectors = taught[:, :-2]
+            costs = [self._chunked(self._teach, batch.queries, "query")]
+            shown = [cast("Conversations", batch.queries).targets]
+            queries = costs[0][:, :-2]
+            if cast("Conversations", batch.candidates).targets.shape[1]:
+                costs.append(self._chunked(self._teach, batch.candidates, "corpus"))
+                shown.append(cast("Conversations", batch.candidates).targets)
+                candidates = costs[1][:, :-2]
+            counts = torch.cat([(targets != IGNORED).sum(1) - 1 for targets in shown])
+            first, rest = torch.cat([each[:, -2:] for each in costs]).unbind(1)
+            written = {**self.tokens(first, rest, counts)}
         asked = batch.queries
         if self.rationales.by == "own":  # another sequence than the one that is taught
-            vectors, (asked, told) = None, self._own(batch)
+            queries, (asked, told) = None, self._own(batch)
             written = {"tokens": scale.new_zeros(()), **written, **told}
-        if vectors is None:
-            vectors = self._chunked(self._encode, asked, "query")
-        return vectors, written
+        if queries is None:
+            queries = self._chunked(self._encode, asked, "query")
+        if candidates is None:
+            candidates = self._chunked(self._encode, batch.candidates, "corpus")
+        return queries, candidates, written
 
     def _own(self, batch: Pairs) -> tuple[Conversations, Mapping[str, Tensor]]:
         """The queries with the model's own words behind them, and what is to be told of these."""

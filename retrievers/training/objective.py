@@ -47,15 +47,15 @@ class Distillation:
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """How much what a model is to write before a query's vector counts (TRACE, RGE).
+    """How much what a model is to write before a vector counts (TRACE, RGE).
 
     The first token, which decides whether anything is written, counts apart: in one mean over all
     tokens it would be lost among those of the chains.
 
     Args:
         weight: factor beside the contrastive loss; 0 for none.
-        decision: factor of the first token's mean over queries, within the former.
-        per: of the other tokens, the mean of each query's own mean (sample), or over the tokens of
+        decision: factor of the first token's mean over items, within the former.
+        per: of the other tokens, the mean of each item's own mean (sample), or over the tokens of
             the whole batch, all processes together (token).
     """
 
@@ -71,7 +71,7 @@ class TokenLoss:
     ) -> Mapping[str, Float[Tensor, ""]]:
         """The loss (``tokens``, weighted) and its parts.
 
-        ``first`` is the cross-entropy of each query's first token, ``rest`` the sum of that of its
+        ``first`` is the cross-entropy of each item's first token, ``rest`` the sum of that of its
         ``counts`` other tokens.
         """
         chains = counts if self.per == "token" else (counts > 0).long()

@@ -211,8 +211,12 @@ def put(room: Embeddings, batch: Items, encoder: Encoder, side: Side) -> None:
     if batch.inputs.size:
         found = encoder.encode(batch.inputs.to(encoder.device), side)
         rows = batch.rows.cpu()
-        if found.writings and found.direct is not None:
-            room.note(rows.tolist(), found.writings, found.direct.float().cpu())
+        if found.writings:
+            # Of millions of candidates a second vector each would have no reader.
+            direct = found.direct if side == "query" else None
+            room.note(
+                rows.tolist(), found.writings, None if direct is None else direct.float().cpu()
+            )
         room.put(rows, found.vectors.float().cpu(), batch.degraded.tolist())
 
 

@@ -96,11 +96,15 @@ class Embeddings:
         self.done[rows] = True
 
     def note(
-        self, rows: Sequence[int], writings: Sequence[Writing], direct: Float[Tensor, "n dim"]
+        self,
+        rows: Sequence[int],
+        writings: Sequence[Writing],
+        direct: Float[Tensor, "n dim"] | None = None,
     ) -> None:
         """Keep what was written before the vectors of some rows, and the vectors without it."""
         self.writings.update(zip(rows, writings, strict=True))
-        self.direct.update(zip(rows, direct, strict=True))
+        if direct is not None:
+            self.direct.update(zip(rows, direct, strict=True))
         if self._log is not None and self._keys is not None:
             keys = (self._keys[row].hex() for row in rows)
             append_writings(self._log, zip(keys, writings, strict=True))

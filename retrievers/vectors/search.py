@@ -116,6 +116,8 @@ def test(
         "items": vectors.items,
         "items_per_second": round(vectors.items / max(vectors.seconds, 1e-9), 1),
     }
+    if own := vectors.candidates.writings:
+        results.cost["tokens_a_candidate"] = round(writings.spent(own.values())["tokens"], 2)
     cut = None if vectors.cut is None else vectors.cut.to_json()
     results.settings = {
         "model": encoder.settings(),

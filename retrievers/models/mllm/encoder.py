@@ -40,7 +40,7 @@ class Mllm(Encoder):
             or ``flagland-vlm``, the small one that is packaged.
         preset: the layout by name, see :data:`~retrievers.models.mllm.layout.LAYOUTS`.
         layout: another layout, in place of the preset.
-        reasoning: when the model writes before a query's vector, outside training.
+        reasoning: when the model writes before a vector, outside training.
         head: behind the state, a matrix without bias that begins as the identity. It takes out the
             direction that states before the mark have in common.
         temperature: divides the cosine in training. 0.05 in LamRA, 0.02 in TTE and RGE's code.
@@ -98,7 +98,10 @@ class Mllm(Encoder):
         settings = {
             "model_name": model_name, "random_init": random_init,
             "layout": {**asdict(layout), "ask": list(layout.ask)},
-            "reasoning": asdict(reasoning), "head": head, "temperature": temperature,
+            # Vectors of before this setting stay what they are.
+            "reasoning": {name: value for name, value in asdict(reasoning).items()
+                          if value or name != "candidates"},
+            "head": head, "temperature": temperature,
             "learn_temperature": learn_temperature, "dtype": dtype, "template": found,
             "norm": "final", "prompt_version": named and f"{named}@{VERSIONS[named]}",
             "prompt": _digest("".join(
@@ -145,7 +148,8 @@ class Mllm(Encoder):
     def whole(self, batch: Conversations, side: Side) -> Encoded:
         """Unit vectors; both sides share the model and differ in their system prompts."""
         given = batch.targets.shape[1] > 0
-        if side == "query" and self.reasoning.when != "never" and not (self.training or given):
+        writes = self.reasoning.when != "never" and (side == "query" or self.reasoning.candidates)
+        if writes and not (self.training or given):
             found = reason(self, batch, self.reasoning)
             decode = self._collator.processor.tokenizer.decode
             told = zip(found.tokens, found.endings, found.mark.tolist(), strict=True)

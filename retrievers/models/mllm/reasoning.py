@@ -32,11 +32,13 @@ class Reasoning:
         threshold: of adaptive, the probability of the mark from which nothing is written; null
             asks for the likeliest token.
         max_tokens: of what is written; then the mark is forced.
+        candidates: they write before their vectors, too.
     """
 
     when: Literal["never", "always", "adaptive"] = "never"
     threshold: float | None = None
     max_tokens: int = 128
+    candidates: bool = False
 
     def __post_init__(self) -> None:
         if self.when not in ("never", "always", "adaptive"):
@@ -83,7 +85,7 @@ def reason(encoder: Any, batch: Conversations, how: Reasoning) -> Reasoned:
 
     Args:
         encoder: a :class:`~retrievers.models.mllm.encoder.Mllm` whose layout has a mark.
-        batch: prompts of queries, without targets.
+        batch: prompts of one side, without targets.
         how: when and how much.
     """
     # One token at a time, of fewer and fewer rows: nothing to compile.

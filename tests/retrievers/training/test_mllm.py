@@ -40,14 +40,14 @@ RECIPES = sorted(p.stem for d in ("mllm", "rge", "trace", "tte") for p in (CONFI
 WRITTEN = ("", "a flag of three bands", "which", "")
 
 
-def pairs(encoder, written=None):
+def pairs(encoder, written=None, beside=(None,) * 4):
     """A batch of four pairs with pictures of every number on both sides."""
     examples = mixed(encoder.collator())
     if written is not None:
         examples = [e._replace(written=w) for e, w in zip(examples, written, strict=True)]
     rows = [
-        PairExample(query, Candidate(other._replace(written=None), other.id), (other.id,))
-        for query, other in zip(examples, examples[::-1], strict=True)
+        PairExample(query, Candidate(other._replace(written=text), other.id), (other.id,))
+        for query, other, text in zip(examples, examples[::-1], beside, strict=True)
     ]
     return PairCollator(encoder.collator())(rows)
 
@@ -201,6 +201,26 @@ def test_the_token_loss_is_that_of_the_models_own_and_of_each_row_alone(folders,
     plain = encoder.encode(direct, "query").vectors
     still = [0, 3]  # what writes nothing has the vector of direct embedding
     torch.testing.assert_close(vecs[still], plain[still], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("per", ["sample", "token"])
+def test_candidates_that_are_taught_to_write_count_as_queries_do(folders, per):
+    encoder = make(folders["qwen3"])
+    tokens = TokenLoss(0.5, per=per)
+    training = Contrastive(encoder, tuning=Tuning("image"), tokens=tokens).eval()
+    beside = ("two bands", "", "a star", "of it")
+    batch = pairs(encoder, WRITTEN, beside)
+    sides = [encoder.taught(side) for side in (batch.queries, batch.candidates)]
+    first, rest = (torch.cat(both) for both in list(zip(*sides, strict=True))[1:])
+    tokenizer = encoder.collator().processor.tokenizer
+    counts = torch.tensor([len(tokenizer(text).input_ids) for text in (*WRITTEN, *beside)])
+    parts = training.loss(batch)
+    torch.testing.assert_close(parts["tokens"], tokens(first, rest, counts)["tokens"])
+    vecs = (sides[0][0], sides[1][0])
+    alone = training.objective(*vecs, batch.labels, batch.groups, encoder.scale(), None)
+    torch.testing.assert_close(parts["contrastive"], alone["loss"])
+    silent = training.loss(pairs(encoder, WRITTEN))["contrastive"]
+    assert (silent - parts["contrastive"]).abs().item() > 1e-3
 
 
 def test_a_few_pairs_are_learnt_by_heart_and_routes_are_those_that_were_taught(folders):
@@ -507,6 +527,9 @@ def test_packaged_recipes_train_and_test(folders, flagland, name, tmp_path, caps
     if writes := "trace" in name or "rge" in name:
         given += [f"--data.written.store={flagland[1]}",
                   "--model.encoder.init_args.reasoning.max_tokens=3"]  # fmt: skip
+    if both := name == "flagland_trace":
+        given += [f"--data.written.candidates={flagland[1]}",
+                  "--model.encoder.init_args.reasoning={when: always, candidates: true}"]  # fmt: skip
     if "tte" in name:
         given += [f"--data.{side}.store={flagland[1]}" for side in ("query", "corpus")]
     assert main(["fit", *given]) == 0, capsys.readouterr().err
@@ -518,6 +541,7 @@ def test_packaged_recipes_train_and_test(folders, flagland, name, tmp_path, caps
     told = {key: value for key, value in loaded.trained_on.items() if key != "written"}
     assert metrics["made_by"] == loaded.fingerprint(told)
     assert bool(metrics["writing"]) == ("written" in loaded.trained_on) == writes
+    assert (metrics["cost"].get("tokens_a_candidate", 0) > 0) == both
     given += ["--model.encoder.init_args.layout.max_pixels=4096", f"--ckpt_path={last}"]
     for verb in ("test", "fit") if name[:3] not in ("fla", "rge") else ():  # lack mark, have others
         assert main([verb, *given]) == 2

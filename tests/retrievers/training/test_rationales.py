@@ -183,9 +183,13 @@ def test_given_words_stand_in_a_test_in_place_of_the_models_own(folders, root, t
     texts = {f"7:{n}": Enrichment(f"k{n}", f"7:{n}", "a flag", "p", "m", "r") for n in range(50)}
     view = TextView("query", "replace", {"id": "a"}, texts)
     data = MBeirData(str(root))
+    pool = data.test_plan().catalog
+    told = {i.id: Enrichment("c", i.id, "a star", "p", "m", "r") for i in pool.items()}
+    corpus = TextView("corpus", "replace", {"id": "b"}, told)
     found = {}
     for given in (True, False):
-        data.recipe = replace(data.recipe, written=WrittenTexts(view, given=given))
+        written = WrittenTexts(view, given=given, corpus_view=corpus)
+        data.recipe = replace(data.recipe, written=written)
         found[given] = embed(encoder, data, device="cpu"), data.recipe.fingerprint
     plan = data.test_plan()
     reader, collator = data.reader(encoder.collator()), encoder.collator()
@@ -196,3 +200,9 @@ def test_given_words_stand_in_a_test_in_place_of_the_models_own(folders, root, t
     torch.testing.assert_close(vectors[True], want.detach(), atol=1e-5, rtol=0)
     assert (vectors[False] - want).norm() > 1e-2
     assert found[True][1] != found[False][1]
+    shown = reader.candidate(next(pool.items()))._replace(written="a star")
+    want = encoder.encode(collator([shown], "corpus", True), "corpus").vectors[0]
+    own = {name: one.candidates.vectors.float()[0] for name, (one, _) in found.items()}
+    torch.testing.assert_close(own[True], want.detach(), atol=1e-5, rtol=0)
+    assert (own[False] - want).norm() > 1e-2  # they write nothing unless it is asked for
+    assert not found[False][0].candidates.writings

@@ -99,7 +99,7 @@ def test_who_writes_is_decided_by_the_mark(folders, pooling):
     assert "direct" not in likely.endings, "the mark is no row's likeliest token"
 
 
-def test_queries_are_reasoned_about_and_candidates_are_not(folders):
+def test_queries_are_reasoned_about_and_candidates_where_it_is_asked_for(folders):
     layout = Layout(pooling="before", mark="<|emb|>")
     plain = make(folders["qwen3"], layout=layout)
     writing = Mllm(
@@ -114,6 +114,14 @@ def test_queries_are_reasoned_about_and_candidates_are_not(folders):
     assert all(one.ending == "length" and one.text for one in encoded.writings)
     torch.testing.assert_close(encoded.direct, vectors(plain, examples), atol=1e-6, rtol=0)
     assert (encoded.vectors - vectors(plain, examples)).norm() > 0.01
+    both = Reasoning("always", max_tokens=4, candidates=True)
+    both = Mllm(str(folders["qwen3"]), layout=layout, reasoning=both).eval()
+    assert both.fingerprint({}) != writing.fingerprint({})
+    encoded, pool = both.encode(batch, "query"), writing.collator()(examples, "corpus")
+    assert torch.equal(encoded.vectors, writing.encode(batch, "query").vectors)
+    found, want = both.encode(pool, "corpus"), reason(both, pool, both.reasoning)
+    assert torch.equal(found.vectors, want.vectors)
+    assert [one.tokens for one in found.writings] == [4] * 4
     writing.train()
     with torch.no_grad():
         assert not writing.encode(batch, "query").writings
