@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from augment.data.mmeb import PAGE, read_subset, reworded, subset_names
-from augment.data.mmeb_videos import CLIP, SOUGHT
+from augment.data.mmeb.videos import CLIP, SOUGHT
 from augment.data.root import open_instructions
 from augment.data.sources.entries import (
     Entries,

@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from augment.data import mmeb_videos
 from augment.data.images import frames
 from augment.data.mmeb import (
     CATEGORIES,
@@ -22,6 +21,7 @@ from augment.data.mmeb import (
     Target,
     read_subset,
     subset_names,
+    videos,
 )
 from augment.errors import DataError, ImageError
 from retrievers.cli import main
@@ -83,7 +83,7 @@ def test_the_published_tasks_are_all_there():
         "image": 36, "video": 18, "documents": 24,
     }  # fmt: skip
     assert len(IN_DISTRIBUTION) == 20
-    assert set(mmeb_videos._LAYOUTS) == set(PARTS["video"])
+    assert set(videos._LAYOUTS) == set(PARTS["video"])
 
 
 def test_files_of_both_versions_are_read(tmp_path):

@@ -1,6 +1,6 @@
 """MMEB-V2's 18 data sets of videos (2507.04590), whose test files have columns of their own.
 
-What stands where is in ``mmeb_videos.tsv``, taken from the authors' readers (src/data/eval_dataset
+What stands where is in ``videos.tsv``, taken from the authors' readers (src/data/eval_dataset
 of TIGER-AI-Lab/VLM2Vec at 6e1e1d4); no video is opened, its frames lie in the published folders
 below ``video-tasks/frames``. Kinds of data sets::
 
@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
-from augment.data.mmeb import Subset, Target
+from augment.data.mmeb.subsets import Subset, Target
 from augment.errors import DataError
 
 #: What stands beside a video that is a candidate.
@@ -58,8 +58,8 @@ _LAYOUTS = {
     name: _Layout(*(cell.replace("\\n", "\n") for cell in cells))
     for name, *cells in (
         line.split("\t")
-        for line in resources.files("augment.data")
-        .joinpath("mmeb_videos.tsv").read_text().splitlines()[1:]
+        for line in resources.files("augment.data.mmeb")
+        .joinpath("videos.tsv").read_text().splitlines()[1:]
     )
 }  # fmt: skip
 

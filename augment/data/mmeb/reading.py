@@ -1,63 +1,23 @@
-"""MMEB (VLM2Vec, 2410.05160; V2 2507.04590): files, candidate lists, categories of 78 data sets.
-
-A data set of pictures is a folder of parquet files, or a ``.jsonl`` file, with a row a query::
-
-    qry_text, qry_img_path       the query; "" is absent. Version 2 has its instruction in qry_inst
-    tgt_text[], tgt_img_path[]   its own candidates, parallel lists; the first one is right.
-                                 Version 2 has an instruction in tgt_inst
-
-MMEB-train has ``qry``, ``qry_image_path``, ``pos_text``, ``pos_image_path``, ``neg_text`` and
-``neg_image_path`` in files called ``original`` and ``diverse_instruction``: a list of one or two.
-
-Every query is ranked against its own list. A candidate is its text and its picture together, so
-that a list naming the right one twice does not punish finding the second; ties go by id, as
-everywhere in this package (the authors' code takes whatever sorts first). A path may name the
-folder of a video's frames (:func:`augment.data.images.frames`).
-
-V2 adds 18 data sets of videos, with columns of their own (:mod:`augment.data.mmeb_videos`), and 24
-of documents: folders ``queries``, ``corpus`` and ``qrels`` of parquet files, in which every page is
-a candidate, its picture as in the published archive (``NAME/ID.png``), and judgements have grades.
-The authors' code scores these by nDCG@5, the others by hit@1.
-"""
+"""Data sets of MMEB out of their files; what stands where is in :mod:`augment.data.mmeb`."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from importlib import resources
+from dataclasses import replace
 from itertools import chain
 from os.path import commonprefix
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from augment.data.mmeb import videos
+from augment.data.mmeb.subsets import CATEGORIES, KNOWN, PARTS, Subset, Target
 from augment.data.root import Instructions
 from augment.errors import DataError
 from augment.files import PACKED_ENDINGS, objects
-
-_ROWS = [
-    line.split("\t")
-    for line in resources.files("augment.data").joinpath("mmeb.tsv").read_text().splitlines()[1:]
-]
-
-#: Category -> data sets, as published folders are called (2410.05160, Table 1; V2: the names of
-#: experiments/public/eval/*.yaml in TIGER-AI-Lab/VLM2Vec).
-CATEGORIES: Mapping[str, tuple[str, ...]] = {
-    category: tuple(name for name, _, of, _ in _ROWS if of == category)
-    for category in dict.fromkeys(of for _, _, of, _ in _ROWS)
-}
-
-#: image, video, documents -> data sets. V1 is the first.
-PARTS: Mapping[str, tuple[str, ...]] = {
-    part: tuple(name for name, of, *_ in _ROWS if of == part)
-    for part in dict.fromkeys(of for _, of, *_ in _ROWS)
-}
-
-#: Those of V1 with a training subset; the other 16 are out of distribution.
-IN_DISTRIBUTION = frozenset(name for name, *_, trained in _ROWS if trained == "yes")
 
 #: Phi-3's mark of a picture, which the published texts carry.
 _IMAGE_MARK = "<|image_1|>"
@@ -66,58 +26,11 @@ _LINES = tuple(f".jsonl{ending}" for ending in PACKED_ENDINGS)
 #: Columns of a test, and of a training set.
 _ASKED = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
 _TRAINED = ("qry", "qry_image_path", "pos_text", "pos_image_path")
-#: All of them.
-KNOWN = frozenset(name for name, *_ in _ROWS)
 
 
 #: What stands beside the picture of a page (VLM2Vec, vidore_dataset.py), and before a query.
 PAGE = "Understand the content of the provided document image."
 _FIND_PAGE = "Find a document image that matches the given query:"
-
-
-class Target(NamedTuple):
-    """A query or candidate: text and path of a picture or of frames, either may be None."""
-
-    text: str | None
-    image: str | None
-
-
-@dataclass(frozen=True)
-class Subset:
-    """One data set.
-
-    Attributes:
-        name: as its folder.
-        queries: in file order.
-        candidates: each once, in order of first appearance.
-        lists: for each query the places of its candidates, a right one first; a range of all of
-            them where a query has no list of its own.
-        right: for each query the places of right candidates, with their grades.
-        metric: what MMEB counts, success@1 (hit@1) or ndcg@5.
-    """
-
-    name: str
-    queries: list[Target] = field(default_factory=list)
-    candidates: list[Target] = field(default_factory=list)
-    lists: list[Sequence[int]] = field(default_factory=list)
-    right: list[Mapping[int, int]] = field(default_factory=list)
-    metric: str = "success@1"
-
-    def qid(self, row: int) -> str:
-        """Id of a query, by its row from 0."""
-        return f"{self.name}:q{row + 1}"
-
-    def did(self, row: int) -> str:
-        """Id of a candidate, by its place from 0."""
-        return f"{self.name}:c{row + 1}"
-
-    @property
-    def grades(self) -> dict[str, dict[str, int]]:
-        """The right candidates of each query."""
-        return {
-            self.qid(row): {self.did(place): grade for place, grade in own.items()}
-            for row, own in enumerate(self.right)
-        }
 
 
 def subset_names(root: Path, files: str = "test") -> list[str]:
@@ -226,9 +139,7 @@ def reworded(subset: Subset, instructions: Instructions) -> Subset:
 
 def _videos(root: Path, name: str, images: Path, limit: int | None) -> Subset | None:
     """A data set in its own columns; None if it is written in the rows of the others."""
-    from augment.data import mmeb_videos
-
-    files = mmeb_videos.files_of(name)
+    files = videos.files_of(name)
     read = list(_lines(root, name) or ())
     for path in _parquet(root / name, files) if not read else ():
         config = path.relative_to(root / name).parts[0]  # MVBench's rows do not say theirs
@@ -237,7 +148,7 @@ def _videos(root: Path, name: str, images: Path, limit: int | None) -> Subset | 
         raise DataError(f"holds no row of {files}; expected files of that name", str(root / name))
     if {*_ASKED} <= {*read[0][1]}:
         return None
-    return mmeb_videos.read(name, read, images, limit)
+    return videos.read(name, read, images, limit)
 
 
 def _documents(root: Path, name: str, limit: int | None) -> Subset:
