@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from augment.errors import printable
 
@@ -58,6 +61,33 @@ class Result:
     cascade: Cascaded | None = None
 
 
+class Pace(NamedTuple):
+    """How fast a searcher answered, over its latest searches.
+
+    Attributes:
+        searches: how many.
+        p50: median of the seconds of one, waiting included.
+        p95: which 19 of 20 did not exceed.
+        tokens: written before a query's vector, on average.
+    """
+
+    searches: int
+    p50: float
+    p95: float
+    tokens: float
+
+    @classmethod
+    def of(cls, latest: Collection[tuple[float, int]]) -> Pace:
+        """Of seconds and tokens of each search, at least one."""
+        seconds, tokens = zip(*latest, strict=True)
+        p50, p95 = np.percentile(seconds, (50, 95))
+        return cls(len(latest), float(p50), float(p95), fmean(tokens))
+
+    def __str__(self) -> str:
+        wrote = f"; {self.tokens:.1f} tokens written a query" if self.tokens else ""
+        return f"latest {self.searches:,}: p50 {self.p50:.3f} s, p95 {self.p95:.3f} s{wrote}"
+
+
 @dataclass(frozen=True)
 class Answer(Sequence[Result]):
     """The candidates found, best first, and what became of the query.
@@ -71,6 +101,8 @@ class Answer(Sequence[Result]):
             of query alone, or its text was refused.
         notes: what a user should know about this search.
         wrote: what the retriever wrote before the query's vector; empty for nothing.
+        tokens: how many it wrote.
+        seconds: from the question to the answer, waiting for others' included.
     """
 
     results: tuple[Result, ...]
@@ -80,6 +112,8 @@ class Answer(Sequence[Result]):
     rewritten: str | None
     notes: tuple[str, ...]
     wrote: str = ""
+    tokens: int = 0
+    seconds: float = field(default=0.0, compare=False)
 
     def __len__(self) -> int:
         return len(self.results)

@@ -170,7 +170,7 @@ def find(
     answer = searcher.search(
         query, image, k, instruction, modality=modality, own_picture=own_picture
     )
-    for note in (*searcher.notes, *answer.notes):
+    for note in (*searcher.notes, *answer.notes, f"answered in {answer.seconds:.3f} s"):
         say(f"note: {printable(note)}", sys.stderr)
     if json:
         say(dumps(answer.to_json(), ensure_ascii=False, indent=1))
@@ -234,6 +234,9 @@ def show(
         make_server(app).run(sockets=[listening])
     except KeyboardInterrupt:
         say("stopped", sys.stderr)
+    for name, searcher in searchers.items():
+        if pace := searcher.pace:
+            say(f"{name}: {pace}")
     return 0
 
 

@@ -160,6 +160,7 @@ def render_page(
                 "vlm": searcher.vlm,
                 "score": searcher.score,
                 "notes": searcher.notes,
+                "pace": searcher.pace,
             }
             for name, searcher in searchers.items()
         },

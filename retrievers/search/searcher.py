@@ -12,11 +12,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice, zip_longest
 from pathlib import Path
 from random import Random
 from threading import Lock
+from time import monotonic
 from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
@@ -39,7 +41,7 @@ from retrievers.data.plan import Plan, PlanItems
 from retrievers.data.texts import TextRecipe
 from retrievers.models.base import Encoder
 from retrievers.models.load import load, open_recipe
-from retrievers.search.answers import Answer, Cascaded, Result
+from retrievers.search.answers import Answer, Cascaded, Pace, Result
 from retrievers.search.pictures import QueryPictures
 from retrievers.search.rewriting import QueryRewriter
 from retrievers.search.second_stage import FOUND, Reranking, SecondStage
@@ -56,6 +58,9 @@ from retrievers.vectors.words import analyser
 BM25 = "bm25"
 
 _BATCH = 128
+
+#: Latest searches whose seconds are told.
+_PACED = 1000
 
 #: Queries of a file that are looked at for one whose answer is among the candidates.
 _TRIED = 40
@@ -107,6 +112,7 @@ class Searcher:
         self._parts: dict[Modality, Index[Any]] = {}
         self._words = analyser("english")
         self._second: SecondStage | None = None
+        self._latest: deque[tuple[float, int]] = deque(maxlen=_PACED)
         self._instructions = self._rows(recipe)
 
     @classmethod
@@ -217,6 +223,12 @@ class Searcher:
             "the retriever was trained on rewritten queries and gets them as typed; name a model "
             "with --vlm to have them rewritten",
         )
+
+    @property
+    def pace(self) -> Pace | None:
+        """How fast the latest searches were; None before the first."""
+        latest = tuple(self._latest)
+        return Pace.of(latest) if latest else None
 
     def rewrite_with(self, vlm: str, allow_mismatch: bool = False) -> None:
         """Have queries rewritten from now on; see :meth:`open`.
@@ -358,7 +370,7 @@ class Searcher:
         """
         if image is not None:
             picture = self.pictures.add_file(image)
-        text = query.strip() or None
+        started, text = monotonic(), query.strip() or None
         if text is None and picture is None:
             raise DataError("the query is empty; type a text or give a picture")
         if k < 1:
@@ -378,7 +390,7 @@ class Searcher:
             read = self._recipe.instructed(shown, own_asked)
             if read is None and picture is None:
                 raise DataError(f"nothing is left of the query {text!r}; type some words")
-            vectors, wrote = self._embedded(read, picture, notes)
+            vectors, wrote, tokens = self._embedded(read, picture, notes)
             own = None if own_picture == "keep" else picture
             index = self._index if target is None else self._narrowed(target)
             shows = None if own is None else lambda hit: self._shows(hit, own)
@@ -393,7 +405,11 @@ class Searcher:
                 ranked = [*self._second(hits, item.id, again, recipe, self._plan.find)]
             results = self._results(ranked[:k], f"{shown or ''} {wrote}")
         seen = picture is not None and self._retriever is not None
-        return Answer(results, read, seen, own_asked, rewritten, tuple(notes), wrote)
+        seconds = monotonic() - started
+        self._latest.append((seconds, tokens))
+        return Answer(
+            results, read, seen, own_asked, rewritten, tuple(notes), wrote, tokens, seconds
+        )
 
     def like(
         self,
@@ -461,18 +477,21 @@ class Searcher:
             notes.append("no instruction of the root says what is asked for; all is searched")
         return prompt, rows[0].candidate_modality if rows else None
 
-    def _embedded(self, text: str | None, picture: str | None, notes: list[str]) -> tuple[Any, str]:
-        """What the index is asked with, None if it is nothing; what was written before."""
+    def _embedded(
+        self, text: str | None, picture: str | None, notes: list[str]
+    ) -> tuple[Any, str, int]:
+        """What the index is asked with, None if it is nothing; text and tokens written before."""
         if self._retriever is not None:
             image = None if picture is None else self.pictures.open(picture)
             found = encode_contents(self._retriever, [(text, image)], "query")
             for one in found.writings:
                 cut = ", cut off" if one.ending == "length" else ""
                 notes.append(f"{one.tokens} tokens written before the vector{cut}")
-            return found.vectors, "".join(one.text for one in found.writings)
+            wrote = "".join(one.text for one in found.writings)
+            return found.vectors, wrote, sum(one.tokens for one in found.writings)
         if picture is not None:
             notes.append("BM25 reads words and does not see the picture")
-        return None if text is None else [text], ""
+        return None if text is None else [text], "", 0
 
     def _narrowed(self, modality: Modality) -> Index[Any]:
         """An index of the candidates of one modality."""

@@ -179,7 +179,9 @@ class _Site:
             found = {name: answer.to_json() for name, answer in self._search(asked).items()}
         except ToolkitError as error:
             return _json_refusal(500 if isinstance(error, EngineError) else 400, _sentence(error))
-        return JSONResponse({"asked": asdict(asked), "answers": found})
+        paces = {name: pace._asdict() for name, searcher in self._searchers.items()
+                 if (pace := searcher.pace)}  # fmt: skip
+        return JSONResponse({"asked": asdict(asked), "answers": found, "pace": paces})
 
     async def upload(self, request: Request) -> Response:
         """Keep the picture of a query; answers with its name, or why it cannot be used."""

@@ -1,5 +1,6 @@
 """Search with a typed query: the same ranking as evaluation, clear errors, both outputs."""
 
+import itertools
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from retrievers.data.texts import ViewConfig
 from retrievers.evaluation.run_files import read_run
 from retrievers.models.load import load
 from retrievers.search import answers
+from retrievers.search import searcher as searching
 from retrievers.search.command import stoppable
 from retrievers.search.pictures import QueryPictures
 from retrievers.vectors.embed import embed, embed_contents
@@ -115,6 +117,19 @@ def test_more_like_one_is_nearest_by_its_own_vector_or_words(world, raw):
     assert words.like(texts[0].id, k=3)[0].shared
     with pytest.raises(DataError, match="no candidate '9:9'"):
         raw.like("9:9")
+
+
+def test_seconds_are_told_with_their_middle_and_the_slowest(world, monkeypatch):
+    searcher = Searcher.open(world.raw, world.root)
+    assert searcher.pace is None
+    took = [0.5, 0.1, 0.3, 0.2, 1.5]
+    clock = itertools.accumulate(0 if n % 2 == 0 else took[n // 2] for n in range(10))
+    monkeypatch.setattr(searching, "monotonic", lambda: next(clock))
+    assert [searcher.search("red").seconds for _ in took] == pytest.approx(took)
+    # Linear between the sorted values, as numpy's default: 0.5 + 0.8 * (1.5 - 0.5) at 95 %.
+    assert searcher.pace == (5, pytest.approx(0.3), pytest.approx(1.3), 0)
+    assert str(searcher.pace) == "latest 5: p50 0.300 s, p95 1.300 s"
+    assert str(answers.Pace.of([(0.1, 3), (0.2, 4)])).endswith("; 3.5 tokens written a query")
 
 
 def test_shared_words_are_those_that_both_texts_that_were_read_hold(world, raw):

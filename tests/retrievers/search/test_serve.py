@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import io
+import json
 import os
 import re
 import signal
@@ -468,7 +469,11 @@ def test_a_signal_ends_the_command_and_deletes_pictures(world, tmp_path, number)
     port = int(found[1])
     assert ask(port, "POST", "/picture", encoded(), Content_Type="image/png")[0] == 200
     assert len(list(tmp_path.glob("query-pictures-*/*"))) == 1
+    told = json.loads(ask(port, "GET", "/search.json?q=red&k=1")[2])
+    assert told["pace"]["bm25"]["p50"] == told["answers"]["bm25"]["seconds"] > 0
     process.send_signal(number)
-    assert process.communicate() == ("", "stopped\n")
+    out, err = process.communicate()
+    assert re.fullmatch(r"bm25: latest 1: p50 (\d\.\d{3}) s, p95 \1 s\n", out)
+    assert err == "stopped\n"
     assert process.returncode == 0
     assert not list(tmp_path.glob("query-pictures-*"))

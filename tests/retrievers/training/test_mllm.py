@@ -528,8 +528,8 @@ def test_packaged_recipes_train_and_test(folders, flagland, name, tmp_path, caps
         given += [f"--data.written.store={flagland[1]}",
                   "--model.encoder.init_args.reasoning.max_tokens=3"]  # fmt: skip
     if both := name == "flagland_trace":
-        given += [f"--data.written.candidates={flagland[1]}",
-                  "--model.encoder.init_args.reasoning={when: always, candidates: true}"]  # fmt: skip
+        given += [f"--data.written.candidates={flagland[1]}"]
+        given += ["--model.encoder.init_args.reasoning={when: always, candidates: true}"]
     if "tte" in name:
         given += [f"--data.{side}.store={flagland[1]}" for side in ("query", "corpus")]
     assert main(["fit", *given]) == 0, capsys.readouterr().err
