@@ -19,10 +19,10 @@ PRODUCT = ("augment", "retrievers", "benchmarks")
 #: What may not be exceeded. Of lines this is where the house stands, so that it grows no more
 #: unnoticed; where it is going is in AIMS. Raised for language models as encoders and rerankers,
 #: tests of what had broken it, the union pool, the program for a GPU, and for TRACE, RGE, TTE-v2,
-#: importers, exports, the first search, MMEB-V2 and candidates that write: all four systems should fit into 36,000, and do
-#: not yet.
+#: importers, exports, the first search, MMEB-V2 and candidates that write: all four systems should
+#: fit into 36,000, and do not yet.
 LIMITS = {
-    "lines of product": 47_033,
+    "lines of product": 47_028,
     "lines of tests": 23_434,
     "children of a folder": 12,
     "depth of inheritance": 2,
