@@ -23,6 +23,7 @@ def write(
     width: int = 192,
     named: float = 0.0,
     recall: bool = False,
+    edits: int = 1,
     mmeb: Path | None = None,
     workers: int = 2,
 ) -> int:
@@ -36,12 +37,14 @@ def write(
         width: of flat pictures, in pixels.
         named: share of task 6's questions that name the country.
         recall: also ask for flags by name and by capital, whose looks must be known.
+        edits: also ask for up to so many changes of a flag at once, 1 to 3; with a twin_share of .9
+            there are enough.
         mmeb: new folder for tasks 6 and 8 in MMEB's files, their import and rationales.
         workers: processes that draw.
     """
     start = time.monotonic()
     try:
-        config = WorldConfig(countries, seed, twin_share, width, named, recall)
+        config = WorldConfig(countries, seed, twin_share, width, named, recall, edits)
         written = write_world(out, config, workers)
         if mmeb is not None:
             write_mmeb(out, mmeb)

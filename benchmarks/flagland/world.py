@@ -18,11 +18,11 @@ import json
 import multiprocessing
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ _KINDS = ("flat", "entry", "description", "geography", "economy", "flag-geograph
 _JPEG_QUALITY = 90
 #: Data sets whose flags must be recalled, and their ids.
 RECALL = {"onehop": "81", "twohop": "82"}
+#: Data sets of task 7 that ask for so many changes at once, and their ids.
+EDITS = {"edits2": (2, "83"), "edits3": (3, "84")}
 
 
 INSTRUCTIONS: dict[int, list[str]] = WORDS["instructions"]
@@ -70,6 +72,7 @@ class WorldConfig:
         named: share of task 6's questions that name the country whose flag is shown beside them:
             the easy half of one task, under one instruction.
         recall: also ask for flags by the country's name, and by its capital.
+        edits: also ask for up to so many changes of a flag at once, 1 to 3.
     """
 
     countries: int = 1000
@@ -78,10 +81,13 @@ class WorldConfig:
     width: int = 192
     named: float = 0.0
     recall: bool = False
+    edits: int = 1
 
     def __post_init__(self) -> None:
         if not 200 <= self.countries <= 200_000:
             raise ValueError(f"countries is {self.countries}; a world has 200 to 200,000")
+        if not 1 <= self.edits <= 3:
+            raise ValueError(f"edits is {self.edits}; a request asks for 1 to 3 changes")
 
 
 def picture_path(index: int, photo: bool = False) -> str:
@@ -266,6 +272,47 @@ def recalled(
         yield split_of(config, country), Query(item, 0, (did("flat", country.index),)), truth
 
 
+def edited(
+    config: WorldConfig, countries: list[Country], count: int, number: str
+) -> Iterator[tuple[str, Query, dict[str, Any]]]:
+    """The same of requests for ``count`` changes of different parts, in the data set ``number``."""
+    for country in countries[count:QUERIES_PER_TASK]:
+        steps = countries[country.index - count : country.index + 1]
+        changes = [(one.flag, after.edit) for one, after in pairwise(steps) if after.edit]
+        if len({edit.part for _, edit in changes}) < count:
+            continue
+        rng = _rng(config, "edits", count, country.index)
+        asked = [language.modification_request(rng, *change).rstrip("?") for change in changes]
+        constraint = " and ".join(language.constraint(*change) for change in changes)
+        item = Item(f"{number}:{country.index + 1}", "; besides that, ".join(asked),
+                    one_picture(picture_path(steps[0].index)), TASKS[7][0],
+                    json.dumps({"country": country.name}))  # fmt: skip
+        truth = {"qid": item.id, "task": 7, "country": country.index, "kind": "modification",
+                 "constraint": constraint, "before": steps[0].index}  # fmt: skip
+        yield split_of(config, country), Query(item, 7, (did("flat", country.index),)), truth
+
+
+@dataclass(frozen=True)
+class _Extra:
+    """A further data set over the flat pictures: its name, id, task, instructions and queries."""
+
+    name: str
+    number: str
+    task: int
+    prompts: Sequence[str]
+    asked: Iterable[tuple[str, Query, dict[str, Any]]]
+
+
+def _extras(config: WorldConfig, countries: list[Country]) -> list[_Extra]:
+    prompts = WORDS["recall"]["instructions"]
+    sets = [_Extra(name, number, 0, prompts, recalled(config, countries, name))
+            for name, number in RECALL.items() if config.recall]  # fmt: skip
+    return sets + [
+        _Extra(name, number, 7, INSTRUCTIONS[7], edited(config, countries, count, number))
+        for name, (count, number) in EDITS.items() if config.edits >= count
+    ]  # fmt: skip
+
+
 # -- writing ----------------------------------------------------------------------------------
 
 
@@ -311,11 +358,12 @@ def _scene_graphs(countries: list[Country]) -> Iterator[dict[str, Any]]:
 
 
 def _write_pools(
-    config: WorldConfig, root: Path, countries: list[Country], wanted: dict[str, set[str]]
-) -> None:
+    config: WorldConfig, root: Path, countries: list[Country], wanted: dict[str, set[str]],
+    extras: Sequence[_Extra],
+) -> None:  # fmt: skip
     local = root / "cand_pool" / "local"
     pools = [(DATASET, task, kinds) for task, kinds in POOLS.items()]
-    pools += [(name, 0, POOLS[0]) for name in RECALL if config.recall]
+    pools += [(extra.name, extra.task, POOLS[extra.task]) for extra in extras]
     for dataset, task, kinds in pools:
         items = (candidate(config, kind, country) for country in countries for kind in kinds)
         write_candidates(local / f"mbeir_{dataset}_task{task}_cand_pool.jsonl", items)
@@ -363,8 +411,10 @@ def write_world(root: Path, config: WorldConfig, workers: int = 1) -> list[Count
     countries = build_countries(config)
     _draw_all(config, root, countries, workers)
     _write_jsonl(root / "truth" / "scene_graphs.jsonl", _scene_graphs(countries))
+    sets: list[tuple[str, int, Iterable[tuple[str, Query, dict[str, Any] | None]]]]
     sets = [(DATASET, task, _asked(config, countries, task)) for task in WORLD_TASKS]
-    sets += [(name, 0, recalled(config, countries, name)) for name in RECALL if config.recall]
+    extras = _extras(config, countries)
+    sets += [(extra.name, extra.task, extra.asked) for extra in extras]
     by_split: dict[str, dict[tuple[str, int], list[Query]]] = {
         split: {(dataset, task): [] for dataset, task, _ in sets} for split in SPLITS
     }
@@ -381,7 +431,7 @@ def write_world(root: Path, config: WorldConfig, workers: int = 1) -> list[Count
         split: {positive for some in queries.values() for q in some for positive in q.positives}
         for split, queries in by_split.items()
     }
-    _write_pools(config, root, countries, wanted)
+    _write_pools(config, root, countries, wanted, extras)
     for split in SPLITS:
         _write_split(root, split, by_split[split])
     rows = [
@@ -389,9 +439,8 @@ def write_world(root: Path, config: WorldConfig, workers: int = 1) -> list[Count
         for task, prompts in INSTRUCTIONS.items()
     ]
     rows += [
-        InstructionRow(*TASKS[0], name, number, tuple(WORDS["recall"]["instructions"]))
-        for name, number in RECALL.items()
-        if config.recall
+        InstructionRow(*TASKS[extra.task], extra.name, extra.number, tuple(extra.prompts))
+        for extra in extras
     ]
     write_instructions(root / "instructions" / "query_instructions.tsv", rows)
     return countries

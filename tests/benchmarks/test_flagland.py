@@ -36,10 +36,12 @@ from benchmarks.flagland.oracle import (
 )
 from benchmarks.flagland.render import draw_flat
 from benchmarks.flagland.world import (
+    EDITS,
     RECALL,
     WORLD_TASKS,
     WorldConfig,
     build_countries,
+    picture_path,
     recalled,
     split_of,
     write_world,
@@ -266,6 +268,37 @@ def test_a_task_in_mmebs_files_is_that_of_the_world(world: Path, tmp_path: Path)
     hit = json.loads((lists / "metrics.json").read_text())["rows"][0]["metrics"]["success@1"]
     scores = json.loads((test_of / "metrics.json").read_text())
     assert 0 < hit == pytest.approx(scores["rows"][0]["metrics"]["success@1"])
+
+
+def test_several_changes_are_asked_for_at_once_of_different_parts(tmp_path: Path) -> None:
+    config = WorldConfig(200, seed=3, twin_share=0.9, width=48, edits=3)
+    countries = write_world(tmp_path / "world", config)
+    root = DataRoot(tmp_path / "world")
+    for name, (count, number) in EDITS.items():
+        asked = [query for path in sorted(root.path.rglob(f"query/*/mbeir_{name}_*.jsonl"))
+                 for query in open_queries(path)]  # fmt: skip
+        wanted = {
+            f"{number}:{n + 1}" for n in range(count, 200)
+            if all(countries[m].edit for m in range(n - count + 1, n + 1))
+            and len({countries[m].edit.part for m in range(n - count + 1, n + 1)}) == count
+        }  # fmt: skip
+        assert {query.item.id for query in asked} == wanted
+        assert len(wanted) > 20
+        pool = open_candidates(root.pool_for(name, 7, "test"))
+        for query in asked:
+            country = countries[pool.row(query.positives[0])]
+            assert query.item.image == picture_path(country.index - count)
+            text = query.item.text or ""
+            assert text.count("; besides that, ") == count - 1
+            # Every changed colour, in words, is in the request: of what it becomes, for additions.
+            for n in range(country.index - count + 1, country.index + 1):
+                edit = countries[n].edit
+                assert edit.kind == "proportion" or (edit.after or edit.before) in text
+    told = {row["qid"] for row in map(json.loads, (
+        root.path / "truth" / "queries.jsonl").read_text().splitlines())}  # fmt: skip
+    assert {"83", "84"} <= {qid.partition(":")[0] for qid in told}
+    with pytest.raises(ValueError, match="1 to 3 changes"):
+        WorldConfig(edits=4)
 
 
 def test_what_must_be_recalled_is_asked_of_every_country_and_shown_nowhere(tmp_path: Path) -> None:
