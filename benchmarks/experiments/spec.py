@@ -44,7 +44,7 @@ SIDES: tuple[Side, Side] = ("query", "corpus")
 Settings = TypeVar("Settings")
 TextKind = Literal[
     "vlm", "oracle", "chains", "leaky", "clauses", "filler", "permuted", "prefixed", "noise",
-    "reasoned", "select", "joined", "voiced",
+    "reasoned", "select", "joined", "kept", "voiced",
 ]  # fmt: skip
 #: Settings of each kind of text, beside ``of`` for those made from another text; not named: none.
 SETTINGS: Mapping[TextKind, Collection[str]] = {
@@ -58,6 +58,7 @@ SETTINGS: Mapping[TextKind, Collection[str]] = {
     "reasoned": ("omission", "seed"),
     "select": ("share", "router", "seed", "contested_by"),
     "joined": ("then",),
+    "kept": ("then",),
 }
 
 
@@ -370,7 +371,7 @@ def _problems(found: Experiment) -> Iterator[str]:
         if unknown := sorted(set(one.settings) - set(SETTINGS.get(one.kind, ()))):
             yield f"texts.{name}: {one.kind} does not know {', '.join(unknown)}"
         wanted = [] if one.kind in ("vlm", "oracle", "chains") else [one.of]
-        for source in {*wanted, *([one.then] if one.kind == "joined" else [])} - {*before}:
+        for source in {*wanted, *([one.then] if one.then else [])} - {*before}:
             yield f"texts.{name} is of {source!r}; texts before it are {', '.join(before)}"
         before.append(name)
     before = list(found.arms)

@@ -16,6 +16,7 @@ filler    as many words as the enrichment adds, none of them about the picture; 
 permuted  every item gets the text of another one; drawn with ``seed``
 prefixed  the words of ``prefix`` in front of each text, as summaries stand in front of details
 joined    each text with that of the text ``then`` behind it
+kept      only texts that say what that of the text ``then`` says, word for word
 noise     facts exchanged at the rate ``hallucination``, left out at the rate ``omission``
 reasoned  a thought, which has a sentence for every part, and behind it the text with facts left out
           at the rate ``omission``, its length ``final``
@@ -288,6 +289,11 @@ def _change(
         _, behind = _accepted(read_source(other), side)
         return lambda item, one, random: (
             Changed(f"{one.text} {behind[item.id].text}") if item.id in behind else None
+        )
+    if text.kind == "kept" and other is not None:
+        _, right = _accepted(read_source(other), side)
+        return lambda item, one, random: (
+            Changed(one.text) if item.id in right and one.text == right[item.id].text else None
         )
     if text.kind == "leaky":
         told = told_by_targets(root) if side == "query" else {}

@@ -4,7 +4,8 @@
 language model reads, as text, which capital and which flag each country has, those of the test
 split too; prompts of its old jobs are mixed in so that it does not forget them (pictures that
 ``train_vlm draw`` wrote). How a request is answered from these facts (prompt ``rar/recall``) it is
-shown of training countries alone. Killed, it goes on where it was saved. ``known`` asks it.
+shown of training countries alone. Killed, it goes on where it was saved. ``known`` asks it,
+``rows`` writes the facts for a training that is to repeat them (``model.rehearsal``).
 
 A fact is stored in the words that it was read in: the flag behind a name that was just written
 ("The country is N. Its flag has D.") must be read in that form, and without the capital, or a chain
@@ -28,7 +29,7 @@ from augment.data import DataRoot
 from augment.data.pools import open_candidates, open_queries
 from augment.engines.base import PACKAGED
 from augment.engines.inputs import chat, to_messages
-from augment.files import say, write_json
+from augment.files import say, write_json, write_text
 from augment.prompts import Prompt, load_prompt
 from augment.records import Item, Request
 from benchmarks.flagland import language
@@ -199,6 +200,26 @@ def teach(
             training.save(seconds)
 
 
+def rows(root: Path, out: Path, each: int = 8, seed: int = 0) -> None:
+    """Write the facts of a world for ``model.rehearsal``; those of the test split, too.
+
+    Args:
+        root: a world that was written with ``--recall``.
+        out: JSON lines.
+        each: rows of each form and country.
+        seed: of their wordings.
+    """
+    rng, lines = random.Random(f"rows-{seed}"), []
+    for country in countries_of(root):
+        for row in (row for _ in range(each) for row in fact_rows(country, rng).values()):
+            said = (("system", row.request.system), ("user", row.request.text),
+                    ("assistant", row.answer))  # fmt: skip
+            told = [{"role": role, "content": text} for role, text in said]
+            lines.append({"messages": told, **({"given": row.given} if row.given else {})})
+    write_text(out, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines))
+    say(f"{out}: {len(lines):,} rows")
+
+
 def known(root: Path, model: Path, out: Path | None = None, split: str = "test") -> dict[str, Any]:
     """Ask a model for the facts of a split; shares of right answers, per cent.
 
@@ -272,5 +293,5 @@ if __name__ == "__main__":
     from augment.files import homes
 
     prog = "python -m benchmarks.flagland.recall"
-    jsonargparse.auto_cli({"teach": teach, "known": known}, args=homes(sys.argv[1:]),
+    jsonargparse.auto_cli({"teach": teach, "rows": rows, "known": known}, args=homes(sys.argv[1:]),
                           as_positional=False, prog=prog)  # fmt: skip

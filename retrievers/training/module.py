@@ -43,6 +43,7 @@ from retrievers.training.gradcache import encode_in_chunks
 from retrievers.training.objective import Objective, Ranking, TokenLoss
 from retrievers.training.optim import AdamWCosine
 from retrievers.training.rationales import Diary, Rationales
+from retrievers.training.rehearsal import Rehearsal, Rehearsed
 from retrievers.vectors.embed import SIDES, Embedded, put
 from retrievers.vectors.rows import Embeddings
 from retrievers.vectors.search import search
@@ -135,6 +136,7 @@ class Contrastive(lightning.LightningModule):
         tokens: what the cross-entropy of what an :class:`~retrievers.models.mllm.encoder.Mllm` is
             to write counts, from the same forward.
         rationales: whose words stand before a query's vector, those that are taught or its own.
+        rehearsal: conversations beside each batch, so that an Mllm keeps what it knew.
         init_from: checkpoint whose weights are taken at the start, nothing else of it; UniIR's
             released CLIP models too.
         allow_mismatch: go on with text of another recipe than the one trained on.
@@ -152,6 +154,7 @@ class Contrastive(lightning.LightningModule):
         ranking: Ranking = Ranking(),  # noqa: B008 - frozen
         tokens: TokenLoss = TokenLoss(),  # noqa: B008 - frozen
         rationales: Rationales = Rationales(),  # noqa: B008 - frozen
+        rehearsal: Rehearsal = Rehearsal(),  # noqa: B008 - frozen
         init_from: str | None = None,
         allow_mismatch: bool = False,
     ) -> None:
@@ -167,6 +170,12 @@ class Contrastive(lightning.LightningModule):
         self.tuning = tuning
         self.tokens, self.ranking, self.rationales = tokens, ranking, rationales
         self._diary: Diary | None = None
+        self.rehearsal, self._rehearsed = rehearsal, None
+        self._kept = rehearsal.settings()
+        if rehearsal.path is not None:
+            if not isinstance(encoder, Mllm) or encoder.layout.cross is not None:
+                raise DataError("model.rehearsal is for an Mllm that embeds")
+            self._rehearsed = Rehearsed(rehearsal, encoder.collator())
         self._reranks = isinstance(encoder, Mllm) and encoder.layout.cross is not None
         writes = bool(tokens.weight) or rationales.by == "own"
         if writes and (not isinstance(encoder, Mllm) or encoder.layout.pooling == "last"):
@@ -358,7 +367,8 @@ class Contrastive(lightning.LightningModule):
         """Objective and optimiser."""
         parts = ("ranking" if self._reranks else "objective", "optimizer", "tokens", "rationales")
         layout = json.loads(json.dumps(self.encoder.settings().get("layout")))
-        return {"layout": layout, **{name: asdict(getattr(self, name)) for name in parts}}
+        told = {"layout": layout, **{name: asdict(getattr(self, name)) for name in parts}}
+        return {**told, "rehearsal": self._kept}
 
     def _trim(self, checkpoint: dict[str, Any]) -> None:
         """Say what was tuned; take out what is frozen, if the encoder's name brings it."""
@@ -384,17 +394,15 @@ class Contrastive(lightning.LightningModule):
             return self._idle({"loss": self.ranking(scores, batch.labels, batch.groups)})
         scale = self.encoder.scale()
         queries, candidates, written = self._sides(batch, scale)
-        parts = self.objective(
-            queries,
-            candidates,
-            batch.labels,
-            batch.groups,
-            scale,
-            self.encoder.bias(),
-        )
+        labels = (batch.labels, batch.groups, scale, self.encoder.bias())
+        parts = {**self.objective(queries, candidates, *labels)}
         if written:
             parts = {"contrastive": parts["loss"], **parts, **written}
             parts["loss"] = parts["loss"] + written["tokens"]
+        if self._rehearsed is not None:
+            cost = self._rehearse(self._rehearsed).mean()
+            parts["loss"] = parts["loss"] + self.rehearsal.weight * cost
+            parts["rehearsed"] = cost.detach()
         return self._idle({**parts, "logit_scale": scale.detach()})
 
     def _idle(self, parts: dict[str, Tensor]) -> Mapping[str, Tensor]:
@@ -459,6 +467,13 @@ class Contrastive(lightning.LightningModule):
         if candidates is None:
             candidates = self._chunked(self._encode, batch.candidates, "corpus")
         return queries, candidates, written
+
+    def _rehearse(self, rehearsed: Rehearsed) -> Tensor:
+        """The mean cross-entropy of each row's answer."""
+        rows = rehearsed.draw(self.data.seed, self.global_step, self.global_rank)
+        rows = rows.to(self.device)
+        costs = self._chunked(self._teach, rows, "query")[:, -2:].sum(1)
+        return costs / (rows.targets != IGNORED).sum(1)
 
     def _own(self, batch: Pairs) -> tuple[Conversations, Mapping[str, Tensor]]:
         """The queries with the model's own words behind them, and what is to be told of these."""

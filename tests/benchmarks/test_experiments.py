@@ -474,10 +474,11 @@ def made(tmp_path_factory):
     using = Enriching(base / "root")
     oracle = made_anew(spec.TextSpec("oracle"), using)
 
-    def make(kind="oracle", **settings):
+    def make(kind="oracle", of=None, **settings):
         text = spec.TextSpec(kind, "oracle", **settings)
         other = oracle if text.then else None
-        step = oracle if kind == "oracle" else derived(text, oracle, using, other)
+        whole = oracle if of is None else derived(of, oracle, using)
+        step = oracle if kind == "oracle" else derived(text, whole, using, other)
         graph.run([step], base / "out")
         source = read_source(step.folder(base / "out"))
         about = json.loads((step.folder(base / "out") / "texts.json").read_text())["sides"]
@@ -514,6 +515,12 @@ def test_derived_texts_are_what_their_kind_says(made):
         assert reasoned[item_id].lengths["final"] == end
         assert prefixed[item_id].text == f"Look: {text.text}"
         assert joined[item_id].text == f"{text.text} {text.text}"
+    noisy = made("noise", hallucination=0.1, seed=3)[1]["corpus"]
+    some = spec.TextSpec("noise", "oracle", hallucination=0.1, seed=3)
+    kept = made("kept", some, then="oracle")[1]["corpus"]
+    right = {item_id for item_id, one in noisy.items() if one.text == whole[item_id].text}
+    assert 0 < len(right) < len(whole)
+    assert {item_id for item_id, one in kept.items() if not one.rejected} == right
     assert sorted(t.text for t in permuted.values()) == sorted(t.text for t in whole.values())
     differing = sum(permuted[item_id].text != text.text for item_id, text in whole.items())
     assert differing > 0.9 * len(whole)

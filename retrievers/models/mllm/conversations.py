@@ -239,6 +239,28 @@ class ConversationCollator:
         ends = [list(cross.end) for _ in prompts]
         return self._read(names, prompts, pictures, ends)
 
+    def answered(self, rows: Sequence[tuple[Sequence[tuple[str, str]], str, str]]) -> Conversations:
+        """Conversations of texts, each with its answer and the end of its turn as targets.
+
+        Args:
+            rows: role and text of each message, how the answer begins without being learnt, and
+                the rest of it.
+        """
+        from augment.engines.inputs import chat, disarmed
+
+        tokenizer = self.processor.tokenizer
+        prompts, ends = [], []
+        for messages, given, learnt in rows:
+            told = [{"role": role, "content": [
+                {"type": "text", "text": disarmed(self.processor, text)}
+            ]} for role, text in messages]  # fmt: skip
+            prompts.append(chat(self.processor, told) + disarmed(self.processor, given))
+            answer = disarmed(self.processor, learnt)
+            learnt_ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+            ends.append([*learnt_ids, tokenizer.eos_token_id])
+        names = [messages[-1][1][:40] for messages, _, _ in rows]
+        return self._read(names, prompts, [[] for _ in rows], ends, True)
+
     def _read(
         self,
         names: Sequence[str],

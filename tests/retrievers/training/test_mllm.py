@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning
 import pytest
@@ -12,6 +14,7 @@ from torch.nn import functional
 
 import retrievers
 from augment import corpus, queries
+from augment.engines.inputs import chat
 from augment.enrichment.pipeline import Options
 from augment.errors import DataError, MismatchError
 from benchmarks.flagland.__main__ import main as flagland_main
@@ -29,6 +32,7 @@ from retrievers.training.gradcache import encode_in_chunks
 from retrievers.training.module import Contrastive, fit
 from retrievers.training.objective import Distillation, Objective, Ranking, TokenLoss
 from retrievers.training.optim import AdamWCosine
+from retrievers.training.rehearsal import Rehearsal
 from retrievers.vectors.search import test as search
 from tests.retrievers.mllms import FAMILIES, make, mixed, vectors
 from tests.retrievers.models.test_retriever import make_root
@@ -201,6 +205,67 @@ def test_the_token_loss_is_that_of_the_models_own_and_of_each_row_alone(folders,
     plain = encoder.encode(direct, "query").vectors
     still = [0, 3]  # what writes nothing has the vector of direct embedding
     torch.testing.assert_close(vecs[still], plain[still], atol=1e-5, rtol=0)
+
+
+def test_what_is_rehearsed_costs_what_the_model_itself_says(folders, tmp_path):
+    encoder = make(folders["qwen3"])
+    rows = [("Be brief.", "What is red?", "A flag is red.", "A flag"), ("", "Why?", "which", "")]
+    lines = [
+        {"messages": [*([{"role": "system", "content": system}] if system else []),
+                      {"role": "user", "content": asked}, {"role": "assistant", "content": said}],
+         "given": given}
+        for system, asked, said, given in rows
+    ]  # fmt: skip
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    training = Contrastive(encoder, rehearsal=Rehearsal(str(path), rows=4, weight=0.5)).eval()
+    tokenizer, costs = encoder.collator().processor.tokenizer, {}
+    for line, (_, _, said, given) in zip(lines, rows, strict=True):
+        told = [{**one, "content": [{"type": "text", "text": one["content"]}]}
+                for one in line["messages"][:-1]]  # fmt: skip
+        prompt = chat(encoder.collator().processor, told) + given
+        ids = [tokenizer(text)["input_ids"] for text in (prompt, said.removeprefix(given))]
+        whole = torch.tensor([[*ids[0], *ids[1], tokenizer.eos_token_id]])
+        labels = whole.clone()
+        labels[:, : len(ids[0])] = -100
+        costs[said] = float(encoder.vlm(input_ids=whole, labels=labels).loss.detach())
+    drawn = training._rehearsed.draw(3, 5, 1)
+    told = tokenizer.batch_decode(drawn.tokens)
+    seen = [next(said for said in costs if said.split()[-1] in text) for text in told]
+    assert set(seen) == set(costs)
+    first, rest = encoder.taught(drawn)[1:]
+    want = torch.tensor([costs[said] for said in seen])
+    torch.testing.assert_close((first + rest) / (drawn.targets != IGNORED).sum(1), want)
+    assert torch.equal(drawn.tokens, training._rehearsed.draw(3, 5, 1).tokens)
+    others = [training._rehearsed.draw(*place).tokens for place in ((4, 5), (3, 6), (3, 5, 2))]
+    assert any(not torch.equal(drawn.tokens, other) for other in others)
+    training._trainer = SimpleNamespace(
+        global_rank=1, global_step=5, datamodule=SimpleNamespace(data=SimpleNamespace(seed=3))
+    )
+    batch = pairs(encoder)
+    parts = training.loss(batch)
+    alone = Contrastive(encoder).eval().loss(batch)["loss"]
+    torch.testing.assert_close(parts["rehearsed"], want.mean())
+    torch.testing.assert_close(parts["loss"], alone + 0.5 * want.mean())
+
+
+@pytest.mark.parametrize(("line", "told"), [
+    ("[]", "expected a JSON object"), ("{", "not a line of JSON"), ("{}", "no conversation"),
+    ('{"messages": [{"role": "user", "content": "a"}]}', "no conversation"),
+    ('{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}', "texts"),
+    ('{"messages": [{"role": "user", "content": ["a"]}, {"role": "assistant", "content": "b"}]}',
+     "texts alone"),
+    ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], '
+     '"images": ["a.png"]}', "texts alone"),
+    ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], '
+     '"given": "c"}', "how the last message begins"),
+    ("", "holds no row"),
+])  # fmt: skip
+def test_what_cannot_be_rehearsed_is_refused_at_its_line(folders, tmp_path, line, told):
+    (tmp_path / "rows.jsonl").write_text(f"{line}\n" if line else "")
+    where = re.escape(str(tmp_path / "rows.jsonl")) + (":1" if line else "")
+    with pytest.raises(DataError, match=f"{where}.*{told}"):
+        Contrastive(make(folders["qwen3"]), rehearsal=Rehearsal(str(tmp_path / "rows.jsonl")))
 
 
 @pytest.mark.parametrize("per", ["sample", "token"])
@@ -530,6 +595,9 @@ def test_packaged_recipes_train_and_test(folders, flagland, name, tmp_path, caps
     if both := name == "flagland_trace":
         given += [f"--data.written.candidates={flagland[1]}"]
         given += ["--model.encoder.init_args.reasoning={when: always, candidates: true}"]
+        said = [{"role": role, "content": "Red."} for role in ("user", "assistant")]
+        (tmp_path / "again.jsonl").write_text(json.dumps({"messages": said}))
+        given += [f"--model.rehearsal.path={tmp_path / 'again.jsonl'}", "--model.rehearsal.rows=5"]
     if "tte" in name:
         given += [f"--data.{side}.store={flagland[1]}" for side in ("query", "corpus")]
     assert main(["fit", *given]) == 0, capsys.readouterr().err
@@ -538,6 +606,8 @@ def test_packaged_recipes_train_and_test(folders, flagland, name, tmp_path, caps
     assert main(["test", *given, f"--ckpt_path={last}"]) == 0, capsys.readouterr().err
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     loaded = load(last)
+    kept = torch.load(last, weights_only=True)["retriever"]["training"]["rehearsal"]
+    assert bool(kept["sha256"]) == both
     told = {key: value for key, value in loaded.trained_on.items() if key != "written"}
     assert metrics["made_by"] == loaded.fingerprint(told)
     assert bool(metrics["writing"]) == ("written" in loaded.trained_on) == writes
