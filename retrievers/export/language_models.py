@@ -24,7 +24,7 @@ from augment.errors import MismatchError
 from retrievers.export.open_clip import AGREEMENT, noise
 from retrievers.export.sentence_transformers import library
 from retrievers.models.mllm.encoder import Mllm
-from retrievers.models.mllm.layout import Layout
+from retrievers.models.mllm.layout import LAYOUT_SET, Layout
 from retrievers.models.mllm.reasoning import Reasoning
 from retrievers.models.reranker import scorer
 from retrievers.models.tuning import is_tuned
@@ -129,7 +129,7 @@ def chat_template(model: Mllm) -> str:
     end = layout.suffix + (layout.mark if layout.pooling == "at" else "")
     words = (resources.files("retrievers.export") / "chat.jinja").read_text(encoding="utf-8")
     given, tail = (json.dumps(value, ensure_ascii=False) for value in (told, end))
-    return f"{{%- set layout = {given} -%}}\n{words}{body}{{{{ {tail} }}}}"
+    return f"{LAYOUT_SET}{given} -%}}\n{words}{body}{{{{ {tail} }}}}"
 
 
 def write_adapter(model: Mllm, folder: Path) -> None:

@@ -19,7 +19,7 @@ from retrievers.data.writings import Writing
 from retrievers.models.base import Encoded, Encoder, recompute_activations
 from retrievers.models.mllm.conversations import IGNORED, ConversationCollator, Conversations
 from retrievers.models.mllm.fast import SeenPictures
-from retrievers.models.mllm.layout import VERSIONS, Layout, Said, layout_named
+from retrievers.models.mllm.layout import LAYOUT_SET, VERSIONS, Layout, Said, layout_named
 from retrievers.models.mllm.reasoning import Reasoning, reason
 from retrievers.models.towers import length_groups
 
@@ -88,6 +88,9 @@ class Mllm(Encoder):
         cross = layout.cross
         scored = cross is not None and not cross.yes and not cross.listwise
         vlm, processor = _load(model_name, dtype, random_init, scored)
+        if str(processor.chat_template).startswith(LAYOUT_SET):
+            why = "has a chat template that writes a layout by itself, for sentence-transformers"
+            raise DataError(f"{why}; name the checkpoint it was exported from", model_name)
         layout = _limited(layout, processor)
         found = _digest(str(processor.chat_template))
         if template not in (None, found):

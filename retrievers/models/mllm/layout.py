@@ -13,6 +13,8 @@ from augment.engines.inputs import chat
 from augment.errors import DataError
 from augment.records import Side
 
+#: How the chat template of an exported folder begins, which writes a layout by itself.
+LAYOUT_SET = "{%- set layout = "
 #: Which state is the vector. ``last``: of the prompt's last token. ``before``: the one that
 #: predicts the mark, which is the same where nothing is written. ``at``: of the mark itself.
 Pooling = Literal["last", "before", "at"]
