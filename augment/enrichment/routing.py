@@ -38,6 +38,8 @@ SURE = 0.7
 
 #: Class of the refusals of :func:`confirm`.
 REFUSED = "not borne out"
+#: In place of a verdict where the model gave none, or the target was not found.
+UNJUDGED = "no verdict"
 
 _VERDICT = re.compile(r"\b(yes|no|direct|reason)\b(?:\D*?(\d*\.?\d+)\s*(%?))?", re.IGNORECASE)
 
@@ -165,7 +167,7 @@ def confirm(
     """Refuse chains that a model, shown the target, does not find borne out (TRACE's model filter).
 
     Its verdicts are texts of their own, in STORE-verdicts, so that a killed run goes on. A chain
-    whose verdict is no, unsure or unreadable is refused in its store and from then on not taught;
+    whose verdict is no, unsure, unreadable or missing is refused in its store and not taught;
     ``python -m augment report`` shows it with its reason.
 
     Args:
@@ -182,7 +184,7 @@ def confirm(
     made = chains.recipe("query", recipe)
     texts = chains.texts("query", made.id)
     prompts = {"image": load_prompt(image_prompt), "text": load_prompt(text_prompt)}
-    find = RootItems(root, "corpus").find
+    find, asked = RootItems(root, "corpus").find, set[str]()
 
     def jobs() -> Iterator[Job]:
         files = [file for split in SPLITS for file in DataRoot(root).query_files(split)]
@@ -196,6 +198,7 @@ def confirm(
                 query.item.id, f"{query.item.text or ''}\nDerived: {answer}".strip(), (), "text"
             )
             kind = "image" if target is not None and target.image else "text"
+            asked.add(item.id)
             yield Job(item, None if target is None else prompts[kind], kind, None, target)
 
     # A verdict is a word and a number: no sentence, of no language.
@@ -205,14 +208,17 @@ def confirm(
     done = carry_out(JobPlan("query", dict(prompts), jobs()), root, verdicts, options, engine)
     code, judged = finish(done, verdicts), made_by("query", engine, prompts, options).id
     counts: Counter[str] = Counter()
+    given = Store(verdicts).texts("query", judged)
     with chains:
-        for name, one in Store(verdicts).texts("query", judged).items():
-            link, said = chains.link_of(made.id, name), verdict(one.text)
+        for name in sorted(asked):
+            link, told = chains.link_of(made.id, name), given[name].text if name in given else ""
             if link is None:
                 continue
+            said = verdict(told)
             held = said is not None and said[0] == "yes" and said[1] > sure
-            reason = "" if held else f"{REFUSED}: {one.text}"
-            counts["kept" if held else "refused"] += 1
+            reason = "" if held else f"{REFUSED}: {told or UNJUDGED}"
+            counts["kept" if held else "refused" if told else UNJUDGED] += 1
             chains.link(made.id, name, link.key, link.route, link.judged._replace(rejected=reason))
-    say(f"{counts['kept']:,} chains kept, {counts['refused']:,} refused: {store}")
+    say(f"{counts['kept']:,} chains kept, {counts['refused']:,} refused, {counts[UNJUDGED]:,} "
+        f"refused with {UNJUDGED} (asked again by another run): {store}")  # fmt: skip
     return code

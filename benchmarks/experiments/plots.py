@@ -26,6 +26,8 @@ def figures(value: Mapping[str, Any], *, most: int = 6) -> dict[str, Figure]:
         made["effects"] = effects(value["effects"])
     if value["curves"]:
         made["curves"] = curves(value["curves"])
+    for route in value.get("routes", ()):
+        made["routes"] = routes(route)
     return made
 
 
@@ -152,4 +154,29 @@ def curves(found: Sequence[Mapping[str, Any]]) -> Figure:
     }[found[0]["find"]])  # fmt: skip
     axes.set_ylabel(f"gain over {found[0]['base']}, points")
     axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def routes(found: Mapping[str, Any]) -> Figure:
+    """Scores against tokens by who writes first, and who is let write: in need or not."""
+    from matplotlib import pyplot as plt
+
+    told = {"mark": "least likely mark", "margin": "smallest margin", "chance": "chance"}
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.9), layout="constrained")
+    for n, (order, points) in enumerate(found["orders"].items(), start=1):
+        axes[0].plot([point["tokens"] for point in points],
+                     [100 * point["score"] for point in points],
+                     ".-", color=COLOURS[n], label=f"{told[order]} first")  # fmt: skip
+    axes[0].set_xlabel("tokens a query")
+    axes[0].set_ylabel("score, %, mean of tasks")
+    axes[0].legend(frameon=False, fontsize=9)
+    for n, (task, points) in enumerate(found["roc"].items(), start=1):
+        axes[1].plot(*zip(*points, strict=True), ".-", color=COLOURS[n], label=f"task {task}")
+    axes[1].plot([0, 1], [0, 1], ":", color=COLOURS[0])
+    axes[1].set_xlabel("of queries that need nothing, share that writes")
+    axes[1].set_ylabel("of queries in need")
+    if found["roc"]:
+        axes[1].legend(frameon=False, fontsize=9)
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
     return figure

@@ -22,7 +22,7 @@ from benchmarks.experiments.build import Builder, unavailable
 from benchmarks.experiments.effects import CELLS, CONTRASTS, crossing, effect
 from benchmarks.experiments.graph import CachedStep, in_order, record
 from benchmarks.experiments.texts import names_of
-from benchmarks.experiments.writing import writing_json
+from benchmarks.experiments.writing import routes_json, writing_json
 from benchmarks.report.gallery import Gallery
 from benchmarks.report.runs import moves, open_run, pick
 from retrievers.evaluation.compare import (
@@ -317,6 +317,7 @@ def collect(reader: ArmReader) -> dict[str, Any]:
         "against": against_json(reader, experiment.against),
         "effects": effects_json(reader),
         "curves": curves_json(reader),
+        "routes": [routes_json(reader, *pair) for pair in experiment.routes],
         "texts": texts_json(reader),
         **(moves_json(reader, *pairs[0]) if pairs else {"changes": None, "examples": None}),
         "commit": source_commit(),

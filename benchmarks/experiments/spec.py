@@ -249,6 +249,8 @@ class Experiment:
         compare: pairs of arms, compared task by task.
         against: arm that all others are compared with in one table; empty: none.
         curves: by the name of their axis.
+        routes: pairs of arms of one model that never writes and always writes, between which other
+            rules than its own are asked who should write.
         union: whether the union of all pools is searched as well.
         fit: further arguments of all trainings and tests.
     """
@@ -261,6 +263,7 @@ class Experiment:
     compare: Sequence[tuple[str, str]] = ()
     against: str = ""
     curves: Mapping[str, Curve] = field(default_factory=dict)
+    routes: Sequence[tuple[str, str]] = ()
     union: bool = False
     fit: tuple[str, ...] = ()
 
@@ -383,7 +386,7 @@ def _problems(found: Experiment) -> Iterator[str]:
                            ("given", arm.given)):  # fmt: skip
             if text and text not in found.texts:
                 yield f"arms.{name} is {told} {text!r}; texts are {', '.join(found.texts)}"
-    used = [name for pair in found.compare for name in pair]
+    used = [name for pair in (*found.compare, *found.routes) for name in pair]
     used += [found.against] if found.against else []
     for curve in found.curves.values():
         if len(curve.x) != len(curve.arms) or len(curve.x) < 2:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from augment.files import markdown
-from benchmarks.experiments.writing import writing_table
+from benchmarks.experiments.writing import routes_table, writing_table
 from retrievers.evaluation.compare import Interval, shown_p
 
 
@@ -21,6 +21,7 @@ def report(value: Mapping[str, Any]) -> str:
         against_table(value),
         *(comparison_table(one) for one in value["comparisons"]),
         writing_table(value["arms"]),
+        *map(routes_table, value.get("routes", ())),
         effects_table(value["effects"]),
         *(curve_lines(curve) for curve in value["curves"]),
         texts_table(value["texts"]),

@@ -1,20 +1,29 @@
-"""Who wrote before the vectors of queries, how much, and whether those who had to."""
+"""Who wrote before the vectors of queries, how much, whether those who had to, and who should."""
 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from augment.files import markdown, read_json
+from benchmarks.experiments import noise
 from retrievers.data.writings import WRITTEN, auc, read_writings
 from retrievers.evaluation.compare import tasks_of
 from retrievers.evaluation.protocol import task_titles
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from benchmarks.experiments.results import ArmReader
+
+#: Shares of the queries that write.
+_SHARES = tuple(share / 20 for share in range(21))
 
 
 def writing_json(reader: ArmReader, name: str) -> dict[str, Any] | None:
@@ -62,6 +71,78 @@ def _aucs(folder: Path, hard: set[str], easy: set[str]) -> dict[str, float]:
                 yield task, auc(*([written[qid] for qid in own & some] for some in (hard, easy)))
 
     return dict(tasks())
+
+
+def routes_json(reader: ArmReader, silent: str, writing: str) -> dict[str, Any]:
+    """What is found if so many queries write, by who is let write first; means over seeds.
+
+    Args:
+        reader: of the experiment.
+        silent: arm of a model that never writes.
+        writing: arm of the same model that always writes.
+
+    Returns:
+        ``orders``: by the mark (the model's own: least likely mark first), by the margin (smallest
+        distance of the first two hits of the silent arm first), by chance: points with ``share``
+        of the queries, ``tokens`` a query and ``score``, which weighs each task the same.
+        ``roc``: by task with queries of known need, shares of those that need nothing and of those
+        in need that write, threshold by threshold.
+    """
+    places: dict[str, list[list[tuple[float, float]]]] = {}
+    roc: dict[str, list[list[tuple[float, float]]]] = {}
+    folders = zip(reader.folders(silent), reader.folders(writing), strict=True)
+    hard, easy = _needs(reader.builder.setup.root)
+    for seed, (direct, written) in zip(reader.seeds, folders, strict=True):
+        wrote, margins = read_writings(written / WRITTEN), noise.margins(direct)
+        scores = reader.scores[[(silent, seed), (writing, seed)]]
+        found = scores.set_axis(["silent", "writing"], axis=1).rename_axis(["task", "qid"])
+        qids = found.index.get_level_values("qid")
+        found["tokens"] = [wrote[qid].tokens for qid in qids]
+        found["mark"] = [wrote[qid].mark for qid in qids]
+        found["margin"] = [margins.get(qid, math.inf) for qid in qids]
+        found["chance"] = np.random.default_rng(seed).permutation(len(found))
+        for order in ("mark", "margin", "chance"):
+            ranked = found.sort_values(order, kind="stable")
+            points = [_routed(ranked, round(share * len(ranked))) for share in _SHARES]
+            places.setdefault(order, []).append(points)
+        for task, rows in found.groupby(level="task", sort=False):
+            own = rows.droplevel("task")["mark"]
+            needy, plain = (own[own.index.isin(some)] for some in (hard, easy))
+            if len(needy) and len(plain):
+                at = np.quantile(own, _SHARES)
+                roc.setdefault(str(task), []).append(
+                    [(float((plain <= t).mean()), float((needy <= t).mean())) for t in at]
+                )
+    return {
+        "names": [silent, writing],
+        "orders": {
+            order: [{"share": share, "tokens": float(tokens), "score": float(score)}
+                    for share, (tokens, score) in zip(_SHARES, np.mean(seeds, 0), strict=True)]
+            for order, seeds in places.items()
+        },
+        "roc": {task: np.mean(seeds, 0).tolist() for task, seeds in roc.items()},
+    }  # fmt: skip
+
+
+def _routed(ranked: pd.DataFrame, writes: int) -> tuple[float, float]:
+    """Tokens a query and score if the first rows write."""
+    who = np.arange(len(ranked)) < writes
+    score = ranked["silent"].where(~who, ranked["writing"])
+    mean = score.groupby(level="task").mean().mean()
+    return float((ranked["tokens"] * who).sum() / len(ranked)), float(mean)
+
+
+def routes_table(value: Mapping[str, Any]) -> str:
+    """A row a share of queries that write, a column a rule."""
+    orders = value["orders"]
+    rows = [
+        [f"{100 * points[0]['share']:.0f}",
+         *(f"{100 * one['score']:.1f} ({one['tokens']:.1f})" for one in points)]
+        for points in zip(*orders.values(), strict=True)
+    ]  # fmt: skip
+    told = {"mark": "least likely mark first", "margin": "smallest margin first"}
+    head = [f"of all queries write, % ({' to '.join(value['names'])})"]
+    return markdown([*head, *(f"{told.get(name, name)} (tokens a query)" for name in orders)], rows)
 
 
 def writing_table(arms: Mapping[str, Any]) -> str:

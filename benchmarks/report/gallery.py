@@ -64,6 +64,7 @@ class QueryCard(NamedTuple):
             "image": self.query.image,
             "published": self.query.text,
             "read": list(self.read),
+            "wrote": list(self.wrote),
             "wanted": self.wanted.plain(),
             "found": [next((one.plain() for one in found), None) for found in self.results],
         }

@@ -28,7 +28,8 @@ class Reasoning:
     """When a model writes before a query's vector, and how much.
 
     Args:
-        when: never; always; or adaptive, where the mark is not the likeliest first token.
+        when: never; always, at least a token; or adaptive, where the mark is not the likeliest
+            first token.
         threshold: of adaptive, the probability of the mark from which nothing is written; null
             asks for the likeliest token.
         max_tokens: of what is written; then the mark is forced.
@@ -121,7 +122,9 @@ def _reason(encoder: Any, batch: Conversations, how: Reasoning) -> Reasoned:
     )
     if len(rows):
         reading.keep(rows)
-        first = logits[rows].index_fill(1, torch.tensor([mark], device=rows.device), -torch.inf)
+        # Who is to write writes at least a token: an end at once would be writing nothing, unseen.
+        ends = [mark, encoder.collator().processor.tokenizer.eos_token_id]
+        first = logits[rows].index_fill(1, torch.tensor(ends, device=rows.device), -torch.inf)
         _write(encoder, reading, first.argmax(-1), rows.tolist(), found, how.max_tokens)
     return found
 

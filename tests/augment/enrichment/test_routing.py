@@ -145,15 +145,22 @@ def test_only_routed_queries_are_asked_and_unborne_chains_are_refused(root, trai
     assert set(chains) == set(trained[:3])
     accepted = [name for name in chains if not chains[name].rejected]
     assert accepted, [one.rejected for one in chains.values()]
-    said = dict(zip(accepted, ("yes 0.9", "yes 0.6", "no 0.9"), strict=False))
+    assert len(accepted) == 3
+    said = dict(zip(accepted, ("yes 0.9", "yes 0.6"), strict=False))  # and none of the third
     model = answers(tmp_path, said)
-    assert main(["confirm", "--root", str(root), "--store", str(store), "--model", model]) == 0
+    assert main(["confirm", "--root", str(root), "--store", str(store), "--model", model]) == 3
     assert Store(verdicts).recipe("query").target_seen
     after = Store(store).texts("query")
     for name in accepted:
-        reason = "" if said[name] == "yes 0.9" else f"not borne out: {said[name]}"
+        told = said.get(name, "no verdict")
+        reason = "" if told == "yes 0.9" else f"not borne out: {told}"
         assert after[name].rejected == reason
         assert after[name].text == chains[name].text
+    shown = tmp_path / "page"
+    assert main(["report", str(store), "--root", str(root), "--out", str(shown)]) == 0
+    page = "".join(file.read_text() for file in shown.rglob("*.html"))
+    assert "not borne out" in page
+    assert accepted[1] in page
     # Another run writes nothing anew and lets the refusals stand.
     model = answers(tmp_path, dict.fromkeys(trained, reply))
     queries.run(root, store, only=ids, options=Options(model=model), **CHAIN)

@@ -63,7 +63,7 @@ def test_chains_are_those_of_generate_and_vectors_those_of_reading_again(folders
     encoder.vlm.generation_config.repetition_penalty = 9.0  # a checkpoint's own; not ours
     found = reason(encoder, batch, Reasoning("always", max_tokens=MOST))
     encoder.vlm.generation_config.repetition_penalty = 1.0
-    wanted = generated(encoder, batch, (encoder.mark, end), (encoder.mark,))
+    wanted = generated(encoder, batch, (encoder.mark, end), (encoder.mark, end))
     assert found.tokens == wanted
     assert len(set(found.endings)) > 1, "rows end at different times and in different ways"
     for row, tokens in enumerate(found.tokens):
@@ -76,6 +76,13 @@ def test_chains_are_those_of_generate_and_vectors_those_of_reading_again(folders
     assert forced == [len(tokens) == MOST for tokens in found.tokens]
     other = encoder.collator()(mixed(encoder.collator())[1:2], "query")
     reason(encoder, other, Reasoning("always", max_tokens=2))  # another shape in between
+    tokenizer = encoder.collator().processor.tokenizer
+    assert set(found.endings) - {"length"}, "some rows end by themselves"
+    tokenizer.eos_token_id = ends = wanted[0][0]  # which would be written first, and end the row
+    least = reason(encoder, batch, Reasoning("always", max_tokens=MOST)).tokens
+    assert least == generated(encoder, batch, (encoder.mark, ends), (encoder.mark, ends))
+    assert all(least)
+    tokenizer.eos_token_id = end
     assert reason(encoder, batch, Reasoning("always", max_tokens=MOST)).tokens == wanted
 
 
