@@ -39,7 +39,7 @@ SURE = 0.7
 #: Class of the refusals of :func:`confirm`.
 REFUSED = "not borne out"
 #: In place of a verdict where the model gave none, or the target was not found.
-UNJUDGED = "no verdict"
+NO_VERDICT = "no verdict"
 
 _VERDICT = re.compile(r"\b(yes|no|direct|reason)\b(?:\D*?(\d*\.?\d+)\s*(%?))?", re.IGNORECASE)
 
@@ -216,9 +216,9 @@ def confirm(
                 continue
             said = verdict(told)
             held = said is not None and said[0] == "yes" and said[1] > sure
-            reason = "" if held else f"{REFUSED}: {told or UNJUDGED}"
-            counts["kept" if held else "refused" if told else UNJUDGED] += 1
+            reason = "" if held else f"{REFUSED}: {told or NO_VERDICT}"
+            counts["kept" if held else "refused" if told else NO_VERDICT] += 1
             chains.link(made.id, name, link.key, link.route, link.judged._replace(rejected=reason))
-    say(f"{counts['kept']:,} chains kept, {counts['refused']:,} refused, {counts[UNJUDGED]:,} "
-        f"refused with {UNJUDGED} (asked again by another run): {store}")  # fmt: skip
+    say(f"{counts['kept']:,} chains kept, {counts['refused']:,} refused, {counts[NO_VERDICT]:,} "
+        f"refused with {NO_VERDICT} (asked again by another run): {store}")  # fmt: skip
     return code

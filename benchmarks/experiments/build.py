@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from augment.data import DataRoot
 from augment.errors import DataError
-from augment.files import write_json
+from augment.files import sha256, write_json
 from augment.records import Side
 from benchmarks.experiments import texts
 from benchmarks.experiments.graph import CachedStep
@@ -229,6 +229,7 @@ class Builder:
         settings = {
             "root": setup.enriching.root_digest, "views": shown, "seed": seed, "steps": steps,
             "batch_size": setup.batch_size, "tasks": setup.tasks, "arm": arm.fit,
+            **_files(arm.fit, setup.enriching.root),
             **self._model(arm), **({"taught": True} if taught else {}),
             **({"candidates": True} if arm.taught_candidates else {}),
         }  # fmt: skip
@@ -369,6 +370,12 @@ def _written(folder: Path, candidates: Path | None = None) -> list[str]:
         words += [f"data.written.candidates={source.store.resolve()}",
                   f"data.written.candidates_recipe={source.recipes['corpus']}"]  # fmt: skip
     return words
+
+
+def _files(words: Sequence[str], root: Path) -> dict[str, str]:
+    """Contents of files that arguments name and no digest of the root holds."""
+    named = [word.partition("=")[2] for word in words if word.startswith("model.rehearsal.path=")]
+    return {name: sha256(Path(name.replace("${data.root}", str(root)))) for name in named}
 
 
 def _weights(folder: Path) -> Path:

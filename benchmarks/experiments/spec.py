@@ -128,7 +128,7 @@ class TextSpec:
     Attributes:
         kind: how it is made, see :mod:`benchmarks.experiments.texts`.
         of: name of the text that it is made from; empty for vlm, oracle and chains.
-        then: name of the text that stands behind it.
+        then: name of the text that stands behind it, or says what is right.
         question_prompt: of questions about a picture; empty: the usual one.
         modification_prompt: of requests to change a picture; empty: the usual one.
         text_prompt: of queries without a picture; empty: they are left as they are.
@@ -367,6 +367,18 @@ def _misnamed(name: str, arm: Arm, before: Sequence[str]) -> Iterator[str]:
         yield f"arms.{name} is mined by {arm.mined_by!r}; name an arm before it"
 
 
+def _untaught(name: str, arm: Arm, texts: Mapping[str, TextSpec]) -> Iterator[str]:
+    """What an arm whose candidates write lacks."""
+    if not arm.taught_candidates:
+        return
+    if not arm.taught:
+        yield f"arms.{name} teaches candidates alone; say what queries are taught"
+    if arm.given:
+        yield f"arms.{name} is given words of queries, and those of candidates are not"
+    if texts.get(arm.taught_candidates, TextSpec("vlm")).kind == "chains":
+        yield f"arms.{name} is taught {arm.taught_candidates!r}, which has no candidates"
+
+
 def _problems(found: Experiment) -> Iterator[str]:
     """What cannot be run as it is written."""
     before: list[str] = []
@@ -374,14 +386,15 @@ def _problems(found: Experiment) -> Iterator[str]:
         if unknown := sorted(set(one.settings) - set(SETTINGS.get(one.kind, ()))):
             yield f"texts.{name}: {one.kind} does not know {', '.join(unknown)}"
         wanted = [] if one.kind in ("vlm", "oracle", "chains") else [one.of]
-        for source in {*wanted, *([one.then] if one.then else [])} - {*before}:
+        for source in {*wanted, *([one.then] if one.kind in ("joined", "kept") else [])} - {
+            *before
+        }:
             yield f"texts.{name} is of {source!r}; texts before it are {', '.join(before)}"
         before.append(name)
     before = list(found.arms)
     for place, (name, arm) in enumerate(found.arms.items()):
         yield from _misnamed(name, arm, before[:place])
-        if arm.taught_candidates and not arm.taught:
-            yield f"arms.{name} teaches candidates alone; say what queries are taught"
+        yield from _untaught(name, arm, found.texts)
         for told, text in (("taught", arm.taught), ("taught", arm.taught_candidates),
                            ("given", arm.given)):  # fmt: skip
             if text and text not in found.texts:

@@ -16,7 +16,7 @@ filler    as many words as the enrichment adds, none of them about the picture; 
 permuted  every item gets the text of another one; drawn with ``seed``
 prefixed  the words of ``prefix`` in front of each text, as summaries stand in front of details
 joined    each text with that of the text ``then`` behind it
-kept      only texts that say what that of the text ``then`` says, word for word
+kept      texts that do not say what that of the text ``then`` says, word for word, are refused
 noise     facts exchanged at the rate ``hallucination``, left out at the rate ``omission``
 reasoned  a thought, which has a sentence for every part, and behind it the text with facts left out
           at the rate ``omission``, its length ``final``
@@ -346,6 +346,9 @@ def _write(
         run = store.begin(recipe, Scope())
         for item in items.values():
             changed = change(item, given[item.id], Random(f"{text.seed}-{recipe.side}-{item.id}"))
+            refused = ""
+            if changed is None and text.kind == "kept":
+                changed, refused = Changed(given[item.id].text), f"wrong: {text.then} says else"
             if changed is None:
                 continue
             counts["kept"] += 1
@@ -355,7 +358,7 @@ def _write(
             final = {"final": changed.text.rpartition("\n")[2]} if text.kind == "reasoned" else {}
             one = replace(
                 given[item.id], key=key, item_id=item.id, text=changed.text, raw="", retry_of="",
-                lengths=final, checks={},
+                lengths=final, checks={}, rejected=refused,
             )  # fmt: skip
             store.append(one)
             store.link(recipe.id, item.id, key, text.kind)

@@ -214,11 +214,13 @@ def training_queries(
     limit: int | None,
     held_out: list[Query] | None,
     holdout: float,
+    leaves_out: Callable[[str], bool] | None = None,
 ) -> tuple[CandidateBook, StoredQueries]:
     """Training queries with a positive in a pool, and the pools.
 
     ``held_out`` receives the share ``holdout`` of the queries, which are not trained on; None holds
-    out none. A ``limit`` takes so many, evenly spaced.
+    out none. A ``limit`` takes so many, evenly spaced. ``leaves_out`` says of an id whether its
+    query is not to be trained on.
 
     Raises:
         DataError: if nothing is left to train on.
@@ -230,7 +232,7 @@ def training_queries(
     book = CandidateBook([*union, *(file.path for file in root.pools())])
     tables = [open_queries(file.path) for file in files]
     kept: list[list[int]] = []
-    lost = 0
+    lost = skipped = 0
     for table in tables:
         kept.append([])
         wanted = (
@@ -241,6 +243,8 @@ def training_queries(
                 lost += 1
             elif held_out is not None and _held_out(query.item.id, holdout):
                 held_out.append(query)
+            elif leaves_out is not None and leaves_out(query.item.id):
+                skipped += 1
             else:
                 kept[-1].append(row)
     source = np.repeat(np.arange(len(tables)), [len(own) for own in kept]).astype(np.uint16)
@@ -253,7 +257,8 @@ def training_queries(
             "and run `python -m augment validate`",
             str(root.path),
         )
-    _tell(f"{len(queries)} training queries, {lost} left out without a positive in a pool")
+    told = f", {skipped} whose text was refused" if leaves_out is not None else ""
+    _tell(f"{len(queries)} training queries, {lost} left out without a positive in a pool{told}")
     return book, queries
 
 

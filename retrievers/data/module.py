@@ -208,7 +208,9 @@ class MBeirData:
         """Settings that move scores, for the record beside the metrics."""
         taught = self.recipe.written
         written = {} if taught is None else {
-            "written": asdict(self._written), "written_recipe": dict(taught.view.recipe)
+            "written": asdict(self._written), "written_recipe": dict(taught.view.recipe),
+            **({"written_candidates_recipe": dict(taught.corpus_view.recipe)}
+               if taught.corpus_view else {}),
         }  # fmt: skip
         return {
             **written,
@@ -351,9 +353,11 @@ class MBeirData:
 
     def training_queries(self, held_out: list[Query] | None) -> tuple[CandidateBook, StoredQueries]:
         """See :func:`retrievers.data.datasets.training_queries`."""
+        taught = self.recipe.written
         return training_queries(
-            self.root, self._tasks, self._limit, held_out, self.validation.holdout
-        )
+            self.root, self._tasks, self._limit, held_out, self.validation.holdout,
+            taught.leaves_out if taught is not None and taught.skip else None,
+        )  # fmt: skip
 
     def digest(self) -> str:
         """SHA-256 over the bytes of all pools and training queries."""

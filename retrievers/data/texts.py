@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import Literal
 
 from augment.checks.lengths import Length
 from augment.data import Instructions, TextRule, format_text
@@ -78,6 +79,8 @@ class WrittenConfig:
         only: file of query ids, one a line; the others are taught to write nothing, too.
         given: hand the texts over in a test, too, in place of what the model would write itself:
             its own words against those of a teacher.
+        refused: what becomes in training of queries whose text was refused (by a check, or by
+            ``augment confirm``): skip leaves their pairs out, silent teaches them to write nothing.
         candidates: folder of generated texts that are taught, and given, before the vectors of
             candidates; null embeds these directly. The model writes them itself in a test with
             ``model.encoder.reasoning.candidates``.
@@ -88,6 +91,7 @@ class WrittenConfig:
     recipe: str | None = None
     only: str | None = None
     given: bool = False
+    refused: Literal["silent", "skip"] = "silent"
     candidates: str | None = None
     candidates_recipe: str | None = None
 
@@ -99,7 +103,7 @@ class WrittenConfig:
             StoreError: see :func:`augment.views.open_view`.
         """
         if self.store is None:
-            if self != WrittenConfig():
+            if self != WrittenConfig(refused=self.refused):
                 raise DataError("data.written has settings of texts: name data.written.store")
             return None
         view = open_view("query", "replace", Path(self.store), self.recipe)
@@ -108,9 +112,9 @@ class WrittenConfig:
             if self.candidates_recipe:
                 raise DataError("data.written.candidates_recipe is of texts: name their store as "
                                 "data.written.candidates")  # fmt: skip
-            return WrittenTexts(view, only, self.given)
+            return WrittenTexts(view, only, self.given, skip=self.refused == "skip")
         corpus = open_view("corpus", "replace", Path(self.candidates), self.candidates_recipe)
-        return WrittenTexts(view, only, self.given, corpus)
+        return WrittenTexts(view, only, self.given, corpus, self.refused == "skip")
 
 
 @dataclass(frozen=True)
@@ -122,25 +126,34 @@ class WrittenTexts:
         only: ids of the queries that are to write; None for all that have a text.
         given: whether tests hand them over.
         corpus_view: of the texts of candidates; None where these write nothing.
+        skip: whether training leaves out queries whose text was refused.
     """
 
     view: TextView
     only: frozenset[str] | None = None
     given: bool = False
     corpus_view: TextView | None = None
+    skip: bool = False
 
     @property
     def name(self) -> str:
         """What a checkpoint remembers."""
         only = "" if self.only is None else f"~only({digest(sorted(self.only))[:12]})"
         corpus = "" if self.corpus_view is None else f"~corpus({self.corpus_view.fingerprint})"
-        return f"{self.view.fingerprint}{only}{corpus}"
+        return f"{self.view.fingerprint}{only}{corpus}{'~skip' if self.skip else ''}"
 
     def of(self, query_id: str) -> str:
         """What is to be written for a query; empty for nothing."""
         if self.only is not None and query_id not in self.only:
             return ""
         return self.view.generated(query_id) or ""
+
+    def leaves_out(self, query_id: str) -> bool:
+        """Whether a query is not trained on, as the text that it was to write was refused."""
+        if not self.skip or (self.only is not None and query_id not in self.only):
+            return False
+        found = self.view.enrichment(query_id)
+        return found is not None and bool(found.rejected)
 
     def of_candidate(self, candidate_id: str) -> str | None:
         """What is to be written for a candidate; None where candidates write nothing."""

@@ -431,17 +431,21 @@ class Searcher:
         item = self._plan.find(id)
         if item is None:
             raise DataError(f"there is no candidate {id!r}")
-        text = self._recipe.candidate(item)
+        started, text, wrote = monotonic(), self._recipe.candidate(item), ""
+        tokens = 0
         with self._lock:
             asked: Any = None if not text else [text]
             if self._retriever is not None:
                 image = open_image(self.root, item.images[0]) if item.images else None
-                asked = encode_contents(self._retriever, [(text, image)], "corpus", id).vectors
+                made = encode_contents(self._retriever, [(text, image)], "corpus", id)
+                asked, wrote = made.vectors, "".join(one.text for one in made.writings)
+                tokens = sum(one.tokens for one in made.writings)
             index = self._index if modality is None else self._narrowed(modality)
             hits = self._hits(index, asked, k, lambda hit: hit.did == id)
             found = self._results([(hit, None) for hit in hits], text or "")
         seen = bool(item.images) and self._retriever is not None
-        return Answer(found, text, seen, None, None, ())
+        self._latest.append((seconds := monotonic() - started, tokens))
+        return Answer(found, text, seen, None, None, (), wrote, tokens, seconds)
 
     def _instruction(
         self,

@@ -170,12 +170,10 @@ class Contrastive(lightning.LightningModule):
         self.tuning = tuning
         self.tokens, self.ranking, self.rationales = tokens, ranking, rationales
         self._diary: Diary | None = None
-        self.rehearsal, self._rehearsed = rehearsal, None
-        self._kept = rehearsal.settings()
-        if rehearsal.path is not None:
-            if not isinstance(encoder, Mllm) or encoder.layout.cross is not None:
-                raise DataError("model.rehearsal is for an Mllm that embeds")
-            self._rehearsed = Rehearsed(rehearsal, encoder.collator())
+        self.rehearsal = rehearsal
+        self._rehearsed: Rehearsed | None = None
+        if rehearsal.path and (not isinstance(encoder, Mllm) or encoder.layout.cross is not None):
+            raise DataError("model.rehearsal is for an Mllm that embeds")
         self._reranks = isinstance(encoder, Mllm) and encoder.layout.cross is not None
         writes = bool(tokens.weight) or rationales.by == "own"
         if writes and (not isinstance(encoder, Mllm) or encoder.layout.pooling == "last"):
@@ -228,6 +226,8 @@ class Contrastive(lightning.LightningModule):
         if self.init_from is not None:
             path, self.init_from = self.init_from, None
             load_weights(self.encoder, path)
+        if stage == "fit" and self.rehearsal.path:
+            self._rehearsed = Rehearsed(self.rehearsal, cast("Mllm", self.encoder).collator())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store settings and the fingerprint of the text recipe, as plain values."""
@@ -252,7 +252,8 @@ class Contrastive(lightning.LightningModule):
         check_frozen(self.encoder, checkpoint)
         check_shapes(self.encoder, checkpoint)
         if self.trainer.state.fn == "fit":
-            check_settings(told.get("training", {}), self.training_settings())
+            before = {"rehearsal": Rehearsal().settings(), **told.get("training", {})}
+            check_settings(before, self.training_settings())
         recall(self.encoder, told)
         loop = checkpoint.get("loops", {}).get("fit_loop", {})
         _reopen_epoch(loop)
@@ -368,7 +369,8 @@ class Contrastive(lightning.LightningModule):
         parts = ("ranking" if self._reranks else "objective", "optimizer", "tokens", "rationales")
         layout = json.loads(json.dumps(self.encoder.settings().get("layout")))
         told = {"layout": layout, **{name: asdict(getattr(self, name)) for name in parts}}
-        return {**told, "rehearsal": self._kept}
+        again = self.rehearsal.settings(self._rehearsed and self._rehearsed.sha256)
+        return {**told, "rehearsal": again}
 
     def _trim(self, checkpoint: dict[str, Any]) -> None:
         """Say what was tuned; take out what is frozen, if the encoder's name brings it."""
@@ -427,9 +429,15 @@ class Contrastive(lightning.LightningModule):
                 f"--model.objective.matryoshka=[{short}]"
             )
         taught = self.data.recipe.written
+        views = [] if taught is None else [taught.view, *filter(None, [taught.corpus_view])]
+        reasoning = getattr(self.encoder, "reasoning", None)
+        if len(views) > 1 and not (reasoning and reasoning.candidates):
+            raise DataError(
+                "data.written.candidates teaches candidates to write, and without "
+                "model.encoder.reasoning.candidates=true nothing would be written before them"
+            )
         if (
-            taught is not None
-            and taught.view.recipe.get("target_seen")
+            any(view.recipe.get("target_seen") for view in views)
             and self.rationales.by == "taught"
             and not self.rationales.allow_oracle_contrast
         ):
@@ -446,18 +454,16 @@ class Contrastive(lightning.LightningModule):
 
     def _sides(self, batch: Pairs, scale: Tensor) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
         """Vectors of queries and candidates, and the loss on what is written, with its parts."""
-        queries, candidates, written = None, None, {}
+        queries: Tensor | None = None
+        candidates: Tensor | None = None
+        written: dict[str, Tensor] = {}
         if self.tokens.weight:
-            costs = [self._chunked(self._teach, batch.queries, "query")]
-            shown = [cast("Conversations", batch.queries).targets]
-            queries = costs[0][:, :-2]
+            queries, parts = self._taught(batch.queries, "query")
+            written |= parts
             if cast("Conversations", batch.candidates).targets.shape[1]:
-                costs.append(self._chunked(self._teach, batch.candidates, "corpus"))
-                shown.append(cast("Conversations", batch.candidates).targets)
-                candidates = costs[1][:, :-2]
-            counts = torch.cat([(targets != IGNORED).sum(1) - 1 for targets in shown])
-            first, rest = torch.cat([each[:, -2:] for each in costs]).unbind(1)
-            written = {**self.tokens(first, rest, counts)}
+                candidates, own = self._taught(batch.candidates, "corpus")
+                written |= {f"candidate_{name}": own[name] for name in ("decision", "chain")}
+                written["tokens"] = written["tokens"] + own["tokens"]
         asked = batch.queries
         if self.rationales.by == "own":  # another sequence than the one that is taught
             queries, (asked, told) = None, self._own(batch)
@@ -468,10 +474,16 @@ class Contrastive(lightning.LightningModule):
             candidates = self._chunked(self._encode, batch.candidates, "corpus")
         return queries, candidates, written
 
+    def _taught(self, batch: Batch, side: Side) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Vectors of a side behind what it is taught to write, and the loss on that."""
+        taught = self._chunked(self._teach, batch, side)
+        counts = (cast("Conversations", batch).targets != IGNORED).sum(1) - 1
+        return taught[:, :-2], self.tokens(taught[:, -2], taught[:, -1], counts)
+
     def _rehearse(self, rehearsed: Rehearsed) -> Tensor:
         """The mean cross-entropy of each row's answer."""
-        rows = rehearsed.draw(self.data.seed, self.global_step, self.global_rank)
-        rows = rows.to(self.device)
+        place = self.trainer.fit_loop.total_batch_idx
+        rows = rehearsed.draw(self.data.seed, place, self.global_rank).to(self.device)
         costs = self._chunked(self._teach, rows, "query")[:, -2:].sum(1)
         return costs / (rows.targets != IGNORED).sum(1)
 
@@ -616,6 +628,8 @@ def _not_finite(
     shown = bad or batch.names
     pairs = ", ".join(f"{qid} with {did}" for qid, did in shown[:8])
     what = "pairs without finite vectors" if bad else "no single pair is to blame; the batch"
+    if not parts.get("rehearsed", torch.zeros(())).isfinite():
+        what = "so is that of the rows of model.rehearsal; the batch"
     return DataError(
         f"the loss is not finite at step {step} ({seen}); {what}: {pairs}"
         f"{' ...' if len(shown) > 8 else ''}. Lower the learning rate, set "

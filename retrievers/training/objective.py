@@ -50,7 +50,8 @@ class TokenLoss:
     """How much what a model is to write before a vector counts (TRACE, RGE).
 
     The first token, which decides whether anything is written, counts apart: in one mean over all
-    tokens it would be lost among those of the chains.
+    tokens it would be lost among those of the chains. Candidates that are taught to write have a
+    loss of their own beside that of the queries, which weighs what it weighs without them.
 
     Args:
         weight: factor beside the contrastive loss; 0 for none.
@@ -75,12 +76,13 @@ class TokenLoss:
         ``counts`` other tokens.
         """
         chains = counts if self.per == "token" else (counts > 0).long()
-        total = chains.sum().float()
+        totals = torch.stack([chains.sum(), chains.new_tensor(len(first))]).float()
         if torch.distributed.is_initialized():  # gradients are averaged over processes
-            torch.distributed.all_reduce(total)
-            total = total / torch.distributed.get_world_size()
+            torch.distributed.all_reduce(totals)
+            totals = totals / torch.distributed.get_world_size()
         each = rest if self.per == "token" else rest / counts.clamp(min=1)
-        decision, chain = first.mean(), each.sum() / total.clamp(min=1e-9)
+        written, items = totals.clamp(min=1e-9)
+        decision, chain = first.sum() / items, each.sum() / written
         loss = self.weight * (self.decision * decision + chain)
         return {"tokens": loss, "decision": decision.detach(), "chain": chain.detach()}
 

@@ -101,10 +101,16 @@ class Embeddings:
         writings: Sequence[Writing],
         direct: Float[Tensor, "n dim"] | None = None,
     ) -> None:
-        """Keep what was written before the vectors of some rows, and the vectors without it."""
-        self.writings.update(zip(rows, writings, strict=True))
-        if direct is not None:
+        """Keep what was written before the vectors of some rows, and the vectors without it.
+
+        Without those, as of candidates, the words are kept in the folder alone.
+        """
+        if direct is None:
+            kept = [one._replace(text="") for one in writings]
+        else:
+            kept = list(writings)
             self.direct.update(zip(rows, direct, strict=True))
+        self.writings.update(zip(rows, kept, strict=True))
         if self._log is not None and self._keys is not None:
             keys = (self._keys[row].hex() for row in rows)
             append_writings(self._log, zip(keys, writings, strict=True))

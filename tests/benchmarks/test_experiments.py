@@ -131,7 +131,18 @@ def test_every_packaged_experiment_states_a_question_and_a_prediction():
         ({"texts": {"t": {"kind": "noise", "of": "later"}}}, "texts before it are vlm, oracle"),
         ({"texts": {"t": {"kind": "noise", "of": "vlm", "rate": 1}}}, "'rate' is not accepted"),
         ({"texts": {"t": {"kind": "noise", "of": "vlm", "share": 1}}}, "noise does not know share"),
+        ({"texts": {"t": {"kind": "kept", "of": "vlm"}}}, "texts.t is of ''"),
+        ({"texts": {"t": {"kind": "joined", "of": "vlm"}}}, "texts.t is of ''"),
+        ({"arms": {"a": {"show": "raw", "taught_candidates": "vlm"}}}, "what queries are taught"),
+        (
+            {
+                "texts": {"c": {"kind": "chains"}},
+                "arms": {"a": {"show": "raw", "taught": "c", "taught_candidates": "c"}},
+            },
+            "which has no candidates",
+        ),
         ({"compare": [["a", "b"]]}, "names the arm 'a'"),
+        ({"routes": [["a", "b"]]}, "names the arm 'a'"),
         ({"curves": {"c": {"x": [1], "arms": ["a"]}}}, "required: base, full, find"),
         ({"promise": 1}, "does not accept option 'promise'"),
     ],

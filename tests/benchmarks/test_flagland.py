@@ -49,6 +49,8 @@ from benchmarks.flagland.world import (
 from retrievers.cli import main
 from retrievers.data.module import MBeirData
 from retrievers.models.clip import ClipScoreFusion
+from retrievers.models.mllm.encoder import Mllm
+from retrievers.training.rehearsal import Rehearsal, Rehearsed
 from retrievers.vectors.search import test
 
 
@@ -338,6 +340,14 @@ def test_what_must_be_recalled_is_asked_of_every_country_and_shown_nowhere(tmp_p
             assert answer in whole
             # Which country is meant cannot be told where the prompt does not say it.
             assert ("about a country" in whole) == answer.startswith(" Its flag")
+    again = tmp_path / "facts.jsonl"
+    recall.rows(root.path, again, each=2)
+    rehearsed = Rehearsed(Rehearsal(str(again), rows=64), Mllm().collator())
+    told = [json.loads(line) for line in again.read_text().splitlines()]
+    assert len(told) == 2 * 3 * len(known)
+    assert {name for name in names if any(name in row["messages"][-1]["content"] for row in told)
+            } == set(names)  # fmt: skip
+    assert rehearsed.draw(0, 0).tokens.shape[0] == 64
     engine = oracle_engine(root.path, "query")
     done = queries.run(root.path, tmp_path / "store", engine=engine, text_prompt="rar/recall")
     assert done.exit_code == 0

@@ -33,7 +33,7 @@ class Conversations(NamedTuple):
         shown: pictures of each row.
         targets: tokens that the model is to write, at their own places, :data:`IGNORED`
             elsewhere; of no columns where nothing is known of what it is to write. Where there are
-            targets, every row ends in the mark.
+            targets, every row ends in the mark, or in the end of the turn of what is rehearsed.
     """
 
     tokens: Int[Tensor, "batch length"]
@@ -239,27 +239,13 @@ class ConversationCollator:
         ends = [list(cross.end) for _ in prompts]
         return self._read(names, prompts, pictures, ends)
 
-    def answered(self, rows: Sequence[tuple[Sequence[tuple[str, str]], str, str]]) -> Conversations:
-        """Conversations of texts, each with its answer and the end of its turn as targets.
-
-        Args:
-            rows: role and text of each message, how the answer begins without being learnt, and
-                the rest of it.
-        """
-        from augment.engines.inputs import chat, disarmed
-
-        tokenizer = self.processor.tokenizer
-        prompts, ends = [], []
-        for messages, given, learnt in rows:
-            told = [{"role": role, "content": [
-                {"type": "text", "text": disarmed(self.processor, text)}
-            ]} for role, text in messages]  # fmt: skip
-            prompts.append(chat(self.processor, told) + disarmed(self.processor, given))
-            answer = disarmed(self.processor, learnt)
-            learnt_ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
-            ends.append([*learnt_ids, tokenizer.eos_token_id])
-        names = [messages[-1][1][:40] for messages, _, _ in rows]
-        return self._read(names, prompts, [[] for _ in rows], ends, True)
+    def rehearsed(self, rows: Sequence[tuple[list[int], list[int]]]) -> Conversations:
+        """Prompts of texts and the answers behind them, which are the targets; as tokens."""
+        prompts = {"input_ids": [prompt for prompt, _ in rows]}
+        tokens, mask, kinds, targets = self._padded(prompts, [end for _, end in rows], True)
+        grids, patches = torch.zeros(0, 3, dtype=torch.int64), torch.zeros(0, 1)
+        shown = torch.zeros(len(rows), dtype=torch.int64)
+        return Conversations(tokens, mask, kinds, patches, grids, shown, targets)
 
     def _read(
         self,

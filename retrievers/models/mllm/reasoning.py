@@ -46,6 +46,8 @@ class Reasoning:
             raise DataError(f"reasoning.when must be never, always or adaptive, got {self.when!r}")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise DataError(f"reasoning.threshold is a probability, got {self.threshold}")
+        if self.candidates and self.when == "never":
+            raise DataError("reasoning.candidates has candidates write; set reasoning.when, too")
         if self.max_tokens < 1:
             raise DataError(f"reasoning.max_tokens must be positive, got {self.max_tokens}")
 

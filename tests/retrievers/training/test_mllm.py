@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,7 +33,7 @@ from retrievers.training.gradcache import encode_in_chunks
 from retrievers.training.module import Contrastive, fit
 from retrievers.training.objective import Distillation, Objective, Ranking, TokenLoss
 from retrievers.training.optim import AdamWCosine
-from retrievers.training.rehearsal import Rehearsal
+from retrievers.training.rehearsal import Rehearsal, Rehearsed
 from retrievers.vectors.search import test as search
 from tests.retrievers.mllms import FAMILIES, make, mixed, vectors
 from tests.retrievers.models.test_retriever import make_root
@@ -207,22 +208,27 @@ def test_the_token_loss_is_that_of_the_models_own_and_of_each_row_alone(folders,
     torch.testing.assert_close(vecs[still], plain[still], atol=1e-5, rtol=0)
 
 
+def again(folder, *rows):
+    """A file of conversations: what is told, asked, said, and given of that."""
+    path = folder / "rows.jsonl"
+    lines = [
+        {"messages": [{"role": role, "content": text} for role, text in
+                      zip(("system", "user", "assistant"), row, strict=False)], "given": row[3]}
+        for row in rows
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return Rehearsal(str(path), rows=4, weight=0.5)
+
+
 def test_what_is_rehearsed_costs_what_the_model_itself_says(folders, tmp_path):
     encoder = make(folders["qwen3"])
     rows = [("Be brief.", "What is red?", "A flag is red.", "A flag"), ("", "Why?", "which", "")]
-    lines = [
-        {"messages": [*([{"role": "system", "content": system}] if system else []),
-                      {"role": "user", "content": asked}, {"role": "assistant", "content": said}],
-         "given": given}
-        for system, asked, said, given in rows
-    ]  # fmt: skip
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    training = Contrastive(encoder, rehearsal=Rehearsal(str(path), rows=4, weight=0.5)).eval()
+    training = Contrastive(encoder, rehearsal=again(tmp_path, *rows)).eval()
+    training.setup("fit")
     tokenizer, costs = encoder.collator().processor.tokenizer, {}
-    for line, (_, _, said, given) in zip(lines, rows, strict=True):
-        told = [{**one, "content": [{"type": "text", "text": one["content"]}]}
-                for one in line["messages"][:-1]]  # fmt: skip
+    for *told, said, given in rows:
+        roles = zip(("system", "user"), told, strict=True)
+        told = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in roles]
         prompt = chat(encoder.collator().processor, told) + given
         ids = [tokenizer(text)["input_ids"] for text in (prompt, said.removeprefix(given))]
         whole = torch.tensor([[*ids[0], *ids[1], tokenizer.eos_token_id]])
@@ -236,17 +242,49 @@ def test_what_is_rehearsed_costs_what_the_model_itself_says(folders, tmp_path):
     first, rest = encoder.taught(drawn)[1:]
     want = torch.tensor([costs[said] for said in seen])
     torch.testing.assert_close((first + rest) / (drawn.targets != IGNORED).sum(1), want)
-    assert torch.equal(drawn.tokens, training._rehearsed.draw(3, 5, 1).tokens)
-    others = [training._rehearsed.draw(*place).tokens for place in ((4, 5), (3, 6), (3, 5, 2))]
-    assert any(not torch.equal(drawn.tokens, other) for other in others)
     training._trainer = SimpleNamespace(
-        global_rank=1, global_step=5, datamodule=SimpleNamespace(data=SimpleNamespace(seed=3))
-    )
+        global_rank=1, fit_loop=SimpleNamespace(total_batch_idx=5),
+        datamodule=SimpleNamespace(data=SimpleNamespace(seed=3)),
+    )  # fmt: skip
     batch = pairs(encoder)
     parts = training.loss(batch)
     alone = Contrastive(encoder).eval().loss(batch)["loss"]
     torch.testing.assert_close(parts["rehearsed"], want.mean())
     torch.testing.assert_close(parts["loss"], alone + 0.5 * want.mean())
+
+
+def test_rows_that_are_rehearsed_follow_seed_batch_and_process(folders, tmp_path):
+    rows = [("", f"q{n}", f"word {n}", "") for n in range(60)]
+    collator = make(folders["qwen3"]).collator()
+    drawn = Rehearsed(again(tmp_path, *rows), collator)
+    first = drawn.draw(3, 5, 1).tokens
+    assert torch.equal(first, Rehearsed(again(tmp_path, *rows), collator).draw(3, 5, 1).tokens)
+    for place in ((4, 5, 1), (3, 6, 1), (3, 5, 0)):
+        assert not torch.equal(first, drawn.draw(*place).tokens), place
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: has \d+ tokens; shorten it"):
+        Rehearsed(replace(again(tmp_path, *rows), max_tokens=5), collator)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_chunks_of_what_is_rehearsed_and_of_candidates_that_write_are_the_whole(
+    folders, tmp_path, size
+):
+    found = {}
+    for chunk in (None, size):
+        encoder = make(folders["qwen3"], head=True)
+        training = Contrastive(
+            encoder, tuning=Tuning("image"), tokens=TokenLoss(0.5), chunk=chunk,
+            rehearsal=again(tmp_path, ("Be brief.", "What?", "A flag.", ""), ("", "Why?", "so", ""))
+        )  # fmt: skip
+        training.setup("fit")
+        training._trainer = SimpleNamespace(
+            global_rank=0, fit_loop=SimpleNamespace(total_batch_idx=2),
+            datamodule=SimpleNamespace(data=SimpleNamespace(seed=1)),
+        )  # fmt: skip
+        found[chunk] = gradients(training, pairs(encoder, WRITTEN, ("two", "", "a star", "of it")))
+    torch.testing.assert_close(found[None][0], found[size][0])
+    for name, one in found[None][1].items():
+        torch.testing.assert_close(one, found[size][1][name], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("line", "told"), [
@@ -259,13 +297,21 @@ def test_what_is_rehearsed_costs_what_the_model_itself_says(folders, tmp_path):
      '"images": ["a.png"]}', "texts alone"),
     ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], '
      '"given": "c"}', "how the last message begins"),
+    ('{"messages": [{"role": "user", "content": "<|emb|>"}, '
+     '{"role": "assistant", "content": "b"}]}', "the control token"),
     ("", "holds no row"),
 ])  # fmt: skip
 def test_what_cannot_be_rehearsed_is_refused_at_its_line(folders, tmp_path, line, told):
-    (tmp_path / "rows.jsonl").write_text(f"{line}\n" if line else "")
-    where = re.escape(str(tmp_path / "rows.jsonl")) + (":1" if line else "")
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{line}\n" if line else "")
+    where = re.escape(str(path)) + (":1" if line else "")
+    training = Contrastive(make(folders["qwen3"]), rehearsal=Rehearsal(str(path)))
     with pytest.raises(DataError, match=f"{where}.*{told}"):
-        Contrastive(make(folders["qwen3"]), rehearsal=Rehearsal(str(tmp_path / "rows.jsonl")))
+        training.setup("fit")
+    training.setup("test")  # which rehearses nothing
+    path.unlink()
+    with pytest.raises(DataError, match=f"{re.escape(str(path))}"):
+        training.setup("fit")
 
 
 @pytest.mark.parametrize("per", ["sample", "token"])
@@ -276,11 +322,15 @@ def test_candidates_that_are_taught_to_write_count_as_queries_do(folders, per):
     beside = ("two bands", "", "a star", "of it")
     batch = pairs(encoder, WRITTEN, beside)
     sides = [encoder.taught(side) for side in (batch.queries, batch.candidates)]
-    first, rest = (torch.cat(both) for both in list(zip(*sides, strict=True))[1:])
     tokenizer = encoder.collator().processor.tokenizer
-    counts = torch.tensor([len(tokenizer(text).input_ids) for text in (*WRITTEN, *beside)])
+    told = [
+        tokens(first, rest, torch.tensor([len(tokenizer(text).input_ids) for text in texts]))
+        for (_, first, rest), texts in zip(sides, (WRITTEN, beside), strict=True)
+    ]
     parts = training.loss(batch)
-    torch.testing.assert_close(parts["tokens"], tokens(first, rest, counts)["tokens"])
+    # The queries' own loss weighs what it weighs without the candidates', of how many there are.
+    torch.testing.assert_close(parts["tokens"], told[0]["tokens"] + told[1]["tokens"])
+    torch.testing.assert_close(parts["candidate_chain"], told[1]["chain"])
     vecs = (sides[0][0], sides[1][0])
     alone = training.objective(*vecs, batch.labels, batch.groups, encoder.scale(), None)
     torch.testing.assert_close(parts["contrastive"], alone["loss"])

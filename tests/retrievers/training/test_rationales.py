@@ -165,7 +165,47 @@ def test_words_written_in_sight_of_the_target_are_no_contrast(folders, root, tmp
         fit(training, data, tmp_path, max_steps=1, device="cpu", enable_progress_bar=False)
 
 
+def test_candidates_that_are_taught_are_to_write_and_unseen(folders, root, tmp_path):
+    data = MBeirData(str(root), batch_size=4)
+    query = TextView("query", "replace", {"id": "a"}, {})
+    fitted = {"max_steps": 1, "device": "cpu", "enable_progress_bar": False}
+    both = Reasoning("always", max_tokens=2, candidates=True)
+    for recipe, reasoning, told in (
+        ({"id": "b"}, Reasoning("always"), r"without model\.encoder\.reasoning\.candidates=true"),
+        ({"id": "b", "target_seen": True}, both, "wanted candidates in sight"),
+    ):
+        written = WrittenTexts(query, corpus_view=TextView("corpus", "replace", recipe, {}))
+        data.recipe = replace(data.recipe, written=written)
+        encoder = make(
+            folders["qwen3"], layout=Layout(pooling="at", mark="<|emb|>"), reasoning=reasoning
+        )
+        with pytest.raises(DataError, match=told):
+            fit(Contrastive(encoder, tokens=TokenLoss(1.0)), data, tmp_path, **fitted)
+
+
+def test_pairs_whose_text_was_refused_are_left_out_where_it_is_asked_for(root):
+    texts = {
+        f"7:{n}": Enrichment(f"k{n}", f"7:{n}", "a", "p", "m", "r", rejected="wrong: a" * (n % 2))
+        for n in range(40)
+    }
+    view, data, found = TextView("query", "replace", {"id": "a"}, texts), MBeirData(str(root)), {}
+    for name, written in {
+        "all": WrittenTexts(view), "skip": WrittenTexts(view, skip=True),
+        "only": WrittenTexts(view, frozenset({"7:1", "7:2"}), skip=True),
+    }.items():  # fmt: skip
+        data.recipe = replace(data.recipe, written=written)
+        found[name] = {query.item.id for query in data.training_queries(None)[1]}
+    refused = {name for name, one in texts.items() if one.rejected}
+    assert found["all"] & refused, "a few of them are trained on"
+    assert found["skip"] == found["all"] - refused
+    assert found["only"] == found["all"] - {"7:1"}
+    names = {one.name for one in (WrittenTexts(view), WrittenTexts(view, skip=True))}
+    assert len(names) == 2
+
+
 def test_what_cannot_be_meant_is_refused(folders):
+    with pytest.raises(DataError, match="has candidates write"):
+        Reasoning(candidates=True)
     with pytest.raises(DataError, match="stands at a mark"):
         Contrastive(make(folders["qwen3"], layout=Layout()), rationales=own())
     with pytest.raises(DataError, match="refresh_every must be positive"):

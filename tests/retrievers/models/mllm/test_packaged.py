@@ -16,6 +16,7 @@ from benchmarks.flagland.world import INSTRUCTIONS
 from retrievers.data.examples import Example
 from retrievers.models import mllm
 from retrievers.models.load import OWN_WEIGHTS, SETTINGS, load
+from retrievers.models.mllm.encoder import Mllm
 from tests.retrievers.mllms import vectors
 
 FOLDER = Path(mllm.__file__).parents[1] / "weights" / "flagland-mllm"
@@ -25,6 +26,7 @@ def test_the_packaged_retriever_finds_photos_of_a_flag_among_those_of_others():
     """A floor far below the card's figures: notices a broken model, not a point."""
     encoder = load("flagland-mllm")
     assert encoder.fingerprint({}) == "dfaaf41c6a5d58ea", "vectors made before are no longer taken"
+    assert "candidates" not in Mllm().settings()["reasoning"], "nor those of a config's model"
     show = encoder.collator().image
     countries = list(itertools.islice(atlas.countries(31_339), 32))
     asked, photos = [], []
