@@ -47,6 +47,8 @@ def parser() -> argparse.ArgumentParser:
                       help="test on this root instead, also described by the model")  # fmt: skip
     made.add_argument("--countries", type=int, default=600, help="of that Flagland")
     made.add_argument("--world-seed", type=int, default=1, help="of that Flagland")
+    made.add_argument("--named", type=float, default=0.0,
+                      help="share of its questions of task 6 that name the country")  # fmt: skip
     made.add_argument("--store", type=Path, help="texts that exist; none: they are generated")
     made.add_argument("--model", default="flagland-vlm",
                       help="the describing model; oracle: the truth of a Flagland")  # fmt: skip
@@ -82,8 +84,9 @@ def setup_of(args: argparse.Namespace) -> Setup:
 
     root, asked = args.root, args.test_root
     if root is None:
-        root = args.out / f"world-{args.countries}-{args.world_seed}"
-        _make_world(root, args.countries, args.world_seed, args.threads)
+        name = f"world-{args.countries}-{args.world_seed}"
+        root = args.out / (f"{name}-named" if args.named else name)
+        _make_world(root, args.countries, args.world_seed, args.named, args.threads)
     steps = args.steps or (50 if args.config == "flagland" else None)
     fit = [one.lstrip("-") for one in args.fit]
     fit += ["data.on_bad_image=skip"] if args.tolerate else []
@@ -94,7 +97,7 @@ def setup_of(args: argparse.Namespace) -> Setup:
     )  # fmt: skip
 
 
-def _make_world(root: Path, countries: int, seed: int, workers: int) -> None:
+def _make_world(root: Path, countries: int, seed: int, named: float, workers: int) -> None:
     """Write a Flagland unless it is there."""
     from augment.files import new_folder
     from benchmarks.flagland.world import WorldConfig, write_world
@@ -102,7 +105,7 @@ def _make_world(root: Path, countries: int, seed: int, workers: int) -> None:
     if root.exists():
         return
     try:
-        config = WorldConfig(countries, seed)
+        config = WorldConfig(countries, seed, named=named)
     except ValueError as error:
         raise DataError(f"no Flagland: {error}") from error
     with new_folder(root) as partial:

@@ -135,6 +135,7 @@ def arm_json(reader: ArmReader, name: str) -> dict[str, Any]:
         "mean": _over_seeds(seeds.loc["mean"].tolist()),
         "folders": [str(path.relative_to(reader.out)) for path in reader.folders(name)],
         "cost": _cost(reader, name),
+        "queries_per_second": _pace(reader.folders(name)),
         "union": union_json(reader, name),
         "writing": writing_json(reader, name),
         "not_read": _not_read(reader.folders(name)[0]),
@@ -173,6 +174,13 @@ def _cost(reader: ArmReader, name: str) -> dict[str, float]:
                 place = f"{step.kind} {key}"
                 total[place] = total.get(place, 0.0) + done[key] / len(reader.seeds)
     return {key: round(value, 2) for key, value in total.items() if value}
+
+
+def _pace(folders: Sequence[Path]) -> float | None:
+    """Queries that were embedded in a second of a test; None of what embeds none."""
+    costs = [read_json(folder / "metrics.json").get("cost", {}) for folder in folders]
+    told = [cost["queries_per_second"] for cost in costs if cost.get("queries_per_second")]
+    return statistics.fmean(told) if told else None
 
 
 def _not_read(folder: Path) -> float | None:

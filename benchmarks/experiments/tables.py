@@ -170,11 +170,14 @@ def texts_table(texts: Mapping[str, Any]) -> str:
 def cost_table(value: Mapping[str, Any]) -> str:
     """CPU and GPU seconds of each arm by kind of step."""
     kinds = list(dict.fromkeys(key for arm in value["arms"].values() for key in arm["cost"]))
+    paced = any(arm.get("queries_per_second") for arm in value["arms"].values())
     rows = [
-        [name, *(f"{arm['cost'].get(kind, 0):.0f}" for kind in kinds)]
+        [name, *(f"{arm['cost'].get(kind, 0):.0f}" for kind in kinds),
+         *([f"{arm.get('queries_per_second') or 0:.0f}"] if paced else [])]
         for name, arm in value["arms"].items()
-    ]
+    ]  # fmt: skip
     head = [f"{kind.partition(' ')[0]}, {'GPU' if 'gpu' in kind else 'CPU'} s" for kind in kinds]
+    head += ["queries embedded in a second"] if paced else []
     return markdown(["cost of an arm with one seed", *head], rows) if kinds else ""
 
 

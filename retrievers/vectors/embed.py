@@ -105,6 +105,8 @@ class Embedded:
         cut: what the context of the text encoder cuts off; None where it is not known.
         items: how many were embedded now.
         seconds: that it took.
+        asked: how many of them were queries.
+        asking: seconds that those took, what was written before their vectors included.
     """
 
     candidates: Embeddings
@@ -113,6 +115,8 @@ class Embedded:
     cut: Audit | None = None
     items: int = 0
     seconds: float = 0.0
+    asked: int = 0
+    asking: float = 0.0
 
     @property
     def lost(self) -> tuple[Lost, Lost]:
@@ -184,15 +188,19 @@ def embed(
     }
     started, items, wanted = time.monotonic(), 0, data.embeddings
     with context:
-        for side in SIDES:
+        for side in SIDES:  # candidates, then queries
+            begun, asked = time.monotonic(), 0
             rows = rooms[side].missing(wanted.part, wanted.parts)
             if len(rows):
                 batches = data.item_loader(plan, side, encoder.collator(), rows)
-                items += fill(rooms[side], batches, encoder, side)
+                asked = fill(rooms[side], batches, encoder, side)
+                items += asked
+    asking = time.monotonic() - begun
     for room in rooms.values():
         room.finish()
     seconds = time.monotonic() - started
-    return Embedded(rooms["corpus"], rooms["query"], made_by, cut, items, seconds)
+    rooms_made = (rooms["corpus"], rooms["query"])
+    return Embedded(*rooms_made, made_by, cut, items, seconds, asked, asking)
 
 
 @torch.inference_mode()

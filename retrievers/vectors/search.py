@@ -115,6 +115,7 @@ def test(
         "search_seconds": round(time.monotonic() - started, 3),
         "items": vectors.items,
         "items_per_second": round(vectors.items / max(vectors.seconds, 1e-9), 1),
+        "queries_per_second": round(vectors.asked / max(vectors.asking, 1e-9), 1),
     }
     if own := vectors.candidates.writings:
         results.cost["tokens_a_candidate"] = round(writings.spent(own.values())["tokens"], 2)

@@ -23,6 +23,10 @@ from augment.data.pools import open_queries
 from augment.errors import DataError
 from retrievers import Searcher
 from retrievers.cli import main
+from retrievers.data.examples import Example
+from retrievers.models.mllm.encoder import Mllm
+from retrievers.models.mllm.layout import Layout
+from retrievers.models.mllm.reasoning import Reasoning
 from retrievers.search import serve
 from retrievers.search.command import names_of
 from retrievers.search.serve import (
@@ -83,6 +87,33 @@ def ask(port, method, target, body=None, **headers):
         return response.status, response.headers, response.read()
     finally:
         connection.close()
+
+
+def test_what_a_retriever_wrote_is_told_with_its_tokens(folders, root):
+    """Of a typed query, and of a candidate that is asked with; both write here."""
+    encoder = Mllm(
+        str(folders["qwen3"]), layout=Layout(pooling="before", mark="<|emb|>"),
+        reasoning=Reasoning("always", max_tokens=5, candidates=True),
+    ).eval()  # fmt: skip
+    searcher = Searcher.open(encoder, root, pools=["squares_task0"])
+    answer = searcher.search("red squares", k=2, instruction="")
+    batch = encoder.collator()([Example(0, "red squares", None, id="typed")], "query")
+    (want,) = encoder.encode(batch, "query").writings
+    assert (answer.wrote, answer.tokens) == (want.text, want.tokens)
+    assert want.tokens > 0
+    assert any(f"{want.tokens} tokens written before the vector" in note for note in answer.notes)
+    found = searcher.like(answer[0].id, k=2)
+    assert found.tokens > 0 < len(found.wrote)
+    assert searcher.pace.searches == 2
+    assert searcher.pace.tokens == (found.tokens + answer.tokens) / 2
+    site = TestClient(search_app({"own": searcher}), "http://127.0.0.1")
+    told = site.get("/search.json", params={"q": "red squares", "instruction": "none"}).json()
+    assert told["answers"]["own"]["wrote"] == want.text
+    assert told["answers"]["own"]["tokens"] == want.tokens
+    assert told["pace"]["own"]["searches"] == 3
+    shown = site.get("/", params={"q": "red squares", "instruction": "none"}).text
+    assert "Written by the retriever" in shown
+    assert "tokens written a query" in shown
 
 
 def page(site, **fields):

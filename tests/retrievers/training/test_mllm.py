@@ -662,6 +662,7 @@ def test_packaged_recipes_train_and_test(folders, flagland, name, tmp_path, caps
     assert metrics["made_by"] == loaded.fingerprint(told)
     assert bool(metrics["writing"]) == ("written" in loaded.trained_on) == writes
     assert (metrics["cost"].get("tokens_a_candidate", 0) > 0) == both
+    assert metrics["cost"]["queries_per_second"] > 0
     given += ["--model.encoder.init_args.layout.max_pixels=4096", f"--ckpt_path={last}"]
     for verb in ("test", "fit") if name[:3] not in ("fla", "rge") else ():  # lack mark, have others
         assert main([verb, *given]) == 2
