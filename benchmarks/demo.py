@@ -97,10 +97,20 @@ def rar(reader: ArmReader, value: Mapping[str, Any]) -> str:
 
 
 def trace(reader: ArmReader, value: Mapping[str, Any]) -> str:
-    """One model that never, always and adaptively writes, and its twin; who wrote how much."""
-    from benchmarks.experiments import tables
-    from benchmarks.experiments.writing import writing_table
+    """One model that never, always and adaptively writes, and its twin; who wrote how much.
 
+    Writes the model with its card, for sentence-transformers, which embeds directly, to ``model``.
+    """
+    from benchmarks.experiments import tables
+    from benchmarks.experiments.graph import in_order
+    from benchmarks.experiments.writing import writing_table
+    from retrievers.export.folder import export
+
+    step, folder = reader.builder.arm("direct", reader.seeds[0]), reader.out / "model"
+    (trained,) = (one.folder(reader.out) for one in in_order([step]) if one.kind == "train")
+    if not folder.exists():
+        export(str(folder), trained / "checkpoints" / "last.ckpt", "sentence_transformers",
+               metrics=step.folder(reader.out) / "metrics.json", name="flagland-trace")  # fmt: skip
     compared = [tables.comparison_table(one) for one in value["comparisons"]]
     parts = [tables.arms_table(value), writing_table(value["arms"]), *compared,
              tables.cost_table(value)]  # fmt: skip

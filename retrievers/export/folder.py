@@ -208,6 +208,7 @@ def export(
             parquet, faiss and milvus are for vectors.
         embeddings: folder that embed wrote.
         metrics: metrics.json of a test of these weights; default: the one of the checkpoint's run.
+            For sentence_transformers of a model that writes, of a test with reasoning.when=never.
         root: data root, whose instructions become sentence-transformers' prompts, or whose pools
             were embedded.
         license: of the weights, as the Hub names it: apache-2.0.
@@ -232,8 +233,11 @@ def export(
             raise DataError("is there already; name a new folder with --out", str(folder))
         folder.rmdir()
     from retrievers.models.load import from_checkpoint, load
+    from retrievers.models.mllm.encoder import Mllm
 
     encoder = load(checkpoint)
+    if to == "sentence_transformers" and isinstance(encoder, Mllm) and encoder.silence():
+        say("the folder embeds directly; what the model writes before its vectors is left out")
     measured = _metrics(encoder, checkpoint, metrics)
     card = model_card(encoder, name or folder.resolve().name, measured, license, to)
     if to == "peft":

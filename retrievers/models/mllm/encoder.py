@@ -101,9 +101,7 @@ class Mllm(Encoder):
         settings = {
             "model_name": model_name, "random_init": random_init,
             "layout": {**asdict(layout), "ask": list(layout.ask)},
-            # Vectors of before this setting stay what they are.
-            "reasoning": {name: value for name, value in asdict(reasoning).items()
-                          if value or name != "candidates"},
+            "reasoning": reasoning.settings(),
             "head": head, "temperature": temperature,
             "learn_temperature": learn_temperature, "dtype": dtype, "template": found,
             "norm": "final", "prompt_version": named and f"{named}@{VERSIONS[named]}",
@@ -138,6 +136,14 @@ class Mllm(Encoder):
         if compile:
             for layer in self.vlm.model.language_model.layers:
                 layer.compile(dynamic=True)
+
+    def silence(self) -> bool:
+        """Write nothing before vectors from now on, and say so in settings; whether it did."""
+        if self.reasoning.when == "never":
+            return False
+        self.reasoning = Reasoning()
+        self.remember({**self.settings(), "reasoning": self.reasoning.settings()})
+        return True
 
     @property
     def config(self) -> Any:

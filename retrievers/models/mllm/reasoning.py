@@ -8,7 +8,7 @@ its own (``at``) is their vector, with no second pass. Finished rows leave the b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -50,6 +50,11 @@ class Reasoning:
             raise DataError("reasoning.candidates has candidates write; set reasoning.when, too")
         if self.max_tokens < 1:
             raise DataError(f"reasoning.max_tokens must be positive, got {self.max_tokens}")
+
+    def settings(self) -> dict[str, Any]:
+        """For the record; without candidates as it was before these could write."""
+        told = asdict(self)
+        return told if self.candidates else {k: v for k, v in told.items() if k != "candidates"}
 
     def straight(self, logits: Float[Tensor, "batch vocabulary"], mark: int) -> Tensor:
         """Which rows write nothing, by the logits of their first token."""

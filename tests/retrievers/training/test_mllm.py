@@ -22,7 +22,7 @@ from benchmarks.flagland.__main__ import main as flagland_main
 from retrievers.cli import main
 from retrievers.data.examples import Candidate, PairCollator, PairExample
 from retrievers.data.module import MBeirData, SearchConfig
-from retrievers.export.folder import save
+from retrievers.export.folder import export, save
 from retrievers.models.load import load
 from retrievers.models.mllm.conversations import IGNORED
 from retrievers.models.mllm.layout import CrossLayout, Layout
@@ -663,6 +663,11 @@ def test_packaged_recipes_train_and_test(folders, flagland, name, tmp_path, caps
     assert bool(metrics["writing"]) == ("written" in loaded.trained_on) == writes
     assert (metrics["cost"].get("tokens_a_candidate", 0) > 0) == both
     assert metrics["cost"]["queries_per_second"] > 0
+    if both:  # the folder, its card and what is compared are of the model that writes nothing
+        export(str(tmp_path / "st"), last, "sentence_transformers")
+        card = (tmp_path / "st" / "README.md").read_text()
+        assert "'when': 'never'" in card
+        assert "model-index" not in card, "figures of the test are of the model that writes"
     given += ["--model.encoder.init_args.layout.max_pixels=4096", f"--ckpt_path={last}"]
     for verb in ("test", "fit") if name[:3] not in ("fla", "rge") else ():  # lack mark, have others
         assert main([verb, *given]) == 2
