@@ -117,6 +117,9 @@ def export(
     query_recipe: str | None = None,
     query_length: Length = "dense",
     images: Literal["link", "copy", "symlink", "none"] = "link",
+    traces: Path | None = None,
+    traces_recipe: str | None = None,
+    only: Path | None = None,
 ) -> int:
     """Write a root, or views of it, for other tools.
 
@@ -137,15 +140,22 @@ def export(
         query_recipe: Id; null: the one meant.
         query_length: Of the generated text.
         images: Hard links (or copies on another disk), copies, symbolic links, or none.
+        traces: Generated texts that queries are to write before their vectors (TRACE): tables in
+            OUT/trace, which fit reads with data.written.store=OUT.
+        traces_recipe: Id; null: the one meant.
+        only: File of ids, one a line: of the queries that are to write; null: all with a text.
     """
     from augment.enrichment.export import export as write
+    from augment.files import read_ids
     from augment.views import open_view
 
     views = (corpus_view or ("append" if store else "raw"),
              query_view or ("replace" if store else "raw"))  # fmt: skip
     corpus = open_view("corpus", views[0], store, corpus_recipe, corpus_length)
     queries = open_view("query", views[1], store, query_recipe, query_length)
-    say(write(root, out, corpus, queries, images, to, datasets, tasks))
+    written = None if traces is None else open_view("query", "replace", traces, traces_recipe)
+    asked = None if only is None else read_ids(only)
+    say(write(root, out, corpus, queries, images, to, datasets, tasks, written, asked))
     return 0
 
 

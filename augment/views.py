@@ -14,6 +14,7 @@ those that are there and accepted, on lines of their own, in the order named. A 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -222,6 +223,69 @@ def open_view(
     made, texts = open_texts(opened, side, recipe)
     checks = judged_under(opened, side, str(made["id"]))
     return TextView(side, view, made, texts, length, checks, mark)
+
+
+#: Columns of a table of traces: what a query is to write before its vector, empty for nothing; the
+#: answer in it; why its text was refused, in which case it writes nothing.
+_TRACE = {"id": str, "task": int, "writes": bool, "text": str, "answer": str, "refused": str,
+          "model": str, "prompt": str}  # fmt: skip
+
+
+def trace_row(view: TextView, item: Item, task: int | None, asked: bool) -> dict[str, Any]:
+    """A query's row in a table of traces.
+
+    Args:
+        view: of the texts that are to be written.
+        item: the query's.
+        task: its code, None where it has none.
+        asked: whether it is among those that are to write.
+    """
+    one = view.enrichment(item.id) if asked else None
+    text = "" if one is None else one.text
+    told = (item.id, -1 if task is None else task, bool(text and one and not one.rejected), text,
+            (one.lengths.get("final", "") if one else ""), one.rejected if one else "",
+            one.model if one else "", one.prompt if one else "")  # fmt: skip
+    return dict(zip(_TRACE, told, strict=True))
+
+
+def write_traces(path: Path, recipe: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a split's table, the recipe of its texts in its metadata."""
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.Table.from_pandas(
+        pd.DataFrame(rows, columns=list(_TRACE)).astype(_TRACE), preserve_index=False
+    )
+    pq.write_table(table.replace_schema_metadata({"recipe": json.dumps(dict(recipe))}), path)
+
+
+def open_traces(folder: Path) -> TextView:
+    """The view of what queries are to write, from the tables of an exported root.
+
+    Raises:
+        DataError: if a table cannot be read or is none of these.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts: dict[str, Enrichment] = {}
+    recipe: dict[str, Any] = {}
+    for path in sorted((folder / "trace").glob("*.parquet")):
+        try:
+            table = pq.read_table(path, columns=list(_TRACE))
+            recipe = json.loads((table.schema.metadata or {})[b"recipe"])
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            raise DataError(f"is no table of traces ({error})", str(path)) from error
+        for row in table.to_pylist():
+            if row["text"]:
+                lengths = {"final": row["answer"]} if row["answer"] else {}
+                texts[row["id"]] = Enrichment(
+                    "", row["id"], row["text"], row["prompt"], row["model"], "",
+                    rejected=row["refused"], lengths=lengths,
+                )  # fmt: skip
+    held = digest(sorted((name, one.text, one.rejected) for name, one in texts.items()))
+    return TextView("query", "replace", {**recipe, "id": f"{recipe.get('id')}~{held[:12]}"}, texts)
 
 
 def open_texts(

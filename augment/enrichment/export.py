@@ -21,6 +21,7 @@ from typing import Any, Literal, final
 from markupsafe import Markup
 
 from augment.data import DataRoot, read_candidates, read_queries, write_candidates, write_queries
+from augment.data.items import SPLITS
 from augment.data.root import INSTRUCTIONS, RECORDS, TABLES
 from augment.data.sources.forms import WRITERS, Form, Images, PicturesOut, PoolParts
 from augment.errors import DataError
@@ -28,7 +29,7 @@ from augment.files import new_folder, write_text
 from augment.records import Enrichment, Item, Side
 from augment.store.page import markdown
 from augment.store.report import packaged
-from augment.views import TextView
+from augment.views import TextView, trace_row, write_traces
 
 To = Literal["mbeir", Form]
 
@@ -120,6 +121,8 @@ def export(
     to: To = "mbeir",
     datasets: Collection[str] = (),
     tasks: Collection[int] = (),
+    traces: TextView | None = None,
+    only: Collection[str] | None = None,
 ) -> Exported:
     """Write a view as a plain M-BEIR root, or in another format.
 
@@ -136,16 +139,22 @@ def export(
         to: the format (:mod:`augment.data.sources.forms`).
         datasets: only these of the root; empty takes all.
         tasks: only these task codes; empty takes all.
+        traces: what queries are to write before their vectors (TRACE), as tables beside a root.
+        only: ids of the queries that are to write; None for all that have a text.
 
     Raises:
         DataError: if the root cannot be read or has nothing of what is wanted, or ``out`` exists.
     """
     data = DataRoot(root)
+    if traces is not None and to != "mbeir":
+        raise DataError("tables of traces stand beside a root; leave --to out")
     chosen = to != "mbeir" or datasets or tasks
     parts = PoolParts(data, datasets, tasks) if chosen else None
     with new_folder(out) as partial:
         pictures = PicturesOut(data.path, partial, images)
         made = _Export(data.path, partial, pictures, {"query": queries, "corpus": corpus}, parts)
+        if traces is not None:
+            made.trace(traces, only)
         if to == "mbeir" or parts is None:
             made.write()
         else:
@@ -166,8 +175,9 @@ class _Export:
         self._root, self._out, self._pictures, self._views = root, out, pictures, views
         self._parts, self._chosen = parts, parts.files() if parts else None
         self._done = Exported(0, 0, 0, Counter())
-        self._sides = {side: SideShown(NAMES[side], view.view, view.recipe)
-                       for side, view in views.items()}  # fmt: skip
+        self._sides: dict[str, SideShown] = {
+            side: SideShown(NAMES[side], view.view, view.recipe) for side, view in views.items()
+        }
 
     def write(self) -> None:
         """The root as a root."""
@@ -190,6 +200,23 @@ class _Export:
                 shutil.copyfile(source, target)
         if self._parts and (self._root / "cand_pool/global").is_dir():
             self._done.notes.append("union pools are left out of a selection")
+
+    def trace(self, view: TextView, only: Collection[str] | None) -> None:
+        """Tables of what queries write, a split each."""
+        shown = self._sides["trace"] = SideShown("traces of queries", view.view, view.recipe)
+        wanted = self._parts.wanted if self._parts else lambda _: True
+        for split in SPLITS:
+            rows: dict[str, dict[str, Any]] = {}
+            for file in DataRoot(self._root).query_files(split):
+                for one in filter(wanted, read_queries(file.path)):
+                    asked = only is None or one.item.id in only
+                    rows[one.item.id] = trace_row(view, one.item, one.task, asked)
+                    text = rows[one.item.id]["text"] or None
+                    shown.add(one.item, text, view.enrichment(one.item.id) if asked else None)
+            path = self._out / "trace" / f"{split}-00000.parquet"
+            path.parent.mkdir(exist_ok=True)
+            if rows:
+                write_traces(path, view.recipe, list(rows.values()))
 
     def convert(self, to: Form, parts: PoolParts) -> None:
         """Another format."""

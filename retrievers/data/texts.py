@@ -13,7 +13,7 @@ from augment.data import Instructions, TextRule, format_text
 from augment.errors import DataError, MismatchError
 from augment.files import digest, read_ids
 from augment.records import Item, Modality, Query, Side
-from augment.views import Mark, TextView, open_view
+from augment.views import Mark, TextView, open_traces, open_view
 from retrievers.data.mixtures import Mixture, SentenceSampling, make_mixture, named_views
 
 
@@ -73,8 +73,8 @@ class WrittenConfig:
     """What a model is taught to write before a query's vector (TRACE, RGE), or a candidate's.
 
     Args:
-        store: folder of generated texts; null teaches nothing. Queries without an accepted text
-            there are taught to write nothing.
+        store: folder of generated texts, or a root that ``augment export --traces`` wrote; null
+            teaches nothing. Queries without an accepted text there are taught to write nothing.
         recipe: id of the recipe in the store; null takes the one that is meant.
         only: file of query ids, one a line; the others are taught to write nothing, too.
         given: hand the texts over in a test, too, in place of what the model would write itself:
@@ -106,7 +106,12 @@ class WrittenConfig:
             if self != WrittenConfig(refused=self.refused):
                 raise DataError("data.written has settings of texts: name data.written.store")
             return None
-        view = open_view("query", "replace", Path(self.store), self.recipe)
+        folder = Path(self.store)
+        view = (
+            open_traces(folder)
+            if self.recipe is None and any((folder / "trace").glob("*.parquet"))
+            else open_view("query", "replace", folder, self.recipe)
+        )
         only = None if self.only is None else read_ids(Path(self.only))
         if self.candidates is None:
             if self.candidates_recipe:

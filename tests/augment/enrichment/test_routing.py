@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from datasets import load_dataset
 
 from augment import queries
 from augment.__main__ import main
@@ -11,10 +12,12 @@ from augment.checks.rewrite import Forbidden
 from augment.data.items import RootItems
 from augment.enrichment.pipeline import Options
 from augment.enrichment.routing import verdict
+from augment.errors import DataError
 from augment.files import read_ids
 from augment.prompts import load_prompt
 from augment.records import Reply
 from augment.store import Store
+from retrievers.data.texts import WrittenConfig
 from tests.retrievers.models.test_retriever import make_root
 
 LONG = (
@@ -161,6 +164,31 @@ def test_only_routed_queries_are_asked_and_unborne_chains_are_refused(root, trai
     page = "".join(file.read_text() for file in shown.rglob("*.html"))
     assert "not borne out" in page
     assert accepted[1] in page
+    # The same as tables beside a root, for others and for fit.
+    out = tmp_path / "out"
+    told = [f"--root={root}", f"--out={out}", f"--traces={store}", f"--only={ids}"]
+    assert main(["export", *told]) == 0
+    rows = load_dataset(str(out), "trace", split="train", cache_dir=str(tmp_path / "cache"))
+    assert {row["id"] for row in rows} > set(trained)
+    for row in rows:
+        one = after.get(row["id"])
+        assert row["text"] == ("" if one is None else one.text)
+        assert row["refused"] == ("" if one is None else one.rejected)
+        assert row["writes"] == (one is not None and not one.rejected)
+        assert not one or row["answer"] == one.lengths["final"]
+    card = (out / "README.md").read_text()
+    assert "| traces of queries | replace | 72 | 3 (4.2 %) | 6 |" in card, "ids stand in all splits"
+    assert "Refused among the traces of queries: not borne out 6." in card
+    assert CHAIN["image_prompt"] in card
+    read = WrittenConfig(str(out), refused="skip").open()
+    same = WrittenConfig(str(store), only=str(ids), refused="skip").open()
+    for name in trained:
+        assert read.of(name) == same.of(name)
+        assert read.leaves_out(name) == same.leaves_out(name)
+    assert read.name != same.name, "whom it lets write is another table"
+    (out / "trace" / "train-00000.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="is no table of traces"):
+        WrittenConfig(str(out)).open()
     # Another run writes nothing anew and lets the refusals stand.
     model = answers(tmp_path, dict.fromkeys(trained, reply))
     queries.run(root, store, only=ids, options=Options(model=model), **CHAIN)
