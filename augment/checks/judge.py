@@ -113,9 +113,11 @@ def judge(
     text, steps = clean_steps(reply.text)
     lengths: dict[str, str] = {}
     findings: list[_Finding] = []
+    parts: tuple[str, ...] = ()
     if prompt.form == "tags":
         chain, targets = parse_chain(reply.text), forbidden.texts if forbidden else ()
         text, lengths = chain.text, {"final": chain.answer}
+        parts = (chain.reasoning, chain.answer)
         findings += (_Finding(*one) for one in chain_faults(chain, original, targets))
     elif prompt.form == "ecr":
         ecr = parse_ecr(reply.text)
@@ -129,7 +131,7 @@ def judge(
             for length, part in parsed.lengths.items()
         }
         findings.append(_Finding("derived_lengths", len(parsed.derived), ""))
-    findings += _wording(text, reply.finish, prompt.max_words, limits)
+    findings += _wording(text, reply.finish, prompt.max_words, limits, parts)
     if prompt.max_tokens is not None:
         number = clip_token_counter()(text)
         over = f"too long: {number} tokens, {prompt.max_tokens} allowed"
@@ -164,8 +166,15 @@ def check(
 
 
 def _wording(
-    text: str, finish: Finish, max_words: int | None, limits: Limits
+    text: str,
+    finish: Finish,
+    max_words: int | None,
+    limits: Limits,
+    parts: Sequence[str] = (),
 ) -> Iterator[_Finding]:
+    # An answer says again what its reasoning said, and may refuse behind it: each is read alone.
+    parts = parts or (text,)
+
     def finding(name: str, score: float, limit: float, reason: str) -> _Finding:
         return _Finding(name, score, reason if score > limit else "")
 
@@ -175,8 +184,9 @@ def _wording(
     reason = "reached the limit of new tokens" if cut == 1 else "ends in the middle of a phrase"
     yield finding("truncation", cut, limits.truncation, f"truncated: {reason}")
     yield finding("reasoning", wording.reasoning(text), 0.5, "reasoning")
-    yield finding("refusal", wording.refusal(text), 0.5, "refusal")
-    yield finding("repetition", wording.repetition(text), limits.repetition, "repetition")
+    yield finding("refusal", max(map(wording.refusal, parts)), 0.5, "refusal")
+    repeated = max(map(wording.repetition, parts))
+    yield finding("repetition", repeated, limits.repetition, "repetition")
     packed = wording.compression(text)
     yield finding("compression", packed, limits.compression, "repetition: compresses too well")
     if limits.language:
@@ -262,4 +272,6 @@ def _caps(prompt: Prompt) -> Mapping[str, Any]:
         "max_added_words": prompt.max_added_words,
         "keeps": prompt.keeps,
     }
+    if prompt.form == "tags":
+        caps["parts"] = 2  # are read apart; texts that were judged as a whole are judged again
     return caps if prompt.max_tokens is None else {**caps, "max_tokens": prompt.max_tokens}

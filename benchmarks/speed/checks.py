@@ -18,6 +18,7 @@ import yaml
 
 from augment.checks import Forbidden, Limits, Verdict, check, judge
 from augment.checks.judge import RULES
+from augment.checks.tags import Chain, parse_chain
 from augment.files import read_json, write_json
 from augment.prompts import load_prompt
 from augment.prompts.prompt import Prompt
@@ -28,7 +29,7 @@ from benchmarks.flagland.edits import random_edit
 from benchmarks.speed.harness import RESULTS, Page, Row
 
 CAPTION, QUESTION = load_prompt("rar/corpus"), load_prompt("rar/question")
-CHANGE = load_prompt("rar/modification")
+CHANGE, COMPOSED = load_prompt("rar/modification"), load_prompt("trace/composed")
 
 LANGUAGES = ("de", "fr", "es", "ru")
 #: Words of Flagland's descriptions in these languages; ``-`` where there is none.
@@ -115,6 +116,19 @@ def requests(countries: Sequence[Country]) -> Iterator[Text]:
         yield Text(language.constraint(country.flag, edit), country, CHANGE, asked)
 
 
+def chains(countries: Sequence[Country]) -> Iterator[Text]:
+    """True chains in tags (TRACE) for requests to change a picture."""
+    for country in countries:
+        rng = random.Random(f"chain-{country.index}")
+        edit, after = random_edit(rng, country.flag)
+        asked = language.modification_request(rng, country.flag, edit)
+        thought = (f"The picture shows a flag with {language.describe(country.flag)}. The wanted "
+                   f"flag is to have {language.constraint(country.flag, edit)}. All else stays as "
+                   "it is.")  # fmt: skip
+        words = f"<reasoning>{thought}</reasoning>\n<answer>{language.caption(after)}</answer>"
+        yield Text(words, country, COMPOSED, asked)
+
+
 def _answer(text: Text) -> str:
     return text.forbidden.answers[0] if text.forbidden else ""
 
@@ -145,6 +159,24 @@ def loop(rng: random.Random, text: Text) -> str:
     words = text.words.split()
     tail = words[-rng.randint(2, min(12, len(words))) :]
     return " ".join(words + tail * rng.randint(4, 6))
+
+
+def retold(
+    change: Callable[[random.Random, Text, Chain], tuple[str, str]],
+) -> Callable[[random.Random, Text], str]:
+    """A chain with another reasoning or another answer in the same tags."""
+
+    def spoil(rng: random.Random, text: Text) -> str:
+        thought, answer = change(rng, text, parse_chain(text.words))
+        return f"<reasoning>{thought}</reasoning>\n<answer>{answer}</answer>"
+
+    return spoil
+
+
+def swapped(rng: random.Random, text: Text) -> str:
+    """The answer first."""
+    thought, answer = text.words.split("\n")
+    return f"{answer}\n{thought}"
 
 
 def cut(rng: random.Random, text: Text) -> str:
@@ -191,8 +223,31 @@ SPOILINGS = (
     Spoiling("refusal", "refusal", "captions", lambda r, t: r.choice(REFUSALS)),
     Spoiling("too long", "length", "captions", swell),
     *(Spoiling(f"language {code}", "language", "captions", translate(code)) for code in LANGUAGES),
+    Spoiling("chain: a tag left open", "tags", "chains",
+             lambda r, t: t.words.removesuffix("</answer>")),
+    Spoiling("chain: the answer first", "tags", "chains", swapped),
+    Spoiling("chain: words outside the tags", "tags", "chains", lambda r, t: f"Sure.\n{t.words}"),
+    Spoiling("chain: hardly a thought", "reasoning_tokens", "chains",
+             retold(lambda r, t, c: ("A flag is shown.", c.answer))),
+    Spoiling("chain: thoughts about other flags, too", "reasoning_tokens", "chains",
+             retold(lambda r, t, c: (swell(r, t._replace(words=c.reasoning)), c.answer))),
+    Spoiling("chain: one word for an answer", "answer_tokens", "chains",
+             retold(lambda r, t, c: (c.reasoning, "Flag"))),
+    Spoiling("chain: other flags in the answer, too", "answer_tokens", "chains",
+             retold(lambda r, t, c: (c.reasoning, swell(r, t._replace(words=c.answer))))),
+    Spoiling("chain: an answer about something else", "unrelated", "chains",
+             retold(lambda r, t, c: (c.reasoning, "Two dogs run along a beach at dawn."))),
+    Spoiling("chain: the request for an answer", "repeated_request", "chains",
+             retold(lambda r, t, c: (c.reasoning, t.original or ""))),
+    Spoiling("chain: the end of a thought repeated", "repetition", "chains",
+             retold(lambda r, t, c: (loop(r, t._replace(words=c.reasoning)), c.answer))),
+    Spoiling("chain: a refusal for an answer", "refusal", "chains",
+             retold(lambda r, t, c: (c.reasoning, r.choice(REFUSALS)))),
 )  # fmt: skip
 
+
+#: Checks whose score is a number of tokens, which is bad on both sides.
+_COUNTED = ("reasoning_tokens", "answer_tokens")
 
 # -- judging ------------------------------------------------------------------------------------
 
@@ -208,6 +263,8 @@ def verdict(text: Text, words: str, how: Spoiling | None = None, spoilt: bool = 
 
 def exceeded(check: str, found: Verdict, limits: Limits) -> bool:
     """Whether one check alone refuses."""
+    if check in _COUNTED:
+        return found.rejected.partition(":")[0] == check
     score = found.scores.get(check, 0.0)
     most = {"repetition": limits.repetition, "truncation": limits.truncation,
             "language": limits.foreign, "length": limits.slack, "refusal": 0.5}  # fmt: skip
@@ -318,7 +375,7 @@ def measure(countries: int = 2000, seed: int = 31_337) -> Page:
         seed: of the world.
     """
     world = list(islice(atlas.countries(seed), countries))
-    texts = {make.__name__: list(make(world)) for make in (captions, questions, requests)}
+    texts = {make.__name__: list(make(world)) for make in (captions, questions, requests, chains)}
     rows = [row for how in SPOILINGS for row in judged(how, texts[how.texts], seed)]
     right = cleaning(texts["captions"], seed)
     return Page(

@@ -25,6 +25,12 @@ LONG = (
     "and no writing."
 )
 GOOD = f"<reasoning>{LONG}</reasoning>\n<answer>a red square with a border</answer>"
+FLAG = "red, white and blue bands, a small yellow star in the canton, a green ring at the fly"
+#: The answer says again what the reasoning said, and must.
+AGAIN = (
+    f"<reasoning>The flag has {FLAG}. The bands become red squares. All else stays as it is."
+    f"</reasoning><answer>A flag with {FLAG} and red squares.</answer>"
+)
 CHAIN = {"image_prompt": "trace/visual", "question_prompt": "trace/knowledge",
          "modification_prompt": "trace/composed"}  # fmt: skip
 
@@ -34,6 +40,14 @@ CHAIN = {"image_prompt": "trace/visual", "question_prompt": "trace/knowledge",
     [
         (GOOD, ""),
         (f"<think>a draft <answer>x</answer></think>{GOOD}", ""),
+        (AGAIN, ""),
+        (AGAIN.replace("it is.", " ".join(["it is as it is."] * 9)), "repetition"),
+        (
+            GOOD.replace(
+                "a red square with a border", "I'm sorry, but I can't tell red from blue."
+            ),
+            "refusal",
+        ),
         (GOOD.replace("</reasoning>", ""), "tags"),
         (f"{GOOD}{GOOD}", "tags"),
         (f"So: {GOOD}", "tags"),
@@ -55,7 +69,7 @@ def test_chains_are_held_to_the_papers_rules(reply, reason):
     found = judge(Reply(reply, "stop", 1, 1), prompt, "Make the square red.", target)
     assert found.rejected.startswith(reason)
     assert bool(found.rejected) == bool(reason), found.rejected
-    if not reason:
+    if not reason and reply is not AGAIN:
         assert found.text == f"{LONG.strip()}\na red square with a border"
         assert found.lengths["final"] == "a red square with a border"
 
