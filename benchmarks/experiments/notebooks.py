@@ -56,7 +56,7 @@ def picture(value: Mapping[str, Any], path: str, width: int = 160) -> Image.Imag
     """
     from benchmarks.flagland.world import WorldConfig, build_countries, draw
 
-    world = re.fullmatch(r"world-(\d+)-(\d+)", value["setup"]["root"])
+    world = re.fullmatch(r"world-(\d+)-(\d+)(?:-named)?", value["setup"]["root"])
     place = re.fullmatch(r".*/(flat|photo)/\d+/(\d+)\.jpg", path)
     if world is None or place is None:
         raise ValueError(f"{path} of {value['setup']['root']} is no picture of a made Flagland")
