@@ -161,12 +161,13 @@ def routes(found: Mapping[str, Any]) -> Figure:
     """Scores against tokens by who writes first, and who is let write: in need or not."""
     from matplotlib import pyplot as plt
 
-    told = {"mark": "least likely mark", "margin": "smallest margin", "chance": "chance"}
+    told = {"mark": "least likely mark first", "margin": "smallest margin first",
+            "chance": "by chance"}  # fmt: skip
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.9), layout="constrained")
     for n, (order, points) in enumerate(found["orders"].items(), start=1):
         axes[0].plot([point["tokens"] for point in points],
                      [100 * point["score"] for point in points],
-                     ".-", color=COLOURS[n], label=f"{told[order]} first")  # fmt: skip
+                     ".-", color=COLOURS[n], label=told[order])  # fmt: skip
     axes[0].set_xlabel("tokens a query")
     axes[0].set_ylabel("score, %, mean of tasks")
     axes[0].legend(frameon=False, fontsize=9)
