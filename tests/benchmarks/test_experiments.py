@@ -20,7 +20,7 @@ import yaml
 from augment.errors import DataError
 from augment.records import Item
 from augment.store import Store
-from benchmarks.experiments import graph, noise, spec
+from benchmarks.experiments import graph, noise, spec, writing
 from benchmarks.experiments.__main__ import main
 from benchmarks.experiments.build import Builder, Setup
 from benchmarks.experiments.effects import CELLS, CONTRASTS, crossing, effect
@@ -475,6 +475,24 @@ def test_routers_put_items_in_order(tmp_path):
         noise.chosen(items, "corpus", 0.5, "contested")
     with pytest.raises(DataError, match="unknown router"):
         noise.chosen(items, "corpus", 0.5, "best")
+
+
+def test_the_first_that_write_are_scored_as_written_and_the_others_as_direct():
+    rows = [("a", "1", 0.0, 1.0, 10), ("b", "2", 1.0, 0.0, 20), ("a", "3", 0.0, 1.0, 30),
+            ("a", "4", 0.0, 0.0, 40)]  # fmt: skip
+    ranked = pd.DataFrame(rows, columns=["task", "qid", "silent", "writing", "tokens"])
+    ranked = ranked.set_index(["task", "qid"])
+    # Task b is one query and weighs as much as the three of task a.
+    want = {0: (0, (0 + 1) / 2), 1: (10 / 4, (1 / 3 + 1) / 2), 2: (30 / 4, (1 / 3 + 0) / 2),
+            4: (100 / 4, (2 / 3 + 0) / 2)}  # fmt: skip
+    for writes, expected in want.items():
+        assert writing._routed(ranked, writes) == pytest.approx(expected)
+    route = {"names": ["direct", "forced"], "orders": {
+        order: [{"share": 0.5, "tokens": 9.25, "score": 0.125}] for order in ("mark", "margin")
+    }}  # fmt: skip
+    told = writing.routes_table(route)
+    assert "| 50 | 12.5 (9.2) | 12.5 (9.2) |" in told
+    assert "least likely mark first (tokens a query) | smallest margin first" in told
 
 
 @pytest.fixture(scope="module")
