@@ -274,8 +274,10 @@ def open_traces(folder: Path) -> TextView:
     for path in sorted((folder / "trace").glob("*.parquet")):
         try:
             table = pq.read_table(path, columns=list(_TRACE))
-            recipe = json.loads((table.schema.metadata or {})[b"recipe"])
-        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            recipe = dict(json.loads((table.schema.metadata or {})[b"recipe"]))
+            kinds = {str: pa.string(), int: pa.int64(), bool: pa.bool_()}
+            table = table.cast(pa.schema([(name, kinds[kind]) for name, kind in _TRACE.items()]))
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"is no table of traces ({error})", str(path)) from error
         for row in table.to_pylist():
             if row["text"]:

@@ -2,6 +2,8 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
@@ -200,6 +202,11 @@ def test_only_routed_queries_are_asked_and_unborne_chains_are_refused(root, trai
         assert read.of(name) == same.of(name)
         assert read.leaves_out(name) == same.leaves_out(name)
     assert read.name != same.name, "whom it lets write is another table"
+    odd = rows.to_pandas().assign(text=[["a", "list"]] * len(rows))
+    table = pa.Table.from_pandas(odd).replace_schema_metadata({"recipe": "{}"})
+    pq.write_table(table, out / "trace" / "train-00000.parquet")
+    with pytest.raises(DataError, match="is no table of traces"):
+        WrittenConfig(str(out)).open()
     (out / "trace" / "train-00000.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match="is no table of traces"):
         WrittenConfig(str(out)).open()
