@@ -23,7 +23,7 @@ PRODUCT = ("augment", "retrievers", "benchmarks")
 #: systems should fit into 36,000, and do not yet.
 LIMITS = {
     "lines of product": 47_687,
-    "lines of tests": 23_775,
+    "lines of tests": 23_782,
     "children of a folder": 12,
     "depth of inheritance": 2,
     "classes of one name": 1,

@@ -141,7 +141,7 @@ class Mllm(Encoder):
         """Write nothing before vectors from now on, and say so in settings; whether it did."""
         if self.reasoning.when == "never":
             return False
-        self.reasoning = Reasoning()
+        self.reasoning = replace(self.reasoning, when="never", candidates=False)
         self.remember({**self.settings(), "reasoning": self.reasoning.settings()})
         return True
 

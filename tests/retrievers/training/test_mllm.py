@@ -668,6 +668,13 @@ def test_packaged_recipes_train_and_test(folders, flagland, name, tmp_path, caps
         card = (tmp_path / "st" / "README.md").read_text()
         assert "'when': 'never'" in card
         assert "model-index" not in card, "figures of the test are of the model that writes"
+        silent = ["--model.encoder.init_args.reasoning={when: never, candidates: false}"]
+        assert (
+            main(["test", *given, *silent, f"--ckpt_path={last}", f"--out={tmp_path / 's'}"]) == 0
+        )
+        export(str(tmp_path / "st2"), last, "sentence_transformers",
+               metrics=tmp_path / "s" / "metrics.json")  # fmt: skip
+        assert "model-index" in (tmp_path / "st2" / "README.md").read_text()
     given += ["--model.encoder.init_args.layout.max_pixels=4096", f"--ckpt_path={last}"]
     for verb in ("test", "fit") if name[:3] not in ("fla", "rge") else ():  # lack mark, have others
         assert main([verb, *given]) == 2
