@@ -106,6 +106,8 @@ def _eval_results(metrics: Mapping[str, Any] | None) -> Iterator[EvalResult]:
                 task_name=f"retrieval, {TASK_NAMES.get(row['task'], 'task unknown')}",
                 dataset_type=row["dataset"],
                 dataset_name=f"{row['dataset']} ({row['pool']} pool)",
+                # Or the Hub takes all tasks and pools of a data set for one.
+                dataset_config=f"task {row['task']}, {row['pool']}",
                 metric_type=name,
                 metric_value=round(float(row["metrics"][name]), 4),
             )

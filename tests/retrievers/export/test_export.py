@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
+from huggingface_hub import ModelCardData
 from PIL import Image
 from torch.nn import functional
 
 from augment.errors import DataError, EngineError, MismatchError
 from retrievers.cli import USER_ERROR, main
 from retrievers.export import folder as hub
-from retrievers.export.card import model_card
+from retrievers.export.card import _eval_results, model_card
 from retrievers.export.sentence_transformers import (
     refusals,
     to_transformers,
@@ -366,6 +368,16 @@ def test_a_flipped_bit_in_a_folder_is_noticed(tmp_path):
 
 
 EVIL = "</code>`<img src=x onerror=alert(1)>|[click](javascript:alert(1))\n\n# a heading\x1b[2J"
+
+
+def test_each_task_and_pool_has_figures_of_its_own_in_a_card():
+    scores = {"success@5": 0.5, "recall@5": 0.5}
+    rows = [{"dataset": "flags", "task": task, "pool": pool, "metrics": scores}
+            for task in (0, 3) for pool in ("local", "union")]  # fmt: skip
+    data = ModelCardData(model_name="x", eval_results=list(_eval_results({"rows": rows})))
+    (told,) = yaml.safe_load(data.to_yaml())["model-index"]
+    assert len(told["results"]) == 4
+    assert all(len(one["metrics"]) == 2 for one in told["results"])
 
 
 def test_nothing_of_a_checkpoint_leaves_its_place_in_a_card():
