@@ -113,12 +113,12 @@ class WrittenConfig:
             else open_view("query", "replace", folder, self.recipe)
         )
         only = None if self.only is None else read_ids(Path(self.only))
-        if self.candidates is None:
-            if self.candidates_recipe:
-                raise DataError("data.written.candidates_recipe is of texts: name their store as "
-                                "data.written.candidates")  # fmt: skip
-            return WrittenTexts(view, only, self.given, skip=self.refused == "skip")
-        corpus = open_view("corpus", "replace", Path(self.candidates), self.candidates_recipe)
+        if self.candidates is None and self.candidates_recipe:
+            raise DataError("data.written.candidates_recipe is of texts: name their store as "
+                            "data.written.candidates")  # fmt: skip
+        corpus = None
+        if self.candidates is not None:
+            corpus = open_view("corpus", "replace", Path(self.candidates), self.candidates_recipe)
         return WrittenTexts(view, only, self.given, corpus, self.refused == "skip")
 
 

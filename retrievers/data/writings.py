@@ -38,6 +38,11 @@ class Writing(NamedTuple):
     mark: float
 
 
+def told(found: Sequence[Writing]) -> tuple[str, int]:
+    """What was written before one item's vector, and in how many tokens."""
+    return "".join(one.text for one in found), sum(one.tokens for one in found)
+
+
 def write_writings(path: Path, found: Iterable[tuple[str, Writing]]) -> None:
     """Write ``written.jsonl``."""
     write_text(path, _lines(found))

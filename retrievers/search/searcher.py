@@ -39,6 +39,7 @@ from retrievers.data.examples import ItemCollator
 from retrievers.data.pictures import ImageLoader
 from retrievers.data.plan import Plan, PlanItems
 from retrievers.data.texts import TextRecipe
+from retrievers.data.writings import told
 from retrievers.models.base import Encoder
 from retrievers.models.load import load, open_recipe
 from retrievers.search.answers import Answer, Cascaded, Pace, Result
@@ -431,15 +432,14 @@ class Searcher:
         item = self._plan.find(id)
         if item is None:
             raise DataError(f"there is no candidate {id!r}")
-        started, text, wrote = monotonic(), self._recipe.candidate(item), ""
-        tokens = 0
+        started, text = monotonic(), self._recipe.candidate(item)
+        wrote, tokens = "", 0
         with self._lock:
             asked: Any = None if not text else [text]
             if self._retriever is not None:
                 image = open_image(self.root, item.images[0]) if item.images else None
                 made = encode_contents(self._retriever, [(text, image)], "corpus", id)
-                asked, wrote = made.vectors, "".join(one.text for one in made.writings)
-                tokens = sum(one.tokens for one in made.writings)
+                asked, (wrote, tokens) = made.vectors, told(made.writings)
             index = self._index if modality is None else self._narrowed(modality)
             hits = self._hits(index, asked, k, lambda hit: hit.did == id)
             found = self._results([(hit, None) for hit in hits], text or "")
@@ -491,8 +491,7 @@ class Searcher:
             for one in found.writings:
                 cut = ", cut off" if one.ending == "length" else ""
                 notes.append(f"{one.tokens} tokens written before the vector{cut}")
-            wrote = "".join(one.text for one in found.writings)
-            return found.vectors, wrote, sum(one.tokens for one in found.writings)
+            return found.vectors, *told(found.writings)
         if picture is not None:
             notes.append("BM25 reads words and does not see the picture")
         return None if text is None else [text], "", 0

@@ -396,8 +396,8 @@ class Contrastive(lightning.LightningModule):
             return self._idle({"loss": self.ranking(scores, batch.labels, batch.groups)})
         scale = self.encoder.scale()
         queries, candidates, written = self._sides(batch, scale)
-        labels = (batch.labels, batch.groups, scale, self.encoder.bias())
-        parts = {**self.objective(queries, candidates, *labels)}
+        told, groups, bias = batch.labels, batch.groups, self.encoder.bias()
+        parts = {**self.objective(queries, candidates, told, groups, scale, bias)}
         if written:
             parts = {"contrastive": parts["loss"], **parts, **written}
             parts["loss"] = parts["loss"] + written["tokens"]

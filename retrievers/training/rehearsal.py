@@ -79,6 +79,29 @@ class Rehearsed:
 
     def _row(self, row: dict[str, Any], where: str) -> tuple[list[int], list[int]]:
         """Tokens of a prompt, and of the answer behind it with its end."""
+        said, given = self._said(row, where)
+        processor, tokenizer = self._collator.processor, self._collator.processor.tokenizer
+        try:
+            prompt = chat(processor, [
+                {"role": role, "content": [{"type": "text", "text": text}]}
+                for role, text in said[:-1]
+            ])  # fmt: skip
+        except EngineError as error:
+            raise DataError(str(error), where) from error
+        before, after = (
+            tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in (prompt + given, said[-1][1].removeprefix(given))
+        )
+        if len(before) + len(after) >= self._config.max_tokens:
+            raise DataError(
+                f"has {len(before) + len(after)} tokens; shorten it, or raise "
+                "model.rehearsal.max_tokens",
+                where,
+            )
+        return before, [*after, tokenizer.eos_token_id]
+
+    def _said(self, row: dict[str, Any], where: str) -> tuple[list[tuple[str, str]], str]:
+        """Role and text of each message, and how the last one begins without being learnt."""
         messages, given = row.get("messages"), row.get("given", "")
         told = messages if isinstance(messages, list) else []
         said = [
@@ -106,21 +129,4 @@ class Rehearsed:
         ends = (processor.image_token, tokenizer.eos_token, self._collator.layout.mark)
         if found := next((end for end in ends if end and any(end in t for _, t in said)), None):
             raise DataError(f"holds the control token {found}", where)
-        try:
-            prompt = chat(processor, [
-                {"role": role, "content": [{"type": "text", "text": text}]}
-                for role, text in said[:-1]
-            ])  # fmt: skip
-        except EngineError as error:
-            raise DataError(str(error), where) from error
-        before, after = (
-            tokenizer(text, add_special_tokens=False)["input_ids"]
-            for text in (prompt + given, answer.removeprefix(given))
-        )
-        if len(before) + len(after) >= self._config.max_tokens:
-            raise DataError(
-                f"has {len(before) + len(after)} tokens; shorten it, or raise "
-                "model.rehearsal.max_tokens",
-                where,
-            )
-        return before, [*after, tokenizer.eos_token_id]
+        return said, given

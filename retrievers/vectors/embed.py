@@ -199,8 +199,8 @@ def embed(
     for room in rooms.values():
         room.finish()
     seconds = time.monotonic() - started
-    rooms_made = (rooms["corpus"], rooms["query"])
-    return Embedded(*rooms_made, made_by, cut, items, seconds, asked, asking)
+    both = (rooms["corpus"], rooms["query"])
+    return Embedded(*both, made_by, cut, items, seconds, asked, asking)
 
 
 @torch.inference_mode()
