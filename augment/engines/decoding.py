@@ -217,13 +217,18 @@ class Reading:
             self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
         self._read(tokens[:, None], self._last + 1, {})
 
-    def unread(self) -> None:
-        """Forget the last token of every row; its states and logits stay until the next."""
-        self._mask = None if self._mask is None else self._mask[:, :-1]
-        self._last = self._last - 1
+    def glance(self, tokens: Sequence[int]) -> torch.Tensor:
+        """States behind more tokens, the same of every row, which are then forgotten again."""
+        kept = self.states, self.logits, self._mask, self._last
         layers: list[Any] = self.cache.layers
-        for layer in layers:
-            layer.crop(layer.get_seq_length() - 1)
+        length = layers[0].get_seq_length()
+        for token in tokens:
+            self.read(torch.full_like(kept[3][0, :, 0], token))
+        found = self.states
+        for layer in layers if tokens else ():
+            layer.crop(length)
+        self.states, self.logits, self._mask, self._last = kept
+        return found
 
     def _read(
         self, tokens: torch.Tensor, positions: torch.Tensor, pictures: Mapping[str, torch.Tensor]

@@ -179,8 +179,10 @@ class Contrastive(lightning.LightningModule):
         if writes and (not isinstance(encoder, Mllm) or encoder.layout.pooling == "last"):
             raise DataError(
                 "model.tokens and rationales.by=own are for an Mllm whose vector stands at a mark; "
-                "set layout.mark, and layout.pooling to before or at"
+                "set layout.mark, and layout.pooling to before, at or after"
             )
+        if rationales.by == "own" and encoder.layout.pooling == "after":
+            raise DataError("rationales.by=own takes layout.pooling before or at")
         if tuning.dora and init_from is not None:
             raise DataError(
                 "tuning.dora takes the length of each weight where it begins; export init_from's "

@@ -33,7 +33,7 @@ class Conversations(NamedTuple):
         shown: pictures of each row.
         targets: tokens that the model is to write, at their own places, :data:`IGNORED`
             elsewhere; of no columns where nothing is known of what it is to write. Where there are
-            targets, every row ends in the mark, or in the end of the turn of what is rehearsed.
+            targets, every row ends in the mark, or in the end of its turn.
     """
 
     tokens: Int[Tensor, "batch length"]
@@ -77,12 +77,13 @@ class Conversations(NamedTuple):
             targets[:, pads:] if targets.shape[1] else targets,
         )
 
-    def without_end(self) -> Conversations:
-        """The same without its last column."""
+    def without_end(self, most: int = 1) -> Conversations:
+        """The same without its last columns."""
+        length = self.tokens.shape[1] - most
         return self._replace(
-            tokens=self.tokens[:, :-1],
-            mask=self.mask[:, :-1],
-            kinds=self.kinds[:, :-1],
+            tokens=self.tokens[:, :length],
+            mask=self.mask[:, :length],
+            kinds=self.kinds[:, :length],
             targets=self.targets[:, :0],
         )
 
@@ -268,7 +269,9 @@ class ConversationCollator:
             ) from error
         grids = torch.as_tensor(read.get("image_grid_thw", torch.zeros(0, 3)))
         patches = torch.as_tensor(read.get("pixel_values", torch.zeros(0, 1)))
-        tokens, mask, kinds, targets = self._padded(read, ends, taught)
+        # The end of a turn behind the mark is read and not written.
+        unasked = len(self.layout.behind(self.processor.tokenizer)[1:])
+        tokens, mask, kinds, targets = self._padded(read, ends, taught, unasked)
         shown = torch.tensor([len(row) for row in pictures], dtype=torch.int64)
         return Conversations(tokens, mask, kinds, patches, grids.long(), shown, targets)
 
@@ -282,21 +285,25 @@ class ConversationCollator:
         """What follows the prompt: what is written, in tokens of its own, and the mark."""
         from augment.engines.inputs import disarmed
 
-        mark: list[int] = [self.processor.tokenizer.convert_tokens_to_ids(self.layout.mark)]
+        tokenizer = self.processor.tokenizer
+        behind = self.layout.behind(tokenizer)
         if written is None:
-            return mark if self.layout.pooling == "at" else []
+            return behind
         text = disarmed(self.processor, written)
-        chain: list[int] = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return chain + mark
+        chain: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return chain + (behind or [tokenizer.convert_tokens_to_ids(self.layout.mark)])
 
-    def _padded(self, read: Any, ends: Sequence[list[int]], taught: bool) -> list[Tensor]:
-        """Tokens, mask, kinds and targets."""
+    def _padded(
+        self, read: Any, ends: Sequence[list[int]], taught: bool, unasked: int = 0
+    ) -> list[Tensor]:
+        """Tokens, mask, kinds and targets; the last tokens of an end that are unasked are none."""
         pad, place = self.processor.tokenizer.pad_token_id or 0, self.processor.image_token_id
         rows: list[tuple[list[int], ...]] = []
         for prompt, end in zip(read["input_ids"], ends, strict=True):
             tokens = [*prompt, *end]
             kinds = [int(token == place) for token in tokens]
-            rows.append((tokens, [1] * len(tokens), kinds, [*[IGNORED] * len(prompt), *end]))
+            asked = [*[IGNORED] * len(prompt), *end[: len(end) - unasked], *[IGNORED] * unasked]
+            rows.append((tokens, [1] * len(tokens), kinds, asked))
         most = max(len(row[0]) for row in rows)
         padded = [
             torch.tensor([[fill] * (most - len(row[part])) + row[part] for row in rows])

@@ -293,7 +293,7 @@ def _check_reasoning(reasoning: Reasoning, layout: Layout, vlm: Any) -> None:
     if reasoning.when == "never":
         return
     if layout.pooling == "last":
-        raise DataError("reasoning ends in a mark; set layout.pooling to before or at")
+        raise DataError("reasoning ends in a mark; set layout.pooling to before, at or after")
     if not fits(vlm):
         raise DataError("reasoning needs a model whose layers all attend to all that was read")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import yaml
 
@@ -17,7 +17,7 @@ from augment.records import Side
 LAYOUT_SET = "{%- set layout = "
 #: Which state is the vector. ``last``: of the prompt's last token. ``before``: the one that
 #: predicts the mark, which is the same where nothing is written. ``at``: of the mark itself.
-Pooling = Literal["last", "before", "at"]
+Pooling = Literal["last", "before", "at", "after"]
 
 
 class Said(NamedTuple):
@@ -98,7 +98,8 @@ class Layout:
         ask: behind the content of an item with a text alone, a picture alone, and both.
         suffix: behind the begun answer.
         pictures_first: whether pictures stand before the text.
-        pooling: the state that is the vector.
+        pooling: the state that is the vector: the prompt's last; that which predicts the mark; the
+            mark's; or that of the end of the turn, read behind the mark.
         mark: special token that ends what the model writes; added to the vocabulary if absent.
             Needed unless ``pooling`` is ``last``.
         min_pixels: smaller pictures are enlarged; null takes the processor's own limit.
@@ -128,8 +129,9 @@ class Layout:
             object.__setattr__(self, "cross", CrossLayout(**told))
         if len(self.ask) != 3:
             raise DataError(f"layout.ask is three texts (text, picture, both), got {self.ask}")
-        if self.pooling not in ("last", "before", "at"):
-            raise DataError(f"layout.pooling must be last, before or at, got {self.pooling!r}")
+        if self.pooling not in get_args(Pooling):
+            known = ", ".join(get_args(Pooling))
+            raise DataError(f"layout.pooling must be one of {known}, got {self.pooling!r}")
         if self.pooling != "last" and not self.mark:
             raise DataError(f"layout.pooling={self.pooling} needs layout.mark, such as <|emb|>")
         if self.pooling != "last" and self.suffix:
@@ -138,6 +140,12 @@ class Layout:
             raise DataError("layout.cross scores the prompt's end; set layout.pooling to last")
         if self.max_text < 1:
             raise DataError(f"layout.max_text must be positive, got {self.max_text}")
+
+    def behind(self, tokenizer: Any) -> list[int]:
+        """Tokens that are read behind a prompt, or what was written, up to the vector."""
+        read = ("last", "before", "at", "after").index(self.pooling) - 1
+        ends = [self.mark, tokenizer.eos_token][: max(0, read)]
+        return [int(one) for one in tokenizer.convert_tokens_to_ids(ends)]
 
     def render(self, processor: Any, side: Side, text: str, pictures: int) -> str:
         """The prompt of one item, a place for every picture in it, without the mark.

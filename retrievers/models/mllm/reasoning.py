@@ -1,8 +1,9 @@
 """Reason, then embed: a query's vector behind what the model writes about it (TRACE, RGE).
 
 The prompt is read once. A row whose next token is the mark is done: the state that says so is its
-vector. The others write, token by token, until the mark; the state that predicts it (``before``) or
-its own (``at``) is their vector, with no second pass. Finished rows leave the batch.
+vector. The others write, token by token, until the mark; the state that predicts it (``before``),
+its own (``at``) or that of the turn's end (``after``) is their vector, with no second pass. Finished
+rows leave the batch.
 """
 
 from __future__ import annotations
@@ -104,8 +105,9 @@ def reason(encoder: Any, batch: Conversations, how: Reasoning) -> Reasoned:
 def _reason(encoder: Any, batch: Conversations, how: Reasoning) -> Reasoned:
     from augment.engines.decoding import Decoder
 
-    mark, at = encoder.mark, encoder.layout.pooling == "at"
-    prompts = batch.without_end() if at else batch
+    mark, tokenizer = encoder.mark, encoder.collator().processor.tokenizer
+    behind = encoder.layout.behind(tokenizer)
+    prompts = batch.without_end(len(behind)) if behind else batch
     # Its own decoder for every batch: what one keeps of a prompt is of the weights of that moment.
     reading = Decoder(encoder.vlm, ()).begin(
         {
@@ -115,12 +117,7 @@ def _reason(encoder: Any, batch: Conversations, how: Reasoning) -> Reasoned:
             **prompts.pictures(),
         }
     )
-    logits, states = reading.logits, reading.states
-    if at:
-        reading.read(torch.full_like(prompts.tokens[:, 0], mark))
-        states = reading.states
-        reading.unread()
-    direct = encoder.vector(states)
+    logits, direct = reading.logits, encoder.vector(reading.glance(behind))
     straight = how.straight(logits, mark)
     endings: list[Ending] = ["direct"] * batch.size
     rows = (~straight).nonzero()[:, 0]
@@ -130,7 +127,7 @@ def _reason(encoder: Any, batch: Conversations, how: Reasoning) -> Reasoned:
     if len(rows):
         reading.keep(rows)
         # Who is to write writes at least a token: an end at once would be writing nothing, unseen.
-        ends = [mark, encoder.collator().processor.tokenizer.eos_token_id]
+        ends = [mark, tokenizer.eos_token_id]
         first = logits[rows].index_fill(1, torch.tensor(ends, device=rows.device), -torch.inf)
         _write(encoder, reading, first.argmax(-1), rows.tolist(), found, how.max_tokens)
     return found
@@ -142,8 +139,8 @@ def _write(
     """Fill in the rows that write: ``places`` of the batch, one for each row of ``reading``."""
     from augment.engines.decoding import LEFT
 
-    mark, at = encoder.mark, encoder.layout.pooling == "at"
-    ends = frozenset({encoder.collator().processor.tokenizer.eos_token_id})
+    mark, tokenizer = encoder.mark, encoder.collator().processor.tokenizer
+    behind, ends = encoder.layout.behind(tokenizer), frozenset({tokenizer.eos_token_id})
     done: set[int] = set()
     while True:
         closing, going = [], []
@@ -158,12 +155,12 @@ def _write(
             else:
                 found.endings[place] = ending  # type: ignore[index]
                 closing.append(number)
-        if closing and at:
+        if closing and behind:
             chosen[closing] = mark
             reading.read(chosen)
         if closing:
             closed = [places[number] for number in closing]
-            found.vectors[closed] = encoder.vector(reading.states[closing])
+            found.vectors[closed] = encoder.vector(reading.glance(behind[1:])[closing])
             done.update(closed)
         if not going:
             return
@@ -171,7 +168,7 @@ def _write(
             left = torch.tensor(going, device=chosen.device)
             reading.keep(left)
             chosen, places = chosen[left], [places[number] for number in going]
-        if not (closing and at):
+        if not (closing and behind):
             reading.read(chosen)
         chosen = reading.logits.argmax(-1)
 

@@ -93,6 +93,7 @@ def assert_same(ours, theirs):
     ("family", "layout", "settings"),
     [
         ("qwen3", Layout(pooling="at", pictures_first=False, **MARKED), {"head": True}),
+        ("qwen3", Layout(pooling="after", **MARKED), {}),
         ("qwen2", LAYOUTS["vlm2vec-v2"], {}),
         ("qwen2", LAYOUTS["gme"], {}),
         ("qwen2_5", LAYOUTS["lamra"], {}),

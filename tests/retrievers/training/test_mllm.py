@@ -176,7 +176,7 @@ def test_chunks_hold_as_many_tokens_as_they_may(folders):
                 assert (chunk.size + 1) * longest > most
 
 
-@pytest.mark.parametrize("pooling", ["before", "at"])
+@pytest.mark.parametrize("pooling", ["before", "at", "after"])
 def test_the_token_loss_is_that_of_the_models_own_and_of_each_row_alone(folders, pooling):
     encoder = make(folders["qwen3"], layout=Layout(pooling=pooling, mark="<|emb|>"))
     batch = pairs(encoder, WRITTEN).queries
@@ -195,7 +195,7 @@ def test_the_token_loss_is_that_of_the_models_own_and_of_each_row_alone(folders,
             costs = costs[one.targets[0, 1:] != IGNORED]
             torch.testing.assert_close(first[row], costs[0], atol=1e-4, rtol=0)
             torch.testing.assert_close(rest[row], costs[1:].sum(), atol=1e-4, rtol=0)
-            state = encoder.states(one)[:, -1 if pooling == "at" else -2]
+            state = encoder.states(one)[:, -2 if pooling == "before" else -1]
             torch.testing.assert_close(vecs[row], encoder.vector(state)[0], atol=1e-5, rtol=0)
     direct = encoder.collator()(mixed(encoder.collator()), "query")
     plain = encoder.encode(direct, "query").vectors

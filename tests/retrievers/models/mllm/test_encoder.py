@@ -30,7 +30,7 @@ from tests import tiny_vlms
 from tests.retrievers.mllms import FAMILIES, make, mixed, picture, vectors
 
 
-@pytest.mark.parametrize("pooling", ["last", "before", "at"])
+@pytest.mark.parametrize("pooling", ["last", "before", "at", "after"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_padded_mixed_batch_gives_the_vectors_of_single_items(folders, family, pooling):
     encoder = make(folders[family], layout=Layout(pooling=pooling, mark="<|emb|>"))
@@ -52,6 +52,9 @@ def test_a_padded_mixed_batch_gives_the_vectors_of_single_items(folders, family,
     )
     if pooling == "at":
         assert (batch.tokens[:, -1] == encoder.mark).all()
+    if pooling == "after":
+        end = encoder.collator().processor.tokenizer.eos_token_id
+        assert batch.tokens[:, -2:].tolist() == [[encoder.mark, end]] * 4
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -254,7 +257,7 @@ def test_frames_of_a_video_are_pictures_in_their_order(folders, config, tmp_path
 BAD = [
     ({"preset": "gmee"}, "no layout 'gmee'; there are flagland"),
     ({"temperature": 0.0}, "temperature must be positive"),
-    ({"layout": {"pooling": "mean"}}, "last, before or at"),
+    ({"layout": {"pooling": "mean"}}, "one of last, before, at, after"),
     ({"layout": {"pooling": "at"}}, "needs layout.mark"),
     ({"layout": {"pooling": "at", "mark": "<e>", "suffix": "x"}}, "layout.suffix"),
     ({"layout": {"min_pixels": 10_000, "max_pixels": 100}}, "min_pixels 10000 is above"),

@@ -12,10 +12,16 @@ from tests.retrievers.mllms import make, mixed, vectors
 MOST = 12
 
 
+def behind(encoder):
+    """What is read behind all that is written, by the state that is pooled."""
+    end = [encoder.mark, encoder.collator().processor.tokenizer.eos_token_id]
+    return end[: ("before", "at", "after").index(encoder.layout.pooling)]
+
+
 @torch.inference_mode()
 def generated(encoder, batch, ends=(), suppressed=()):
     """What transformers writes, without the token that ends it."""
-    prompts = batch.without_end() if encoder.layout.pooling == "at" else batch
+    prompts = batch.without_end(len(behind(encoder))) if behind(encoder) else batch
     output = encoder.vlm.generate(
         input_ids=prompts.tokens, attention_mask=prompts.mask, mm_token_type_ids=prompts.kinds,
         **prompts.pictures(), max_new_tokens=MOST, do_sample=False, pad_token_id=0,
@@ -44,9 +50,9 @@ def taught(folder, pooling):
 
 def read_again(encoder, batch, row, tokens):
     """The vector of one row from prompt and chain in one pass, alone."""
-    one, at = batch.rows(row, row + 1), encoder.layout.pooling == "at"
-    one = one.without_end() if at else one
-    more = torch.tensor([[*tokens, *([encoder.mark] if at else [])]], dtype=torch.int64)
+    one, end = batch.rows(row, row + 1), behind(encoder)
+    one = one.without_end(len(end)) if end else one
+    more = torch.tensor([[*tokens, *end]], dtype=torch.int64)
     longer = one._replace(
         tokens=torch.cat([one.tokens, more], 1),
         mask=torch.cat([one.mask, torch.ones_like(more)], 1),
@@ -56,7 +62,7 @@ def read_again(encoder, batch, row, tokens):
         return encoder.vector(encoder.states(longer)[:, -1])[0]
 
 
-@pytest.mark.parametrize("pooling", ["before", "at"])
+@pytest.mark.parametrize("pooling", ["before", "at", "after"])
 @pytest.mark.parametrize("family", ["qwen3", "qwen2_5"])
 def test_chains_are_those_of_generate_and_vectors_those_of_reading_again(folders, family, pooling):
     encoder, batch, end = taught(folders[family], pooling)
@@ -86,7 +92,7 @@ def test_chains_are_those_of_generate_and_vectors_those_of_reading_again(folders
     assert reason(encoder, batch, Reasoning("always", max_tokens=MOST)).tokens == wanted
 
 
-@pytest.mark.parametrize("pooling", ["before", "at"])
+@pytest.mark.parametrize("pooling", ["before", "at", "after"])
 def test_who_writes_is_decided_by_the_mark(folders, pooling):
     encoder, batch, _ = taught(folders["qwen3"], pooling)
     shares = reason(encoder, batch, Reasoning("never")).mark
@@ -145,5 +151,5 @@ def test_reasoning_that_cannot_be_meant_is_refused(settings, message):
 
 
 def test_reasoning_needs_a_mark(folders):
-    with pytest.raises(DataError, match=r"set layout\.pooling to before or at"):
+    with pytest.raises(DataError, match=r"set layout\.pooling to before, at or after"):
         Mllm(str(folders["qwen3"]), layout=Layout(), reasoning=Reasoning("always"))
