@@ -47,9 +47,9 @@ _VERDICT = re.compile(r"\b(yes|no|direct|reason)\b(?:\D*?(\d*\.?\d+)\s*(%?))?", 
 def verdict(text: str) -> tuple[str, float] | None:
     """One of yes, no, direct and reason, and the confidence behind it; None if there is no word.
 
-    Without a confidence it is 0.
+    Without a confidence it is 0. A text that says something first has ``Verdict:`` before it.
     """
-    found = _VERDICT.search(text)
+    found = _VERDICT.search(text.rpartition("Verdict:")[2])
     if found is None:
         return None
     sure = float(found[2] or 0) / (100 if found[3] else 1)

@@ -44,7 +44,7 @@ SIDES: tuple[Side, Side] = ("query", "corpus")
 Settings = TypeVar("Settings")
 TextKind = Literal[
     "vlm", "oracle", "chains", "leaky", "clauses", "filler", "permuted", "prefixed", "noise",
-    "reasoned", "select", "joined", "kept", "voiced",
+    "reasoned", "select", "joined", "kept", "voiced", "replaced", "confirmed",
 ]  # fmt: skip
 #: Settings of each kind of text, beside ``of`` for those made from another text; not named: none.
 SETTINGS: Mapping[TextKind, Collection[str]] = {
@@ -59,6 +59,8 @@ SETTINGS: Mapping[TextKind, Collection[str]] = {
     "select": ("share", "router", "seed", "contested_by"),
     "joined": ("then",),
     "kept": ("then",),
+    "replaced": ("pattern", "words"),
+    "confirmed": ("model",),
 }
 
 
@@ -133,6 +135,8 @@ class TextSpec:
         modification_prompt: of requests to change a picture; empty: the usual one.
         text_prompt: of queries without a picture; empty: they are left as they are.
         prefix: words in front of each text.
+        pattern: regular expression of what is replaced.
+        words: in its place; ``\\1`` is its first group.
         hallucination: chance that a fact is exchanged for a rival.
         omission: chance that a fact is left out.
         misspelt: chance that two letters of a long word change places.
@@ -140,7 +144,7 @@ class TextSpec:
         router: puts items in order, see :mod:`benchmarks.experiments.noise`.
         contested_by: arm that the router asks.
         model: whose texts of the given store these are, in place of those that are meant; ``A+B``
-            those of two, together.
+            those of two, together. Of confirmed, the one that judges.
         seed: of what is drawn.
     """
 
@@ -151,6 +155,8 @@ class TextSpec:
     modification_prompt: str = ""
     text_prompt: str = ""
     prefix: str = ""
+    pattern: str = ""
+    words: str = ""
     hallucination: float = 0.0
     omission: float = 0.0
     misspelt: float = 0.0

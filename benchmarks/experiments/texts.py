@@ -16,6 +16,9 @@ filler    as many words as the enrichment adds, none of them about the picture; 
 permuted  every item gets the text of another one; drawn with ``seed``
 prefixed  the words of ``prefix`` in front of each text, as summaries stand in front of details
 joined    each text with that of the text ``then`` behind it
+replaced  what the regular expression ``pattern`` finds has other ``words`` in its place
+confirmed texts that ``model`` does not find borne out by the target's picture are refused
+          (``python -m augment confirm``, prompt trace/verify_described)
 kept      texts that do not say what that of the text ``then`` says, word for word, are refused
 noise     facts exchanged at the rate ``hallucination``, left out at the rate ``omission``
 reasoned  a thought, which has a sentence for every part, and behind it the text with facts left out
@@ -32,6 +35,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -46,8 +50,9 @@ from augment.data import DataRoot
 from augment.data.pools import open_candidates, open_queries
 from augment.enrichment.account import Summary
 from augment.enrichment.pipeline import Options
+from augment.enrichment.routing import confirm
 from augment.errors import DataError
-from augment.files import digest, read_json, say, write_json
+from augment.files import digest, read_json, say, sha256, write_json
 from augment.prompts import load_prompt
 from augment.prompts.route import CORPUS_PROMPT, QUERY_PROMPTS, Kind
 from augment.records import Enrichment, Item, Side
@@ -62,6 +67,8 @@ from benchmarks.experiments.noise import Changed
 from benchmarks.experiments.spec import SIDES, TextKind, TextSpec
 from benchmarks.flagland.oracle import has_truth, oracle_engine, score_facts, told_by_targets
 
+#: How a small model judges a text: it says what it sees before it compares.
+VERDICT = "trace/verify_described"
 #: Item, its text, source of randomness -> the new text and counts; None leaves the item without.
 Change = Callable[[Item, Enrichment, Random], Changed | None]
 
@@ -229,6 +236,11 @@ def derived(
 ) -> CachedStep:
     """The step of a text that is made of another one, and of a third or a retriever's runs."""
     settings = {"kind": text.kind, "root": using.root_digest, **text.settings}
+    if text.kind == "confirmed":
+        weights = Path(text.model, "model.safetensors")
+        if not weights.is_file():
+            raise DataError("holds no weights of a model that judges", text.model)
+        settings["weights"] = sha256(weights)
     needs = (of,) if other is None else (of, other)
     told = ", ".join(f"{key} {value}" for key, value in text.settings.items())
     title = f"{text.kind} of ({of.title})" + (f": {told}" if told else "")
@@ -251,6 +263,9 @@ def _derive(text: TextSpec, using: Enriching, folder: Path, needs: Sequence[Path
         recipes[side] = recipe.id
         items = {name: item for group in groups for name, item in group.items()}
         counts[side] = _write(folder / "store", recipe, items, given, change, text)
+    if text.kind == "confirmed":
+        judged = partial(confirm, image_prompt=VERDICT, batch_size=64)
+        judged(using.root, folder / "store", text.model, recipes["query"])
     _record(folder, using.root, TextSource(folder / "store", recipes), counts)
 
 
@@ -304,6 +319,10 @@ def _change(
         return lambda item, one, random: noise.voiced(
             one.text, random, text.omission, text.misspelt
         )
+    if text.kind == "confirmed":
+        return lambda item, one, random: Changed(one.text)
+    if text.kind == "replaced":
+        return lambda item, one, random: Changed(re.sub(text.pattern, text.words, one.text))
     if text.kind == "prefixed":
         return lambda item, one, random: Changed(f"{text.prefix} {one.text}")
     if text.kind == "permuted":

@@ -59,13 +59,18 @@ def _asked(root: Path) -> Iterator[tuple[dict[str, Any], Flag]]:
         yield truth, countries[truth["country"]]
 
 
+def true_texts(root: Path, side: str) -> dict[str, str]:
+    """Id -> what is true of it, of every item of one side of a Flagland root."""
+    if side == "corpus":
+        return {item: language.caption(flag) for item, flag in _pictured(root)}
+    # the flag of a request to change one is the flag that results from the change
+    asked = {truth["qid"]: _wanted(truth, flag) for truth, flag in _asked(root)}
+    return {**_of_words(root), **asked}
+
+
 def oracle_engine(root: Path, side: str) -> ScriptedEngine:
     """Answers every request of one side of a Flagland root with the truth."""
-    if side == "corpus":
-        answers = {item: language.caption(flag) for item, flag in _pictured(root)}
-    else:  # the flag of a request to change one is the flag that results from the change
-        answers = {truth["qid"]: _wanted(truth, flag) for truth, flag in _asked(root)}
-        answers = {**_of_words(root), **answers}
+    answers = true_texts(root, side)
     return ScriptedEngine(answers, root=root, model="flagland-oracle", batch_size=256)
 
 

@@ -222,7 +222,7 @@ def patches(pixels: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 #: Stands in a conversation where the template puts the tokens of a picture.
-_ANY_PICTURE = Image.new("RGB", (1, 1))
+ANY_PICTURE = Image.new("RGB", (1, 1))
 
 
 def packed(
@@ -260,7 +260,7 @@ class Batches:
 
     def _chat(self, name: str, text: str | None, tokens: int) -> str:
         request = self.prompts[name].render(Item("0:1", text, ("x",), "image,text"))
-        messages = to_messages(request, None if request.image is None else _ANY_PICTURE)
+        messages = to_messages(request, None if request.image is None else ANY_PICTURE)
         return chat(self.processor, messages).replace("<|image_pad|>", "<|image_pad|>" * tokens)
 
     def draw(self, step: int, size: int, warm: bool) -> list[dict[str, Any]]:
