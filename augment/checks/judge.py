@@ -47,6 +47,8 @@ class Limits:
         slack: a text may be this much longer than its prompt's ``max_words``.
         leak: how rewrites are compared with the texts searched for (``augment.checks.rewrite``).
         keep: whether rewrites must keep negations and numbers, and questions stay questions.
+        tokenizer: folder or name of the teacher's, which counts the tokens of a chain in tags;
+            empty counts by CLIP's.
     """
 
     language: str = "en"
@@ -58,6 +60,13 @@ class Limits:
     slack: float = 1.0
     leak: LeakRule = "names"
     keep: bool = True
+    tokenizer: str = ""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """For the record; without a tokenizer as it was before there was one."""
+        told = asdict(self)
+        return told if self.tokenizer else {k: v for k, v in told.items() if k != "tokenizer"}
 
 
 DEFAULT_LIMITS = Limits()
@@ -118,7 +127,9 @@ def judge(
         chain, targets = parse_chain(reply.text), forbidden.texts if forbidden else ()
         text, lengths = chain.text, {"final": chain.answer}
         parts = (chain.reasoning, chain.answer)
-        findings += (_Finding(*one) for one in chain_faults(chain, original, targets))
+        findings += (
+            _Finding(*one) for one in chain_faults(chain, original, targets, limits.tokenizer)
+        )
     elif prompt.form == "ecr":
         ecr = parse_ecr(reply.text)
         text, lengths = ecr.text, {"final": ecr.final}
@@ -226,7 +237,7 @@ def checks_of(limits: Limits, prompts: Iterable[Prompt]) -> dict[str, Any]:
         ``rules``, ``limits``, and for every prompt in ``prompts`` its caps and its mark.
     """
     asked = {one.name: {**_caps(one), "mark": mark(limits, one)} for one in prompts}
-    return {"rules": RULES, "limits": asdict(limits), "prompts": asked}
+    return {"rules": RULES, "limits": limits.settings, "prompts": asked}
 
 
 #: Checks that go without saying, those of the first checkpoints. They stay what they are, whatever
@@ -262,7 +273,7 @@ def said(checks: Mapping[str, Any]) -> dict[str, Any]:
 @lru_cache(maxsize=64)
 def mark(limits: Limits, prompt: Prompt) -> str:
     """Twelve hex digits over all that verdicts depend on besides text and item."""
-    made = {"rules": RULES, "limits": asdict(limits), "kind": prompt.kind, **_caps(prompt)}
+    made = {"rules": RULES, "limits": limits.settings, "kind": prompt.kind, **_caps(prompt)}
     return digest(made)[:12]
 
 

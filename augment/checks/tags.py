@@ -3,9 +3,10 @@
 TRACE's rule filter, as far as the general checks (repetition, language, refusal) do not have it:
 one pair of each tag, in order, nothing outside; 16 to 256 tokens of reasoning and 2 to 64 of
 answer; an answer that shares a salient word with the request or the target, and does not merely
-repeat the request. Deviations: tokens are counted by CLIP's tokenizer, since the teacher's is not
-known here; TRACE compares the answer of composed retrieval with the caption of the source, which
-M-BEIR does not have; equal requests share a text instead of being de-duplicated afterwards.
+repeat the request. Deviations: tokens are counted by CLIP's tokenizer unless the teacher's is named
+(``limits.tokenizer``); TRACE compares the answer of composed retrieval with the caption of the
+source, which M-BEIR does not have; equal requests share a text instead of being de-duplicated
+afterwards.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from augment.checks.text import STOP_WORDS, folded, stem
-from augment.data.tokens import MARKS, clip_token_counter
+from augment.data.tokens import token_counter
 
 #: Tokens of reasoning and of answer, from and to.
 REASONING, ANSWER = (16, 256), (2, 64)
@@ -50,7 +51,7 @@ def parse_chain(reply: str) -> Chain:
 
 
 def chain_faults(
-    chain: Chain, original: str | None, targets: Sequence[str]
+    chain: Chain, original: str | None, targets: Sequence[str], tokenizer: str = ""
 ) -> Iterator[tuple[str, float, str]]:
     """Name, score and reason (empty if there is none) of every check."""
     yield "tags", float(chain.broken), "tags: not one pair of each, in order" * chain.broken
@@ -59,7 +60,7 @@ def chain_faults(
     for name, text, (least, most) in (
         ("reasoning_tokens", chain.reasoning, REASONING), ("answer_tokens", chain.answer, ANSWER),
     ):  # fmt: skip
-        number = clip_token_counter()(text) - MARKS
+        number = token_counter(tokenizer)(text)
         over = not least <= number <= most
         yield name, number, f"{name}: {number}, {least} to {most} wanted" if over else ""
     known = _salient(" ".join([original or "", *targets]))

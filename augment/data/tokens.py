@@ -1,12 +1,13 @@
-"""CLIP's own tokens, counted.
+"""Tokens, counted: CLIP's own, or those of a model of transformers.
 
-Apart from the rest because the tokenizer ships with open_clip, whose import brings torch.
+Apart from the rest because CLIP's tokenizer ships with open_clip, whose import brings torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 from augment.errors import EngineError
 
@@ -37,3 +38,27 @@ def clip_token_counter() -> Callable[[str], int]:
         return len(tokenizer.encode(text)) + MARKS
 
     return count
+
+
+@cache
+def token_counter(name: str) -> Callable[[str], int]:
+    """Counts tokens without marks.
+
+    Args:
+        name: of a tokenizer, folder or on the Hub; empty counts CLIP's.
+
+    Raises:
+        EngineError: if there is no such tokenizer.
+    """
+    if not name:
+        return lambda text: clip_token_counter()(text) - MARKS
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise EngineError(
+            f"limits.tokenizer: {name!r} holds no tokenizer ({str(error)[:200]}); name the folder "
+            "or the Hub's name of the model that writes, or leave it empty"
+        ) from error
+    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -8,7 +8,7 @@ is a single file that works from ``file://`` and asks the network for nothing.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from datetime import datetime, timezone
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -314,7 +314,7 @@ def _limits_used(store: Store, side: Side, recipe: str) -> Facts:
     marks = {one["mark"] for one in prompts.values()}
     others = sum(row["judged"] not in marks for row in store.rows("link", recipe).scan("judged"))
     caps = {name: _cap(one) for name, one in prompts.items()}
-    named = {**asdict(limits), **caps}
+    named = {**limits.settings, **caps}
     return {"limits": limits, "known": True, "named": named, "others": others}
 
 

@@ -136,7 +136,7 @@ class TextSpec:
         text_prompt: of queries without a picture; empty: they are left as they are.
         prefix: words in front of each text.
         pattern: regular expression of what is replaced.
-        words: in its place; ``\\1`` is its first group.
+        words: in its place; may name the expression's groups.
         hallucination: chance that a fact is exchanged for a rival.
         omission: chance that a fact is left out.
         misspelt: chance that two letters of a long word change places.

@@ -298,6 +298,15 @@ def _change(
     root: Path,
     other: Path | None,
 ) -> Change:
+    alone: Mapping[TextKind, Callable[[str, Random], Changed]] = {
+        "clauses": lambda old, _: Changed(noise.clauses(old)),
+        "confirmed": lambda old, _: Changed(old),
+        "prefixed": lambda old, _: Changed(f"{text.prefix} {old}"),
+        "replaced": lambda old, _: Changed(re.sub(text.pattern, text.words, old)),
+        "voiced": lambda old, random: noise.voiced(old, random, text.omission, text.misspelt),
+    }
+    if text.kind in alone:
+        return lambda item, one, random: alone[text.kind](one.text, random)
     if text.kind == "filler":
         return partial(_filler, side)
     if text.kind == "joined" and other is not None:
@@ -313,18 +322,6 @@ def _change(
     if text.kind == "leaky":
         told = told_by_targets(root) if side == "query" else {}
         return lambda item, one, random: Changed(f"{one.text} {told.get(item.id, '')}".strip())
-    if text.kind == "clauses":
-        return lambda item, one, random: Changed(noise.clauses(one.text))
-    if text.kind == "voiced":
-        return lambda item, one, random: noise.voiced(
-            one.text, random, text.omission, text.misspelt
-        )
-    if text.kind == "confirmed":
-        return lambda item, one, random: Changed(one.text)
-    if text.kind == "replaced":
-        return lambda item, one, random: Changed(re.sub(text.pattern, text.words, one.text))
-    if text.kind == "prefixed":
-        return lambda item, one, random: Changed(f"{text.prefix} {one.text}")
     if text.kind == "permuted":
         order = sorted(given)
         Random(text.seed).shuffle(order)  # one cycle, so that no text stays where it was

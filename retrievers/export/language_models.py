@@ -126,9 +126,7 @@ def chat_template(model: Mllm) -> str:
             '{%- for part in seen.content -%}{{- " " if not loop.first -}}'
             f'{{{{- part.text | trim if part.text else "{own.image_token}" -}}}}{{%- endfor -%}}'
         )
-    end = layout.suffix + "".join(
-        own.tokenizer.convert_ids_to_tokens(layout.behind(own.tokenizer))
-    )
+    end = layout.suffix + "".join(own.tokenizer.convert_ids_to_tokens(layout.behind(own.tokenizer)))
     words = (resources.files("retrievers.export") / "chat.jinja").read_text(encoding="utf-8")
     given, tail = (json.dumps(value, ensure_ascii=False) for value in (told, end))
     return f"{LAYOUT_SET}{given} -%}}\n{words}{body}{{{{ {tail} }}}}"

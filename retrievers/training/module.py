@@ -181,7 +181,8 @@ class Contrastive(lightning.LightningModule):
                 "model.tokens and rationales.by=own are for an Mllm whose vector stands at a mark; "
                 "set layout.mark, and layout.pooling to before, at or after"
             )
-        if rationales.by == "own" and encoder.layout.pooling == "after":
+        after = isinstance(encoder, Mllm) and encoder.layout.pooling == "after"
+        if rationales.by == "own" and after:
             raise DataError("rationales.by=own takes layout.pooling before or at")
         if tuning.dora and init_from is not None:
             raise DataError(

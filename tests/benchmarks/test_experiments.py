@@ -535,6 +535,7 @@ def test_derived_texts_are_what_their_kind_says(made):
     reasoned = made("reasoned", omission=1.0)[1]["corpus"]
     prefixed = made("prefixed", prefix="Look:")[1]["corpus"]
     joined = made("joined", then="oracle")[1]["corpus"]
+    turned = made("replaced", pattern="^A (flag) with", words=r"What is seen?")[1]["corpus"]
     for item_id, text in whole.items():
         assert len(filler[item_id].text.split()) == len(text.text.split())
         assert not language.parse(filler[item_id].text)
@@ -544,6 +545,7 @@ def test_derived_texts_are_what_their_kind_says(made):
         assert reasoned[item_id].lengths["final"] == end
         assert prefixed[item_id].text == f"Look: {text.text}"
         assert joined[item_id].text == f"{text.text} {text.text}"
+        assert turned[item_id].text == f"What is seen? {text.text.removeprefix('A flag with ')}"
     noisy = made("noise", hallucination=0.1, seed=3)[1]["corpus"]
     some = spec.TextSpec("noise", "oracle", hallucination=0.1, seed=3)
     kept = made("kept", some, then="oracle")[1]["corpus"]

@@ -46,6 +46,7 @@ from benchmarks.flagland.world import (
     split_of,
     write_world,
 )
+from benchmarks.trace import judge
 from retrievers.cli import main
 from retrievers.data.module import MBeirData
 from retrievers.models.clip import ClipScoreFusion
@@ -353,3 +354,32 @@ def test_what_must_be_recalled_is_asked_of_every_country_and_shown_nowhere(tmp_p
     assert done.exit_code == 0
     found = score_facts(root.path, "query", Store(tmp_path / "store").texts("query"))
     assert found["all"]["recall"] == 1.0
+
+
+def test_half_of_what_a_judge_learns_from_is_true_of_the_picture() -> None:
+    rng = random.Random(0)
+    flags = [one.flag for one in itertools.islice(atlas.countries(4), 80)]
+    told = [(flag, *judge.judged(rng, flag, flags[n - 1], "Nemo")) for n, flag in enumerate(flags)]
+    for flag, text, true in told:
+        request, derived = text.split("\nDerived: ")
+        assert request
+        assert (language.parse(derived) == flag.facts()) == true
+    assert 25 <= sum(true for *_, true in told) <= 55
+
+
+def test_a_judge_is_scored_by_what_it_refuses(tmp_path: Path) -> None:
+    """One that refuses everything finds all that is wrong, and as much precision as there is."""
+    write_world(tmp_path / "world", WorldConfig(200, seed=3, width=48, recall=True))
+    found = {}
+    for word in ("yes", "no", "perhaps"):
+        said = tmp_path / f"{word}.json"
+        said.write_text(json.dumps([f"No star. Verdict: {word} 1"]))
+        found[word] = judge.score(tmp_path / "world", Path(f"scripted:{said}"), count=60)
+    chains, wrong = found["yes"]["chains"], found["yes"]["wrong"]
+    assert 50 <= chains <= 60
+    assert 0.3 < wrong / chains < 0.7
+    none = {"precision": 0.0, "recall": 0.0, "true_refused": 0.0, "no_verdict": 0.0}
+    every = {**none, "precision": round(100 * wrong / chains, 1), "recall": 100.0,
+             "true_refused": 100.0}  # fmt: skip
+    counts = {"chains": chains, "wrong": wrong}
+    assert found == {"yes": counts | none, "no": counts | every, "perhaps": counts | every}

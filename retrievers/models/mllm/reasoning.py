@@ -2,8 +2,8 @@
 
 The prompt is read once. A row whose next token is the mark is done: the state that says so is its
 vector. The others write, token by token, until the mark; the state that predicts it (``before``),
-its own (``at``) or that of the turn's end (``after``) is their vector, with no second pass. Finished
-rows leave the batch.
+its own (``at``) or that of the turn's end (``after``) is their vector, with no second pass.
+Finished rows leave the batch.
 """
 
 from __future__ import annotations

@@ -6,15 +6,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
+from transformers import AutoTokenizer
 
 from augment import queries
 from augment.__main__ import main
-from augment.checks import judge
+from augment.checks import Limits, checks_of, judge
+from augment.checks.judge import mark
 from augment.checks.rewrite import Forbidden
 from augment.data.items import RootItems
+from augment.engines.base import PACKAGED
 from augment.enrichment.pipeline import Options
 from augment.enrichment.routing import verdict
-from augment.errors import DataError
+from augment.errors import DataError, EngineError
 from augment.files import read_ids
 from augment.prompts import load_prompt
 from augment.records import Reply
@@ -76,10 +79,25 @@ def test_chains_are_held_to_the_papers_rules(reply, reason):
         assert found.lengths["final"] == "a red square with a border"
 
 
+def test_a_chains_tokens_are_counted_by_the_tokenizer_that_is_named():
+    """The packaged model's small vocabulary needs more tokens for the same words."""
+    folder, prompt = str(PACKAGED["flagland-vlm"]), load_prompt("trace/composed")
+    own, clips = (judge(Reply(GOOD, "stop", 1, 1), prompt, limits=Limits(tokenizer=name))
+                  for name in (folder, ""))  # fmt: skip
+    theirs = AutoTokenizer.from_pretrained(folder)
+    assert own.scores["reasoning_tokens"] == len(theirs(LONG.strip())["input_ids"])
+    assert own.scores["reasoning_tokens"] > clips.scores["reasoning_tokens"]
+    assert mark(Limits(tokenizer=folder), prompt) != mark(Limits(), prompt)
+    assert "tokenizer" not in checks_of(Limits(), [prompt])["limits"], "as in older records"
+    with pytest.raises(EngineError, match=r"limits\.tokenizer: .* holds no tokenizer"):
+        judge(Reply(GOOD, "stop", 1, 1), prompt, limits=Limits(tokenizer="/no/such/folder"))
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [("Yes 0.9", ("yes", 0.9)), ("no, 80 %", ("no", 0.8)), ("Reason: 1", ("reason", 1.0)),
-     ("yes", ("yes", 0.0)), ("direct 7", ("direct", 0.0)), ("perhaps", None)],
+     ("yes", ("yes", 0.0)), ("direct 7", ("direct", 0.0)), ("perhaps", None),
+     ("No star, 3 bands. Verdict: yes, 0.8", ("yes", 0.8))],
 )  # fmt: skip
 def test_verdicts_are_read(text, found):
     assert verdict(text) == found

@@ -208,7 +208,7 @@ def test_what_cannot_be_meant_is_refused(folders):
         Reasoning(candidates=True)
     with pytest.raises(DataError, match="stands at a mark"):
         Contrastive(make(folders["qwen3"], layout=Layout()), rationales=own())
-    with pytest.raises(DataError, match="takes layout.pooling before or at"):
+    with pytest.raises(DataError, match=r"takes layout\.pooling before or at"):
         Contrastive(at(folders["qwen3"], "after"), rationales=own())
     with pytest.raises(DataError, match="refresh_every must be positive"):
         Rationales("own", refresh_every=0)

@@ -1,9 +1,9 @@
-"""Teaches the small VLM to judge whether a description fits a picture, and measures how well it does.
+"""Teaches the small VLM to judge whether a description fits a picture, and tells how well it does.
 
-``python -m benchmarks.flagland.judge teach --pictures PICTURES --out FOLDER``: pictures that
+``python -m benchmarks.trace.judge teach --pictures PICTURES --out FOLDER``: pictures that
 ``train_vlm draw`` wrote, each with a request and a description that is true in half of the cases
-(prompt ``trace/verify_described``). The model says what it sees and then judges, so that it compares
-two texts. Killed, it goes on where it was saved.
+(prompt ``trace/verify_described``). The model says what it sees and then judges, so that it
+compares two texts. Killed, it goes on where it was saved.
 
 ``score`` has it confirm chains of a world whose truth is known (``python -m augment confirm``).
 """
@@ -211,5 +211,6 @@ if __name__ == "__main__":
 
     from augment.files import homes
 
-    jsonargparse.auto_cli({"teach": teach, "score": score}, args=homes(sys.argv[1:]),
-                          as_positional=False, prog="python -m benchmarks.flagland.judge")  # fmt: skip
+    verbs: Any = {"teach": teach, "score": score}
+    prog = "python -m benchmarks.trace.judge"
+    jsonargparse.auto_cli(verbs, args=homes(sys.argv[1:]), as_positional=False, prog=prog)
