@@ -23,6 +23,7 @@ from benchmarks.flagland.oracle import has_truth
 from retrievers.data.named import expand
 from retrievers.data.plan import PositiveConfig
 from retrievers.data.texts import ViewConfig
+from retrievers.data.writings import WRITTEN, read_writings, threshold
 from retrievers.evaluation.evaluate import evaluate
 from retrievers.evaluation.fusion import fuse
 from retrievers.vectors.bm25 import bm25
@@ -306,6 +307,13 @@ class Builder:
             told = f", given {arm.given}" if arm.given else ""
             title = f"test: {start}{_extras(arm)}, shown {views}{told}, {split}"
             needs = (*needs, self.text(arm.given, where)) if arm.given else needs
+        if arm.budget:  # chosen where all write, on queries that no training saw
+            if split == "val" or not DataRoot(where.root).query_files("val"):
+                raise DataError("a budget is for a test on other queries than val, and asks those")
+            settings["budget"] = arm.budget
+            everyone = replace(arm, budget=0.0, test=(*arm.test, _ALWAYS))
+            needs = (*needs, self._test(everyone, views, seed, "val", where))
+            title += f", at most {arm.budget:g} tokens a query"
         title += f" (seed {seed})"
         if arm.kind != "rerank" and where.root_digest != setup.enriching.root_digest:
             title += f", asked about {where.root.name}"
@@ -319,6 +327,9 @@ class Builder:
 
             place = len(views.texts)
             words = [*_written(made[place]), "data.written.given=true"] if arm.given else []
+            if arm.budget:
+                at = threshold(read_writings(made[place] / WRITTEN).values(), arm.budget)
+                words = [f"model.encoder.reasoning.threshold={at!r}"]
             training, data, trainer, _ = self._parts(
                 arm, seed, where, views, made, *words, *arm.test
             )
@@ -376,6 +387,10 @@ def _files(words: Sequence[str], root: Path) -> dict[str, str]:
     """Contents of files that arguments name and no digest of the root holds."""
     named = [word.partition("=")[2] for word in words if word.startswith("model.rehearsal.path=")]
     return {name: sha256(Path(name.replace("${data.root}", str(root)))) for name in named}
+
+
+#: Has every query write.
+_ALWAYS = "model.encoder.reasoning.when=always"
 
 
 def _weights(folder: Path) -> Path:

@@ -197,6 +197,8 @@ class Arm:
         model: arguments of training and test.
         fit: arguments of the training alone.
         test: arguments of the test alone.
+        budget: tokens a query that it may write in the test, on average; from which probability of
+            the mark on it writes nothing is chosen for that on the val split. 0: no threshold.
         mined_by: arm whose checkpoint of the same seed, or packaged weights, find negatives for it.
         judged_by: rerank arm whose scores judge what is found, in place of the retriever's own.
         mining: settings of :class:`retrievers.search.mining.MiningConfig`: ``other_modality=0.5``.
@@ -216,6 +218,7 @@ class Arm:
     taught: str = ""
     taught_candidates: str = ""
     given: str = ""
+    budget: float = 0.0
     mined_by: str = ""
     judged_by: str = ""
     mining: tuple[str, ...] = ()
@@ -385,6 +388,12 @@ def _untaught(name: str, arm: Arm, texts: Mapping[str, TextSpec]) -> Iterator[st
         yield f"arms.{name} is taught {arm.taught_candidates!r}, which has no candidates"
 
 
+def _uncalibrated(name: str, arm: Arm) -> Iterator[str]:
+    """Why no threshold can be chosen for an arm that has a budget."""
+    if arm.budget and (arm.given or not arm.taught or arm.budget < 0):
+        yield f"arms.{name} has a budget of tokens; that is of an arm that is taught and not given"
+
+
 def _problems(found: Experiment) -> Iterator[str]:
     """What cannot be run as it is written."""
     before: list[str] = []
@@ -401,6 +410,7 @@ def _problems(found: Experiment) -> Iterator[str]:
     for place, (name, arm) in enumerate(found.arms.items()):
         yield from _misnamed(name, arm, before[:place])
         yield from _untaught(name, arm, found.texts)
+        yield from _uncalibrated(name, arm)
         for told, text in (("taught", arm.taught), ("taught", arm.taught_candidates),
                            ("given", arm.given)):  # fmt: skip
             if text and text not in found.texts:
