@@ -29,6 +29,7 @@ from benchmarks.experiments.results import ArmReader, against_json
 from benchmarks.experiments.texts import Enriching, derived, made_anew, read_source
 from benchmarks.flagland import grammar, language
 from benchmarks.flagland.world import WorldConfig, write_world
+from retrievers.data.writings import WRITTEN, Writing, write_writings
 from retrievers.evaluation.compare import holm
 from retrievers.training.parts import read_parts
 from tests.retrievers.models.test_retriever import make_config, make_root
@@ -141,6 +142,7 @@ def test_every_packaged_experiment_states_a_question_and_a_prediction():
             },
             "which has no candidates",
         ),
+        ({"arms": {"a": {"show": "raw", "budget": 3.0}}}, "of an arm that is taught"),
         ({"compare": [["a", "b"]]}, "names the arm 'a'"),
         ({"routes": [["a", "b"]]}, "names the arm 'a'"),
         ({"curves": {"c": {"x": [1], "arms": ["a"]}}}, "required: base, full, find"),
@@ -227,6 +229,31 @@ def test_a_cascade_trains_one_reranker_and_judges_training_queries(tmp_path):
     assert kept.needs[-1].fingerprint in prints, (
         "val queries are fused with the weights that are there"
     )
+
+
+def test_a_budget_of_tokens_is_kept_by_a_threshold_of_val(tmp_path, monkeypatch):
+    using = Enriching(make_root(tmp_path / "root"), tolerate=True)
+    builder = Builder(spec.load_all(["routes"])[0], Setup(using, steps=4, seeds=(0,)))
+    step = builder.arm("at most 7.5 tokens", 0)
+    dev, train = step.needs
+    assert (dev.settings["split"], dev.settings["test"][-1]) == (
+        "val", "model.encoder.reasoning.when=always"
+    )  # fmt: skip
+    assert dev.needs[-1].fingerprint == train.fingerprint
+    seen = []
+
+    def stop(self, *given):
+        seen.extend(given)
+        raise InterruptedError
+
+    rows = {"1:1": Writing("a", 10, "end", 0.2), "1:2": Writing("b", 12, "end", 0.9)}
+    write_writings(tmp_path / WRITTEN, rows.items())
+    monkeypatch.setattr(Builder, "_parts", stop)
+    with pytest.raises(InterruptedError):
+        step.work(tmp_path, [tmp_path, tmp_path])
+    assert "model.encoder.reasoning.threshold=0.9" in seen, "the first takes 5 a query, both 11"
+    with pytest.raises(DataError, match="other queries than val"):
+        Builder(builder.experiment, replace(builder.setup, split="val")).arm(builder.names[-1], 0)
 
 
 def test_settings_of_every_arm_are_known(tmp_path):
