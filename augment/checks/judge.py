@@ -8,7 +8,7 @@ made under, so that a run with other limits judges stored texts again and genera
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, NamedTuple, final
@@ -273,7 +273,9 @@ def said(checks: Mapping[str, Any]) -> dict[str, Any]:
 @lru_cache(maxsize=64)
 def mark(limits: Limits, prompt: Prompt) -> str:
     """Twelve hex digits over all that verdicts depend on besides text and item."""
-    made = {"rules": RULES, "limits": limits.settings, "kind": prompt.kind, **_caps(prompt)}
+    # A tokenizer counts in chains alone.
+    told = limits if prompt.form == "tags" else replace(limits, tokenizer="")
+    made = {"rules": RULES, "limits": told.settings, "kind": prompt.kind, **_caps(prompt)}
     return digest(made)[:12]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from augment.errors import EngineError
+from augment.errors import DataError, EngineError
 
 #: Start and end marks that CLIP puts around every text.
 MARKS = 2
@@ -48,7 +48,7 @@ def token_counter(name: str) -> Callable[[str], int]:
         name: of a tokenizer, folder or on the Hub; empty counts CLIP's.
 
     Raises:
-        EngineError: if there is no such tokenizer.
+        DataError: if there is no such tokenizer.
     """
     if not name:
         return lambda text: clip_token_counter()(text) - MARKS
@@ -57,7 +57,7 @@ def token_counter(name: str) -> Callable[[str], int]:
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise EngineError(
+        raise DataError(
             f"limits.tokenizer: {name!r} holds no tokenizer ({str(error)[:200]}); name the folder "
             "or the Hub's name of the model that writes, or leave it empty"
         ) from error

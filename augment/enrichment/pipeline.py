@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from augment.checks import DEFAULT_LIMITS, Forbidden, Limits, checks_of
 from augment.checks.rewrite import forbidden
 from augment.data.items import RootItems
+from augment.data.tokens import token_counter
 from augment.engines import Engine, EngineOptions, load_engine
 from augment.engines.base import BATCH
 from augment.enrichment import command
@@ -283,6 +284,8 @@ def carry_out(
         StoreError: if the store cannot be read or written.
     """
     jobs, shard = plan.share(options)
+    if any(prompt is not None and prompt.form == "tags" for prompt in plan.routes.values()):
+        token_counter(options.limits.tokenizer)  # refused now, not when a model has answered
     engine = engine or options.engine(root)
     scope = Scope(
         options.limit,

@@ -18,6 +18,7 @@ from augment.checks import Limits
 from augment.data import DataRoot
 from augment.data.items import SPLITS, RootItems
 from augment.data.pools import open_queries
+from augment.engines import Engine
 from augment.enrichment.jobs import Job
 from augment.enrichment.pipeline import JobPlan, Options, carry_out, finish
 from augment.enrichment.pipeline import recipe as made_by
@@ -47,9 +48,9 @@ _VERDICT = re.compile(r"\b(yes|no|direct|reason)\b(?:\D*?(\d*\.?\d+)\s*(%?))?", 
 def verdict(text: str) -> tuple[str, float] | None:
     """One of yes, no, direct and reason, and the confidence behind it; None if there is no word.
 
-    Without a confidence it is 0. A text that says something first has ``Verdict:`` before it.
+    Without a confidence it is 0.
     """
-    found = _VERDICT.search(text.rpartition("Verdict:")[2])
+    found = _VERDICT.search(text)
     if found is None:
         return None
     sure = float(found[2] or 0) / (100 if found[3] else 1)
@@ -180,10 +181,28 @@ def confirm(
         sure: A verdict must be surer than this.
         batch_size: Requests at a time.
     """
+    engine = Options(model=model, batch_size=batch_size).engine(root)
+    return confirm_by(engine, root, store, recipe, image_prompt, text_prompt, sure, batch_size)
+
+
+def confirm_by(
+    engine: Engine,
+    root: Path,
+    store: Path,
+    recipe: str | None = None,
+    image_prompt: str = "trace/verify_image",
+    text_prompt: str = "trace/verify_text",
+    sure: float = SURE,
+    batch_size: int | None = None,
+) -> int:
+    """As :func:`confirm`, by an engine that is there."""
+    prompts = {"image": load_prompt(image_prompt), "text": load_prompt(text_prompt)}
+    # A verdict is a word and a number: no sentence, of no language.
+    limits = Limits(language="", truncation=0.9, filler=1.0, leak="off")
+    options = Options(model=engine.model, batch_size=batch_size, limits=limits)
     chains = Store(store)
     made = chains.recipe("query", recipe)
     texts = chains.texts("query", made.id)
-    prompts = {"image": load_prompt(image_prompt), "text": load_prompt(text_prompt)}
     find, asked = RootItems(root, "corpus").find, set[str]()
 
     def jobs() -> Iterator[Job]:
@@ -201,10 +220,7 @@ def confirm(
             asked.add(item.id)
             yield Job(item, None if target is None else prompts[kind], kind, None, target)
 
-    # A verdict is a word and a number: no sentence, of no language.
-    limits = Limits(language="", truncation=0.9, filler=1.0, leak="off")
-    options = Options(model=model, batch_size=batch_size, limits=limits)
-    engine, verdicts = options.engine(root), store.with_name(f"{store.name}-verdicts")
+    verdicts = store.with_name(f"{store.name}-verdicts")
     done = carry_out(JobPlan("query", dict(prompts), jobs()), root, verdicts, options, engine)
     code, judged = finish(done, verdicts), made_by("query", engine, prompts, options).id
     counts: Counter[str] = Counter()

@@ -102,6 +102,9 @@ def unavailable(name: str, experiment: Experiment, setup: Setup) -> str:
         for text in texts.names_of(views.texts if views else (), experiment.texts):
             if experiment.texts[text].kind == "oracle" and not has_truth(root):
                 return "the truth of the pictures is not known here"
+    val = DataRoot(setup.enriching.root).query_files("val")
+    if arm.budget and (setup.split == "val" or not val):
+        return "its threshold is chosen on queries of val, which are asked or are not there"
     return next((why for one in arm.of if (why := unavailable(one, experiment, setup))), "")
 
 
@@ -308,8 +311,6 @@ class Builder:
             title = f"test: {start}{_extras(arm)}, shown {views}{told}, {split}"
             needs = (*needs, self.text(arm.given, where)) if arm.given else needs
         if arm.budget:  # chosen where all write, on queries that no training saw
-            if split == "val" or not DataRoot(where.root).query_files("val"):
-                raise DataError("a budget is for a test on other queries than val, and asks those")
             settings["budget"] = arm.budget
             everyone = replace(arm, budget=0.0, test=(*arm.test, _ALWAYS))
             needs = (*needs, self._test(everyone, views, seed, "val", where))
@@ -385,10 +386,15 @@ def _written(folder: Path, candidates: Path | None = None) -> list[str]:
 
 def _files(words: Sequence[str], root: Path) -> dict[str, str]:
     """Contents of files that arguments name and no digest of the root holds."""
-    named = [word.partition("=")[2] for word in words if word.startswith("model.rehearsal.path=")]
+    told = (word.partition("=") for word in words)
+    named = [path for name, _, path in told if name in _READ and path != _TRUTH]
     return {name: sha256(Path(name.replace("${data.root}", str(root)))) for name in named}
 
 
+#: Name files that a training reads.
+_READ = ("model.rehearsal.path", "data.written.only")
+#: Is what it is in every world of one digest.
+_TRUTH = "${data.root}/truth/reasoning.txt"
 #: Has every query write.
 _ALWAYS = "model.encoder.reasoning.when=always"
 

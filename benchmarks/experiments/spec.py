@@ -46,6 +46,8 @@ TextKind = Literal[
     "vlm", "oracle", "chains", "leaky", "clauses", "filler", "permuted", "prefixed", "noise",
     "reasoned", "select", "joined", "kept", "voiced", "replaced", "confirmed",
 ]  # fmt: skip
+#: Kinds that read a second text.
+_TWO: Collection[TextKind] = ("joined", "kept", "confirmed")
 #: Settings of each kind of text, beside ``of`` for those made from another text; not named: none.
 SETTINGS: Mapping[TextKind, Collection[str]] = {
     "vlm": ("modification_prompt", "text_prompt", "model"),
@@ -60,7 +62,7 @@ SETTINGS: Mapping[TextKind, Collection[str]] = {
     "joined": ("then",),
     "kept": ("then",),
     "replaced": ("pattern", "words"),
-    "confirmed": ("model",),
+    "confirmed": ("then",),
 }
 
 
@@ -130,7 +132,7 @@ class TextSpec:
     Attributes:
         kind: how it is made, see :mod:`benchmarks.experiments.texts`.
         of: name of the text that it is made from; empty for vlm, oracle and chains.
-        then: name of the text that stands behind it, or says what is right.
+        then: name of the text that stands behind it, or says what is right or seen.
         question_prompt: of questions about a picture; empty: the usual one.
         modification_prompt: of requests to change a picture; empty: the usual one.
         text_prompt: of queries without a picture; empty: they are left as they are.
@@ -144,7 +146,7 @@ class TextSpec:
         router: puts items in order, see :mod:`benchmarks.experiments.noise`.
         contested_by: arm that the router asks.
         model: whose texts of the given store these are, in place of those that are meant; ``A+B``
-            those of two, together. Of confirmed, the one that judges.
+            those of two, together.
         seed: of what is drawn.
     """
 
@@ -360,6 +362,9 @@ def by_oracle(experiment: Experiment) -> Experiment:
     return replace(experiment, texts={**experiment.texts, "vlm": TextSpec("oracle")})
 
 
+_ADAPTIVE = "model.encoder.reasoning.when=adaptive"
+
+
 def _misnamed(name: str, arm: Arm, before: Sequence[str]) -> Iterator[str]:
     """What an arm says of others that does not hold."""
     if arm.kind == "fusion" and (len(arm.of) < 2 or not set(arm.of) <= set(before)):
@@ -390,8 +395,19 @@ def _untaught(name: str, arm: Arm, texts: Mapping[str, TextSpec]) -> Iterator[st
 
 def _uncalibrated(name: str, arm: Arm) -> Iterator[str]:
     """Why no threshold can be chosen for an arm that has a budget."""
-    if arm.budget and (arm.given or not arm.taught or arm.budget < 0):
+    if not arm.budget:
+        return
+    if arm.kind != "dense" or arm.given or not arm.taught or arm.budget < 0:
         yield f"arms.{name} has a budget of tokens; that is of an arm that is taught and not given"
+    if _ADAPTIVE not in arm.test:
+        yield f"arms.{name} has a budget of tokens; add test: [{_ADAPTIVE}]"
+
+
+def _compiles(pattern: str) -> bool:
+    try:
+        return bool(pattern and re.compile(pattern))
+    except re.error:
+        return False
 
 
 def _problems(found: Experiment) -> Iterator[str]:
@@ -401,10 +417,10 @@ def _problems(found: Experiment) -> Iterator[str]:
         if unknown := sorted(set(one.settings) - set(SETTINGS.get(one.kind, ()))):
             yield f"texts.{name}: {one.kind} does not know {', '.join(unknown)}"
         wanted = [] if one.kind in ("vlm", "oracle", "chains") else [one.of]
-        for source in {*wanted, *([one.then] if one.kind in ("joined", "kept") else [])} - {
-            *before
-        }:
+        for source in {*wanted, *([one.then] if one.kind in _TWO else [])} - {*before}:
             yield f"texts.{name} is of {source!r}; texts before it are {', '.join(before)}"
+        if one.kind == "replaced" and not _compiles(one.pattern):
+            yield f"texts.{name}: {one.pattern!r} is no pattern of what is to be replaced"
         before.append(name)
     before = list(found.arms)
     for place, (name, arm) in enumerate(found.arms.items()):

@@ -17,8 +17,9 @@ permuted  every item gets the text of another one; drawn with ``seed``
 prefixed  the words of ``prefix`` in front of each text, as summaries stand in front of details
 joined    each text with that of the text ``then`` behind it
 replaced  what the regular expression ``pattern`` finds has other ``words`` in its place
-confirmed texts that ``model`` does not find borne out by the target's picture are refused
-          (``python -m augment confirm``, prompt trace/verify_described)
+confirmed of training queries alone: those are refused whose facts the descriptions of the text
+          ``then`` do not bear out (``python -m augment confirm``, by
+          :mod:`benchmarks.trace.judge`)
 kept      texts that do not say what that of the text ``then`` says, word for word, are refused
 noise     facts exchanged at the rate ``hallucination``, left out at the rate ``omission``
 reasoned  a thought, which has a sentence for every part, and behind it the text with facts left out
@@ -50,9 +51,9 @@ from augment.data import DataRoot
 from augment.data.pools import open_candidates, open_queries
 from augment.enrichment.account import Summary
 from augment.enrichment.pipeline import Options
-from augment.enrichment.routing import confirm
+from augment.enrichment.routing import confirm_by
 from augment.errors import DataError
-from augment.files import digest, read_json, say, sha256, write_json
+from augment.files import digest, read_json, say, write_json
 from augment.prompts import load_prompt
 from augment.prompts.route import CORPUS_PROMPT, QUERY_PROMPTS, Kind
 from augment.records import Enrichment, Item, Side
@@ -66,9 +67,8 @@ from benchmarks.experiments.graph import CachedStep
 from benchmarks.experiments.noise import Changed
 from benchmarks.experiments.spec import SIDES, TextKind, TextSpec
 from benchmarks.flagland.oracle import has_truth, oracle_engine, score_facts, told_by_targets
+from benchmarks.trace.judge import comparing
 
-#: How a small model judges a text: it says what it sees before it compares.
-VERDICT = "trace/verify_described"
 #: Item, its text, source of randomness -> the new text and counts; None leaves the item without.
 Change = Callable[[Item, Enrichment, Random], Changed | None]
 
@@ -236,11 +236,6 @@ def derived(
 ) -> CachedStep:
     """The step of a text that is made of another one, and of a third or a retriever's runs."""
     settings = {"kind": text.kind, "root": using.root_digest, **text.settings}
-    if text.kind == "confirmed":
-        weights = Path(text.model, "model.safetensors")
-        if not weights.is_file():
-            raise DataError("holds no weights of a model that judges", text.model)
-        settings["weights"] = sha256(weights)
     needs = (of,) if other is None else (of, other)
     told = ", ".join(f"{key} {value}" for key, value in text.settings.items())
     title = f"{text.kind} of ({of.title})" + (f": {told}" if told else "")
@@ -255,6 +250,8 @@ def _derive(text: TextSpec, using: Enriching, folder: Path, needs: Sequence[Path
         made_by, given = _accepted(source, side)
         groups = [{item.id: item for item in members if item.id in given}
                   for members in _groups(using.root, side)]  # fmt: skip
+        # Whoever is confirmed has its target looked at: never a query of a test.
+        groups = groups[:1] if text.kind == "confirmed" else groups
         other = needs[1] if len(needs) > 1 else None
         change = _change(text, side, groups, given, using.root, other)
         if text.kind == "filler" and len(source.recipes) == 1:  # chains replace nothing
@@ -264,8 +261,10 @@ def _derive(text: TextSpec, using: Enriching, folder: Path, needs: Sequence[Path
         items = {name: item for group in groups for name, item in group.items()}
         counts[side] = _write(folder / "store", recipe, items, given, change, text)
     if text.kind == "confirmed":
-        judged = partial(confirm, image_prompt=VERDICT, batch_size=64)
-        judged(using.root, folder / "store", text.model, recipes["query"])
+        seen = read_source(needs[1])
+        judge = comparing(using.root, seen.store, seen.recipes["corpus"])
+        if code := confirm_by(judge, using.root, folder / "store", recipes["query"]):
+            raise SystemExit(code)  # cut short: to be gone on with, not kept
     _record(folder, using.root, TextSource(folder / "store", recipes), counts)
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from augment.files import markdown, read_json
+from augment.files import markdown, read_ids, read_json
 from benchmarks.experiments import noise
-from retrievers.data.writings import WRITTEN, auc, read_writings
+from retrievers.data.writings import WRITTEN, auc, read_writings, spent
 from retrievers.evaluation.compare import tasks_of
 from retrievers.evaluation.protocol import task_titles
 
@@ -31,7 +31,8 @@ def writing_json(reader: ArmReader, name: str) -> dict[str, Any] | None:
 
     The numbers of :func:`retrievers.data.writings.spent`; and ``auc``, where a Flagland knows which
     of a task's questions name the country: the chance that one that does not has a less likely mark
-    than one that does.
+    than one that does. Of several tasks a last row is of all queries together; its ``auc`` is of
+    those that need a chain by ``truth/reasoning.txt``.
     """
     folders = reader.folders(name)
     tests = [read_json(folder / "metrics.json").get("writing") for folder in folders]
@@ -48,7 +49,20 @@ def writing_json(reader: ArmReader, name: str) -> dict[str, Any] | None:
         aucs = [one["auc"][task] for one in told if task in one["auc"]]
         row["auc"] = statistics.fmean(aucs) if aucs else None
         found[title] = row
+    if len(found) > 1:
+        needy = reader.builder.setup.root / "truth" / "reasoning.txt"
+        every = [_together(folder, needy) for folder in folders]
+        whole = {key: statistics.fmean(one[key] for one in every) for key in every[0]}
+        found["all"] = {**whole, "auc": None if math.isnan(whole["auc"]) else whole["auc"]}
     return found
+
+
+def _together(folder: Path, needy: Path) -> dict[str, float]:
+    written = read_writings(folder / WRITTEN)
+    ids = read_ids(needy) if needy.is_file() else ()
+    hard, easy = ([one for qid, one in written.items() if (qid in ids) == wanted]
+                  for wanted in (True, False))  # fmt: skip
+    return {**spent(written.values()), "auc": auc(hard, easy)}
 
 
 def _needs(root: Path) -> tuple[set[str], set[str]]:

@@ -17,12 +17,14 @@ import pandas as pd
 import pytest
 import yaml
 
+from augment.data import DataRoot
+from augment.data.pools import open_queries
 from augment.errors import DataError
 from augment.records import Item
 from augment.store import Store
 from benchmarks.experiments import graph, noise, spec, writing
 from benchmarks.experiments.__main__ import main
-from benchmarks.experiments.build import Builder, Setup
+from benchmarks.experiments.build import Builder, Setup, unavailable
 from benchmarks.experiments.effects import CELLS, CONTRASTS, crossing, effect
 from benchmarks.experiments.graph import CachedStep
 from benchmarks.experiments.results import ArmReader, against_json
@@ -143,6 +145,13 @@ def test_every_packaged_experiment_states_a_question_and_a_prediction():
             "which has no candidates",
         ),
         ({"arms": {"a": {"show": "raw", "budget": 3.0}}}, "of an arm that is taught"),
+        (
+            {"arms": {"a": {"train": "raw", "show": "raw", "taught": "vlm", "budget": 3.0}}},
+            "add test: [model.encoder.reasoning.when=adaptive]",
+        ),
+        ({"texts": {"t": {"kind": "replaced", "of": "vlm"}}}, "'' is no pattern"),
+        ({"texts": {"t": {"kind": "replaced", "of": "vlm", "pattern": "("}}}, "'(' is no pattern"),
+        ({"texts": {"t": {"kind": "confirmed", "of": "vlm"}}}, "texts.t is of ''"),
         ({"compare": [["a", "b"]]}, "names the arm 'a'"),
         ({"routes": [["a", "b"]]}, "names the arm 'a'"),
         ({"curves": {"c": {"x": [1], "arms": ["a"]}}}, "required: base, full, find"),
@@ -252,8 +261,9 @@ def test_a_budget_of_tokens_is_kept_by_a_threshold_of_val(tmp_path, monkeypatch)
     with pytest.raises(InterruptedError):
         step.work(tmp_path, [tmp_path, tmp_path])
     assert "model.encoder.reasoning.threshold=0.9" in seen, "the first takes 5 a query, both 11"
-    with pytest.raises(DataError, match="other queries than val"):
-        Builder(builder.experiment, replace(builder.setup, split="val")).arm(builder.names[-1], 0)
+    of_val = replace(builder.setup, split="val")
+    assert "chosen on queries of val" in unavailable(builder.names[-1], builder.experiment, of_val)
+    assert not unavailable(builder.names[-1], builder.experiment, builder.setup)
 
 
 def test_settings_of_every_arm_are_known(tmp_path):
@@ -541,6 +551,7 @@ def made(tmp_path_factory):
         return about, {side: Store(source.store).texts(side, source.recipes[side])
                        for side in spec.SIDES}  # fmt: skip
 
+    make.root = using.root
     return make
 
 
@@ -579,6 +590,15 @@ def test_derived_texts_are_what_their_kind_says(made):
     right = {item_id for item_id, one in noisy.items() if one.text == whole[item_id].text}
     assert 0 < len(right) < len(whole)
     assert {item_id for item_id, one in kept.items() if not one.rejected} == right
+    asked, told = (made(kind, some, then="oracle")[1]["query"] for kind in ("kept", "confirmed"))
+    rows = map(json.loads, (made.root / "truth" / "queries.jsonl").read_text().splitlines())
+    changes = {row["qid"] for row in rows if row["task"] == 7 and row["split"] == "train"} & {*told}
+    for name in changes:
+        assert (told[name].rejected == "") == (asked[name].rejected == "")
+    assert {told[name].rejected == "" for name in changes} == {True, False}
+    asked_for = {query.item.id for file in DataRoot(made.root).query_files("train")
+                 for query in open_queries(file.path)}  # fmt: skip
+    assert told.keys() <= asked_for, "nobody looks at the target of a query of a test"
     assert sorted(t.text for t in permuted.values()) == sorted(t.text for t in whole.values())
     differing = sum(permuted[item_id].text != text.text for item_id, text in whole.items())
     assert differing > 0.9 * len(whole)

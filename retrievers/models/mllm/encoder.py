@@ -108,7 +108,8 @@ class Mllm(Encoder):
             "prompt": _digest("".join(
                 layout.render(processor, side, text, pictures)
                 for side in _SIDES for text, pictures in _SHOWN
-            ) + (layout.together(processor, _SHOWN[2], _SHOWN) if cross else "")),
+            ) + (layout.together(processor, _SHOWN[2], _SHOWN) if cross else "")
+              + (processor.tokenizer.eos_token if layout.pooling == "after" else "")),
         }  # fmt: skip
         super().__init__(settings, truncate_dim)
         _check_reasoning(reasoning, layout, vlm)

@@ -15,9 +15,10 @@ from augment.checks.judge import mark
 from augment.checks.rewrite import Forbidden
 from augment.data.items import RootItems
 from augment.engines.base import PACKAGED
+from augment.engines.scripted import ScriptedEngine
 from augment.enrichment.pipeline import Options
 from augment.enrichment.routing import verdict
-from augment.errors import DataError, EngineError
+from augment.errors import DataError
 from augment.files import read_ids
 from augment.prompts import load_prompt
 from augment.records import Reply
@@ -88,16 +89,23 @@ def test_a_chains_tokens_are_counted_by_the_tokenizer_that_is_named():
     assert own.scores["reasoning_tokens"] == len(theirs(LONG.strip())["input_ids"])
     assert own.scores["reasoning_tokens"] > clips.scores["reasoning_tokens"]
     assert mark(Limits(tokenizer=folder), prompt) != mark(Limits(), prompt)
+    plain = load_prompt("rar/corpus")
+    assert mark(Limits(tokenizer=folder), plain) == mark(Limits(), plain)
     assert "tokenizer" not in checks_of(Limits(), [prompt])["limits"], "as in older records"
-    with pytest.raises(EngineError, match=r"limits\.tokenizer: .* holds no tokenizer"):
-        judge(Reply(GOOD, "stop", 1, 1), prompt, limits=Limits(tokenizer="/no/such/folder"))
+
+
+def test_a_tokenizer_that_is_none_is_refused_before_a_model_is_asked(root, tmp_path):
+    engine = ScriptedEngine([GOOD], root=root)
+    none = Options(limits=Limits(tokenizer="/no/such/folder"))
+    with pytest.raises(DataError, match=r"limits\.tokenizer: .* holds no tokenizer"):
+        queries.run(root, tmp_path / "chains", engine=engine, options=none, **CHAIN)
+    assert not engine.calls
 
 
 @pytest.mark.parametrize(
     ("text", "found"),
     [("Yes 0.9", ("yes", 0.9)), ("no, 80 %", ("no", 0.8)), ("Reason: 1", ("reason", 1.0)),
-     ("yes", ("yes", 0.0)), ("direct 7", ("direct", 0.0)), ("perhaps", None),
-     ("No star, 3 bands. Verdict: yes, 0.8", ("yes", 0.8))],
+     ("yes", ("yes", 0.0)), ("direct 7", ("direct", 0.0)), ("perhaps", None)],
 )  # fmt: skip
 def test_verdicts_are_read(text, found):
     assert verdict(text) == found

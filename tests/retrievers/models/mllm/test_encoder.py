@@ -161,13 +161,16 @@ def test_the_fingerprint_holds_all_that_makes_a_vector(folders):
     base = Layout(pooling="before", mark="<|emb|>")
     told = [
         {}, {"layout": Layout(pooling="at", mark="<|emb|>")}, {"layout": Layout(mark="<|emb|>")},
+        {"layout": Layout(pooling="after", mark="<|emb|>")},
         {"layout": Layout(pooling="before", mark="<|emb|>", query="Refine.")},
         {"layout": Layout(pooling="before", mark="<|emb|>", max_pixels=64 * 64)}, {"head": True},
     ]  # fmt: skip
     seen = [make(folders["qwen3"], **{"layout": base, **more}) for more in told]
     assert len({encoder.fingerprint({}) for encoder in seen}) == len(told)
     settings = seen[0].settings()
-    assert len({encoder.settings()["prompt"] for encoder in seen}) == 2, "the prompt, rendered"
+    assert len({encoder.settings()["prompt"] for encoder in seen}) == 3, (
+        "the prompt, rendered, and an end"
+    )
     again = build("Mllm", settings, "here")
     again.load_state_dict(seen[0].state_dict())
     assert again.fingerprint({}) == seen[0].fingerprint({})
