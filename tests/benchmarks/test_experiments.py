@@ -593,9 +593,9 @@ def test_derived_texts_are_what_their_kind_says(made):
     asked, told = (made(kind, some, then="oracle")[1]["query"] for kind in ("kept", "confirmed"))
     rows = map(json.loads, (made.root / "truth" / "queries.jsonl").read_text().splitlines())
     changes = {row["qid"] for row in rows if row["task"] == 7 and row["split"] == "train"} & {*told}
-    for name in changes:
-        assert (told[name].rejected == "") == (asked[name].rejected == "")
-    assert {told[name].rejected == "" for name in changes} == {True, False}
+    refused, untrue = ({name for name in changes if one[name].rejected} for one in (told, asked))
+    assert refused <= untrue < changes, "what is true is never refused"
+    assert len(refused) > 0.9 * len(untrue), "a fact may be lost without one that is wrong"
     asked_for = {query.item.id for file in DataRoot(made.root).query_files("train")
                  for query in open_queries(file.path)}  # fmt: skip
     assert told.keys() <= asked_for, "nobody looks at the target of a query of a test"
