@@ -234,7 +234,9 @@ def confirm_by(
             held = said is not None and said[0] == "yes" and said[1] > sure
             reason = "" if held else f"{REFUSED}: {told or NO_VERDICT}"
             counts["kept" if held else "refused" if told else NO_VERDICT] += 1
-            chains.link(made.id, name, link.key, link.route, link.judged._replace(rejected=reason))
+            # Texts that no check has judged have no mark, and without one no reason is kept.
+            refused = link.judged._replace(rejected=reason, mark=link.judged.mark or "confirmed")
+            chains.link(made.id, name, link.key, link.route, refused)
     say(f"{counts['kept']:,} chains kept, {counts['refused']:,} refused, {counts[NO_VERDICT]:,} "
         f"refused with {NO_VERDICT} (asked again by another run): {store}")  # fmt: skip
     return code
