@@ -13,7 +13,9 @@ import numpy as np
 
 from augment.files import markdown, read_ids, read_json
 from benchmarks.experiments import noise
-from retrievers.data.writings import WRITTEN, auc, read_writings, spent
+from benchmarks.flagland.language import parse
+from benchmarks.flagland.oracle import has_truth, true_texts
+from retrievers.data.writings import WRITTEN, Writing, auc, read_writings, spent
 from retrievers.evaluation.compare import tasks_of
 from retrievers.evaluation.protocol import task_titles
 
@@ -31,29 +33,34 @@ def writing_json(reader: ArmReader, name: str) -> dict[str, Any] | None:
 
     The numbers of :func:`retrievers.data.writings.spent`; and ``auc``, where a Flagland knows which
     of a task's questions name the country: the chance that one that does not has a less likely mark
-    than one that does. Of several tasks a last row is of all queries together; its ``auc`` is of
-    those that need a chain by ``truth/reasoning.txt``.
+    than one that does; and ``right``, there, too, the share of what was written whose facts are
+    those of the oracle's text, all and no others. Of several tasks a last row is of all queries
+    together; its ``auc`` is of those that need a chain by ``truth/reasoning.txt``.
     """
     folders = reader.folders(name)
     tests = [read_json(folder / "metrics.json").get("writing") for folder in folders]
     if not all(tests):
         return None
-    hard, easy = _needs(reader.builder.setup.root)
-    told = [{**test, "auc": _aucs(folder, hard, easy)}
+    root = reader.builder.setup.root
+    hard, easy = _needs(root)
+    true = true_texts(root, "query") if has_truth(root) else {}
+    told = [{**test, "auc": _aucs(folder, hard, easy), "right": _right(folder, true)}
             for test, folder in zip(tests, folders, strict=True)]  # fmt: skip
     found = {}
     for task, title in task_titles(tests[0]).items():
         row: dict[str, float | None] = {
             key: statistics.fmean(one[task][key] for one in told) for key in tests[0][task]
         }
-        aucs = [one["auc"][task] for one in told if task in one["auc"]]
-        row["auc"] = statistics.fmean(aucs) if aucs else None
+        for name in ("auc", "right"):
+            each = [one[name][task] for one in told if task in one[name]]
+            row[name] = statistics.fmean(each) if each else None
         found[title] = row
     if len(found) > 1:
-        needy = reader.builder.setup.root / "truth" / "reasoning.txt"
+        needy = root / "truth" / "reasoning.txt"
         every = [_together(folder, needy) for folder in folders]
         whole = {key: statistics.fmean(one[key] for one in every) for key in every[0]}
-        found["all"] = {**whole, "auc": None if math.isnan(whole["auc"]) else whole["auc"]}
+        known = None if math.isnan(whole["auc"]) else whole["auc"]
+        found["all"] = {**whole, "auc": known, "right": None}
     return found
 
 
@@ -74,17 +81,26 @@ def _needs(root: Path) -> tuple[set[str], set[str]]:
     return {row["qid"] for row in asked} - easy, easy
 
 
-def _aucs(folder: Path, hard: set[str], easy: set[str]) -> dict[str, float]:
+def _tasks(folder: Path) -> Iterator[tuple[str, dict[str, Writing]]]:
+    """Task, and query -> what it wrote."""
     written = read_writings(folder / WRITTEN)
+    for task in tasks_of(folder, "local"):
+        lines = (folder / f"{task}.qrels").read_text().splitlines()
+        own = {line.split()[0] for line in lines}
+        yield task, {qid: one for qid, one in written.items() if qid in own}
 
-    def tasks() -> Iterator[tuple[str, float]]:
-        for task in tasks_of(folder, "local"):
-            lines = (folder / f"{task}.qrels").read_text().splitlines()
-            own = {line.split()[0] for line in lines} & written.keys()
-            if own & hard and own & easy:
-                yield task, auc(*([written[qid] for qid in own & some] for some in (hard, easy)))
 
-    return dict(tasks())
+def _aucs(folder: Path, hard: set[str], easy: set[str]) -> dict[str, float]:
+    found = {task: [[own[qid] for qid in own.keys() & some] for some in (hard, easy)]
+             for task, own in _tasks(folder)}  # fmt: skip
+    return {task: auc(*sides) for task, sides in found.items() if all(sides)}
+
+
+def _right(folder: Path, true: Mapping[str, str]) -> dict[str, float]:
+    found = {task: [parse(one.text) == parse(true[qid]) for qid, one in own.items()
+                    if one.ending != "direct" and qid in true]
+             for task, own in _tasks(folder)}  # fmt: skip
+    return {task: statistics.fmean(each) for task, each in found.items() if each}
 
 
 def routes_json(reader: ArmReader, silent: str, writing: str) -> dict[str, Any]:
@@ -164,9 +180,10 @@ def writing_table(arms: Mapping[str, Any]) -> str:
     rows = [
         [name, task.partition(":")[0], f"{100 * row['wrote']:.1f}", f"{row['tokens']:.1f}",
          f"{row['p95']:.0f}", f"{100 * row['forced']:.1f}",
-         "-" if row["auc"] is None else f"{row['auc']:.3f}"]
+         "-" if row["auc"] is None else f"{row['auc']:.3f}",
+         "-" if row.get("right") is None else f"{100 * row['right']:.1f}"]
         for name, arm in arms.items() for task, row in (arm.get("writing") or {}).items()
     ]  # fmt: skip
     head = ["written before the vector", "task", "wrote, %", "tokens a query", "p95", "cut off, %",
-            "AUC of the mark"]  # fmt: skip
+            "AUC of the mark", "all facts right, %"]  # fmt: skip
     return markdown(head, rows) if rows else ""

@@ -532,6 +532,26 @@ def test_the_first_that_write_are_scored_as_written_and_the_others_as_direct():
     assert "least likely mark first (tokens a query) | smallest margin first" in told
 
 
+def test_what_was_written_is_held_against_the_truth_and_all_queries_told_together(tmp_path):
+    red, blue = "A flag with a plain red field.", "A flag with a plain blue field."
+    rows = {"1:1": Writing(red, 8, "mark", 0.1), "1:2": Writing(red, 6, "length", 0.3),
+            "1:3": Writing("", 0, "direct", 0.2), "2:1": Writing("", 0, "direct", 0.9)}  # fmt: skip
+    write_writings(tmp_path / WRITTEN, rows.items())
+    for task, qids in (("x_task0", ("1:1", "1:2", "1:3")), ("y_task0", ("2:1",))):
+        (tmp_path / f"{task}.local.trec").write_text("")
+        (tmp_path / f"{task}.qrels").write_text("".join(f"{qid} 0 9:9 1\n" for qid in qids))
+    true = {"1:1": red, "1:2": blue, "1:3": red}
+    assert writing._right(tmp_path, true) == {"x_task0": 0.5}, "of those that wrote"
+    needy = tmp_path / "reasoning.txt"
+    needy.write_text("1:1\n1:2\n")
+    every = writing._together(tmp_path, needy)
+    assert (every["queries"], every["wrote"], every["tokens"]) == (4, 0.5, 3.5)
+    assert every["forced"] == 0.25
+    assert every["auc"] == 0.75, "one of four pairs is the wrong way round"
+    assert math.isnan(writing._together(tmp_path, tmp_path / "none")["auc"])
+    assert writing._aucs(tmp_path, {"1:1"}, {"1:3", "2:1"}) == {"x_task0": 1.0}
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Makes a text of the oracle's on a small Flagland: what is said of it, and texts by side."""
