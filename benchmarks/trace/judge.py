@@ -69,7 +69,6 @@ def wrong(rng: random.Random, text: str) -> str:
 def score(
     root: Path,
     descriptions: Path,
-    out: Path | None = None,
     tasks: tuple[int, ...] = (0, 7),
     split: str = "train",
     count: int = 2000,
@@ -80,7 +79,6 @@ def score(
     Args:
         root: Flagland.
         descriptions: store of texts of its candidates, by any model.
-        out: JSON file to write as well.
         tasks: M-BEIR codes of the queries; their targets have pictures.
         split: of the queries.
         count: of the queries, at most.
@@ -107,21 +105,34 @@ def score(
         refused = Counter(
             name in false for name in kept if after[name].rejected.startswith(REFUSED)
         )
-    found = {
+    return {
         "chains": len(kept),
         "wrong": len(kept & false),
         "precision": _share(refused[True], refused.total()),
         "recall": _share(refused[True], len(kept & false)),
         "true_refused": _share(refused[False], len(kept - false)),
     }
-    say(json.dumps(found, indent=1))
-    if out is not None:
-        write_json(out, found)
-    return found
 
 
 def _share(part: int, whole: int) -> float:
     return round(100 * part / max(1, whole), 1)
+
+
+def main(
+    root: Path, descriptions: Path, out: Path | None = None, seeds: tuple[int, ...] = (0, 1, 2)
+) -> None:
+    """Have chains confirmed of which half have a wrong fact, and count what is refused.
+
+    Args:
+        root: Flagland.
+        descriptions: store of texts of its candidates, by any model.
+        out: JSON file to write as well.
+        seeds: of which chains are wrong, and how.
+    """
+    rows = [{"seed": seed, **score(root, descriptions, seed=seed)} for seed in seeds]
+    say(json.dumps(rows, indent=1))
+    if out is not None:
+        write_json(out, {"rows": rows})
 
 
 if __name__ == "__main__":
@@ -129,5 +140,5 @@ if __name__ == "__main__":
 
     from augment.files import homes
 
-    jsonargparse.auto_cli(score, args=homes(sys.argv[1:]), as_positional=False,
+    jsonargparse.auto_cli(main, args=homes(sys.argv[1:]), as_positional=False,
                           prog="python -m benchmarks.trace.judge")  # fmt: skip
