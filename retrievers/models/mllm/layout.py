@@ -17,6 +17,7 @@ from augment.records import Side
 LAYOUT_SET = "{%- set layout = "
 #: Which state is the vector. ``last``: of the prompt's last token. ``before``: the one that
 #: predicts the mark, which is the same where nothing is written. ``at``: of the mark itself.
+#: ``after``: of the end of the turn behind it.
 Pooling = Literal["last", "before", "at", "after"]
 
 
@@ -98,8 +99,7 @@ class Layout:
         ask: behind the content of an item with a text alone, a picture alone, and both.
         suffix: behind the begun answer.
         pictures_first: whether pictures stand before the text.
-        pooling: the state that is the vector: the prompt's last; that which predicts the mark; the
-            mark's; or that of the end of the turn, read behind the mark.
+        pooling: the state that is the vector, see :data:`Pooling`.
         mark: special token that ends what the model writes; added to the vocabulary if absent.
             Needed unless ``pooling`` is ``last``.
         min_pixels: smaller pictures are enlarged; null takes the processor's own limit.
