@@ -515,14 +515,20 @@ def test_packaged_rerankers_train_on_mined_lists_and_rerank(
     assert "has no vectors to validate by" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if "reranker" not in name])
-def test_packaged_recipes_train_and_test(folders, flagland, name, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [(name, "") for name in RECIPES if "reranker" not in name]
+    + [("trace_qwen2_5_vl_7b", "qwen3")],  # as docs/trace.md says
+)
+def test_packaged_recipes_train_and_test(folders, flagland, name, family, tmp_path, capsys):
     """On models of their own families, or Qwen3-VL's."""
+    other = [f"--model.encoder.init_args.layout.max_pixels={2**19}"] if family else []
     seen = [family for family in FAMILIES if f"{family}_vl" in name]
-    family = "qwen2" if name == "lamra" else (seen or FAMILIES)[0]
+    family = family or ("qwen2" if name == "lamra" else (seen or FAMILIES)[0])
     given = [
-        "--config", name, f"--data.root={flagland[0]}", f"--out={tmp_path}", "--data.batch_size=4",
-        "--trainer.max_steps=1", "--trainer.accelerator=cpu", "--trainer.precision=32-true",
+        "--config", name, *other, f"--data.root={flagland[0]}", f"--out={tmp_path}",
+        "--data.batch_size=4", "--trainer.max_steps=1", "--trainer.accelerator=cpu",
+        "--trainer.precision=32-true",
         f"--model.encoder.init_args.model_name={folders[family]}", "--model.chunk=3",
         "--data.loader.workers=0", "--trainer.val_check_interval=1", "--data.instructions=true",
         "--trainer.enable_progress_bar=false", "--data.validation.queries=1",
