@@ -240,6 +240,19 @@ def test_a_cascade_trains_one_reranker_and_judges_training_queries(tmp_path):
     )
 
 
+def test_files_that_a_training_reads_are_in_its_fingerprint(tmp_path):
+    root = make_root(tmp_path / "root")
+    (root / "truth").mkdir()
+    experiment, prints = spec.load_all(["need"])[0], set()
+    for ids in ("1:1", "1:2", "1:1"):
+        for name in ("need.txt", "reasoning.txt"):
+            (root / "truth" / name).write_text(f"{ids}\n")
+        builder = Builder(experiment, Setup(Enriching(root, tolerate=True), steps=4, seeds=(0,)))
+        prints.add((builder.arm("by need", 0).fingerprint, builder.arm("one pass", 0).fingerprint))
+    assert len({need for need, _ in prints}) == 2
+    assert len({truth for _, truth in prints}) == 1, "the world's, as its digest has it"
+
+
 def test_a_budget_of_tokens_is_kept_by_a_threshold_of_val(tmp_path, monkeypatch):
     using = Enriching(make_root(tmp_path / "root"), tolerate=True)
     builder = Builder(spec.load_all(["routes"])[0], Setup(using, steps=4, seeds=(0,)))
