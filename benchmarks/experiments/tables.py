@@ -173,7 +173,7 @@ def cost_table(value: Mapping[str, Any]) -> str:
     paced = any(arm.get("queries_per_second") for arm in value["arms"].values())
     rows = [
         [name, *(f"{arm['cost'].get(kind, 0):.0f}" for kind in kinds),
-         *([f"{arm.get('queries_per_second') or 0:.0f}"] if paced else [])]
+         *([f"{pace:.0f}" if (pace := arm.get("queries_per_second")) else "-"] if paced else [])]
         for name, arm in value["arms"].items()
     ]  # fmt: skip
     head = [f"{kind.partition(' ')[0]}, {'GPU' if 'gpu' in kind else 'CPU'} s" for kind in kinds]

@@ -1,9 +1,9 @@
 """TRACE's model filter on Flagland: a judge of chains, and what it refuses.
 
-The packaged VLM cannot judge: taught for 200 steps to say whether a description fits a picture, it
-was right as often as a coin. It can describe. So the judge holds a chain's facts against what the
-VLM wrote of the target's picture, and answers ``python -m augment confirm`` as a model would; it is
-wrong where the VLM is.
+The packaged VLM was not taught to judge: after 200 steps of learning to say whether a description
+fits a picture it was right in 79 of 144 cases. It can describe. So the judge holds a chain's facts
+against what the VLM wrote of the target's picture, and answers ``python -m augment confirm`` as a
+model would; it is wrong where the VLM is.
 
 ``python -m benchmarks.trace.judge --root ROOT --descriptions STORE``: chains of which half have a
 wrong fact are confirmed; counts what is refused.
@@ -132,7 +132,9 @@ def main(
     rows = [{"seed": seed, **score(root, descriptions, seed=seed)} for seed in seeds]
     say(json.dumps(rows, indent=1))
     if out is not None:
-        write_json(out, {"rows": rows})
+        told = Store(descriptions).recipe("corpus")
+        write_json(out, {"root": root.name, "described by": told.model, "recipe": told.id,
+                         "rows": rows})  # fmt: skip
 
 
 if __name__ == "__main__":
