@@ -68,9 +68,27 @@ def true_texts(root: Path, side: str) -> dict[str, str]:
     return {**_of_words(root), **asked}
 
 
-def oracle_engine(root: Path, side: str) -> ScriptedEngine:
-    """Answers every request of one side of a Flagland root with the truth."""
-    answers = true_texts(root, side)
+def tagged_texts(root: Path) -> dict[str, str]:
+    """Id -> the true chain in tags of every query with a picture, as TRACE's prompts ask for it."""
+    rows = _rows(root, "scene_graphs.jsonl")
+    flags = {row["country"]: Flag.from_dict(row["flag"]) for row in rows}
+    ends = {
+        "describe": "What is wanted is about the country that flies it.",
+        "question": "The question, and a passage that answers, are about the country that flies it.",
+        "modification": "The wanted flag is to have {constraint}. All else stays as it is.",
+    }
+    return {
+        truth["qid"]: f"<reasoning>The picture shows a flag with "
+        f"{language.describe(flags[truth.get('before', truth['country'])])}. "
+        f"{ends[truth['kind']].format(**truth)}</reasoning>\n"
+        f"<answer>{_wanted(truth, flag)}</answer>"
+        for truth, flag in _asked(root) if truth["kind"] in ends
+    }  # fmt: skip
+
+
+def oracle_engine(root: Path, side: str, tagged: bool = False) -> ScriptedEngine:
+    """Answers every request of one side of a Flagland root with the truth, or a chain in tags."""
+    answers = tagged_texts(root) if tagged else true_texts(root, side)
     return ScriptedEngine(answers, root=root, model="flagland-oracle", batch_size=256)
 
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import random
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from augment.data import DataRoot, read_qrels
 from augment.data.pools import open_candidates, open_queries
 from augment.engines.base import PACKAGED
 from augment.engines.scripted import ScriptedEngine
+from augment.enrichment.routing import confirm_by
 from augment.records import TASKS
 from augment.store import Store
 from augment.views import open_view
@@ -51,8 +53,10 @@ from benchmarks.flagland.world import (
 from benchmarks.trace import judge
 from retrievers.cli import main
 from retrievers.data.module import MBeirData
+from retrievers.data.texts import WrittenConfig
 from retrievers.models.clip import ClipScoreFusion
 from retrievers.models.mllm.encoder import Mllm
+from retrievers.papers.trace import CHAIN_PROMPTS
 from retrievers.training.rehearsal import Rehearsal, Rehearsed
 from retrievers.vectors.search import test
 
@@ -381,3 +385,28 @@ def test_a_judge_is_scored_by_what_it_refuses(tmp_path: Path) -> None:
     verdict = judge.compared(f"{bands}.", f"{bands}, one large green star in the canton.")
     assert verdict.startswith("yes 0.")
     assert float(verdict.split()[1]) < 0.7, "true of many: not sure"
+
+
+def test_the_oracles_chains_in_tags_pass_rules_and_verifier_and_are_what_is_taught(
+    tmp_path: Path,
+) -> None:
+    root, store = tmp_path / "world", tmp_path / "chains"
+    write_world(root, WorldConfig(200, seed=3, width=48))
+    prompts = {f"{kind}_prompt": name for kind, name in CHAIN_PROMPTS.items()}
+    engine = oracle_engine(root, "query", tagged=True)
+    queries.run(root, store, split=("train",), engine=engine, **prompts)
+    chains, true = Store(store).texts("query"), true_texts(root, "query")
+    refused = [name for name in chains if chains[name].rejected]
+    assert len(refused) < 0.05 * len(chains), Counter(chains[n].rejected for n in refused)
+    changes = {row["qid"] for row in map(json.loads, (root / "truth" / "queries.jsonl").open())
+               if row["kind"] == "modification"} & chains.keys() - {*refused}  # fmt: skip
+    assert changes
+    written = WrittenConfig(str(store)).open()
+    for name in chains.keys() - {*refused}:
+        assert chains[name].lengths["final"] == true[name]
+        assert written.of(name) == chains[name].text
+        assert "<" not in chains[name].text
+    corpus.run(root, tmp_path / "seen", engine=oracle_engine(root, "corpus"))
+    confirm_by(judge.comparing(root, tmp_path / "seen"), root, store)
+    after = Store(store).texts("query")
+    assert not any(after[name].rejected for name in changes)
