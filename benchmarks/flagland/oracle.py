@@ -74,7 +74,7 @@ def tagged_texts(root: Path) -> dict[str, str]:
     flags = {row["country"]: Flag.from_dict(row["flag"]) for row in rows}
     ends = {
         "describe": "What is wanted is about the country that flies it.",
-        "question": "The question, and a passage that answers, are about the country that flies it.",
+        "question": "Question and answering passage are about the country that flies it.",
         "modification": "The wanted flag is to have {constraint}. All else stays as it is.",
     }
     return {
