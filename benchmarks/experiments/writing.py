@@ -175,15 +175,19 @@ def routes_table(value: Mapping[str, Any]) -> str:
     return markdown([*head, *(f"{told.get(name, name)} (tokens a query)" for name in orders)], rows)
 
 
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
 def writing_table(arms: Mapping[str, Any]) -> str:
     """A row an arm and task that wrote; empty where none did."""
     rows = [
         [name, task.partition(":")[0], f"{100 * row['wrote']:.1f}", f"{row['tokens']:.1f}",
          f"{row['p95']:.0f}", f"{100 * row['forced']:.1f}",
          "-" if row["auc"] is None else f"{row['auc']:.3f}",
-         "-" if row.get("right") is None else f"{100 * row['right']:.1f}"]
+         *([_percent(row["right"])] if "right" in row else [])]
         for name, arm in arms.items() for task, row in (arm.get("writing") or {}).items()
     ]  # fmt: skip
     head = ["written before the vector", "task", "wrote, %", "tokens a query", "p95", "cut off, %",
             "AUC of the mark", "all facts right, %"]  # fmt: skip
-    return markdown(head, rows) if rows else ""
+    return markdown(head[: len(rows[0])], rows) if rows else ""  # older ones lack the last
