@@ -286,5 +286,5 @@ def _caps(prompt: Prompt) -> Mapping[str, Any]:
         "keeps": prompt.keeps,
     }
     if prompt.form == "tags":
-        caps["parts"] = 2  # are read apart; texts that were judged as a whole are judged again
+        caps["parts"] = 3  # are read apart; texts that were judged otherwise are judged again
     return caps if prompt.max_tokens is None else {**caps, "max_tokens": prompt.max_tokens}

@@ -2,11 +2,11 @@
 
 TRACE's rule filter, as far as the general checks (repetition, language, refusal) do not have it:
 one pair of each tag, in order, nothing outside; 16 to 256 tokens of reasoning and 2 to 64 of
-answer; an answer that shares a salient word with the request or the target, and does not merely
-repeat the request. Deviations: tokens are counted by CLIP's tokenizer unless the teacher's is named
-(``limits.tokenizer``); TRACE compares the answer of composed retrieval with the caption of the
-source, which M-BEIR does not have; equal requests share a text instead of being de-duplicated
-afterwards.
+answer; an answer that shares a salient word with the request or the target, and repeats neither the
+request nor what the chain says of the source. Deviations: tokens are counted by CLIP's tokenizer
+unless the teacher's is named (``limits.tokenizer``); TRACE compares the answer of composed retrieval
+with the caption of the source, which M-BEIR does not have: its place takes the chain's first
+sentence, word for word; equal requests share a text instead of being de-duplicated afterwards.
 """
 
 from __future__ import annotations
@@ -21,10 +21,14 @@ from augment.data.tokens import token_counter
 #: Tokens of reasoning and of answer, from and to.
 REASONING, ANSWER = (16, 256), (2, 64)
 
+#: An answer that is this much of the first sentence, its end, is the source and no result.
+SOURCE = 0.6
+
 _THOUGHT = re.compile(r"\A\s*(?:<think>)?.*</think>", re.DOTALL)
 _FORM = re.compile(
     r"\s*<reasoning>(.*)</reasoning>\s*<answer>(.*)</answer>\s*", re.DOTALL | re.IGNORECASE
 )
+_SENTENCE = re.compile(r"(?<=[.!?])\s")
 _TAG = re.compile(r"</?(?:reasoning|answer)>", re.IGNORECASE)
 
 
@@ -68,6 +72,11 @@ def chain_faults(
     yield "unrelated", float(strange), "unrelated: no word of request or target" * strange
     same = bool(original) and folded(chain.answer) == folded(original or "")
     yield "repeated_request", float(same), "repeated request" * same
+    first, said = (folded(one) for one in (_SENTENCE.split(chain.reasoning, 1)[0], chain.answer))
+    # To its end: what something was taken away from may begin as the source does.
+    taken = len(said) / len(first) if said and first[-len(said) :] == said else 0.0
+    unchanged = bool(original) and taken >= SOURCE
+    yield "unchanged", taken, "unchanged: the answer is what is said of the source" * unchanged
 
 
 def _salient(text: str) -> set[str]:

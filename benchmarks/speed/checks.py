@@ -239,6 +239,8 @@ SPOILINGS = (
              retold(lambda r, t, c: (c.reasoning, "Two dogs run along a beach at dawn."))),
     Spoiling("chain: the request for an answer", "repeated_request", "chains",
              retold(lambda r, t, c: (c.reasoning, t.original or ""))),
+    Spoiling("chain: the source for an answer", "unchanged", "chains",
+             retold(lambda r, t, c: (c.reasoning, language.caption(t.country.flag)))),
     Spoiling("chain: the end of a thought repeated", "repetition", "chains",
              retold(lambda r, t, c: (loop(r, t._replace(words=c.reasoning)), c.answer))),
     Spoiling("chain: a refusal for an answer", "refusal", "chains",
@@ -263,7 +265,7 @@ def verdict(text: Text, words: str, how: Spoiling | None = None, spoilt: bool = 
 
 def exceeded(check: str, found: Verdict, limits: Limits) -> bool:
     """Whether one check alone refuses."""
-    if check in _COUNTED:
+    if check in (*_COUNTED, "unchanged"):
         return found.rejected.partition(":")[0] == check
     score = found.scores.get(check, 0.0)
     most = {"repetition": limits.repetition, "truncation": limits.truncation,

@@ -47,6 +47,7 @@ CHAIN = {"image_prompt": "trace/visual", "question_prompt": "trace/knowledge",
         (GOOD, ""),
         (f"<think>a draft <answer>x</answer></think>{GOOD}", ""),
         (AGAIN, ""),
+        (AGAIN.replace("A flag with", "The flag has").replace(" and red squares", ""), "unchanged"),
         (AGAIN.replace("it is.", " ".join(["it is as it is."] * 9)), "repetition"),
         (
             GOOD.replace(
