@@ -4,9 +4,9 @@ TRACE's rule filter, as far as the general checks (repetition, language, refusal
 one pair of each tag, in order, nothing outside; 16 to 256 tokens of reasoning and 2 to 64 of
 answer; an answer that shares a salient word with the request or the target, and repeats neither the
 request nor what the chain says of the source. Deviations: tokens are counted by CLIP's tokenizer
-unless the teacher's is named (``limits.tokenizer``); TRACE compares the answer of composed retrieval
-with the caption of the source, which M-BEIR does not have: its place takes the chain's first
-sentence, word for word; equal requests share a text instead of being de-duplicated afterwards.
+unless the teacher's is named (``limits.tokenizer``); TRACE compares the answer of composed
+retrieval with the caption of the source, which M-BEIR does not have: its place takes the chain's
+first sentence, word for word; equal requests share a text instead of being de-duplicated.
 """
 
 from __future__ import annotations
