@@ -158,25 +158,26 @@ def curves(found: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def routes(found: Mapping[str, Any]) -> Figure:
-    """Scores against tokens by who writes first, and who is let write: in need or not."""
+    """Scores against tokens by who writes first, and who is let write: in need or not, if told."""
     from matplotlib import pyplot as plt
 
     told = {"mark": "least likely mark first", "margin": "smallest margin first",
             "chance": "by chance"}  # fmt: skip
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.9), layout="constrained")
+    both = bool(found["roc"])
+    size = (5 + 5 * both, 3.9)
+    figure, (axes,) = plt.subplots(1, 1 + both, figsize=size, squeeze=False, layout="constrained")
     for n, (order, points) in enumerate(found["orders"].items(), start=1):
         axes[0].plot([point["tokens"] for point in points],
                      [100 * point["score"] for point in points],
                      ".-", color=COLOURS[n], label=told[order])  # fmt: skip
-    axes[0].set_xlabel("tokens a query")
-    axes[0].set_ylabel("score, %, mean of tasks")
+    axes[0].set(xlabel="tokens a query", ylabel="score, %, mean of tasks")
     axes[0].legend(frameon=False, fontsize=9)
-    for n, (task, points) in enumerate(found["roc"].items(), start=1):
-        axes[1].plot(*zip(*points, strict=True), ".-", color=COLOURS[n], label=f"task {task}")
-    axes[1].plot([0, 1], [0, 1], ":", color=COLOURS[0])
-    axes[1].set_xlabel("of queries that need nothing, share that writes")
-    axes[1].set_ylabel("of queries in need")
-    if found["roc"]:
+    if both:
+        for n, (task, points) in enumerate(found["roc"].items(), start=1):
+            axes[1].plot(*zip(*points, strict=True), ".-", color=COLOURS[n], label=f"task {task}")
+        axes[1].plot([0, 1], [0, 1], ":", color=COLOURS[0])
+        axes[1].set(xlabel="of queries that need nothing, share that writes",
+                    ylabel="of queries in need")  # fmt: skip
         axes[1].legend(frameon=False, fontsize=9)
     for one in axes:
         one.spines[["top", "right"]].set_visible(False)
