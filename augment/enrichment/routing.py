@@ -37,6 +37,8 @@ REASONING = ("cirr", "fashioniq", "infoseek", "oven")
 #: A verdict counts if it is surer than this (TRACE's model filter).
 SURE = 0.7
 
+#: What the target has -> prompt that shows it to whoever judges.
+VERIFIERS: Mapping[str, str] = {"image": "trace/verify_image", "text": "trace/verify_text"}
 #: Class of the refusals of :func:`confirm`.
 REFUSED = "not borne out"
 #: In place of a verdict where the model gave none, or the target was not found.
@@ -160,8 +162,8 @@ def confirm(
     store: Path,
     model: str,
     recipe: str | None = None,
-    image_prompt: str = "trace/verify_image",
-    text_prompt: str = "trace/verify_text",
+    image_prompt: str = VERIFIERS["image"],
+    text_prompt: str = VERIFIERS["text"],
     sure: float = SURE,
     batch_size: int | None = None,
 ) -> int:
@@ -182,7 +184,8 @@ def confirm(
         batch_size: Requests at a time.
     """
     engine = Options(model=model, batch_size=batch_size).engine(root)
-    return confirm_by(engine, root, store, recipe, image_prompt, text_prompt, sure, batch_size)
+    verifiers = {"image": image_prompt, "text": text_prompt}
+    return confirm_by(engine, root, store, recipe, verifiers, sure)
 
 
 def confirm_by(
@@ -190,16 +193,14 @@ def confirm_by(
     root: Path,
     store: Path,
     recipe: str | None = None,
-    image_prompt: str = "trace/verify_image",
-    text_prompt: str = "trace/verify_text",
+    verifiers: Mapping[str, str] = VERIFIERS,
     sure: float = SURE,
-    batch_size: int | None = None,
 ) -> int:
     """As :func:`confirm`, by an engine that is there."""
-    prompts = {"image": load_prompt(image_prompt), "text": load_prompt(text_prompt)}
+    prompts = {kind: load_prompt(name) for kind, name in verifiers.items()}
     # A verdict is a word and a number: no sentence, of no language.
     limits = Limits(language="", truncation=0.9, filler=1.0, leak="off")
-    options = Options(model=engine.model, batch_size=batch_size, limits=limits)
+    options = Options(model=engine.model, limits=limits)
     chains = Store(store)
     made = chains.recipe("query", recipe)
     texts = chains.texts("query", made.id)
